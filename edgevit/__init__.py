@@ -1,0 +1,130 @@
+"""edgevit: efficient vision transformers from PyTorch to a proven engine on an edge device.
+
+    bundle = edgevit.export("shiftvit_t", fmt="openvino", out="bundles")
+    with edgevit.load(bundle) as engine:
+        answer = engine.run({engine.inputs[0].name: images})
+
+Importing this loads neither PyTorch nor a runtime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from edgevit.runtimes.base import BatchRange, Engine
+    from edgevit.runtimes.bundle import Bundle
+    from edgevit.tensors import Precision
+
+__version__ = "0.1.0"
+__all__ = ["create_model", "export", "list_models", "load"]
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """The names of the registered models, of one family or of all. Raises UsageError for an unknown family."""
+    from edgevit.models import registry
+
+    return registry.list_models(family)
+
+
+def create_model(
+    name: str,
+    weights: str | Path | Mapping[str, torch.Tensor] | None = None,
+    num_classes: int | None = None,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
+
+    `weights` is a checkpoint file or a state dict, in the authors' naming or ours; without it they are those that
+    the registration includes (`shiftvit_cifar10`), or random. `num_classes` is 1000 where the registration says
+    nothing else. `options` replace single values of the variant's configuration (`embed_dim`, `depths`, …).
+
+    Raises UsageError for an unknown name or option, CheckpointError where the weights do not fit.
+    """
+    from edgevit.models import registry
+
+    return registry.create_model(name, weights, num_classes, img_size=img_size, **options)
+
+
+def export(
+    model: str | nn.Module,
+    *,
+    fmt: str = "onnx",
+    precision: Precision = "fp32",
+    out: str | os.PathLike[str] = ".",
+    example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    batch: int = 1,
+    dynamic_batch: BatchRange | tuple[int, int, int] | None = None,
+    opset: int | None = None,
+    images: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    latency: bool = False,
+) -> Bundle:
+    """Exports a registered model, `module:factory`, or any module, and proves the result; the bundle has a `path`.
+
+    `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
+    folder of photos to judge parity on (edgevit carries two of its own).
+
+    Raises an EdgevitError, whose `exit_status` says which stage failed; nothing is left behind then.
+    """
+    from pathlib import Path
+
+    from edgevit import pipeline, subject
+    from edgevit.errors import UsageError
+    from edgevit.runtimes.base import BatchRange, BuildOptions
+    from edgevit.runtimes.bundle import Bundle
+    from edgevit.runtimes.registry import resolve_format
+
+    if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
+        dynamic_batch = BatchRange(*dynamic_batch)
+    if isinstance(model, str):
+        if example_input is not None:
+            raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
+        made = subject.from_name(
+            model,
+            weights=Path(weights) if weights is not None else None,
+            num_classes=num_classes,
+            img_size=img_size,
+            batch=batch,
+        )
+    else:
+        if weights is not None or num_classes is not None or img_size is not None:
+            raise UsageError("weights, num_classes and img_size go with a model given by name; set them on your module")
+        made = subject.from_module(model, example_input=example_input, batch=batch)
+    recipe = pipeline.Recipe(
+        formats=(resolve_format(fmt),),
+        options=BuildOptions(
+            precision=precision, batch=made.batch, dynamic_batch=dynamic_batch, threads=threads
+        ),
+        out=Path(out),
+        opset=opset,
+        images=Path(images) if images is not None else None,
+        verify=verify,
+        latency=latency,
+    )
+    report = pipeline.run(made, recipe, lambda name, elapsed_s: None)
+    return Bundle.open(report.bundles[0].path)
+
+
+def load(bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None) -> Engine:
+    """The engine of a bundle, ready to run; needs no PyTorch. Use it in a `with` block.
+
+    Raises BundleError where a file of the bundle is missing or changed, MissingError where its runtime is missing.
+    """
+    from edgevit.runtimes.bundle import Bundle
+    from edgevit.runtimes.registry import open_engine
+
+    return open_engine(Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle), threads=threads)

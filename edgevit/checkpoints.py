@@ -1,0 +1,126 @@
+"""Checkpoint files to parameters, safely: nothing in a file can run code, and no key is left over on either side."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from edgevit.errors import CheckpointError
+
+# Where training scripts keep the weights, the published ones first: timm evaluates the averaged ("ema") weights.
+CONTAINERS = ("state_dict_ema", "state_dict", "model", "module")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensors by key, and the hash of the file (or of the tensors) that they came from."""
+
+    tensors: dict[str, torch.Tensor]
+    sha256: str
+
+
+def included(name: str) -> Path:
+    """The path of a checkpoint that edgevit carries."""
+    return Path(str(resources.files("edgevit"))) / "data" / name
+
+
+def read(path: Path) -> Weights:
+    """The weights in a `.safetensors` file or in anything that `torch.save` wrote.
+
+    Training checkpoints keep their weights one level down (`CONTAINERS`); a `module.` prefix is that of a wrapper.
+    Raises CheckpointError where the file is missing, broken, not a checkpoint, or holds objects that would run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights file at {path}")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a plain checkpoint: it holds objects other than tensors, or is damaged, and was not "
+            f"loaded ({_first_line(error)}). Save its state dict alone: torch.save(model.state_dict(), …)"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
+    return Weights(_state_dict(content, str(path)), _file_sha256(path))
+
+
+def from_state_dict(content: Mapping[str, Any]) -> Weights:
+    """The weights in a state dict that is already in memory. Raises CheckpointError where it holds none."""
+    tensors = _state_dict(content, "the state dict")
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return Weights(tensors, digest.hexdigest())
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Loads `tensors` into `module`, strictly. Raises CheckpointError that names keys missing, left over or of
+    another shape."""
+    own = module.state_dict()
+    problems = [
+        *_named("missing in the checkpoint", own.keys() - tensors.keys()),
+        *_named("left over in the checkpoint", tensors.keys() - own.keys()),
+        *_named(
+            "of another shape",
+            (
+                f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+                for key in own.keys() & tensors.keys()
+                if own[key].shape != tensors[key].shape
+            ),
+        ),
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    module.load_state_dict(tensors)
+
+
+def _load_pickle(path: Path) -> Any:
+    # Official training checkpoints carry their command line as a Namespace: plain attributes, no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _state_dict(content: Any, source: str) -> dict[str, torch.Tensor]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source} holds a {type(content).__name__}, not a state dict")
+    for container in CONTAINERS:
+        if isinstance(content.get(container), Mapping):
+            content = content[container]
+            break
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors or len(tensors) != len(content):
+        others = sorted(str(key) for key in content.keys() - tensors.keys())
+        raise CheckpointError(f"{source} holds no state dict; its keys are {', '.join(others[:8]) or 'none'}")
+    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _named(what: str, keys: Iterable[str]) -> list[str]:
+    names = sorted(keys)
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return [f"{len(names)} {what}: {shown}"]
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

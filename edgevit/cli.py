@@ -1,0 +1,341 @@
+"""The command line: one short function a command. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import edgevit
+from edgevit.errors import EdgevitError, ParityError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edgevit.runtimes.base import BatchRange, BuildOptions, Engine
+    from edgevit.runtimes.bundle import Bundle
+
+Arguments = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status (see errors.py)."""
+    parsed = build_parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)  # so that what is half-written is cleared away
+    try:
+        command: Callable[[Arguments], int] = parsed.command
+        return command(parsed)
+    except EdgevitError as error:
+        _show_evidence(error)
+        print(f"edgevit: {error}", file=sys.stderr)
+        if parsed.json:
+            _write_json(parsed.json, {"error": str(error), "exit_status": error.exit_status, **_evidence(error)})
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("edgevit: interrupted; nothing is left behind", file=sys.stderr)
+        return 130
+
+
+# The commands
+
+
+def list_command(arguments: Arguments) -> int:
+    """Prints the registered models with their papers' figures."""
+    from edgevit import report
+    from edgevit.models import registry
+
+    specs = [registry.get_spec(name) for name in registry.list_models(arguments.family)]
+    _print(report.model_table(specs), arguments)
+    _finish(arguments, {"models": [report.model_json(spec) for spec in specs]})
+    return 0
+
+
+def export_command(arguments: Arguments) -> int:
+    """Makes, proves and measures the bundles of a model."""
+    options = _build_options(arguments)
+    from edgevit import pipeline, report, subject
+    from edgevit.runtimes.registry import resolve_format
+
+    recipe = pipeline.Recipe(
+        formats=tuple(resolve_format(name.strip()) for name in arguments.fmt.split(",")),
+        options=options,
+        out=arguments.out,
+        opset=arguments.opset,
+        images=arguments.images,
+        verify=arguments.verify,
+        latency=arguments.latency,
+    )
+    made = subject.from_name(
+        arguments.model,
+        weights=arguments.weights,
+        num_classes=arguments.num_classes,
+        img_size=arguments.img_size,
+        batch=options.batch,
+    )
+    with _progress() as progress:
+        found = pipeline.run(made, recipe, progress)
+    for part in report.run_parts(found):
+        _print(part, arguments)
+    _finish(arguments, found.to_json(), last_line=found.next_command)
+    return 0
+
+
+def verify_command(arguments: Arguments) -> int:
+    """Judges a bundle's engine again, from what the bundle carries; needs no PyTorch."""
+    from edgevit import device, report
+    from edgevit.runtimes.bundle import Bundle
+
+    parity = device.verify(Bundle.open(arguments.bundle), images=arguments.images, threads=arguments.threads)
+    parity.require()
+    _print(report.parity_table(parity.results), arguments)
+    _finish(arguments, parity.to_json(), last_line=f"{arguments.bundle}: parity holds")
+    return 0
+
+
+def run_command(arguments: Arguments) -> int:
+    """Answers what is on photos."""
+    from edgevit import device, report
+    from edgevit.runtimes.bundle import Bundle
+
+    answers = device.classify(
+        Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads
+    )
+    for answer in answers:
+        _print(report.answer_table(answer), arguments)
+    _finish(arguments, {"answers": [answer.to_json() for answer in answers]})
+    return 0
+
+
+def latency_command(arguments: Arguments) -> int:
+    """Measures bundles, and what they are to be held against, side by side in one process."""
+    from edgevit import device, report
+    from edgevit.runtimes.bundle import Bundle
+
+    found = device.measure_bundles(
+        [Bundle.open(path) for path in arguments.bundle],
+        against=[name.strip() for name in arguments.against.split(",") if name.strip()],
+        threads=arguments.threads,
+        duration_s=arguments.duration,
+    )
+    for part in report.latency_parts(found):
+        _print(part, arguments)
+    _finish(arguments, report.latency_json(found))
+    return 0
+
+
+def doctor_command(arguments: Arguments) -> int:
+    """Tells what this machine has and what it lacks."""
+    from edgevit import report
+    from edgevit.latency.environment import Environment
+    from edgevit.runtimes.registry import FORMATS, get_runtime
+
+    environment = Environment.capture()
+    versions = [(runtime, runtime.version()) for runtime in map(get_runtime, FORMATS)]
+    _print(report.doctor_table(environment, versions), arguments)
+    _finish(
+        arguments,
+        {
+            "environment": environment.to_json(),
+            "runtimes": {runtime.fmt: version for runtime, version in versions},
+        },
+    )
+    return 0
+
+
+# The arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error and near misses for a wrong word."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.rpartition("unrecognized arguments: ")[2].split(" ")[0] if "unrecognized" in message else ""
+        options = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown, options, n=1) if unknown else []
+        hint = f" Did you mean {close[0]}?" if close else ""
+        print(f"edgevit: {message}.{hint} See: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="edgevit",
+        description="Takes an efficient vision transformer from PyTorch to a proven engine on an edge device.",
+        epilog="Exit status: 0 done, 1 lint found errors, 2 usage, 3 a package or device is missing, 4 export failed, "
+        "5 build failed, 6 parity failed, 7 not measurable, 8 slower than the baseline allows, 9 another precision "
+        "runs than was asked for, 10 a remote device failed.",
+    )
+    parser.add_argument("--version", action="version", version=f"edgevit {edgevit.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Command)
+    _add_list(commands)
+    _add_export(commands)
+    _add_verify(commands)
+    _add_run(commands)
+    _add_latency(commands)
+    _add_doctor(commands)
+    return parser
+
+
+class _Command(Parser):
+    """A command's own parser; every command can write JSON."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("description", settings.get("help"))
+        super().__init__(**settings)
+        self.add_argument("--json", metavar="PATH", help="write the result as JSON; - for stdout, without the tables")
+
+
+def _add_list(commands: Any) -> None:
+    parser = commands.add_parser("list", help="the registered models and their papers' figures")
+    parser.add_argument("--family", metavar="F", help="only this family")
+    parser.set_defaults(command=list_command)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="make, prove and measure bundles of a model")
+    parser.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
+    parser.add_argument("--fmt", required=True, metavar="FMT[,FMT]", help="onnx, ort, openvino (or an alias)")
+    parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "int8"), default=None)
+    for flag, value in (("--fp16", "fp16"), ("--half", "fp16"), ("--int8", "int8")):
+        parser.add_argument(flag, dest="precision", action="append_const", const=value, help=f"--precision {value}")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint: the authors' file, or your own")
+    parser.add_argument("--num-classes", type=int, metavar="N")
+    parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
+    parser.add_argument("--batch", type=int, default=None, metavar="N", help="a static batch (default 1)")
+    parser.add_argument("--dynamic-batch", type=_batch_range, metavar="MIN:OPT:MAX", help="a dynamic batch instead")
+    parser.add_argument("--opset", type=int, metavar="N", help="instead of the one that the runtime likes best")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the bundles go (default: here)")
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="leave parity out; the manifest says so")
+    parser.add_argument("--no-latency", dest="latency", action="store_false", help="leave the measurement out")
+    parser.set_defaults(command=export_command)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser("verify", help="judge a bundle's engine against PyTorch's answers; needs no PyTorch")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to compare with PyTorch itself, if it is here")
+    parser.add_argument("--threads", type=int, metavar="N")
+    parser.set_defaults(command=verify_command)
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser("run", help="answer what is on photos")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("image", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="answers a photo (default 5)")
+    parser.add_argument("--threads", type=int, metavar="N")
+    parser.set_defaults(command=run_command)
+
+
+def _add_latency(commands: Any) -> None:
+    parser = commands.add_parser("latency", help="measure bundles side by side")
+    parser.add_argument("bundle", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds each, at least (default 3)")
+    parser.add_argument("--against", default="", metavar="NAMES", help="torch, or other formats, comma-separated")
+    parser.set_defaults(command=latency_command)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="what this machine has, and what it lacks")
+    parser.set_defaults(command=doctor_command)
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIN:OPT:MAX, such as 1:4:8")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _build_options(arguments: Arguments) -> BuildOptions:
+    from edgevit.runtimes.base import BatchRange, BuildOptions
+
+    asked = sorted(set(arguments.precision or ["fp32"]))
+    if len(asked) > 1:
+        raise UsageError(f"two precisions were asked for, {' and '.join(asked)}; choose one")
+    dynamic: BatchRange | None = BatchRange(*arguments.dynamic_batch) if arguments.dynamic_batch else None
+    if dynamic and arguments.batch is not None:
+        raise UsageError("give either --batch or --dynamic-batch, not both")
+    return BuildOptions(
+        precision=asked[0],
+        batch=1 if arguments.batch is None else arguments.batch,
+        dynamic_batch=dynamic,
+        threads=arguments.threads,
+    )
+
+
+# What is printed
+
+
+def _print(part: RenderableType, arguments: Arguments) -> None:
+    """Prints for people, unless stdout is for the machine."""
+    if arguments.json == "-":
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(part)
+
+
+def _finish(arguments: Arguments, result: dict[str, Any], *, last_line: str | None = None) -> None:
+    if arguments.json:
+        _write_json(arguments.json, result)
+    if last_line is not None and arguments.json != "-":
+        print(last_line)
+
+
+def _write_json(path: str, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False)
+    if path == "-":
+        print(text)
+        return
+    try:
+        Path(path).write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; name another file with --json") from error
+
+
+def _progress() -> Any:
+    from edgevit import progress
+
+    return progress.show()
+
+
+def _evidence(error: EdgevitError) -> dict[str, Any]:
+    from edgevit.runtimes.parity import ParityReport
+
+    report = error.report if isinstance(error, ParityError) else None
+    return {"parity": report.to_json()} if isinstance(report, ParityReport) else {}
+
+
+def _show_evidence(error: EdgevitError) -> None:
+    """The measures behind a failed parity, so that the user sees by how much and where."""
+    if not isinstance(error, ParityError) or error.report is None:
+        return
+    from rich.console import Console
+
+    from edgevit import report
+    from edgevit.runtimes.parity import ParityReport
+
+    assert isinstance(error.report, ParityReport)
+    Console(stderr=True, width=140).print(report.parity_table(error.report.results))
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

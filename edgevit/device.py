@@ -1,0 +1,219 @@
+"""What a device does with a bundle: judge it, ask it, measure it. Nothing here needs PyTorch, unless it is asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevit.errors import UsageError
+from edgevit.images import find_images, read_batch
+from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.parity import ParityReport, Reference, compare
+from edgevit.runtimes.registry import get_runtime, open_engine, resolve_format
+from edgevit.tensors import Array
+
+if TYPE_CHECKING:
+    from edgevit.subject import Subject
+
+TORCH = "torch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The most likely classes of one photo, best first."""
+
+    image: Path
+    top: tuple[tuple[int, str, float], ...]  # class, its name, its probability
+
+    def to_json(self) -> dict[str, Any]:
+        top = [{"class": index, "name": name, "probability": probability} for index, name, probability in self.top]
+        return {"image": str(self.image), "top": top}
+
+
+def judged_batches(options: BuildOptions) -> tuple[int, ...]:
+    """The batches that an engine is judged at: its only one, or the ends and the optimum of its range."""
+    dynamic = options.dynamic_batch
+    if dynamic is None:
+        return (options.batch,)
+    return tuple(sorted({dynamic.minimum, dynamic.optimum, dynamic.maximum}))
+
+
+def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = None) -> ParityReport:
+    """Compares the bundle's engine with the answers of PyTorch that it carries, or with PyTorch itself on `images`.
+
+    Raises BundleError where the bundle is not whole, MissingError where PyTorch is asked for and not installed.
+    """
+    references = bundle.references() if images is None else _ask_pytorch(bundle, images)
+    with open_engine(bundle, threads=threads) as engine:
+        engine.executed_precision().require(bundle.options.precision, runtime=bundle.fmt)
+        return compare(
+            f"{bundle.fmt}: engine",
+            engine.run,
+            references,
+            precision=bundle.options.precision,
+            batches=judged_batches(bundle.options),
+        )
+
+
+def classify(
+    bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: int | None = None
+) -> tuple[Answer, ...]:
+    """The `top` classes of each photo, through the preprocessing that the bundle carries.
+
+    A folder among `images` stands for the photos in it. Raises ImageError for a file that is no image.
+    """
+    if top < 1:
+        raise UsageError(f"--top asks for at least one answer, not {top}")
+    preprocessing, names = bundle.preprocessing, bundle.classes
+    paths = [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
+    answers = []
+    with open_engine(bundle, threads=threads) as engine:
+        for path in paths:
+            photo = read_batch([path], preprocessing)
+            logits = _run_one(engine, photo, bundle.options)
+            answers.append(Answer(image=path, top=_best(logits, names, top)))
+    return tuple(answers)
+
+
+def measure_bundles(
+    bundles: Sequence[Bundle], *, against: Sequence[str] = (), threads: int | None = None, duration_s: float = 3.0
+) -> tuple[LatencyReport, ...]:
+    """All bundles, and what each is to be held against, in one interleaved run; the first is the reference.
+
+    `against` names `torch` or other formats: these are built from the first bundle's ONNX file.
+    Raises UsageError for an unknown name, MissingError where something is not installed.
+    """
+    plan = MeasurePlan(min_duration_s=duration_s, max_duration_s=max(120.0, 2 * duration_s), turn_s=0.2)
+    rivals = [name if name == TORCH else resolve_format(name) for name in against]
+    with ExitStack() as stack:
+        contestants = [
+            _contestant(stack, _distinct(bundle, bundles), bundle, timed_load(_opener(bundle, threads)), threads)
+            for bundle in bundles
+        ]
+        for rival in rivals:
+            if rival == TORCH:
+                contestants.append(_torch_contestant(stack, bundles[0], threads))
+            else:
+                contestants.append(_rival(stack, bundles[0], rival, threads))
+        return measure(contestants, plan)
+
+
+def _contestant(
+    stack: ExitStack, name: str, bundle: Bundle, loaded: tuple[Engine, Loading], threads: int | None
+) -> Contestant:
+    engine = stack.enter_context(loaded[0])
+    precision = engine.executed_precision().found
+    return contestant(
+        name, engine, _feeds(bundle), threads=threads, loading=loaded[1], details={"precision": precision}
+    )
+
+
+def _opener(bundle: Bundle, threads: int | None) -> Any:
+    return lambda: open_engine(bundle, threads=threads)
+
+
+def _rival(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Contestant:
+    """Another runtime on the same ONNX file."""
+    runtime = get_runtime(fmt)
+    options = BuildOptions(threads=threads, dynamic_batch=bundle.options.dynamic_batch, batch=bundle.options.batch)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
+    artifact = runtime.build(bundle.model_path, folder, options)
+    return _contestant(stack, fmt, bundle, timed_load(lambda: runtime.open(artifact.path, options)), threads)
+
+
+def _torch_contestant(stack: ExitStack, bundle: Bundle, threads: int | None) -> Contestant:
+    from edgevit.runtimes.torch_reference import TorchEngine
+
+    with open_engine(bundle, threads=threads) as engine:
+        inputs, outputs = engine.inputs, engine.outputs
+    loaded = timed_load(lambda: TorchEngine(_subject(bundle).module, inputs, outputs, threads=threads))
+    return _contestant(stack, TORCH, bundle, loaded, threads)
+
+
+def _subject(bundle: Bundle) -> Subject:
+    """What a bundle was made from, made again. Raises UsageError where the bundle does not say how.
+
+    Random weights come from the same seed; a weights file that has moved away leaves random ones.
+    """
+    from edgevit.runtimes.torch_reference import load_torch
+
+    load_torch()
+    from edgevit import subject
+    from edgevit.models import registry
+    from edgevit.models.random_weights import randomise
+
+    model = bundle.manifest["model"]
+    source, batch = model["source"], bundle.options.batch
+    if source is None:
+        raise UsageError(f"{bundle.name} was made from a module in memory, which cannot be made again from its name")
+    if ":" in source:
+        size = bundle.manifest["inputs"][0]["shape"][2]
+        return subject.from_name(source, img_size=size, batch=batch)
+    weights = Path(model["weights"])
+    module = registry.create_model(
+        source,
+        weights if weights.is_file() else None,
+        model["num_classes"],
+        img_size=bundle.preprocessing.input_size[1:],
+        **model["options"],
+    )
+    made = subject.from_module(module, batch=batch)
+    if str(made.origin["weights"]).startswith("random"):
+        randomise(module, seed=subject.SEED)
+    return made
+
+
+def _ask_pytorch(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
+    """PyTorch's answers to other photos than the bundle carries, from the very module that it was made from."""
+    made = _subject(bundle)
+    from edgevit import evidence
+
+    for reference in bundle.references():
+        again = evidence.answers(made, tuple(reference.inputs.values()), tuple(reference.outputs))
+        for name, stored in reference.outputs.items():
+            if not np.allclose(again[name], stored, rtol=0, atol=1e-4 * float(stored.std())):
+                raise UsageError(
+                    f"PyTorch no longer answers as when {bundle.name} was made: its weights "
+                    f"({bundle.manifest['model']['weights']}) have changed or moved; export it again"
+                )
+    names = [output["name"] for output in bundle.manifest["outputs"]]
+    return evidence.ask_pytorch(made, names, images=images)
+
+
+def _feeds(bundle: Bundle) -> dict[str, Array]:
+    """One batch of the bundle's own inputs."""
+    options = bundle.options
+    batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
+    reference = bundle.references()[0]
+    rows = np.arange(batch) % reference.rows
+    return {name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()}
+
+
+def _run_one(engine: Engine, photo: Array, options: BuildOptions) -> Array:
+    """The logits of one photo, (classes,); an engine with a fixed batch gets copies of it."""
+    batch = options.dynamic_batch.minimum if options.dynamic_batch else options.batch
+    outputs = engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})
+    logits = outputs[engine.outputs[0].name]
+    if logits.ndim != 2:
+        raise UsageError(f"the model answers {engine.outputs[0]}, which are no classes; use edgevit.load in Python")
+    return logits[0]
+
+
+def _best(logits: Array, names: Sequence[str] | None, top: int) -> tuple[tuple[int, str, float], ...]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = shifted / shifted.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple((int(i), names[i] if names else f"class {i}", float(probabilities[i])) for i in order)
+
+
+def _distinct(bundle: Bundle, bundles: Sequence[Bundle]) -> str:
+    """The bundle's folder name; its whole path where two bundles share the name."""
+    return bundle.name if sum(other.name == bundle.name for other in bundles) == 1 else str(bundle.path)

@@ -1,0 +1,108 @@
+"""The channel shuffle module: "Plug n' Play: Channel Shuffle Module for Enhancing Tiny Vision Transformers" (Xu et al.,
+2023, arXiv 2310.05642).
+
+The tokens are made twice as wide, and each layer, at its old width, works on the first half of their channels; the
+other half idles. After the layer the two halves are shuffled into one another, so that half of what the next layer
+meets is fresh. The embedding and the head double; the layers cost what they did.
+
+The shortcuts let the attended channels grow while the idle ones keep their scale, hence the paper rescales the
+shortcuts by learned coefficients. It does not say how many: here it is one a shortcut. The authors' published code
+has a fixed 1/2 in its Swin and no rescaling in its DeiT.
+
+The networks take `rescale`: one of `Rescaling`, or None for the plain network without channel shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from edgevit.errors import unknown_name
+from edgevit.models.layers import DropPath, Mlp
+
+Rescaling: TypeAlias = Literal["none", "half", "learned"]
+
+
+def shuffle(attended: Tensor, idle: Tensor) -> Tensor:
+    """Interleaves the channels of two tensors (…, C) to (…, 2C): out[2j] = attended[j], out[2j + 1] = idle[j]."""
+    channels = attended.shape[-1]
+    # A transposition, not torch.stack on the last axis: the same numbers, and OpenVINO takes half the time over it.
+    pairs = torch.cat((attended, idle), dim=-1).reshape(-1, 2, channels).transpose(1, 2)  # (N * …, C, 2)
+    return pairs.reshape(-1, *attended.shape[1:-1], 2 * channels)
+
+
+class ChannelShuffle(nn.Sequential):
+    """Layers of width C over a tensor of width 2C: each takes the first half, then the halves are shuffled.
+
+    Stands where a plain network has nn.Sequential, over tokens (N, L, 2C) and maps (N, H, W, 2C) alike.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            attended, idle = x.chunk(2, dim=-1)
+            x = shuffle(layer(attended), idle)
+        return x
+
+
+def chain(layers: Iterable[nn.Module], rescale: Rescaling | None) -> nn.Sequential:
+    """The layers one after another, with channel shuffle or without."""
+    return nn.Sequential(*layers) if rescale is None else ChannelShuffle(*layers)
+
+
+def total_width(attended: int, rescale: Rescaling | None) -> int:
+    """The width of what a chain of layers works on."""
+    return attended if rescale is None else 2 * attended
+
+
+class Rescale(nn.Module):
+    """Multiplies a shortcut by 1 ("none", None), by 1/2 ("half"), or by a parameter that starts at 1/2 ("learned")."""
+
+    def __init__(self, rescale: Rescaling | None) -> None:
+        super().__init__()
+        if rescale is not None and rescale not in get_args(Rescaling):
+            raise unknown_name("rescaling", str(rescale), get_args(Rescaling))
+        self.rescale = rescale
+        if rescale == "learned":
+            self.scale = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.rescale:
+            case "learned":
+                return x * self.scale
+            case "half":
+                return x * 0.5
+            case _:
+                return x
+
+
+class TransformerLayer(nn.Module):
+    """x = s1 x + attn(norm1(x)); x = s2 x + mlp(norm2(x)), where s1 and s2 rescale the shortcuts.
+
+    `attn` keeps the shape of what it gets: tokens (N, L, C) or a map (N, H, W, C).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        *,
+        mlp_ratio: float,
+        eps: float = 1e-5,
+        drop_path: float,
+        rescale: Rescaling | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.rescale_attn = Rescale(rescale)
+        self.rescale_mlp = Rescale(rescale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rescale_attn(x) + self.drop_path(self.attn(self.norm1(x)))
+        return self.rescale_mlp(x) + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,0 +1,270 @@
+"""Swin: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (Liu et al., ICCV 2021, arXiv
+2103.14030), plain and with channel shuffle (arXiv 2310.05642).
+
+Four stages of attention within windows of maps (N, H, W, C); every second layer shifts the windows by half their side.
+With channel shuffle the two halves of the channels are also merged to the next stage's patches each for itself.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from edgevit.errors import UsageError
+from edgevit.models.channel_shuffle import Rescaling, TransformerLayer, chain, total_width
+from edgevit.models.layers import (
+    Attention,
+    attend,
+    check_bound_size,
+    check_heads,
+    drop_path_rates,
+    init_truncated_normal,
+    merge_heads,
+    merge_windows,
+    partition_windows,
+    split_heads,
+)
+from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
+
+
+def relative_positions(window: int) -> Tensor:
+    """For each pair of a window's L pixels the row of the bias table, (L, L), of (2 window - 1)^2 rows."""
+    pixel = torch.arange(window)
+    distance = pixel[:, None] - pixel + window - 1  # (w, w), from 0
+    rows, columns = distance[:, None, :, None], distance[None, :, None, :]
+    return (rows * (2 * window - 1) + columns).reshape(window**2, window**2)  # (w, w, w, w) -> (L, L)
+
+
+def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+    """What is added to the scores of shifted windows, (windows, 1, L, L): -100 between pixels that lie together only
+    because the shift wraps around the border, else 0."""
+    wrapped_rows, wrapped_columns = (torch.arange(side) >= side - shift for side in (height, width))
+    regions = 2 * wrapped_rows[:, None] + wrapped_columns.int()  # (H, W)
+    regions = partition_windows(regions[None, :, :, None], window)  # (windows, L, 1)
+    return torch.where(regions == regions.transpose(1, 2), 0.0, -100.0)[:, None]
+
+
+class WindowAttention(Attention):
+    """Attention within windows of a map (N, H, W, C), with a learned bias for each relative position. (Section 3.2)
+
+    With a `shift` the map is rolled first, and rolled back at the end.
+    """
+
+    def __init__(self, dim: int, heads: int, *, size: tuple[int, int], window: int, shift: int) -> None:
+        super().__init__(dim, heads)
+        self.window = window
+        self.shift = shift
+        table = torch.empty((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.relative_position_index: Tensor
+        self.register_buffer("relative_position_index", relative_positions(window), persistent=False)
+        self.attn_mask: Tensor | None
+        self.register_buffer("attn_mask", shift_mask(*size, window, shift) if shift else None, persistent=False)
+
+    def bias(self) -> Tensor:
+        """Of parameters and constants alone, so that an export folds it: (heads, L, L), or (windows * heads, L, L)
+        where shifted windows have a mask each."""
+        bias = self.relative_position_bias_table.t()[:, self.relative_position_index]  # (heads, L, L)
+        return bias if self.attn_mask is None else (self.attn_mask + bias).flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a sequence
+        _, height, width, _ = x.shape
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        x = self.attend_in_windows(partition_windows(x, self.window))
+        x = merge_windows(x, self.window, height, width)  # (N, H, W, C)
+        return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
+
+    def attend_in_windows(self, x: Tensor) -> Tensor:
+        """(N * windows, L, C) -> (N * windows, L, C)."""
+        bias = self.bias()
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        if self.attn_mask is not None:  # the windows of an image beside their heads, as the bias has them
+            q, k, v = (part.reshape(-1, *bias.shape[:2], part.shape[3]) for part in (q, k, v))
+        y = attend(q, k, v, scale=self.scale, bias=bias)
+        return self.proj(merge_heads(y.reshape(-1, self.heads, *y.shape[2:])))
+
+
+def merge_patches(x: Tensor) -> Tensor:
+    """(N, H, W, C) -> (N, H/2, W/2, 4C): of four pixels the upper left, lower left, upper right, lower right."""
+    _, height, width, channels = x.shape
+    columns = x.reshape(-1, 2, width, channels).transpose(1, 2)  # (N * H/2, W, 2, C)
+    return columns.reshape(-1, height // 2, width // 2, 4 * channels)
+
+
+class PatchMerging(nn.Module):
+    """Halves the resolution and doubles the width."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reduction(self.norm(merge_patches(x)))  # (N, H, W, C) -> (N, H/2, W/2, 2C)
+
+
+class ShuffledPatchMerging(nn.Module):
+    """Patch merging of each half of the channels for itself, which costs half as much as of all together."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        self.norm_1 = nn.LayerNorm(4 * half)
+        self.norm_2 = nn.LayerNorm(4 * half)
+        self.reduction_1 = nn.Linear(4 * half, 2 * half, bias=False)
+        self.reduction_2 = nn.Linear(4 * half, 2 * half, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)  # each (N, H, W, C/2)
+        first = self.reduction_1(self.norm_1(merge_patches(first)))
+        second = self.reduction_2(self.norm_2(merge_patches(second)))
+        return torch.cat((first, second), dim=-1)  # (N, H/2, W/2, 2C)
+
+
+class Stage(nn.Module):
+    def __init__(self, blocks: nn.Sequential, downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(self.blocks(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # (N, 3, H, W) -> (N, H/p, W/p, C)
+
+
+class Swin(nn.Module):
+    """The network, bound to one size of image by its masks; it raises UsageError for others.
+
+    `embed_dim` is the width of the first stage's layers.
+    """
+
+    def __init__(
+        self,
+        rescale: Rescaling | None,
+        *,
+        embed_dim: int,
+        depths: tuple[int, ...],
+        heads: tuple[int, ...] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4,
+        patch_size: int = 4,
+        drop_path_rate: float = 0.1,
+        img_size: tuple[int, int] = (224, 224),
+        num_classes: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.img_size = img_size
+        sizes = map_sizes(img_size, patch_size=patch_size, window=window_size, stages=len(depths))
+        rates = drop_path_rates(drop_path_rate, tuple(depths))
+        merging = PatchMerging if rescale is None else ShuffledPatchMerging
+        width = total_width(embed_dim, rescale)
+        self.patch_embed = PatchEmbed(width, patch_size)
+        self.layers = nn.Sequential()
+        for stage, (size, stage_heads, stage_rates) in enumerate(zip(sizes, heads, rates, strict=True)):
+            layers = window_layers(
+                embed_dim * 2**stage,
+                stage_heads,
+                size=size,
+                window=window_size,
+                mlp_ratio=mlp_ratio,
+                drop_paths=stage_rates,
+                rescale=rescale,
+            )
+            downsample = merging(width * 2**stage) if stage + 1 < len(depths) else nn.Identity()
+            self.layers.append(Stage(chain(layers, rescale), downsample))
+        width *= 2 ** (len(depths) - 1)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, num_classes)
+        init_truncated_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_bound_size("Swin", x, self.img_size)
+        x = self.patch_embed(x)  # (N, H/4, W/4, C)
+        x = self.layers(x)  # (N, H/32, W/32, 8C)
+        return self.head(self.norm(x).mean((1, 2)))
+
+
+def map_sizes(img_size: tuple[int, int], *, patch_size: int, window: int, stages: int) -> list[tuple[int, int]]:
+    """Height and width of each stage's map. Raises UsageError where one is no whole number of windows, or odd before it
+    is halved: the authors' code for classification does not pad."""
+    sizes = []
+    for stage in range(stages):
+        reduction = patch_size * 2**stage
+        height, width = (side // reduction for side in img_size)
+        whole = height > 0 and width > 0 and not any(side % reduction for side in img_size)
+        if not whole or height % min(window, height, width) or width % min(window, height, width):
+            raise UsageError(
+                f"Swin cannot divide {img_size[0]}x{img_size[1]} pixels into whole windows of {window} at stage "
+                f"{stage + 1}; give sides that are multiples of {patch_size * window * 2 ** (stages - 1)}"
+            )
+        sizes.append((height, width))
+    return sizes
+
+
+def window_layers(
+    dim: int,
+    heads: int,
+    *,
+    size: tuple[int, int],
+    window: int,
+    mlp_ratio: float,
+    drop_paths: list[float],
+    rescale: Rescaling | None,
+) -> list[TransformerLayer]:
+    """The layers of one stage. Every second one shifts, unless the map is no higher or no wider than a window."""
+    check_heads(dim, heads)
+    shift = window // 2 if min(size) > window else 0
+    return [
+        TransformerLayer(
+            dim,
+            WindowAttention(dim, heads, size=size, window=min(window, *size), shift=shift if index % 2 else 0),
+            mlp_ratio=mlp_ratio,
+            drop_path=rate,
+            rescale=rescale,
+        )
+        for index, rate in enumerate(drop_paths)
+    ]
+
+
+def without_constants(weights: StateDict) -> StateDict:
+    """The weights without the masks and indices that the authors' checkpoints hold and the network computes."""
+    constants = ("attn_mask", "relative_position_index")
+    return {key: value for key, value in weights.items() if not key.endswith(constants)}
+
+
+_SHUFFLE = "arXiv 2310.05642"
+_CODE = "microsoft/Swin-Transformer README"
+
+# name: (rescale, embed_dim, depths, drop_path_rate), paper's figures. The shuffled networks have one layer less in the
+# third stage. That of shuffle_swin_t is inferred: with it, and with no other, come out the paper's 28.8 M and 4.3 G.
+_VARIANTS: dict[str, tuple[Rescaling | None, int, tuple[int, int, int, int], float, PaperFigures]] = {
+    "swin_xt": (None, 48, (2, 2, 5, 2), 0.1, PaperFigures(macs_g=1.1, source=_SHUFFLE)),
+    "swin_t": (None, 96, (2, 2, 6, 2), 0.2, PaperFigures(top1=81.2, params_m=28, macs_g=4.5, source=_CODE)),
+    "shuffle_swin_xt": ("learned", 48, (2, 2, 4, 2), 0.1, PaperFigures(macs_g=1.0, source=_SHUFFLE)),
+    "shuffle_swin_t": ("learned", 96, (2, 2, 5, 2), 0.2, PaperFigures(params_m=28.8, macs_g=4.3, source=_SHUFFLE)),
+}
+
+SPECS = tuple(
+    ModelSpec(
+        name=name,
+        family="channel_shuffle",
+        factory=partial(Swin, None) if rescale is None else Swin,  # the plain network has no option `rescale`
+        options={"embed_dim": embed_dim, "depths": depths, "drop_path_rate": rate}
+        | ({"rescale": rescale} if rescale else {}),
+        paper=paper,
+        adapt=without_constants,
+    )
+    for name, (rescale, embed_dim, depths, rate, paper) in _VARIANTS.items()
+)

@@ -1,0 +1,373 @@
+"""The road from a model to its bundles: every stage takes what the one before it made.
+
+    subject -> captured graph -> lowered graph -> artefact -> engine -> parity -> latency -> bundle
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+import edgevit
+from edgevit.errors import EdgevitError, ExportError, UsageError
+from edgevit.device import judged_batches
+from edgevit.evidence import ask_pytorch
+from edgevit.export import passes
+from edgevit.export.capture import CAPTURE_OPSET, capture
+from edgevit.export.check import check
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.simplify import simplify
+from edgevit.latency.environment import Environment
+from edgevit.latency.measure import LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
+from edgevit.report import BundleReport, RunReport, StageTime, latency_figures
+from edgevit.runtimes import bundle as bundles
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime
+from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
+from edgevit.runtimes.parity import ParityReport, Reference, compare
+from edgevit.runtimes.registry import get_runtime
+from edgevit.runtimes.torch_reference import TorchEngine
+from edgevit.subject import Subject
+from edgevit.tensors import Array
+
+# Called as a stage starts (seconds None) and as it ends.
+Progress: TypeAlias = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is to be made of a subject."""
+
+    formats: tuple[str, ...]
+    options: BuildOptions = field(default_factory=BuildOptions)
+    out: Path = Path()
+    opset: int | None = None
+    images: Path | None = None
+    verify: bool = True
+    latency: bool = True
+    # Enough for a p90; `edgevit latency` measures longer.
+    plan: MeasurePlan = field(default_factory=lambda: MeasurePlan(min_runs=64, turn_s=0.25))
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise UsageError("name at least one format: --fmt onnx,ort,openvino")
+        if len(set(self.formats)) != len(self.formats):
+            raise UsageError(f"a format stands twice in {','.join(self.formats)}")
+
+
+def run(subject: Subject, recipe: Recipe, progress: Progress) -> RunReport:
+    """Makes the bundles of `recipe`, proves them and publishes them together: all of them, or none.
+
+    Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
+    """
+    runtimes = [get_runtime(fmt) for fmt in recipe.formats]
+    for runtime in runtimes:  # what is missing is said before the long work, not after it
+        runtime.load()
+        runtime.require_precision(recipe.options.precision)
+    clock = StageClock(progress)
+    with bundles.staging(recipe.out) as folder, ExitStack() as engines:
+        captured = _capture(subject, recipe, clock)
+        with clock.stage("PyTorch's answers"):
+            references = ask_pytorch(
+                subject, [spec.name for spec in captured.outputs], images=recipe.images
+            )
+        judged = _judge_capture(captured, references, recipe, clock)
+        graph = _optimise(captured, references, recipe, clock)
+        made = [_make(subject, recipe, graph, runtime, references, folder, clock) for runtime in runtimes]
+        if recipe.verify:
+            sum((item.parity for item in made), judged).require()
+        opened = [(item, engines.enter_context(item.engine)) for item in made]
+        latencies = _measure(subject, recipe, references, opened, clock)
+        return _publish(subject, recipe, captured, judged, made, latencies, references, clock)
+
+
+class StageClock:
+    """Times the stages and tells the progress display of them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.times: list[StageTime] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._progress(name, None)
+        start = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, elapsed_s: float) -> None:
+        self.times.append(StageTime(name, elapsed_s))
+        self._progress(name, elapsed_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A bundle in the making: everything but its latency and its manifest."""
+
+    runtime: Runtime
+    folder: Path
+    graph: OnnxGraph
+    artifact: Artifact
+    engine: Engine
+    loading: Loading
+    precision: ExecutedPrecision
+    parity: ParityReport
+
+
+def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:
+    example, dynamic = subject.example, recipe.options.dynamic_batch is not None
+    if dynamic and len(example[0]) == 1:  # PyTorch takes a batch of one for a constant
+        example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
+    captured = capture(
+        subject.module,
+        example,
+        dynamic_batch=dynamic,
+        input_names=subject.input_names,
+        output_names=subject.output_names,
+    )
+    clock.add("capture (torch.export)", captured.capture_s)
+    clock.add("translate to ONNX", captured.translate_s)
+    for spec in captured.graph.outputs:
+        if not spec.shape or (dynamic and spec.shape[0] != "batch"):
+            raise ExportError(f"the output {spec} does not follow the batch; export with a static --batch")
+    return captured.graph
+
+
+def _judge_capture(
+    captured: OnnxGraph, references: Sequence[Reference], recipe: Recipe, clock: StageClock
+) -> ParityReport:
+    if not recipe.verify:
+        return ParityReport(())
+    with clock.stage("parity of the captured graph"):
+        return compare(
+            "ONNX", _evaluator(captured, recipe), references, precision="fp32", batches=judged_batches(recipe.options)[:1]
+        )
+
+
+def _optimise(captured: OnnxGraph, references: Sequence[Reference], recipe: Recipe, clock: StageClock) -> OnnxGraph:
+    """The graph after our passes, and after onnxsim where that helps."""
+    with clock.stage("graph passes"):
+        graph = passes.optimise(captured)
+    first = references[0]
+    rows = [0] * judged_batches(recipe.options)[0]
+    feeds: dict[str, Array] = {name: array[rows] for name, array in first.inputs.items()}
+    with clock.stage("onnxsim"):
+        return simplify(graph, lambda candidate: _evaluator(candidate, recipe)(feeds))
+
+
+def _make(
+    subject: Subject,
+    recipe: Recipe,
+    graph: OnnxGraph,
+    runtime: Runtime,
+    references: Sequence[Reference],
+    folder: Path,
+    clock: StageClock,
+) -> _Made:
+    options, fmt = recipe.options, runtime.fmt
+    place = folder / bundles.bundle_name(subject.name, options.precision, fmt)
+    with clock.stage(f"{fmt}: lower, check"):
+        lowered = check(passes.lower(graph, fmt, opset=recipe.opset))
+    with clock.stage(f"{fmt}: build"), _disk(place):
+        place.mkdir()
+        lowered.save(place / bundles.MODEL)
+        artifact = runtime.build(place / bundles.MODEL, place, options)
+    with clock.stage(f"{fmt}: load"):
+        engine, loading = timed_load(lambda: runtime.open(artifact.path, options))
+    precision = engine.executed_precision()
+    precision.require(options.precision, runtime=runtime.title)
+    parity = ParityReport(())
+    if recipe.verify:
+        with clock.stage(f"{fmt}: parity"):
+            batches = judged_batches(options)
+            parity = compare(
+                f"{fmt}: optimised ONNX", _evaluator(lowered, recipe), references, precision="fp32", batches=batches[:1]
+            ) + compare(f"{fmt}: engine", engine.run, references, precision=options.precision, batches=batches)
+    return _Made(
+        runtime=runtime,
+        folder=place,
+        graph=lowered,
+        artifact=artifact,
+        engine=engine,
+        loading=loading,
+        precision=precision,
+        parity=parity,
+    )
+
+
+def _evaluator(graph: OnnxGraph, recipe: Recipe) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """Runs a graph as its file says, with no optimisation of the runtime's own."""
+    engine = OnnxRuntimeEngine(
+        OnnxFile().load(), graph.to_bytes(), BuildOptions(threads=recipe.options.threads), optimised=False
+    )
+    return engine.run
+
+
+def _measure(
+    subject: Subject,
+    recipe: Recipe,
+    references: Sequence[Reference],
+    opened: Sequence[tuple[_Made, Engine]],
+    clock: StageClock,
+) -> dict[str, LatencyReport]:
+    """PyTorch and every engine side by side, in one interleaved run."""
+    if not recipe.latency:
+        return {}
+    options = recipe.options
+    batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
+    rows = [index % references[0].rows for index in range(batch)]
+    feeds = {name: array[rows] for name, array in references[0].inputs.items()}
+    reference = TorchEngine(
+        subject.module, opened[0][1].inputs, opened[0][1].outputs, threads=options.threads
+    )
+    contestants = [
+        contestant("torch", reference, feeds, threads=options.threads),
+        *(
+            contestant(
+                item.runtime.fmt,
+                engine,
+                feeds,
+                threads=options.threads,
+                loading=item.loading,
+                details={"precision": item.precision.found},
+            )
+            for item, engine in opened
+        ),
+    ]
+    with clock.stage("latency"):
+        return {report.name: report for report in measure(contestants, recipe.plan)}
+
+
+def _publish(
+    subject: Subject,
+    recipe: Recipe,
+    captured: OnnxGraph,
+    judged: ParityReport,
+    made: Sequence[_Made],
+    latencies: Mapping[str, LatencyReport],
+    references: Sequence[Reference],
+    clock: StageClock,
+) -> RunReport:
+    environment = Environment.capture()
+    for item in made:
+        with _disk(item.folder):
+            bundles.write_references(item.folder / bundles.REFERENCE, references)
+            if subject.classes:
+                (item.folder / bundles.CLASSES).write_text("\n".join(subject.classes) + "\n", "utf-8")
+            if latencies:
+                _write_latency(item, latencies)
+            manifest = _manifest(subject, recipe, item, judged, latencies, environment, clock.times)
+            bundles.write_manifest(item.folder, manifest)
+    sizes = [item.artifact.size_bytes for item in made]
+    published = [bundles.publish(item.folder, recipe.out / item.folder.name) for item in made]
+    return RunReport(
+        model=subject.name,
+        weights=str(subject.origin["weights"]),
+        stages=tuple(clock.times),
+        captured_nodes=captured.node_count,
+        bundles=tuple(
+            BundleReport(
+                path=bundle.path,
+                fmt=item.runtime.fmt,
+                title=item.runtime.title,
+                precision_asked=recipe.options.precision,
+                precision_found=item.precision,
+                nodes=item.graph.node_count,
+                opset=item.graph.opset,
+                size_bytes=size,
+                notes=tuple(f"{record.name} {record.note}" for record in item.graph.history if record.note),
+            )
+            for bundle, item, size in zip(published, made, sizes, strict=True)
+        ),
+        parity=sum((item.parity for item in made), judged),
+        latencies=tuple(latencies.values()),
+        takes_photos=subject.preprocessing is not None,
+    )
+
+
+def _manifest(
+    subject: Subject,
+    recipe: Recipe,
+    item: _Made,
+    judged: ParityReport,
+    latencies: Mapping[str, LatencyReport],
+    environment: Environment,
+    times: Sequence[StageTime],
+) -> dict[str, Any]:
+    options = recipe.options
+    dynamic = options.dynamic_batch
+    return {
+        "edgevit_version": edgevit.__version__,
+        "model": {
+            "name": subject.name,
+            **subject.origin,
+            "preprocessing": subject.preprocessing.to_json() if subject.preprocessing else None,
+        },
+        "exporter": {
+            "name": "torch.onnx.export(dynamo=True)",
+            "torch": torch.__version__,
+            "onnx": metadata.version("onnx"),
+            "onnx_ir": metadata.version("onnx-ir"),
+            "onnxsim": metadata.version("onnxsim"),
+            "capture_opset": CAPTURE_OPSET,
+            "opset": item.graph.opset,
+            "passes": [
+                {"name": r.name, "nodes_before": r.nodes_before, "nodes_after": r.nodes_after,
+                 "elapsed_s": r.elapsed_s, "note": r.note}
+                for r in item.graph.history
+            ],  # fmt: skip
+            "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
+        },
+        "build": {
+            "batch": options.batch,
+            "dynamic_batch": [dynamic.minimum, dynamic.optimum, dynamic.maximum] if dynamic else None,
+            "build_s": item.artifact.build_s,
+            "notes": list(item.artifact.notes),
+        },
+        "runtime": {
+            "fmt": item.runtime.fmt,
+            "name": item.runtime.title,
+            "version": item.runtime.version(),
+            "engine_files": [file.relative_to(item.folder).as_posix() for file in item.artifact.files],
+            "system": platform.system(),
+            "machine": platform.machine(),
+        },
+        "precision": {
+            "asked": options.precision,
+            "found": item.precision.found,
+            "layers": dict(item.precision.layers),
+        },
+        "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in item.engine.inputs],
+        "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in item.engine.outputs],
+        "parity": (judged + item.parity).to_json() if recipe.verify else None,
+        "latency": [latency_figures(report) for report in latencies.values()] or None,
+        "environment": environment.to_json(),
+    }
+
+
+def _write_latency(item: _Made, latencies: Mapping[str, LatencyReport]) -> None:
+    """Every sample of the run, of all contestants, beside the manifest's figures."""
+    content = [report.to_json() for report in latencies.values()]
+    (item.folder / bundles.LATENCY).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")
+
+
+@contextmanager
+def _disk(place: Path) -> Iterator[None]:
+    """A disk that is full, or a file that may not be written, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EdgevitError):
+            raise
+        raise ExportError(
+            f"cannot write {error.filename or place}: {error.strerror or error}; free some space, "
+            "or name another folder with --out"
+        ) from error

@@ -1,0 +1,221 @@
+"""What is to be exported: a registered model, the user's own factory, or a module at hand, made alike."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgevit import checkpoints
+from edgevit.errors import EdgevitError, ExportError, UsageError
+from edgevit.export.capture import forward_names
+from edgevit.images import Preprocessing
+from edgevit.models import registry
+from edgevit.models.random_weights import randomise
+from edgevit.models.spec import ModelCard
+
+SEED = 0  # of random weights and of noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A module with all that an export needs to know of it. `example` holds one tensor an input, batch first."""
+
+    name: str
+    module: nn.Module
+    example: tuple[torch.Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...] | None
+    preprocessing: Preprocessing | None  # None where the input is no image
+    classes: tuple[str, ...] | None
+    origin: Mapping[str, Any]  # for the manifest: family, options, weights and their hash
+
+    @property
+    def batch(self) -> int:
+        """The rows of the example, which a static export is made for."""
+        return len(self.example[0])
+
+
+def from_name(
+    name: str,
+    *,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    batch: int = 1,
+) -> Subject:
+    """The subject for what stands on the command line: a registered name, or `module:factory`, `file.py:factory`.
+
+    A registered model without weights is given random ones that keep its activations alive.
+    """
+    if ":" in name:
+        return _from_factory(name, weights=weights, num_classes=num_classes, img_size=img_size, batch=batch)
+    module = registry.create_model(name, weights, num_classes, img_size=img_size)
+    if _card(module).weights == "random":
+        randomise(module, seed=SEED)
+    return from_module(module, batch=batch)
+
+
+def from_module(
+    module: nn.Module,
+    *,
+    example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    batch: int = 1,
+    name: str | None = None,
+) -> Subject:
+    """The subject for a module at hand. Raises UsageError where nothing says what its input is."""
+    if hasattr(module, "card") and isinstance(module.card, ModelCard):
+        return _from_card(module, module.card, example_input, batch)
+    if example_input is None:
+        raise UsageError(
+            f"nothing says what {type(module).__name__} takes: give example_input=torch.rand(1, 3, 224, 224)"
+        )
+    example = _examples(example_input, batch)
+    return Subject(
+        name=name or _slug(type(module).__name__),
+        module=module.eval(),
+        example=example,
+        input_names=tuple(forward_names(module, len(example))),
+        output_names=None,
+        preprocessing=_image_like(example),
+        classes=None,
+        origin={"family": None, "source": None, "options": {}, "weights": "as given", "weights_sha256": None},
+    )
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """The names of a dataset's classes in the order of the logits."""
+    path = resources.files("edgevit") / "data" / f"{dataset}_classes.tsv"
+    return tuple(line.split("\t")[-1] for line in path.read_text("utf-8").splitlines())
+
+
+def _from_card(
+    module: nn.Module, card: ModelCard, example_input: torch.Tensor | Sequence[torch.Tensor] | None, batch: int
+) -> Subject:
+    preprocessing: Preprocessing | None = card.preprocessing
+    if example_input is None:
+        example: tuple[torch.Tensor, ...] = (torch.zeros(batch, *card.preprocessing.input_size),)
+    else:
+        example = _examples(example_input, batch)
+        if tuple(example[0].shape[1:]) != card.preprocessing.input_size:
+            preprocessing = _image_like(example)
+    return Subject(
+        name=card.name,
+        module=module.eval(),
+        example=example,
+        input_names=("images",),
+        output_names=("logits",),
+        preprocessing=preprocessing,
+        classes=class_names(card.classes) if card.classes else None,
+        origin={
+            "family": card.family,
+            "source": card.name,
+            "options": dict(card.options),
+            "num_classes": card.num_classes,
+            "weights": f"random (seed {SEED})" if card.weights == "random" else card.weights,
+            "weights_sha256": card.weights_sha256,
+        },
+    )
+
+
+def _from_factory(
+    name: str, *, weights: Path | None, num_classes: int | None, img_size: int | None, batch: int
+) -> Subject:
+    if num_classes is not None:
+        raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
+    module = _call(_find_factory(name), name)
+    if weights is not None:
+        checkpoints.load_into(module, checkpoints.read(weights).tensors, source=str(weights))
+    place, _, attribute = name.rpartition(":")
+    stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    size = img_size or 224
+    if hasattr(module, "card"):
+        return from_module(module, batch=batch)
+    subject = from_module(module, example_input=torch.zeros(batch, 3, size, size), name=_slug(f"{stem}_{attribute}"))
+    return replace(subject, origin={**subject.origin, "source": name})
+
+
+def _find_factory(name: str) -> Callable[[], Any]:
+    place, _, attribute = name.rpartition(":")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{place} has no function {attribute!r}; it has {', '.join(public) or 'none'}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"no file {path}; MODEL is a registered name, package.module:factory or file.py:factory")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickling look a module up by its name
+    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import its neighbours, as when run as a script
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ExportError(f"{path} failed as it was imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import_module(place: str) -> Any:
+    sys.path.insert(0, "")  # the current folder, as with `python -m`
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"no Python module {place!r} ({error}); for a file write file.py:factory") from error
+    except Exception as error:
+        raise ExportError(f"{place} failed as it was imported: {type(error).__name__}: {error}") from error
+
+
+def _call(factory: Callable[[], Any], name: str) -> nn.Module:
+    try:
+        module = factory()
+    except EdgevitError:
+        raise
+    except Exception as error:
+        raise ExportError(f"{name}() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{name}() gave a {type(module).__name__}, not a torch.nn.Module")
+    return module.eval()
+
+
+def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
+    """The example as a tuple of tensors with `batch` rows; an example with several rows keeps its own number."""
+    example = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
+    if not example or not all(isinstance(tensor, torch.Tensor) and tensor.ndim > 0 for tensor in example):
+        raise UsageError("example_input is a tensor, or a sequence of tensors, with the batch as the first axis")
+    if len({len(tensor) for tensor in example}) != 1:
+        raise UsageError("all inputs have the batch as their first axis, and the examples disagree about it")
+    if batch > 1 and len(example[0]) == 1:
+        example = tuple(tensor.repeat(batch, *([1] * (tensor.ndim - 1))) for tensor in example)
+    return tuple(tensor.detach().cpu().contiguous() for tensor in example)
+
+
+def _image_like(example: tuple[torch.Tensor, ...]) -> Preprocessing | None:
+    """ImageNet's preprocessing where the only input looks like a batch of photos."""
+    first = example[0]
+    if len(example) == 1 and first.ndim == 4 and first.shape[1] == 3 and first.dtype == torch.float32:
+        return Preprocessing(input_size=(3, first.shape[2], first.shape[3]))
+    return None
+
+
+def _card(module: nn.Module) -> ModelCard:
+    assert isinstance(module.card, ModelCard)
+    return module.card
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "model"

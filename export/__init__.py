@@ -1,0 +1,1 @@
+"""A module in, a clean typed ONNX graph out."""

@@ -1,0 +1,109 @@
+"""GroupNormalization-21 in the forms that engines of one age or another run best.
+
+The operator normalises over the channels of a group and all pixels, then applies a scale and a bias a channel.
+Opset 18's operator of the same name takes a scale and a bias a *group*; older runtimes have neither. Equal forms:
+
+* `instance`: (N, C, H, W) -> (N, groups, C/groups * H * W), InstanceNormalization, and back; then Mul and Add;
+* `group18`: opset 18's GroupNormalization with scale 1 and bias 0; then Mul and Add.
+
+Mul and Add are left out where they would do nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from edgevit.errors import ExportError
+from edgevit.export.graph import constant, initializer, integers, remove_unused, replace_value
+
+Form: TypeAlias = Literal["native", "instance", "group18"]
+
+
+def lower_group_norm(model: ir.Model, form: Form) -> None:
+    if form == "native":
+        return
+    for node in list(model.graph):
+        if node.op_type == "GroupNormalization" and not node.domain:
+            _lower(node, model.graph, form)
+    remove_unused(model)
+
+
+def _lower(node: ir.Node, graph: ir.Graph, form: Form) -> None:
+    normalised = _instance(node, graph) if form == "instance" else _group18(node, graph)
+    shape = _static(node)
+    for op_type, index, neutral in (("Mul", 1, 1), ("Add", 2, 0)):
+        values = constant(node.inputs[index])
+        if values is not None and np.all(values == neutral):
+            continue
+        column = [-1, *([1] * (len(shape) - 2))]  # (C, 1, 1)
+        operand = _column(node, graph, index, column)
+        applied = ir.node(op_type, [normalised, operand], name=f"{node.name}_{op_type}")
+        graph.insert_before(node, applied)
+        applied.outputs[0].shape, applied.outputs[0].dtype = node.outputs[0].shape, node.outputs[0].dtype
+        normalised = applied.outputs[0]
+    replace_value(node.outputs[0], normalised)
+
+
+def _column(node: ir.Node, graph: ir.Graph, index: int, column: list[int]) -> ir.Value:
+    values = constant(node.inputs[index])
+    if values is not None:
+        return initializer(graph, f"{node.name}.{'scale' if index == 1 else 'bias'}", values.reshape(column))
+    reshaped = ir.node("Reshape", [node.inputs[index], integers(graph, f"{node.name}.column", column)])
+    graph.insert_before(node, reshaped)
+    return reshaped.outputs[0]
+
+
+def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
+    groups = node.attributes.get_int("num_groups")
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    shape = _static(node)
+    batch = shape[0] if isinstance(shape[0], int) else -1
+    flat = integers(graph, f"{node.name}.groups", [0, groups, -1])
+    back = integers(graph, f"{node.name}.shape", [batch, *(int(dim) for dim in shape[1:])])
+    ones, zeros = _neutral(node, graph, groups)
+    nodes = [ir.node("Reshape", [node.inputs[0], flat], name=f"{node.name}_flatten")]
+    nodes.append(
+        ir.node(
+            "InstanceNormalization",
+            [nodes[0].outputs[0], ones, zeros],
+            {"epsilon": epsilon},
+            name=f"{node.name}_normalise",
+        )
+    )
+    nodes.append(ir.node("Reshape", [nodes[1].outputs[0], back], name=f"{node.name}_unflatten"))
+    return _insert(nodes, node, graph)
+
+
+def _group18(node: ir.Node, graph: ir.Graph) -> ir.Value:
+    groups = node.attributes.get_int("num_groups")
+    ones, zeros = _neutral(node, graph, groups)
+    attributes = {"num_groups": groups, "epsilon": node.attributes.get_float("epsilon", 1e-5)}
+    return _insert(
+        [ir.node("GroupNormalization", [node.inputs[0], ones, zeros], attributes, name=node.name)], node, graph
+    )
+
+
+def _neutral(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[ir.Value, ir.Value]:
+    dtype = node.inputs[0].dtype.numpy() if node.inputs[0] is not None and node.inputs[0].dtype else np.float32
+    return (
+        initializer(graph, f"{node.name}.ones", np.ones(groups, dtype)),
+        initializer(graph, f"{node.name}.zeros", np.zeros(groups, dtype)),
+    )
+
+
+def _insert(nodes: list[ir.Node], before: ir.Node, graph: ir.Graph) -> ir.Value:
+    for node in nodes:
+        graph.insert_before(before, node)
+    result = nodes[-1].outputs[0]
+    result.shape, result.dtype = before.outputs[0].shape, before.outputs[0].dtype
+    return result
+
+
+def _static(node: ir.Node) -> tuple[int | ir.SymbolicDim, ...]:
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or any(not isinstance(dim, int) for dim in shape[1:]):
+        raise ExportError(f"{node.name}: only the batch may be dynamic, and the shape is {shape}")
+    return tuple(shape)

@@ -1,0 +1,82 @@
+"""onnxsim, on probation: in a process of its own, within a time box, and only where it helps and changes nothing.
+
+A simplifier that crashes, hangs, runs out of memory or changes what the graph computes must not take the export with
+it: its result is then left out, and the record says why.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgevit.errors import ExportError
+from edgevit.export.graph import OnnxGraph
+from edgevit.tensors import Array
+
+TIME_BOX_S = 60.0
+_LARGEST_CHANGE = 1e-5  # of the output's standard deviation: rounding, no more
+
+_CHILD = """
+import sys, onnx, onnxsim
+model, ok = onnxsim.simplify(onnx.load(sys.argv[1]), check_n=0)
+if not ok:
+    sys.exit("onnxsim says that its own result is wrong")
+onnx.save(model, sys.argv[2])
+"""
+
+Evaluate = Callable[[OnnxGraph], Mapping[str, Array]]
+
+
+def simplify(graph: OnnxGraph, evaluate: Evaluate, *, time_box_s: float = TIME_BOX_S, child: str = _CHILD) -> OnnxGraph:
+    """The graph after onnxsim, or as it was with the reason in its history. `evaluate` runs a graph on test input."""
+    start = time.perf_counter()
+
+    def left_out(reason: str) -> OnnxGraph:
+        elapsed_s = time.perf_counter() - start
+        return graph.with_model("onnxsim", graph.model, elapsed_s=elapsed_s, note=f"left out: {reason}")
+
+    try:
+        simplified = _run(graph, time_box_s, child)
+    except subprocess.TimeoutExpired:
+        return left_out(f"not done within {time_box_s:.0f} s")
+    except (ExportError, OSError) as error:
+        return left_out(str(error))
+    if simplified.node_count >= graph.node_count:
+        return left_out("nothing to simplify")
+    change = _change(evaluate(graph), evaluate(simplified))
+    if not change <= _LARGEST_CHANGE:
+        return left_out(f"it changes the result by {change:.1e} of its standard deviation")
+    return graph.with_model("onnxsim", simplified.model, elapsed_s=time.perf_counter() - start)
+
+
+def _run(graph: OnnxGraph, time_box_s: float, child: str) -> OnnxGraph:
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+        graph.save(before)
+        done = subprocess.run(
+            [sys.executable, "-c", child, str(before), str(after)],
+            capture_output=True,
+            text=True,
+            timeout=time_box_s,
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+            raise ExportError(f"it failed ({lines[-1] if lines else ended})")
+        return OnnxGraph.load(after)
+
+
+def _change(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
+    """The largest difference of any output, in that output's standard deviations; infinite where one is missing."""
+    if before.keys() != after.keys() or any(before[name].shape != after[name].shape for name in before):
+        return float("inf")
+    return max(
+        float(np.abs(after[name] - before[name]).max() / (np.std(before[name]) or 1.0)) for name in before
+    )

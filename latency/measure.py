@@ -1,0 +1,387 @@
+"""Contestants measured side by side: warm-up, then interleaved turns until there is enough to tell.
+
+What is timed is one call, from arrays on the host to arrays on the host, copies to and from a device included, with
+nothing queued ahead: the latency that an application waits for. Contestants share one process and take turns, so
+that what disturbs the machine disturbs all of them alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import random
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from edgevit.errors import MeasureError, UsageError
+from edgevit.latency import clock, memory, statistics
+from edgevit.latency.clock import Probe
+from edgevit.latency.environment import Environment, MachineState
+from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.runtimes.base import Engine
+from edgevit.tensors import Array
+
+__all__ = [
+    "Contestant",
+    "LatencyReport",
+    "Loading",
+    "MeasurePlan",
+    "callable_contestant",
+    "contestant",
+    "measure",
+    "timed_load",
+]
+
+Progress: TypeAlias = Callable[[str, float], None]  # what is being done, and the share of it that is, 0 to 1
+T = TypeVar("T")
+
+_TICKS = 100  # a median of fewer ticks of the clock would be off by more than a percent
+_PROBE_EVERY_NS = 500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What loading took: seconds, and the rise of the process's resident memory in MB (None where unknown)."""
+
+    load_s: float
+    memory_rise_mb: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """What takes part: `infer` runs one inference on one batch and returns its outputs as NumPy arrays (one, several,
+    or by name), so that they are computed when it returns.
+
+    `details` holds what the caller knows and a reader needs: the artefact's hash, the precision found, whether
+    the engine replays a CUDA graph or waits spinning.
+    """
+
+    name: str
+    infer: Callable[[], object]
+    batch: int = 1
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    threads: int | None = None
+    load_s: float | None = None
+    first_inference_ms: float | None = None
+    memory_rise_mb: float | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+def timed_load(load: Callable[[], T]) -> tuple[T, Loading]:
+    """Calls `load`, and says what it took: `engine, loading = timed_load(lambda: runtime.open(path, options))`."""
+    before, start = memory.resident_mb(), clock.now_ns()
+    loaded = load()
+    load_s = (clock.now_ns() - start) / 1e9
+    return loaded, Loading(load_s, _rise(before))
+
+
+def contestant(
+    name: str,
+    engine: Engine,
+    feeds: Mapping[str, Array],
+    *,
+    threads: int | None = None,
+    loading: Loading | None = None,
+    details: Mapping[str, str] | None = None,
+) -> Contestant:
+    """An engine as a contestant. Runs its first inference, so give it an engine that has not run yet.
+
+    Raises UsageError where the engine does not take the feeds, MeasureError where the inference fails.
+    """
+    shapes = {spec.name: feeds[spec.name].shape for spec in engine.inputs if spec.name in feeds}
+    return callable_contestant(
+        name,
+        functools.partial(engine.run, feeds),
+        batch=_batch(engine, feeds),
+        input_shapes=shapes,
+        threads=threads,
+        loading=loading,
+        details=details,
+    )
+
+
+def callable_contestant(
+    name: str,
+    infer: Callable[[], object],
+    *,
+    batch: int = 1,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    threads: int | None = None,
+    loading: Loading | None = None,
+    details: Mapping[str, str] | None = None,
+) -> Contestant:
+    """Anything that runs one inference as a contestant; a PyTorch model joins as `lambda: model(images).numpy()`.
+
+    Runs the first inference. Raises MeasureError where it fails.
+    """
+    before = memory.resident_mb()
+    _, duration, outputs = _timed(name, infer)
+    _require_answer(name, outputs)
+    rises = [loading.memory_rise_mb if loading else None, _rise(before)]
+    return Contestant(
+        name=name,
+        infer=infer,
+        batch=batch,
+        input_shapes=dict(input_shapes or {}),
+        threads=threads,
+        load_s=loading.load_s if loading else None,
+        first_inference_ms=duration / 1e6,
+        memory_rise_mb=sum(rise for rise in rises if rise is not None) if None not in rises else None,
+        details=dict(details or {}),
+    )
+
+
+def measure(
+    contestants: Sequence[Contestant], plan: MeasurePlan | None = None, progress: Progress | None = None
+) -> tuple[LatencyReport, ...]:
+    """A report for each contestant, in the order given, taken side by side by `plan` (`MeasurePlan()` where None).
+
+    `progress` is called between rounds, while nothing is timed. Raises MeasureError where no honest figure exists:
+    an inference fails or answers NaN or infinity, the clock is too coarse, `max_duration_s` ends before `min_runs`.
+    """
+    _require_distinct(contestants)
+    plan, progress = plan or MeasurePlan(), progress or (lambda stage, share: None)
+    environment, resolution = Environment.capture(), clock.resolution_ns()
+    with _no_garbage_collection():
+        warm = []
+        for number, each in enumerate(contestants):
+            progress(f"warm-up of {each.name}", number / len(contestants))
+            warm.append(_warm_up(each, plan))
+            _require_fine_clock(each.name, warm[-1].median_ns, resolution)
+        records = [
+            _Record(each, max(1, round(1e9 * plan.turn_s / warmth.median_ns)))
+            for each, warmth in zip(contestants, warm, strict=True)
+        ]
+        probes = _run_rounds(records, plan, progress)
+    for record in records:
+        _require_fine_clock(record.contestant.name, float(np.median(record.durations_ns)), resolution)
+    shared = _Shared(
+        run_id=uuid.uuid4().hex,
+        probes=probes,
+        resolution_ns=resolution,
+        plan=plan,
+        environment=environment,
+        after=MachineState.capture(),
+        peak_memory_mb=memory.process_peak_mb(),
+        names=tuple(each.name for each in contestants),
+    )
+    return tuple(_report(record, warmth, shared) for record, warmth in zip(records, warm, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Warmth:
+    """How a warm-up ended."""
+
+    runs: int
+    steady: bool
+    median_ns: float  # of the last window
+
+
+@dataclass(slots=True)
+class _Record:
+    """A contestant's samples while they are being taken."""
+
+    contestant: Contestant
+    runs_per_turn: int
+    starts_ns: list[int] = field(default_factory=list)
+    durations_ns: list[int] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    total_ns: int = 0
+
+    def done(self, plan: MeasurePlan) -> float:
+        """The share of what the plan asks for, 0 to 1."""
+        runs = len(self.durations_ns) / plan.min_runs
+        return min(1.0, runs, self.total_ns / (1e9 * plan.min_duration_s) if plan.min_duration_s else 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What the reports of one run have in common."""
+
+    run_id: str
+    probes: tuple[Probe, ...]
+    resolution_ns: int
+    plan: MeasurePlan
+    environment: Environment
+    after: MachineState
+    peak_memory_mb: float | None
+    names: tuple[str, ...]
+
+
+def _warm_up(contestant: Contestant, plan: MeasurePlan) -> _Warmth:
+    """Runs until the last three windows agree, or until the time for it is over."""
+    begin, runs = clock.now_ns(), 0
+    window: list[int] = []
+    medians: list[float] = []
+    window_start = begin
+    while True:
+        start, duration, outputs = _timed(contestant.name, contestant.infer)
+        if not runs:
+            _require_answer(contestant.name, outputs)
+        runs, end = runs + 1, start + duration
+        window.append(duration)
+        if len(window) >= plan.warmup_window_runs and end - window_start >= 1e9 * plan.warmup_window_s:
+            medians.append(float(np.median(window)))
+            window, window_start = [], end
+            if statistics.is_steady(medians, plan.warmup_tolerance):
+                return _Warmth(runs, True, medians[-1])
+        if end - begin >= 1e9 * plan.warmup_max_s:
+            return _Warmth(runs, False, float(np.median(window)) if window else medians[-1])
+
+
+def _run_rounds(records: Sequence[_Record], plan: MeasurePlan, progress: Progress) -> tuple[Probe, ...]:
+    """Rounds until every contestant has enough. Returns the machine's speed before, between and after them."""
+    order, shuffled = list(records), random.Random(plan.seed)
+    origin = clock.now_ns()
+    probes = [_probe(origin)]
+    number = 0
+    while not _finished(records, plan, clock.now_ns() - origin):
+        shuffled.shuffle(order)
+        for record in order:
+            _take_turn(record, number, plan, origin)
+        number += 1
+        if clock.now_ns() - origin - probes[-1].start_ns >= _PROBE_EVERY_NS:
+            probes.append(_probe(origin))
+            progress("measuring", min(record.done(plan) for record in records))
+    probes.append(_probe(origin))
+    progress("measuring", 1.0)
+    return tuple(probes)
+
+
+def _finished(records: Sequence[_Record], plan: MeasurePlan, elapsed_ns: int) -> bool:
+    """Whether the rounds are over. Raises MeasureError where they end with too few runs."""
+    if all(record.done(plan) >= 1 for record in records):
+        return True
+    limit_s = plan.max_duration_s * len(records)
+    if elapsed_ns < 1e9 * limit_s:
+        return False
+    for record in records:
+        if len(record.durations_ns) < plan.min_runs:
+            raise MeasureError(
+                f"{record.contestant.name} ran {len(record.durations_ns)} of {plan.min_runs} times in the {limit_s:g} s "
+                "that all contestants had; raise max_duration_s or lower min_runs"
+            )
+    return True
+
+
+def _take_turn(record: _Record, number: int, plan: MeasurePlan, origin: int) -> None:
+    """Unrecorded runs until the one before has left no trace, then the recorded ones."""
+    name, infer = record.contestant.name, record.contestant.infer
+    settled = clock.now_ns() + round(1e9 * plan.settle_s)
+    _timed(name, infer)
+    while clock.now_ns() < settled:
+        _timed(name, infer)
+    for _ in range(record.runs_per_turn):
+        start, duration, outputs = _timed(name, infer)
+        _require_answer(name, outputs)
+        record.starts_ns.append(start - origin)
+        record.durations_ns.append(duration)
+        record.rounds.append(number)
+        record.total_ns += duration
+
+
+def _timed(name: str, infer: Callable[[], object]) -> tuple[int, int, object]:
+    """One inference: its start and its duration in ns, and its outputs, which are freed outside the timed part."""
+    start = clock.now_ns()
+    try:
+        outputs = infer()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise MeasureError(f"an inference of {name} failed ({error}); run it alone, or verify the bundle") from error
+    return start, clock.now_ns() - start, outputs
+
+
+def _require_answer(name: str, outputs: object) -> None:
+    """Raises MeasureError unless the outputs are finite numbers on the host."""
+    if isinstance(outputs, Mapping):
+        answers = list(outputs.values())
+    else:
+        answers = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    for answer in answers or [None]:
+        if not isinstance(answer, np.ndarray | np.generic):
+            raise MeasureError(
+                f"{name} answers with {type(answer).__name__}, and only NumPy arrays are known to be computed; "
+                "return the outputs as arrays, as in model(images).numpy()"
+            )
+        if answer.dtype.kind in "fc" and not np.isfinite(answer).all():
+            raise MeasureError(f"{name} answers with NaN or infinity, whose latency means nothing; verify the bundle")
+
+
+def _require_fine_clock(name: str, median_ns: float, resolution_ns: int) -> None:
+    if median_ns < _TICKS * resolution_ns:
+        raise MeasureError(
+            f"one inference of {name} takes {median_ns:.0f} ns and the clock ticks every {resolution_ns} ns; "
+            "measure a larger batch, or several inferences in one call"
+        )
+
+
+def _require_distinct(contestants: Sequence[Contestant]) -> None:
+    names = [each.name for each in contestants]
+    if not names:
+        raise UsageError("nothing to measure; give at least one contestant")
+    if len(set(names)) < len(names):
+        raise UsageError(f"contestants need distinct names, not {', '.join(names)}")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Python's collector would stop one contestant for what another left behind."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _probe(origin: int) -> Probe:
+    start = clock.now_ns()
+    return Probe(start - origin, clock.machine_speed())
+
+
+def _rise(before_mb: float | None) -> float | None:
+    now = memory.resident_mb()
+    return None if before_mb is None or now is None else now - before_mb
+
+
+def _batch(engine: Engine, feeds: Mapping[str, Array]) -> int:
+    """The images that one call takes: the dynamic axis of the first input, else its first axis."""
+    spec = engine.inputs[0]
+    shape = feeds[spec.name].shape if spec.name in feeds else ()
+    axis = spec.shape.index("batch") if spec.is_dynamic else 0
+    return shape[axis] if axis < len(shape) else 1
+
+
+def _report(record: _Record, warmth: _Warmth, shared: _Shared) -> LatencyReport:
+    each = record.contestant
+    return LatencyReport(
+        name=each.name,
+        run_id=shared.run_id,
+        beside=tuple(name for name in shared.names if name != each.name),
+        samples_ms=tuple(duration / 1e6 for duration in record.durations_ns),
+        starts_ns=tuple(record.starts_ns),
+        rounds=tuple(record.rounds),
+        batch=each.batch,
+        input_shapes=each.input_shapes,
+        threads=each.threads,
+        load_s=each.load_s,
+        first_inference_ms=each.first_inference_ms,
+        memory_rise_mb=each.memory_rise_mb,
+        peak_memory_mb=shared.peak_memory_mb,
+        steady=warmth.steady,
+        warmup_runs=warmth.runs,
+        probes=shared.probes,
+        clock_resolution_ns=shared.resolution_ns,
+        plan=shared.plan,
+        environment=shared.environment,
+        after=shared.after,
+        details=each.details,
+    )

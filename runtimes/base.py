@@ -1,0 +1,213 @@
+"""What every runtime is to the rest: options in, an artefact built, an engine opened, outputs by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import ClassVar
+
+import numpy as np
+
+from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
+from edgevit.tensors import PRECISIONS, Array, Precision, TensorSpec
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRange:
+    """The batches that an engine with a dynamic batch takes, and the one that it is tuned for."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum:
+            raise UsageError(f"a dynamic batch needs 1 <= MIN <= OPT <= MAX, not {self}")
+
+    def __str__(self) -> str:
+        return f"{self.minimum}:{self.optimum}:{self.maximum}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What an engine is built for. Contradictions are refused here, at the door."""
+
+    precision: Precision = "fp32"
+    batch: int = 1
+    dynamic_batch: BatchRange | None = None
+    threads: int | None = None  # None: as many as the machine has
+    workspace_mb: int | None = None
+    cache_dir: Path | None = None  # a runtime's own cache of compiled models, where it keeps one
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.batch < 1:
+            raise UsageError(f"a batch holds at least one image, not {self.batch}")
+        if self.dynamic_batch and self.batch not in (1, self.dynamic_batch.optimum):
+            raise UsageError("give either a batch or a dynamic batch, not both")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"an engine runs on at least one thread, not {self.threads}")
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise UsageError(f"a workspace holds at least 1 MB, not {self.workspace_mb}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """What a build left on disk: the files, the first of which is the one to open."""
+
+    fmt: str
+    files: tuple[Path, ...]
+    build_s: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return self.files[0]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedPrecision:
+    """What really runs, read back from the runtime: layers and, where known, multiply-adds by element type."""
+
+    layers: Mapping[str, int] = field(default_factory=dict)  # of the layers that multiply: convolutions and products
+
+    @property
+    def found(self) -> str:
+        """The precision that most of the multiplying layers run in; "unknown" where the runtime does not say."""
+        return max(self.layers, key=lambda name: self.layers[name]) if self.layers else "unknown"
+
+    def share(self, precision: str) -> float:
+        """The share of the multiplying layers that run in `precision`, from 0 to 1."""
+        total = sum(self.layers.values())
+        return self.layers.get(precision, 0) / total if total else 0.0
+
+    def require(self, precision: Precision, *, runtime: str) -> None:
+        """Raises PrecisionError where fp32 was asked for and something below runs, or the reverse."""
+        lower = {name: count for name, count in self.layers.items() if name not in ("fp32", "fp64")}
+        if precision == "fp32" and lower:
+            raise PrecisionError(
+                f"fp32 was asked for and {runtime} runs {lower} layers in lower precision; "
+                "forbid it in the runtime's settings, or ask for that precision"
+            )
+        if precision != "fp32" and self.layers and precision not in self.layers:
+            raise PrecisionError(
+                f"{precision} was asked for and {runtime} runs {dict(self.layers)}; "
+                f"this machine or this runtime has no {precision} arithmetic: ask for fp32"
+            )
+
+
+class Engine(ABC):
+    """A loaded engine. `run` checks what goes in; subclasses compute in `_infer`. Use it in a `with` block.
+
+    Outputs belong to the caller: the next call does not overwrite them.
+    """
+
+    fmt: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batches: BatchRange | None = None  # what a dynamic batch is bounded by; None where it is not
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Output arrays by name. Raises UsageError for wrong names, dtypes or shapes."""
+        self._check(feeds)
+        return self._infer(feeds)
+
+    @abstractmethod
+    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Computes; `feeds` has been checked."""
+
+    @abstractmethod
+    def executed_precision(self) -> ExecutedPrecision:
+        """The precision that runs, read back from what the runtime compiled."""
+
+    def close(self) -> None:  # noqa: B027  # most engines have nothing to release
+        """Releases the engine. It cannot run afterwards."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        names = {spec.name for spec in self.inputs}
+        if feeds.keys() != names:
+            raise UsageError(f"the engine takes the inputs {sorted(names)}, not {sorted(feeds)}")
+        batches = set()
+        for spec in self.inputs:
+            array = feeds[spec.name]
+            if not isinstance(array, np.ndarray) or array.dtype != np.dtype(spec.dtype):
+                given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise UsageError(f"the engine takes {spec}, not {given}; convert it: array.astype('{spec.dtype}')")
+            if not spec.accepts(array.shape):
+                raise UsageError(f"the engine takes {spec}, not the shape {list(array.shape)}")
+            if spec.is_dynamic:
+                batches.add(array.shape[spec.shape.index("batch")])
+        if len(batches) > 1:
+            raise UsageError(f"the inputs have different batches: {sorted(batches)}")
+        if batches and self.batches and not self.batches.minimum <= max(batches) <= self.batches.maximum:
+            raise UsageError(f"the engine takes batches of {self.batches} (MIN:OPT:MAX), not {max(batches)}")
+
+
+class Runtime(ABC):
+    """A runtime: builds an artefact from an ONNX file, and opens one as an engine."""
+
+    fmt: ClassVar[str]  # the format's name on the command line and in bundle names
+    title: ClassVar[str]  # as people call it
+    module: ClassVar[str]  # what Python imports
+    extra: ClassVar[str]  # edgevit's extra that installs it
+    precisions: ClassVar[tuple[Precision, ...]]
+
+    @abstractmethod
+    def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
+        """Writes the engine files for the ONNX file `model` into `folder`. Raises BuildError."""
+
+    @abstractmethod
+    def open(self, artifact: Path, options: BuildOptions) -> Engine:
+        """Loads an artefact that `build` wrote. Raises BuildError where it cannot be loaded."""
+
+    def version(self) -> str | None:
+        """The installed version; None where the runtime is not installed."""
+        if importlib.util.find_spec(self.module) is None:
+            return None
+        for name in (self.module, self.module.replace("_", "-")):
+            try:
+                return importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return str(getattr(self.load(), "__version__", "unknown"))
+
+    def load(self) -> ModuleType:
+        """The runtime's Python module. Raises MissingError with the command that installs it."""
+        try:
+            return importlib.import_module(self.module)
+        except ImportError as error:
+            raise MissingError(
+                f"{self.title} is not installed here ({error}); install it: pip install 'edgevit[{self.extra}]'"
+            ) from error
+
+    def require_precision(self, precision: Precision) -> None:
+        """Raises PrecisionError where this runtime cannot run `precision` on this machine."""
+        if precision not in self.precisions:
+            raise PrecisionError(
+                f"{self.title} does not run {precision} here; it runs {', '.join(self.precisions)}"
+            )

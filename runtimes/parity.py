@@ -1,0 +1,266 @@
+"""Whether two engines compute the same: several measures at once, a tolerance a precision, and a verdict.
+
+The evidence is kept row by row; the verdict is derived from it. A NaN, an infinity, and rows of one batch that
+disagree about one image always fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit.errors import ParityError
+from edgevit.tensors import Array, Precision
+
+Feeds: TypeAlias = Mapping[str, Array]
+Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """What an output may differ by. None: not judged at this precision."""
+
+    max_abs_of_std: float | None  # the largest difference, in standard deviations of PyTorch's output
+    cosine: float  # at least, in every row
+    snr_db: float | None  # at least, over all rows
+    agreement: float | None  # share of the rows with the same top-1, at least
+
+    def __str__(self) -> str:
+        parts = [f"cosine >= {self.cosine:g}"]
+        if self.max_abs_of_std is not None:
+            parts.insert(0, f"max error <= {self.max_abs_of_std:g} std")
+        if self.snr_db is not None:
+            parts.append(f"SNR >= {self.snr_db:g} dB")
+        if self.agreement is not None:
+            parts.append(f"top-1 agreement >= {self.agreement:.1%}")
+        return ", ".join(parts)
+
+
+POLICY: Mapping[Precision, Tolerance] = {
+    "fp32": Tolerance(max_abs_of_std=1e-4, cosine=0.99999, snr_db=None, agreement=1.0),
+    "fp16": Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=40.0, agreement=0.995),
+    # Top-1 of int8 is judged as accuracy on labelled images, not as agreement on a handful of photos.
+    "int8": Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None),
+}
+# Rows of one batch that hold the same image may differ by rounding and no more.
+ROWS_OF_STD: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
+# Below this, an output hardly depends on its input, and agreement about it proves little.
+LEAST_DEPENDENCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Inputs, and what PyTorch answers to them, row by row. `kind` says what the rows are: photos or noise."""
+
+    kind: str
+    inputs: Mapping[str, Array]  # each (rows, …)
+    outputs: Mapping[str, Array]  # each (rows, …)
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputParity:
+    """One output of one stage on one kind of input: every row's differences."""
+
+    stage: str
+    kind: str
+    output: str
+    precision: Precision
+    batch: int
+    std: float  # of PyTorch's output
+    max_abs: tuple[float, ...]  # a row
+    cosine: tuple[float, ...]  # a row
+    noise_power: float  # mean squared difference over all rows
+    signal_power: float  # mean square of PyTorch's output
+    same_top1: tuple[bool, ...]  # a row; empty where the output has no classes
+    finite: bool
+    rows_differ: float  # largest difference between rows of one batch that hold the same image
+    dependence: float  # spread between PyTorch's rows over the spread within them
+
+    @property
+    def max_abs_of_std(self) -> float:
+        return max(self.max_abs) / self.std if self.std > 0 else (0.0 if max(self.max_abs) == 0 else math.inf)
+
+    @property
+    def snr_db(self) -> float:
+        if self.noise_power == 0:
+            return math.inf
+        return 10 * math.log10(self.signal_power / self.noise_power) if self.signal_power > 0 else -math.inf
+
+    @property
+    def agreement(self) -> float | None:
+        return sum(self.same_top1) / len(self.same_top1) if self.same_top1 else None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Every reason why this output does not pass; empty where it does."""
+        if not self.finite:
+            return ("it holds NaN or infinity",)
+        allowed, rows_allowed = POLICY[self.precision], ROWS_OF_STD[self.precision] * self.std
+        found = []
+        # Written as "not within", so that a NaN in a measure fails too.
+        if allowed.max_abs_of_std is not None and not self.max_abs_of_std <= allowed.max_abs_of_std:
+            found.append(f"max error {self.max_abs_of_std:.1e} std, allowed {allowed.max_abs_of_std:g}")
+        if not min(self.cosine) >= allowed.cosine:
+            found.append(f"cosine {min(self.cosine):.6f}, at least {allowed.cosine:g}")
+        if allowed.snr_db is not None and not self.snr_db >= allowed.snr_db:
+            found.append(f"SNR {self.snr_db:.1f} dB, at least {allowed.snr_db:g}")
+        if allowed.agreement is not None and self.agreement is not None and not self.agreement >= allowed.agreement:
+            found.append(f"top-1 agreement {self.agreement:.1%}, at least {allowed.agreement:.1%}")
+        if not self.rows_differ <= rows_allowed:
+            found.append(f"rows of one batch differ by {self.rows_differ:.1e} on the same image")
+        return tuple(found)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """All outputs of all stages, in the order of the stages."""
+
+    results: tuple[OutputParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.results) and all(result.passed for result in self.results)
+
+    @property
+    def guilty_stage(self) -> str | None:
+        """The first stage that fails: later ones may only inherit its fault."""
+        return next((result.stage for result in self.results if not result.passed), None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        idle = {r.output for r in self.results if r.dependence < LEAST_DEPENDENCE}
+        return tuple(
+            f"the output {name} hardly depends on the input: that it agrees proves little" for name in sorted(idle)
+        )
+
+    def require(self) -> None:
+        """Raises ParityError that names the guilty stage and the measures."""
+        for result in self.results:
+            if not result.passed:
+                raise ParityError(
+                    f"parity failed at the stage {result.stage!r}, output {result.output!r} on {result.kind}: "
+                    f"{'; '.join(result.failures)} ({result.precision}: {POLICY[result.precision]})",
+                    report=self,
+                )
+        if not self.results:
+            raise ParityError("nothing was compared; give reference images with --images")
+
+    def __add__(self, other: ParityReport) -> ParityReport:
+        return ParityReport((*self.results, *other.results))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "guilty_stage": self.guilty_stage,
+            "results": [
+                {**asdict(r), "passed": r.passed, "snr_db": _finite(r.snr_db), "failures": list(r.failures)}
+                for r in self.results
+            ],
+        }
+
+
+def compare(
+    stage: str, run: Run, references: Sequence[Reference], *, precision: Precision, batches: Sequence[int] = (1,)
+) -> ParityReport:
+    """Runs every reference at every batch and compares each row with PyTorch's answer.
+
+    Each batch is run a second time filled with copies of one image, whose rows must agree with each other.
+    """
+    results = []
+    for reference in references:
+        for batch in batches:
+            answers = _run_rows(run, reference, batch)
+            spread = _spread_of_copies(run, reference, batch) if batch > 1 else {}
+            results += [
+                _compare_output(
+                    name,
+                    np.asarray(expected),
+                    answers[name],
+                    stage=stage,
+                    kind=reference.kind,
+                    precision=precision,
+                    batch=batch,
+                    rows_differ=spread.get(name, 0.0),
+                )
+                for name, expected in reference.outputs.items()
+            ]
+    return ParityReport(tuple(results))
+
+
+def _run_rows(run: Run, reference: Reference, batch: int) -> dict[str, Array]:
+    """The answers to every row, run `batch` rows at a time; the last batch is filled up by starting over."""
+    pieces: dict[str, list[Array]] = {name: [] for name in reference.outputs}
+    for start in range(0, reference.rows, batch):
+        rows = np.arange(start, start + batch) % reference.rows
+        answers = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
+        for name in pieces:
+            pieces[name].append(answers[name])
+    return {name: np.concatenate(parts)[: reference.rows] for name, parts in pieces.items()}
+
+
+def _spread_of_copies(run: Run, reference: Reference, batch: int) -> dict[str, float]:
+    rows = np.zeros(batch, np.int64)
+    answers = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
+    return {
+        name: float(np.abs(answers[name].astype(np.float64) - answers[name][:1]).max()) for name in reference.outputs
+    }
+
+
+def _compare_output(
+    name: str,
+    expected: Array,
+    answer: Array,
+    *,
+    stage: str,
+    kind: str,
+    precision: Precision,
+    batch: int,
+    rows_differ: float,
+) -> OutputParity:
+    if expected.shape != answer.shape:
+        raise ParityError(f"{stage}: {name} has the shape {answer.shape}, and PyTorch's has {expected.shape}")
+    want = expected.reshape(len(expected), -1).astype(np.float64)  # (rows, values)
+    got = answer.reshape(len(answer), -1).astype(np.float64)
+    finite = bool(np.isfinite(got).all())
+    difference = np.abs(got - want)
+    classes = expected.ndim == 2 and expected.shape[1] > 1
+    return OutputParity(
+        stage=stage,
+        kind=kind,
+        output=name,
+        precision=precision,
+        batch=batch,
+        std=float(want.std()),
+        max_abs=tuple(difference.max(1).tolist()),
+        cosine=tuple(_cosine(want, got).tolist()),
+        noise_power=float((difference**2).mean()),
+        signal_power=float((want**2).mean()),
+        same_top1=tuple((want.argmax(1) == got.argmax(1)).tolist()) if classes else (),
+        finite=finite,
+        rows_differ=rows_differ,
+        dependence=float(want.std(0).mean() / (want.std() or 1.0)) if len(want) > 1 else 1.0,
+    )
+
+
+def _cosine(want: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
+    products: NDArray[np.float64] = (want * got).sum(1)
+    both_zero = (want == 0).all(1) & (got == 0).all(1)
+    return np.where(both_zero, 1.0, np.divide(products, norms, out=np.zeros_like(products), where=norms > 0))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
