@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -36,7 +36,7 @@ def list_models(family: str | None = None) -> list[str]:
 
 def create_model(
     name: str,
-    weights: str | Path | Mapping[str, torch.Tensor] | None = None,
+    weights: str | Path | dict[str, torch.Tensor] | None = None,
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
@@ -106,16 +106,14 @@ def export(
         made = subject.from_module(model, example_input=example_input, batch=batch)
     recipe = pipeline.Recipe(
         formats=(resolve_format(fmt),),
-        options=BuildOptions(
-            precision=precision, batch=made.batch, dynamic_batch=dynamic_batch, threads=threads
-        ),
+        options=BuildOptions(precision=precision, batch=made.batch, dynamic_batch=dynamic_batch, threads=threads),
         out=Path(out),
         opset=opset,
         images=Path(images) if images is not None else None,
         verify=verify,
         latency=latency,
     )
-    report = pipeline.run(made, recipe, lambda name, elapsed_s: None)
+    report = pipeline.run(made, recipe)
     return Bundle.open(report.bundles[0].path)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import edgevit
-from edgevit.errors import EdgevitError, ParityError, UsageError
+from edgevit.errors import EdgevitError, ParityError, UsageError, near_miss
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgevit.runtimes.base import BatchRange, BuildOptions, Engine
-    from edgevit.runtimes.bundle import Bundle
+    from edgevit.runtimes.base import BatchRange, BuildOptions
 
 Arguments = argparse.Namespace
 
@@ -106,8 +105,8 @@ def run_command(arguments: Arguments) -> int:
     answers = device.classify(
         Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads
     )
-    for answer in answers:
-        _print(report.answer_table(answer), arguments)
+    for part in report.answer_parts(answers):
+        _print(part, arguments)
     _finish(arguments, {"answers": [answer.to_json() for answer in answers]})
     return 0
 
@@ -125,7 +124,7 @@ def latency_command(arguments: Arguments) -> int:
     )
     for part in report.latency_parts(found):
         _print(part, arguments)
-    _finish(arguments, report.latency_json(found))
+    _finish(arguments, {"latency": report.latency_json(found)})
     return 0
 
 
@@ -155,12 +154,15 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error and near misses for a wrong word."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.rpartition("unrecognized arguments: ")[2].split(" ")[0] if "unrecognized" in message else ""
-        options = [option for action in self._actions for option in action.option_strings]
-        close = difflib.get_close_matches(unknown, options, n=1) if unknown else []
-        hint = f" Did you mean {close[0]}?" if close else ""
-        print(f"edgevit: {message}.{hint} See: {self.prog} --help", file=sys.stderr)
+        print(f"edgevit: {message}.{self._hint(message)} See: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def _hint(self, message: str) -> str:
+        if "unrecognized arguments: " in message:
+            wrong = message.rpartition("unrecognized arguments: ")[2].split(" ")[0]
+            return near_miss(wrong, [option for action in self._actions for option in action.option_strings])
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        return near_miss(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -211,10 +213,14 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--batch", type=int, default=None, metavar="N", help="a static batch (default 1)")
     parser.add_argument("--dynamic-batch", type=_batch_range, metavar="MIN:OPT:MAX", help="a dynamic batch instead")
     parser.add_argument("--opset", type=int, metavar="N", help="instead of the one that the runtime likes best")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the bundles go (default: here)")
-    parser.add_argument("--no-verify", dest="verify", action="store_false", help="leave parity out; the manifest says so")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="leave parity out; the manifest says so"
+    )
     parser.add_argument("--no-latency", dest="latency", action="store_false", help="leave the measurement out")
     parser.set_defaults(command=export_command)
 
@@ -222,7 +228,9 @@ def _add_export(commands: Any) -> None:
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser("verify", help="judge a bundle's engine against PyTorch's answers; needs no PyTorch")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to compare with PyTorch itself, if it is here")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="photos to compare with PyTorch itself, if it is here"
+    )
     parser.add_argument("--threads", type=int, metavar="N")
     parser.set_defaults(command=verify_command)
 

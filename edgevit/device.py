@@ -63,9 +63,7 @@ def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = 
         )
 
 
-def classify(
-    bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: int | None = None
-) -> tuple[Answer, ...]:
+def classify(bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: int | None = None) -> tuple[Answer, ...]:
     """The `top` classes of each photo, through the preprocessing that the bundle carries.
 
     A folder among `images` stands for the photos in it. Raises ImageError for a file that is no image.
@@ -91,7 +89,11 @@ def measure_bundles(
     `against` names `torch` or other formats: these are built from the first bundle's ONNX file.
     Raises UsageError for an unknown name, MissingError where something is not installed.
     """
-    plan = MeasurePlan(min_duration_s=duration_s, max_duration_s=max(120.0, 2 * duration_s), turn_s=0.2)
+    plan = MeasurePlan(
+        min_duration_s=duration_s,
+        max_duration_s=max(120.0, 2 * duration_s),
+        turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
+    )
     rivals = [name if name == TORCH else resolve_format(name) for name in against]
     with ExitStack() as stack:
         contestants = [
@@ -204,7 +206,8 @@ def _run_one(engine: Engine, photo: Array, options: BuildOptions) -> Array:
     logits = outputs[engine.outputs[0].name]
     if logits.ndim != 2:
         raise UsageError(f"the model answers {engine.outputs[0]}, which are no classes; use edgevit.load in Python")
-    return logits[0]
+    first: Array = logits[0]
+    return first
 
 
 def _best(logits: Array, names: Sequence[str] | None, top: int) -> tuple[tuple[int, str, float], ...]:

@@ -82,9 +82,17 @@ class RemoteError(EdgevitError):
     exit_status = 10
 
 
+_LISTED = 16  # a longer list of names helps nobody in an error
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not registered: `no runtime 'ovino'; did you mean 'openvino'? There are …`."""
+    """The error for a name that is not registered: `no runtime 'ovino'; there are … Did you mean 'openvino'?`."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-    return UsageError(f"no {kind} {name!r}; there are {', '.join(names)}.{hint}")
+    listed = f"there are {', '.join(names)}" if len(names) <= _LISTED else f"there are {len(names)}: edgevit list"
+    return UsageError(f"no {kind} {name!r}; {listed}.{near_miss(name, names)}")
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the names closest to a wrong one; empty where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -24,8 +24,11 @@ def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path |
     inputs = {"photos": _photos(subject, images), "noise": _noise(subject)}
     names = tuple(output_names)
     return tuple(
-        Reference(kind=kind, inputs=dict(zip(subject.input_names, arrays, strict=True)),
-                  outputs=answers(subject, arrays, names))  # fmt: skip
+        Reference(
+            kind=kind,
+            inputs=dict(zip(subject.input_names, arrays, strict=True)),
+            outputs=answers(subject, arrays, names),
+        )  # fmt: skip
         for kind, arrays in inputs.items()
         if arrays
     )

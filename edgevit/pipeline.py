@@ -1,6 +1,6 @@
 """The road from a model to its bundles: every stage takes what the one before it made.
 
-    subject -> captured graph -> lowered graph -> artefact -> engine -> parity -> latency -> bundle
+subject -> captured graph -> lowered graph -> artefact -> engine -> parity -> latency -> bundle
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Recipe:
     verify: bool = True
     latency: bool = True
     # Enough for a p90; `edgevit latency` measures longer.
-    plan: MeasurePlan = field(default_factory=lambda: MeasurePlan(min_runs=64, turn_s=0.25))
+    plan: MeasurePlan = field(default_factory=lambda: MeasurePlan(min_runs=64, turn_s=0.15))
 
     def __post_init__(self) -> None:
         if not self.formats:
@@ -63,7 +63,7 @@ class Recipe:
             raise UsageError(f"a format stands twice in {','.join(self.formats)}")
 
 
-def run(subject: Subject, recipe: Recipe, progress: Progress) -> RunReport:
+def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> RunReport:
     """Makes the bundles of `recipe`, proves them and publishes them together: all of them, or none.
 
     Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
@@ -76,9 +76,7 @@ def run(subject: Subject, recipe: Recipe, progress: Progress) -> RunReport:
     with bundles.staging(recipe.out) as folder, ExitStack() as engines:
         captured = _capture(subject, recipe, clock)
         with clock.stage("PyTorch's answers"):
-            references = ask_pytorch(
-                subject, [spec.name for spec in captured.outputs], images=recipe.images
-            )
+            references = ask_pytorch(subject, [spec.name for spec in captured.outputs], images=recipe.images)
         judged = _judge_capture(captured, references, recipe, clock)
         graph = _optimise(captured, references, recipe, clock)
         made = [_make(subject, recipe, graph, runtime, references, folder, clock) for runtime in runtimes]
@@ -92,20 +90,22 @@ def run(subject: Subject, recipe: Recipe, progress: Progress) -> RunReport:
 class StageClock:
     """Times the stages and tells the progress display of them."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self.times: list[StageTime] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self._progress(name, None)
+        if self._progress:
+            self._progress(name, None)
         start = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - start)
 
     def add(self, name: str, elapsed_s: float) -> None:
         self.times.append(StageTime(name, elapsed_s))
-        self._progress(name, elapsed_s)
+        if self._progress:
+            self._progress(name, elapsed_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,11 @@ def _judge_capture(
         return ParityReport(())
     with clock.stage("parity of the captured graph"):
         return compare(
-            "ONNX", _evaluator(captured, recipe), references, precision="fp32", batches=judged_batches(recipe.options)[:1]
+            "ONNX",
+            _evaluator(captured, recipe),
+            references,
+            precision="fp32",
+            batches=judged_batches(recipe.options)[:1],
         )
 
 
@@ -225,9 +229,7 @@ def _measure(
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
     rows = [index % references[0].rows for index in range(batch)]
     feeds = {name: array[rows] for name, array in references[0].inputs.items()}
-    reference = TorchEngine(
-        subject.module, opened[0][1].inputs, opened[0][1].outputs, threads=options.threads
-    )
+    reference = TorchEngine(subject.module, opened[0][1].inputs, opened[0][1].outputs, threads=options.threads)
     contestants = [
         contestant("torch", reference, feeds, threads=options.threads),
         *(
@@ -320,8 +322,13 @@ def _manifest(
             "capture_opset": CAPTURE_OPSET,
             "opset": item.graph.opset,
             "passes": [
-                {"name": r.name, "nodes_before": r.nodes_before, "nodes_after": r.nodes_after,
-                 "elapsed_s": r.elapsed_s, "note": r.note}
+                {
+                    "name": r.name,
+                    "nodes_before": r.nodes_before,
+                    "nodes_after": r.nodes_after,
+                    "elapsed_s": r.elapsed_s,
+                    "note": r.note,
+                }
                 for r in item.graph.history
             ],  # fmt: skip
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],

@@ -251,11 +251,15 @@ def model_json(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def answer_table(answer: Answer) -> Table:
-    table = _table(str(answer.image), "class", "probability")
-    for _, name, probability in answer.top:
-        table.add_row(name, f"{probability:.1%}")
-    return table
+def answer_parts(answers: Iterable[Answer]) -> list[RenderableType]:
+    """For each photo its path and its most likely classes."""
+    parts: list[RenderableType] = []
+    for answer in answers:
+        table = Table(box=None, show_header=False)
+        for _, name, probability in answer.top:
+            table.add_row(f"{probability:6.1%}", name)
+        parts += [Text(str(answer.image), no_wrap=True, overflow="ignore"), table]
+    return parts
 
 
 def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str | None]]) -> Table:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.generic]
+Array: TypeAlias = NDArray[Any]
 Dim: TypeAlias = int | Literal["batch"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
@@ -34,8 +33,7 @@ class TensorSpec:
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` fits: equal rank, equal static dimensions, a batch of at least 1."""
         return len(shape) == len(self.shape) and all(
-            given >= 1 if want == "batch" else given == want
-            for want, given in zip(self.shape, shape, strict=True)
+            given >= 1 if want == "batch" else given == want for want, given in zip(self.shape, shape, strict=True)
         )
 
     def __str__(self) -> str:

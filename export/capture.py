@@ -58,9 +58,7 @@ def capture(
     _name_batch(model)
     _name_nodes(model)
     graph = OnnxGraph(model)
-    record = PassRecord(
-        name="capture", nodes_before=0, nodes_after=graph.node_count, elapsed_s=translated - start
-    )
+    record = PassRecord(name="capture", nodes_before=0, nodes_after=graph.node_count, elapsed_s=translated - start)
     return Captured(OnnxGraph(model, (record,)), traced - start, translated - traced)
 
 
@@ -114,7 +112,7 @@ def _translate(
         raise ExportError(f"PyTorch's exporter has no ONNX form for a part of the module: {_summary(error)}") from error
     if exported is None:
         raise ExportError("PyTorch's exporter gave no model")
-    return exported.model  # type: ignore[return-value]  # torch types it by protocol; it is onnx-ir's own Model
+    return exported.model
 
 
 def _name_outputs(model: ir.Model, names: Sequence[str] | None) -> None:

@@ -50,4 +50,3 @@ def largest_rank(graph: OnnxGraph) -> int:
 
 def _infer(model: ir.Model) -> None:
     common_passes.ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
-    common_passes.NameFixPass()(model)

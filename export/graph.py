@@ -52,8 +52,7 @@ class OnnxGraph:
     def operators(self) -> Counter[str]:
         """How often each operator occurs; operators of other domains with their domain."""
         return Counter(
-            f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            for node in self.model.graph.all_nodes()
+            f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in self.model.graph.all_nodes()
         )
 
     @property
@@ -65,6 +64,7 @@ class OnnxGraph:
         start = time.perf_counter()
         model = self.model.clone()
         rewrite(model)
+        common_passes.NameFixPass()(model)  # a file from elsewhere may have nodes without names
         return self.with_model(name, model, elapsed_s=time.perf_counter() - start)
 
     def with_model(self, name: str, model: ir.Model, *, elapsed_s: float, note: str = "") -> OnnxGraph:
@@ -82,7 +82,8 @@ class OnnxGraph:
     def to_bytes(self) -> bytes:
         """The model as an ONNX file's content. Raises ExportError above protobuf's 2 GB."""
         try:
-            return ir.to_proto(self.model).SerializeToString(deterministic=True)
+            content: bytes = ir.to_proto(self.model).SerializeToString(deterministic=True)
+            return content
         except ValueError as error:
             raise ExportError(f"the model does not fit one ONNX file of 2 GB: {error}") from error
 
@@ -139,7 +140,7 @@ def constant(value: ir.Value | None) -> Array | None:
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that reads `value`; None where several do, none does, or it is an output of the graph."""
-    users = value.uses()
+    users = list(value.uses())
     return users[0].node if len(users) == 1 and not value.is_graph_output() else None
 
 
@@ -163,9 +164,16 @@ def integers(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
     return initializer(graph, name, np.asarray(values, np.int64))
 
 
+def describe(value: ir.Value, like: ir.Value) -> None:
+    """Gives `value` the shape and the type of `like`."""
+    value.shape = like.shape
+    if like.type is not None:
+        value.type = like.type
+
+
 def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Lets all readers of `old`, the graph's outputs included, read `new`; an output keeps its name."""
-    new.shape, new.dtype = old.shape, old.dtype
+    describe(new, old)
     if old.is_graph_output():
         old.name, new.name = f"{old.name}_replaced", old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)

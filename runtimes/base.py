@@ -208,6 +208,4 @@ class Runtime(ABC):
     def require_precision(self, precision: Precision) -> None:
         """Raises PrecisionError where this runtime cannot run `precision` on this machine."""
         if precision not in self.precisions:
-            raise PrecisionError(
-                f"{self.title} does not run {precision} here; it runs {', '.join(self.precisions)}"
-            )
+            raise PrecisionError(f"{self.title} does not run {precision} here; it runs {', '.join(self.precisions)}")

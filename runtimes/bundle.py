@@ -188,7 +188,9 @@ def staging(out: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
         lock = _lock(folder)
     except OSError as error:
-        raise ExportError(f"cannot write to {out}: {error.strerror or error}; name another folder with --out") from error
+        raise ExportError(
+            f"cannot write to {out}: {error.strerror or error}; name another folder with --out"
+        ) from error
     try:
         yield folder
     finally:

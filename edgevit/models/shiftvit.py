@@ -78,9 +78,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    def __init__(
-        self, dim: int, *, n_div: int, mlp_ratio: float, drop_paths: list[float], downsample: bool
-    ) -> None:
+    def __init__(self, dim: int, *, n_div: int, mlp_ratio: float, drop_paths: list[float], downsample: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
             *(ShiftBlock(dim, n_div=n_div, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths)

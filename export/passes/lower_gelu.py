@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import initializer, remove_unused, replace_value
+from edgevit.export.graph import describe, initializer, remove_unused, replace_value
 
 
 def lower_gelu(model: ir.Model) -> None:
@@ -27,7 +27,7 @@ def _lower(node: ir.Node, graph: ir.Graph) -> None:
     def apply(op_type: str, *inputs: ir.Value | None) -> ir.Value:
         step = ir.node(op_type, inputs, name=f"{node.name}_{op_type}")
         graph.insert_before(node, step)
-        step.outputs[0].shape, step.outputs[0].dtype = node.outputs[0].shape, dtype
+        describe(step.outputs[0], node.outputs[0])
         return step.outputs[0]
 
     def number(name: str, value: float) -> ir.Value:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import constant, initializer, integers, remove_unused, replace_value
+from edgevit.export.graph import constant, describe, initializer, integers, remove_unused, replace_value
 
 Form: TypeAlias = Literal["native", "instance", "group18"]
 
@@ -42,7 +42,7 @@ def _lower(node: ir.Node, graph: ir.Graph, form: Form) -> None:
         operand = _column(node, graph, index, column)
         applied = ir.node(op_type, [normalised, operand], name=f"{node.name}_{op_type}")
         graph.insert_before(node, applied)
-        applied.outputs[0].shape, applied.outputs[0].dtype = node.outputs[0].shape, node.outputs[0].dtype
+        describe(applied.outputs[0], node.outputs[0])
         normalised = applied.outputs[0]
     replace_value(node.outputs[0], normalised)
 
@@ -60,9 +60,8 @@ def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
     groups = node.attributes.get_int("num_groups")
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     shape = _static(node)
-    batch = shape[0] if isinstance(shape[0], int) else -1
     flat = integers(graph, f"{node.name}.groups", [0, groups, -1])
-    back = integers(graph, f"{node.name}.shape", [batch, *(int(dim) for dim in shape[1:])])
+    back = integers(graph, f"{node.name}.shape", list(shape))
     ones, zeros = _neutral(node, graph, groups)
     nodes = [ir.node("Reshape", [node.inputs[0], flat], name=f"{node.name}_flatten")]
     nodes.append(
@@ -98,12 +97,14 @@ def _insert(nodes: list[ir.Node], before: ir.Node, graph: ir.Graph) -> ir.Value:
     for node in nodes:
         graph.insert_before(before, node)
     result = nodes[-1].outputs[0]
-    result.shape, result.dtype = before.outputs[0].shape, before.outputs[0].dtype
+    describe(result, before.outputs[0])
     return result
 
 
-def _static(node: ir.Node) -> tuple[int | ir.SymbolicDim, ...]:
+def _static(node: ir.Node) -> tuple[int, ...]:
+    """The input's shape, with -1 for a dynamic batch."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if shape is None or any(not isinstance(dim, int) for dim in shape[1:]):
+    known = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else [-1, -1]
+    if -1 in known[1:]:
         raise ExportError(f"{node.name}: only the batch may be dynamic, and the shape is {shape}")
-    return tuple(shape)
+    return tuple(known)

@@ -77,6 +77,4 @@ def _change(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
     """The largest difference of any output, in that output's standard deviations; infinite where one is missing."""
     if before.keys() != after.keys() or any(before[name].shape != after[name].shape for name in before):
         return float("inf")
-    return max(
-        float(np.abs(after[name] - before[name]).max() / (np.std(before[name]) or 1.0)) for name in before
-    )
+    return max(float(np.abs(after[name] - before[name]).max() / (np.std(before[name]) or 1.0)) for name in before)

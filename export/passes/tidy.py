@@ -18,7 +18,6 @@ def tidy(model: ir.Model) -> None:
         common_passes.DeduplicateInitializersPass(size_limit=1024),
         common_passes.CommonSubexpressionEliminationPass(),
         common_passes.RemoveUnusedNodesPass(),
-        common_passes.RemoveUnusedFunctionsPass(),
         common_passes.RemoveUnusedOpsetsPass(),
     ):
         rewrite(model)

@@ -1,0 +1,274 @@
+"""Each pass on a small graph: the operators it leaves, the numbers it must not change, and what it must not touch."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from edgevit.errors import ExportError
+from edgevit.export.passes import lower
+from edgevit.export.passes.fix_reshapes import fix_reshapes
+from edgevit.export.passes.fold_affine import fold_affine
+from edgevit.export.passes.fold_batchnorm import fold_batchnorm
+from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.lower_gelu import lower_gelu
+from edgevit.export.passes.lower_group_norm import lower_group_norm
+from edgevit.export.passes.lower_opset import lower_opset
+from edgevit.export.passes.merge_slices import merge_slices
+from edgevit.export.passes.tidy import tidy
+from edgevit.tensors import Array
+from tests.export.graphs import assert_same, parse, run
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21]>'
+
+
+def weights(*shape: int, seed: int = 1, offset: float = 0.0) -> Array:
+    return (offset + np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def ones_like_statistics(channels: int) -> dict[str, Array]:
+    """BatchNormalization's four vectors, none of them neutral."""
+    return {
+        "scale": weights(channels, seed=2, offset=1),
+        "bias": weights(channels, seed=3),
+        "mean": weights(channels, seed=4),
+        "var": np.abs(weights(channels, seed=5)) + 0.5,
+    }
+
+
+def test_tidy_keeps_one_of_each() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{
+            one = Constant <value_floats = [1.0]> ()
+            again = Constant <value_floats = [1.0]> ()
+            a = Add (x, one)
+            b = Add (x, again)
+            c = Identity (b)
+            unused = Exp (x)
+            y = Mul (a, c)
+        }}"""
+    )
+    after = before.apply("tidy", tidy)
+    assert dict(after.operators) == {"Add": 1, "Mul": 1}
+    assert_same(before, after, exact=True)
+
+
+def test_fold_constants_computes_shape_arithmetic() -> None:
+    before = parse(
+        f"""{HEAD} g (float[2, 4, 3] x) => (float[2, 12] y) {{
+            shape = Shape (x)
+            zero = Constant <value_ints = [0]> ()
+            batch = Gather (shape, zero)
+            rest = Constant <value_ints = [12]> ()
+            target = Concat <axis = 0> (batch, rest)
+            y = Reshape (x, target)
+        }}"""
+    )
+    after = before.apply("fold_constants", fold_constants)
+    assert dict(after.operators) == {"Reshape": 1}
+    assert_same(before, after, exact=True)
+
+
+def test_fold_constants_keeps_a_tiny_epsilon() -> None:
+    """onnxscript's default rules take `x + 1e-8` for `x`; linear attention divides by it."""
+    before = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Add (x, epsilon) }}", epsilon=np.float32(1e-8))
+    assert dict(before.apply("fold_constants", fold_constants).operators) == {"Add": 1}
+
+
+SLICES = f"""{HEAD} g (float[N, 8, 5, 5] x) => (float[N, 4, 5, 4] y) {{
+    four = Constant <value_ints = [4]> ()
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    three = Constant <value_ints = [3]> ()
+    last = Constant <value_ints = [9223372036854775807]> ()
+    a = Slice (x, zero, four, one)
+    %s
+    y = Slice (a, one, last, three)
+}}"""
+
+
+def test_merge_slices_along_different_axes() -> None:
+    before = parse(SLICES % "")
+    after = before.apply("merge_slices", merge_slices)
+    assert after.operators["Slice"] == 1
+    assert_same(before, after, exact=True)
+
+
+def test_merge_slices_leaves_a_slice_that_others_read() -> None:
+    before = parse((SLICES % "z = Relu (a)").replace("[N, 4, 5, 4] y)", "[N, 4, 5, 4] y, float[N, 4, 5, 5] z)"))
+    assert before.apply("merge_slices", merge_slices).operators["Slice"] == 2
+
+
+def test_merge_slices_leaves_slices_of_one_axis() -> None:
+    before = parse((SLICES % "").replace("(a, one, last, three)", "(a, one, last, one)").replace("4, 5, 4] y", "3, 5, 5] y"))
+    after = before.apply("merge_slices", merge_slices)
+    assert after.operators["Slice"] == 2
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes", "weight"),
+    [
+        ("Conv <pads = [1, 1, 1, 1]> (x, w)", ("N, 4, 6, 6", "N, 6, 6, 6"), weights(6, 4, 3, 3)),
+        ("Conv <group = 2> (x, w)", ("N, 4, 6, 6", "N, 6, 6, 6"), weights(6, 2, 1, 1)),
+        ("Gemm (x, w)", ("N, 4", "N, 6"), weights(4, 6)),
+        ("Gemm <transB = 1> (x, w)", ("N, 4", "N, 6"), weights(6, 4)),
+    ],
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_fold_batchnorm_behind_a_layer(layer: str, shapes: tuple[str, str], weight: Array, *, with_bias: bool) -> None:
+    layer = layer.replace("w)", "w, b)") if with_bias else layer
+    extra = {"b": weights(6, seed=9)} if with_bias else {}
+    before = parse(
+        f"""{HEAD} g (float[{shapes[0]}] x) => (float[{shapes[1]}] y) {{
+            a = {layer}
+            y = BatchNormalization <epsilon = 0.001> (a, scale, bias, mean, var)
+        }}""",
+        w=weight,
+        **extra,
+        **ones_like_statistics(6),
+    )
+    after = before.apply("fold_batchnorm", fold_batchnorm)
+    assert "BatchNormalization" not in after.operators
+    assert after.node_count == 1
+    assert_same(before, after)
+
+
+def test_fold_batchnorm_leaves_a_layer_that_others_read() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y, float[N, 6, 6, 6] z) {{
+            a = Conv (x, w)
+            y = BatchNormalization (a, scale, bias, mean, var)
+            z = Relu (a)
+        }}""",
+        w=weights(6, 4, 1, 1),
+        **ones_like_statistics(6),
+    )
+    assert before.apply("fold_batchnorm", fold_batchnorm).operators["BatchNormalization"] == 1
+
+
+GROUP_NORM = f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[%s] y) {{
+    a = GroupNormalization <num_groups = 1> (x, scale, bias)
+    y = %s
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("follower", "shape", "tensors"),
+    [
+        ("Conv (a, w)", "N, 6, 6, 6", {"w": weights(6, 4, 1, 1)}),
+        ("Conv <strides = [2, 2]> (a, w, b)", "N, 6, 3, 3", {"w": weights(6, 4, 2, 2), "b": weights(6)}),
+        ("Conv <group = 2> (a, w)", "N, 6, 6, 6", {"w": weights(6, 2, 1, 1)}),
+    ],
+)
+def test_fold_affine_into_a_convolution_without_padding(follower: str, shape: str, tensors: dict[str, Array]) -> None:
+    before = parse(GROUP_NORM % (shape, follower), scale=weights(4, offset=1), bias=weights(4, seed=2), **tensors)
+    after = before.apply("fold_affine", fold_affine)
+    assert_same(before, after)
+    lowered = after.apply("lower", functools.partial(lower_group_norm, form="instance"))
+    assert {"Mul", "Add"}.isdisjoint(lowered.operators)  # the affine map is gone
+    assert_same(before, lowered)
+
+
+def test_fold_affine_leaves_a_padded_convolution() -> None:
+    """The zeros of the padding are not normalised: folding would map them too."""
+    before = parse(
+        GROUP_NORM % ("N, 6, 6, 6", "Conv <pads = [1, 1, 1, 1]> (a, w)"),
+        scale=weights(4, offset=1), bias=weights(4, seed=2), w=weights(6, 4, 3, 3),
+    )  # fmt: skip
+    after = before.apply("fold_affine", fold_affine)
+    assert_same(before, after)
+    lowered = after.apply("lower", functools.partial(lower_group_norm, form="instance"))
+    assert lowered.operators["Mul"] == lowered.operators["Add"] == 1
+
+
+def test_fold_affine_through_a_mean_over_pixels() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 5] y) <float[N, 4, 6, 6] a> {{
+            a = GroupNormalization <num_groups = 1> (x, scale, bias)
+            axes = Constant <value_ints = [2, 3]> ()
+            m = ReduceMean <keepdims = 0> (a, axes)
+            y = Gemm <transB = 1> (m, w, b)
+        }}""",
+        scale=weights(4, offset=1), bias=weights(4, seed=2), w=weights(5, 4), b=weights(5),
+    )  # fmt: skip
+    after = before.apply("fold_affine", fold_affine)
+    assert_same(before, after)
+    lowered = after.apply("lower", functools.partial(lower_group_norm, form="instance"))
+    assert {"Mul", "Add"}.isdisjoint(lowered.operators)
+
+
+def test_fold_affine_takes_a_batchnorm_in_front_of_a_layer() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) {{
+            a = BatchNormalization (x, scale, bias, mean, var)
+            y = Conv (a, w)
+        }}""",
+        w=weights(6, 4, 1, 1),
+        **ones_like_statistics(4),
+    )
+    after = before.apply("fold_affine", fold_affine)
+    assert dict(after.operators) == {"Conv": 1}
+    assert_same(before, after)
+
+
+def test_lower_group_norm_with_an_affine_map() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{
+            y = GroupNormalization <num_groups = 2, epsilon = 0.01> (x, scale, bias)
+        }}""",
+        scale=weights(4, offset=1),
+        bias=weights(4, seed=2),
+    )
+    after = before.apply("lower", functools.partial(lower_group_norm, form="instance"))
+    assert dict(after.operators) == {"Reshape": 2, "InstanceNormalization": 1, "Mul": 1, "Add": 1}
+    assert_same(before, after)
+
+
+def test_lower_gelu_is_exact() -> None:
+    before = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Gelu (x) }}")
+    after = before.apply("lower_gelu", lower_gelu).apply("opset", functools.partial(lower_opset, opset=17))
+    assert after.opset == 17
+    assert "Gelu" not in after.operators
+    assert_same(before, after)
+
+
+def test_fix_reshapes_of_a_dynamic_batch() -> None:
+    before = parse(
+        f"""{HEAD} g (float[batch, 4, 6] x) => (float[batch, 24] y) {{
+            n = Shape <start = 0, end = 1> (x)
+            rest = Constant <value_ints = [24]> ()
+            target = Concat <axis = 0> (n, rest)
+            y = Reshape (x, target)
+        }}"""
+    )
+    after = before.apply("fix_reshapes", fix_reshapes)
+    assert dict(after.operators) == {"Reshape": 1}
+    assert_same(before, after, exact=True)
+
+
+def test_lower_opset_refuses_what_the_older_one_cannot_say() -> None:
+    graph = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Gelu (x) }}")
+    with pytest.raises(ExportError, match="needs opset 20"):
+        lower_opset(graph.model, 19)
+    with pytest.raises(ExportError, match="from 17 on, not at 16"):
+        lower_opset(graph.model, 16)
+
+
+def test_lower_opset_turns_axes_into_an_attribute() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4, 6] x) => (float[N, 4] y) {{
+            axes = Constant <value_ints = [2]> ()
+            y = ReduceMean <keepdims = 0, noop_with_empty_axes = 0> (x, axes)
+        }}"""
+    )
+    assert_same(before, lower(before.apply("tidy", tidy), "onnx", opset=17))
+
+
+def test_a_pass_leaves_the_graph_it_was_given_as_it_was() -> None:
+    before = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Gelu (x) }}")
+    before.apply("lower_gelu", lower_gelu)
+    assert dict(before.operators) == {"Gelu": 1}
+    assert run(before)

@@ -1,0 +1,48 @@
+"""onnxsim on probation: whatever it does, the export goes on and the record says what happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgevit.export.passes.simplify import simplify
+from tests.export.graphs import parse, run
+
+TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 4] y) {
+    one = Constant <value_floats = [1.0]> ()
+    two = Add (one, one)
+    y = Add (x, two)
+}"""
+# Children that do what simplifiers have been seen to do.
+WRONG = """
+import sys, onnx
+model = onnx.load(sys.argv[1])
+add = model.graph.node[-1]
+del model.graph.node[:]
+model.graph.node.add(op_type="Identity", input=["x"], output=["y"])
+onnx.save(model, sys.argv[2])
+"""
+
+
+def test_takes_a_simpler_graph_that_computes_the_same() -> None:
+    graph = parse(TEXT)
+    after = simplify(graph, run)
+    assert after.operators["Add"] == 1
+    assert after.history[-1].note == ""
+
+
+@pytest.mark.parametrize(
+    ("child", "reason"),
+    [
+        ("import time; time.sleep(60)", "not done within 2 s"),
+        ("import os; os.abort()", "killed by signal 6"),
+        ("raise MemoryError('no memory')", "no memory"),
+        ("import sys; open(sys.argv[2], 'wb').write(b'nonsense')", "not an ONNX model"),
+        (WRONG, "changes the result"),
+        ("import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2])", "nothing to simplify"),
+    ],
+)
+def test_is_left_out_with_a_word(child: str, reason: str) -> None:
+    graph = parse(TEXT)
+    after = simplify(graph, run, time_box_s=2, child=child)
+    assert after.operators == graph.operators
+    assert reason in after.history[-1].note
