@@ -55,7 +55,7 @@ def create_model(
     return registry.create_model(name, weights, num_classes, img_size=img_size, **options)
 
 
-def export(
+def export_model(
     model: str | nn.Module,
     *,
     fmt: str = "onnx",
@@ -73,7 +73,7 @@ def export(
     verify: bool = True,
     latency: bool = False,
 ) -> Bundle:
-    """Exports a registered model, `module:factory`, or any module, and proves the result; the bundle has a `path`.
+    """`edgevit.export`: exports a registered model, `module:factory`, or any module, and proves the result; the bundle has a `path`.
 
     `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
     folder of photos to judge parity on (edgevit carries two of its own).
@@ -115,6 +115,9 @@ def export(
     )
     report = pipeline.run(made, recipe)
     return Bundle.open(report.bundles[0].path)
+
+
+export = export_model  # the package of that name calls it too: see export/__init__.py
 
 
 def load(bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None) -> Engine:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,7 +144,7 @@ def measure(
     an inference fails or answers NaN or infinity, the clock is too coarse, `max_duration_s` ends before `min_runs`.
     """
     _require_distinct(contestants)
-    plan, progress = plan or MeasurePlan(), progress or (lambda stage, share: None)
+    plan, progress = plan or MeasurePlan(), progress or _untold
     environment, resolution = Environment.capture(), clock.resolution_ns()
     with _no_garbage_collection():
         warm = []
@@ -173,7 +172,7 @@ def measure(
     return tuple(_report(record, warmth, shared) for record, warmth in zip(records, warm, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Warmth:
     """How a warm-up ended."""
 
@@ -229,21 +228,21 @@ def _warm_up(contestant: Contestant, plan: MeasurePlan) -> _Warmth:
             medians.append(float(np.median(window)))
             window, window_start = [], end
             if statistics.is_steady(medians, plan.warmup_tolerance):
-                return _Warmth(runs, True, medians[-1])
+                return _Warmth(runs=runs, steady=True, median_ns=medians[-1])
         if end - begin >= 1e9 * plan.warmup_max_s:
-            return _Warmth(runs, False, float(np.median(window)) if window else medians[-1])
+            last_ns = float(np.median(window)) if window else medians[-1]
+            return _Warmth(runs=runs, steady=False, median_ns=last_ns)
 
 
 def _run_rounds(records: Sequence[_Record], plan: MeasurePlan, progress: Progress) -> tuple[Probe, ...]:
     """Rounds until every contestant has enough. Returns the machine's speed before, between and after them."""
-    order, shuffled = list(records), random.Random(plan.seed)
+    random = np.random.default_rng(plan.seed)
     origin = clock.now_ns()
     probes = [_probe(origin)]
     number = 0
     while not _finished(records, plan, clock.now_ns() - origin):
-        shuffled.shuffle(order)
-        for record in order:
-            _take_turn(record, number, plan, origin)
+        for index in random.permutation(len(records)):
+            _take_turn(records[index], number, plan, origin)
         number += 1
         if clock.now_ns() - origin - probes[-1].start_ns >= _PROBE_EVERY_NS:
             probes.append(_probe(origin))
@@ -263,8 +262,8 @@ def _finished(records: Sequence[_Record], plan: MeasurePlan, elapsed_ns: int) ->
     for record in records:
         if len(record.durations_ns) < plan.min_runs:
             raise MeasureError(
-                f"{record.contestant.name} ran {len(record.durations_ns)} of {plan.min_runs} times in the {limit_s:g} s "
-                "that all contestants had; raise max_duration_s or lower min_runs"
+                f"{record.contestant.name} ran {len(record.durations_ns)} of {plan.min_runs} times in the "
+                f"{limit_s:g} s that all contestants had; raise max_duration_s or lower min_runs"
             )
     return True
 
@@ -345,6 +344,10 @@ def _no_garbage_collection() -> Iterator[None]:
 def _probe(origin: int) -> Probe:
     start = clock.now_ns()
     return Probe(start - origin, clock.machine_speed())
+
+
+def _untold(stage: str, share: float) -> None:
+    """Progress that nobody asked for."""
 
 
 def _rise(before_mb: float | None) -> float | None:

@@ -30,8 +30,8 @@ class MeasurePlan:
     Rounds: each contestant takes one turn a round, in an order drawn from `seed`. A turn is at least one run and
     `settle_s` seconds that are not recorded, in which the caches and the spinning threads of whoever ran before give
     way, then the runs that are: as many as fill `turn_s` seconds at the warm-up's pace, and always as many, so that
-    a round in which the machine was slow weighs no less than another. Rounds end when every contestant has `min_runs` samples
-    and `min_duration_s` seconds of its own, or when they have taken `max_duration_s` seconds for each contestant.
+    a round in which the machine was slow weighs no less than another. Rounds end when every contestant has `min_runs`
+    samples and `min_duration_s` seconds of its own, or when they have taken `max_duration_s` seconds for each.
     """
 
     min_runs: int = 100
@@ -183,7 +183,7 @@ class LatencyReport:
                 sum(self.samples_ms) < 1e3 * self.plan.min_duration_s
             ),
             f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > _DRIFT,
-            f"the machine's own speed varied by {100 * self._probe_range():.0f} %": self._probe_range() > _DRIFT,
+            f"the machine's own speed varied by {100 * self._speed_range():.0f} %": self._speed_range() > _DRIFT,
             "the machine throttled": self.throttled is True,
             self.disturbed: bool(self.disturbed),
         }
@@ -208,10 +208,12 @@ class LatencyReport:
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"the latency report is incomplete or changed ({error}); measure again") from error
 
-    def _probe_range(self) -> float:
-        """How far the slowest probe lies above the fastest, as a share."""
-        readings = [probe.ms for probe in self.probes]
-        return max(readings) / min(readings) - 1 if readings else 0.0
+    def _speed_range(self) -> float:
+        """How far the slower probes (90th percentile) lie above the faster ones (10th), as a share."""
+        if not self.probes:
+            return 0.0
+        fast, slow = np.percentile([probe.ms for probe in self.probes], [10, 90])
+        return float(slow / fast) - 1
 
 
 def _converted(data: Mapping[str, Any]) -> dict[str, Any]:

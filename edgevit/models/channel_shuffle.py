@@ -6,8 +6,8 @@ other half idles. After the layer the two halves are shuffled into one another, 
 meets is fresh. The embedding and the head double; the layers cost what they did.
 
 The shortcuts let the attended channels grow while the idle ones keep their scale, hence the paper rescales the
-shortcuts by learned coefficients. It does not say how many: here it is one a shortcut. The authors' published code
-has a fixed 1/2 in its Swin and no rescaling in its DeiT.
+shortcuts by two learned coefficients a layer. That each is a scalar, and starts at 1/2, is our reading: the authors'
+published code is older, with a fixed 1/2 in its Swin and no rescaling in its DeiT.
 
 The networks take `rescale`: one of `Rescaling`, or None for the plain network without channel shuffle.
 """

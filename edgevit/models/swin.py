@@ -202,9 +202,9 @@ def map_sizes(img_size: tuple[int, int], *, patch_size: int, window: int, stages
     sizes = []
     for stage in range(stages):
         reduction = patch_size * 2**stage
-        height, width = (side // reduction for side in img_size)
-        whole = height > 0 and width > 0 and not any(side % reduction for side in img_size)
-        if not whole or height % min(window, height, width) or width % min(window, height, width):
+        height, width = img_size[0] // reduction, img_size[1] // reduction
+        whole = min(height, width) > 0 and not any(side % reduction for side in img_size)
+        if not whole or any(side % min(window, height, width) for side in (height, width)):
             raise UsageError(
                 f"Swin cannot divide {img_size[0]}x{img_size[1]} pixels into whole windows of {window} at stage "
                 f"{stage + 1}; give sides that are multiples of {patch_size * window * 2 ** (stages - 1)}"

@@ -82,12 +82,12 @@ def sinusoids(positions: int, dim: int) -> Tensor:
     """The table (1, positions, dim) of "Attention Is All You Need", section 3.5: sines in even channels, cosines in odd
     ones, of angles position / 10000^(2i / dim)."""
     frequencies = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2)
-    angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).reshape(1, positions, dim).float()
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies  # (positions, dim / 2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[None, :, :dim].float()
 
 
 class T2TViT(VisionTransformer):
-    """The network; sides are multiples of 16 pixels. The table of positions is a constant, and no part of the weights."""
+    """The network. Its table of positions is a constant, not a weight, and follows the size of the image."""
 
     def __init__(
         self,

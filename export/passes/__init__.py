@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgevit.errors import unknown_name
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
 from edgevit.export.passes.fold_affine import fold_affine
 from edgevit.export.passes.fold_batchnorm import fold_batchnorm
@@ -28,6 +29,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("tidy", tidy),
     ("fold_constants", fold_constants),
     ("fix_reshapes", fix_reshapes),
+    ("drop_slices", drop_slices),
     ("merge_slices", merge_slices),
     ("fold_batchnorm", fold_batchnorm),
     ("fold_affine", fold_affine),

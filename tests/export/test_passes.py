@@ -9,6 +9,7 @@ import pytest
 
 from edgevit.errors import ExportError
 from edgevit.export.passes import lower
+from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
 from edgevit.export.passes.fold_affine import fold_affine
 from edgevit.export.passes.fold_batchnorm import fold_batchnorm
@@ -73,7 +74,7 @@ def test_fold_constants_computes_shape_arithmetic() -> None:
 
 def test_fold_constants_keeps_a_tiny_epsilon() -> None:
     """onnxscript's default rules take `x + 1e-8` for `x`; linear attention divides by it."""
-    before = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Add (x, epsilon) }}", epsilon=np.float32(1e-8))
+    before = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Add (x, epsilon) }}", epsilon=np.asarray(1e-8, np.float32))
     assert dict(before.apply("fold_constants", fold_constants).operators) == {"Add": 1}
 
 
@@ -87,6 +88,22 @@ SLICES = f"""{HEAD} g (float[N, 8, 5, 5] x) => (float[N, 4, 5, 4] y) {{
     %s
     y = Slice (a, one, last, three)
 }}"""
+
+
+@pytest.mark.parametrize(("axis", "end", "left"), [(0, 2**63 - 1, 0), (1, 8, 0), (1, 7, 1)])
+def test_drop_slices_that_keep_everything(axis: int, end: int, left: int) -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 8] x) => (float[N, M] y) {{
+            start = Constant <value_ints = [0]> ()
+            end = Constant <value_ints = [{end}]> ()
+            axis = Constant <value_ints = [{axis}]> ()
+            a = Slice (x, start, end, axis)
+            y = Relu (a)
+        }}"""
+    )
+    after = before.apply("drop_slices", drop_slices)
+    assert after.operators["Slice"] == left
+    assert_same(before, after, exact=True)
 
 
 def test_merge_slices_along_different_axes() -> None:

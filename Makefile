@@ -1,0 +1,31 @@
+# `make demo` and `make test` set themselves up in .venv with the versions of constraints.txt; nothing else is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test test-all lint clean
+
+demo: $(READY)
+	$(BIN)/edgevit export shiftvit_t --fmt openvino,ort --out demo
+	$(BIN)/edgevit export shiftvit_cifar10 --fmt openvino,ort --out demo
+	$(BIN)/edgevit run demo/shiftvit_cifar10-fp32-openvino edgevit/data/photos/chelsea.png --top 3
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m ""
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgevit needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv demo

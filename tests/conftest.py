@@ -1,0 +1,72 @@
+"""What several tests share: the trained model's bundles, made once, and its test images."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgevit
+from edgevit.images import IMAGENET_MEAN, IMAGENET_STD
+from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.registry import FORMATS
+from edgevit.tensors import Array
+
+torch.set_num_threads(2)
+DATA = Path(__file__).parent / "data"
+ON_CPU = tuple(fmt for fmt in FORMATS if not fmt.startswith("trt"))
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """The first 2,000 test images as the model's input, their labels, and what the authors' code answers."""
+
+    inputs: Array  # (2000, 3, 32, 32) float32
+    labels: Array  # (2000,)
+    logits: Array  # (2000, 10)
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Cifar10:
+    with np.load(DATA / "cifar10_sample.npz") as sample:
+        pixels = sample["test_images"].astype(np.float32) / 255
+        normalised = (pixels - np.asarray(IMAGENET_MEAN, np.float32)) / np.asarray(IMAGENET_STD, np.float32)
+        return Cifar10(
+            np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), sample["test_labels"], sample["test_logits"]
+        )
+
+
+@pytest.fixture(scope="session", params=ON_CPU)
+def fmt(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """The trained model's bundle in a format, with a dynamic batch of 1 to 16; made once a session. Do not change it."""
+    bundles: dict[str, Bundle] = {}
+    out = tmp_path_factory.mktemp("bundles")
+
+    def make(fmt: str) -> Bundle:
+        if fmt not in bundles:
+            bundles[fmt] = edgevit.export("shiftvit_cifar10", fmt=fmt, out=out, dynamic_batch=(1, 2, 16), threads=2)
+        return bundles[fmt]
+
+    return make
+
+
+@pytest.fixture
+def bundle(made: Callable[[str], Bundle], fmt: str) -> Bundle:
+    """The shared bundle of each format. Do not change it."""
+    return made(fmt)
+
+
+@pytest.fixture
+def own_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy to break."""
+    return Bundle.open(shutil.copytree(bundle.path, tmp_path / bundle.name))

@@ -1,0 +1,185 @@
+"""Ratios, verdicts and the gate, on reports whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from edgevit.errors import MeasureError, RegressionError, UsageError
+from edgevit.latency import compare
+from edgevit.latency.environment import Environment, MachineState
+from edgevit.latency.report import LatencyReport
+from edgevit.latency.statistics import Ratio, Verdict
+from tests.latency import samples
+from tests.latency.samples import noisy, report
+
+OLD = report(noisy(10, seed=1), run_id="the baseline's run")
+
+
+def paired(first: LatencyReport, second: LatencyReport) -> Ratio:
+    ratio = compare.side_by_side((first, second))[1].ratio
+    assert ratio is not None and ratio.interval is not None
+    return ratio
+
+
+@pytest.mark.parametrize(
+    ("times", "verdict"), [(0.8, "faster"), (0.95, "faster"), (1.0, "cannot tell"), (1.05, "slower"), (2.0, "slower")]
+)
+def test_side_by_side_tells_the_faster_one(times: float, verdict: Verdict) -> None:
+    ratio = paired(report(noisy(10, seed=1)), report(noisy(10 * times, seed=2), name="b"))
+    assert ratio.interval is not None and times in ratio.interval
+    assert ratio.verdict == verdict
+
+
+def test_what_two_loads_of_one_engine_differ_by_is_no_difference() -> None:
+    ratio = paired(report([[10.0] * 5] * 40), report([[9.95] * 5] * 40, name="b"))
+    assert ratio.verdict == "cannot tell"
+
+
+def test_the_first_row_is_the_reference() -> None:
+    rows = compare.side_by_side((report([[1.0]] * 9), report([[2.0]] * 9, name="b"), report([[4.0]] * 9, name="c")))
+    assert rows[0].ratio is None
+    assert [round(row.ratio.value, 6) for row in rows if row.ratio] == [2, 4]
+
+
+def test_ratios_are_for_one_image() -> None:
+    ratio = paired(report([[2.0]] * 9, batch=1), report([[8.0]] * 9, name="b", batch=8))
+    assert ratio.value == pytest.approx(0.5)
+
+
+def test_reports_of_different_runs_do_not_join() -> None:
+    with pytest.raises(MeasureError, match="cannot tell: a and a were not measured side by side"):
+        compare.side_by_side((report([[1.0]] * 9), OLD))
+    with pytest.raises(UsageError):
+        compare.side_by_side(())
+
+
+def test_a_busy_machine_gives_no_verdict_side_by_side() -> None:
+    first = report(noisy(10, seed=1), after=samples.BUSY_AFTER)
+    ratio = paired(first, report(noisy(20, seed=2), name="b", after=samples.BUSY_AFTER))
+    assert ratio.value == pytest.approx(2, rel=0.05) and ratio.verdict == "cannot tell"
+    assert "other processes took 37 % of the cores" in ratio.reason
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(0.8, "faster"), (1.0, "cannot tell"), (1.2, "slower")])
+def test_a_baseline_of_the_same_machine_compares(times: float, verdict: Verdict) -> None:
+    ratio = compare.against_baseline(report(noisy(10 * times, seed=2)), OLD)
+    assert ratio.interval is not None and times in ratio.interval and ratio.verdict == verdict
+
+
+def change(**changes: object) -> Environment:
+    return dataclasses.replace(samples.BOARD, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("environment", "difference"),
+    [
+        (change(architecture="x86_64"), "architecture: x86_64 here, aarch64 there"),
+        (change(board="Another board"), "board"),
+        (change(cpu="Another processor"), "cpu"),
+        (change(isa=("asimd",)), "isa"),
+        (change(physical_cores=2), "physical_cores"),
+        (change(logical_cores=8), "logical_cores"),
+        (change(affinity=(0, 1)), "affinity"),
+        (change(cpu_limit=1.5), "cpu_limit"),
+        (change(governor="powersave"), "governor"),
+        (change(min_mhz=100.0), "min_mhz"),
+        (change(max_mhz=2000.0), "max_mhz"),
+        (change(boost=True), "boost"),
+        (change(power_mode="15W (1)"), "power_mode"),
+        (change(gpus=("A GPU, driver 1",)), "gpus"),
+        (change(device_clocks={}), "device_clocks"),
+        (change(jetson="R36"), "jetson"),
+        (change(packages={"numpy": "1.26.4", "onnxruntime": "1.21.0"}), "onnxruntime: 1.21.0 here, 1.20.0 there"),
+        (change(packages={"numpy": "1.26.4"}), "onnxruntime: None here"),
+    ],
+)
+def test_a_baseline_of_another_machine_is_refused(environment: Environment, difference: str) -> None:
+    here = report(noisy(10, seed=1), environment=environment)
+    with pytest.raises(MeasureError, match=f"cannot tell: {difference}") as caught:
+        compare.against_baseline(here, OLD)
+    assert caught.value.exit_status == 7
+    with pytest.raises(MeasureError):
+        compare.gate(report(noisy(100, seed=1), environment=environment), OLD, max_slowdown=0.1)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        change(state=dataclasses.replace(samples.QUIET, load_average=(9.0, 9.0, 9.0))),
+        change(packages={"numpy": "2.0", "onnxruntime": "1.20.0"}),
+        change(memory_total_mb=100.0, kernel="6.1", container="docker"),
+    ],
+)
+def test_what_does_not_decide_a_latency_does_not_forbid_the_comparison(environment: Environment) -> None:
+    assert compare.against_baseline(report(noisy(10, seed=2), environment=environment), OLD).interval is not None
+
+
+@pytest.mark.parametrize(("batch", "threads", "difference"), [(2, 1, "batch: 2 here, 1 there"), (1, 4, "threads: 4")])
+def test_a_baseline_of_other_inputs_is_refused(batch: int, threads: int, difference: str) -> None:
+    with pytest.raises(MeasureError, match=f"cannot tell: {difference}"):
+        compare.against_baseline(report(noisy(10, seed=1), batch=batch, threads=threads), OLD)
+
+
+@pytest.mark.parametrize(
+    ("times", "allowed", "raises"),
+    [
+        (1.0, 0.0, False),
+        (1.09, 0.1, False),
+        (1.1, 0.1, False),  # on the edge: not sure
+        (1.2, 0.1, True),
+        (1.2, 0.3, False),
+        (0.5, 0.0, False),
+        (2.0, 0.5, True),
+    ],
+)
+def test_the_gate_raises_only_when_sure(times: float, allowed: float, raises: bool) -> None:
+    here = report(noisy(10 * times, seed=2))
+    if not raises:
+        assert compare.gate(here, OLD, max_slowdown=allowed).value == pytest.approx(times, rel=0.05)
+        return
+    with pytest.raises(RegressionError, match=r"takes [12]\.\d+ times as long as its baseline") as caught:
+        compare.gate(here, OLD, max_slowdown=allowed)
+    assert caught.value.exit_status == 8
+
+
+def test_noise_that_hides_the_slowdown_does_not_raise() -> None:
+    here, old = (report(noisy(ms, seed=seed, rounds=10, runs=1, noise=0.6)) for ms, seed in ((13, 5), (10, 6)))
+    assert compare.gate(here, old, max_slowdown=0.1).verdict == "cannot tell"
+
+
+def test_a_few_rounds_do_not_raise() -> None:
+    assert compare.gate(report([[20.0]] * 3), report([[10.0]] * 3), max_slowdown=0.1).verdict == "cannot tell"
+
+
+def test_a_machine_that_is_slower_itself_does_not_raise() -> None:
+    here = report(noisy(14, seed=2), probe_ms=0.7)  # 1.4 times as slow, and so is the probe
+    ratio = compare.gate(here, OLD, max_slowdown=0.1)
+    assert ratio.verdict == "cannot tell" and ratio.value == pytest.approx(1.4, rel=0.05)
+    with pytest.raises(RegressionError):
+        compare.gate(report(noisy(28, seed=2), probe_ms=0.7), OLD, max_slowdown=0.1)  # slower than the machine alone
+
+
+HOT = dataclasses.replace(samples.AFTER, throttle_events={"oc1_event_cnt": 4})
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "reason"),
+    [
+        (samples.BUSY_AFTER, samples.AFTER, "other processes took 37 %"),
+        (samples.AFTER, samples.BUSY_AFTER, "in the baseline's run, other processes took 37 %"),
+        (HOT, samples.AFTER, "the machine throttled in this run only"),
+        (samples.AFTER, HOT, "the machine throttled in the baseline run only"),
+    ],
+)
+def test_a_disturbed_run_does_not_raise(after: MachineState, before: MachineState, reason: str) -> None:
+    ratio = compare.gate(
+        report(noisy(20, seed=2), after=after), report(noisy(10, seed=1), after=before), max_slowdown=0
+    )
+    assert ratio.verdict == "cannot tell" and ratio.reason.startswith(reason)
+
+
+def test_an_allowance_below_zero_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_slowdown"):
+        compare.gate(OLD, OLD, max_slowdown=-0.1)

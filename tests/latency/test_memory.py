@@ -1,0 +1,42 @@
+"""Peaks of memory: of a fresh process, whatever the one that asks already holds."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from edgevit.errors import MeasureError
+from edgevit.latency import clock, memory
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code]
+
+
+def test_the_peak_of_a_command_is_its_own_and_not_that_of_the_one_who_asks() -> None:
+    held = np.ones(50 * 2**20, np.float64)  # 400 MB, which Linux would count as the child's
+    bare, filled = memory.peak_memory_of(python("")), memory.peak_memory_of(python("x = b'x' * (100 * 2**20)"))
+    assert 100 <= filled - bare <= 102
+    assert bare < held.nbytes / 2**20 / 2
+
+
+@pytest.mark.parametrize("command", [python("raise SystemExit('no engine')"), ["no-such-program"]])
+def test_a_command_that_fails_has_no_peak(command: list[str]) -> None:
+    with pytest.raises(MeasureError, match="run it by hand"):
+        memory.peak_memory_of(command)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_process_sees_what_it_holds_and_what_it_held() -> None:
+    before = memory.resident_mb()
+    held = np.ones(8 * 2**20, np.float64)  # 64 MB
+    after, peak = memory.resident_mb(), memory.process_peak_mb()
+    assert before is not None and after is not None and peak is not None
+    assert 60 <= after - before <= 70 and peak >= after - 1 and held.any()
+
+
+def test_the_probe_is_finite_work_and_the_clock_ticks() -> None:
+    assert clock.machine_speed() > 0
+    assert 1 <= clock.resolution_ns() < 1_000_000_000

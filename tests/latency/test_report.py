@@ -1,0 +1,112 @@
+"""A report holds evidence and derives the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edgevit.errors import UsageError
+from edgevit.latency.clock import Probe
+from edgevit.latency.environment import Environment
+from edgevit.latency.measure import Contestant, LatencyReport, measure
+from tests.latency import samples
+from tests.latency.test_measure import QUICK, work
+
+
+def test_figures_are_those_of_the_samples() -> None:
+    report = samples.report([[1, 2], [3, 4], [5, 105]], batch=2)
+    assert report.runs == 6 and report.p50_ms == 3.5 and report.mean_ms == 20
+    assert list(report.round_ms) == [1.5, 3.5, 55]
+    assert report.throughput_per_s == 100  # 12 images in 120 ms; one over the median would claim 571
+    assert report.cv == report.std_ms / report.mean_ms
+    assert report.p90_ms is None and report.p99_ms is None and report.p50_interval_ms is None
+
+
+@pytest.mark.parametrize(("runs", "known"), [(661, False), (662, True)])
+def test_p99_is_given_from_662_runs_on(runs: int, known: bool) -> None:
+    report = samples.report([[1.0] * runs])
+    assert (report.p99_ms is not None) == known and report.p90_ms == 1
+    assert ("n too small" in report.percentile(99).reason) != known
+
+
+def test_the_interval_of_the_median_holds_the_truth() -> None:
+    interval = samples.report(samples.noisy(5.0, seed=1)).p50_interval_ms
+    assert interval is not None and 5.0 in interval and interval.high / interval.low < 1.05
+
+
+def test_a_real_report_survives_json_unchanged() -> None:
+    reports = measure([Contestant(name=name, infer=work(1), input_shapes={"x": (1, 3)}) for name in "ab"], QUICK)
+    for report in (*reports, samples.report([[0.1, 1 / 3], [1e-9, 2e9]])):
+        again = LatencyReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
+        assert again == report and again.environment.key() == report.environment.key()
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda data: data.pop(name)
+
+
+def put(name: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda data: data.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        drop("schema"),
+        put("schema", 99),
+        drop("samples_ms"),
+        drop("environment"),
+        put("environment", {"cpu": "A processor"}),
+        put("plan", {"min_runs": 100, "unknown": 1}),
+        put("probes", [1, 2]),
+        put("samples_ms", []),
+        put("samples_ms", [1.0]),
+        put("samples_ms", ["fast"] * 4),
+        put("samples_ms", [1.0, 2.0, -3.0, 4.0]),
+        put("samples_ms", [1.0, 2.0, float("nan"), 4.0]),
+        put("batch", 0),
+        put("extra", 1),
+    ],
+)
+def test_a_damaged_report_is_refused(damage: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(json.dumps(samples.report([[1, 2], [3, 4]]).to_json()))
+    assert LatencyReport.from_json(data) == samples.report([[1, 2], [3, 4]])
+    damage(data)
+    with pytest.raises(UsageError):
+        LatencyReport.from_json(data)
+
+
+@pytest.mark.parametrize("data", [[], None, "report", {}])
+def test_what_is_no_report_is_refused(data: Any) -> None:
+    with pytest.raises(UsageError, match="not a latency report"):
+        LatencyReport.from_json(data)
+
+
+def hot(environment: Environment) -> Environment:
+    limits = {"cpufreq cooling_device0": 2}
+    return dataclasses.replace(environment, state=dataclasses.replace(environment.state, limits=limits))
+
+
+QUIET = samples.report([[1.0, 1.0]] * 10)
+
+
+@pytest.mark.parametrize(
+    ("report", "doubt"),
+    [
+        (dataclasses.replace(QUIET, steady=False), "the warm-up did not settle"),
+        (samples.report([[1.0]] * 10 + [[1.2]] * 10), "the second half took 1.20 times the first"),
+        (
+            dataclasses.replace(QUIET, probes=(Probe(0, 0.5),) * 5 + (Probe(1, 0.6),) * 5),
+            "the machine's own speed varied by 20 %",
+        ),
+        (dataclasses.replace(QUIET, environment=hot(samples.BOARD)), "the machine throttled"),
+        (dataclasses.replace(QUIET, after=samples.BUSY_AFTER), "other processes took 37 % of the cores"),
+    ],
+)
+def test_a_report_says_what_makes_it_doubtful(report: LatencyReport, doubt: str) -> None:
+    assert QUIET.doubts == ()
+    assert len(report.doubts) == 1 and report.doubts[0].startswith(doubt)

@@ -1,0 +1,153 @@
+"""What statistics claim of samples, against NumPy, against counted chances and against known truths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgevit.errors import UsageError
+from edgevit.latency import statistics
+from edgevit.latency.statistics import Interval, Ratio, Verdict
+
+
+@pytest.mark.parametrize(
+    ("percent", "by_hand"),
+    [(50, 350.5), (90, 630.1), (99, 693.01)],  # of 1, 2, …, 700: 1 + 699 * percent / 100
+)
+def test_percentiles_are_numpys_and_those_worked_out_by_hand(percent: float, by_hand: float) -> None:
+    values = np.random.default_rng(0).permutation(np.arange(1.0, 701.0))
+    found = statistics.percentile(values, percent).value
+    assert found == pytest.approx(by_hand)
+    assert found == pytest.approx(np.percentile(values, percent))
+
+
+@pytest.mark.parametrize(("percent", "runs"), [(50, 11), (90, 64), (99, 662)])  # 64 and 662 as in MLPerf's rules
+def test_a_percentile_is_withheld_from_too_few_runs(percent: float, runs: int) -> None:
+    enough, too_few = statistics.percentile(np.ones(runs), percent), statistics.percentile(np.ones(runs - 1), percent)
+    assert enough.value == 1 and enough.reason == ""
+    assert too_few.value is None and too_few.reason == f"n too small: p{percent} needs {runs} runs, not {runs - 1}"
+
+
+@pytest.mark.parametrize("percent", [-1, 10, 100, 101])
+def test_only_upper_percentiles_are_given(percent: float) -> None:
+    with pytest.raises(UsageError, match="from 50 to below 100"):
+        statistics.percentile([1.0], percent)
+
+
+def test_spread_is_that_of_a_sample() -> None:
+    assert statistics.standard_deviation([1, 2, 3, 4]) == pytest.approx(math.sqrt(5 / 3))
+    assert statistics.coefficient_of_variation([1, 2, 3, 4]) == pytest.approx(math.sqrt(5 / 3) / 2.5)
+    assert statistics.standard_deviation([7]) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    # Binomial table: 1 - 2 / 2**8 = 99.2 %; 1 - 2 * (1 + 15 + 105) / 2**15 = 99.3 %, one rank further in 96.5 %.
+    [(7, None), (8, Interval(1, 8)), (15, Interval(3, 13))],
+)
+def test_the_interval_of_a_median_is_the_exact_one(count: int, expected: Interval | None) -> None:
+    assert statistics.median_interval(np.arange(count, 0.0, -1)) == expected
+
+
+@pytest.mark.parametrize("count", [8, 33, 200, 5000])
+def test_the_interval_of_a_median_covers_the_truth(count: int) -> None:
+    random = np.random.default_rng(count)
+    samples = [np.exp(random.standard_normal(count)) for _ in range(300)]  # a true median of 1, and a long tail
+    intervals = [statistics.median_interval(each) for each in samples]
+    assert sum(interval is not None and 1.0 in interval for interval in intervals) >= 292  # 297 expected
+
+
+def shared_drift(rounds: int, seed: int) -> NDArray[np.float64]:
+    """A machine that doubles its times halfway and wanders meanwhile."""
+    random = np.random.default_rng(seed)
+    halves = np.where(np.arange(rounds) < rounds // 2, 1.0, 2.0)
+    return halves * np.exp(0.02 * np.cumsum(random.standard_normal(rounds)))
+
+
+def test_drift_that_both_share_cancels_in_the_paired_ratio_and_not_in_the_medians() -> None:
+    machine, random = shared_drift(61, seed=3), np.random.default_rng(4)
+    first = 5.0 * machine * np.exp(0.01 * random.standard_normal(61))
+    second = 5.5 * machine * np.exp(0.01 * random.standard_normal(61))
+    paired, unpaired = statistics.paired_ratio(second, first), statistics.unpaired_ratio(second, first)
+    assert paired.value == pytest.approx(1.1, rel=0.01) and paired.verdict == "slower"
+    assert unpaired.verdict == "cannot tell"
+    # One after the other, the faster one even looks much slower.
+    one_after_the_other = np.median(first[31:]) / np.median(second[:31])
+    assert one_after_the_other > 1.5
+
+
+def test_equal_contestants_are_told_apart_hardly_ever() -> None:
+    wrong = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        noise = random.standard_normal((2, 60))
+        for step in range(1, 60):  # what disturbs one round still lingers in the next
+            noise[:, step] += 0.5 * noise[:, step - 1]
+        ratio = statistics.paired_ratio(*np.exp(0.05 * noise))
+        wrong += ratio.verdict != "cannot tell"
+    assert wrong <= 10  # 2 expected of independent rounds
+
+
+def test_swapping_the_contestants_inverts_the_ratio() -> None:
+    first, second = np.exp(np.random.default_rng(0).standard_normal((2, 40)))
+    there, back = statistics.paired_ratio(first, second), statistics.paired_ratio(second, first)
+    assert there.interval is not None and back.interval is not None
+    assert there.value == pytest.approx(1 / back.value)
+    assert there.interval.low == pytest.approx(1 / back.interval.high)
+
+
+def test_equal_samples_give_equal_answers() -> None:
+    first, second = np.exp(np.random.default_rng(0).standard_normal((2, 40)))
+    assert statistics.paired_ratio(first, second) == statistics.paired_ratio(first, second)
+    assert statistics.unpaired_ratio(first, second) == statistics.unpaired_ratio(first, second)
+
+
+def test_many_rounds_are_resampled_in_pieces() -> None:
+    interval = statistics.paired_ratio(np.full(3000, 2.0), np.ones(3000)).interval
+    assert interval is not None and (interval.low, interval.high) == pytest.approx((2, 2))
+
+
+@pytest.mark.parametrize(
+    ("interval", "reason", "verdict"),
+    [
+        (Interval(0.7, 0.9), "", "faster"),
+        (Interval(1.1, 1.3), "", "slower"),
+        (Interval(0.9, 1.1), "", "cannot tell"),
+        (Interval(1.0, 1.2), "", "cannot tell"),
+        (Interval(0.7, 0.9), "the machine was busy", "cannot tell"),
+        (None, "", "cannot tell"),
+    ],
+)
+def test_a_verdict_needs_an_interval_on_one_side_of_1(interval: Interval | None, reason: str, verdict: Verdict) -> None:
+    assert Ratio(1.0, interval, 20, reason).verdict == verdict
+
+
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_a_few_rounds_tell_nothing_however_clear_they_look(rounds: int) -> None:
+    for ratio in (statistics.paired_ratio, statistics.unpaired_ratio):
+        found = ratio(np.full(rounds, 2.0), np.ones(rounds))
+        assert found.value == pytest.approx(2) and found.verdict == "cannot tell"
+        assert found.reason == f"an interval needs 8 rounds, not {rounds}"
+
+
+def test_rounds_that_do_not_pair_up_are_refused() -> None:
+    with pytest.raises(UsageError, match="one to one"):
+        statistics.paired_ratio([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("medians", "steady"),
+    [
+        ([], False),
+        ([1.0, 1.0], False),
+        ([1.0, 1.0, 1.0], True),
+        ([9.0, 1.0, 1.04, 1.0], True),  # only the last three count
+        ([1.0, 1.0, 1.2], False),
+        ([3.0, 2.0, 1.0], False),
+    ],
+)
+def test_a_warm_up_is_steady_when_three_windows_agree(medians: list[float], steady: bool) -> None:
+    assert statistics.is_steady(medians, 0.05) == steady

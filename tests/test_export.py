@@ -1,0 +1,189 @@
+"""The whole road: the bundles of the trained model compute what PyTorch computes and what its authors recorded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgevit
+from edgevit.errors import ExportError, MissingError, ParityError, UsageError
+from edgevit.runtimes import registry
+from edgevit.runtimes.base import Artifact, BuildOptions
+from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.onnxruntime import OnnxRuntime
+from tests.conftest import Cifar10
+
+
+def test_pytorch_reaches_the_recorded_accuracy(cifar10: Cifar10) -> None:
+    with torch.no_grad():
+        logits = edgevit.create_model("shiftvit_cifar10")(torch.from_numpy(cifar10.inputs)).numpy()
+    assert abs(logits - cifar10.logits).max() <= 1e-4 * cifar10.logits.std()
+    assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
+
+
+def test_every_engine_reaches_the_recorded_accuracy(bundle: Bundle, cifar10: Cifar10) -> None:
+    with edgevit.load(bundle) as engine:
+        name = engine.inputs[0].name
+        logits = np.concatenate([engine.run({name: batch})["logits"] for batch in np.split(cifar10.inputs, 125)])
+    assert abs(logits - cifar10.logits).max() <= 1e-4 * cifar10.logits.std()
+    assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
+
+
+def test_the_manifest_says_what_was_made(bundle: Bundle, fmt: str) -> None:
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert manifest["model"]["name"] == "shiftvit_cifar10"
+    assert len(manifest["model"]["weights_sha256"]) == 64
+    assert manifest["model"]["preprocessing"]["crop_pct"] == 1.0
+    assert manifest["precision"]["asked"] == manifest["precision"]["found"] == "fp32"
+    assert manifest["runtime"]["fmt"] == fmt
+    assert manifest["parity"]["passed"] is True
+    assert {entry["path"] for entry in manifest["files"]} == {
+        path.name for path in bundle.path.iterdir() if path.name != "manifest.json"
+    }
+
+
+def test_the_graph_has_slices_and_pads_and_nothing_hostile(bundle: Bundle) -> None:
+    from edgevit.export.check import hostile_operators
+    from edgevit.export.graph import OnnxGraph
+
+    graph = OnnxGraph.load(bundle.model_path)
+    blocks = 9
+    assert graph.operators["Pad"] == 4 * blocks
+    assert graph.operators["Slice"] == 5 * blocks
+    assert hostile_operators(graph) == {}
+    convolutions = [node for node in graph.model.graph if node.op_type == "Conv"]
+    assert all(node.attributes.get_int("group", 1) == 1 for node in convolutions)
+    assert "layers.2.blocks.3.mlp.fc1/Conv" in {node.name for node in convolutions}
+
+
+class TwoHeads(nn.Module):
+    """Two inputs, two outputs, no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = torch.cat((left, right), 1)
+        return self.linear(both), both.relu()
+
+
+def test_export_is_a_function_and_a_package() -> None:
+    package = importlib.import_module("edgevit.export.graph")
+    assert callable(edgevit.export)
+    assert sys.modules["edgevit.export"].graph is package
+
+
+@pytest.mark.parametrize("dynamic", [None, (1, 2, 4)])
+def test_a_module_of_the_users_own(fmt: str, dynamic: tuple[int, int, int] | None, tmp_path: Path) -> None:
+    module = TwoHeads()
+    example = (torch.rand(1, 2), torch.rand(1, 4))
+    made = edgevit.export(module, fmt=fmt, example_input=example, out=tmp_path, dynamic_batch=dynamic)
+    assert made.path == tmp_path / f"twoheads-fp32-{fmt}"
+    with edgevit.load(made) as engine:
+        outputs = engine.run({"left": example[0].numpy(), "right": example[1].numpy()})
+    want = module(*example)
+    assert list(outputs) == ["output_0", "output_1"]
+    for got, expected in zip(outputs.values(), want, strict=True):
+        assert np.allclose(got, expected.detach().numpy(), atol=1e-6)
+
+
+def test_a_static_batch(fmt: str, tmp_path: Path) -> None:
+    made = edgevit.export("shiftvit_cifar10", fmt=fmt, out=tmp_path, batch=2)
+    with edgevit.load(made) as engine:
+        assert engine.inputs[0].shape == (2, 3, 32, 32)
+        with pytest.raises(UsageError, match="not the shape"):
+            engine.run({"images": np.zeros((1, 3, 32, 32), np.float32)})
+
+
+def test_outputs_belong_to_the_caller(bundle: Bundle) -> None:
+    with edgevit.load(bundle) as engine:
+        feeds = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
+        first = engine.run(feeds)["logits"]
+        kept = first.copy()
+        engine.run({"images": -feeds["images"]})
+    assert np.array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"image": np.zeros((1, 3, 32, 32), np.float32)}, "takes the inputs"),
+        ({"images": np.zeros((1, 3, 32, 32))}, "astype"),
+        ({"images": np.zeros((1, 3, 32, 31), np.float32)}, "not the shape"),
+        ({"images": np.zeros((17, 3, 32, 32), np.float32)}, "batches of 1:2:16"),
+        ({"images": [[0.0]]}, "not list"),
+    ],
+)
+def test_an_engine_refuses_wrong_input(bundle: Bundle, feeds: dict[str, np.ndarray], message: str) -> None:
+    with edgevit.load(bundle) as engine, pytest.raises(UsageError, match=message):
+        engine.run(feeds)
+
+
+class Wrong(OnnxRuntime):
+    """A runtime whose engines are wrong on purpose: it scales the last layer's bias."""
+
+    def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
+        import onnx
+
+        artifact = super().build(model, folder, options)
+        graph = onnx.load(model)
+        bias = next(tensor for tensor in graph.graph.initializer if tensor.name.startswith("head.bias") or tensor.dims == [10])
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(1.01), bias.name))
+        onnx.save(graph, model)
+        return artifact
+
+
+def test_an_engine_made_wrong_on_purpose_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.runtimes.onnxruntime.OnnxRuntime", Wrong)
+    with pytest.raises(ParityError, match="'ort: engine'") as caught:
+        edgevit.export("shiftvit_cifar10", fmt="ort", out=tmp_path)
+    assert caught.value.exit_status == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_runtime_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.runtimes.openvino.OpenVino.module", "openvino_that_is_not_here")
+    with pytest.raises(MissingError, match=r"pip install 'edgevit\[openvino\]'"):
+        edgevit.export("shiftvit_cifar10", fmt="openvino", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+class BakedBatch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, 12)
+
+
+def test_a_batch_that_is_baked_in_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="batch"):
+        edgevit.export(BakedBatch(), example_input=torch.rand(2, 3, 4), dynamic_batch=(1, 2, 4), out=tmp_path)
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot trace DataDependent"):
+        edgevit.export(DataDependent(), example_input=torch.rand(1, 4), out=tmp_path)
+
+
+def test_nothing_says_what_a_module_takes() -> None:
+    with pytest.raises(UsageError, match="example_input="):
+        edgevit.export(TwoHeads())
+
+
+def test_formats_and_aliases() -> None:
+    assert registry.resolve_format("ov") == "openvino"
+    assert registry.resolve_format("onnxruntime") == "ort"
+    with pytest.raises(UsageError, match="Did you mean 'openvino'"):
+        registry.resolve_format("openvno")
