@@ -35,6 +35,9 @@ def _scaled(layer: nn.Module, name: str, normal: torch.Tensor) -> torch.Tensor:
         return 1 + 0.2 * normal
     if name == "bias":
         return 0.1 * normal
+    if isinstance(layer, nn.Linear | nn.Conv1d) and name == "weight":
+        # PyTorch's own gain: with 1, attention without norms before it saturates, and the performer's exponentials die.
+        return normal / (3 * normal[0].numel()) ** 0.5
     if name == "weight" and normal.ndim > 1 and not isinstance(layer, nn.Embedding):
         return normal / normal[0].numel() ** 0.5  # fan-in
     return 0.5 * normal  # tokens, position tables, random features
