@@ -95,7 +95,7 @@ def export_model(
             raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
         made = subject.from_name(
             model,
-            weights=Path(weights) if weights is not None else None,
+            weights=os.fspath(weights) if weights is not None else None,
             num_classes=num_classes,
             img_size=img_size,
             batch=batch,

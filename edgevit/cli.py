@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import edgevit
-from edgevit.errors import EdgevitError, ParityError, UsageError, near_miss
+from edgevit.errors import EdgevitError, MissingError, ParityError, UsageError, near_miss
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
 Arguments = argparse.Namespace
+_EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"})  # the extra [export]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,14 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Callable[[Arguments], int] = parsed.command
         return command(parsed)
     except EdgevitError as error:
-        _show_evidence(error)
-        print(f"edgevit: {error}", file=sys.stderr)
-        if parsed.json:
-            _write_json(parsed.json, {"error": str(error), "exit_status": error.exit_status, **_evidence(error)})
-        return error.exit_status
+        return _fail(error, parsed)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXPORT_PACKAGES:
+            raise
+        return _fail(MissingError(f"{package} is not installed here: pip install 'edgevit[export]'"), parsed)
     except KeyboardInterrupt:
         print("edgevit: interrupted; nothing is left behind", file=sys.stderr)
         return 130
+
+
+def _fail(error: EdgevitError, parsed: Arguments) -> int:
+    """Says what went wrong, to people and to machines."""
+    _show_evidence(error)
+    print(f"edgevit: {error}", file=sys.stderr)
+    if parsed.json:
+        result = {"error": str(error), "exit_status": error.exit_status, **_evidence(error)}
+        with contextlib.suppress(UsageError):  # that the file cannot be written may be the very error
+            _write_json(parsed.json, result)
+    return error.exit_status
 
 
 # The commands
@@ -70,13 +84,15 @@ def export_command(arguments: Arguments) -> int:
         verify=arguments.verify,
         latency=arguments.latency,
     )
-    made = subject.from_name(
-        arguments.model,
-        weights=arguments.weights,
-        num_classes=arguments.num_classes,
-        img_size=arguments.img_size,
-        batch=options.batch,
-    )
+    with _download_progress() as on_download:
+        made = subject.from_name(
+            arguments.model,
+            weights=arguments.weights,
+            num_classes=arguments.num_classes,
+            img_size=arguments.img_size,
+            batch=options.batch,
+            on_download=on_download,
+        )
     with _progress() as progress:
         found = pipeline.run(made, recipe, progress)
     for part in report.run_parts(found):
@@ -160,9 +176,16 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, message: str) -> str:
         if "unrecognized arguments: " in message:
             wrong = message.rpartition("unrecognized arguments: ")[2].split(" ")[0]
-            return near_miss(wrong, [option for action in self._actions for option in action.option_strings])
+            return near_miss(wrong, self._options())
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         return near_miss(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+
+
+    def _options(self) -> list[str]:
+        """The options of this parser and of its commands: argparse leaves unknown ones to the outermost."""
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [self, *(parser for action in commands for parser in action.choices.values())]
+        return sorted({option for parser in parsers for action in parser._actions for option in action.option_strings})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -207,7 +230,9 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "int8"), default=None)
     for flag, value in (("--fp16", "fp16"), ("--half", "fp16"), ("--int8", "int8")):
         parser.add_argument(flag, dest="precision", action="append_const", const=value, help=f"--precision {value}")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint: the authors' file, or your own")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint; or the word official, which fetches the authors' own"
+    )
     parser.add_argument("--num-classes", type=int, metavar="N")
     parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
     parser.add_argument("--batch", type=int, default=None, metavar="N", help="a static batch (default 1)")
@@ -319,6 +344,12 @@ def _progress() -> Any:
     from edgevit import progress
 
     return progress.show()
+
+
+def _download_progress() -> Any:
+    from edgevit import progress
+
+    return progress.show_download()
 
 
 def _evidence(error: EdgevitError) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from edgevit.images import Preprocessing
 from edgevit.models import registry
 from edgevit.models.random_weights import randomise
 from edgevit.models.spec import ModelCard
+from edgevit.published import OFFICIAL, OnDownload
 
 SEED = 0  # of random weights and of noise
 
@@ -48,18 +49,20 @@ class Subject:
 def from_name(
     name: str,
     *,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
     batch: int = 1,
+    on_download: OnDownload | None = None,
 ) -> Subject:
     """The subject for what stands on the command line: a registered name, or `module:factory`, `file.py:factory`.
 
-    A registered model without weights is given random ones that keep its activations alive.
+    A registered model without weights is given random ones that keep its activations alive; for "official" ones see
+    `registry.create_model`.
     """
     if ":" in name:
         return _from_factory(name, weights=weights, num_classes=num_classes, img_size=img_size, batch=batch)
-    module = registry.create_model(name, weights, num_classes, img_size=img_size)
+    module = registry.create_model(name, weights, num_classes, img_size=img_size, on_download=on_download)
     if _card(module).weights == "random":
         randomise(module, seed=SEED)
     return from_module(module, batch=batch)
@@ -128,13 +131,15 @@ def _from_card(
 
 
 def _from_factory(
-    name: str, *, weights: Path | None, num_classes: int | None, img_size: int | None, batch: int
+    name: str, *, weights: str | Path | None, num_classes: int | None, img_size: int | None, batch: int
 ) -> Subject:
     if num_classes is not None:
         raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
+    if weights == OFFICIAL:
+        raise UsageError(f"official weights are for registered models; pass those of {name} with --weights FILE")
     module = _call(_find_factory(name), name)
     if weights is not None:
-        checkpoints.load_into(module, checkpoints.read(weights).tensors, source=str(weights))
+        checkpoints.load_into(module, checkpoints.read(Path(weights)).tensors, source=str(weights))
     place, _, attribute = name.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     size = img_size or 224

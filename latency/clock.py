@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 now_ns = time.perf_counter_ns  # monotonic; on Linux CLOCK_MONOTONIC, which NTP slews and never sets back
 
@@ -45,7 +46,7 @@ def machine_speed() -> float:
     return statistics.median(_timed_steps(values) for _ in range(_PROBE_TRIES))
 
 
-def _timed_steps(values: np.typing.NDArray[np.float32]) -> float:
+def _timed_steps(values: NDArray[np.float32]) -> float:
     scale, offset = np.float32(0.75), np.float32(0.125)  # fixed point 0.5: no overflow, no subnormal numbers
     start = now_ns()
     for _ in range(_PROBE_STEPS):

@@ -24,6 +24,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+# What TensorRT-RTX compiles for with no GPU: Turing, Ampere, Ada, Blackwell. Jetson Orin (87) is not among them.
+COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+TURING = 75  # has no fp32 products in TensorRT-RTX
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRange:
     """The batches that an engine with a dynamic batch takes, and the one that it is tuned for."""
@@ -50,6 +55,7 @@ class BuildOptions:
     threads: int | None = None  # None: as many as the machine has
     workspace_mb: int | None = None
     cache_dir: Path | None = None  # a runtime's own cache of compiled models, where it keeps one
+    compute_capabilities: tuple[int, ...] | None = None  # of GPUs, for builds ahead of time; None: the portable default
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -62,6 +68,25 @@ class BuildOptions:
             raise UsageError(f"an engine runs on at least one thread, not {self.threads}")
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"a workspace holds at least 1 MB, not {self.workspace_mb}")
+        if self.compute_capabilities is not None:
+            _check_capabilities(self.compute_capabilities, self.precision)
+
+
+def _check_capabilities(capabilities: tuple[int, ...], precision: Precision) -> None:
+    known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
+    if not capabilities or len(set(capabilities)) != len(capabilities):
+        raise UsageError(f"name each compute capability once, out of {known}; leave --sm out for the portable default")
+    unknown = [capability for capability in capabilities if capability not in COMPUTE_CAPABILITIES]
+    if unknown:
+        raise UsageError(
+            f"no compute capability {unknown[0]} to build for ahead of time; there are {known}. "
+            "For other GPUs, Jetson Orin's 87 included, build on the device: --fmt trt"
+        )
+    if TURING in capabilities and precision == "fp32":
+        raise UsageError(
+            f"TensorRT-RTX has no fp32 products for compute capability {TURING}; "
+            "ask for --precision fp16, or leave that one out"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevit import checkpoints
+from edgevit import checkpoints, published
 from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
 from edgevit.models.spec import ModelCard, ModelSpec, StateDict
+from edgevit.published import OnDownload
 
 ARCHITECTURES = (
     "shiftvit",
@@ -63,22 +64,28 @@ def create_model(
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
+    on_download: OnDownload | None = None,
     **options: Any,
 ) -> nn.Module:
     """A registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
 
     `weights` is a checkpoint file or a state dict, in the authors' naming or ours; without it the weights are those
-    that the registration includes (`shiftvit_cifar10`), or random. `num_classes` defaults to the registration's
-    (1000). `options` replace single values of the variant's configuration (`embed_dim`, `depths`, …).
+    that the registration includes (`shiftvit_cifar10`), or random. "official" fetches the authors' file, once, and
+    tells `on_download` how far it is. `num_classes` defaults to the registration's (1000). `options` replace single
+    values of the variant's configuration (`embed_dim`, `depths`, …).
 
-    Raises UsageError for an unknown name, option or combination; CheckpointError where the weights do not fit.
+    Raises UsageError for an unknown name, option or combination; CheckpointError where the weights do not fit;
+    MissingError where the authors' file cannot be had.
     """
     spec = get_spec(name)
     preprocessing = _preprocessing(spec, img_size)
     classes = spec.num_classes if num_classes is None else num_classes
     if classes < 1:
         raise UsageError(f"num_classes must be at least 1, not {classes}")
-    loaded, source = _weights(spec, weights, changed=bool(options) or classes != spec.num_classes)
+    if weights == published.OFFICIAL:
+        loaded, source = _official_weights(spec, classes, on_download)
+    else:
+        loaded, source = _weights(spec, weights, changed=bool(options) or classes != spec.num_classes)
     if loaded and spec.weights_options:
         options = {**spec.weights_options(loaded.tensors), **options}
     module = _build(spec, options, classes, preprocessing)
@@ -116,6 +123,22 @@ def _weights(
     if spec.included_weights and not changed:
         return checkpoints.read(checkpoints.included(spec.included_weights)), f"included {spec.included_weights}"
     return None, "random"
+
+
+def _official_weights(
+    spec: ModelSpec, num_classes: int, on_download: OnDownload | None
+) -> tuple[checkpoints.Weights, str]:
+    """The authors' weights and their address."""
+    if spec.included_weights:
+        raise UsageError(f"{spec.name} has its weights with it: leave --weights out")
+    if num_classes != spec.num_classes:
+        raise UsageError(
+            f"the official weights of {spec.name} have {spec.num_classes} classes, not {num_classes}; "
+            "leave --num-classes out, or pass your own weights with --weights FILE"
+        )
+    path = published.official(spec.name, spec.published, on_download=on_download)
+    assert spec.published is not None
+    return checkpoints.read(path), str(spec.published.url)
 
 
 def _build(spec: ModelSpec, options: Mapping[str, Any], num_classes: int, preprocessing: Preprocessing) -> nn.Module:

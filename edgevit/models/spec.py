@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgevit.images import Preprocessing
+from edgevit.published import PublishedWeights
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
@@ -33,7 +34,8 @@ class ModelSpec:
     none, the model takes any size, and `img_size` only says what the export is made for.
     `adapt` turns an official state dict into one that the model loads strictly: it renames keys and drops buffers
     that the model computes for itself. `weights_options` reads configuration off a state dict (several generations
-    of a checkpoint can exist under one name). `included_weights` names a checkpoint under edgevit/data.
+    of a checkpoint can exist under one name). `included_weights` names a checkpoint under edgevit/data, `published`
+    says where the authors' own lies.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelSpec:
     adapt: Callable[[StateDict], StateDict] | None = None
     weights_options: Callable[[StateDict], Mapping[str, Any]] | None = None
     included_weights: str | None = None
+    published: PublishedWeights | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

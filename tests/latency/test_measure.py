@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from edgevit.errors import EdgevitError, MeasureError, UsageError
+from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock, compare
 from edgevit.latency.measure import (
     Contestant,
@@ -28,12 +28,12 @@ QUICK = MeasurePlan(
 )
 
 
-@dataclass
+@dataclasses.dataclass
 class SimulatedTime:
     """A clock that moves by a nanosecond a reading, and by what the simulated inferences take."""
 
     ns: int = 0
-    log: list[str] = field(default_factory=list)
+    log: list[str] = dataclasses.field(default_factory=list)
     slowness: Callable[[int], float] = lambda _: 1.0
 
     def __call__(self) -> int:
@@ -68,7 +68,9 @@ def work(units: int) -> Callable[[], object]:
 
 
 def test_more_work_is_ranked_slower_by_the_real_clock() -> None:
-    reports = measure([Contestant(name=f"{units}", infer=work(units)) for units in (2, 1, 6)], QUICK)
+    # Many short turns: the neighbours of a busy machine hit some of them, and the median of the ratios the others.
+    plan = dataclasses.replace(QUICK, min_runs=150, turn_s=0)
+    reports = measure([Contestant(name=f"{units}", infer=work(units)) for units in (2, 1, 6)], plan)
     _, half, triple = compare.side_by_side(reports)
     assert half.ratio is not None and half.ratio.interval is not None and half.ratio.interval.high < 1
     assert triple.ratio is not None and triple.ratio.interval is not None and triple.ratio.interval.low > 1
@@ -117,7 +119,7 @@ def test_every_contestant_gets_enough_runs_and_enough_time(time: SimulatedTime) 
     )
     assert slow.runs == 50 and sum(slow.samples_ms) >= 1000  # one run a turn
     assert fast.runs == 50 * 50 and sum(fast.samples_ms) >= 1000  # 50 ms a turn
-    assert fast.doubts == slow.doubts or "stopped" not in " ".join(fast.doubts + slow.doubts)
+    assert not any(doubt.startswith("stopped") for doubt in fast.doubts + slow.doubts)
     assert list(fast.starts_ns) == sorted(fast.starts_ns) and fast.starts_ns[0] >= 0
     assert len(fast.round_ms) == len(slow.round_ms) == 50
     assert slow.p50_ms == pytest.approx(100)
@@ -270,14 +272,10 @@ def test_contradictions_are_refused_at_the_door(attempt: Callable[[], object]) -
 
 def test_progress_is_told_from_start_to_end(time: SimulatedTime) -> None:
     told: list[tuple[str, float]] = []
-    plan = MeasurePlan(min_duration_s=2)
+    plan = MeasurePlan(min_duration_s=2.2)
     measure(
         [Contestant(name="a", infer=time.inference("a", 5.0))], plan, lambda stage, share: told.append((stage, share))
     )
     assert told[0] == ("warm-up of a", 0) and told[-1] == ("measuring", 1.0)
     shares = [share for stage, share in told if stage == "measuring"]
     assert len(shares) >= 3 and shares == sorted(shares)
-
-
-def test_errors_are_of_the_projects_tree() -> None:
-    assert issubclass(MeasureError, EdgevitError)

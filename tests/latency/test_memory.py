@@ -18,7 +18,7 @@ def python(code: str) -> list[str]:
 def test_the_peak_of_a_command_is_its_own_and_not_that_of_the_one_who_asks() -> None:
     held = np.ones(50 * 2**20, np.float64)  # 400 MB, which Linux would count as the child's
     bare, filled = memory.peak_memory_of(python("")), memory.peak_memory_of(python("x = b'x' * (100 * 2**20)"))
-    assert 100 <= filled - bare <= 102
+    assert filled - bare == pytest.approx(100, abs=5)  # the kernel counts pages in batches, core by core
     assert bare < held.nbytes / 2**20 / 2
 
 

@@ -64,6 +64,7 @@ def put(name: str, value: object) -> Callable[[dict[str, Any]], object]:
         put("plan", {"min_runs": 100, "unknown": 1}),
         put("probes", [1, 2]),
         put("samples_ms", []),
+        lambda data: data.update(samples_ms=[], starts_ns=[], rounds=[]),
         put("samples_ms", [1.0]),
         put("samples_ms", ["fast"] * 4),
         put("samples_ms", [1.0, 2.0, -3.0, 4.0]),

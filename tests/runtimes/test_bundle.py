@@ -1,0 +1,172 @@
+"""Bundles are whole or not there: changed, missing and truncated files are refused, and nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import edgevit
+from edgevit.errors import BuildError, BundleError, ExportError
+from edgevit.runtimes import bundle as bundles
+from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.registry import open_engine
+
+
+def test_a_copy_works_anywhere(own_bundle: Bundle) -> None:
+    with edgevit.load(own_bundle.path) as engine:
+        assert engine.inputs[0].name == "images"
+
+
+def test_every_changed_byte_is_noticed(own_bundle: Bundle) -> None:
+    for entry in own_bundle.manifest["files"]:
+        path = own_bundle.path / entry["path"]
+        content = path.read_bytes()
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        with pytest.raises(BundleError, match=path.name):
+            edgevit.load(own_bundle)
+        path.write_bytes(content)
+    edgevit.load(own_bundle).close()
+
+
+def test_missing_and_truncated_files_are_noticed(own_bundle: Bundle) -> None:
+    path = own_bundle.path / own_bundle.manifest["files"][-1]["path"]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match="not the file that was exported"):
+        edgevit.load(own_bundle)
+    path.unlink()
+    with pytest.raises(BundleError, match="lacks"):
+        edgevit.load(own_bundle)
+
+
+def test_a_changed_hash_in_the_manifest_is_noticed(own_bundle: Bundle) -> None:
+    manifest = json.loads((own_bundle.path / "manifest.json").read_text())
+    manifest["files"][0]["sha256"] = "0" * 64
+    (own_bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="another hash"):
+        edgevit.load(own_bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "damaged"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"schema_version": 99}', "schema version 99"),
+        ('{"schema_version": 1}', "lacks"),
+    ],
+)
+def test_a_broken_manifest_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=message):
+        edgevit.load(tmp_path)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        edgevit.load(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        edgevit.load(tmp_path)
+
+
+def test_a_manifest_cannot_point_outside_its_folder(own_bundle: Bundle) -> None:
+    manifest = json.loads((own_bundle.path / "manifest.json").read_text())
+    manifest["files"].append({"path": "../../etc/passwd", "size_bytes": 1, "sha256": ""})
+    (own_bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="outside itself"):
+        edgevit.load(own_bundle)
+
+
+def test_an_engine_that_is_truncated_behind_the_manifests_back_does_not_load(own_bundle: Bundle) -> None:
+    """The hash is the first guard; the runtime's own loading is the second."""
+    engine = own_bundle.engine_path
+    assert engine is not None
+    engine.write_bytes(engine.read_bytes()[:1000])
+    with pytest.raises(BuildError, match="cannot load"):
+        open_engine(own_bundle)
+
+
+def test_a_newer_bundle_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text("{}")
+    (tmp_path / "model" / "old").write_text("old")
+    with bundles.staging(tmp_path) as folder:
+        (folder / "model").mkdir()
+        content = {name: {} for name in ("model", "runtime", "precision", "build", "inputs", "outputs")}
+        bundles.write_manifest(folder / "model", content)
+        bundles.publish(folder / "model", tmp_path / "model")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "manifest.json"]
+
+
+def test_something_else_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").write_text("mine")
+    with bundles.staging(tmp_path) as folder:
+        (folder / "model").mkdir()
+        with pytest.raises(ExportError, match="is not a bundle"):
+            bundles.publish(folder / "model", tmp_path / "model")
+    assert (tmp_path / "model" / "thesis.tex").read_text() == "mine"
+
+
+def test_staging_clears_what_a_killed_run_left_and_spares_a_living_one(tmp_path: Path) -> None:
+    (tmp_path / ".edgevit-dead").mkdir()
+    with bundles.staging(tmp_path) as living:
+        with bundles.staging(tmp_path):
+            assert living.exists()
+        assert not (tmp_path / ".edgevit-dead").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ExportError, match="--out"), bundles.staging(tmp_path / "file" / "out"):
+        pass
+
+
+EXPORT = [sys.executable, "-m", "edgevit", "export", "shiftvit_cifar10", "--fmt", "openvino", "--no-latency", "--out"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_kill_in_the_middle_leaves_no_bundle(number: signal.Signals, tmp_path: Path) -> None:
+    """A killed process cannot clear up after itself; what it leaves is no bundle, and the next run clears it."""
+    process = subprocess.Popen([*EXPORT, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".edgevit-*/*/model.onnx")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    status = process.wait(timeout=120)
+    assert status == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+    assert list(tmp_path.rglob("manifest.json")) == []
+    if number is not signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []
+    with bundles.staging(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, sys
+from edgevit.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "openvino"])
+def test_a_full_disk_is_one_clear_line(fmt: str, tmp_path: Path) -> None:
+    """A quota of 1 MB a file, where the model needs five: what a full disk answers."""
+    command = [sys.executable, "-c", FULL_DISK, "1000000", *EXPORT[3:5], "--fmt", fmt, "--no-latency", "--out"]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert done.returncode in (4, 5), done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("edgevit: ")
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,139 @@
+"""Checkpoints load whole or not at all, in every container that authors use, and nothing in a file runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgevit import checkpoints, create_model
+from edgevit.errors import CheckpointError, UsageError
+
+SMALL: dict[str, Any] = {"embed_dim": 24, "depths": (1, 1, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return create_model("shiftvit_t", **SMALL).state_dict()
+
+
+def load(weights: Any) -> torch.nn.Module:
+    return create_model("shiftvit_t", weights, **SMALL)
+
+
+CONTAINERS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "the authors'": lambda state: {"model": state},
+    "plain": lambda state: state,
+    "timm's": lambda state: {"state_dict": state, "epoch": 3, "arch": "shiftvit"},
+    "averaged": lambda state: {"state_dict": {}, "state_dict_ema": state},
+    "wrapped": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "a whole training run": lambda state: {
+        "model": state,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "args": argparse.Namespace(lr=0.1),
+    },
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_loads_every_container(container: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(CONTAINERS[container](state), tmp_path / "weights.pth")
+    loaded = load(tmp_path / "weights.pth").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_loads_safetensors_and_state_dicts(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    for weights in (tmp_path / "weights.safetensors", state, {"model": state}):
+        loaded = load(weights).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_names_the_keys_that_are_left_over_on_either_side(state: dict[str, torch.Tensor]) -> None:
+    changed = {key: value for key, value in state.items() if key != "head.bias"}
+    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: head.bias"):
+        load(changed)
+    with pytest.raises(CheckpointError, match="1 left over in the checkpoint: extra"):
+        load({**state, "extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"head.bias \(10,\) instead of \(1000,\)"):
+        load({**state, "head.bias": torch.zeros(10)})
+
+
+class Hostile:
+    """What unpickling would run."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch hostile-code-ran",)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_hostile_pickle_runs_nothing(
+    form: str, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.pth"
+    if form == "torch":
+        torch.save({"model": state, "args": Hostile()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": Hostile()}))
+    with pytest.raises(CheckpointError, match="was not loaded|damaged"):
+        load(path)
+    assert not (tmp_path / "hostile-code-ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_one_clear_error(
+    suffix: str, share: float, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": state}, path)
+    else:
+        save_file(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=str(path)):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {"weight": "text"}}])
+def test_a_file_without_weights_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="holds"):
+        load(tmp_path / "other.pth")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights file at"):
+        load(tmp_path / "nowhere.pth")
+
+
+def test_the_same_weights_have_the_same_hash(state: dict[str, torch.Tensor]) -> None:
+    again = {key: value.clone() for key, value in state.items()}
+    assert checkpoints.from_state_dict(state).sha256 == checkpoints.from_state_dict(again).sha256
+    again["head.bias"][0] += 1
+    assert checkpoints.from_state_dict(state).sha256 != checkpoints.from_state_dict(again).sha256
+
+
+def test_own_configurations_and_refusals() -> None:
+    model = create_model(
+        "shiftvit_t", embed_dim=36, depths=(1, 2, 4, 2), patch_size=2, img_size=32, num_classes=10
+    )
+    model.load_state_dict(create_model("shiftvit_cifar10").state_dict())
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    with pytest.raises(UsageError, match="Did you mean 'depths'"):
+        create_model("shiftvit_t", depth=(1, 1, 1, 1))
+    with pytest.raises(UsageError, match="n_div must lie"):
+        create_model("shiftvit_t", n_div=2)
+    with pytest.raises(UsageError, match="num_classes"):
+        create_model("shiftvit_t", num_classes=0)
+    with pytest.raises(UsageError, match="Did you mean 'shiftvit_t'"):
+        create_model("shiftvit-t")

@@ -1,0 +1,238 @@
+"""The command line: what it prints, what it returns, and that every wrong request ends in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgevit.cli import build_parser, main
+from edgevit.models import registry
+from edgevit.runtimes.bundle import Bundle
+from tests.conftest import ON_CPU
+
+PHOTO = Path(__file__).parent.parent / "edgevit" / "data" / "photos" / "chelsea.png"
+
+USER_MODEL = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    return Tiny()
+
+def broken():
+    raise OSError("no such checkpoint")
+
+def number():
+    return 3
+"""
+
+
+def status(*arguments: str | Path) -> int:
+    """The exit status of a command, whichever way it leaves."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as leave:
+        assert isinstance(leave.code, int)
+        return leave.code
+
+
+@pytest.fixture
+def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """The only line on stderr."""
+
+    def read() -> str:
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("edgevit: ")
+        return lines[0]
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "message"),
+    [
+        (["exprot", "shiftvit_t"], 2, "Did you mean 'export'"),
+        (["export", "shiftvitt", "--fmt", "ort"], 2, "Did you mean 'shiftvit_t'"),
+        (["export", "shiftvit_t", "--fmt", "onxruntime"], 2, "Did you mean 'onnxruntime'"),
+        (["export", "shiftvit_t", "--fmt", "ort,ort"], 2, "stands twice"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--precison", "fp16"], 2, "Did you mean '--precision'"),
+        (["export", "shiftvit_t"], 2, "--fmt"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--fp16", "--int8"], 2, "choose one"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--batch", "0"], 2, "at least one image"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--batch", "2", "--dynamic-batch", "1:2:4"], 2, "not both"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--dynamic-batch", "4:2:1"], 2, "MIN <= OPT <= MAX"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--dynamic-batch", "8"], 2, "MIN:OPT:MAX"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--weights", "nowhere.pth"], 2, "no weights file"),
+        (["export", "nowhere.py:build", "--fmt", "ort"], 2, "no file"),
+        (["export", "nowhere.at.all:build", "--fmt", "ort"], 2, "no Python module"),
+        (["export", "vitae_t", "--fmt", "ort", "--img-size", "230"], 2, "240"),
+        (["verify", "nowhere"], 2, "no bundle at"),
+        (["run", "nowhere", "photo.jpg"], 2, "no bundle at"),
+        (["latency", "nowhere"], 2, "no bundle at"),
+        (["list", "--family", "shiftvitt"], 2, "Did you mean 'shiftvit'"),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    arguments: list[str], expected: int, message: str, one_line: Callable[[], str], tmp_path: Path
+) -> None:
+    assert status(*arguments, *(["--out", tmp_path] if arguments[0] == "export" else [])) == expected
+    assert message in one_line()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_names_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("list") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in registry.list_models())
+    assert status("list", "--family", "shiftvit", "--json", "-") == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [model["name"] for model in models] == registry.list_models("shiftvit")
+
+
+def test_export_ends_with_the_next_command_and_it_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user's own factory, through every format on the CPU, with everything that an export does."""
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    json_path = tmp_path / "report.json"
+    arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", ",".join(ON_CPU), "--img-size", "32"]
+    assert status(*arguments, "--out", tmp_path / "out", "--json", json_path) == 0
+    printed = capsys.readouterr().out
+    for fmt in ON_CPU:
+        assert Bundle.open(tmp_path / "out" / f"mine_build-fp32-{fmt}").manifest["latency"]
+    report = json.loads(json_path.read_text())
+    assert report["parity"]["passed"] is True
+    assert [row["name"] for row in report["latency"]] == ["torch", *ON_CPU]
+    command = printed.strip().splitlines()[-1]
+    assert command == report["next_command"]
+    assert status(*command.replace("photo.jpg", str(PHOTO)).split()[1:]) == 0
+    assert "class " in capsys.readouterr().out  # without class names, a class is a number
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected", "message"),
+    [("broken", 4, "no such checkpoint"), ("number", 2, "not a torch.nn.Module"), ("bild", 2, "no function 'bild'")],
+)
+def test_a_factory_that_does_not_deliver(
+    factory: str, expected: int, message: str, tmp_path: Path, one_line: Callable[[], str]
+) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    assert status("export", f"{tmp_path / 'mine.py'}:{factory}", "--fmt", "ort", "--out", tmp_path / "out") == expected
+    assert message in one_line()
+
+
+def test_a_file_with_a_mistake_in_it(tmp_path: Path, one_line: Callable[[], str]) -> None:
+    (tmp_path / "mistake.py").write_text("def build(:")
+    assert status("export", f"{tmp_path / 'mistake.py'}:build", "--fmt", "ort", "--out", tmp_path / "out") == 4
+    assert "SyntaxError" in one_line()
+
+
+def test_verify(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("verify", bundle.path) == 0
+    assert capsys.readouterr().out.strip().endswith("parity holds")
+    assert status("verify", bundle.path, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+
+
+def test_verify_on_other_photos_asks_pytorch(bundle: Bundle, tmp_path: Path) -> None:
+    Image.effect_noise((40, 50), 90).save(tmp_path / "noise.png")
+    assert status("verify", bundle.path, "--images", tmp_path) == 0
+
+
+def test_verify_notices_another_answer(own_bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Reference answers of another model, with hashes made to fit: only the comparison itself can notice."""
+    from edgevit.runtimes import bundle as bundles
+    from edgevit.runtimes.parity import Reference
+
+    other = [
+        Reference(kind=r.kind, inputs=r.inputs, outputs={name: array[:, ::-1] for name, array in r.outputs.items()})
+        for r in own_bundle.references()
+    ]
+    bundles.write_references(own_bundle.path / bundles.REFERENCE, other)
+    bundles.write_manifest(own_bundle.path, {k: v for k, v in own_bundle.manifest.items() if k != "files"})
+    assert status("verify", own_bundle.path, "--json", tmp_path / "verdict.json") == 6
+    assert "parity failed" in capsys.readouterr().err
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["exit_status"] == 6
+    assert verdict["parity"]["passed"] is False
+
+
+def test_run_answers_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("run", bundle.path, PHOTO, "--top", "2") == 0
+    printed = capsys.readouterr().out
+    assert "cat" in printed.splitlines()[1]
+    assert status("run", bundle.path, PHOTO.parent, "--top", "1", "--json", "-") == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert answers[0]["top"][0]["name"] == "cat"
+    assert len(answers) == 2
+
+
+def test_run_refuses_what_is_no_photo(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no photo")
+    assert status("run", bundle.path, tmp_path / "text.jpg") == 2
+    assert "text.jpg" in one_line()
+    assert status("run", bundle.path, PHOTO, "--top", "0") == 2
+
+
+def test_latency_side_by_side(made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "latency.json"
+    paths = [made(fmt).path for fmt in ("ort", "openvino")]
+    assert status("latency", *paths, "--duration", "0.5", "--threads", "1", "--against", "torch,onnx", "--json", out) == 0
+    rows = json.loads(out.read_text())["latency"]
+    assert [row["name"] for row in rows] == [paths[0].name, paths[1].name, "torch", "onnx"]
+    for row in rows:
+        assert row["runs"] >= 100
+        assert len(row["evidence"]["samples_ms"]) == row["runs"]
+        assert row["p50_ms"] <= row["p90_ms"]
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_latency_against_an_unknown_name(bundle: Bundle, one_line: Callable[[], str]) -> None:
+    assert status("latency", bundle.path, "--against", "tensorflow") == 2
+    assert "no runtime 'tensorflow'" in one_line()
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("doctor", "--json", "-") == 0
+    assert set(json.loads(capsys.readouterr().out)["runtimes"]) >= set(ON_CPU)
+
+
+def test_json_that_cannot_be_written(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
+    assert status("run", bundle.path, PHOTO, "--json", tmp_path / "no" / "folder.json") == 2
+    assert "--json" in one_line()
+
+
+@pytest.mark.parametrize("command", ["", *build_parser()._subparsers._group_actions[0].choices])  # type: ignore[union-attr]
+def test_help_loads_neither_torch_nor_a_runtime(command: str) -> None:
+    code = (
+        "import sys; from edgevit.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as leave: assert leave.code == 0\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *([command] if command else []), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: edgevit" in done.stdout

@@ -1,0 +1,89 @@
+"""Photos of every kind come in upright, in RGB, cut and normalised as the model's authors evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevit.errors import ImageError, UsageError
+from edgevit.images import Preprocessing, find_images, own_photos, read_batch, read_image, to_array
+
+PLAIN = Preprocessing(input_size=(3, 8, 8), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_normalises_by_channel() -> None:
+    image = Image.new("RGB", (8, 8), (255, 0, 51))
+    array = to_array(image, Preprocessing(input_size=(3, 8, 8), crop_pct=1.0))
+    expected = (np.array([1, 0, 0.2]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert array.dtype == np.float32
+    assert np.allclose(array, expected[:, None, None], atol=1e-6)
+
+
+def test_resizes_the_shorter_side_and_crops_the_centre() -> None:
+    """A 16x8 image whose left and right quarters are black keeps its white centre alone."""
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 255, 255), (4, 0, 12, 8))
+    assert to_array(image, PLAIN).min() == 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 300), (300, 7), (1, 1), (224, 225)])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+def test_gives_the_input_size_for_any_photo(size: tuple[int, int], crop_pct: float) -> None:
+    preprocessing = Preprocessing(input_size=(3, 32, 24), crop_pct=crop_pct)
+    assert to_array(Image.new("RGB", size), preprocessing).shape == (3, 32, 24)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_reads_every_mode(mode: str, tmp_path: Path) -> None:
+    suffix = ".tiff" if mode == "CMYK" else ".png"
+    Image.new(mode, (9, 9)).save(tmp_path / f"photo{suffix}")
+    assert read_image(tmp_path / f"photo{suffix}").mode == "RGB"
+
+
+def test_turns_photos_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (2, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        read_batch([tmp_path / "broken.png"], PLAIN)
+
+
+def test_a_truncated_photo_is_named(tmp_path: Path) -> None:
+    content = own_photos()[0].read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"half\.png"):
+        read_image(tmp_path / "half.png")
+
+
+def test_finds_images_and_says_when_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        find_images(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UsageError, match="no image in"):
+        find_images(tmp_path)
+    (tmp_path / "class").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "class" / "a.JPEG")
+    assert [path.name for path in find_images(tmp_path)] == ["a.JPEG"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop_pct": 0}, {"interpolation": "cubic"}, {"mean": (0.5,)}, {"std": (0, 1, 1)}, {"input_size": (2, 8, 8)}],
+)
+def test_refuses_contradictions(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Preprocessing(**wrong)  # type: ignore[arg-type]
+
+
+def test_survives_json() -> None:
+    assert Preprocessing.from_json(PLAIN.to_json()) == PLAIN
