@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from edgevit.published import OnDownload
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.runtimes.bundle import Bundle
     from edgevit.tensors import Precision
@@ -40,19 +41,23 @@ def create_model(
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
+    on_download: OnDownload | None = None,
     **options: Any,
 ) -> nn.Module:
     """A registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
 
     `weights` is a checkpoint file or a state dict, in the authors' naming or ours; without it they are those that
-    the registration includes (`shiftvit_cifar10`), or random. `num_classes` is 1000 where the registration says
-    nothing else. `options` replace single values of the variant's configuration (`embed_dim`, `depths`, …).
+    the registration includes (`shiftvit_cifar10`), or random. "official" fetches the authors' file, where it lies at
+    a plain address, into ~/.cache/edgevit (or $EDGEVIT_CACHE), once; `on_download` is told the bytes that have come
+    and the bytes there are. `num_classes` is 1000 where the registration says nothing else. `options` replace single
+    values of the variant's configuration (`embed_dim`, `depths`, …).
 
-    Raises UsageError for an unknown name or option, CheckpointError where the weights do not fit.
+    Raises UsageError for an unknown name or option, CheckpointError where the weights do not fit, MissingError where
+    the authors' file cannot be had.
     """
     from edgevit.models import registry
 
-    return registry.create_model(name, weights, num_classes, img_size=img_size, **options)
+    return registry.create_model(name, weights, num_classes, img_size=img_size, on_download=on_download, **options)
 
 
 def export_model(
@@ -73,7 +78,7 @@ def export_model(
     verify: bool = True,
     latency: bool = False,
 ) -> Bundle:
-    """`edgevit.export`: exports a registered model, `module:factory`, or any module, and proves the result; the bundle has a `path`.
+    """`edgevit.export`: makes a bundle of a registered model, of `module:factory` or of any module, and proves it.
 
     `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
     folder of photos to judge parity on (edgevit carries two of its own).
@@ -95,7 +100,7 @@ def export_model(
             raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
         made = subject.from_name(
             model,
-            weights=os.fspath(weights) if weights is not None else None,
+            weights=weights if weights is None or isinstance(weights, str) else Path(weights),
             num_classes=num_classes,
             img_size=img_size,
             batch=batch,

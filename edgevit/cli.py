@@ -180,7 +180,6 @@ class Parser(argparse.ArgumentParser):
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         return near_miss(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
 
-
     def _options(self) -> list[str]:
         """The options of this parser and of its commands: argparse leaves unknown ones to the outermost."""
         commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
@@ -372,7 +371,7 @@ def _show_evidence(error: EdgevitError) -> None:
     Console(stderr=True, width=140).print(report.parity_table(error.report.results))
 
 
-def _leave(number: int, frame: object) -> NoReturn:
+def _leave(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 

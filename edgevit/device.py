@@ -1,4 +1,4 @@
-"""What a device does with a bundle: judge it, ask it, measure it. Nothing here needs PyTorch, unless it is asked for."""
+"""What a device does with a bundle: judge it, ask it, measure it. PyTorch is needed only where it is asked for."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path |
             kind=kind,
             inputs=dict(zip(subject.input_names, arrays, strict=True)),
             outputs=answers(subject, arrays, names),
-        )  # fmt: skip
+        )
         for kind, arrays in inputs.items()
         if arrays
     )

@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import torch
 
 import edgevit
-from edgevit.errors import EdgevitError, ExportError, UsageError
 from edgevit.device import judged_batches
+from edgevit.errors import EdgevitError, ExportError, UsageError
 from edgevit.evidence import ask_pytorch
 from edgevit.export import passes
 from edgevit.export.capture import CAPTURE_OPSET, capture
@@ -330,7 +330,7 @@ def _manifest(
                     "note": r.note,
                 }
                 for r in item.graph.history
-            ],  # fmt: skip
+            ],
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
         },
         "build": {

@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from edgevit.published import OnDownload
+
+_WEIGHTS = "official weights"
+_STEP = 10_000_000  # bytes a line, where nobody knows how many there are
 
 
 @contextmanager
@@ -29,3 +35,39 @@ def show() -> Iterator[Callable[[str, float | None], None]]:
 def _print_line(name: str, elapsed_s: float | None) -> None:
     if elapsed_s is not None:
         print(f"  {name}: {elapsed_s:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def show_download() -> Iterator[OnDownload]:
+    """A function to call with the bytes that have come and the bytes there are; shows nothing until it is called."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _print_tenths()
+        return
+    columns = (TextColumn(_WEIGHTS), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(_WEIGHTS, total=None)
+
+    def on_download(done: int, total: int | None) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield on_download
+    finally:
+        bar.stop()
+
+
+def _print_tenths() -> OnDownload:
+    shown = -1
+
+    def on_download(done: int, total: int | None) -> None:
+        nonlocal shown
+        tenth = done * 10 // total if total else done // _STEP
+        if tenth == shown:
+            return
+        shown = tenth
+        far = f"{tenth * 10} % of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
+        print(f"  {_WEIGHTS}: {far}", file=sys.stderr, flush=True)
+
+    return on_download

@@ -274,7 +274,7 @@ def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str
         "GPU": ", ".join(environment.gpus) or "none found",
         "clocks": f"governor {environment.governor or 'not told'}, power mode {environment.power_mode or 'not told'}",
         "Python": environment.python,
-        **{name: version for name, version in environment.packages.items()},
+        **environment.packages,
     }
     for name, value in facts.items():
         table.add_row(name, value)

@@ -118,7 +118,7 @@ def operator_forms(scene: Scene) -> Iterator[Trouble]:
         for form in _FORMS:
             known = form.since is not None and form.since <= scene.target.version
             if not known and node.op_type == form.op_type and not node.domain and form.occurs(node, scene):
-                since = "no TensorRT reads it" if form.since is None else f"it comes with {dotted(form.since)}"
+                since = "no TensorRT reads it so" if form.since is None else f"it comes with {dotted(form.since)}"
                 yield Trouble(form.level, node, f"{form.what}: {since}", form.remedy)
 
 
@@ -338,6 +338,14 @@ class _Form:
 
 
 _FORMS: tuple[_Form, ...] = (
+    _Form(
+        "GroupNormalization",
+        None,
+        lambda node, _: node.attributes.get_int("num_groups", 1) == 1 and static_size(node.inputs[0], 1) != 1,
+        "GroupNormalization with one group, of which the parser silently makes one group a channel "
+        "(NVIDIA/TensorRT issue 4756)",
+        "reshape to (N, 1, C H W), InstanceNormalization, reshape back, Mul and Add: the same numbers",
+    ),
     _Form(
         "GroupNormalization",
         (10, 9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -214,11 +215,8 @@ class Runtime(ABC):
         """The installed version; None where the runtime is not installed."""
         if importlib.util.find_spec(self.module) is None:
             return None
-        for name in (self.module, self.module.replace("_", "-")):
-            try:
-                return importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(self.module)
         return str(getattr(self.load(), "__version__", "unknown"))
 
     def load(self) -> ModuleType:

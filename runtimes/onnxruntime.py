@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,8 +18,16 @@ from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecis
 from edgevit.tensors import Array, Dim, Precision, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
-           "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(bool)": "bool", "tensor(double)": "float64"}  # fmt: skip
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
 
 
 class OnnxRuntime(Runtime):
@@ -90,9 +100,6 @@ class OnnxRuntimeEngine(Engine):
         return ExecutedPrecision(dict(self._profile()))
 
     def _profile(self) -> Counter[str]:
-        import json
-        import tempfile
-
         with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
             settings = self._ort.SessionOptions()
             settings.log_severity_level = 3

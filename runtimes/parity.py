@@ -206,8 +206,8 @@ def _run_rows(run: Run, reference: Reference, batch: int) -> dict[str, Array]:
     for start in range(0, reference.rows, batch):
         rows = np.arange(start, start + batch) % reference.rows
         answers = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
-        for name in pieces:
-            pieces[name].append(answers[name])
+        for name, parts in pieces.items():
+            parts.append(answers[name])
     return {name: np.concatenate(parts)[: reference.rows] for name, parts in pieces.items()}
 
 
@@ -259,7 +259,9 @@ def _cosine(want: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.f
     norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
     products: NDArray[np.float64] = (want * got).sum(1)
     both_zero = (want == 0).all(1) & (got == 0).all(1)
-    return np.where(both_zero, 1.0, np.divide(products, norms, out=np.zeros_like(products), where=norms > 0))
+    with np.errstate(invalid="ignore"):  # infinities are judged elsewhere
+        cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return np.where(both_zero, 1.0, cosine)
 
 
 def _finite(value: float) -> float | None:

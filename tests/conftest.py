@@ -48,7 +48,7 @@ def fmt(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """The trained model's bundle in a format, with a dynamic batch of 1 to 16; made once a session. Do not change it."""
+    """The trained model's bundle in a format, for batches of 1 to 16; made once a session. Do not change it."""
     bundles: dict[str, Bundle] = {}
     out = tmp_path_factory.mktemp("bundles")
 

@@ -83,7 +83,7 @@ def test_a_hostile_pickle_runs_nothing(
         torch.save({"model": state, "args": Hostile()}, path)
     else:
         path.write_bytes(pickle.dumps({"model": Hostile()}))
-    with pytest.raises(CheckpointError, match="was not loaded|damaged"):
+    with pytest.raises(CheckpointError, match=r"was not loaded|damaged"):
         load(path)
     assert not (tmp_path / "hostile-code-ran").exists()
 
@@ -124,9 +124,7 @@ def test_the_same_weights_have_the_same_hash(state: dict[str, torch.Tensor]) -> 
 
 
 def test_own_configurations_and_refusals() -> None:
-    model = create_model(
-        "shiftvit_t", embed_dim=36, depths=(1, 2, 4, 2), patch_size=2, img_size=32, num_classes=10
-    )
+    model = create_model("shiftvit_t", embed_dim=36, depths=(1, 2, 4, 2), patch_size=2, img_size=32, num_classes=10)
     model.load_state_dict(create_model("shiftvit_cifar10").state_dict())
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     with pytest.raises(UsageError, match="Did you mean 'depths'"):

@@ -92,7 +92,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 def test_a_wrong_request_is_one_line(
     arguments: list[str], expected: int, message: str, one_line: Callable[[], str], tmp_path: Path
 ) -> None:
-    assert status(*arguments, *(["--out", tmp_path] if arguments[0] == "export" else [])) == expected
+    out = ["--out", str(tmp_path)] if arguments[0] == "export" else []
+    assert status(*arguments, *out) == expected
     assert message in one_line()
     assert list(tmp_path.iterdir()) == []
 
@@ -106,9 +107,7 @@ def test_list_names_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert [model["name"] for model in models] == registry.list_models("shiftvit")
 
 
-def test_export_ends_with_the_next_command_and_it_works(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The user's own factory, through every format on the CPU, with everything that an export does."""
     (tmp_path / "mine.py").write_text(USER_MODEL)
     json_path = tmp_path / "report.json"
@@ -191,10 +190,13 @@ def test_run_refuses_what_is_no_photo(bundle: Bundle, one_line: Callable[[], str
     assert status("run", bundle.path, PHOTO, "--top", "0") == 2
 
 
-def test_latency_side_by_side(made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latency_side_by_side(
+    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "latency.json"
     paths = [made(fmt).path for fmt in ("ort", "openvino")]
-    assert status("latency", *paths, "--duration", "0.5", "--threads", "1", "--against", "torch,onnx", "--json", out) == 0
+    arguments = [*paths, "--duration", "0.5", "--threads", "1", "--against", "torch,onnx", "--json", out]
+    assert status("latency", *arguments) == 0
     rows = json.loads(out.read_text())["latency"]
     assert [row["name"] for row in rows] == [paths[0].name, paths[1].name, "torch", "onnx"]
     for row in rows:
@@ -219,7 +221,14 @@ def test_json_that_cannot_be_written(bundle: Bundle, one_line: Callable[[], str]
     assert "--json" in one_line()
 
 
-@pytest.mark.parametrize("command", ["", *build_parser()._subparsers._group_actions[0].choices])  # type: ignore[union-attr]
+COMMANDS = ["list", "export", "verify", "run", "latency", "doctor"]
+
+
+def test_the_commands_are_known_here() -> None:
+    assert all(f"    {command} " in build_parser().format_help() for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_neither_torch_nor_a_runtime(command: str) -> None:
     code = (
         "import sys; from edgevit.cli import main\n"

@@ -25,6 +25,7 @@ from edgevit.models.layers import (
     to_tokens,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures
+from edgevit.published import PublishedWeights
 
 
 class VisionTransformer(nn.Module):
@@ -132,12 +133,19 @@ class DeiT(VisionTransformer):
         return self.patch_embed(x)
 
 
+_FILENAME = "deit_tiny_patch16_224-a1311bcf.pth"
+
 SPECS = (
     ModelSpec(
         name="deit_t",
         family="channel_shuffle",
         factory=partial(DeiT, None),  # plain: it has no option `rescale`
         paper=PaperFigures(top1=72.2, macs_g=1.25, source="arXiv 2310.05642"),
+        published=PublishedWeights(
+            url=f"https://dl.fbaipublicfiles.com/deit/{_FILENAME}",
+            filename=_FILENAME,
+            sha256="a1311bcf",
+        ),
     ),
     ModelSpec(
         name="shuffle_deit_t",

@@ -21,6 +21,7 @@ from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
 from edgevit.models.layers import attend, merge_heads, split_heads
 from edgevit.models.spec import ModelSpec, PaperFigures
+from edgevit.published import PublishedWeights
 
 # What the convolutions of a block do, their expansion, and the block's output channels.
 BlockPlan: TypeAlias = tuple[Literal["down", "keep"], int, int]
@@ -466,6 +467,10 @@ SPECS = tuple(
         options=options,
         preprocessing=Preprocessing(interpolation="bilinear"),
         paper=paper,
+        published=PublishedWeights(
+            where="on Google Drive, linked in the README of https://github.com/AAboys/MobileFormer",
+            filename=f"{name.replace('mobileformer_', 'mobile-former-')}.pth.tar",
+        ),
     )
     for name, (options, paper) in _VARIANTS.items()
 )

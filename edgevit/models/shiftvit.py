@@ -16,6 +16,7 @@ from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
 from edgevit.models.layers import DropPath, drop_path_rates, init_truncated_normal
 from edgevit.models.spec import ModelSpec, PaperFigures
+from edgevit.published import PublishedWeights
 
 
 def shift(x: Tensor, group: int) -> Tensor:
@@ -147,7 +148,7 @@ class ShiftViT(nn.Module):
 _PAPER = "arXiv 2201.10801"
 _CODE = "microsoft/SPACH README"
 
-# name: (embed_dim, depths, mlp_ratio, n_div, drop_path_rate), paper's figures. "light" and r4 expand by 4, the rest by 2.
+# name: (embed_dim, depths, mlp_ratio, n_div, drop_path_rate), paper's figures. "light" and r4 expand by 4, others by 2.
 _VARIANTS: dict[str, tuple[tuple[int, tuple[int, int, int, int], int, int, float], PaperFigures]] = {
     "shiftvit_t": (
         (96, (6, 8, 18, 6), 2, 12, 0.2),
@@ -172,6 +173,17 @@ _VARIANTS: dict[str, tuple[tuple[int, tuple[int, int, int, int], int, int, float
     "shiftvit_b_r4": ((128, (4, 6, 22, 4), 4, 16, 0.5), PaperFigures(source=_PAPER)),
 }
 
+_RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0"
+_PUBLISHED = {
+    name: PublishedWeights(url=f"{_RELEASE}/{filename}", filename=filename)
+    for name, filename in {
+        "shiftvit_t": "shiftvit_tiny_r2.pth",
+        "shiftvit_s": "shiftvit_small_r2.pth",
+        "shiftvit_t_light": "shiftvit_tiny_light.pth",
+        "shiftvit_s_light": "shiftvit_small_light.pth",
+    }.items()
+}
+
 SPECS = (
     *(
         ModelSpec(
@@ -186,6 +198,7 @@ SPECS = (
                 "drop_path_rate": rate,
             },
             paper=paper,
+            published=_PUBLISHED.get(name),
         )
         for name, ((embed_dim, depths, mlp_ratio, n_div, rate), paper) in _VARIANTS.items()
     ),

@@ -27,6 +27,7 @@ from edgevit.models.layers import (
     split_heads,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
+from edgevit.published import PublishedWeights
 
 
 def relative_positions(window: int) -> Tensor:
@@ -256,6 +257,14 @@ _VARIANTS: dict[str, tuple[Rescaling | None, int, tuple[int, int, int, int], flo
     "shuffle_swin_t": ("learned", 96, (2, 2, 5, 2), 0.2, PaperFigures(params_m=28.8, macs_g=4.3, source=_SHUFFLE)),
 }
 
+_FILENAME = "swin_tiny_patch4_window7_224.pth"
+_PUBLISHED = {
+    "swin_t": PublishedWeights(
+        url=f"https://github.com/SwinTransformer/storage/releases/download/v1.0.0/{_FILENAME}",
+        filename=_FILENAME,
+    )
+}
+
 SPECS = tuple(
     ModelSpec(
         name=name,
@@ -265,6 +274,7 @@ SPECS = tuple(
         | ({"rescale": rescale} if rescale else {}),
         paper=paper,
         adapt=without_constants,
+        published=_PUBLISHED.get(name),
     )
     for name, (rescale, embed_dim, depths, rate, paper) in _VARIANTS.items()
 )

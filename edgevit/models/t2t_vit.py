@@ -19,6 +19,7 @@ from edgevit.models.channel_shuffle import Rescaling
 from edgevit.models.deit import VisionTransformer
 from edgevit.models.layers import PerformerAttention, check_size, init_truncated_normal
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
+from edgevit.published import PublishedWeights
 
 REDUCTION = 16  # pixels a side of a token: the strides of the three steps together
 
@@ -139,6 +140,9 @@ _VARIANTS = {
     12: PaperFigures(top1=76.5, params_m=6.9, macs_g=1.8, source="yitu-opensource/T2T-ViT README"),
 }
 
+_RELEASE = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main"
+_FILENAMES = {7: "71.7_T2T_ViT_7.pth.tar", 10: "75.2_T2T_ViT_10.pth.tar", 12: "76.5_T2T_ViT_12.pth.tar"}
+
 SPECS = (
     *(
         ModelSpec(
@@ -149,6 +153,7 @@ SPECS = (
             preprocessing=_PREPROCESSING,
             paper=paper,
             adapt=without_constants,
+            published=PublishedWeights(url=f"{_RELEASE}/{_FILENAMES[depth]}", filename=_FILENAMES[depth]),
         )
         for depth, paper in _VARIANTS.items()
     ),

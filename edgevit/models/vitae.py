@@ -33,6 +33,7 @@ from edgevit.models.layers import (
     to_tokens,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
+from edgevit.published import PublishedWeights
 
 # A stage: the kernel of its pyramid, by how much it divides the resolution, the dilations of its convolutions.
 PYRAMIDS = ((7, 4, (1, 2, 3, 4)), (3, 2, (1, 2, 3)), (3, 2, (1, 2)), (3, 2, (1, 2)))
@@ -397,6 +398,14 @@ _VARIANTS: dict[str, tuple[_Variant, PaperFigures]] = {
     ),
 }
 
+README = "https://github.com/ViTAE-Transformer/ViTAE-Transformer/tree/main/Image-Classification"
+_ON_DRIVE = f"on Google Drive, linked in the README of {README}"
+_PUBLISHED = {
+    "vitae_t": PublishedWeights(where=_ON_DRIVE, filename="ViTAE-T.pth.tar"),
+    "vitae_6m": PublishedWeights(where=_ON_DRIVE),
+    "vitae_s": PublishedWeights(where=_ON_DRIVE, filename="ViTAE-S.pth.tar"),
+}
+
 SPECS = (
     *(
         ModelSpec(
@@ -415,6 +424,7 @@ SPECS = (
             preprocessing=PREPROCESSING,
             paper=paper,
             weights_options=token_dims if name == "vitae_s" else None,
+            published=_PUBLISHED.get(name),
         )
         for name, ((embed_dims, widths, depth, heads, mlp_ratio, groups), paper) in _VARIANTS.items()
     ),
@@ -425,5 +435,6 @@ SPECS = (
         options={"embed_dim": 768, "depth": 12, "heads": 12, "mlp_ratio": 4, "groups": 192},
         preprocessing=PREPROCESSING,
         paper=PaperFigures(top1=83.8, source=_CODE),
+        published=PublishedWeights(where=_ON_DRIVE),
     ),
 )

@@ -27,6 +27,7 @@ from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
 from edgevit.models.vitae import (
     PREPROCESSING,
     RATIOS,
+    README,
     NormalCell,
     Pyramid,
     ReductionCell,
@@ -38,6 +39,7 @@ from edgevit.models.vitae import (
     convolutions,
     reduction_strides,
 )
+from edgevit.published import PublishedWeights
 
 WINDOW = 7
 WINDOW_STAGES = (0, 1)  # the others attend to the whole map
@@ -196,6 +198,7 @@ SPECS = tuple(
         preprocessing=PREPROCESSING,
         paper=paper,
         adapt=drop_position_indices,
+        published=PublishedWeights(where=f"on OneDrive, linked in the README of {README}"),
     )
     for name, ((embed_dims, token_dims, depths, heads, reduction_heads, rate), paper) in _VARIANTS.items()
 )

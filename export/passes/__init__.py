@@ -69,7 +69,7 @@ def lower(graph: OnnxGraph, target: str, *, opset: int | None = None) -> OnnxGra
         raise unknown_name("target", target, TARGETS)
     wanted = TARGETS[target].opset if opset is None else opset
     form = TARGETS[target].group_norm
-    if form == "native" and wanted < 21 or form == "group18" and wanted < 18:
+    if (form == "native" and wanted < 21) or (form == "group18" and wanted < 18):
         form = "instance"
     graph = graph.apply(f"lower_group_norm:{form}", functools.partial(lower_group_norm, form=form))
     if wanted < 20:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx.parser
-import onnxruntime
 import onnx_ir as ir
+import onnxruntime
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes.base import BuildOptions
@@ -27,9 +27,7 @@ def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:
     """The graph's outputs on seeded noise, as ONNX Runtime reads it without optimising."""
     random = np.random.default_rng(seed)
     engine = OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False)
-    feeds = {
-        spec.name: random.standard_normal(spec.with_batch(BATCH)).astype(spec.dtype) for spec in engine.inputs
-    }
+    feeds = {spec.name: random.standard_normal(spec.with_batch(BATCH)).astype(spec.dtype) for spec in engine.inputs}
     return engine.run(feeds)
 
 

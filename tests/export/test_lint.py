@@ -146,6 +146,15 @@ CASES = (
     ),
     Case(
         "operator-forms",
+        "error",
+        GROUP_NORM.replace("num_groups = 2", "num_groups = 1"),
+        GROUP_NORM,
+        target="trt:11.4",
+        weights={"s": np.ones(1, np.float32), "b": np.zeros(1, np.float32)},
+        clean_weights=PER_GROUP,
+    ),
+    Case(
+        "operator-forms",
         "warning",
         PAD.format(rest=", , axes"),
         PAD.format(rest=""),

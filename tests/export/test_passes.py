@@ -74,7 +74,8 @@ def test_fold_constants_computes_shape_arithmetic() -> None:
 
 def test_fold_constants_keeps_a_tiny_epsilon() -> None:
     """onnxscript's default rules take `x + 1e-8` for `x`; linear attention divides by it."""
-    before = parse(f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Add (x, epsilon) }}", epsilon=np.asarray(1e-8, np.float32))
+    text = f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Add (x, epsilon) }}"
+    before = parse(text, epsilon=np.asarray(1e-8, np.float32))
     assert dict(before.apply("fold_constants", fold_constants).operators) == {"Add": 1}
 
 
@@ -119,7 +120,8 @@ def test_merge_slices_leaves_a_slice_that_others_read() -> None:
 
 
 def test_merge_slices_leaves_slices_of_one_axis() -> None:
-    before = parse((SLICES % "").replace("(a, one, last, three)", "(a, one, last, one)").replace("4, 5, 4] y", "3, 5, 5] y"))
+    text = (SLICES % "").replace("(a, one, last, three)", "(a, one, last, one)")
+    before = parse(text.replace("4, 5, 4] y", "3, 5, 5] y"))
     after = before.apply("merge_slices", merge_slices)
     assert after.operators["Slice"] == 2
     assert_same(before, after, exact=True)

@@ -23,7 +23,7 @@ TRUNK_PARAMS = {
     "vt_resnet50": 25_557_032 - 14_964_736 - 2_049_000,
     "vt_resnet101": 44_549_160 - 14_964_736 - 2_049_000,
 }
-# Millions of parameters and billions of multiply-adds at 224 by an independent arithmetic, a reading of the appendix each.
+# Millions of parameters and billions of multiply-adds at 224, by an independent arithmetic of each reading.
 # It counts some small terms otherwise, so it is met to 0.01 M and 0.002 G.
 ARITHMETIC: list[tuple[str, dict[str, Any], float, float]] = [
     ("vt_resnet18", {}, 10.44, 1.551),

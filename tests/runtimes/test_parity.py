@@ -96,8 +96,10 @@ def test_rows_of_one_batch_that_disagree_fail(precision: Precision) -> None:
 
 
 def test_the_first_stage_that_fails_is_the_guilty_one() -> None:
-    report = judge(engine()) + compare("optimised", engine(rounded(1.0)), [REFERENCE], precision="fp32") + judge(
-        engine(rounded(1.0))
+    report = (
+        judge(engine())
+        + compare("optimised", engine(rounded(1.0)), [REFERENCE], precision="fp32")
+        + judge(engine(rounded(1.0)))
     )
     assert report.guilty_stage == "optimised"
     with pytest.raises(ParityError, match="stage 'optimised'") as caught:
@@ -118,7 +120,11 @@ def test_another_shape_fails() -> None:
 
 def test_an_output_that_ignores_its_input_is_remarked_on() -> None:
     constant = Reference(kind="photos", inputs={"x": INPUTS}, outputs={"y": np.tile(WEIGHT[:1], (6, 1))})
-    report = compare("engine", lambda feeds: {"y": np.tile(WEIGHT[:1], (len(feeds["x"]), 1))}, [constant], precision="fp32")
+
+    def ignore_input(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": np.tile(WEIGHT[:1], (len(feeds["x"]), 1))}
+
+    report = compare("engine", ignore_input, [constant], precision="fp32")
     assert report.passed
     assert "hardly depends on the input" in report.warnings[0]
     assert judge(engine()).warnings == ()
