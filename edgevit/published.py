@@ -148,8 +148,7 @@ class _Part:
             origin = _Origin(**json.loads(self.note.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return None
-        fits = origin.total is None or self.size <= origin.total
-        return origin if origin.url == url and origin.validator and self.size and fits else None
+        return origin if origin.url == url and origin.validator and self.size else None
 
     def begin(self, origin: _Origin) -> None:
         """Starts over. The file is emptied first, so that no beginning ever stands beside another file's note."""

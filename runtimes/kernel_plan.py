@@ -22,8 +22,8 @@ from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.rtx_compiler import TIMEOUT_S, Compiled, compile_onnx, module_of
 
 PROXY = (
-    "A proxy: TensorRT-RTX compiled this with no GPU. TensorRT itself fuses otherwise; counts and bytes are no latency; "
-    "int8 and fp8 stand unfused here and say nothing of speed; plans compare on one compute capability only."
+    "A proxy: TensorRT-RTX compiled this with no GPU. TensorRT itself fuses otherwise; counts and bytes are no "
+    "latency; int8 and fp8 stand unfused here and say nothing of speed; plans compare on one compute capability only."
 )
 
 # By the compiler's names for element types.
@@ -115,7 +115,8 @@ class Kernel:
     @property
     def is_softmax(self) -> bool:
         """Whether it computes a softmax on its own, outside of fused attention."""
-        return not self.is_attention and not self.is_copy and "Softmax" in self.operators
+        exponentials = "Exp" in self.operations or self.kind == "softmax"
+        return exponentials and "Softmax" in self.operators and not self.is_attention
 
     @property
     def is_norm(self) -> bool:
@@ -130,18 +131,27 @@ class Kernel:
         return self.is_copy and bool(self.operators) and _SHIFTING.issuperset(self.operators)
 
     @property
+    def fuses_shift(self) -> bool:
+        """Whether a spatial shift rides in it at no kernel of its own."""
+        return not self.is_copy and {"Slice", "Concat"}.issubset(self.operators)
+
+    @property
     def multiplies(self) -> bool:
         """Whether it is a convolution or a product of matrices."""
         return self.kind in ("correlation", "gemm") or self.is_attention or not _MULTIPLYING.isdisjoint(self.operations)
 
     @property
     def precision(self) -> str:
-        """The element type of its first input, which names what a product runs in."""
+        """The element type of its largest input, which names what a product runs in."""
         tensors = self.inputs or self.outputs
-        return _PRECISIONS.get(tensors[0].dtype, tensors[0].dtype) if tensors else "unknown"
+        if not tensors:
+            return "unknown"
+        dtype = max(tensors, key=lambda tensor: math.prod(tensor.shape)).dtype
+        return _PRECISIONS.get(dtype, dtype)
 
     def to_json(self) -> dict[str, Any]:
-        flags = ("is_copy", "is_attention", "is_softmax", "is_norm", "is_shift", "is_constant_move", "multiplies")
+        flags = ("is_copy", "is_attention", "is_softmax", "is_norm", "is_shift", "fuses_shift", "is_constant_move",
+                 "multiplies")  # fmt: skip
         return {
             **asdict(self),
             "modules": list(self.modules),
@@ -164,6 +174,7 @@ class Totals:
     bytes_weights: int
     copies: int
     shift_kernels: int  # what the spatial shifts cost in kernels of their own
+    fused_shifts: int
     norm_kernels: int
     fused_attentions: int
     unfused_softmaxes: int
@@ -200,6 +211,7 @@ class KernelPlan:
             bytes_weights=sum(kernel.bytes_weights for kernel in kernels),
             copies=sum(kernel.is_copy for kernel in kernels),
             shift_kernels=sum(kernel.is_shift for kernel in kernels),
+            fused_shifts=sum(kernel.fuses_shift for kernel in kernels),
             norm_kernels=sum(kernel.is_norm for kernel in kernels),
             fused_attentions=sum(kernel.is_attention for kernel in kernels),
             unfused_softmaxes=sum(kernel.is_softmax for kernel in kernels),

@@ -215,7 +215,7 @@ _TYPES = (  # the first that occurs in TensorRT's description of a tensor
 _MULTIPLYING = re.compile(r"conv|gemm|matrix_?mul|fully_?connected|attention|mha|correlation", re.IGNORECASE)
 # Kernels that TensorRT's compiler generates are called by what they do, whatever their layer's type.
 _MULTIPLYING_KERNEL = re.compile(r"(?i:gemm|mha|xmma|fprop|cutlass|flash)|(Corr|Fc)(?![a-z])")
-_GENERATED = frozenset({"kgen", "fusion", "myelin", "generic"})
+_GENERATED = frozenset({"kgen", "fusion", "runtime_fusion", "myelin", "generic"})
 
 
 def executed_precision(information: str) -> ExecutedPrecision:
@@ -225,7 +225,7 @@ def executed_precision(information: str) -> ExecutedPrecision:
     TensorRT 8.6 makes of a whole transformer. Raises BuildError where the text is not the inspector's.
     """
     try:
-        layers = json.loads(information)["Layers"]
+        layers = list(json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
         raise BuildError(f"TensorRT's engine inspector did not answer with its layers ({error})") from error
     found = Counter(_precision(layer) for layer in layers if isinstance(layer, Mapping) and _multiplies(layer))

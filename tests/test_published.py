@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ from edgevit.published import PublishedWeights, fetch
 
 CONTENT = hashlib.shake_256(b"weights").digest(1_500_000)
 HALF = len(CONTENT) // 2
+STALL_S = 5
 NAME = "weights.pth"
 
 
@@ -101,7 +103,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def start_of(self, site: Site) -> int:
         asked = self.headers["Range"]
         version = self.headers["If-Range"]
-        known = (site.tag, site.modified and formatdate(site.modified, usegmt=True))
+        strong = None if site.tag is None or site.tag.startswith("W/") else site.tag
+        known = (strong, site.modified and formatdate(site.modified, usegmt=True))
         if not asked or not site.takes_ranges or (site.heeds_if_range and version not in known):
             return 0
         return int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) + site.shift  # type: ignore[index]
@@ -120,7 +123,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.wfile.flush()
         if site.stalls:
-            time.sleep(5)
+            time.sleep(STALL_S)
         if site.resets:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -227,7 +230,9 @@ def test_goes_on_where_a_connection_fell_silent(site: Site, tmp_path: Path, monk
     monkeypatch.setattr(published, "TIMEOUT_S", 0.2)
     site.cuts = [HALF]
     site.stalls = True
+    started = time.monotonic()
     assert fetch(site.weights(), cache=tmp_path).read_bytes() == CONTENT
+    assert time.monotonic() - started < STALL_S
     assert site.asked == [None, f"bytes={HALF}-"]
 
 
@@ -243,8 +248,10 @@ def test_goes_on_by_the_date_where_there_is_no_tag(site: Site, tmp_path: Path) -
     site.tag = 'W/"weak"'
     site.modified = 1e9
     start_fetching(site, tmp_path, until=HALF)
-    assert fetch(site.weights(), cache=tmp_path).read_bytes() == CONTENT
+    told: list[tuple[int, int | None]] = []
+    assert fetch(site.weights(), cache=tmp_path, progress=lambda *far: told.append(far)).read_bytes() == CONTENT
     assert site.asked == [f"bytes={HALF}-"]
+    assert told[0] == (HALF, len(CONTENT))
 
 
 def test_goes_on_after_a_process_was_killed(site: Site, tmp_path: Path) -> None:
@@ -295,12 +302,13 @@ def test_starts_over_where_the_file_has_changed(heeds_if_range: bool, site: Site
     assert fetch(site.weights(), cache=tmp_path).read_bytes() == CONTENT[::-1]
 
 
-@pytest.mark.parametrize("length", [len(CONTENT) - 1, HALF, 10])
+@pytest.mark.parametrize("length", [len(CONTENT) + 1, len(CONTENT) - 1, HALF, 10])
 def test_starts_over_where_the_length_has_changed(length: int, site: Site, tmp_path: Path) -> None:
     """And the tag has not, as no server should."""
     start_fetching(site, tmp_path, until=HALF)
-    site.content = CONTENT[::-1][:length]
+    site.content = (CONTENT[::-1] * 2)[:length]
     assert fetch(site.weights(), cache=tmp_path).read_bytes() == site.content
+    assert site.asked == [f"bytes={HALF}-", None]
 
 
 def test_starts_over_where_the_server_sends_another_part(site: Site, tmp_path: Path) -> None:
@@ -413,6 +421,16 @@ def test_a_full_disk_is_one_line_and_no_byte_is_fetched_twice(site: Site, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert fetch(site.weights(), cache=tmp_path).read_bytes() == CONTENT
     assert site.asked == [None, f"bytes={HALF}-"]
+
+
+def test_a_disk_that_takes_a_block_in_pieces_gets_all_of_it(tmp_path: Path) -> None:
+    class Narrow(io.FileIO):
+        def write(self, block: Any, /) -> int:
+            return super().write(block[:1000])
+
+    with Narrow(tmp_path / NAME, "ab") as file:
+        published._Part(tmp_path / NAME, file).append(CONTENT[:2500])
+    assert (tmp_path / NAME).read_bytes() == CONTENT[:2500]
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(site: Site, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def create_model(
     classes = spec.num_classes if num_classes is None else num_classes
     if classes < 1:
         raise UsageError(f"num_classes must be at least 1, not {classes}")
+    loaded: checkpoints.Weights | None
     if weights == published.OFFICIAL:
         loaded, source = _official_weights(spec, classes, on_download)
     else:

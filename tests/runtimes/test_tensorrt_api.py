@@ -57,7 +57,12 @@ HOLDERS = {
 ENUMS = {"DataType", "ILogger.Severity"}  # every value has a `name`
 # Our files, and the versions that a function in them is for where nothing else is said.
 LINES = {"8.6": r"cu12_8\.6", "10": r"cu1[23]_10\.", "11": r"cu1[23]_11\.", "rtx": r"rtx_"}
-FILES = {"tensorrt.py": ("8.6", "10", "11")}
+FILES = {
+    "tensorrt.py": ("8.6", "10", "11"),
+    "tensorrt_builder.py": ("8.6", "10", "11"),
+    "tensorrt_rtx.py": ("rtx",),
+    "rtx_compiler.py": ("rtx",),
+}
 
 
 @dataclass(frozen=True)
