@@ -98,7 +98,9 @@ def export_command(arguments: Arguments) -> int:
     for part in report.run_parts(found):
         _print(part, arguments)
     _finish(arguments, found.to_json(), last_line=found.next_command)
-    return 0
+    for bundle in found.unbuilt:
+        print(f"edgevit: {bundle.path} holds no engine yet: {bundle.missing}", file=sys.stderr)
+    return MissingError.exit_status if found.unbuilt else 0
 
 
 def verify_command(arguments: Arguments) -> int:

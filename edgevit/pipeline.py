@@ -6,7 +6,6 @@ subject -> captured graph -> lowered graph -> artefact -> engine -> parity -> la
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import torch
 
 import edgevit
 from edgevit.device import judged_batches
+from edgevit.engines import Built, build_engine, open_built, spec_entries
 from edgevit.errors import EdgevitError, ExportError, UsageError
 from edgevit.evidence import ask_pytorch
 from edgevit.export import passes
@@ -27,10 +27,10 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.simplify import simplify
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
+from edgevit.latency.measure import LatencyReport, MeasurePlan, contestant, measure
 from edgevit.report import BundleReport, RunReport, StageTime, latency_figures
 from edgevit.runtimes import bundle as bundles
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime
+from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
 from edgevit.runtimes.parity import ParityReport, Reference, compare
 from edgevit.runtimes.registry import get_runtime
@@ -70,7 +70,8 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
     """
     runtimes = [get_runtime(fmt) for fmt in recipe.formats]
     for runtime in runtimes:  # what is missing is said before the long work, not after it
-        runtime.load()
+        if not runtime.builds_on_device:
+            runtime.load()
         runtime.require_precision(recipe.options.precision)
     clock = StageClock(progress)
     with bundles.staging(recipe.out) as folder, ExitStack() as engines:
@@ -82,8 +83,10 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
         made = [_make(subject, recipe, graph, runtime, references, folder, clock) for runtime in runtimes]
         if recipe.verify:
             sum((item.parity for item in made), judged).require()
-        opened = [(item, engines.enter_context(item.engine)) for item in made]
-        latencies = _measure(subject, recipe, references, opened, clock)
+        for item in made:
+            if item.built.engine is not None:
+                engines.enter_context(item.built.engine)
+        latencies = _measure(subject, recipe, captured, references, made, clock)
         return _publish(subject, recipe, captured, judged, made, latencies, references, clock)
 
 
@@ -115,10 +118,7 @@ class _Made:
     runtime: Runtime
     folder: Path
     graph: OnnxGraph
-    artifact: Artifact
-    engine: Engine
-    loading: Loading
-    precision: ExecutedPrecision
+    built: Built
     parity: ParityReport
 
 
@@ -183,28 +183,29 @@ def _make(
     with clock.stage(f"{fmt}: build"), _disk(place):
         place.mkdir()
         lowered.save(place / bundles.MODEL)
-        artifact = runtime.build(place / bundles.MODEL, place, options)
+        built = build_engine(runtime, place / bundles.MODEL, place, options)
     with clock.stage(f"{fmt}: load"):
-        engine, loading = timed_load(lambda: runtime.open(artifact.path, options))
-    precision = engine.executed_precision()
-    precision.require(options.precision, runtime=runtime.title)
-    parity = ParityReport(())
-    if recipe.verify:
-        with clock.stage(f"{fmt}: parity"):
-            batches = judged_batches(options)
-            parity = compare(
-                f"{fmt}: optimised ONNX", _evaluator(lowered, recipe), references, precision="fp32", batches=batches[:1]
-            ) + compare(f"{fmt}: engine", engine.run, references, precision=options.precision, batches=batches)
-    return _Made(
-        runtime=runtime,
-        folder=place,
-        graph=lowered,
-        artifact=artifact,
-        engine=engine,
-        loading=loading,
-        precision=precision,
-        parity=parity,
-    )
+        built = open_built(built, options)
+    parity = _judge(lowered, built, references, recipe, clock)
+    return _Made(runtime=runtime, folder=place, graph=lowered, built=built, parity=parity)
+
+
+def _judge(
+    graph: OnnxGraph, built: Built, references: Sequence[Reference], recipe: Recipe, clock: StageClock
+) -> ParityReport:
+    """The finished graph, and the engine where it runs here."""
+    if not recipe.verify:
+        return ParityReport(())
+    fmt, batches = built.runtime.fmt, judged_batches(recipe.options)
+    with clock.stage(f"{fmt}: parity"):
+        report = compare(
+            f"{fmt}: optimised ONNX", _evaluator(graph, recipe), references, precision="fp32", batches=batches[:1]
+        )
+        if built.engine is not None:
+            report += compare(
+                f"{fmt}: engine", built.engine.run, references, precision=recipe.options.precision, batches=batches
+            )
+    return report
 
 
 def _evaluator(graph: OnnxGraph, recipe: Recipe) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
@@ -218,32 +219,26 @@ def _evaluator(graph: OnnxGraph, recipe: Recipe) -> Callable[[Mapping[str, Array
 def _measure(
     subject: Subject,
     recipe: Recipe,
+    captured: OnnxGraph,
     references: Sequence[Reference],
-    opened: Sequence[tuple[_Made, Engine]],
+    made: Sequence[_Made],
     clock: StageClock,
 ) -> dict[str, LatencyReport]:
-    """PyTorch and every engine side by side, in one interleaved run."""
-    if not recipe.latency:
+    """PyTorch and every engine that runs here side by side, in one interleaved run."""
+    running = [item.built for item in made if item.built.engine is not None]
+    if not recipe.latency or not running:
         return {}
     options = recipe.options
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
     rows = [index % references[0].rows for index in range(batch)]
     feeds = {name: array[rows] for name, array in references[0].inputs.items()}
-    reference = TorchEngine(subject.module, opened[0][1].inputs, opened[0][1].outputs, threads=options.threads)
-    contestants = [
-        contestant("torch", reference, feeds, threads=options.threads),
-        *(
-            contestant(
-                item.runtime.fmt,
-                engine,
-                feeds,
-                threads=options.threads,
-                loading=item.loading,
-                details={"precision": item.precision.found},
-            )
-            for item, engine in opened
-        ),
-    ]
+    torch_engine = TorchEngine(subject.module, captured.inputs, captured.outputs, threads=options.threads)
+    contestants = [contestant("torch", torch_engine, feeds, threads=options.threads)]
+    for built in running:
+        assert built.engine is not None
+        contestants.append(
+            contestant(built.runtime.fmt, built.engine, feeds, threads=options.threads, loading=built.loading)
+        )
     with clock.stage("latency"):
         return {report.name: report for report in measure(contestants, recipe.plan)}
 
@@ -268,30 +263,35 @@ def _publish(
                 _write_latency(item, latencies)
             manifest = _manifest(subject, recipe, item, judged, latencies, environment, clock.times)
             bundles.write_manifest(item.folder, manifest)
-    sizes = [item.artifact.size_bytes for item in made]
-    published = [bundles.publish(item.folder, recipe.out / item.folder.name) for item in made]
+    reports = [_bundle_report(item, recipe) for item in made]
+    for item in made:
+        bundles.publish(item.folder, recipe.out / item.folder.name)
     return RunReport(
         model=subject.name,
         weights=str(subject.origin["weights"]),
         stages=tuple(clock.times),
         captured_nodes=captured.node_count,
-        bundles=tuple(
-            BundleReport(
-                path=bundle.path,
-                fmt=item.runtime.fmt,
-                title=item.runtime.title,
-                precision_asked=recipe.options.precision,
-                precision_found=item.precision,
-                nodes=item.graph.node_count,
-                opset=item.graph.opset,
-                size_bytes=size,
-                notes=tuple(f"{record.name} {record.note}" for record in item.graph.history if record.note),
-            )
-            for bundle, item, size in zip(published, made, sizes, strict=True)
-        ),
+        bundles=tuple(reports),
         parity=sum((item.parity for item in made), judged),
         latencies=tuple(latencies.values()),
         takes_photos=subject.preprocessing is not None,
+    )
+
+
+def _bundle_report(item: _Made, recipe: Recipe) -> BundleReport:
+    artifact = item.built.artifact
+    notes = [f"{record.name} {record.note}" for record in item.graph.history if record.note]
+    return BundleReport(
+        path=recipe.out / item.folder.name,
+        fmt=item.runtime.fmt,
+        title=item.runtime.title,
+        precision_asked=recipe.options.precision,
+        precision_found=item.built.precision,
+        nodes=item.graph.node_count,
+        opset=item.graph.opset,
+        size_bytes=artifact.size_bytes if artifact else None,
+        missing=item.built.missing,
+        notes=(*notes, *(artifact.notes if artifact else ())),
     )
 
 
@@ -304,8 +304,6 @@ def _manifest(
     environment: Environment,
     times: Sequence[StageTime],
 ) -> dict[str, Any]:
-    options = recipe.options
-    dynamic = options.dynamic_batch
     return {
         "edgevit_version": edgevit.__version__,
         "model": {
@@ -333,27 +331,8 @@ def _manifest(
             ],
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
         },
-        "build": {
-            "batch": options.batch,
-            "dynamic_batch": [dynamic.minimum, dynamic.optimum, dynamic.maximum] if dynamic else None,
-            "build_s": item.artifact.build_s,
-            "notes": list(item.artifact.notes),
-        },
-        "runtime": {
-            "fmt": item.runtime.fmt,
-            "name": item.runtime.title,
-            "version": item.runtime.version(),
-            "engine_files": [file.relative_to(item.folder).as_posix() for file in item.artifact.files],
-            "system": platform.system(),
-            "machine": platform.machine(),
-        },
-        "precision": {
-            "asked": options.precision,
-            "found": item.precision.found,
-            "layers": dict(item.precision.layers),
-        },
-        "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in item.engine.inputs],
-        "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in item.engine.outputs],
+        **item.built.entries(item.folder, recipe.options),
+        **spec_entries({"inputs": item.graph.inputs, "outputs": item.graph.outputs}),
         "parity": (judged + item.parity).to_json() if recipe.verify else None,
         "latency": [latency_figures(report) for report in latencies.values()] or None,
         "environment": environment.to_json(),

@@ -34,7 +34,7 @@ _WAIT_S = 0.2  # between two looks at a file that another process fetches
 _BLOCK = 1 << 18
 _PASSING = (429, 500, 502, 503, 504)  # answers that a moment later can be others
 
-OnDownload: TypeAlias = Callable[[int, "int | None"], None]
+OnDownload: TypeAlias = Callable[[int, int | None], None]
 """Is told how many bytes have come and how many there are, None where the server does not say."""
 
 

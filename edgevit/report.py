@@ -38,10 +38,11 @@ class BundleReport:
     fmt: str
     title: str
     precision_asked: Precision
-    precision_found: ExecutedPrecision
+    precision_found: ExecutedPrecision | None  # None: nothing has run here
     nodes: int
     opset: int
-    size_bytes: int
+    size_bytes: int | None  # None: there is no engine yet
+    missing: str | None  # what this machine lacks to build the engine, or to run it
     notes: tuple[str, ...]
 
 
@@ -62,9 +63,18 @@ class RunReport:
     def next_command(self) -> str:
         """What the user does next, ready to paste."""
         bundle = self.bundles[-1].path
+        if self.unbuilt:
+            return f"edgevit build {self.unbuilt[0].path}"
+        if self.bundles[-1].missing:
+            return f"edgevit verify {bundle}"
         if self.takes_photos and self.bundles[-1].fmt != "onnx":
             return f"edgevit run {bundle} photo.jpg --top 5"
         return f"edgevit verify {bundle}"
+
+    @property
+    def unbuilt(self) -> tuple[BundleReport, ...]:
+        """The bundles that have no engine yet: it has to be built on the device."""
+        return tuple(bundle for bundle in self.bundles if bundle.size_bytes is None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,12 +88,13 @@ class RunReport:
                     "fmt": bundle.fmt,
                     "precision": {
                         "asked": bundle.precision_asked,
-                        "found": bundle.precision_found.found,
-                        "layers": dict(bundle.precision_found.layers),
+                        "found": bundle.precision_found.found if bundle.precision_found else None,
+                        "layers": dict(bundle.precision_found.layers) if bundle.precision_found else {},
                     },
                     "nodes": bundle.nodes,
                     "opset": bundle.opset,
                     "size_bytes": bundle.size_bytes,
+                    "missing": bundle.missing,
                     "notes": list(bundle.notes),
                 }
                 for bundle in self.bundles
@@ -104,14 +115,15 @@ def stage_table(stages: Iterable[StageTime]) -> Table:
 def bundle_table(bundles: Iterable[BundleReport]) -> Table:
     table = _table("Bundles", "bundle", "opset", "nodes", "MB", "asked", "runs (layers that multiply)")
     for bundle in bundles:
-        layers = ", ".join(f"{count} {name}" for name, count in bundle.precision_found.layers.items())
+        found = bundle.precision_found.layers if bundle.precision_found else {}
+        layers = ", ".join(f"{count} {name}" for name, count in found.items())
         table.add_row(
             str(bundle.path),
             str(bundle.opset),
             str(bundle.nodes),
-            f"{bundle.size_bytes / 1e6:.1f}",
+            f"{bundle.size_bytes / 1e6:.1f}" if bundle.size_bytes is not None else "no engine",
             bundle.precision_asked,
-            layers or "not told",
+            layers or ("not told" if bundle.precision_found else "not run here"),
         )
     return table
 
@@ -215,6 +227,9 @@ def run_parts(report: RunReport) -> list[RenderableType]:
         notes += report.parity.warnings
     else:
         notes.append("parity was left out: nothing shows that the engines compute what PyTorch computes")
+    for bundle in report.bundles:
+        if bundle.missing and bundle.size_bytes is not None:
+            notes.append(f"{bundle.fmt}: the engine was built and not run here: {bundle.missing}")
     if report.weights.startswith("random"):
         notes.append("the weights are random: latency and parity hold, the answers mean nothing (--weights FILE)")
     parts += [Text(f"note: {note}") for note in notes]

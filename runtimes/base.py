@@ -202,6 +202,8 @@ class Runtime(ABC):
     module: ClassVar[str]  # what Python imports
     extra: ClassVar[str]  # edgevit's extra that installs it
     precisions: ClassVar[tuple[Precision, ...]]
+    builds_on_device: ClassVar[bool] = False  # a machine without the device makes the bundle without the engine
+    runs_on_device: ClassVar[bool] = False  # a machine without the device builds what it cannot run
 
     @abstractmethod
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:

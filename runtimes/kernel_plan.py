@@ -356,8 +356,13 @@ def _kernel(line: str, operators: Mapping[str, str], batch: int) -> Kernel:
         constants=_tensors(found["constants"], batch),
         outputs=_tensors(found["outputs"], batch),
         nodes=nodes,
-        operators=tuple(dict.fromkeys(operators.get(node, node.rpartition("/")[2]) for node in nodes)),
+        operators=tuple(dict.fromkeys(operators.get(node) or _operator_in(node) for node in nodes)),
     )
+
+
+def _operator_in(node: str) -> str:
+    """The operator in a name `<module path>/<operator>[_n]`, for a node that the parser did not tell of."""
+    return re.sub(r"_\d+$", "", node.rpartition("/")[2])
 
 
 def _tensors(text: str, batch: int) -> tuple[KernelTensor, ...]:

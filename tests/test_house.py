@@ -21,7 +21,7 @@ FLOORS = [
     {"export"},
     {"runtimes"},
     {"latency"},
-    {"device", "subject", "evidence", "progress"},
+    {"engines", "device", "subject", "evidence", "progress"},
     {"report", "plan_report", "lint_report"},
     {"pipeline"},
     {"cli", "__init__", "__main__"},

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
+import edgevit
 from edgevit.errors import BuildError, BundleError, MissingError, PrecisionError, UsageError
+from edgevit.runtimes import cuda, cuda_execution, tensorrt
 from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.tensorrt import TensorRt
 from edgevit.runtimes.tensorrt_plan import (
     COPIES_OF_MODEL,
     MB,
@@ -28,7 +35,8 @@ from edgevit.runtimes.tensorrt_plan import (
     trtexec_line,
     workspace_bytes,
 )
-from edgevit.tensors import TensorSpec
+from edgevit.tensors import Array, TensorSpec
+from tests.runtimes.fake_tensorrt import PARTS, VERSIONS, FakeDevice, FakePinned, World, fake_capture, fake_tensorrt
 
 GB = 1024 * MB
 FIXED = TensorSpec("x", "float32", (1, 3, 224, 224))
@@ -108,9 +116,7 @@ def test_a_build_that_would_be_killed_is_not_begun(asked_mb: int | None, free: M
 
 
 def test_free_host_memory_is_what_linux_can_give() -> None:
-    meminfo = (
-        "MemTotal:  16000000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\nSwapTotal:  900 kB\nSwapFree:  500 kB\n"
-    )
+    meminfo = "MemTotal:  16000000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\nSwapFree:  500 kB\n"
     assert host_free_bytes(meminfo) == 4500 * 1024
     if Path("/proc/meminfo").exists():
         assert host_free_bytes(Path("/proc/meminfo").read_text("ascii")) > 100 * MB
@@ -291,7 +297,7 @@ def test_the_trtexec_command_means_the_same_in_every_version(version: str, preci
 def test_no_flag_that_11_removed_stands_in_its_command() -> None:
     gone = {"--fp16", "--bf16", "--fp8", "--int4", "--best", "--calib", "--int8", "--precisionConstraints"}
     for precision in ("fp32", "fp16", "int8"):
-        flags = shlex.split(trtexec_line(MODEL, BuildOptions(precision=precision), "11.4"))  # type: ignore[arg-type]
+        flags = shlex.split(trtexec_line(MODEL, BuildOptions(precision=precision), "11.4"))
         assert not gone & {flag.partition("=")[0] for flag in flags}
 
 
@@ -313,3 +319,281 @@ def test_a_path_with_spaces_survives_the_shell() -> None:
 def test_no_command_for_a_version_that_is_refused() -> None:
     with pytest.raises(MissingError, match="JetPack 5"):
         trtexec_line(MODEL, BuildOptions(), "8.5.2")
+
+
+# The whole road, on the stand-in
+
+
+@pytest.fixture(params=VERSIONS)
+def column(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"an ONNX file")
+    return path
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch, world: World, column: str) -> TensorRt:
+    """TensorRT of each version on a GPU, as far as our code can tell."""
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(column, world))
+    monkeypatch.setattr(cuda, "Device", lambda: FakeDevice(world))
+    monkeypatch.setattr(cuda_execution, "PinnedMemory", FakePinned)
+    monkeypatch.setattr(cuda_execution, "capture", fake_capture)
+    monkeypatch.setattr(cuda_execution, "free_memory", lambda device: device.world.free)
+    monkeypatch.setattr(cuda_execution, "shares_memory", lambda device: device.world.integrated)
+    return TensorRt()
+
+
+def is_86(column: str) -> bool:
+    return VERSIONS[column].startswith("8.6")
+
+
+def test_a_build_writes_the_engine_byte_clean_and_beside_it_what_it_is_bound_to(
+    runtime: TensorRt, model: Path, tmp_path: Path, column: str
+) -> None:
+    artifact = runtime.build(model, tmp_path, BuildOptions())
+    assert [file.name for file in artifact.files] == ["model.engine", "engine.json"]
+    assert artifact.path.read_bytes() == b'vplan{"runs": "fp32"}'
+    record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
+    assert (record["tensorrt"], record["compute_capability"], record["gpu"]) == (VERSIONS[column], "8.7", "Orin")
+    assert record["layers"] == {"fp32": 1}
+    assert "gpu=Orin" in artifact.notes
+
+
+@pytest.mark.parametrize("precision", PARTS)
+def test_the_precision_stands_in_the_graph_and_only_86_takes_flags(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str, precision: Any
+) -> None:
+    world.runs = precision
+    runtime.build(model, tmp_path, BuildOptions(precision=precision))
+    flags = [call for call in world.calls if call.startswith("set ")]
+    assert flags == ([f"set {precision.upper()}"] if is_86(column) and precision != "fp32" else [])
+    assert ("clear TF32" in world.calls) == (precision == "fp32")
+    assert "verbosity DETAILED" in world.calls
+    # EXPLICIT_BATCH is number 0; STRONGLY_TYPED is number 1 in 10 and number 0 in 11.
+    assert f"network {2 if VERSIONS[column].startswith('10') else 1}" in world.calls
+
+
+def test_86_may_use_fp16_where_the_graph_says_it(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    world.runs, world.layer_types = "int8", ("FLOAT", "HALF")
+    runtime.build(model, tmp_path, BuildOptions(precision="int8"))
+    flags = [call for call in world.calls if call.startswith("set ")]
+    assert flags == (["set INT8", "set FP16"] if is_86(column) else [])
+
+
+def test_a_dynamic_batch_becomes_a_profile(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    world.shape = (-1, 4)
+    runtime.build(model, tmp_path, BuildOptions(dynamic_batch=BatchRange(1, 2, 8)))
+    assert "shape x [1, 2, 8]" in world.calls
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("parser", "does not read"),
+        ("empty", "not an ONNX model"),
+        ("workspace", "takes no workspace"),
+        ("profile", "no valid profile"),
+        ("cache", "no timing cache"),
+        ("build", "gave no engine.*build is broken"),
+        ("engine", "does not load.*engine is broken"),
+        ("context", "no memory to run in"),
+        ("inspector", "no inspector"),
+        ("shape", "at a batch of 8"),
+        ("infer", "shapes of y stay unknown"),
+        ("data-dependent", "depends on the data"),
+        ("address", "takes no buffer"),
+    ],
+)
+def test_a_failure_that_tensorrt_only_logs_is_an_error_and_leaves_nothing(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str, words: str
+) -> None:
+    world.broken, world.shape = step, (-1, 4)
+    options = BuildOptions(dynamic_batch=BatchRange(1, 2, 8), cache_dir=tmp_path / "cache")
+    with pytest.raises(BuildError, match=words):
+        runtime.build(model, tmp_path, options)
+    assert not {"model.engine", "engine.json"} & {path.name for path in tmp_path.iterdir()}
+    assert (world.buffers, world.pinned, world.devices) == ({}, 0, 0)
+
+
+@pytest.mark.parametrize("step", ["builder", "runtime"])
+def test_a_null_pointer_in_the_bindings_is_an_error(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str
+) -> None:
+    world.raising = step
+    with pytest.raises(BuildError, match="nullptr"):
+        runtime.build(model, tmp_path, BuildOptions())
+    assert world.devices == 0
+
+
+def test_the_parser_s_words_name_the_node(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    world.broken = "parser"
+    where = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
+    with pytest.raises(BuildError, match=rf"Unsupported operator \({where}\)"):
+        runtime.build(model, tmp_path, BuildOptions())
+
+
+@pytest.mark.parametrize(("asked", "runs"), [("fp16", "fp32"), ("fp32", "fp16"), ("int8", "fp16")])
+def test_an_engine_that_runs_another_precision_is_not_written(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, asked: Any, runs: str
+) -> None:
+    world.runs = runs
+    with pytest.raises(PrecisionError, match=f"{asked} was asked for") as error:
+        runtime.build(model, tmp_path, BuildOptions(precision=asked))
+    assert error.value.exit_status == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_build_that_does_not_fit_is_not_begun(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    world.free, world.integrated = 500 * MB, True
+    with pytest.raises(BuildError, match="500 MB of GPU memory is free"):
+        runtime.build(model, tmp_path, BuildOptions())
+    assert world.calls == []
+
+
+def test_the_timing_cache_is_a_file_that_the_next_build_starts_from(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    options = BuildOptions(cache_dir=tmp_path / "cache")
+    for expected in ("cache ", "cache timings"):
+        world.calls.clear()
+        runtime.build(model, tmp_path, options)
+        assert expected in world.calls
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.name == f"tensorrt-{VERSIONS[column]}-Orin-sm8.7.timing"
+    file.write_bytes(b"damaged")
+    runtime.build(model, tmp_path, options)
+    assert file.read_bytes() == b"timings"
+
+
+def test_progress_is_told_where_tensorrt_tells_it(runtime: TensorRt, model: Path, tmp_path: Path, column: str) -> None:
+    told: list[tuple[str, float]] = []
+    TensorRt(lambda phase, done: told.append((phase, round(done, 2)))).build(model, tmp_path, BuildOptions())
+    assert told == ([] if is_86(column) else [("Building", 0.33), ("Building", 0.67), ("Building", 1.0)])
+
+
+def test_an_interrupt_ends_the_build(runtime: TensorRt, model: Path, tmp_path: Path, column: str) -> None:
+    def interrupt(phase: str, done: float) -> None:
+        raise KeyboardInterrupt
+
+    if not is_86(column):
+        with pytest.raises(KeyboardInterrupt):
+            TensorRt(interrupt).build(model, tmp_path, BuildOptions())
+        assert not (tmp_path / "model.engine").exists()
+
+
+def test_a_named_compute_capability_is_refused(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leave --sm out"):
+        runtime.build(model, tmp_path, BuildOptions(compute_capabilities=(86,)))
+
+
+# The engine, on the stand-in
+
+
+def rows(count: int, start: float = 0.0) -> dict[str, Array]:
+    return {"x": (start + np.arange(4 * count, dtype=np.float32)).reshape(count, 4)}
+
+
+def test_an_engine_runs_and_its_outputs_belong_to_the_caller(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    artifact = runtime.build(model, tmp_path, options)
+    with runtime.open(artifact.path, options) as engine:
+        assert (engine.inputs, engine.batches) == ((TensorSpec("x", "float32", (1, 4)),), None)
+        first = engine.run(rows(1))["y"]
+        second = engine.run(rows(1, start=10))["y"]
+        np.testing.assert_array_equal(first, 2 * rows(1)["x"])
+        np.testing.assert_array_equal(second, 2 * rows(1, start=10)["x"])
+        assert dict(engine.executed_precision().layers) == {"fp32": 1}
+        with pytest.raises(UsageError, match="takes"):
+            engine.run(rows(2))
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_later_inferences_of_a_shape_are_one_captured_graph(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, *, capturable: bool
+) -> None:
+    world.capturable, world.shape = capturable, (-1, 4)
+    options = BuildOptions(dynamic_batch=BatchRange(1, 2, 8))
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        assert engine.batches == BatchRange(1, 2, 8)
+        for batch, launched in [(2, 0), (2, 1), (2, 2), (8, 2), (8, 3), (1, 3), (2, 3), (2, 4)]:
+            answer = engine.run(rows(batch, start=batch))["y"]
+            np.testing.assert_array_equal(answer, 2 * rows(batch, start=batch)["x"])
+            assert world.launched == (launched if capturable else 0)
+            assert world.captured <= 1
+        with pytest.raises(UsageError, match="batches of 1:2:8"):
+            engine.run(rows(9))
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
+def test_an_engine_that_does_not_run_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        world.broken = "execute"
+        with pytest.raises(BuildError, match="does not run.*execute is broken"):
+            engine.run(rows(1))
+
+
+def test_an_engine_from_elsewhere_is_never_given_to_tensorrt(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    path = runtime.build(model, tmp_path, options).path
+    record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
+    (tmp_path / "engine.json").write_text(json.dumps(record | {"tensorrt": "10.3.0.26"}), "utf-8")
+    world.raising = "runtime"  # it would be told otherwise
+    with pytest.raises(BuildError, match=f"edgevit build {tmp_path}"):
+        runtime.open(path, options)
+    assert world.devices == 0
+
+
+def test_a_truncated_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    options = BuildOptions()
+    path = runtime.build(model, tmp_path, options).path
+    path.write_bytes(b"")
+    with pytest.raises(BuildError, match="does not load, it may be damaged"):
+        runtime.open(path, options)
+
+
+# The machine
+
+
+@pytest.mark.parametrize("version", ["8.5.2.2", "9.3.0", "12.1"])
+def test_a_version_that_is_refused_is_refused_at_the_door(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    module = ModuleType("tensorrt")
+    vars(module)["__version__"] = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(MissingError, match=version) as error:
+        TensorRt().load()
+    assert error.value.exit_status == 3
+
+
+def test_a_machine_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not there
+    monkeypatch.setattr(tensorrt, "JETSON", tmp_path / "absent")
+    with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt\]'"):
+        TensorRt().load()
+    monkeypatch.setattr(tensorrt, "JETSON", tmp_path)
+    with pytest.raises(MissingError, match="comes with JetPack.*--system-site-packages"):
+        TensorRt().load()
+
+
+def test_nothing_of_tensorrt_is_loaded_for_the_plan() -> None:
+    code = "import sys, edgevit.runtimes.tensorrt; assert not {'tensorrt', 'torch', 'onnx'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(edgevit.__file__).parents[1])

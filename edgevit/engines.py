@@ -1,0 +1,92 @@
+"""From an ONNX file to a loaded engine, on a workstation and on a device alike, and what the manifest says of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgevit.errors import MissingError
+from edgevit.latency.measure import Loading, timed_load
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What became of a build. Some engines need a device that this machine lacks, to be built or to run:
+    then `missing` says what, and the rest is empty as far as it goes.
+    """
+
+    runtime: Runtime
+    artifact: Artifact | None = None
+    engine: Engine | None = None
+    loading: Loading | None = None
+    precision: ExecutedPrecision | None = None  # None: nothing has run here
+    missing: str | None = None
+
+    def entries(self, folder: Path, options: BuildOptions) -> dict[str, Any]:
+        """The manifest's sections about the engine."""
+        dynamic = options.dynamic_batch
+        return {
+            "build": {
+                "batch": options.batch,
+                "dynamic_batch": [dynamic.minimum, dynamic.optimum, dynamic.maximum] if dynamic else None,
+                "build_s": self.artifact.build_s if self.artifact else None,
+                "notes": list(self.artifact.notes) if self.artifact else [],
+                "missing": self.missing,
+            },
+            "runtime": {
+                "fmt": self.runtime.fmt,
+                "name": self.runtime.title,
+                "version": self.runtime.version(),
+                "engine_files": [file.relative_to(folder).as_posix() for file in self.artifact.files]
+                if self.artifact
+                else [],
+                "system": platform.system(),
+                "machine": platform.machine(),
+            },
+            "precision": {
+                "asked": options.precision,
+                "found": self.precision.found if self.precision else None,
+                "layers": dict(self.precision.layers) if self.precision else {},
+            },
+        }
+
+
+def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOptions) -> Built:
+    """Builds the engine for `model` into `folder`. The result names what is missing where a device is.
+
+    Raises BuildError, and MissingError where the runtime is one that could be installed here.
+    """
+    try:
+        return Built(runtime=runtime, artifact=runtime.build(model, folder, options))
+    except MissingError as error:
+        if not runtime.builds_on_device:
+            raise
+        return Built(runtime=runtime, missing=str(error))
+
+
+def open_built(built: Built, options: BuildOptions) -> Built:
+    """Loads what was built, and reads back the precision that runs. Raises BuildError, PrecisionError."""
+    artifact = built.artifact
+    if artifact is None:
+        return built
+    try:
+        engine, loading = timed_load(lambda: built.runtime.open(artifact.path, options))
+    except MissingError as error:
+        if not built.runtime.runs_on_device:
+            raise
+        return replace(built, missing=str(error))
+    precision = engine.executed_precision()
+    precision.require(options.precision, runtime=built.runtime.title)
+    return replace(built, engine=engine, loading=loading, precision=precision)
+
+
+def spec_entries(specs: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's sections about inputs and outputs, from tensor specs by section."""
+    return {
+        section: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in tensors]
+        for section, tensors in specs.items()
+    }
