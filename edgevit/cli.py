@@ -103,6 +103,20 @@ def export_command(arguments: Arguments) -> int:
     return MissingError.exit_status if found.unbuilt else 0
 
 
+def build_command(arguments: Arguments) -> int:
+    """Builds a bundle's engine on this machine, and judges it; needs no PyTorch."""
+    from edgevit import device, report
+    from edgevit.runtimes.bundle import Bundle
+
+    made, parity = device.build(
+        Bundle.open(arguments.bundle), fmt=arguments.fmt, threads=arguments.threads, workspace_mb=arguments.workspace
+    )
+    _print(report.parity_table(parity.results), arguments)
+    result = {"path": str(made.path), "parity": parity.to_json()}
+    _finish(arguments, result, last_line=f"edgevit latency {made.path}")
+    return 0
+
+
 def verify_command(arguments: Arguments) -> int:
     """Judges a bundle's engine again, from what the bundle carries; needs no PyTorch."""
     from edgevit import device, report
@@ -202,6 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Command)
     _add_list(commands)
     _add_export(commands)
+    _add_build(commands)
     _add_verify(commands)
     _add_run(commands)
     _add_latency(commands)
@@ -249,6 +264,15 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("--no-latency", dest="latency", action="store_false", help="leave the measurement out")
     parser.set_defaults(command=export_command)
+
+
+def _add_build(commands: Any) -> None:
+    parser = commands.add_parser("build", help="build a bundle's engine on this machine, from its ONNX file")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--fmt", metavar="FMT", help="for another runtime than the bundle's own")
+    parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--workspace", type=int, metavar="MB", help="memory that TensorRT's builder may use")
+    parser.set_defaults(command=build_command)
 
 
 def _add_verify(commands: Any) -> None:

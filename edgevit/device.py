@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.errors import UsageError
+from edgevit.engines import build_engine, open_built
+from edgevit.errors import MissingError, UsageError
 from edgevit.images import find_images, read_batch
+from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
+from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.parity import ParityReport, Reference, compare
@@ -54,13 +58,49 @@ def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = 
     references = bundle.references() if images is None else _ask_pytorch(bundle, images)
     with open_engine(bundle, threads=threads) as engine:
         engine.executed_precision().require(bundle.options.precision, runtime=bundle.fmt)
-        return compare(
-            f"{bundle.fmt}: engine",
-            engine.run,
-            references,
-            precision=bundle.options.precision,
-            batches=judged_batches(bundle.options),
-        )
+        return _judge(engine, references, bundle.options)
+
+
+def build(
+    bundle: Bundle, *, fmt: str | None = None, threads: int | None = None, workspace_mb: int | None = None
+) -> tuple[Bundle, ParityReport]:
+    """Builds an engine here from the ONNX file of a bundle, judges it, and publishes the bundle with it.
+
+    For the bundle's own format it takes the bundle's place; for another one it stands beside it. Raises MissingError
+    without the runtime or its device, BuildError, PrecisionError and ParityError; nothing has changed then.
+    """
+    runtime = get_runtime(fmt or bundle.fmt)
+    options = replace(bundle.options, threads=threads, workspace_mb=workspace_mb)
+    runtime.require_precision(options.precision)
+    name = bundles.bundle_name(bundle.manifest["model"]["name"], options.precision, runtime.fmt)
+    target = bundle.path.resolve().parent / (bundle.name if runtime.fmt == bundle.fmt else name)
+    with bundles.staging(target.parent) as folder, ExitStack() as stack:
+        place = folder / target.name
+        place.mkdir()
+        for file in (bundles.MODEL, bundles.REFERENCE, bundles.CLASSES):
+            if (bundle.path / file).exists():
+                shutil.copyfile(bundle.path / file, place / file)
+        built = open_built(build_engine(runtime, place / bundles.MODEL, place, options), options)
+        if built.engine is None:
+            raise MissingError(str(built.missing))
+        stack.enter_context(built.engine)
+        parity = _judge(built.engine, bundle.references(), options)
+        parity.require()
+        kept = {key: value for key, value in bundle.manifest.items() if key not in ("files", "schema_version")}
+        environment = Environment.capture().to_json()
+        proof = {"parity": parity.to_json(), "latency": None, "environment": environment}
+        bundles.write_manifest(place, {**kept, **built.entries(place, options), **proof})
+        return bundles.publish(place, target), parity
+
+
+def _judge(engine: Engine, references: Sequence[Reference], options: BuildOptions) -> ParityReport:
+    return compare(
+        f"{engine.fmt}: engine",
+        engine.run,
+        references,
+        precision=options.precision,
+        batches=judged_batches(options),
+    )
 
 
 def classify(bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: int | None = None) -> tuple[Answer, ...]:

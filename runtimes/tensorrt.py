@@ -175,7 +175,10 @@ class TensorRtEngine(Engine):
     def _load(self, trt: Any, content: bytes) -> None:
         logger = process_logger(trt)
         logger.take()
-        self._runtime = trt.Runtime(logger)
+        try:
+            self._runtime = trt.Runtime(logger)
+        except TypeError as error:  # what pybind11 makes of a null pointer
+            raise failed(trt, "it does not start", str(error)) from error
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise failed(trt, "the engine does not load, it may be damaged")

@@ -120,12 +120,8 @@ class TensorRtRtxEngine(Engine):
         return results
 
     def executed_precision(self) -> ExecutedPrecision:
-        """By the kernels that multiply, as the compiler listed them at the build; unknown where its list is lost."""
-        try:
-            plan = json.loads(self._artifact.with_name(KERNELS).read_text("utf-8"))
-            return ExecutedPrecision(dict(plan["precisions"]))
-        except (OSError, ValueError, KeyError):
-            return ExecutedPrecision()
+        """By the kernels that multiply, as the compiler listed them at the build."""
+        return built_precision(self._artifact)
 
     def close(self) -> None:
         if self._context is None:
@@ -155,6 +151,15 @@ class TensorRtRtxEngine(Engine):
 
     def _last_error(self) -> str:
         return self._log.errors[-1].strip().splitlines()[0] if self._log.errors else "it gives no reason"
+
+
+def built_precision(artifact: Path) -> ExecutedPrecision:
+    """What an engine runs, from the kernel list beside it: no GPU is needed. Unknown where the list is lost."""
+    try:
+        plan = json.loads(artifact.with_name(KERNELS).read_text("utf-8"))
+        return ExecutedPrecision(dict(plan["precisions"]))
+    except (OSError, ValueError, KeyError):
+        return ExecutedPrecision()
 
 
 def read_engine(path: Path) -> bytes:

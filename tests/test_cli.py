@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,6 +144,21 @@ def test_a_file_with_a_mistake_in_it(tmp_path: Path, one_line: Callable[[], str]
     assert "SyntaxError" in one_line()
 
 
+def test_build_on_the_device_from_the_onnx_inside(
+    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(made("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx")
+    assert status("build", source, "--fmt", "openvino") == 0
+    built = Bundle.open(tmp_path / "shiftvit_cifar10-fp32-openvino")
+    assert built.fmt == "openvino"
+    assert built.manifest["parity"]["passed"] is True
+    assert status(*capsys.readouterr().out.strip().splitlines()[-1].split()[1:], "--duration", "0.1") == 0
+    before = source.stat().st_ino
+    assert status("build", source) == 0  # for its own format it takes its place
+    assert source.stat().st_ino != before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_verify(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("verify", bundle.path) == 0
     assert capsys.readouterr().out.strip().endswith("parity holds")
@@ -195,7 +211,7 @@ def test_latency_side_by_side(
 ) -> None:
     out = tmp_path / "latency.json"
     paths = [made(fmt).path for fmt in ("ort", "openvino")]
-    arguments = [*paths, "--duration", "0.5", "--threads", "1", "--against", "torch,onnx", "--json", out]
+    arguments: list[str | Path] = [*paths, "--duration", "0.5", "--threads", "1", "--against", "torch,onnx", "--json", out]
     assert status("latency", *arguments) == 0
     rows = json.loads(out.read_text())["latency"]
     assert [row["name"] for row in rows] == [paths[0].name, paths[1].name, "torch", "onnx"]
@@ -221,7 +237,7 @@ def test_json_that_cannot_be_written(bundle: Bundle, one_line: Callable[[], str]
     assert "--json" in one_line()
 
 
-COMMANDS = ["list", "export", "verify", "run", "latency", "doctor"]
+COMMANDS = ["list", "export", "build", "verify", "run", "latency", "doctor"]
 
 
 def test_the_commands_are_known_here() -> None:

@@ -60,24 +60,27 @@ def fake_tensorrt(column: str, world: World) -> ModuleType:
     module.__version__ = VERSIONS[column]
     members: dict[str, dict[str, int]] = {}
     for name in sorted(has):
-        cls, _, member = name.rpartition(".")
-        if cls and member.isupper() and cls in ENUMS:
-            members.setdefault(cls, {})[member] = len(members.get(cls, {}))
+        owner, _, member = name.rpartition(".")
+        if owner in ENUMS and member.isupper():
+            members.setdefault(owner, {})[member] = len(members.get(owner, {}))
     if "STRONGLY_TYPED" in members["NetworkDefinitionCreationFlag"]:  # its number has changed
         number = 0 if VERSIONS[column].startswith("11") else 1
         members["NetworkDefinitionCreationFlag"] = {"STRONGLY_TYPED": number}
         if number:
             members["NetworkDefinitionCreationFlag"]["EXPLICIT_BATCH"] = 0
     members["DataType"] |= {"FLOAT": 90, "INT8": 91}
-    for cls, names in members.items():
-        setattr(module, cls, enum.IntEnum(cls, names))  # type: ignore[misc]
-    for cls_name, cls in _classes(module, world).items():
-        if cls_name in has:
-            kept = {
-                name: value for name, value in vars(cls).items() if name.startswith("_") or f"{cls_name}.{name}" in has
-            }
-            setattr(module, cls_name, type(cls_name, (), kept))
+    for enumeration, names in members.items():
+        setattr(module, enumeration, enum.IntEnum(enumeration, names))
+    for title, cls in _classes(module, world).items():
+        if title in has or title not in matrix():
+            setattr(module, title, _restricted(title, cls, has))
     return module  # type: ignore[no-any-return]
+
+
+def _restricted(title: str, cls: type, has: set[str]) -> type:
+    """A class without the methods that the version has not."""
+    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(title, (), {name: own[name] for name in own if name.startswith("_") or f"{title}.{name}" in has})
 
 
 ENUMS = frozenset({
@@ -86,7 +89,7 @@ ENUMS = frozenset({
 })  # fmt: skip
 
 
-def _classes(trt: Any, world: World) -> dict[str, type]:
+def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one class after another
     """The classes of all versions."""
 
     def fails(step: str) -> bool:
@@ -132,7 +135,7 @@ def _classes(trt: Any, world: World) -> dict[str, type]:
             monitor = vars(config).get("progress_monitor")
             if monitor is not None:
                 monitor.phase_start("Building", None, world.steps)
-                going = all([monitor.step_complete("Building", step) for step in range(world.steps)])
+                going = all(monitor.step_complete("Building", step) for step in range(world.steps))
                 monitor.phase_finish("Building")
                 if not going:
                     return None

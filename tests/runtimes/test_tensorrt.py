@@ -479,14 +479,16 @@ def test_the_timing_cache_is_a_file_that_the_next_build_starts_from(
     assert file.read_bytes() == b"timings"
 
 
-def test_progress_is_told_where_tensorrt_tells_it(runtime: TensorRt, model: Path, tmp_path: Path, column: str) -> None:
+@pytest.mark.usefixtures("runtime")
+def test_progress_is_told_where_tensorrt_tells_it(model: Path, tmp_path: Path, column: str) -> None:
     told: list[tuple[str, float]] = []
     TensorRt(lambda phase, done: told.append((phase, round(done, 2)))).build(model, tmp_path, BuildOptions())
     assert told == ([] if is_86(column) else [("Building", 0.33), ("Building", 0.67), ("Building", 1.0)])
 
 
-def test_an_interrupt_ends_the_build(runtime: TensorRt, model: Path, tmp_path: Path, column: str) -> None:
-    def interrupt(phase: str, done: float) -> None:
+@pytest.mark.usefixtures("runtime")
+def test_an_interrupt_ends_the_build(model: Path, tmp_path: Path, column: str) -> None:
+    def interrupt(_phase: str, _done: float) -> None:
         raise KeyboardInterrupt
 
     if not is_86(column):

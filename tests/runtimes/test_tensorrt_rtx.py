@@ -15,12 +15,12 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from edgevit.errors import BuildError, MissingError, UsageError
+from edgevit.errors import BuildError, MissingError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes import rtx_compiler
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile
-from edgevit.runtimes.tensorrt_rtx import TensorRtRtx
+from edgevit.runtimes.tensorrt_rtx import TensorRtRtx, built_precision
 from tests.runtimes.graphs import needs_rtx, save_graph, shift_block
 
 FP32 = BuildOptions(compute_capabilities=(86,))
@@ -94,6 +94,11 @@ def test_records_what_runs_beside_the_engine(folder: Path, tmp_path: Path) -> No
     made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, FP16)
     kernels = json.loads(made.files[1].read_text())
     assert kernels["precisions"] == {"fp16": 1}
+    assert built_precision(made.path).found == "fp16"  # with no GPU
+    with pytest.raises(PrecisionError, match="fp32 was asked for"):
+        built_precision(made.path).require("fp32", runtime="TensorRT-RTX")
+    made.files[1].unlink()
+    assert built_precision(made.path).found == "unknown"
     assert "proxy" in kernels["proxy"].lower()
 
 
