@@ -160,6 +160,39 @@ def latency_command(arguments: Arguments) -> int:
     return 0
 
 
+def lint_command(arguments: Arguments) -> int:
+    """Says what will hurt a target before a long build. Status 1 where something will fail."""
+    from edgevit import lint_report
+    from edgevit.export.graph import OnnxGraph
+    from edgevit.export.lint import has_errors, lint
+    from edgevit.export.lint_targets import parse_target
+
+    target = parse_target(arguments.target)
+    findings = lint(OnnxGraph.load(arguments.file), target)
+    for part in lint_report.lint_parts(findings, target):
+        _print(part, arguments)
+    _finish(arguments, lint_report.lint_json(findings, target))
+    return 1 if has_errors(findings) else 0
+
+
+def plan_command(arguments: Arguments) -> int:
+    """Shows the kernels that NVIDIA's compiler makes of a graph, with no GPU."""
+    from edgevit import plan_report
+    from edgevit.runtimes.bundle import model_file
+    from edgevit.runtimes.kernel_plan import plan
+
+    plans = [
+        plan(model_file(path), compute_capability=arguments.sm)
+        for path in (arguments.file, arguments.compare)
+        if path is not None
+    ]
+    parts = plan_report.plan_parts(plans[0]) if len(plans) == 1 else plan_report.comparison_parts(plans[0], plans[1])
+    for part in parts:
+        _print(part, arguments)
+    _finish(arguments, plans[0].to_json() if len(plans) == 1 else {"plans": [each.to_json() for each in plans]})
+    return 0
+
+
 def doctor_command(arguments: Arguments) -> int:
     """Tells what this machine has and what it lacks."""
     from edgevit import report
@@ -220,6 +253,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_run(commands)
     _add_latency(commands)
+    _add_lint(commands)
+    _add_plan(commands)
     _add_doctor(commands)
     return parser
 
@@ -301,6 +336,21 @@ def _add_latency(commands: Any) -> None:
     parser.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds each, at least (default 3)")
     parser.add_argument("--against", default="", metavar="NAMES", help="torch, or other formats, comma-separated")
     parser.set_defaults(command=latency_command)
+
+
+def _add_lint(commands: Any) -> None:
+    parser = commands.add_parser("lint", help="what will hurt a target, before a long build")
+    parser.add_argument("file", type=Path, metavar="FILE.onnx")
+    parser.add_argument("--target", required=True, metavar="TARGET", help="trt, trt:10.3 (a version), openvino or ort")
+    parser.set_defaults(command=lint_command)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="the kernels that TensorRT-RTX's compiler makes; a proxy, needs no GPU")
+    parser.add_argument("file", type=Path, metavar="FILE.onnx|BUNDLE")
+    parser.add_argument("--sm", type=int, default=86, metavar="N", help="compute capability (default 86)")
+    parser.add_argument("--compare", type=Path, metavar="OTHER", help="another file or bundle, side by side")
+    parser.set_defaults(command=plan_command)
 
 
 def _add_doctor(commands: Any) -> None:

@@ -453,7 +453,7 @@ def _retype(model: ir.Model, kept: frozenset[ir.Node], io: Literal["fp32", "fp16
         halves += [value for value in model.graph.inputs if _is_float(value)]
     weights = [value for value in model.graph.initializers.values() if _is_float(value)]
     for value in halves:
-        value.dtype = _F16
+        value.type = ir.TensorType(_F16)
     for node in nodes:
         if node.op_type == "Cast" and node.outputs[0].dtype == _F16:
             node.attributes["to"] = ir.AttrInt64("to", int(_F16))
@@ -461,9 +461,9 @@ def _retype(model: ir.Model, kept: frozenset[ir.Node], io: Literal["fp32", "fp16
         _retype_weight(model.graph, value, wanted)
     casts: dict[ir.Value, ir.Value] = {}
     for (node, index), dtype in wanted.items():
-        value = node.inputs[index]
-        if value is not None and value.dtype != dtype and node.op_type != "Cast":  # a Cast reads either
-            node.replace_input_with(index, _cast(model.graph, value, dtype, casts))
+        read = node.inputs[index]
+        if read is not None and read.dtype != dtype and node.op_type != "Cast":  # a Cast reads either
+            node.replace_input_with(index, _cast(model.graph, read, dtype, casts))
     for value in outputs:
         dtype = _F16 if io == "fp16" else _F32
         if value.dtype != dtype:
@@ -478,7 +478,7 @@ def _retype_weight(graph: ir.Graph, value: ir.Value, wanted: Mapping[tuple[ir.No
         return
     if len(half_uses) == len(list(value.uses())) and not value.is_graph_output():
         value.const_value = ir.tensor(_half(array), name=value.name)
-        value.dtype = _F16
+        value.type = ir.TensorType(_F16)
         return
     half = initializer(graph, f"{value.name}_fp16", _half(array))
     for use in half_uses:
@@ -500,7 +500,7 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.V
     else:
         graph.insert_before(graph[0], cast)
     made = cast.outputs[0]
-    made.name, made.shape, made.dtype = f"{value.name}_{suffix}", value.shape, dtype
+    made.name, made.shape, made.type = f"{value.name}_{suffix}", value.shape, ir.TensorType(dtype)
     casts[value] = made
     return made
 
@@ -589,10 +589,10 @@ def _emulate(model: ir.Model) -> None:
         array = constant(value) if value.dtype == _F16 else None
         if array is not None:
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
-            value.dtype = _F32
+            value.type = ir.TensorType(_F32)
     for value in model.graph.inputs:
         if value.dtype == _F16:
-            value.dtype = _F32
+            value.type = ir.TensorType(_F32)
     for node in list(model.graph.all_nodes()):
         for value in node.outputs:
             if value.dtype == _F16:
@@ -603,17 +603,18 @@ def _round(node: ir.Node, value: ir.Value) -> None:
     """Lets all readers of a value read it rounded to fp16, in fp32."""
     graph = node.graph
     if node.op_type in _MOVING or graph is None:
-        value.dtype = _F32
+        value.type = ir.TensorType(_F32)
         return
     steps = []
     if node.op_type != "Cast":
-        value.dtype = _F32
+        value.type = ir.TensorType(_F32)
         steps.append(ir.node("Cast", [value], {"to": int(_F16)}, name=f"{node.name}_round"))
     narrow = steps[-1].outputs[0] if steps else value
     readers = [use for use in value.uses() if use.node not in steps]
     steps.append(ir.node("Cast", [narrow], {"to": int(_F32)}, name=f"{node.name}_widen"))
     wide = steps[-1].outputs[0]
-    narrow.dtype, narrow.shape, wide.dtype, wide.shape = _F16, value.shape, _F32, value.shape
+    narrow.shape, narrow.type = value.shape, ir.TensorType(_F16)
+    wide.shape, wide.type = value.shape, ir.TensorType(_F32)
     for use in readers:
         use.node.replace_input_with(use.idx, wide)
     for index, output in enumerate(graph.outputs):

@@ -133,6 +133,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def model_file(path: Path) -> Path:
+    """The ONNX file that `path` names: itself, or the one inside a bundle, once the bundle is seen to be whole."""
+    return Bundle.open(path).model_path if path.is_dir() else path
+
+
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

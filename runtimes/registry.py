@@ -15,6 +15,8 @@ _RUNTIMES = {
     "onnx": ("onnxruntime", "OnnxFile"),
     "ort": ("onnxruntime", "OnnxRuntime"),
     "openvino": ("openvino", "OpenVino"),
+    "trt": ("tensorrt", "TensorRt"),
+    "trt-rtx": ("tensorrt_rtx", "TensorRtRtx"),
 }
 ALIASES = {
     "onnxruntime": "ort",
@@ -29,7 +31,7 @@ def resolve_format(name: str) -> str:
     """The format that a name or an alias means. Raises UsageError with near misses."""
     fmt = ALIASES.get(name.lower(), name.lower())
     if fmt not in _RUNTIMES:
-        raise unknown_name("runtime", name, (*_RUNTIMES, *(alias for alias in ALIASES if ALIASES[alias] in _RUNTIMES)))
+        raise unknown_name("runtime", name, (*_RUNTIMES, *ALIASES))
     return fmt
 
 

@@ -47,6 +47,8 @@ class TensorRt(Runtime):
     module: ClassVar[str] = "tensorrt"
     extra: ClassVar[str] = "trt"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+    builds_on_device: ClassVar[bool] = True
+    runs_on_device: ClassVar[bool] = True
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:
         self._on_phase = on_phase
