@@ -45,7 +45,7 @@ class Target:
 
 
 # By processor time of shiftvit_t, ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with `native`. TensorRT up
-# to 10.16 at least and TensorRT-RTX 1.7 take `native` and `group18` with one group for a normalisation of each channel
+# to 10.16 at least and TensorRT-RTX 1.7 take GroupNormalization with one group for a normalisation of each channel
 # by itself (NVIDIA/TensorRT issue 4756): fewer kernels, and wrong answers. `instance` they compute right.
 TARGETS: dict[str, Target] = {
     "onnx": Target(opset=18, group_norm="instance"),
@@ -70,7 +70,7 @@ def lower(graph: OnnxGraph, target: str, *, opset: int | None = None) -> OnnxGra
         raise unknown_name("target", target, TARGETS)
     wanted = TARGETS[target].opset if opset is None else opset
     form = TARGETS[target].group_norm
-    if (form == "native" and wanted < 21) or (form == "group18" and wanted < 18):
+    if wanted < 21:
         form = "instance"
     graph = graph.apply(f"lower_group_norm:{form}", functools.partial(lower_group_norm, form=form))
     if wanted < 20:

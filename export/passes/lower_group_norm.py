@@ -1,12 +1,10 @@
-"""GroupNormalization-21 in the forms that engines of one age or another run best.
+"""GroupNormalization-21 in a form that every engine computes right.
 
-The operator normalises over the channels of a group and all pixels, then applies a scale and a bias a channel.
-Opset 18's operator of the same name takes a scale and a bias a *group*; older runtimes have neither. Equal forms:
-
-* `instance`: (N, C, H, W) -> (N, groups, C/groups * H * W), InstanceNormalization, and back; then Mul and Add;
-* `group18`: opset 18's GroupNormalization with scale 1 and bias 0; then Mul and Add.
-
-Mul and Add are left out where they would do nothing.
+The operator normalises over the channels of a group and all pixels, then applies a scale and a bias a channel. Older
+runtimes lack it, and NVIDIA's parsers (TensorRT up to 10.16, TensorRT-RTX 1.7) misread it, and opset 18's operator of
+the same name, where there is one group: they normalise each channel by itself. The form `instance` is equal to it:
+(N, C, H, W) -> (N, groups, C/groups * H * W), InstanceNormalization, and back; then Mul and Add, which are left out
+where they would do nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import onnx_ir as ir
 from edgevit.errors import ExportError
 from edgevit.export.graph import constant, describe, initializer, integers, remove_unused, replace_value
 
-Form: TypeAlias = Literal["native", "instance", "group18"]
+Form: TypeAlias = Literal["native", "instance"]
 
 
 def lower_group_norm(model: ir.Model, form: Form) -> None:
@@ -27,12 +25,12 @@ def lower_group_norm(model: ir.Model, form: Form) -> None:
         return
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and not node.domain:
-            _lower(node, model.graph, form)
+            _lower(node, model.graph)
     remove_unused(model)
 
 
-def _lower(node: ir.Node, graph: ir.Graph, form: Form) -> None:
-    normalised = _instance(node, graph) if form == "instance" else _group18(node, graph)
+def _lower(node: ir.Node, graph: ir.Graph) -> None:
+    normalised = _instance(node, graph)
     shape = _static(node)
     for op_type, index, neutral in (("Mul", 1, 1), ("Add", 2, 0)):
         values = constant(node.inputs[index])
@@ -74,15 +72,6 @@ def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
     )
     nodes.append(ir.node("Reshape", [nodes[1].outputs[0], back], name=f"{node.name}_unflatten"))
     return _insert(nodes, node, graph)
-
-
-def _group18(node: ir.Node, graph: ir.Graph) -> ir.Value:
-    groups = node.attributes.get_int("num_groups")
-    ones, zeros = _neutral(node, graph, groups)
-    attributes = {"num_groups": groups, "epsilon": node.attributes.get_float("epsilon", 1e-5)}
-    return _insert(
-        [ir.node("GroupNormalization", [node.inputs[0], ones, zeros], attributes, name=node.name)], node, graph
-    )
 
 
 def _neutral(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[ir.Value, ir.Value]:

@@ -418,8 +418,13 @@ def test_a_local_function_is_looked_into() -> None:
 
 
 def test_weights_that_an_old_file_lists_among_its_inputs_are_weights() -> None:
-    made = graph("(float[batch, 4] x, float[4] c) => (float[batch, 4] y) { y = Add (x, c) }", {"c": weight(4)})
-    assert lint(made, parse_target("trt")) == ()
+    text = "(float[batch, 8] x, int64[3] target) => (float[batch, 4, 2] y) { y = Reshape (x, target) }"
+    assert lint(graph(text, {"target": np.array([-1, 4, 2])}), parse_target("trt")) == ()
+
+
+def test_a_shape_that_is_computed_is_found_once_at_its_source() -> None:
+    (case,) = (case for case in CASES if "Shape (x)" in case.breaks)
+    assert [finding.node for finding in findings(case)] == ["Shape that makes shape"]
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,16 @@ def test_a_failure_that_tensorrt_only_logs_is_an_error_and_leaves_nothing(
     assert (world.buffers, world.pinned, world.devices) == ({}, 0, 0)
 
 
+def test_an_error_tells_of_its_own_build_alone(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    told = []
+    for step in ("parser", "build"):
+        world.broken = step
+        with pytest.raises(BuildError) as error:
+            runtime.build(model, tmp_path, BuildOptions())
+        told.append(str(error.value))
+    assert ("parser is broken" in told[0], "parser is broken" in told[1]) == (True, False)
+
+
 @pytest.mark.parametrize("step", ["builder", "runtime"])
 def test_a_null_pointer_in_the_bindings_is_an_error(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str
