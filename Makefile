@@ -11,10 +11,10 @@ demo: $(READY)
 	$(BIN)/edgevit run demo/shiftvit_cifar10-fp32-openvino edgevit/data/photos/chelsea.png --top 3
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n 2 -m ""
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -81,6 +81,7 @@ def export_command(arguments: Arguments) -> int:
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
+        trt_version=arguments.trt_version,
         verify=arguments.verify,
         latency=arguments.latency,
     )
@@ -277,7 +278,9 @@ def _add_list(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="make, prove and measure bundles of a model")
     parser.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
-    parser.add_argument("--fmt", required=True, metavar="FMT[,FMT]", help="onnx, ort, openvino (or an alias)")
+    parser.add_argument(
+        "--fmt", required=True, metavar="FMT[,FMT]", help="onnx, ort, openvino, trt, trt-rtx (or an alias)"
+    )
     parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "int8"), default=None)
     for flag, value in (("--fp16", "fp16"), ("--half", "fp16"), ("--int8", "int8")):
         parser.add_argument(flag, dest="precision", action="append_const", const=value, help=f"--precision {value}")
@@ -293,6 +296,11 @@ def _add_export(commands: Any) -> None:
         "--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument(
+        "--sm", type=_capabilities, metavar="N[,N]", help="GPUs for trt-rtx: 86,89,120 (default: portable)"
+    )
+    parser.add_argument("--trt-version", default="10.3", metavar="V", help="TensorRT on the device (default 10.3)")
+    parser.add_argument("--workspace", type=int, metavar="MB", help="memory that a TensorRT builder may use")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the bundles go (default: here)")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="leave parity out; the manifest says so"
@@ -365,6 +373,12 @@ def _batch_range(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+def _capabilities(text: str) -> tuple[int, ...]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities, such as 86,89")
+    return tuple(int(part) for part in text.split(","))
+
+
 def _build_options(arguments: Arguments) -> BuildOptions:
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
@@ -379,6 +393,8 @@ def _build_options(arguments: Arguments) -> BuildOptions:
         batch=1 if arguments.batch is None else arguments.batch,
         dynamic_batch=dynamic,
         threads=arguments.threads,
+        compute_capabilities=arguments.sm,
+        workspace_mb=arguments.workspace,
     )
 
 

@@ -70,7 +70,8 @@ def build(
     without the runtime or its device, BuildError, PrecisionError and ParityError; nothing has changed then.
     """
     runtime = get_runtime(fmt or bundle.fmt)
-    options = replace(bundle.options, threads=threads, workspace_mb=workspace_mb)
+    own = bundle.options if runtime.fmt == bundle.fmt else replace(bundle.options, compute_capabilities=None)
+    options = replace(own, threads=threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)
     name = bundles.bundle_name(bundle.manifest["model"]["name"], options.precision, runtime.fmt)
     target = bundle.path.resolve().parent / (bundle.name if runtime.fmt == bundle.fmt else name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Built:
     precision: ExecutedPrecision | None = None  # None: nothing has run here
     missing: str | None = None
 
-    def entries(self, folder: Path, options: BuildOptions) -> dict[str, Any]:
+    def entries(self, folder: Path, options: BuildOptions, *, notes: Sequence[str] = ()) -> dict[str, Any]:
         """The manifest's sections about the engine."""
         dynamic = options.dynamic_batch
         return {
@@ -34,7 +34,8 @@ class Built:
                 "batch": options.batch,
                 "dynamic_batch": [dynamic.minimum, dynamic.optimum, dynamic.maximum] if dynamic else None,
                 "build_s": self.artifact.build_s if self.artifact else None,
-                "notes": list(self.artifact.notes) if self.artifact else [],
+                "compute_capabilities": options.compute_capabilities,
+                "notes": [*notes, *(self.artifact.notes if self.artifact else ())],
                 "missing": self.missing,
             },
             "runtime": {

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,6 +25,8 @@ from edgevit.export import passes
 from edgevit.export.capture import CAPTURE_OPSET, capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.lint import lint
+from edgevit.export.lint_targets import parse_target, parse_version
 from edgevit.export.passes.simplify import simplify
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import LatencyReport, MeasurePlan, contestant, measure
@@ -34,9 +36,12 @@ from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
 from edgevit.runtimes.parity import ParityReport, Reference, compare
 from edgevit.runtimes.registry import get_runtime
+from edgevit.runtimes.tensorrt_plan import trtexec_line
 from edgevit.runtimes.torch_reference import TorchEngine
 from edgevit.subject import Subject
 from edgevit.tensors import Array
+
+NEWEST_ON_JETPACK_6 = "10.3"
 
 # Called as a stage starts (seconds None) and as it ends.
 Progress: TypeAlias = Callable[[str, float | None], None]
@@ -51,6 +56,7 @@ class Recipe:
     out: Path = Path()
     opset: int | None = None
     images: Path | None = None
+    trt_version: str = NEWEST_ON_JETPACK_6  # what a graph for TensorRT is linted against, and lowered for
     verify: bool = True
     latency: bool = True
     # Enough for a p90; `edgevit latency` measures longer.
@@ -61,6 +67,8 @@ class Recipe:
             raise UsageError("name at least one format: --fmt onnx,ort,openvino")
         if len(set(self.formats)) != len(self.formats):
             raise UsageError(f"a format stands twice in {','.join(self.formats)}")
+        if self.options.compute_capabilities and "trt-rtx" not in self.formats:
+            raise UsageError("--sm names the GPUs that --fmt trt-rtx compiles for; leave it out")
 
 
 def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> RunReport:
@@ -120,6 +128,7 @@ class _Made:
     graph: OnnxGraph
     built: Built
     parity: ParityReport
+    notes: tuple[str, ...]
 
 
 def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:
@@ -176,10 +185,11 @@ def _make(
     folder: Path,
     clock: StageClock,
 ) -> _Made:
-    options, fmt = recipe.options, runtime.fmt
+    options, fmt = _own_options(recipe, runtime), runtime.fmt
     place = folder / bundles.bundle_name(subject.name, options.precision, fmt)
     with clock.stage(f"{fmt}: lower, check"):
-        lowered = check(passes.lower(graph, fmt, opset=recipe.opset))
+        lowered = check(passes.lower(graph, fmt, opset=_opset(recipe, fmt)))
+        notes = _for_the_device(lowered, runtime, recipe) if runtime.builds_on_device else ()
     with clock.stage(f"{fmt}: build"), _disk(place):
         place.mkdir()
         lowered.save(place / bundles.MODEL)
@@ -187,7 +197,36 @@ def _make(
     with clock.stage(f"{fmt}: load"):
         built = open_built(built, options)
     parity = _judge(lowered, built, references, recipe, clock)
-    return _Made(runtime=runtime, folder=place, graph=lowered, built=built, parity=parity)
+    return _Made(runtime=runtime, folder=place, graph=lowered, built=built, parity=parity, notes=notes)
+
+
+def _own_options(recipe: Recipe, runtime: Runtime) -> BuildOptions:
+    """The options without what is meant for another runtime of the recipe."""
+    if runtime.fmt == "trt-rtx":
+        return recipe.options
+    return replace(recipe.options, compute_capabilities=None)
+
+
+def _opset(recipe: Recipe, fmt: str) -> int | None:
+    """The opset asked for; that which an old TensorRT reads, where the bundle is for one."""
+    if recipe.opset is None and fmt == "trt" and parse_version(recipe.trt_version) < (10, 0):
+        return passes.OLDEST_OPSET
+    return recipe.opset
+
+
+def _for_the_device(graph: OnnxGraph, runtime: Runtime, recipe: Recipe) -> tuple[str, ...]:
+    """How to build the engine on the device by TensorRT's own tool, once the graph is seen to be one it can parse.
+
+    Raises ExportError with the first thing that its parser lacks.
+    """
+    findings = lint(graph, parse_target(f"{runtime.fmt}:{recipe.trt_version}"))
+    for finding in findings:
+        if finding.level == "error":
+            raise ExportError(
+                f"{runtime.title} {recipe.trt_version} cannot build this: {finding.node}: {finding.why}; {finding.remedy}"
+            )
+    line = trtexec_line(Path(bundles.MODEL), recipe.options, recipe.trt_version, inputs=graph.inputs)
+    return (f"built on the device by edgevit build, or in the bundle's folder by: {line}",)
 
 
 def _judge(
@@ -291,7 +330,7 @@ def _bundle_report(item: _Made, recipe: Recipe) -> BundleReport:
         opset=item.graph.opset,
         size_bytes=artifact.size_bytes if artifact else None,
         missing=item.built.missing,
-        notes=(*notes, *(artifact.notes if artifact else ())),
+        notes=(*notes, *item.notes, *(artifact.notes if artifact else ())),
     )
 
 
@@ -331,7 +370,7 @@ def _manifest(
             ],
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
         },
-        **item.built.entries(item.folder, recipe.options),
+        **item.built.entries(item.folder, recipe.options, notes=item.notes),
         **spec_entries({"inputs": item.graph.inputs, "outputs": item.graph.outputs}),
         "parity": (judged + item.parity).to_json() if recipe.verify else None,
         "latency": [latency_figures(report) for report in latencies.values()] or None,

@@ -74,6 +74,7 @@ class Bundle:
             precision=self.manifest["precision"]["asked"],
             batch=build["batch"],
             dynamic_batch=BatchRange(*dynamic) if dynamic else None,
+            compute_capabilities=tuple(build["compute_capabilities"]) if build.get("compute_capabilities") else None,
         )
 
     @property

@@ -108,5 +108,6 @@ def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
 def _call(device: Device, name: str, *arguments: Any) -> None:
     """The driver's call, its failures as the device words them."""
     function = getattr(device._driver, name)
-    function.argtypes, function.restype = list(_CALLS[name]), ctypes.c_int
+    if not function.argtypes:
+        function.argtypes, function.restype = list(_CALLS[name]), ctypes.c_int
     device._call(name, *arguments)

@@ -115,6 +115,7 @@ class TensorRtEngine(Engine):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._buffers: dict[str, cuda.DeviceBuffer] = {}
         self._pinned: dict[str, cuda_execution.PinnedMemory] = {}
+        self._views: dict[str, Array] = {}  # of the page-locked memory, in the shapes of the batch of now
         self._graph: cuda_execution.CapturedGraph | None = None
         self._tried_capture = False
         with ExitStack() as stack:
@@ -147,9 +148,9 @@ class TensorRtEngine(Engine):
         dynamic = [spec for spec in self.inputs if spec.is_dynamic]
         self._set_batch(len(feeds[dynamic[0].name]) if dynamic else 1)
         for spec in self.inputs:
-            np.copyto(self._view(spec), feeds[spec.name])
+            np.copyto(self._views[spec.name], feeds[spec.name])
         self._run()
-        return {spec.name: self._view(spec).copy() for spec in self.outputs}
+        return {spec.name: self._views[spec.name].copy() for spec in self.outputs}
 
     def _run(self) -> None:
         if self._graph is not None:
@@ -164,15 +165,11 @@ class TensorRtEngine(Engine):
 
     def _enqueue(self) -> None:
         for spec in self.inputs:
-            self._buffers[spec.name].upload(self._view(spec))
+            self._buffers[spec.name].upload(self._views[spec.name])
         if not self._context.execute_async_v3(self._device.stream):
             raise failed(self._trt, "the engine does not run")
         for spec in self.outputs:
-            self._buffers[spec.name].download(self._view(spec))
-
-    def _view(self, spec: TensorSpec) -> Array:
-        """The page-locked array of an end, in its shape at the batch of now."""
-        return self._pinned[spec.name].array(self._shapes[spec.name], spec.dtype)
+            self._buffers[spec.name].download(self._views[spec.name])
 
     def _load(self, trt: Any, content: bytes) -> None:
         logger = process_logger(trt)
@@ -217,14 +214,23 @@ class TensorRtEngine(Engine):
         for spec in self.inputs:
             if spec.is_dynamic and not self._context.set_input_shape(spec.name, spec.with_batch(batch)):
                 raise failed(self._trt, f"the engine does not take {spec} at a batch of {batch}")
-        if names := self._context.infer_shapes():
+        try:
+            names = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise failed(self._trt, f"no shapes follow from a batch of {batch}", str(error)) from error
+        if names:
             raise failed(self._trt, f"the shapes of {', '.join(names)} stay unknown")
         self._shapes = {
             spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*self.inputs, *self.outputs)
         }
         if any(size < 0 for shape in self._shapes.values() for size in shape):
             raise BuildError(f"an output's shape depends on the data ({self._shapes}), which edgevit has no buffer for")
+        self._view()
         self._batch = batch
+
+    def _view(self) -> None:
+        dtypes = {spec.name: spec.dtype for spec in (*self.inputs, *self.outputs)}
+        self._views = {name: pinned.array(self._shapes[name], dtypes[name]) for name, pinned in self._pinned.items()}
 
     def _allocate(self) -> None:
         """Buffers for the largest batch, which is set."""
@@ -234,6 +240,7 @@ class TensorRtEngine(Engine):
             self._buffers[spec.name] = self._device.allocate(size)
             if not self._context.set_tensor_address(spec.name, self._buffers[spec.name].address):
                 raise failed(self._trt, f"the engine takes no buffer for {spec}")
+        self._view()
 
     def _drop_graph(self) -> None:
         self._tried_capture = False
@@ -243,6 +250,7 @@ class TensorRtEngine(Engine):
 
     def _free(self) -> None:
         self._drop_graph()
+        self._views = {}
         for buffer in self._buffers.values():
             buffer.free()
         for pinned in self._pinned.values():

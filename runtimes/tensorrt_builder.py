@@ -82,12 +82,20 @@ def _strongly_typed(trt: Any) -> int:
 
 def _parse(trt: Any, network: Any, model: Path, line: Line) -> None:
     parser = trt.OnnxParser(network, process_logger(trt))
+    if line == "8.6":
+        _normalise_natively(trt, parser)
     if not parser.parse_from_file(str(model)):
         faults = (parser.get_error(index) for index in range(parser.num_errors))
         told = [_told(fault) if line == "8.6" else _told_by_name(fault) for fault in faults]
         raise failed(trt, f"its parser does not read {model}", *told)
     if not network.num_outputs:  # it takes any file for a model with nothing in it
         raise BuildError(f"{model} is not an ONNX model, or it is damaged; export it again")
+
+
+@versions("8.6")
+def _normalise_natively(trt: Any, parser: Any) -> None:
+    """InstanceNormalization as a layer, as from 10 on; 8.6 would look for a plugin, which nobody has loaded."""
+    parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
 
 
 @versions("8.6")

@@ -270,6 +270,27 @@ _EXPORTS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSteps:
+    """What is left to do on the device, where a workstation has made all of a bundle but its engine."""
+
+    sentence: str
+    build: str
+    trtexec: str
+
+
+def device_steps(
+    bundle: Path, options: BuildOptions, version: str, *, inputs: Sequence[TensorSpec] = ()
+) -> DeviceSteps:
+    """The commands for the device, and the sentence that says why the bundle in `bundle` holds no engine."""
+    engine = bundle / ENGINE
+    return DeviceSteps(
+        sentence=f"{bundle.name} holds no engine yet: TensorRT builds on the device alone; there: {rebuild(engine)}",
+        build=rebuild(engine),
+        trtexec=trtexec_line(bundle / "model.onnx", options, version, inputs=inputs),
+    )
+
+
 def trtexec_line(model: Path, options: BuildOptions, version: str, *, inputs: Sequence[TensorSpec] = ()) -> str:
     """The trtexec command that builds and times `model` on the device, meaning the same in every version.
 

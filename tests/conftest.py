@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two workers with two threads each wait for one another
+    _own = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_own[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(_own)]})
+CORES = len(os.sched_getaffinity(0))
 
 import numpy as np
 import pytest
@@ -17,7 +23,7 @@ from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.registry import FORMATS
 from edgevit.tensors import Array
 
-torch.set_num_threads(2)
+torch.set_num_threads(CORES)
 DATA = Path(__file__).parent / "data"
 ON_CPU = tuple(fmt for fmt in FORMATS if not fmt.startswith("trt"))
 
@@ -54,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
 
     def make(fmt: str) -> Bundle:
         if fmt not in bundles:
-            bundles[fmt] = edgevit.export("shiftvit_cifar10", fmt=fmt, out=out, dynamic_batch=(1, 2, 16), threads=2)
+            bundles[fmt] = edgevit.export("shiftvit_cifar10", fmt=fmt, out=out, dynamic_batch=(1, 2, 16))
         return bundles[fmt]
 
     return make

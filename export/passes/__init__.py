@@ -18,9 +18,12 @@ from edgevit.export.passes.fold_batchnorm import fold_batchnorm
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import Form, lower_group_norm
+from edgevit.export.passes.lower_opset import OLDEST as OLDEST_OPSET
 from edgevit.export.passes.lower_opset import lower_opset
 from edgevit.export.passes.merge_slices import merge_slices
 from edgevit.export.passes.tidy import tidy
+
+__all__ = ["OLDEST_OPSET", "PASSES", "TARGETS", "Target", "lower", "optimise"]
 
 Pass: TypeAlias = Callable[[ir.Model], None]
 

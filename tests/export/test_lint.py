@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,8 +12,10 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
+import torch
 from numpy.typing import ArrayLike
 from rich.console import Console
+from torch import nn
 
 from edgevit import subject
 from edgevit.errors import UsageError
@@ -469,6 +472,23 @@ def test_a_target_is_a_format_and_for_tensorrt_a_version(text: str, target: str)
 def test_other_targets_are_refused_with_a_remedy(text: str) -> None:
     with pytest.raises(UsageError, match=r"there are|such as 10\.3|only TensorRT"):
         parse_target(text)
+
+
+class Shift(nn.Module):
+    """ShiftViT's shift as it is often written: an assignment to a slice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shifted = torch.zeros_like(x)
+        shifted[:, :2, :, 1:] = x[:, :2, :, :-1]
+        shifted[:, 2:] = x[:, 2:]
+        return shifted
+
+
+def test_an_assignment_to_a_slice_is_found_with_its_module() -> None:
+    module = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), shift=Shift()))
+    graph = passes.optimise(capture(module, [torch.zeros(2, 3, 4, 4)], dynamic_batch=True).graph)
+    found = [finding for finding in lint(graph, parse_target("trt")) if finding.rule == "scatter"]
+    assert {(finding.level, finding.module) for finding in found} == {("error", "shift")}
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def _restricted(title: str, cls: type, has: set[str]) -> type:
 
 ENUMS = frozenset({
     "BuilderFlag", "DataType", "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag",
-    "ProfilingVerbosity", "TensorIOMode",
+    "OnnxParserFlag",     "ProfilingVerbosity", "TensorIOMode",
 })  # fmt: skip
 
 
@@ -211,6 +211,9 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
         def __init__(self, network: Any, logger: Any) -> None:
             pass
 
+        def set_flag(self, flag: Any) -> None:
+            world.calls.append(f"parser {flag.name}")
+
         def parse_from_file(self, path: str) -> bool:
             return Path(path).exists() and not fails("parser")
 
@@ -276,6 +279,8 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             return not fails("shape")
 
         def infer_shapes(self) -> list[str]:
+            if world.raising == "infer":
+                raise RuntimeError("shapes do not agree")
             return ["y"] if fails("infer") else []
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from edgevit.runtimes.tensorrt_plan import (
     MB,
     EngineRecord,
     Memory,
+    device_steps,
     executed_precision,
     host_free_bytes,
     profile_shapes,
@@ -316,6 +317,13 @@ def test_a_path_with_spaces_survives_the_shell() -> None:
     assert "--onnx=my model/model.onnx" in shlex.split(line)
 
 
+def test_a_bundle_without_an_engine_says_what_is_left_to_do() -> None:
+    steps = device_steps(Path("out/vit-fp16-trt"), RANGE, "10.3", inputs=[DYNAMIC])
+    assert steps.build == "edgevit build out/vit-fp16-trt"
+    assert steps.sentence.endswith(f"there: {steps.build}")
+    assert "--onnx=out/vit-fp16-trt/model.onnx" in shlex.split(steps.trtexec)
+
+
 def test_no_command_for_a_version_that_is_refused() -> None:
     with pytest.raises(MissingError, match="JetPack 5"):
         trtexec_line(MODEL, BuildOptions(), "8.5.2")
@@ -379,6 +387,8 @@ def test_the_precision_stands_in_the_graph_and_only_86_takes_flags(
     assert flags == ([f"set {precision.upper()}"] if is_86(column) and precision != "fp32" else [])
     assert ("clear TF32" in world.calls) == (precision == "fp32")
     assert "verbosity DETAILED" in world.calls
+    # 10 and 11 have no need to be asked.
+    assert ("parser NATIVE_INSTANCENORM" in world.calls) == is_86(column)
     # EXPLICIT_BATCH is number 0; STRONGLY_TYPED is number 1 in 10 and number 0 in 11.
     assert f"network {2 if VERSIONS[column].startswith('10') else 1}" in world.calls
 
@@ -437,12 +447,12 @@ def test_an_error_tells_of_its_own_build_alone(runtime: TensorRt, model: Path, t
     assert ("parser is broken" in told[0], "parser is broken" in told[1]) == (True, False)
 
 
-@pytest.mark.parametrize("step", ["builder", "runtime"])
-def test_a_null_pointer_in_the_bindings_is_an_error(
-    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str
+@pytest.mark.parametrize(("step", "words"), [("builder", "nullptr"), ("runtime", "nullptr"), ("infer", "do not agree")])
+def test_what_the_bindings_raise_is_an_error(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str, words: str
 ) -> None:
     world.raising = step
-    with pytest.raises(BuildError, match="nullptr"):
+    with pytest.raises(BuildError, match=words):
         runtime.build(model, tmp_path, BuildOptions())
     assert world.devices == 0
 
