@@ -222,9 +222,8 @@ def _for_the_device(graph: OnnxGraph, runtime: Runtime, recipe: Recipe) -> tuple
     findings = lint(graph, parse_target(f"{runtime.fmt}:{recipe.trt_version}"))
     for finding in findings:
         if finding.level == "error":
-            raise ExportError(
-                f"{runtime.title} {recipe.trt_version} cannot build this: {finding.node}: {finding.why}; {finding.remedy}"
-            )
+            where = f"{runtime.title} {recipe.trt_version} cannot build {finding.node}"
+            raise ExportError(f"{where}: {finding.why}; {finding.remedy}")
     line = trtexec_line(Path(bundles.MODEL), recipe.options, recipe.trt_version, inputs=graph.inputs)
     return (f"built on the device by edgevit build, or in the bundle's folder by: {line}",)
 
