@@ -100,7 +100,7 @@ def export_command(arguments: Arguments) -> int:
         _print(part, arguments)
     _finish(arguments, found.to_json(), last_line=found.next_command)
     for bundle in found.unbuilt:
-        print(f"edgevit: {bundle.path} holds no engine yet: {bundle.missing}", file=sys.stderr)
+        print(f"edgevit: {bundle.missing}", file=sys.stderr)
     return MissingError.exit_status if found.unbuilt else 0
 
 

@@ -36,7 +36,7 @@ from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
 from edgevit.runtimes.parity import ParityReport, Reference, compare
 from edgevit.runtimes.registry import get_runtime
-from edgevit.runtimes.tensorrt_plan import trtexec_line
+from edgevit.runtimes.tensorrt_plan import DeviceSteps, device_steps
 from edgevit.runtimes.torch_reference import TorchEngine
 from edgevit.subject import Subject
 from edgevit.tensors import Array
@@ -128,7 +128,7 @@ class _Made:
     graph: OnnxGraph
     built: Built
     parity: ParityReport
-    notes: tuple[str, ...]
+    steps: DeviceSteps | None  # how the device builds the engine, where only it can
 
 
 def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:
@@ -189,7 +189,7 @@ def _make(
     place = folder / bundles.bundle_name(subject.name, options.precision, fmt)
     with clock.stage(f"{fmt}: lower, check"):
         lowered = check(passes.lower(graph, fmt, opset=_opset(recipe, fmt)))
-        notes = _for_the_device(lowered, runtime, recipe) if runtime.builds_on_device else ()
+        steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.builds_on_device else None
     with clock.stage(f"{fmt}: build"), _disk(place):
         place.mkdir()
         lowered.save(place / bundles.MODEL)
@@ -197,7 +197,7 @@ def _make(
     with clock.stage(f"{fmt}: load"):
         built = open_built(built, options)
     parity = _judge(lowered, built, references, recipe, clock)
-    return _Made(runtime=runtime, folder=place, graph=lowered, built=built, parity=parity, notes=notes)
+    return _Made(runtime=runtime, folder=place, graph=lowered, built=built, parity=parity, steps=steps)
 
 
 def _own_options(recipe: Recipe, runtime: Runtime) -> BuildOptions:
@@ -214,18 +214,16 @@ def _opset(recipe: Recipe, fmt: str) -> int | None:
     return recipe.opset
 
 
-def _for_the_device(graph: OnnxGraph, runtime: Runtime, recipe: Recipe) -> tuple[str, ...]:
-    """How to build the engine on the device by TensorRT's own tool, once the graph is seen to be one it can parse.
+def _steps(graph: OnnxGraph, recipe: Recipe, bundle: Path) -> DeviceSteps:
+    """How the engine is built on the device, once the graph is seen to be one that TensorRT's parser takes.
 
-    Raises ExportError with the first thing that its parser lacks.
+    Raises ExportError with the first thing that it does not.
     """
-    findings = lint(graph, parse_target(f"{runtime.fmt}:{recipe.trt_version}"))
-    for finding in findings:
+    for finding in lint(graph, parse_target(f"trt:{recipe.trt_version}")):
         if finding.level == "error":
-            where = f"{runtime.title} {recipe.trt_version} cannot build {finding.node}"
+            where = f"TensorRT {recipe.trt_version} cannot build {finding.node}"
             raise ExportError(f"{where}: {finding.why}; {finding.remedy}")
-    line = trtexec_line(Path(bundles.MODEL), recipe.options, recipe.trt_version, inputs=graph.inputs)
-    return (f"built on the device by edgevit build, or in the bundle's folder by: {line}",)
+    return device_steps(bundle, recipe.options, recipe.trt_version, inputs=graph.inputs)
 
 
 def _judge(
@@ -319,6 +317,10 @@ def _publish(
 def _bundle_report(item: _Made, recipe: Recipe) -> BundleReport:
     artifact = item.built.artifact
     notes = [f"{record.name} {record.note}" for record in item.graph.history if record.note]
+    missing = item.built.missing
+    if item.steps is not None and missing is not None:
+        notes.append(f"or, with TensorRT's own tool: {item.steps.trtexec}")
+        missing = f"{item.steps.sentence} (here: {missing})"
     return BundleReport(
         path=recipe.out / item.folder.name,
         fmt=item.runtime.fmt,
@@ -328,9 +330,13 @@ def _bundle_report(item: _Made, recipe: Recipe) -> BundleReport:
         nodes=item.graph.node_count,
         opset=item.graph.opset,
         size_bytes=artifact.size_bytes if artifact else None,
-        missing=item.built.missing,
-        notes=(*notes, *item.notes, *(artifact.notes if artifact else ())),
+        missing=missing,
+        notes=(*notes, *(artifact.notes if artifact else ())),
     )
+
+
+def _device_notes(steps: DeviceSteps | None) -> tuple[str, ...]:
+    return () if steps is None else (steps.build, steps.trtexec)
 
 
 def _manifest(
@@ -369,7 +375,7 @@ def _manifest(
             ],
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
         },
-        **item.built.entries(item.folder, recipe.options, notes=item.notes),
+        **item.built.entries(item.folder, recipe.options, notes=_device_notes(item.steps)),
         **spec_entries({"inputs": item.graph.inputs, "outputs": item.graph.outputs}),
         "parity": (judged + item.parity).to_json() if recipe.verify else None,
         "latency": [latency_figures(report) for report in latencies.values()] or None,
