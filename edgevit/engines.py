@@ -23,7 +23,7 @@ class Built:
     artifact: Artifact | None = None
     engine: Engine | None = None
     loading: Loading | None = None
-    precision: ExecutedPrecision | None = None  # None: nothing has run here
+    precision: ExecutedPrecision | None = None  # None: neither has it run here, nor did the build tell
     missing: str | None = None
 
     def entries(self, folder: Path, options: BuildOptions, *, notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -79,7 +79,10 @@ def open_built(built: Built, options: BuildOptions) -> Built:
     except MissingError as error:
         if not built.runtime.runs_on_device:
             raise
-        return replace(built, missing=str(error))
+        told = built.runtime.built_precision(artifact.path)
+        if told is not None:
+            told.require(options.precision, runtime=built.runtime.title)
+        return replace(built, missing=str(error), precision=told)
     precision = engine.executed_precision()
     precision.require(options.precision, runtime=built.runtime.title)
     return replace(built, engine=engine, loading=loading, precision=precision)

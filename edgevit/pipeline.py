@@ -28,6 +28,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint import lint
 from edgevit.export.lint_targets import parse_target, parse_version
 from edgevit.export.passes.simplify import simplify
+from edgevit.export.precision import PrecisionPlan, to_fp16
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import LatencyReport, MeasurePlan, contestant, measure
 from edgevit.report import BundleReport, RunReport, StageTime, latency_figures
@@ -126,6 +127,7 @@ class _Made:
     runtime: Runtime
     folder: Path
     graph: OnnxGraph
+    typing: PrecisionPlan | None  # what stayed in fp32, where another precision was asked for
     built: Built
     parity: ParityReport
     steps: DeviceSteps | None  # how the device builds the engine, where only it can
@@ -188,16 +190,32 @@ def _make(
     options, fmt = _own_options(recipe, runtime), runtime.fmt
     place = folder / bundles.bundle_name(subject.name, options.precision, fmt)
     with clock.stage(f"{fmt}: lower, check"):
-        lowered = check(passes.lower(graph, fmt, opset=_opset(recipe, fmt)))
+        lowered = check(passes.lower(graph, fmt, precision=options.precision, opset=_opset(recipe, fmt)))
         steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.builds_on_device else None
+    typed, typing = _type(lowered, references, recipe, fmt, clock)
     with clock.stage(f"{fmt}: build"), _disk(place):
         place.mkdir()
-        lowered.save(place / bundles.MODEL)
+        typed.save(place / bundles.MODEL)
         built = build_engine(runtime, place / bundles.MODEL, place, options)
     with clock.stage(f"{fmt}: load"):
         built = open_built(built, options)
-    parity = _judge(lowered, built, references, recipe, clock)
-    return _Made(runtime=runtime, folder=place, graph=lowered, built=built, parity=parity, steps=steps)
+    parity = _judge(lowered, typed, built, references, recipe, clock)
+    return _Made(runtime=runtime, folder=place, graph=typed, typing=typing, built=built, parity=parity, steps=steps)
+
+
+def _type(
+    graph: OnnxGraph, references: Sequence[Reference], recipe: Recipe, fmt: str, clock: StageClock
+) -> tuple[OnnxGraph, PrecisionPlan | None]:
+    """The graph in the precision asked for, by what its tensors reach on the photos."""
+    if recipe.options.precision != "fp16":
+        return graph, None
+    batch = judged_batches(recipe.options)[0]
+    first = references[0]
+    rows = [[index % first.rows for index in range(start, start + batch)] for start in range(0, first.rows, batch)]
+    feeds = [{name: array[chosen] for name, array in first.inputs.items()} for chosen in rows]
+    with clock.stage(f"{fmt}: type fp16"):
+        typed, typing = to_fp16(graph, feeds, load=lambda candidate: _evaluator(candidate, recipe))
+        return check(typed), typing
 
 
 def _own_options(recipe: Recipe, runtime: Runtime) -> BuildOptions:
@@ -227,7 +245,12 @@ def _steps(graph: OnnxGraph, recipe: Recipe, bundle: Path) -> DeviceSteps:
 
 
 def _judge(
-    graph: OnnxGraph, built: Built, references: Sequence[Reference], recipe: Recipe, clock: StageClock
+    lowered: OnnxGraph,
+    typed: OnnxGraph,
+    built: Built,
+    references: Sequence[Reference],
+    recipe: Recipe,
+    clock: StageClock,
 ) -> ParityReport:
     """The finished graph, and the engine where it runs here."""
     if not recipe.verify:
@@ -235,8 +258,16 @@ def _judge(
     fmt, batches = built.runtime.fmt, judged_batches(recipe.options)
     with clock.stage(f"{fmt}: parity"):
         report = compare(
-            f"{fmt}: optimised ONNX", _evaluator(graph, recipe), references, precision="fp32", batches=batches[:1]
+            f"{fmt}: optimised ONNX", _evaluator(lowered, recipe), references, precision="fp32", batches=batches[:1]
         )
+        if typed is not lowered:
+            report += compare(
+                f"{fmt}: typed ONNX",
+                _evaluator(typed, recipe),
+                references,
+                precision=recipe.options.precision,
+                batches=batches[:1],
+            )
         if built.engine is not None:
             report += compare(
                 f"{fmt}: engine", built.engine.run, references, precision=recipe.options.precision, batches=batches
@@ -319,7 +350,7 @@ def _bundle_report(item: _Made, recipe: Recipe) -> BundleReport:
     notes = [f"{record.name} {record.note}" for record in item.graph.history if record.note]
     missing = item.built.missing
     if item.steps is not None and missing is not None:
-        notes.append(f"or, with TensorRT's own tool: {item.steps.trtexec}")
+        notes.append(f"or, in the bundle's folder, with TensorRT's own tool: {item.steps.trtexec}")
         missing = f"{item.steps.sentence} (here: {missing})"
     return BundleReport(
         path=recipe.out / item.folder.name,
@@ -377,6 +408,7 @@ def _manifest(
         },
         **item.built.entries(item.folder, recipe.options, notes=_device_notes(item.steps)),
         **spec_entries({"inputs": item.graph.inputs, "outputs": item.graph.outputs}),
+        "typing": item.typing.to_json() if item.typing else None,
         "parity": (judged + item.parity).to_json() if recipe.verify else None,
         "latency": [latency_figures(report) for report in latencies.values()] or None,
         "environment": environment.to_json(),

@@ -123,7 +123,7 @@ def bundle_table(bundles: Iterable[BundleReport]) -> Table:
             str(bundle.nodes),
             f"{bundle.size_bytes / 1e6:.1f}" if bundle.size_bytes is not None else "no engine",
             bundle.precision_asked,
-            layers or ("not told" if bundle.precision_found else "not run here"),
+            layers or "not told",
         )
     return table
 

@@ -213,6 +213,10 @@ class Runtime(ABC):
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         """Loads an artefact that `build` wrote. Raises BuildError where it cannot be loaded."""
 
+    def built_precision(self, artifact: Path) -> ExecutedPrecision | None:
+        """What the build tells of the precision, for an engine that cannot run here; None where it tells nothing."""
+        return None
+
     def version(self) -> str | None:
         """The installed version; None where the runtime is not installed."""
         if importlib.util.find_spec(self.module) is None:

@@ -59,6 +59,7 @@ class OnnxFile(OnnxRuntime):
 
     fmt: ClassVar[str] = "onnx"
     title: ClassVar[str] = "ONNX"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")  # a file holds either; what runs it decides the rest
     optimised: ClassVar[bool] = False
 
 
@@ -86,7 +87,7 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self.batches = options.dynamic_batch
-        self._ort, self._source, self._optimised = ort, source, optimised
+        self._ort, self._source, self._optimised, self._precision = ort, source, optimised, options.precision
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names = [spec.name for spec in self.outputs]
@@ -96,7 +97,12 @@ class OnnxRuntimeEngine(Engine):
             raise BuildError(f"ONNX Runtime failed to run: {str(error).strip().splitlines()[0]}") from error
 
     def executed_precision(self) -> ExecutedPrecision:
-        """By the operators that the session runs, from its own profile of one inference on zeros."""
+        """By the operators that the session runs, from its own profile of one inference on zeros.
+
+        Nothing is claimed of a typed file that is only read for us: processors without fp16 emulate it.
+        """
+        if not self._optimised and self._precision != "fp32":
+            return ExecutedPrecision()
         return ExecutedPrecision(dict(self._profile()))
 
     def _profile(self) -> Counter[str]:

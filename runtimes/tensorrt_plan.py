@@ -287,7 +287,8 @@ def device_steps(
     return DeviceSteps(
         sentence=f"{bundle.name} holds no engine yet: TensorRT builds on the device alone; there: {rebuild(engine)}",
         build=rebuild(engine),
-        trtexec=trtexec_line(bundle / "model.onnx", options, version, inputs=inputs),
+        # In the bundle's own folder: where that lies on the device is not known here.
+        trtexec=trtexec_line(Path("model.onnx"), options, version, inputs=inputs),
     )
 
 

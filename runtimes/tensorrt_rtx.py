@@ -66,6 +66,10 @@ class TensorRtRtx(Runtime):
             notes.append(_UNFUSED)
         return Artifact(fmt=self.fmt, files=(engine, kernels), build_s=time.perf_counter() - start, notes=tuple(notes))
 
+    def built_precision(self, artifact: Path) -> ExecutedPrecision:
+        """From the compiler's kernel list."""
+        return built_precision(artifact)
+
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         """Loads an engine on the first GPU. Raises BuildError for a file that is none, MissingError with no GPU."""
         content = read_engine(artifact)

@@ -233,6 +233,20 @@ def test_fold_affine_takes_a_batchnorm_in_front_of_a_layer() -> None:
     assert_same(before, after)
 
 
+def test_lower_group_norm_of_one_group_by_moments() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{
+            y = GroupNormalization <num_groups = 1, epsilon = 0.01> (x, scale, bias)
+        }}""",
+        scale=weights(4, offset=1),
+        bias=weights(4, seed=2),
+    )
+    after = before.apply("lower", functools.partial(lower_group_norm, form="moments"))
+    assert {"GroupNormalization", "InstanceNormalization"}.isdisjoint(after.operators)
+    assert after.operators["ReduceMean"] == 4
+    assert_same(before, after)
+
+
 def test_lower_group_norm_with_an_affine_map() -> None:
     before = parse(
         f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{

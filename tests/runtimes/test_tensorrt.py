@@ -321,7 +321,7 @@ def test_a_bundle_without_an_engine_says_what_is_left_to_do() -> None:
     steps = device_steps(Path("out/vit-fp16-trt"), RANGE, "10.3", inputs=[DYNAMIC])
     assert steps.build == "edgevit build out/vit-fp16-trt"
     assert steps.sentence.endswith(f"there: {steps.build}")
-    assert "--onnx=out/vit-fp16-trt/model.onnx" in shlex.split(steps.trtexec)
+    assert "--onnx=model.onnx" in shlex.split(steps.trtexec)
 
 
 def test_no_command_for_a_version_that_is_refused() -> None:

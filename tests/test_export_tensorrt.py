@@ -1,0 +1,101 @@
+"""TensorRT on a machine without a GPU: bundles that say what they lack, and real engines of TensorRT-RTX."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import edgevit
+from edgevit.cli import main
+from edgevit.errors import BundleError, ExportError, MissingError, UsageError
+from edgevit.runtimes.bundle import Bundle
+
+needs_no_tensorrt = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed: this machine may build engines"
+)
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="TensorRT-RTX is not installed (no part of the everyday set): pip install 'edgevit[trt-rtx]'",
+)
+
+
+@needs_no_tensorrt
+def test_trt_makes_the_bundle_but_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path)
+    assert main(["export", "shiftvit_cifar10", "--fmt", "trt", "--dynamic-batch", "1:2:4", "--out", out]) == 3
+    printed = capsys.readouterr()
+    path = tmp_path / "shiftvit_cifar10-fp32-trt"
+    assert printed.out.strip().splitlines()[-1] == f"edgevit build {path}"
+    assert "holds no engine yet" in printed.err.strip().splitlines()[-1]
+    assert {file.name for file in path.iterdir()} == {"manifest.json", "model.onnx", "reference.npz", "classes.txt"}
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["runtime"]["engine_files"] == []
+    assert manifest["precision"]["found"] is None
+    trtexec = manifest["build"]["notes"][1]
+    assert trtexec.startswith("trtexec --onnx=")
+    assert "--stronglyTyped" in trtexec
+    assert "--optShapes=images:2x3x32x32" in trtexec
+    with pytest.raises(MissingError, match="holds no engine yet"):
+        edgevit.load(path)
+    for command in ("verify", "build", "latency"):
+        assert main([command, str(path)]) == 3
+
+
+class InPlace(nn.Module):
+    """A sliced assignment: ScatterND in the data path."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        out[:, 1:] = x[:, :-1]
+        return out * 2
+
+
+def test_what_the_target_cannot_parse_is_refused_before_the_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="ScatterND"):
+        edgevit.export(InPlace(), example_input=torch.rand(1, 4), fmt="trt", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sm_is_for_trt_rtx_alone(tmp_path: Path) -> None:
+    assert main(["export", "shiftvit_cifar10", "--fmt", "ort", "--sm", "86", "--out", str(tmp_path)]) == 2
+    assert main(["export", "shiftvit_cifar10", "--fmt", "trt", "--trt-version", "8.5", "--out", str(tmp_path)]) != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_rtx
+def test_trt_rtx_makes_a_real_engine_without_a_gpu(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    assert main(["export", "shiftvit_cifar10", "--fmt", "trt-rtx", "--sm", "86,89", "--out", out]) == 0
+    bundle = Bundle.open(tmp_path / "shiftvit_cifar10-fp32-trt-rtx")
+    assert bundle.engine_path is not None
+    assert bundle.engine_path.read_bytes()[:4] == b"vtrt"
+    assert bundle.options.compute_capabilities == (86, 89)
+    assert bundle.manifest["precision"]["found"] == "fp32"  # as the compiler listed its kernels
+    bundle.engine_path.write_bytes(bundle.engine_path.read_bytes()[:-1])
+    with pytest.raises(BundleError):
+        edgevit.load(bundle)
+
+
+@needs_rtx
+def test_plan_and_lint_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = edgevit.export("shiftvit_cifar10", fmt="onnx", out=tmp_path)
+    assert main(["plan", str(bundle.path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"]["kernels"] <= 45
+    assert main(["lint", str(bundle.model_path), "--target", "trt:10.3"]) == 0
+    assert main(["lint", str(bundle.model_path), "--target", "tensorflow"]) == 2
+
+
+def test_lint_says_no_with_status_1(tmp_path: Path) -> None:
+    bundle = edgevit.export(InPlace(), example_input=torch.rand(1, 4), fmt="onnx", out=tmp_path)
+    assert main(["lint", str(bundle.model_path), "--target", "trt"]) == 1
+    assert main(["lint", str(bundle.path / "nowhere.onnx"), "--target", "trt"]) == 4
+
+
+def test_a_contradiction_is_refused() -> None:
+    with pytest.raises(UsageError, match="compute capabilit"):
+        edgevit.runtimes.base.BuildOptions(compute_capabilities=(12,))
