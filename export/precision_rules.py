@@ -210,7 +210,7 @@ def _serving(scene: Scene, seed: ir.Node) -> set[ir.Node]:
     products: set[ir.Node] = set()
     for node in reversed(scene.order):
         readers = _readers(node)
-        if not readers or not members.issuperset(readers) or any(value.is_graph_output() for value in node.outputs):
+        if not readers or not members.issuperset(readers):
             continue
         if node.op_type in _ARITHMETIC | MOVING:
             members.add(node)
@@ -231,7 +231,7 @@ def _moving_between(scene: Scene, kept: Iterable[ir.Node]) -> set[ir.Node]:
             filled.add(node)
     awaited: set[ir.Node] = set(fp32)  # nodes that are read in fp32
     for node in reversed(moving):
-        if not awaited.isdisjoint(_readers(node)) :
+        if not awaited.isdisjoint(_readers(node)) or (interface and any(v.is_graph_output() for v in node.outputs)):
             awaited.add(node)
     return {node for node in moving if node in filled and node in awaited}
 

@@ -1,5 +1,4 @@
-"""Slice(Slice(x, axes A), axes B) = Slice(x, axes A and B), where A and B share no axis and nothing else reads the
-inner one.
+"""Slice(Slice(x, axes A), axes B) = Slice(x, axes A and B), where A and B share no axis.
 
 PyTorch slices one axis at a time: `x[:, :8, :, 1:]` comes as two nodes, and a shifted feature map as nine slices
 where five do.
@@ -10,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, initializer, only_consumer, remove_unused, replace_value
+from edgevit.export.graph import constant, initializer, remove_unused, replace_value
 from edgevit.tensors import Array
 
 
@@ -23,7 +22,7 @@ def merge_slices(model: ir.Model) -> None:
 
 def _merge_into_producer(outer: ir.Node, graph: ir.Graph) -> None:
     inner = outer.inputs[0].producer() if outer.inputs[0] is not None else None
-    if inner is None or inner.op_type != "Slice" or only_consumer(inner.outputs[0]) is not outer:
+    if inner is None or inner.op_type != "Slice":
         return
     first, second = _parameters(inner), _parameters(outer)
     if first is None or second is None or set(first[2].tolist()) & set(second[2].tolist()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.precision import Feeds, PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.export.precision_types import InterfaceType, retype
 from edgevit.models.registry import create_model
+from edgevit.runtimes import kernel_plan
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
-from edgevit.runtimes.parity import compare
+from edgevit.runtimes.parity import Reference, compare
 from edgevit.subject import from_name
 from edgevit.tensors import Array
 from tests.conftest import Cifar10
@@ -379,18 +381,34 @@ def test_the_performer_stays_from_the_exponents_to_the_division() -> None:
     assert not snr_db(want, answer(with_nothing_kept(graph), image)) > 40
 
 
-def test_an_exponential_that_nothing_divides_by_stays_alone() -> None:
+@pytest.mark.parametrize("end", ["Relu (c)", "Div (a, c)"])
+def test_an_exponential_is_followed_to_the_next_layer_at_most(end: str) -> None:
     graph = parse(
         f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
             a = Relu (x)
             b = Exp (a)
             c = MatMul (b, w)
-            y = Relu (c)
+            y = {end}
         }}""",
         w=noise(4, 4),
     )
     _, plan = typed(graph, noise(2, 4))
     assert kept(plan) == ["Exp"]
+
+
+def test_the_logarithm_of_a_sum_of_exponentials_stays() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 1] y) {{
+            axes = Constant <value_ints = [1]> ()
+            a = Relu (x)
+            b = Exp (a)
+            c = ReduceSum (b, axes)
+            d = Log (c)
+            y = Neg (d)
+        }}"""
+    )
+    _, plan = typed(graph, noise(2, 4))
+    assert kept(plan) == ["Exp", "ReduceSum", "Log"]
 
 
 NORM_2D = f"""{HEAD} g (float[batch, 6, 4, 4] x) => (float[batch, 6, 4, 4] y) {{
@@ -442,24 +460,26 @@ def test_norms_and_activations_of_one_operator_become_fp16(operator: str) -> Non
     assert snr_db(load(graph)({"x": image})["y"], answer(made, image)) > 55
 
 
-def test_moves_between_fp32_nodes_round_nothing() -> None:
+@pytest.mark.parametrize(
+    ("body", "operators", "casts"),
+    [
+        ("a = Exp (x)  b = Transpose (a)  c = Flatten (b)  y = MatMul (c, beyond)", "Exp Transpose Flatten MatMul", 0),
+        ("a = Transpose (x)  y = MatMul (a, beyond)", "Transpose MatMul", 0),
+        ("a = Exp (x)  y = Transpose (a)", "Exp Transpose", 0),
+        ("a = Sub (x, ones)  b = Transpose (a)  y = Exp (b)", "Sub Transpose Exp", 0),
+        ("a = Exp (x)  b = Transpose (a)  y = Relu (b)", "Exp", 2),
+        ("a = Transpose (x)  y = Relu (a)", "", 2),
+    ],
+)
+def test_moves_between_fp32_and_fp32_round_nothing(body: str, operators: str, casts: int) -> None:
     graph = parse(
-        f"""{HEAD} g (float[2, 8] x) => (float[8, 2] y, float[8, 2] z) {{
-            shape = Constant <value_ints = [8, 2]> ()
-            a = Exp (x)
-            b = Reshape (a, shape)
-            c = Transpose <perm = [1, 0]> (b)
-            d = MatMul (large, c)
-            y = Transpose <perm = [1, 0]> (d)
-            moved = Transpose <perm = [1, 0]> (x)
-            z = Relu (moved)
-        }}""",
-        large=np.diag([1e5, 1e-3]).astype(np.float32),
+        f"{HEAD} g (float[4, 4] x) => (float[4, 4] y) {{ {body} }}",
+        beyond=np.diag([1e5, 1, 1, 1]).astype(np.float32),
+        ones=np.ones((4, 4), np.float32),
     )
-    made, plan = typed(graph, noise(2, 8))
-    assert kept(plan) == ["Exp", "Reshape", "Transpose", "MatMul", "Transpose"]
-    assert dtypes(made, "Transpose") == [["FLOAT"], ["FLOAT"], ["FLOAT16"]]
-    assert plan.casts == 2  # for z alone
+    _, plan = typed(graph, noise(4, 4, scale=1e-2))
+    assert kept(plan) == operators.split()
+    assert plan.casts == casts
 
 
 def test_what_reads_any_type_needs_no_cast() -> None:
@@ -573,25 +593,9 @@ def test_the_trained_model_keeps_its_accuracy(cifar10: Cifar10) -> None:
     assert snr_db(cifar10.logits, logits) > 40
 
 
-PERFORMERS = ("layers.0.RC.attn", "layers.1.RC.attn"), ("tokens_to_token.attention1", "tokens_to_token.attention2")
-large = pytest.mark.large
-
-
-@pytest.mark.parametrize(
-    ("name", "modules", "attentions"),
-    [
-        ("vitae_t", PERFORMERS[0], 7),
-        pytest.param("t2t_vit_7", PERFORMERS[1], 7, marks=large),
-        pytest.param("deit_t", (), 12, marks=large),
-        pytest.param("swin_xt", (), 11, marks=large),
-        pytest.param("shiftvit_t", (), 0, marks=large),
-        pytest.param("mobileformer_26m", (), 15, marks=large),
-        pytest.param("vitaev2_s", (), 18, marks=large),
-        pytest.param("vt_resnet18", (), 0, marks=large),
-    ],
-)
-def test_models_agree_with_pytorch(name: str, modules: Sequence[str], attentions: int, tmp_path: Path) -> None:
-    """Within fp16's policy, with performers alone in fp32; TensorRT-RTX, where it is installed, fuses the attention."""
+@functools.cache
+def typed_model(name: str) -> tuple[OnnxGraph, PrecisionPlan, tuple[Reference, ...]]:
+    """A registered model for TensorRT in fp16, and what PyTorch answers."""
     subject = from_name(name)
     captured = capture(
         subject.module, subject.example, input_names=subject.input_names, output_names=subject.output_names
@@ -600,15 +604,45 @@ def test_models_agree_with_pytorch(name: str, modules: Sequence[str], attentions
     references = ask_pytorch(subject, ["logits"])
     photos = references[0].inputs["images"]
     made, plan = to_fp16(graph, [{"images": photos[:1]}, {"images": photos[1:2]}], load=load)
-    made = check(made)
-    assert plan.modules == tuple(modules)
-    assert len(plan.kept) == 20 * len(modules)
-    assert plan.casts == 2 + 4 * len(modules)
-    compare("typed ONNX", load(emulate_fp16(made)), references, precision="fp16").require()
-    pytest.importorskip("tensorrt_rtx")
-    from edgevit.runtimes.kernel_plan import plan as kernel_plan
+    return check(made), plan, references
 
+
+# The attentions that TensorRT-RTX fuses in each model, and the modules that stay fp32.
+FUSED = {
+    "vitae_t": 7,
+    "t2t_vit_7": 7,
+    "deit_t": 12,
+    "swin_xt": 11,
+    "shiftvit_t": 0,
+    "mobileformer_26m": 15,
+    "vitaev2_s": 18,
+    "vt_resnet18": 0,
+}
+PERFORMERS = {
+    "vitae_t": ("layers.0.RC.attn", "layers.1.RC.attn"),
+    "t2t_vit_7": ("tokens_to_token.attention1", "tokens_to_token.attention2"),
+}
+models = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "vitae_t" else pytest.mark.large) for name in FUSED]
+)
+
+
+@models
+def test_models_agree_with_pytorch(name: str) -> None:
+    """Within fp16's policy, with the performers in fp32 and nothing else."""
+    made, plan, references = typed_model(name)
+    performers = PERFORMERS.get(name, ())
+    assert plan.modules == performers
+    assert len(plan.kept) == 20 * len(performers)
+    assert plan.casts == 2 + 4 * len(performers)  # in and out; k, q, v and the quotient
+    compare("typed ONNX", load(emulate_fp16(made)), references, precision="fp16").require()
+
+
+@models
+def test_tensorrt_rtx_fuses_the_attention(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    made, _, _ = typed_model(name)
     made.save(tmp_path / "model.onnx")
-    compiled = kernel_plan(tmp_path / "model.onnx")
-    assert compiled.totals.fused_attentions == attentions
-    assert set(compiled.precisions) == ({"fp16", "fp32"} if modules else {"fp16"})
+    compiled = kernel_plan.plan(tmp_path / "model.onnx")
+    assert compiled.totals.fused_attentions == FUSED[name]
+    assert set(compiled.precisions) == ({"fp16", "fp32"} if name in PERFORMERS else {"fp16"})
