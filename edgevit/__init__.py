@@ -65,6 +65,7 @@ def export_model(
     *,
     fmt: str = "onnx",
     precision: Precision = "fp32",
+    calib: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] = ".",
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     weights: str | os.PathLike[str] | None = None,
@@ -80,6 +81,7 @@ def export_model(
 ) -> Bundle:
     """`edgevit.export`: makes a bundle of a registered model, of `module:factory` or of any module, and proves it.
 
+    `calib` is a folder of photos that fp16 is chosen by (edgevit's own two otherwise).
     `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
     folder of photos to judge parity on (edgevit carries two of its own).
 
@@ -115,6 +117,7 @@ def export_model(
         out=Path(out),
         opset=opset,
         images=Path(images) if images is not None else None,
+        calib=Path(calib) if calib is not None else None,
         verify=verify,
         latency=latency,
     )

@@ -81,6 +81,7 @@ def export_command(arguments: Arguments) -> int:
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
+        calib=arguments.calib,
         trt_version=arguments.trt_version,
         verify=arguments.verify,
         latency=arguments.latency,
@@ -291,6 +292,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
     parser.add_argument("--batch", type=int, default=None, metavar="N", help="a static batch (default 1)")
     parser.add_argument("--dynamic-batch", type=_batch_range, metavar="MIN:OPT:MAX", help="a dynamic batch instead")
+    parser.add_argument("--calib", type=Path, metavar="DIR", help="photos that a lower precision is chosen by")
     parser.add_argument("--opset", type=int, metavar="N", help="instead of the one that the runtime likes best")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgevit.errors import ExportError
-from edgevit.images import find_images, own_photos, read_image, to_array
+from edgevit.errors import ExportError, UsageError
+from edgevit.images import find_images, own_photos, read_batch, read_image, to_array
 from edgevit.runtimes.parity import Reference
 from edgevit.runtimes.torch_reference import flatten
 from edgevit.subject import SEED, Subject
@@ -17,6 +17,7 @@ from edgevit.tensors import Array
 
 PHOTOS = 8  # rows of photos at most
 NOISE = 2  # rows of noise
+CALIBRATION = 64  # photos that ranges are measured on, at most
 
 
 def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path | None = None) -> tuple[Reference, ...]:
@@ -32,6 +33,14 @@ def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path |
         for kind, arrays in inputs.items()
         if arrays
     )
+
+
+def calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:
+    """The photos of a folder as the subject's input, by name. Raises UsageError where it takes no photos."""
+    if subject.preprocessing is None:
+        raise UsageError(f"{subject.name} takes no photos; leave --calib out")
+    paths = find_images(folder)[:CALIBRATION]
+    return {subject.input_names[0]: read_batch(paths, subject.preprocessing)}
 
 
 def _photos(subject: Subject, images: Path | None) -> tuple[Array, ...]:

@@ -19,8 +19,8 @@ import torch
 import edgevit
 from edgevit.device import judged_batches
 from edgevit.engines import Built, build_engine, open_built, spec_entries
-from edgevit.errors import EdgevitError, ExportError, UsageError
-from edgevit.evidence import ask_pytorch
+from edgevit.errors import EdgevitError, ExportError, PrecisionError, UsageError
+from edgevit.evidence import ask_pytorch, calibration_photos
 from edgevit.export import passes
 from edgevit.export.capture import CAPTURE_OPSET, capture
 from edgevit.export.check import check
@@ -57,6 +57,7 @@ class Recipe:
     out: Path = Path()
     opset: int | None = None
     images: Path | None = None
+    calib: Path | None = None
     trt_version: str = NEWEST_ON_JETPACK_6  # what a graph for TensorRT is linted against, and lowered for
     verify: bool = True
     latency: bool = True
@@ -70,6 +71,10 @@ class Recipe:
             raise UsageError(f"a format stands twice in {','.join(self.formats)}")
         if self.options.compute_capabilities and "trt-rtx" not in self.formats:
             raise UsageError("--sm names the GPUs that --fmt trt-rtx compiles for; leave it out")
+        if self.options.precision == "int8":
+            raise PrecisionError("edgevit does not quantise to int8 yet; ask for --precision fp32 or fp16")
+        if self.calib is not None and self.options.precision == "fp32":
+            raise UsageError("--calib holds the photos that a lower precision is chosen by; fp32 needs none")
 
 
 def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> RunReport:
@@ -192,7 +197,7 @@ def _make(
     with clock.stage(f"{fmt}: lower, check"):
         lowered = check(passes.lower(graph, fmt, precision=options.precision, opset=_opset(recipe, fmt)))
         steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.builds_on_device else None
-    typed, typing = _type(lowered, references, recipe, fmt, clock)
+    typed, typing = _type(lowered, subject, references, recipe, fmt, clock)
     with clock.stage(f"{fmt}: build"), _disk(place):
         place.mkdir()
         typed.save(place / bundles.MODEL)
@@ -204,15 +209,15 @@ def _make(
 
 
 def _type(
-    graph: OnnxGraph, references: Sequence[Reference], recipe: Recipe, fmt: str, clock: StageClock
+    graph: OnnxGraph, subject: Subject, references: Sequence[Reference], recipe: Recipe, fmt: str, clock: StageClock
 ) -> tuple[OnnxGraph, PrecisionPlan | None]:
     """The graph in the precision asked for, by what its tensors reach on the photos."""
     if recipe.options.precision != "fp16":
         return graph, None
-    batch = judged_batches(recipe.options)[0]
-    first = references[0]
-    rows = [[index % first.rows for index in range(start, start + batch)] for start in range(0, first.rows, batch)]
-    feeds = [{name: array[chosen] for name, array in first.inputs.items()} for chosen in rows]
+    inputs = calibration_photos(subject, recipe.calib) if recipe.calib else references[0].inputs
+    batch, count = judged_batches(recipe.options)[0], len(next(iter(inputs.values())))
+    rows = [[index % count for index in range(start, start + batch)] for start in range(0, count, batch)]
+    feeds = [{name: array[chosen] for name, array in inputs.items()} for chosen in rows]
     with clock.stage(f"{fmt}: type fp16"):
         typed, typing = to_fp16(graph, feeds, load=lambda candidate: _evaluator(candidate, recipe))
         return check(typed), typing

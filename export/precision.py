@@ -14,8 +14,8 @@ fp32 by themselves, and a Cast at their side would part them from the kernel tha
 product, Softmax, product) has no Cast within for the same reason, as long as its numbers allow it.
 
 Why not a library: onnxconverter-common and ONNX Runtime's converter, its descendant, block operators by name, measure
-nothing and squeeze constants into range. ModelOpt's AutoCast measures magnitudes, yet looks at each node by itself: of
-vitae_t it types all 412 nodes fp16, the exponentials and their epsilon too (and it pins its own onnx and onnxruntime).
+nothing and squeeze constants into range. ModelOpt's AutoCast measures magnitudes and looks at each node by itself: by
+default all 412 nodes of vitae_t become fp16, exponentials and epsilon too (and it pins its own onnx, onnxruntime).
 """
 
 from __future__ import annotations

@@ -81,6 +81,10 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
         (["export", "shiftvit_t", "--fmt", "ort", "--dynamic-batch", "4:2:1"], 2, "MIN <= OPT <= MAX"),
         (["export", "shiftvit_t", "--fmt", "ort", "--dynamic-batch", "8"], 2, "MIN:OPT:MAX"),
         (["export", "shiftvit_t", "--fmt", "ort", "--weights", "nowhere.pth"], 2, "no weights file"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--fp16"], 9, "does not run fp16"),
+        (["export", "shiftvit_t", "--fmt", "openvino", "--half"], 9, "does not run fp16"),
+        (["export", "shiftvit_t", "--fmt", "trt", "--int8", "--calib", "."], 9, "not quantise to int8 yet"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--calib", "."], 2, "fp32 needs none"),
         (["export", "nowhere.py:build", "--fmt", "ort"], 2, "no file"),
         (["export", "nowhere.at.all:build", "--fmt", "ort"], 2, "no Python module"),
         (["export", "vitae_t", "--fmt", "ort", "--img-size", "230"], 2, "240"),
@@ -211,7 +215,17 @@ def test_latency_side_by_side(
 ) -> None:
     out = tmp_path / "latency.json"
     paths = [made(fmt).path for fmt in ("ort", "openvino")]
-    arguments: list[str | Path] = [*paths, "--duration", "0.5", "--threads", "1", "--against", "torch,onnx", "--json", out]
+    arguments: list[str | Path] = [
+        *paths,
+        "--duration",
+        "0.5",
+        "--threads",
+        "1",
+        "--against",
+        "torch,onnx",
+        "--json",
+        out,
+    ]
     assert status("latency", *arguments) == 0
     rows = json.loads(out.read_text())["latency"]
     assert [row["name"] for row in rows] == [paths[0].name, paths[1].name, "torch", "onnx"]
