@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgevit.errors import CheckpointError
+from edgevit.hashes import file_sha256
 
 # Where training scripts keep the weights, the published ones first: timm evaluates the averaged ("ema") weights.
 CONTAINERS = ("state_dict_ema", "state_dict", "model", "module")
@@ -52,7 +53,7 @@ def read(path: Path) -> Weights:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
-    return Weights(_state_dict(content, str(path)), _file_sha256(path))
+    return Weights(_state_dict(content, str(path)), file_sha256(path))
 
 
 def from_state_dict(content: Mapping[str, Any]) -> Weights:
@@ -112,14 +113,6 @@ def _named(what: str, keys: Iterable[str]) -> list[str]:
         return []
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [f"{len(names)} {what}: {shown}"]
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

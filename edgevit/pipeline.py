@@ -28,7 +28,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint import lint
 from edgevit.export.lint_targets import parse_target, parse_version
 from edgevit.export.passes.simplify import simplify
-from edgevit.export.precision import PrecisionPlan, to_fp16
+from edgevit.export.precision import PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import LatencyReport, MeasurePlan, contestant, measure
 from edgevit.report import BundleReport, RunReport, StageTime, latency_figures
@@ -268,7 +268,7 @@ def _judge(
         if typed is not lowered:
             report += compare(
                 f"{fmt}: typed ONNX",
-                _evaluator(typed, recipe),
+                _evaluator(emulate_fp16(typed), recipe),  # ONNX Runtime would compute it in fp32 and hide overflows
                 references,
                 precision=recipe.options.precision,
                 batches=batches[:1],

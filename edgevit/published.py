@@ -8,7 +8,6 @@ unless the file at the address has changed since. `<name>.part.json` tells that.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgevit.errors import MissingError, UsageError
+from edgevit.hashes import file_sha256
 
 OFFICIAL = "official"  # what stands in place of a file name
 ATTEMPTS = 5  # connections a call
@@ -303,13 +303,13 @@ def _validator(response: HTTPResponse) -> str | None:
 
 def _is_there(path: Path, weights: PublishedWeights) -> bool:
     with _writing(path):
-        return path.is_file() and (weights.sha256 is None or _sha256(path).startswith(weights.sha256))
+        return path.is_file() and (weights.sha256 is None or file_sha256(path).startswith(weights.sha256))
 
 
 def _check_hash(weights: PublishedWeights, part: _Part) -> None:
     if weights.sha256 is None:
         return
-    found = _sha256(part.path)
+    found = file_sha256(part.path)
     if not found.startswith(weights.sha256):
         part.forget_origin()
         raise MissingError(
@@ -317,26 +317,6 @@ def _check_hash(weights: PublishedWeights, part: _Part) -> None:
             f"{found[: len(weights.sha256)]}, not {weights.sha256}. Try again, or pass a file that you trust "
             "with --weights FILE"
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """A disk that is full, or a folder that may not be written, in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise MissingError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, "
-            "or set EDGEVIT_CACHE to another folder"
-        ) from error
 
 
 def _unreachable(url: str, reason: str) -> MissingError:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 from edgevit.errors import BundleError, ExportError
+from edgevit.hashes import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import Reference
@@ -137,14 +137,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def model_file(path: Path) -> Path:
     """The ONNX file that `path` names: itself, or the one inside a bundle, once the bundle is seen to be whole."""
     return Bundle.open(path).model_path if path.is_dir() else path
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_references(path: Path, references: Sequence[Reference]) -> None:

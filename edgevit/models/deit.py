@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from edgevit.models.channel_shuffle import Rescaling, TransformerLayer, chain, total_width
 from edgevit.models.layers import (
     Attention,
+    PatchEmbed,
     add_class_token,
     check_bound_size,
     check_heads,
     check_size,
     drop_path_rates,
     init_truncated_normal,
-    to_tokens,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures
 from edgevit.published import PublishedWeights
@@ -83,15 +83,6 @@ class VisionTransformer(nn.Module):
         x = add_class_token(self.embed(x), self.cls_token, self.pos_embed)  # (N, 1 + L, C)
         x = self.blocks(x)
         return self.head(self.norm(x[:, 0]))
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return to_tokens(self.proj(x))  # (N, 3, H, W) -> (N, H/p * W/p, C)
 
 
 class DeiT(VisionTransformer):

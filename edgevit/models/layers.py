@@ -160,6 +160,17 @@ def to_map(x: Tensor, height: int, width: int) -> Tensor:
     return x.transpose(1, 2).reshape(-1, x.shape[2], height, width)
 
 
+class PatchEmbed(nn.Module):
+    """Square patches as tokens: (N, 3, H, W) -> (N, H/p * W/p, C)."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_tokens(self.proj(x))
+
+
 def add_class_token(x: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
     """Tokens (N, L, C), with a class token (1, 1, C) before them and a table of positions (1, 1 + L, C) added.
 

@@ -26,7 +26,12 @@ from edgevit.models.layers import (
     Attention,
     DropPath,
     Mlp,
+    PatchEmbed,
     PerformerAttention,
+    add_class_token,
+    check_bound_size,
+    check_heads,
+    check_size,
     drop_path_rates,
     init_truncated_normal,
     to_map,
@@ -258,15 +263,6 @@ def _reduction_convolutions(in_dim: int, dim: int, out_dim: int, *, stage: int) 
     )
 
 
-class PatchEmbed(nn.Module):
-    def __init__(self, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return to_tokens(self.proj(x))  # (N, 3, H, W) -> (N, L, C)
-
-
 class PatchEmbedding(nn.Module):
     """A class token and the patches, with a learned table of positions."""
 
@@ -277,9 +273,7 @@ class PatchEmbedding(nn.Module):
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1 + patches, dim), std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The class token comes in by way of the table: an addition broadcasts it to the batch, nothing expands it.
-        table = self.pos_embed + F.pad(self.cls_token, (0, 0, 0, self.pos_embed.shape[1] - 1))  # (1, 1 + L, C)
-        return F.pad(self.PRM(x), (0, 0, 1, 0)) + table  # (N, 1 + L, C)
+        return add_class_token(self.PRM(x), self.cls_token, self.pos_embed)  # (N, 1 + L, C)
 
 
 class PlainViTAE(nn.Module):
@@ -322,36 +316,16 @@ class PlainViTAE(nn.Module):
         init_linear(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if (height, width) != tuple(self.img_size):
-            raise UsageError(
-                f"this ViTAE has a position table for {self.img_size[0]}x{self.img_size[1]}, not for "
-                f"{height}x{width}; create it with img_size=({height}, {width})"
-            )
+        check_bound_size("ViTAE", x, self.img_size)
         for stage in self.layers:
             x = stage(x, *self.grid)  # (N, 3, H, W) -> (N, 1 + L, C)
         return self.head(self.fc_norm(x[:, 1:].mean(1)))
-
-
-def check_size(name: str, height: int, width: int, *, divisor: int) -> None:
-    """Raises UsageError, with the next size that fits, where a side is no multiple of `divisor`."""
-    if height % divisor or width % divisor:
-        fitting = "x".join(str(math.ceil(side / divisor) * divisor) for side in (height, width))
-        raise UsageError(
-            f"{name} takes sides that are multiples of {divisor}, not {height}x{width}; the next size is {fitting}"
-        )
 
 
 def check_length(option: str, values: tuple[int, ...], length: int) -> None:
     """Raises UsageError where an option has not as many values as there are stages that take one."""
     if len(values) != length:
         raise UsageError(f"{option} has {len(values)} values; give {length}, one a stage")
-
-
-def check_heads(dim: int, heads: int) -> None:
-    """Raises UsageError where `heads` do not divide the width."""
-    if heads < 1 or dim % heads:
-        raise UsageError(f"{heads} heads do not divide {dim} channels; give a number that does")
 
 
 def init_linear(module: nn.Module) -> None:
