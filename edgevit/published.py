@@ -319,6 +319,18 @@ def _check_hash(weights: PublishedWeights, part: _Part) -> None:
         )
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise MissingError(
+            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, "
+            "or set EDGEVIT_CACHE to another folder"
+        ) from error
+
+
 def _unreachable(url: str, reason: str) -> MissingError:
     return MissingError(f"cannot reach {url}: {reason}; download it yourself and pass --weights FILE")
 

@@ -101,7 +101,9 @@ def test_a_newer_bundle_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     (tmp_path / "model" / "old").write_text("old")
     with bundles.staging(tmp_path) as folder:
         (folder / "model").mkdir()
-        content: dict[str, object] = {name: {} for name in ("model", "runtime", "precision", "build", "inputs", "outputs")}
+        content: dict[str, object] = {
+            name: {} for name in ("model", "runtime", "precision", "build", "inputs", "outputs")
+        }
         bundles.write_manifest(folder / "model", content)
         bundles.publish(folder / "model", tmp_path / "model")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "manifest.json"]
