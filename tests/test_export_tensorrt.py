@@ -99,3 +99,25 @@ def test_lint_says_no_with_status_1(tmp_path: Path) -> None:
 def test_a_contradiction_is_refused() -> None:
     with pytest.raises(UsageError, match="compute capabilit"):
         edgevit.runtimes.base.BuildOptions(compute_capabilities=(12,))
+
+
+def test_fp16_is_typed_in_the_graph_and_judged(tmp_path: Path) -> None:
+    from edgevit.export.graph import OnnxGraph
+
+    bundle = edgevit.export("shiftvit_cifar10", fmt="onnx", precision="fp16", out=tmp_path)
+    assert bundle.path.name == "shiftvit_cifar10-fp16-onnx"
+    graph = OnnxGraph.load(bundle.model_path)
+    assert graph.operators["Cast"] == 2  # at the ends alone
+    assert [spec.dtype for spec in (*graph.inputs, *graph.outputs)] == ["float32", "float32"]
+    weights = [value for value in graph.model.graph.initializers.values() if value.name == "head.weight"]
+    assert all(str(value.dtype) == "FLOAT16" for value in weights)
+    stages = {result["stage"]: result["precision"] for result in bundle.manifest["parity"]["results"]}
+    assert stages["onnx: optimised ONNX"] == "fp32"
+    assert stages["onnx: typed ONNX"] == "fp16"
+    assert bundle.manifest["typing"]["kept"] == []
+
+
+@needs_rtx
+def test_fp16_runs_as_fp16(tmp_path: Path) -> None:
+    bundle = edgevit.export("shiftvit_cifar10", fmt="trt-rtx", precision="fp16", out=tmp_path)
+    assert set(bundle.manifest["precision"]["layers"]) == {"fp16"}
