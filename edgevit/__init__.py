@@ -128,12 +128,21 @@ def export_model(
 export = export_model  # the package of that name calls it too: see export/__init__.py
 
 
-def load(bundle: Bundle | str | os.PathLike[str], *, threads: int | None = None) -> Engine:
+def load(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Engine:
     """The engine of a bundle, ready to run; needs no PyTorch. Use it in a `with` block.
 
+    `cache_dir` is where a runtime that can keeps what it compiled, so that the next load is quicker (OpenVINO).
     Raises BundleError where a file of the bundle is missing or changed, MissingError where its runtime is missing.
     """
+    from pathlib import Path
+
     from edgevit.runtimes.bundle import Bundle
     from edgevit.runtimes.registry import open_engine
 
-    return open_engine(Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle), threads=threads)
+    opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
+    return open_engine(opened, threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_outputs_belong_to_the_caller(bundle: Bundle) -> None:
         kept = first.copy()
         engine.run({"images": -feeds["images"]})
     assert np.array_equal(first, kept)
+
+
+def test_openvino_keeps_what_it_compiled(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+    feeds = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
+    answers = []
+    for _ in range(2):
+        with edgevit.load(made("openvino"), cache_dir=tmp_path) as engine:
+            answers.append(engine.run(feeds)["logits"])
+    assert list(tmp_path.glob("*.blob"))
+    assert np.array_equal(answers[0], answers[1])
 
 
 @pytest.mark.parametrize(
