@@ -12,24 +12,30 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import OnnxGraph
+from edgevit.export.graph import OnnxGraph, remove_unused
 from edgevit.tensors import Array
 
 TIME_BOX_S = 60.0
+_LARGE = 4096  # numbers: no shape and no axis has as many, and weights are folded before
 _LARGEST_CHANGE = 1e-5  # of the output's standard deviation: rounding, no more
 
 _CHILD = """
-import sys, onnx, onnxsim
+import sys
+sys.modules["torch"] = None  # onnxsim would import it, and needs it for nothing here
+import onnx, onnxsim
 model, ok = onnxsim.simplify(onnx.load(sys.argv[1]), check_n=0)
 if not ok:
     sys.exit("onnxsim says that its own result is wrong")
 onnx.save(model, sys.argv[2])
 """
 
+Weights: TypeAlias = Mapping[str, ir.TensorProtocol]
 Evaluate = Callable[[OnnxGraph], Mapping[str, Array]]
 
 
@@ -58,7 +64,8 @@ def simplify(graph: OnnxGraph, evaluate: Evaluate, *, time_box_s: float = TIME_B
 def _run(graph: OnnxGraph, time_box_s: float, child: str) -> OnnxGraph:
     with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
-        graph.save(before)
+        light, weights = _without_weights(graph)
+        light.save(before)
         done = subprocess.run(
             [sys.executable, "-c", child, str(before), str(after)],
             capture_output=True,
@@ -70,7 +77,32 @@ def _run(graph: OnnxGraph, time_box_s: float, child: str) -> OnnxGraph:
             lines = done.stderr.strip().splitlines()
             ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
             raise ExportError(f"it failed ({lines[-1] if lines else ended})")
-        return OnnxGraph.load(after)
+        return _with_weights(OnnxGraph.load(after), weights)
+
+
+def _without_weights(graph: OnnxGraph) -> tuple[OnnxGraph, Weights]:
+    """The graph with its large weights as inputs, and the weights: 100 MB need not travel to be left as they are."""
+    model = graph.model.clone()
+    large = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.size > _LARGE
+    }
+    for name in large:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+    return OnnxGraph(model), large
+
+
+def _with_weights(graph: OnnxGraph, weights: Weights) -> OnnxGraph:
+    inputs = graph.model.graph.inputs
+    for value in [value for value in inputs if value.name in weights]:
+        inputs.remove(value)
+        value.const_value = weights[str(value.name)]
+        graph.model.graph.register_initializer(value)
+    remove_unused(graph.model)
+    return graph
 
 
 def _change(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:

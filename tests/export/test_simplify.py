@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from edgevit.export.passes.simplify import simplify
-from tests.export.graphs import parse, run
+from tests.export.graphs import assert_same, parse, run
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 4] y) {
     one = Constant <value_floats = [1.0]> ()
@@ -28,6 +29,27 @@ def test_takes_a_simpler_graph_that_computes_the_same() -> None:
     after = simplify(graph, run)
     assert after.operators["Add"] == 1
     assert after.history[-1].note == ""
+
+
+def test_large_weights_stay_behind_and_come_back() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 2000)).astype(np.float32)
+    graph = parse(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 2000] y) {
+            one = Constant <value_floats = [1.0]> ()
+            two = Add (one, one)
+            a = Add (x, two)
+            y = MatMul (a, w)
+        }""",
+        w=weight,
+    )
+    after = simplify(graph, run)
+    assert after.history[-1].note == ""
+    assert after.operators["Add"] == 1
+    assert [spec.name for spec in after.inputs] == ["x"]
+    kept = after.model.graph.initializers["w"].const_value
+    assert kept is not None
+    assert np.array_equal(kept.numpy(), weight)
+    assert_same(graph, after)
 
 
 @pytest.mark.parametrize(
