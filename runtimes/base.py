@@ -119,11 +119,6 @@ class ExecutedPrecision:
         """The precision that most of the multiplying layers run in; "unknown" where the runtime does not say."""
         return max(self.layers, key=lambda name: self.layers[name]) if self.layers else "unknown"
 
-    def share(self, precision: str) -> float:
-        """The share of the multiplying layers that run in `precision`, from 0 to 1."""
-        total = sum(self.layers.values())
-        return self.layers.get(precision, 0) / total if total else 0.0
-
     def require(self, precision: Precision, *, runtime: str) -> None:
         """Raises PrecisionError where fp32 was asked for and something below runs, or the reverse."""
         lower = {name: count for name, count in self.layers.items() if name not in ("fp32", "fp64")}
