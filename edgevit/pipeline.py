@@ -411,7 +411,7 @@ def _manifest(
             ],
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
         },
-        **item.built.entries(item.folder, recipe.options, notes=_device_notes(item.steps)),
+        **item.built.entries(item.folder, _own_options(recipe, item.runtime), notes=_device_notes(item.steps)),
         **spec_entries({"inputs": item.graph.inputs, "outputs": item.graph.outputs}),
         "typing": item.typing.to_json() if item.typing else None,
         "parity": (judged + item.parity).to_json() if recipe.verify else None,
