@@ -22,6 +22,7 @@ from edgevit.errors import ImageError, UsageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+_WHITE_16 = 65535
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -67,15 +68,25 @@ class Preprocessing:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The photo at `path`, upright (EXIF) and in RGB, whatever its mode (grey, palette, alpha, CMYK).
+    """The photo at `path`, upright (EXIF) and in RGB, whatever its mode (grey, palette, alpha, CMYK, 16 bits).
 
-    Raises ImageError with the file's name where it cannot be read.
+    Raises ImageError with the file's name where it cannot be read, or where nothing says what is white in it.
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot read the image {path}: {error}") from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts 16-bit greys off at 255 as it converts them; here they are scaled. Raises ValueError."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > _WHITE_16:
+        raise ValueError("nothing says what is white in it; save it with 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:

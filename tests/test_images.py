@@ -43,6 +43,20 @@ def test_reads_every_mode(mode: str, tmp_path: Path) -> None:
     assert read_image(tmp_path / f"photo{suffix}").mode == "RGB"
 
 
+@pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif")])
+def test_16_bits_are_scaled_and_not_cut_off(dtype: type, suffix: str, tmp_path: Path) -> None:
+    values = np.asarray([[0, 257, 32896, 65535]], dtype)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    assert np.asarray(read_image(tmp_path / f"deep.{suffix}"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 2), np.float32), np.full((2, 2), 70000, np.int32)])
+def test_an_image_without_a_known_white_is_refused(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "data.tif")
+    with pytest.raises(ImageError, match=r"data\.tif: nothing says what is white"):
+        read_image(tmp_path / "data.tif")
+
+
 def test_turns_photos_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 2))
     exif = Image.Exif()
