@@ -137,16 +137,18 @@ def _from_factory(
         raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
     if weights == OFFICIAL:
         raise UsageError(f"official weights are for registered models; pass those of {name} with --weights FILE")
-    module = _call(_find_factory(name), name)
+    module, loaded = _call(_find_factory(name), name), {}
     if weights is not None:
-        checkpoints.load_into(module, checkpoints.read(Path(weights)).tensors, source=str(weights))
+        read = checkpoints.read(Path(weights))
+        checkpoints.load_into(module, read.tensors, source=str(weights))
+        loaded = {"weights": str(weights), "weights_sha256": read.sha256}
     place, _, attribute = name.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     size = img_size or 224
     if hasattr(module, "card"):
         return from_module(module, batch=batch)
     subject = from_module(module, example_input=torch.zeros(batch, 3, size, size), name=_slug(f"{stem}_{attribute}"))
-    return replace(subject, origin={**subject.origin, "source": name})
+    return replace(subject, origin={**subject.origin, "source": name, **loaded})
 
 
 def _find_factory(name: str) -> Callable[[], Any]:
