@@ -1,19 +1,14 @@
 """TensorRT-RTX's compiler in a child process: an ONNX file in, an engine and the compiler's own account of it out.
 
 The compiler needs no GPU. It keeps state between builds of one process, and some graphs crash it: so each build has a
-process of its own, and a crash, a kill or a build without end becomes an error message here. This file is both sides:
-`compile_onnx` is the parent's, `main` the child's (`python -m edgevit.runtimes.rtx_compiler FOLDER`); they exchange
-one JSON file each way.
+process of its own (child.py). This file is both sides: `compile_onnx` is the parent's, `main` the child's
+(`python -m edgevit.runtimes.rtx_compiler FOLDER`).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import edgevit
 from edgevit.errors import BuildError, MissingError
+from edgevit.runtimes import child
 from edgevit.runtimes.base import BatchRange
+from edgevit.runtimes.child import Json, OnPhase
 
 MODULE = "tensorrt_rtx"
 INSTALL = "install it (Linux, x86): pip install 'edgevit[trt-rtx]'"
 TIMEOUT_S = 1800.0  # ShiftViT-B takes 10 s on one core
-_REQUEST, _REPORT, _ENGINE = "request.json", "report.json", "model.engine"
+_ENGINE = "model.engine"
 
 # What NVIDIA's words mean for the user.
 _REMEDIES = (
@@ -39,8 +35,6 @@ _REMEDIES = (
     ("ONNX model|in the file", "export it again"),
     ("does not compile for compute capability", "name another, or install another version"),
 )
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +79,7 @@ def compile_onnx(
     }
     with tempfile.TemporaryDirectory(prefix="edgevit-rtx-") as name:
         folder = Path(name)
-        (folder / _REQUEST).write_text(json.dumps(request), "utf-8")
-        report = _run_child(folder, model, timeout_s)
+        report = child.run(_job(model), request, folder, timeout_s=timeout_s)
         if report["errors"]:
             raise BuildError(_refusal(model, report["errors"]))
         engine = (folder / _ENGINE).read_bytes()
@@ -108,50 +101,16 @@ def module_of(node: str) -> str:
 # The parent's side
 
 
-def _run_child(folder: Path, model: Path, timeout_s: float) -> Json:
-    root = str(Path(edgevit.__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgevit.runtimes.rtx_compiler", str(folder)],
-            cwd=folder,  # Python looks for modules here first: an empty place
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(
-            f"TensorRT-RTX did not finish {model.name} in {timeout_s:g} s and was stopped; "
-            "build for fewer compute capabilities at once, or a smaller model"
-        ) from error
-    except OSError as error:
-        raise BuildError(f"cannot start a process to build {model.name} in: {error}; free some memory") from error
-    if done.returncode != 0:
-        raise BuildError(_death(model, done.returncode, done.stderr))
-    report: Json = json.loads((folder / _REPORT).read_text("utf-8"))
-    return report
-
-
-def _death(model: Path, status: int, stderr: str) -> str:
-    """Why a child that left no report died, in one line."""
-    who = f"the process in which TensorRT-RTX built {model.name}"
-    if status == -signal.SIGKILL:
-        return (
-            f"{who} was killed, as systems do when memory runs out; "
-            "free some memory, or build for fewer compute capabilities at once"
-        )
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = f" ({lines[-1]})" if lines else ""
-    if status < 0:
-        return (
-            f"{who} crashed with {signal.Signals(-status).name}{last}; a graph can do that to TensorRT-RTX: "
-            "try another --opset or another version of tensorrt-rtx-cu13"
-        )
-    return f"{who} ended with status {status}{last}; see that tensorrt-rtx-cu13 is whole: {INSTALL}"
+def _job(model: Path) -> child.Job:
+    return child.Job(
+        module="edgevit.runtimes.rtx_compiler",
+        builder="TensorRT-RTX",
+        model=model.name,
+        when_killed="free some memory, or build for fewer compute capabilities at once",
+        when_crashed="a graph can do that to TensorRT-RTX: try another --opset or another version of tensorrt-rtx-cu13",
+        when_broken=f"see that tensorrt-rtx-cu13 is whole: {INSTALL}",
+        when_late="build for fewer compute capabilities at once, or a smaller model",
+    )
 
 
 def _refusal(model: Path, errors: Sequence[Json]) -> str:
@@ -188,11 +147,11 @@ def _remedy(reason: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Builds what the folder's request asks for and writes the engine and a report beside it."""
-    folder = Path(arguments[0])
-    request: Json = json.loads((folder / _REQUEST).read_text("utf-8"))
-    report = _build(importlib.import_module(MODULE), request, folder / _ENGINE)
-    (folder / _REPORT).write_text(json.dumps(report), "utf-8")
-    return 0
+    return child.serve(_work, arguments)
+
+
+def _work(request: Json, folder: Path, _on_phase: OnPhase) -> Json:
+    return _build(importlib.import_module(MODULE), request, folder / _ENGINE)
 
 
 def _build(trt: Any, request: Json, target: Path) -> Json:

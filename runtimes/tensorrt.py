@@ -1,40 +1,27 @@
 """TensorRT 8.6, 10 and 11 on the machine that has it: a Jetson with JetPack 6 or 7, or a desktop with an NVIDIA GPU.
 
-In this file and in tensorrt_builder.py a variable named `builder` always holds a `tensorrt.Builder`, and so on: the
-names and their classes stand in tests/runtimes/test_tensorrt_api.py, which holds all that is read from them against
-the API of every version. TensorRT answers a failure with None, False or an empty list: each answer is looked at.
+In the files tensorrt*.py a variable named `builder` always holds a `tensorrt.Builder`, and so on: the names and their
+classes stand in tests/runtimes/test_tensorrt_api.py, which holds all that is read from them against the API of every
+version. TensorRT answers a failure with None, False or an empty list: each answer is looked at.
 """
 
 from __future__ import annotations
 
-import platform
+import os
+import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from edgevit.errors import BuildError, MissingError, UsageError
-from edgevit.runtimes import cuda, cuda_execution
-from edgevit.runtimes.base import Artifact, BatchRange, BuildOptions, Engine, ExecutedPrecision, Runtime
-from edgevit.runtimes.tensorrt_builder import OnPhase, build_engine, failed, process_logger, type_name
-from edgevit.runtimes.tensorrt_plan import (
-    ENGINE,
-    EngineRecord,
-    Memory,
-    executed_precision,
-    host_free_bytes,
-    supported_line,
-    tensor_spec,
-    trtexec_line,
-    workspace_bytes,
-)
-from edgevit.tensors import Array, Precision, TensorSpec
-
-__all__ = ["TensorRt", "TensorRtEngine", "trtexec_line"]
+from edgevit.errors import MissingError, UsageError
+from edgevit.runtimes import cuda
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
+from edgevit.runtimes.child import OnPhase
+from edgevit.runtimes.tensorrt_child import build_in_child, record_here
+from edgevit.runtimes.tensorrt_engine import TensorRtEngine
+from edgevit.runtimes.tensorrt_plan import ENGINE, EngineRecord, supported_line
+from edgevit.tensors import Precision
 
 JETSON = Path("/etc/nv_tegra_release")
 
@@ -68,215 +55,28 @@ class TensorRt(Runtime):
         return trt
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
-        """Builds for this machine, reads back which precision runs, and writes the engine and what it is bound to.
+        """Builds in a child process, reads back which precision runs, and writes the engine and what it is bound to.
 
-        Raises BuildError with TensorRT's own words, PrecisionError where another precision runs, MissingError without
-        TensorRT or a GPU.
+        Raises BuildError with TensorRT's own words, or where it crashed or was killed, PrecisionError where another
+        precision runs, MissingError without TensorRT or a GPU.
         """
         self.require_precision(options.precision)
         if options.compute_capabilities is not None:
             raise UsageError("TensorRT builds for the GPU of the machine that it runs on; leave --sm out")
-        trt, start = self.load(), time.perf_counter()
-        with cuda.Device() as device:
-            record = _record_here(trt, device)
-            workspace = workspace_bytes(options.workspace_mb, _memory(device), model.stat().st_size)
-            content = build_engine(trt, model, options, record, workspace=workspace, on_phase=self._on_phase)
+        self.load()  # what is missing is said before a process is started
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:  # beside its place: moved, not copied
+            built = build_in_child(model, Path(place), options, on_phase=self._on_phase)
             build_s = time.perf_counter() - start
-            with TensorRtEngine(trt, content) as judged:
-                precision = judged.executed_precision()
-        precision.require(options.precision, runtime=self.title)
-        path = folder / ENGINE
-        path.write_bytes(content)
-        told = record.write(folder, layers=dict(precision.layers), workspace_bytes=workspace)
-        return Artifact(fmt=self.fmt, files=(path, told), build_s=build_s, notes=record.notes)
+            built.precision.require(options.precision, runtime=self.title)
+            path = folder / ENGINE
+            os.replace(built.path, path)
+        told = built.record.write(folder, layers=dict(built.precision.layers), workspace_bytes=built.workspace)
+        return Artifact(fmt=self.fmt, files=(path, told), build_s=build_s, notes=built.record.notes)
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:  # the engine itself tells its batches
         """Loads an engine that was built here. Raises BuildError for one from another version, GPU or system."""
         trt = self.load()
         with cuda.Device() as device:
-            EngineRecord.read(artifact).require(_record_here(trt, device), artifact)
+            EngineRecord.read(artifact).require(record_here(trt, device), artifact)
             return TensorRtEngine(trt, artifact.read_bytes())
-
-
-class TensorRtEngine(Engine):
-    """An engine with its buffers. A shape's first inference is run as it comes, later ones as one captured CUDA graph.
-
-    Copies to and from the device are part of every inference.
-    """
-
-    fmt = TensorRt.fmt
-
-    def __init__(self, trt: Any, content: bytes) -> None:
-        self._trt = trt
-        self._runtime: Any = None
-        self._engine: Any = None
-        self._context: Any = None
-        self._batch: int | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._buffers: dict[str, cuda.DeviceBuffer] = {}
-        self._pinned: dict[str, cuda_execution.PinnedMemory] = {}
-        self._views: dict[str, Array] = {}  # of the page-locked memory, in the shapes of the batch of now
-        self._graph: cuda_execution.CapturedGraph | None = None
-        self._tried_capture = False
-        with ExitStack() as stack:
-            self._device = stack.enter_context(cuda.Device())
-            stack.callback(self._let_go)
-            self._load(trt, content)
-            self.inputs, self.outputs = self._ends(trt)
-            self.batches = self._bounds()
-            stack.callback(self._free)
-            self._set_batch(self.batches.maximum if self.batches else 1)
-            self._allocate()
-            self._set_batch(self.batches.optimum if self.batches else 1)
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        self._device.activate()
-        self._stack.close()
-
-    def executed_precision(self) -> ExecutedPrecision:
-        """By the layers of the engine that multiply, as its inspector tells them."""
-        inspector = self._engine.create_engine_inspector()
-        if inspector is None:
-            raise failed(self._trt, "the engine has no inspector")
-        inspector.execution_context = self._context  # or the types of a dynamic engine are not told
-        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        return executed_precision(text)
-
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        self._device.activate()  # a thread's own, and this may be another thread
-        dynamic = [spec for spec in self.inputs if spec.is_dynamic]
-        self._set_batch(len(feeds[dynamic[0].name]) if dynamic else 1)
-        for spec in self.inputs:
-            np.copyto(self._views[spec.name], feeds[spec.name])
-        self._run()
-        return {spec.name: self._views[spec.name].copy() for spec in self.outputs}
-
-    def _run(self) -> None:
-        if self._graph is not None:
-            self._graph.launch()
-            self._device.synchronize()
-            return
-        self._enqueue()
-        self._device.synchronize()
-        if not self._tried_capture:  # TensorRT has set itself up for the shape: now its work can be recorded
-            self._tried_capture = True
-            self._graph = cuda_execution.capture(self._device, self._enqueue)
-
-    def _enqueue(self) -> None:
-        for spec in self.inputs:
-            self._buffers[spec.name].upload(self._views[spec.name])
-        if not self._context.execute_async_v3(self._device.stream):
-            raise failed(self._trt, "the engine does not run")
-        for spec in self.outputs:
-            self._buffers[spec.name].download(self._views[spec.name])
-
-    def _load(self, trt: Any, content: bytes) -> None:
-        logger = process_logger(trt)
-        logger.take()
-        try:
-            self._runtime = trt.Runtime(logger)
-        except TypeError as error:  # what pybind11 makes of a null pointer
-            raise failed(trt, "it does not start", str(error)) from error
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise failed(trt, "the engine does not load, it may be damaged")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise failed(trt, "the engine gets no memory to run in")
-
-    def _ends(self, trt: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs, in the engine's order."""
-        inputs: list[TensorSpec] = []
-        outputs: list[TensorSpec] = []
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            dtype = self._engine.get_tensor_dtype(name)
-            shape = self._engine.get_tensor_shape(name)
-            spec = tensor_spec(name, type_name(dtype), tuple(shape))
-            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            (inputs if is_input else outputs).append(spec)
-        return tuple(inputs), tuple(outputs)
-
-    def _bounds(self) -> BatchRange | None:
-        """The batches of the engine's first profile, the only one that we build."""
-        for spec in self.inputs:
-            if spec.is_dynamic:
-                bounds = self._engine.get_tensor_profile_shape(spec.name, 0)
-                return BatchRange(*(shape[0] for shape in bounds))
-        return None
-
-    def _set_batch(self, batch: int) -> None:
-        """Gives every dynamic input its shape; what was captured for another is dropped."""
-        if batch == self._batch:
-            return
-        self._drop_graph()
-        for spec in self.inputs:
-            if spec.is_dynamic and not self._context.set_input_shape(spec.name, spec.with_batch(batch)):
-                raise failed(self._trt, f"the engine does not take {spec} at a batch of {batch}")
-        try:
-            names = self._context.infer_shapes()
-        except RuntimeError as error:
-            raise failed(self._trt, f"no shapes follow from a batch of {batch}", str(error)) from error
-        if names:
-            raise failed(self._trt, f"the shapes of {', '.join(names)} stay unknown")
-        self._shapes = {
-            spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*self.inputs, *self.outputs)
-        }
-        if any(size < 0 for shape in self._shapes.values() for size in shape):
-            raise BuildError(f"an output's shape depends on the data ({self._shapes}), which edgevit has no buffer for")
-        self._view()
-        self._batch = batch
-
-    def _view(self) -> None:
-        dtypes = {spec.name: spec.dtype for spec in (*self.inputs, *self.outputs)}
-        self._views = {name: pinned.array(self._shapes[name], dtypes[name]) for name, pinned in self._pinned.items()}
-
-    def _allocate(self) -> None:
-        """Buffers for the largest batch, which is set."""
-        for spec in (*self.inputs, *self.outputs):
-            size = int(np.prod(self._shapes[spec.name], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-            self._pinned[spec.name] = cuda_execution.PinnedMemory(self._device, size)
-            self._buffers[spec.name] = self._device.allocate(size)
-            if not self._context.set_tensor_address(spec.name, self._buffers[spec.name].address):
-                raise failed(self._trt, f"the engine takes no buffer for {spec}")
-        self._view()
-
-    def _drop_graph(self) -> None:
-        self._tried_capture = False
-        if self._graph is not None:
-            self._graph.free()
-        self._graph = None
-
-    def _free(self) -> None:
-        self._drop_graph()
-        self._views = {}
-        for buffer in self._buffers.values():
-            buffer.free()
-        for pinned in self._pinned.values():
-            pinned.free()
-
-    def _let_go(self) -> None:
-        """Drops TensorRT's objects, each before the one that it came from."""
-        self._context = None
-        self._engine = None
-        self._runtime = None
-
-
-def _record_here(trt: Any, device: cuda.Device) -> EngineRecord:
-    """What an engine that is built here is bound to."""
-    return EngineRecord(
-        tensorrt=trt.__version__,
-        compute_capability=f"{device.compute_capability // 10}.{device.compute_capability % 10}",
-        gpu=device.name,
-        system=f"{platform.system()}-{platform.machine()}",
-    )
-
-
-def _memory(device: cuda.Device) -> Memory:
-    meminfo, free = Path("/proc/meminfo"), cuda_execution.free_memory(device)
-    return Memory(
-        device_free=free,
-        host_free=host_free_bytes(meminfo.read_text("ascii")) if meminfo.exists() else free,
-        shared=cuda_execution.shares_memory(device),
-    )

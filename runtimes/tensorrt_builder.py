@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.child import OnPhase
 from edgevit.runtimes.tensorrt_plan import EngineRecord, Line, profile_shapes, supported_line, tensor_spec, versions
 from edgevit.tensors import Precision, TensorSpec
-
-# Called with the phase of a build and how much of it is done, from 0 to 1.
-OnPhase: TypeAlias = Callable[[str, float], None]
 
 
 def build_engine(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from edgevit.runtimes import child, cuda, cuda_execution, tensorrt_child
+from edgevit.runtimes.child import Json, OnPhase
 from edgevit.runtimes.cuda_execution import PinnedMemory
 from edgevit.tensors import Array
 from tests.runtimes.test_tensorrt_api import matrix
@@ -41,6 +45,7 @@ class World:
     broken: str = ""  # the step that fails, as TensorRT fails: without an exception
     raising: str = ""  # the step that pybind11 makes a TypeError of
     steps: int = 3  # of a build
+    dies: int = 0  # the signal that ends the process in the middle of a build
     cached: bytes = b"timings"
     capturable: bool = True
     integrated: bool = False
@@ -51,6 +56,38 @@ class World:
     devices: int = 0
     captured: int = 0
     launched: int = 0
+
+
+def stand_ins(world: World) -> list[tuple[Any, str, Any]]:
+    """What stands in for the GPU: the module, the name in it, and the value."""
+    return [
+        (cuda, "Device", lambda: FakeDevice(world)),
+        (cuda_execution, "PinnedMemory", FakePinned),
+        (cuda_execution, "capture", fake_capture),
+        (cuda_execution, "free_memory", lambda device: device.world.free),
+        (cuda_execution, "shares_memory", lambda device: device.world.integrated),
+    ]
+
+
+# The text of a module `tensorrt` for a child process, which puts the stand-in in its own place.
+MODULE = """
+from tests.runtimes.fake_tensorrt import World, install
+install({column!r}, World(**{world!r}))
+"""
+
+
+def install(column: str, world: World) -> None:
+    """TensorRT and a GPU for the whole of this process."""
+    sys.modules["tensorrt"] = fake_tensorrt(column, world)
+    for module, name, value in stand_ins(world):
+        setattr(module, name, value)
+
+
+def run_here(_job: child.Job, request: Json, folder: Path, *, on_phase: OnPhase | None = None) -> Json:
+    """`child.run` in this process, for the builder's sake; what travels is JSON all the same."""
+    report = tensorrt_child.work(json.loads(json.dumps(request)), folder, on_phase or (lambda *_: None))
+    answer: Json = json.loads(json.dumps(report))
+    return answer
 
 
 def fake_tensorrt(column: str, world: World) -> ModuleType:
@@ -139,6 +176,8 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
                 monitor.phase_finish("Building")
                 if not going:
                     return None
+            if world.dies:
+                os.kill(os.getpid(), world.dies)
             world.calls.append(f"verbosity {config.profiling_verbosity.name}")
             return None if fails("build") else b"vplan" + json.dumps({"runs": world.runs}).encode()
 

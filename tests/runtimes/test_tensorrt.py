@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +20,10 @@ import numpy as np
 import pytest
 
 import edgevit
-from edgevit.errors import BuildError, BundleError, MissingError, PrecisionError, UsageError
-from edgevit.runtimes import cuda, cuda_execution, tensorrt
+from edgevit.errors import BuildError, BundleError, EdgevitError, MissingError, PrecisionError, UsageError
+from edgevit.runtimes import child, tensorrt
 from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.child import OnPhase
 from edgevit.runtimes.tensorrt import TensorRt
 from edgevit.runtimes.tensorrt_plan import (
     COPIES_OF_MODEL,
@@ -37,7 +40,7 @@ from edgevit.runtimes.tensorrt_plan import (
     workspace_bytes,
 )
 from edgevit.tensors import Array, TensorSpec
-from tests.runtimes.fake_tensorrt import PARTS, VERSIONS, FakeDevice, FakePinned, World, fake_capture, fake_tensorrt
+from tests.runtimes.fake_tensorrt import MODULE, PARTS, VERSIONS, World, fake_tensorrt, run_here, stand_ins
 
 GB = 1024 * MB
 FIXED = TensorSpec("x", "float32", (1, 3, 224, 224))
@@ -351,13 +354,11 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch, world: World, column: str) -> TensorRt:
-    """TensorRT of each version on a GPU, as far as our code can tell."""
+    """TensorRT of each version on a GPU, as far as our code can tell; it builds in this process."""
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(column, world))
-    monkeypatch.setattr(cuda, "Device", lambda: FakeDevice(world))
-    monkeypatch.setattr(cuda_execution, "PinnedMemory", FakePinned)
-    monkeypatch.setattr(cuda_execution, "capture", fake_capture)
-    monkeypatch.setattr(cuda_execution, "free_memory", lambda device: device.world.free)
-    monkeypatch.setattr(cuda_execution, "shares_memory", lambda device: device.world.integrated)
+    for module, name, value in stand_ins(world):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(child, "run", run_here)
     return TensorRt()
 
 
@@ -520,6 +521,96 @@ def test_an_interrupt_ends_the_build(model: Path, tmp_path: Path, column: str) -
 def test_a_named_compute_capability_is_refused(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave --sm out"):
         runtime.build(model, tmp_path, BuildOptions(compute_capabilities=(86,)))
+
+
+# The build's own process, on the stand-in
+
+
+@pytest.fixture
+def in_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., TensorRt]:
+    """TensorRT 10.3 with a real child, whose world is as told; in this process it can be imported and no more."""
+    module = ModuleType("tensorrt")
+    vars(module)["__version__"] = "10.3.0"
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+
+    def make(on_phase: OnPhase | None = None, **world: Any) -> TensorRt:
+        place = tmp_path / "packages"
+        place.mkdir()
+        (place / "tensorrt.py").write_text(MODULE.format(column="cu12_10.3.0", world=world), "utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(place))
+        return TensorRt(on_phase)
+
+    return make
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    place = tmp_path / "vit-fp16-trt"
+    place.mkdir()
+    return place
+
+
+def test_a_build_has_a_process_of_its_own(in_child: Callable[..., TensorRt], model: Path, bundle: Path) -> None:
+    options = BuildOptions(
+        precision="fp16", dynamic_batch=BatchRange(1, 2, 8), workspace_mb=256, cache_dir=bundle / "cache"
+    )
+    told: list[float] = []
+    runtime = in_child(lambda _phase, done: told.append(round(done, 2)), runs="fp16", shape=(-1, 4))
+    artifact = runtime.build(model, bundle, options)
+    assert artifact.path.read_bytes() == b'vplan{"runs": "fp16"}'
+    record = json.loads((bundle / "engine.json").read_text("utf-8"))
+    assert (record["tensorrt"], record["layers"], record["workspace_bytes"]) == ("10.3.0", {"fp16": 1}, 256 * MB)
+    assert sorted(path.name for path in bundle.iterdir()) == ["cache", "engine.json", "model.engine"]
+    assert told == [0.33, 0.67, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "was killed, as systems do when memory runs out; stop what else runs.*smaller --workspace"),
+        (signal.SIGSEGV, "crashed with SIGSEGV; a graph can do that to TensorRT.*edgevit lint"),
+    ],
+)
+def test_a_child_that_dies_is_a_build_error(
+    in_child: Callable[..., TensorRt], model: Path, bundle: Path, number: signal.Signals, words: str
+) -> None:
+    with pytest.raises(BuildError, match=words) as raised:
+        in_child(dies=int(number)).build(model, bundle, BuildOptions())
+    assert raised.value.exit_status == 5
+    assert "model.onnx" in str(raised.value)
+    assert list(bundle.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("world", "error", "words"),
+    [
+        ({"broken": "build"}, BuildError, "gave no engine.*build is broken"),
+        ({"free": 500 * MB}, BuildError, "500 MB of GPU memory is free"),
+        ({"runs": "fp16"}, PrecisionError, "fp32 was asked for"),
+    ],
+)
+def test_what_the_child_says_is_an_error_of_its_own_kind(
+    in_child: Callable[..., TensorRt],
+    model: Path,
+    bundle: Path,
+    world: dict[str, Any],
+    error: type[EdgevitError],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        in_child(**world).build(model, bundle, BuildOptions())
+    assert list(bundle.iterdir()) == []
+
+
+def test_without_a_gpu_the_child_says_so(
+    monkeypatch: pytest.MonkeyPatch, in_child: Callable[..., TensorRt], model: Path, bundle: Path
+) -> None:
+    runtime = in_child()
+    (bundle.parent / "packages" / "tensorrt.py").write_text("__version__ = '10.3.0'\n", "utf-8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with one
+    with pytest.raises(MissingError, match="no NVIDIA") as raised:
+        runtime.build(model, bundle, BuildOptions())
+    assert raised.value.exit_status == 3
 
 
 # The engine, on the stand-in

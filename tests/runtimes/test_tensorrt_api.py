@@ -63,9 +63,13 @@ LINES = {"8.6": r"cu12_8\.6", "10": r"cu1[23]_10\.", "11": r"cu1[23]_11\.", "rtx
 FILES = {
     "tensorrt.py": ("8.6", "10", "11"),
     "tensorrt_builder.py": ("8.6", "10", "11"),
+    "tensorrt_child.py": ("8.6", "10", "11"),
+    "tensorrt_engine.py": ("8.6", "10", "11"),
     "rtx_compiler.py": ("rtx",),
     "tensorrt_rtx.py": ("rtx",),
 }
+# These two talk to TensorRT itself; the others pass its objects on.
+TALKING = frozenset({"tensorrt_builder.py", "tensorrt_engine.py"})
 # These keep to the names of HOLDERS where they can, and are held to the matrix alone.
 LOOSE = frozenset({"rtx_compiler.py", "tensorrt_rtx.py"})
 
@@ -376,7 +380,7 @@ def _added_methods(classes: tuple[str, ...]) -> frozenset[str]:
 def _our_names() -> frozenset[str]:
     """Names defined in our own files that a runtime is built on."""
     files = [*RUNTIMES.glob("*.py"), *RUNTIMES.parent.glob("*.py")]
-    others = [file for file in files if file.name not in FILES]
+    others = [file for file in files if file.name not in TALKING | LOOSE]
     return frozenset().union(*(_defined(ast.parse(file.read_text("utf-8"))) for file in others))
 
 
@@ -406,7 +410,7 @@ def test_every_name_exists_in_every_version_that_its_function_is_for(name: str, 
         assert [found for found in reading.foreign if found not in members | ours] == []
     else:
         assert reading.faults == []
-        assert len(reading.uses) >= 20
+        assert len(reading.uses) >= 20 or name not in TALKING
 
 
 def test_the_matrix_has_every_line_and_knows_what_came_and_went() -> None:
@@ -504,9 +508,9 @@ def test_a_guard_that_names_the_wrong_versions_is_found() -> None:
         ("tensorrt_builder.py", "phase_start"),
         ("tensorrt_builder.py", "set_memory_pool_limit"),
         ("tensorrt_builder.py", "FP16"),
-        ("tensorrt.py", "execute_async_v3"),
-        ("tensorrt.py", "get_engine_information"),
-        ("tensorrt.py", "TensorIOMode"),
+        ("tensorrt_engine.py", "execute_async_v3"),
+        ("tensorrt_engine.py", "get_engine_information"),
+        ("tensorrt_engine.py", "TensorIOMode"),
     ],
 )
 def test_one_wrong_letter_in_our_own_files_is_found(file: str, name: str) -> None:

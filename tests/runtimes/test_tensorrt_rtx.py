@@ -79,7 +79,14 @@ def test_turing_takes_fp16() -> None:
 
 @needs_rtx
 @pytest.mark.parametrize(("capabilities", "words"), [(None, "portable default"), ((86, 89, 120), "sm 86, 89, 120")])
-def test_builds_with_no_gpu(folder: Path, tmp_path: Path, capabilities: tuple[int, ...] | None, words: str) -> None:
+def test_builds_with_no_gpu(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: tuple[int, ...] | None,
+    words: str,
+) -> None:
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)  # other tests load it
     options = BuildOptions(precision="fp16", compute_capabilities=capabilities)
     made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, options)
     assert [file.name for file in made.files] == ["model.engine", "model.kernels.json"]
