@@ -52,28 +52,49 @@ class Device:
     def __init__(self, index: int = 0) -> None:
         self._driver = _load_driver()
         self._context, self._stream = _Handle(), _Handle()
-        handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        self._handle = ctypes.c_int()
         name = ctypes.create_string_buffer(256)
-        self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(handle), index)
-        self._call("cuDeviceGetName", name, len(name), handle)
-        self._call("cuDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, handle)
-        self._call("cuDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, handle)
-        self._handle = handle
+        self.call("cuInit", 0)
+        self.call("cuDeviceGet", ctypes.byref(self._handle), index)
+        self.call("cuDeviceGetName", name, len(name), self._handle)
         self.name = name.value.decode()
-        self.compute_capability = 10 * major.value + minor.value
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle)
+        self.compute_capability = 10 * self.attribute(_CAPABILITY_MAJOR) + self.attribute(_CAPABILITY_MINOR)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._handle)
         self.activate()
-        self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
+        self.call("cuStreamCreate", ctypes.byref(self._stream), 0)
 
     @property
     def stream(self) -> int:
         """The stream's handle, as TensorRT takes it."""
         return self._stream.value or 0
 
+    def call(self, name: str, *arguments: Any, types: Sequence[Any] | None = None) -> None:
+        """Calls the driver's function `name`; `types` are those of its arguments, for one that this file does not use.
+
+        Raises MissingError where it finds no GPU, BuildError with the driver's own words where it fails otherwise.
+        """
+        function = getattr(self._driver, name)
+        if types is not None and not function.argtypes:  # once: this stands in the path of an inference
+            function.argtypes, function.restype = list(types), ctypes.c_int
+        status = function(*arguments)
+        if status == _SUCCESS:
+            return
+        text = ctypes.c_char_p()
+        self._driver.cuGetErrorString(status, ctypes.byref(text))
+        reason = f"{(text.value or b'unknown error').decode()} ({name}: {status})"
+        if status in _ABSENT:
+            raise MissingError(f"no NVIDIA GPU can be used here: {reason}; run this on a machine that has one")
+        raise BuildError(f"the GPU failed: {reason}; see that nothing else fills its memory: nvidia-smi")
+
+    def attribute(self, number: int) -> int:
+        """What the driver tells of the device under CU_DEVICE_ATTRIBUTE_*'s number."""
+        value = ctypes.c_int()
+        self.call("cuDeviceGetAttribute", ctypes.byref(value), number, self._handle)
+        return value.value
+
     def activate(self) -> None:
         """Makes this device the calling thread's own: CUDA keeps that a thread."""
-        self._call("cuCtxSetCurrent", self._context)
+        self.call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size_bytes: int) -> DeviceBuffer:
         """A buffer on the device, uninitialised. Raises BuildError where the device's memory does not hold it."""
@@ -81,15 +102,15 @@ class Device:
 
     def synchronize(self) -> None:
         """Waits for all that was put on the stream. Raises BuildError where any of it failed."""
-        self._call("cuStreamSynchronize", self._stream)
+        self.call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
         """Gives the stream and the context back; buffers must be freed before."""
         if self._context:
             self.activate()
             if self._stream:
-                self._call("cuStreamDestroy_v2", self._stream)
-            self._call("cuDevicePrimaryCtxRelease_v2", self._handle)
+                self.call("cuStreamDestroy_v2", self._stream)
+            self.call("cuDevicePrimaryCtxRelease_v2", self._handle)
         self._context, self._stream = _Handle(), _Handle()
 
     def __enter__(self) -> Device:
@@ -100,17 +121,6 @@ class Device:
     ) -> None:
         self.close()
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self._driver, name)(*arguments)
-        if status == _SUCCESS:
-            return
-        text = ctypes.c_char_p()
-        self._driver.cuGetErrorString(status, ctypes.byref(text))
-        reason = f"{(text.value or b'unknown error').decode()} ({name}: {status})"
-        if status in _ABSENT:
-            raise MissingError(f"no NVIDIA GPU can be used here: {reason}; run this on a machine that has one")
-        raise BuildError(f"the GPU failed: {reason}; see that nothing else fills its memory: nvidia-smi")
-
 
 class DeviceBuffer:
     """Bytes on the device. Copies are put on the device's stream: synchronise before reading what they bring."""
@@ -119,22 +129,22 @@ class DeviceBuffer:
         self._device = device
         self.size_bytes = size_bytes
         pointer = _Pointer()
-        device._call("cuMemAlloc_v2", ctypes.byref(pointer), max(size_bytes, 1))
+        device.call("cuMemAlloc_v2", ctypes.byref(pointer), max(size_bytes, 1))
         self.address = pointer.value
 
     def upload(self, array: Array) -> None:
         """Copies `array`, C-contiguous, to the start of the buffer; it must live until the stream has run."""
         self._check(array)
-        self._device._call("cuMemcpyHtoDAsync_v2", self.address, array.ctypes.data, array.nbytes, self._device._stream)
+        self._device.call("cuMemcpyHtoDAsync_v2", self.address, array.ctypes.data, array.nbytes, self._device.stream)
 
     def download(self, array: Array) -> None:
         """Fills `array`, C-contiguous, from the start of the buffer; it holds the bytes once the stream has run."""
         self._check(array)
-        self._device._call("cuMemcpyDtoHAsync_v2", array.ctypes.data, self.address, array.nbytes, self._device._stream)
+        self._device.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, self.address, array.nbytes, self._device.stream)
 
     def free(self) -> None:
         if self.address:
-            self._device._call("cuMemFree_v2", self.address)
+            self._device.call("cuMemFree_v2", self.address)
         self.address = 0
 
     def _check(self, array: Array) -> None:

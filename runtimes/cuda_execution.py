@@ -43,9 +43,7 @@ def free_memory(device: Device) -> int:
 
 def shares_memory(device: Device) -> bool:
     """Whether device and host have one memory, as on a Jetson."""
-    value = ctypes.c_int()
-    device._call("cuDeviceGetAttribute", ctypes.byref(value), _INTEGRATED, device._handle)
-    return bool(value.value)
+    return bool(device.attribute(_INTEGRATED))
 
 
 class PinnedMemory:
@@ -78,7 +76,7 @@ class CapturedGraph:
 
     def launch(self) -> None:
         """Puts the work on the device's stream. It reads and writes the memory that it was recorded with."""
-        _call(self._device, "cuGraphLaunch", self._ready, self._device._stream)
+        _call(self._device, "cuGraphLaunch", self._ready, self._device.stream)
 
     def free(self) -> None:
         if self._ready:
@@ -92,11 +90,11 @@ def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
     """Records what `work` puts on the device's stream, without running it; None where it cannot be recorded."""
     graph = _Handle()
     try:
-        _call(device, "cuStreamBeginCapture_v2", device._stream, _THREAD_LOCAL)
+        _call(device, "cuStreamBeginCapture_v2", device.stream, _THREAD_LOCAL)
         try:
             work()
         finally:  # a stream left in capture would run nothing more
-            _call(device, "cuStreamEndCapture", device._stream, ctypes.byref(graph))
+            _call(device, "cuStreamEndCapture", device.stream, ctypes.byref(graph))
         return CapturedGraph(device, graph)
     except BuildError:
         if graph:
@@ -106,8 +104,4 @@ def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
 
 
 def _call(device: Device, name: str, *arguments: Any) -> None:
-    """The driver's call, its failures as the device words them."""
-    function = getattr(device._driver, name)
-    if not function.argtypes:
-        function.argtypes, function.restype = list(_CALLS[name]), ctypes.c_int
-    device._call(name, *arguments)
+    device.call(name, *arguments, types=_CALLS[name])
