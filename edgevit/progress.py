@@ -7,11 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
+from edgevit.accuracy import OnImages
 from edgevit.published import OnDownload
 
 _WEIGHTS = "official weights"
+_IMAGES = "images"
 _STEP = 10_000_000  # bytes a line, where nobody knows how many there are
 
 
@@ -71,3 +81,36 @@ def _print_tenths() -> OnDownload:
         print(f"  {_WEIGHTS}: {far}", file=sys.stderr, flush=True)
 
     return on_download
+
+
+@contextmanager
+def show_images() -> Iterator[OnImages]:
+    """A function to call with the images that are done and the images there are; shows nothing until it is called."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _print_image_tenths()
+        return
+    bar = Progress(TextColumn(_IMAGES), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task(_IMAGES, total=None)
+
+    def on_images(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield on_images
+    finally:
+        bar.stop()
+
+
+def _print_image_tenths() -> OnImages:
+    shown = 0
+
+    def on_images(done: int, total: int) -> None:
+        nonlocal shown
+        tenth = done * 10 // total
+        if tenth > shown:
+            shown = tenth
+            print(f"  {_IMAGES}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return on_images
