@@ -21,16 +21,16 @@ default all 412 nodes of vitae_t become fp16, exponentials and epsilon too (and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgevit.errors import ExportError, UsageError
+from edgevit.export.calibrate import Feeds, Load, measure_reach
 from edgevit.export.graph import OnnxGraph, constant
 from edgevit.export.precision_rules import LARGEST, SMALLEST_NORMAL, Scene, decide
 from edgevit.export.precision_types import (
@@ -41,13 +41,8 @@ from edgevit.export.precision_types import (
     retype,
     to_half,
 )
-from edgevit.tensors import Array
 
-__all__ = ["KeptNode", "Load", "PrecisionPlan", "WeightRange", "emulate_fp16", "measure", "to_fp16"]
-
-Feeds: TypeAlias = Mapping[str, Array]
-# Makes a graph ready to run; its answers come by output name.
-Load: TypeAlias = Callable[[OnnxGraph], Callable[[Feeds], Mapping[str, Array]]]
+__all__ = ["KeptNode", "PrecisionPlan", "WeightRange", "emulate_fp16", "to_fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +101,8 @@ def to_fp16(
     model = graph.model.clone()
     common_passes.NameFixPass()(model)  # a file from elsewhere may have nodes without names
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    kept = decide(Scene(model, measure(OnnxGraph(model), feeds, load=load), io))
+    reach = measure_reach(OnnxGraph(model), feeds, load=load)
+    kept = decide(Scene(model, {name: found.magnitude for name, found in reach.items()}, io))
     weights = tuple(_weight_ranges(model, kept.keys()))
     nodes = sum(computes(node) for node in model.graph.all_nodes())
     retype(model, kept.keys(), io)
@@ -117,46 +113,6 @@ def to_fp16(
         casts=sum(node.op_type == "Cast" for node in model.graph.all_nodes()),
     )
     return graph.with_model("to_fp16", model, elapsed_s=time.perf_counter() - start, note=plan.summary), plan
-
-
-def measure(graph: OnnxGraph, feeds: Sequence[Feeds], *, load: Load) -> dict[str, float]:
-    """The largest magnitude of each fp32 tensor over all `feeds`, by the tensor's name.
-
-    The graph works it out itself, so that no tensor leaves it.
-    """
-    if not feeds:
-        raise UsageError("ranges are measured on calibration inputs, and there are none; give images with --calib")
-    model = graph.model.clone()
-    asked = [str(value.name) for value in model.graph.outputs]
-    watched = {f"largest.{index}": value for index, value in enumerate(_tensors(model.graph))}
-    for name, value in watched.items():
-        _watch(model.graph, value, name)
-    common_passes.NameFixPass()(model)
-    run = load(OnnxGraph(model))
-    found: dict[str, float] = {}
-    for feed in feeds:
-        answers = run(feed)
-        if not all(np.isfinite(answers[name]).all() for name in asked):
-            raise ExportError("in fp32 already the answer to a calibration input is not finite; look into that first")
-        for name, value in watched.items():
-            found[str(value.name)] = max(found.get(str(value.name), 0.0), float(answers[name]))
-    return found
-
-
-def _tensors(graph: ir.Graph) -> list[ir.Value]:
-    """The fp32 tensors that are not weights."""
-    values = (*graph.inputs, *(value for node in graph for value in node.outputs))
-    return [value for value in values if is_float(value) and value.name]
-
-
-def _watch(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Makes the value's largest magnitude an output of the graph, a single number."""
-    magnitude = ir.node("Abs", [value])
-    largest = ir.node("ReduceMax", [magnitude.outputs[0]], {"keepdims": 0})
-    output = largest.outputs[0]
-    output.name, output.type, output.shape = name, value.type, ir.Shape([])
-    graph.extend([magnitude, largest])
-    graph.outputs.append(output)
 
 
 def _weight_ranges(model: ir.Model, kept: AbstractSet[ir.Node]) -> Iterator[WeightRange]:

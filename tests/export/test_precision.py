@@ -16,10 +16,11 @@ import torch
 from edgevit.errors import ExportError, UsageError
 from edgevit.evidence import ask_pytorch
 from edgevit.export import passes
+from edgevit.export.calibrate import Feeds
 from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.precision import Feeds, PrecisionPlan, emulate_fp16, to_fp16
+from edgevit.export.precision import PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.export.precision_types import InterfaceType, retype
 from edgevit.models.registry import create_model
 from edgevit.runtimes import kernel_plan
