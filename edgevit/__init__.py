@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgevit.published import OnDownload
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.runtimes.bundle import Bundle
-    from edgevit.tensors import Precision
+    from edgevit.tensors import Array, Precision
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "export", "list_models", "load"]
@@ -65,7 +65,9 @@ def export_model(
     *,
     fmt: str = "onnx",
     precision: Precision = "fp32",
-    calib: str | os.PathLike[str] | None = None,
+    calib: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    eval: str | os.PathLike[str] | None = None,  # noqa: A002  # as on the command line
+    max_drop: float | None = None,
     out: str | os.PathLike[str] = ".",
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     weights: str | os.PathLike[str] | None = None,
@@ -81,12 +83,16 @@ def export_model(
 ) -> Bundle:
     """`edgevit.export`: makes a bundle of a registered model, of `module:factory` or of any module, and proves it.
 
-    `calib` is a folder of photos that fp16 is chosen by (edgevit's own two otherwise).
+    `calib` is a folder of photos that int8 and fp16 are chosen by, or the inputs themselves by name, (rows, …) each;
+    int8 needs it, fp16 makes do with edgevit's own two. `eval` is a folder of labelled images on which a lower
+    precision is held against fp32, and `max_drop` the share of top-1 that it may lose there (0.01 where nothing else
+    is said).
     `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
     folder of photos to judge parity on (edgevit carries two of its own).
 
     Raises an EdgevitError, whose `exit_status` says which stage failed; nothing is left behind then.
     """
+    from collections.abc import Mapping
     from pathlib import Path
 
     from edgevit import pipeline, subject
@@ -117,7 +123,9 @@ def export_model(
         out=Path(out),
         opset=opset,
         images=Path(images) if images is not None else None,
-        calib=Path(calib) if calib is not None else None,
+        calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
+        eval=Path(eval) if eval is not None else None,
+        max_drop=max_drop,
         verify=verify,
         latency=latency,
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from edgevit.runtimes.base import BatchRange, BuildOptions
+    from edgevit.subject import Subject
 
 Arguments = argparse.Namespace
 _EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"})  # the extra [export]
@@ -82,6 +83,8 @@ def export_command(arguments: Arguments) -> int:
         opset=arguments.opset,
         images=arguments.images,
         calib=arguments.calib,
+        eval=arguments.eval,
+        max_drop=arguments.max_drop,
         trt_version=arguments.trt_version,
         verify=arguments.verify,
         latency=arguments.latency,
@@ -142,6 +145,28 @@ def run_command(arguments: Arguments) -> int:
     for part in report.answer_parts(answers):
         _print(part, arguments)
     _finish(arguments, {"answers": [answer.to_json() for answer in answers]})
+    return 0
+
+
+def eval_command(arguments: Arguments) -> int:
+    """Measures top-1 and top-5 on labelled images: of bundles, of PyTorch, side by side."""
+    from edgevit import device, report
+    from edgevit.runtimes.bundle import Bundle
+
+    names = [name for name in arguments.bundle if _is_model(name)]
+    with _image_progress() as on_progress:
+        found = device.evaluate_bundles(
+            [Bundle.open(path) for path in arguments.bundle if not _is_model(path)],
+            models=_models(names, arguments.weights),
+            data=arguments.data,
+            against=[name.strip() for name in arguments.against.split(",") if name.strip()],
+            threads=arguments.threads,
+            limit=arguments.limit,
+            on_progress=on_progress,
+        )
+    for part in report.accuracy_parts(found):
+        _print(part, arguments)
+    _finish(arguments, found.to_json())
     return 0
 
 
@@ -254,6 +279,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_build(commands)
     _add_verify(commands)
     _add_run(commands)
+    _add_eval(commands)
     _add_latency(commands)
     _add_lint(commands)
     _add_plan(commands)
@@ -292,7 +318,13 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
     parser.add_argument("--batch", type=int, default=None, metavar="N", help="a static batch (default 1)")
     parser.add_argument("--dynamic-batch", type=_batch_range, metavar="MIN:OPT:MAX", help="a dynamic batch instead")
-    parser.add_argument("--calib", type=Path, metavar="DIR", help="photos that a lower precision is chosen by")
+    parser.add_argument("--calib", type=Path, metavar="DIR", help="photos that int8 and fp16 are chosen by")
+    parser.add_argument(
+        "--eval", type=Path, metavar="DIR", help="labelled images that a lower precision is held against fp32 on"
+    )
+    parser.add_argument(
+        "--max-drop", type=_share, metavar="P%", help="top-1 that it may lose: 0.5%% (default 1%% with --eval)"
+    )
     parser.add_argument("--opset", type=int, metavar="N", help="instead of the one that the runtime likes best")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)"
@@ -339,6 +371,19 @@ def _add_run(commands: Any) -> None:
     parser.set_defaults(command=run_command)
 
 
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser("eval", help="measure top-1 and top-5 on labelled images")
+    parser.add_argument("bundle", nargs="+", metavar="BUNDLE", help="a bundle, or a MODEL as export takes it: PyTorch")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="a subfolder of images a class; or labels.txt in it"
+    )
+    parser.add_argument("--against", default="", metavar="NAMES", help="torch: the module that the bundle was made of")
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint for MODEL")
+    parser.add_argument("--limit", type=int, metavar="N", help="so many images, spread over the classes")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.set_defaults(command=eval_command)
+
+
 def _add_latency(commands: Any) -> None:
     parser = commands.add_parser("latency", help="measure bundles side by side")
     parser.add_argument("bundle", type=Path, nargs="+", metavar="BUNDLE")
@@ -375,6 +420,13 @@ def _batch_range(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+def _share(text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / 100
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage, such as 0.5%") from None
+
+
 def _capabilities(text: str) -> tuple[int, ...]:
     if not all(part.isdigit() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities, such as 86,89")
@@ -398,6 +450,28 @@ def _build_options(arguments: Arguments) -> BuildOptions:
         compute_capabilities=arguments.sm,
         workspace_mb=arguments.workspace,
     )
+
+
+def _is_model(text: str) -> bool:
+    """Whether `text` names a model rather than a bundle, whose folder need not exist."""
+    return not Path(text).exists() and (":" in text or text.isidentifier())
+
+
+def _models(names: Sequence[str], weights: str | None) -> list[Subject]:
+    """The models of these names, in PyTorch."""
+    if weights is not None and len(names) != 1:
+        raise UsageError("--weights is for one model by its name; a bundle has its weights with it")
+    if not names:
+        return []
+    from edgevit import subject
+    from edgevit.models import registry
+
+    known = registry.list_models()
+    for name in names:
+        if ":" not in name and name not in known:
+            raise UsageError(f"no bundle at {name}, and no model of that name.{near_miss(name, known)}")
+    with _download_progress() as on_download:
+        return [subject.from_name(name, weights=weights, on_download=on_download) for name in names]
 
 
 # What is printed
@@ -443,6 +517,12 @@ def _download_progress() -> Any:
     from edgevit import progress
 
     return progress.show_download()
+
+
+def _image_progress() -> Any:
+    from edgevit import progress
+
+    return progress.show_images()
 
 
 def _evidence(error: EdgevitError) -> dict[str, Any]:

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.engines import build_engine, open_built
+from edgevit import accuracy
+from edgevit.accuracy import AccuracyReport, OnImages
+from edgevit.engines import asked_share, build_engine, open_built
 from edgevit.errors import MissingError, UsageError
-from edgevit.images import find_images, read_batch
+from edgevit.images import Preprocessing, find_images, read_batch
+from edgevit.labelled import find_labelled
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
 from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.bundle import Bundle
-from edgevit.runtimes.parity import ParityReport, Reference, compare
+from edgevit.runtimes.parity import ParityReport, Reference, compare, judged_references
 from edgevit.runtimes.registry import get_runtime, open_engine, resolve_format
-from edgevit.tensors import Array
+from edgevit.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
     from edgevit.subject import Subject
@@ -57,7 +60,8 @@ def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = 
     """
     references = bundle.references() if images is None else _ask_pytorch(bundle, images)
     with open_engine(bundle, threads=threads) as engine:
-        engine.executed_precision().require(bundle.options.precision, runtime=bundle.fmt)
+        share = asked_share(bundle.manifest)
+        engine.executed_precision().require(bundle.options.precision, runtime=bundle.fmt, expected=share)
         return _judge(engine, references, bundle.options)
 
 
@@ -81,7 +85,8 @@ def build(
         for file in (bundles.MODEL, bundles.REFERENCE, bundles.CLASSES):
             if (bundle.path / file).exists():
                 shutil.copyfile(bundle.path / file, place / file)
-        built = open_built(build_engine(runtime, place / bundles.MODEL, place, options), options)
+        built = build_engine(runtime, place / bundles.MODEL, place, options)
+        built = open_built(built, options, share=asked_share(bundle.manifest))
         if built.engine is None:
             raise MissingError(str(built.missing))
         stack.enter_context(built.engine)
@@ -98,7 +103,7 @@ def _judge(engine: Engine, references: Sequence[Reference], options: BuildOption
     return compare(
         f"{engine.fmt}: engine",
         engine.run,
-        references,
+        judged_references(references, options.precision),
         precision=options.precision,
         batches=judged_batches(options),
     )
@@ -149,6 +154,129 @@ def measure_bundles(
         return measure(contestants, plan)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """An open engine that is to be evaluated, and what its answers mean."""
+
+    name: str
+    engine: Engine
+    batch: int
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    weights: str
+
+
+def evaluate_bundles(
+    bundles: Sequence[Bundle],
+    *,
+    data: Path,
+    models: Sequence[Subject] = (),
+    against: Sequence[str] = (),
+    threads: int | None = None,
+    limit: int | None = None,
+    on_progress: OnImages | None = None,
+) -> AccuracyReport:
+    """Top-1 and top-5 of bundles, and of `models` in PyTorch, on the labelled images of a folder (see labelled.py).
+
+    PyTorch is the reference where it takes part, be it as one of the `models` or `against` the bundles; the first
+    bundle otherwise. `limit` takes so many images, spread over the classes. Raises UsageError for contestants that
+    read photos differently or name other classes, MissingError where PyTorch is asked for and not installed.
+    """
+    if unknown := [name for name in against if name != TORCH]:
+        raise UsageError(f"accuracy is held against {TORCH}, not {unknown[0]!r}; name a bundle beside the others")
+    if against and not bundles:
+        raise UsageError(f"--against {TORCH} is for bundles; a model by its name is PyTorch already")
+    with ExitStack() as stack:
+        candidates = [_torch_model(model, threads) for model in models]
+        opened = [stack.enter_context(open_engine(bundle, threads=threads)) for bundle in bundles]
+        if against:
+            candidates.append(_torch_twin(bundles[0], opened[0], threads))
+        names = [_distinct(bundle, bundles) for bundle in bundles]
+        candidates += map(_candidate, names, opened, bundles)
+        return _evaluate(candidates, data, limit, on_progress)
+
+
+def _evaluate(
+    candidates: Sequence[_Candidate], data: Path, limit: int | None, on_progress: OnImages | None
+) -> AccuracyReport:
+    first = candidates[0]
+    count = accuracy.class_count(first.engine)
+    for other in candidates[1:]:
+        _require_alike(first, other)
+    images = find_labelled(data, classes=first.classes, class_count=count)
+    images = images if limit is None else images.spread(limit)
+    found = accuracy.evaluate(
+        {one.name: accuracy.in_own_batches(one.engine, one.batch) for one in candidates},
+        images,
+        first.preprocessing,
+        batch=max(one.batch for one in candidates),
+        precisions={one.name: one.engine.executed_precision().found for one in candidates},
+        progress=on_progress,
+    )
+    notes = [f"{one.name} has random weights: its accuracy says nothing" for one in candidates if _is_random(one)]
+    return AccuracyReport(paths=images.paths, how=images.how, evaluations=found, notes=tuple(notes))
+
+
+def _require_alike(first: _Candidate, other: _Candidate) -> None:
+    if other.name == first.name:
+        raise UsageError(f"{first.name} is named twice; name it once")
+    if other.preprocessing != first.preprocessing:
+        raise UsageError(
+            f"{first.name} and {other.name} read photos differently ({first.preprocessing} and {other.preprocessing}); "
+            "evaluate them one by one"
+        )
+    counts = accuracy.class_count(first.engine), accuracy.class_count(other.engine)
+    if other.classes != first.classes or counts[0] != counts[1]:
+        raise UsageError(f"{first.name} and {other.name} tell different classes apart; evaluate them one by one")
+
+
+def _is_random(candidate: _Candidate) -> bool:
+    return candidate.weights.startswith("random")
+
+
+def _candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
+    dynamic = bundle.options.dynamic_batch
+    return _Candidate(
+        name=name,
+        engine=engine,
+        batch=dynamic.optimum if dynamic else bundle.options.batch,
+        preprocessing=bundle.preprocessing,
+        classes=bundle.classes,
+        weights=str(bundle.manifest["model"]["weights"]),
+    )
+
+
+def _torch_twin(bundle: Bundle, engine: Engine, threads: int | None) -> _Candidate:
+    """PyTorch with the very module that a bundle was made from, under the names of its engine."""
+    from edgevit.runtimes.torch_reference import TorchEngine
+
+    module = _same_subject(bundle).module
+    return _candidate(TORCH, TorchEngine(module, engine.inputs, engine.outputs, threads=threads), bundle)
+
+
+def _torch_model(model: Subject, threads: int | None) -> _Candidate:
+    """PyTorch with a model by its name. Raises UsageError where its weights are random or it takes no photos."""
+    from edgevit.runtimes.torch_reference import TorchEngine
+
+    weights = str(model.origin["weights"])
+    if weights.startswith("random"):
+        raise UsageError(f"{model.name} has random weights, whose accuracy says nothing; give --weights FILE")
+    if model.preprocessing is None:
+        raise UsageError(f"{model.name} takes no photos, and accuracy is measured on photos")
+    inputs = [TensorSpec(accuracy.INPUT, "float32", ("batch", *model.preprocessing.input_size))]
+    probe = TorchEngine(model.module, inputs, [TensorSpec(accuracy.OUTPUT, "float32", ())], threads=threads)
+    answer = probe.run({accuracy.INPUT: model.example[0].numpy()})[accuracy.OUTPUT]
+    outputs = [TensorSpec(accuracy.OUTPUT, "float32", ("batch", *answer.shape[1:]))]
+    return _Candidate(
+        name=f"{model.name} ({TORCH})",
+        engine=TorchEngine(model.module, inputs, outputs, threads=threads),
+        batch=model.batch,
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        weights=weights,
+    )
+
+
 def _contestant(
     stack: ExitStack, name: str, bundle: Bundle, loaded: tuple[Engine, Loading], threads: int | None
 ) -> Contestant:
@@ -194,13 +322,12 @@ def _subject(bundle: Bundle) -> Subject:
     from edgevit.models.random_weights import randomise
 
     model = bundle.manifest["model"]
-    source, batch = model["source"], bundle.options.batch
+    source, batch, weights = model["source"], bundle.options.batch, Path(model["weights"])
     if source is None:
         raise UsageError(f"{bundle.name} was made from a module in memory, which cannot be made again from its name")
     if ":" in source:
         size = bundle.manifest["inputs"][0]["shape"][2]
-        return subject.from_name(source, img_size=size, batch=batch)
-    weights = Path(model["weights"])
+        return subject.from_name(source, weights=weights if weights.is_file() else None, img_size=size, batch=batch)
     module = registry.create_model(
         source,
         weights if weights.is_file() else None,
@@ -216,6 +343,15 @@ def _subject(bundle: Bundle) -> Subject:
 
 def _ask_pytorch(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
     """PyTorch's answers to other photos than the bundle carries, from the very module that it was made from."""
+    made = _same_subject(bundle)
+    from edgevit import evidence
+
+    names = [output["name"] for output in bundle.manifest["outputs"]]
+    return evidence.ask_pytorch(made, names, images=images)
+
+
+def _same_subject(bundle: Bundle) -> Subject:
+    """What a bundle was made from, made again. Raises UsageError where it no longer answers as it did."""
     made = _subject(bundle)
     from edgevit import evidence
 
@@ -227,8 +363,7 @@ def _ask_pytorch(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
                     f"PyTorch no longer answers as when {bundle.name} was made: its weights "
                     f"({bundle.manifest['model']['weights']}) have changed or moved; export it again"
                 )
-    names = [output["name"] for output in bundle.manifest["outputs"]]
-    return evidence.ask_pytorch(made, names, images=images)
+    return made
 
 
 def _feeds(bundle: Bundle) -> dict[str, Array]:

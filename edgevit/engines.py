@@ -10,7 +10,7 @@ from typing import Any
 
 from edgevit.errors import MissingError
 from edgevit.latency.measure import Loading, timed_load
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, precision_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,7 @@ class Built:
                 "system": platform.system(),
                 "machine": platform.machine(),
             },
-            "precision": {
-                "asked": options.precision,
-                "found": self.precision.found if self.precision else None,
-                "layers": dict(self.precision.layers) if self.precision else {},
-            },
+            "precision": precision_json(options.precision, self.precision),
         }
 
 
@@ -69,8 +65,11 @@ def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOpti
         return Built(runtime=runtime, missing=str(error))
 
 
-def open_built(built: Built, options: BuildOptions) -> Built:
-    """Loads what was built, and reads back the precision that runs. Raises BuildError, PrecisionError."""
+def open_built(built: Built, options: BuildOptions, *, share: float | None = None) -> Built:
+    """Loads what was built, and reads back the precision that runs. Raises BuildError, PrecisionError.
+
+    `share` of the multiply-adds stands in the graph in that precision, where it is known.
+    """
     artifact = built.artifact
     if artifact is None:
         return built
@@ -81,10 +80,10 @@ def open_built(built: Built, options: BuildOptions) -> Built:
             raise
         told = built.runtime.built_precision(artifact.path)
         if told is not None:
-            told.require(options.precision, runtime=built.runtime.title)
+            told.require(options.precision, runtime=built.runtime.title, expected=share)
         return replace(built, missing=str(error), precision=told)
     precision = engine.executed_precision()
-    precision.require(options.precision, runtime=built.runtime.title)
+    precision.require(options.precision, runtime=built.runtime.title, expected=share)
     return replace(built, engine=engine, loading=loading, precision=precision)
 
 
@@ -94,3 +93,9 @@ def spec_entries(specs: Mapping[str, Any]) -> dict[str, Any]:
         section: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in tensors]
         for section, tensors in specs.items()
     }
+
+
+def asked_share(manifest: Mapping[str, Any]) -> float | None:
+    """The share of the multiply-adds that a bundle's graph holds in its precision, where that has been counted."""
+    share = (manifest.get("typing") or {}).get("share")
+    return float(share) if share is not None else None

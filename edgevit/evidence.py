@@ -2,27 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from edgevit.accuracy import Evaluation, OnImages, evaluate
 from edgevit.errors import ExportError, UsageError
-from edgevit.images import find_images, own_photos, read_batch, read_image, to_array
-from edgevit.runtimes.parity import Reference
+from edgevit.images import Preprocessing, find_images, own_photos, read_batch, read_image, to_array
+from edgevit.labelled import LabelledImages, find_labelled
+from edgevit.runtimes.parity import PHOTOS, Reference, Run
 from edgevit.runtimes.torch_reference import flatten
 from edgevit.subject import SEED, Subject
-from edgevit.tensors import Array
+from edgevit.tensors import Array, TensorSpec
 
-PHOTOS = 8  # rows of photos at most
+ROWS = 8  # rows of photos at most
 NOISE = 2  # rows of noise
-CALIBRATION = 64  # photos that ranges are measured on, at most
+CALIBRATION = 300  # photos that ranges are measured on, at most
+FLAT = 2 / 255  # a photo whose values spread less, over all its pixels, is one colour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exam:
+    """Labelled images, and how a subject is asked about them."""
+
+    images: LabelledImages
+    preprocessing: Preprocessing
+    batch: int
+    input_name: str
+    output_name: str
+
+    def evaluate(self, contestants: Mapping[str, Run], *, progress: OnImages | None = None) -> tuple[Evaluation, ...]:
+        """Every contestant's answers to every image. Raises ImageError for one that cannot be read."""
+        return evaluate(
+            contestants,
+            self.images,
+            self.preprocessing,
+            batch=self.batch,
+            input_name=self.input_name,
+            output_name=self.output_name,
+            progress=progress,
+        )
+
+    def spread(self, limit: int) -> Exam:
+        """The exam with at most `limit` of its images."""
+        return replace(self, images=self.images.spread(limit))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What every stage of a run is judged on."""
+
+    subject: Subject
+    references: tuple[Reference, ...]  # photos first, where the subject takes photos
+    calibration: Mapping[str, Array]  # the inputs that a lower precision is chosen by, each (rows, …)
+    exam: Exam | None
+
+
+def find_exam(subject: Subject, folder: Path, output: TensorSpec, *, batch: int) -> Exam:
+    """The labelled images of a folder for a subject. Raises UsageError where it takes no photos or knows no classes."""
+    classes = output.shape[1] if len(output.shape) == 2 else None
+    if subject.preprocessing is None or not isinstance(classes, int) or classes < 2:
+        raise UsageError(f"{subject.name} answers {output} to no photo of a class; leave --eval out")
+    return Exam(
+        images=find_labelled(folder, classes=subject.classes, class_count=classes),
+        preprocessing=subject.preprocessing,
+        batch=batch,
+        input_name=subject.input_names[0],
+        output_name=output.name,
+    )
 
 
 def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path | None = None) -> tuple[Reference, ...]:
     """PyTorch's answers, image by image, to photos (where the input is an image) and to noise."""
-    inputs = {"photos": _photos(subject, images), "noise": _noise(subject)}
+    inputs = {PHOTOS: _photos(subject, images), "noise": _noise(subject)}
     names = tuple(output_names)
     return tuple(
         Reference(
@@ -35,18 +90,44 @@ def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path |
     )
 
 
-def calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:
-    """The photos of a folder as the subject's input, by name. Raises UsageError where it takes no photos."""
-    if subject.preprocessing is None:
-        raise UsageError(f"{subject.name} takes no photos; leave --calib out")
-    paths = find_images(folder)[:CALIBRATION]
-    return {subject.input_names[0]: read_batch(paths, subject.preprocessing)}
+def calibration_inputs(subject: Subject, calib: Path | Mapping[str, Array]) -> Mapping[str, Array]:
+    """The inputs of a folder of photos, or those given, once it is seen that something can be told from them."""
+    if isinstance(calib, Path):
+        return _calibration_photos(subject, calib)
+    if calib.keys() != set(subject.input_names):
+        raise UsageError(f"calib holds the inputs {sorted(calib)}; the model takes {sorted(subject.input_names)}")
+    rows = {len(array) for array in calib.values()}
+    if len(rows) != 1 or 0 in rows:
+        raise UsageError("calib needs the same number of rows for every input, and at least one")
+    return calib
+
+
+def _calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:
+    """Some photos of a folder, evenly spread over it.
+
+    Raises UsageError where the subject takes no photos, or where most of them are of one colour: ranges measured on
+    such would fit nothing else.
+    """
+    preprocessing = subject.preprocessing
+    if preprocessing is None:
+        raise UsageError(f"{subject.name} takes no photos; leave --calib out, or give arrays in Python: calib={{...}}")
+    found = find_images(folder)
+    count = min(CALIBRATION, len(found))
+    photos = read_batch([found[index * len(found) // count] for index in range(count)], preprocessing)
+    spread = (photos * np.asarray(preprocessing.std, np.float32)[:, None, None]).std((2, 3)).max(1)  # (n,), 0 to 1
+    flat = int((spread < FLAT).sum())
+    if flat > count / 2:
+        raise UsageError(
+            f"{flat} of {count} photos in {folder} show one colour and nothing else: no range can be told from them; "
+            "give photos like those that the model will see"
+        )
+    return {subject.input_names[0]: photos}
 
 
 def _photos(subject: Subject, images: Path | None) -> tuple[Array, ...]:
     if subject.preprocessing is None:
         return ()
-    paths = find_images(images)[:PHOTOS] if images is not None else own_photos()
+    paths = find_images(images)[:ROWS] if images is not None else own_photos()
     photos = [read_image(path) for path in paths]
     rows = [to_array(photo, subject.preprocessing) for photo in photos]
     if images is None:  # two photos make six views: as they are, mirrored, and their centres

@@ -11,14 +11,17 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgevit import accuracy
+from edgevit.accuracy import AccuracyReport, Interval
 from edgevit.device import Answer
 from edgevit.latency import compare
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio
-from edgevit.runtimes.base import ExecutedPrecision, Runtime
+from edgevit.runtimes.base import ExecutedPrecision, Runtime, precision_json
 from edgevit.runtimes.parity import POLICY, OutputParity, ParityReport
 from edgevit.tensors import Precision
+from edgevit.verdict import Verdict
 
 if TYPE_CHECKING:  # what PyTorch knows of is not needed on a device
     from edgevit.models.spec import ModelSpec
@@ -44,6 +47,7 @@ class BundleReport:
     size_bytes: int | None  # None: there is no engine yet
     missing: str | None  # what this machine lacks to build the engine, or to run it
     notes: tuple[str, ...]
+    verdict: Verdict | None = None  # on a lower precision, against fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +90,13 @@ class RunReport:
                 {
                     "path": str(bundle.path),
                     "fmt": bundle.fmt,
-                    "precision": {
-                        "asked": bundle.precision_asked,
-                        "found": bundle.precision_found.found if bundle.precision_found else None,
-                        "layers": dict(bundle.precision_found.layers) if bundle.precision_found else {},
-                    },
+                    "precision": precision_json(bundle.precision_asked, bundle.precision_found),
                     "nodes": bundle.nodes,
                     "opset": bundle.opset,
                     "size_bytes": bundle.size_bytes,
                     "missing": bundle.missing,
                     "notes": list(bundle.notes),
+                    "verdict": bundle.verdict.to_json() if bundle.verdict else None,
                 }
                 for bundle in self.bundles
             ],
@@ -115,15 +116,15 @@ def stage_table(stages: Iterable[StageTime]) -> Table:
 def bundle_table(bundles: Iterable[BundleReport]) -> Table:
     table = _table("Bundles", "bundle", "opset", "nodes", "MB", "asked", "runs (layers that multiply)")
     for bundle in bundles:
-        found = bundle.precision_found.layers if bundle.precision_found else {}
-        layers = ", ".join(f"{count} {name}" for name, count in found.items())
+        found = bundle.precision_found or ExecutedPrecision()
+        layers = ", ".join(f"{count} {name}" for name, count in found.layers.items())
         table.add_row(
             str(bundle.path),
             str(bundle.opset),
             str(bundle.nodes),
             f"{bundle.size_bytes / 1e6:.1f}" if bundle.size_bytes is not None else "no engine",
             bundle.precision_asked,
-            layers or "not told",
+            (layers or "not told") if bundle.precision_asked == "fp32" else found.summary,
         )
     return table
 
@@ -233,7 +234,39 @@ def run_parts(report: RunReport) -> list[RenderableType]:
     if report.weights.startswith("random"):
         notes.append("the weights are random: latency and parity hold, the answers mean nothing (--weights FILE)")
     parts += [Text(f"note: {note}") for note in notes]
-    return parts + (latency_parts(report.latencies) if report.latencies else [])
+    parts += latency_parts(report.latencies) if report.latencies else []
+    return parts + [Text(f"{bundle.path}: {bundle.verdict.sentence}") for bundle in report.bundles if bundle.verdict]
+
+
+def accuracy_table(report: AccuracyReport) -> Table:
+    """Contestants on the same images, each against the first."""
+    first, *others = report.evaluations
+    versus = (f"agrees with {first.name} %", "points lost") if others else ()
+    table = _table("Accuracy, on the same images", "contestant", "runs", "images", "top-1 %", "top-5 %", *versus)
+    for evaluation in report.evaluations:
+        share = f"{100 * accuracy.agreement(first, evaluation):.2f}"
+        drop = str(accuracy.drop_points(first, evaluation))
+        table.add_row(
+            evaluation.name,
+            evaluation.precision,
+            str(evaluation.images),
+            _share(evaluation.top1, evaluation.top1_interval),
+            _share(evaluation.top5, evaluation.top5_interval),
+            *((share, drop) if evaluation is not first else ()),
+        )
+    table.caption = (
+        "in brackets 95 % intervals: Wilson's for a share, Agresti and Min's for what is lost on the same images"
+    )
+    return table
+
+
+def accuracy_parts(report: AccuracyReport) -> list[RenderableType]:
+    """The table, where the classes come from, and what a reader must know before using it."""
+    counts = {evaluation.name: evaluation.not_finite for evaluation in report.evaluations}
+    broken = [
+        f"{name}: {count} answers hold NaN or infinity, and count as wrong" for name, count in counts.items() if count
+    ]
+    return [accuracy_table(report), *(Text(f"note: {note}") for note in (report.how, *report.notes, *broken))]
 
 
 def model_table(specs: Iterable[ModelSpec]) -> Table:
@@ -303,6 +336,12 @@ def _number(value: float | None, digits: int | None) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if digits is None else f"{value:.{digits}f}"
+
+
+def _share(share: float | None, interval: Interval | None) -> str:
+    if share is None or interval is None:
+        return "-"
+    return f"{100 * share:.2f} ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
 
 
 def _ratio(ratio: Ratio) -> str:

@@ -251,7 +251,7 @@ def test_json_that_cannot_be_written(bundle: Bundle, one_line: Callable[[], str]
     assert "--json" in one_line()
 
 
-COMMANDS = ["list", "export", "build", "verify", "run", "latency", "lint", "plan", "doctor"]
+COMMANDS = ["list", "export", "build", "verify", "run", "eval", "latency", "lint", "plan", "doctor"]
 
 
 def test_the_commands_are_known_here() -> None:

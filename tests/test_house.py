@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 # Lower floors first; a file may import from its own floor and below.
 FLOORS = [
     {"errors", "tensors", "hashes"},
-    {"images", "checkpoints", "published"},
+    {"images", "labelled", "checkpoints", "published"},
     {"models"},
     {"export"},
     {"runtimes"},
     {"latency"},
-    {"engines", "device", "subject", "evidence", "progress"},
+    {"engines", "accuracy", "device", "subject", "evidence", "progress", "verdict"},
     {"report", "plan_report", "lint_report"},
-    {"pipeline"},
+    {"recipe", "lower_precision", "made", "against_fp32", "publish", "pipeline"},
     {"cli", "__init__", "__main__"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
