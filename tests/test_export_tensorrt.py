@@ -82,6 +82,21 @@ def test_trt_rtx_makes_a_real_engine_without_a_gpu(tmp_path: Path) -> None:
 
 
 @needs_rtx
+def test_only_the_bundle_for_trt_rtx_names_the_gpus_of_sm(tmp_path: Path) -> None:
+    """A model of the user's own, so small that both engines take seconds."""
+    (tmp_path / "small.py").write_text(
+        "from torch import nn\n\n\ndef small():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10))\n"
+    )
+    model, out = f"{tmp_path / 'small.py'}:small", tmp_path / "out"
+    assert main(["export", model, "--fmt", "ort,trt-rtx", "--sm", "86", "--no-latency", "--out", str(out)]) == 0
+    manifests = {path.name: json.loads((path / "manifest.json").read_text()) for path in out.iterdir()}
+    named = {name: manifest["build"]["compute_capabilities"] for name, manifest in manifests.items()}
+    assert named == {"small_small-fp32-ort": None, "small_small-fp32-trt-rtx": [86]}
+    assert Bundle.open(out / "small_small-fp32-ort").options.compute_capabilities is None
+
+
+@needs_rtx
 def test_plan_and_lint_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = edgevit.export("shiftvit_cifar10", fmt="onnx", out=tmp_path)
     assert main(["plan", str(bundle.path), "--json", "-"]) == 0
