@@ -40,12 +40,13 @@ TABLES = {"support": support_matrix, "models": models}
 def updated(text: str) -> str:
     """The README's text with every table as it should be."""
     for name, table in TABLES.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)",
-            lambda found, table=table: f"{found[1]}{table()}{found[2]}",  # type: ignore[misc]
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda found, table=table: f"{found[1]}{table()}\n{found[2]}",  # type: ignore[misc]
             text,
             flags=re.DOTALL,
         )
+        assert count == 1, f"the README has no one place for the table {name!r}"
     return text
 
 
