@@ -113,9 +113,14 @@ def build_command(arguments: Arguments) -> int:
     from edgevit import device, report
     from edgevit.runtimes.bundle import Bundle
 
-    made, parity = device.build(
-        Bundle.open(arguments.bundle), fmt=arguments.fmt, threads=arguments.threads, workspace_mb=arguments.workspace
-    )
+    with _progress() as progress:
+        made, parity = device.build(
+            Bundle.open(arguments.bundle),
+            fmt=arguments.fmt,
+            threads=arguments.threads,
+            workspace_mb=arguments.workspace,
+            on_phase=lambda phase, done: progress(f"{phase} {done:.0%}", None),
+        )
     _print(report.parity_table(parity.results), arguments)
     result = {"path": str(made.path), "parity": parity.to_json()}
     _finish(arguments, result, last_line=f"edgevit latency {made.path}")

@@ -21,7 +21,7 @@ from edgevit.labelled import find_labelled
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
 from edgevit.runtimes import bundle as bundles
-from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.base import BuildOptions, Engine, OnPhase
 from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.parity import ParityReport, Reference, compare, judged_references
 from edgevit.runtimes.registry import get_runtime, open_engine, resolve_format
@@ -66,14 +66,19 @@ def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = 
 
 
 def build(
-    bundle: Bundle, *, fmt: str | None = None, threads: int | None = None, workspace_mb: int | None = None
+    bundle: Bundle,
+    *,
+    fmt: str | None = None,
+    threads: int | None = None,
+    workspace_mb: int | None = None,
+    on_phase: OnPhase | None = None,
 ) -> tuple[Bundle, ParityReport]:
     """Builds an engine here from the ONNX file of a bundle, judges it, and publishes the bundle with it.
 
     For the bundle's own format it takes the bundle's place; for another one it stands beside it. Raises MissingError
     without the runtime or its device, BuildError, PrecisionError and ParityError; nothing has changed then.
     """
-    runtime = get_runtime(fmt or bundle.fmt)
+    runtime = get_runtime(fmt or bundle.fmt, on_phase)
     own = bundle.options if runtime.fmt == bundle.fmt else replace(bundle.options, compute_capabilities=None)
     options = replace(own, threads=threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)

@@ -29,7 +29,7 @@ from edgevit.publish import publish
 from edgevit.recipe import Progress, Recipe, StageClock
 from edgevit.report import RunReport
 from edgevit.runtimes import bundle as bundles
-from edgevit.runtimes.base import Runtime
+from edgevit.runtimes.base import OnPhase, Runtime
 from edgevit.runtimes.parity import ParityReport, Reference, compare, judged_references
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt_plan import DeviceSteps, device_steps
@@ -45,12 +45,12 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
 
     Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
     """
-    runtimes = [get_runtime(fmt) for fmt in recipe.formats]
+    clock = StageClock(progress)
+    runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
     for runtime in runtimes:  # what is missing is said before the long work, not after it
         if not runtime.builds_on_device:
             runtime.load()
         runtime.require_precision(recipe.options.precision)
-    clock = StageClock(progress)
     with bundles.staging(recipe.out) as folder, ExitStack() as engines:
         captured = _capture(subject, recipe, clock)
         evidence = _gather(subject, captured, recipe, clock)
@@ -66,6 +66,10 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
         latencies = _measure(evidence, recipe, captured, made, baselines, clock)
         verdicts = verdicts_of(evidence, recipe, made, baselines, latencies, clock)
         return publish(evidence, recipe, captured, judged, made, latencies, verdicts, clock)
+
+
+def _telling(fmt: str, clock: StageClock) -> OnPhase:
+    return lambda phase, done: clock.at(f"{fmt}: build, {phase} {done:.0%}")
 
 
 def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:

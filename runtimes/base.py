@@ -10,7 +10,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -311,6 +311,10 @@ class Engine(ABC):
             raise UsageError(f"the engine takes batches of {self.batches} (MIN:OPT:MAX), not {max(batches)}")
 
 
+# Called with the phase of a build and how much of it is done, 0 to 1.
+OnPhase: TypeAlias = Callable[[str, float], None]
+
+
 class Runtime(ABC):
     """A runtime: builds an artefact from an ONNX file, and opens one as an engine."""
 
@@ -321,6 +325,10 @@ class Runtime(ABC):
     precisions: ClassVar[tuple[Precision, ...]]
     builds_on_device: ClassVar[bool] = False  # a machine without the device makes the bundle without the engine
     runs_on_device: ClassVar[bool] = False  # a machine without the device builds what it cannot run
+
+    def __init__(self, on_phase: OnPhase | None = None) -> None:
+        """`on_phase` is told how far a build is, by a runtime that takes minutes and can tell."""
+        self._on_phase = on_phase
 
     @abstractmethod
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:

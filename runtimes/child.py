@@ -22,10 +22,9 @@ from typing import IO, Any, TypeAlias
 import edgevit
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
+from edgevit.runtimes.base import OnPhase
 
 Json: TypeAlias = dict[str, Any]
-# Called with the phase of a build and how much of it is done, from 0 to 1.
-OnPhase: TypeAlias = Callable[[str, float], None]
 
 _REQUEST, _REPORT, _STDERR = "request.json", "report.json", "stderr.txt"
 _STEP = "edgevit step: "  # what NVIDIA's libraries print stands on stdout too

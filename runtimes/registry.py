@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.errors import MissingError, unknown_name
-from edgevit.runtimes.base import Engine, Runtime
+from edgevit.runtimes.base import Engine, OnPhase, Runtime
 from edgevit.runtimes.bundle import Bundle
 
 # format: file and class
@@ -35,10 +35,13 @@ def resolve_format(name: str) -> str:
     return fmt
 
 
-def get_runtime(name: str) -> Runtime:
-    """The runtime of a format or an alias; nothing is loaded yet. Raises UsageError with near misses."""
+def get_runtime(name: str, on_phase: OnPhase | None = None) -> Runtime:
+    """The runtime of a format or an alias; nothing is loaded yet. `on_phase` is told how far its builds are.
+
+    Raises UsageError with near misses.
+    """
     file, cls = _RUNTIMES[resolve_format(name)]
-    runtime: Runtime = getattr(importlib.import_module(f"edgevit.runtimes.{file}"), cls)()
+    runtime: Runtime = getattr(importlib.import_module(f"edgevit.runtimes.{file}"), cls)(on_phase)
     return runtime
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from edgevit.errors import BuildError, MissingError
 from edgevit.runtimes import child
-from edgevit.runtimes.base import BatchRange
-from edgevit.runtimes.child import Json, OnPhase
+from edgevit.runtimes.base import BatchRange, OnPhase
+from edgevit.runtimes.child import Json
 
 MODULE = "tensorrt_rtx"
 INSTALL = "install it (Linux, x86): pip install 'edgevit[trt-rtx]'"

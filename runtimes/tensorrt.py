@@ -17,7 +17,6 @@ from typing import ClassVar
 from edgevit.errors import MissingError, UsageError
 from edgevit.runtimes import cuda
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
-from edgevit.runtimes.child import OnPhase
 from edgevit.runtimes.tensorrt_child import build_in_child, record_here
 from edgevit.runtimes.tensorrt_engine import TensorRtEngine
 from edgevit.runtimes.tensorrt_plan import ENGINE, EngineRecord, supported_line
@@ -36,9 +35,6 @@ class TensorRt(Runtime):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
     builds_on_device: ClassVar[bool] = True
     runs_on_device: ClassVar[bool] = True
-
-    def __init__(self, on_phase: OnPhase | None = None) -> None:
-        self._on_phase = on_phase
 
     def load(self) -> ModuleType:
         """TensorRT's module, of a version that edgevit builds with. Raises MissingError with what to install."""

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.child import OnPhase
+from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt_plan import EngineRecord, Line, profile_shapes, supported_line, tensor_spec, versions
 from edgevit.tensors import Precision, TensorSpec
 

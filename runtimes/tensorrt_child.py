@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.runtimes import child, cuda, cuda_execution
-from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
-from edgevit.runtimes.child import Json, OnPhase
+from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision, OnPhase
+from edgevit.runtimes.child import Json
 from edgevit.runtimes.tensorrt_builder import build_engine
 from edgevit.runtimes.tensorrt_engine import TensorRtEngine
 from edgevit.runtimes.tensorrt_plan import ENGINE, EngineRecord, Memory, host_free_bytes, workspace_bytes

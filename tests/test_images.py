@@ -45,7 +45,7 @@ def test_reads_every_mode(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif")])
 def test_16_bits_are_scaled_and_not_cut_off(dtype: type, suffix: str, tmp_path: Path) -> None:
-    values = np.asarray([[0, 257, 32896, 65535]], dtype)
+    values: np.ndarray = np.array([[0, 257, 32896, 65535]]).astype(dtype)
     Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
     assert np.asarray(read_image(tmp_path / f"deep.{suffix}"))[0, :, 0].tolist() == [0, 1, 128, 255]
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from edgevit.runtimes import child, cuda, cuda_execution, tensorrt_child
-from edgevit.runtimes.child import Json, OnPhase
+from edgevit.runtimes.base import OnPhase
+from edgevit.runtimes.child import Json
 from edgevit.runtimes.cuda_execution import PinnedMemory
 from edgevit.tensors import Array
 from tests.runtimes.test_tensorrt_api import matrix

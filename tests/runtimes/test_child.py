@@ -14,7 +14,8 @@ import pytest
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
 from edgevit.runtimes import child
-from edgevit.runtimes.child import Json, OnPhase
+from edgevit.runtimes.base import OnPhase
+from edgevit.runtimes.child import Json
 
 JOB = child.Job(
     module="tests.runtimes.test_child",

@@ -22,8 +22,7 @@ import pytest
 import edgevit
 from edgevit.errors import BuildError, BundleError, EdgevitError, MissingError, PrecisionError, UsageError
 from edgevit.runtimes import child, tensorrt
-from edgevit.runtimes.base import BatchRange, BuildOptions
-from edgevit.runtimes.child import OnPhase
+from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import TensorRt
 from edgevit.runtimes.tensorrt_plan import (
     COPIES_OF_MODEL,
