@@ -21,6 +21,7 @@ from edgevit.export.passes.lower_group_norm import Form, lower_group_norm
 from edgevit.export.passes.lower_opset import OLDEST as OLDEST_OPSET
 from edgevit.export.passes.lower_opset import lower_opset
 from edgevit.export.passes.merge_slices import merge_slices
+from edgevit.export.passes.scale_query import scale_query
 from edgevit.export.passes.tidy import tidy
 from edgevit.tensors import Precision
 
@@ -37,6 +38,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("merge_slices", merge_slices),
     ("fold_batchnorm", fold_batchnorm),
     ("fold_affine", fold_affine),
+    ("scale_query", scale_query),
 )
 
 

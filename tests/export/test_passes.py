@@ -18,6 +18,7 @@ from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import lower_group_norm
 from edgevit.export.passes.lower_opset import lower_opset
 from edgevit.export.passes.merge_slices import merge_slices
+from edgevit.export.passes.scale_query import scale_query
 from edgevit.export.passes.tidy import tidy
 from edgevit.tensors import Array
 from tests.export.graphs import assert_same, parse, run
@@ -54,6 +55,47 @@ def test_tidy_keeps_one_of_each() -> None:
     after = before.apply("tidy", tidy)
     assert dict(after.operators) == {"Add": 1, "Mul": 1}
     assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize("scaling", ["Mul (scores, c)", "Mul (c, scores)", "Div (scores, c)"])
+@pytest.mark.parametrize("mask", ["Identity (scaled)", "Add (scaled, bias)", "Add (bias, scaled)"])
+def test_scale_query_scales_before_the_product(scaling: str, mask: str) -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 2, 5, 4] q, float[N, 2, 4, 5] k) => (float[N, 2, 5, 5] y) {{
+            scores = MatMul (q, k)
+            scaled = {scaling}
+            masked = {mask}
+            y = Softmax <axis = -1> (masked)
+        }}""",
+        c=np.asarray(0.3, np.float32),
+        bias=weights(5, 5),
+    ).apply("tidy", tidy)
+    after = before.apply("scale_query", scale_query)
+    names = [node.op_type for node in after.model.graph]
+    assert names.index("Mul") < names.index("MatMul") and names.count("Mul") == 1 and "Div" not in names
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "scores = MatMul (q, k) scaled = Mul (scores, c) y = Relu (scaled)",  # no attention
+        "scores = MatMul (q, k) scaled = Div (c, scores) y = Softmax (scaled)",  # not linear
+        "scores = MatMul (q, k) scaled = Mul (scores, each) y = Softmax (scaled)",  # not one number
+        "scores = MatMul (q, k) scaled = Mul (scores, c) s = Softmax (scaled) y = Add (s, scores)",  # read elsewhere
+        "scores = MatMul (q, w) scaled = Mul (scores, c) y = Softmax (scaled)",  # weights: not attention's product
+    ],
+)
+def test_scale_query_leaves_alone_what_is_no_scaled_attention(body: str) -> None:
+    before = parse(
+        f"{HEAD} g (float[N, 5, 4] q, float[N, 4, 5] k) => (float[N, 5, 5] y) {{ {body} }}",
+        c=np.asarray(0.3, np.float32),
+        each=weights(5),
+        w=weights(4, 5),
+    )
+    after = before.apply("scale_query", scale_query)
+    assert after.operators == before.operators
+    assert [node.op_type for node in after.model.graph] == [node.op_type for node in before.model.graph]
 
 
 def test_fold_constants_computes_shape_arithmetic() -> None:
