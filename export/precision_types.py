@@ -175,10 +175,10 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.V
 def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.Value, ir.Value]) -> None:
     """Puts a Cast in front of an output of the graph, which keeps its name."""
     made = _cast(graph, value, dtype, casts)
-    _replace_output(graph, value, made, suffix="fp32" if dtype == FP16 else "fp16")
+    replace_output(graph, value, made, suffix="fp32" if dtype == FP16 else "fp16")
 
 
-def _replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, *, suffix: str) -> None:
+def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, *, suffix: str) -> None:
     """Makes `new` an output in the place and under the name of `old`."""
     for index, output in enumerate(graph.outputs):
         if output is old:
@@ -236,4 +236,4 @@ def _round(node: ir.Node, value: ir.Value) -> None:
     for use in readers:
         use.node.replace_input_with(use.idx, wide)
     if value.is_graph_output():
-        _replace_output(graph, value, wide, suffix="unrounded")
+        replace_output(graph, value, wide, suffix="unrounded")

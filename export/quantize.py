@@ -36,12 +36,13 @@ import onnx_ir as ir
 
 from edgevit.export.calibrate import Reach
 from edgevit.export.graph import OnnxGraph, constant, initializer, module_of, only_consumer, remove_unused
-from edgevit.export.precision_types import is_float
+from edgevit.export.precision_types import is_float, replace_output
 from edgevit.tensors import Array, Precision
 
 Bits: TypeAlias = Literal["uint8", "int8"]
 
 LEAST_SHARE = 0.001  # of the multiply-adds: less than that is sooner computed than quantised
+_LARGEST_BIAS = 2.0**30  # in steps of the sum; the products need room in 32 bits beside it
 _SMALLEST_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
 
 
@@ -124,16 +125,18 @@ class _Quantizer:
     def __init__(self, model: ir.Model, reach: Mapping[str, Reach], scheme: Scheme) -> None:
         self._graph, self._reach, self._scheme = model.graph, reach, scheme
         self._smallest = _SMALLEST_SCALE[scheme.rest]
-        self._weights: dict[tuple[ir.Value, int], tuple[ir.Value, Array]] = {}
+        self._weights: dict[tuple[ir.Value, int, bytes], ir.Value] = {}
 
     def quantize(self, names: AbstractSet[str]) -> None:
         layers = [node for node in self._graph if node.name in names]
         scales = {node: self._scale(node.inputs[0])[0] for node in layers}
         self._round_activations(layers)
         for node in layers:
-            weight_scales = self._quantize_weight(node)
-            if self._scheme.whole_biases:
-                self._quantize_bias(node, scales[node] * weight_scales)
+            bias = _bias(node) if self._scheme.whole_biases else None
+            least = 0.0 if bias is None else np.abs(bias.array) / (scales[node] * _LARGEST_BIAS)
+            weight_scales = self._quantize_weight(node, least)
+            if bias is not None:
+                self._quantize_bias(node, bias, scales[node] * weight_scales)
 
     def _round_activations(self, layers: Sequence[ir.Node]) -> None:
         """One pair for each tensor that a layer reads, or that leaves a layer which is to be framed."""
@@ -145,6 +148,8 @@ class _Quantizer:
             rounded = self._pair(value)
             for use in readers:
                 use.node.replace_input_with(use.idx, rounded)
+            if value in framed and value.is_graph_output():
+                replace_output(self._graph, value, rounded, suffix="exact")
 
     def _scale(self, value: ir.Value | None) -> tuple[Array, Array]:
         assert value is not None
@@ -166,29 +171,24 @@ class _Quantizer:
             self._graph.insert_before(self._graph[0], [down, up])
         return up.outputs[0]
 
-    def _quantize_weight(self, node: ir.Node) -> Array:
-        """Lets the node read its weight from 8 bits; the scales, one an output channel."""
+    def _quantize_weight(self, node: ir.Node, least: Array | float) -> Array:
+        """Lets the node read its weight from 8 bits; the scales, one an output channel and none below `least`."""
         weight, axis = node.inputs[1], _channel_axis(node)
-        assert weight is not None
-        if (weight, axis) not in self._weights:
-            array = constant(weight)
-            assert array is not None
-            scales = channel_scales(array, axis, smallest=self._smallest)
+        array = constant(weight)
+        assert weight is not None and array is not None
+        scales = np.maximum(channel_scales(array, axis, smallest=self._smallest), least).astype(np.float32)
+        key = (weight, axis, scales.tobytes())
+        if key not in self._weights:
             along = scales.reshape([-1 if index == axis else 1 for index in range(array.ndim)])
             whole = np.clip(np.rint(array / along), -127, 127).astype(np.int8)
-            self._weights[weight, axis] = (self._stored(node, weight, whole, scales, axis), scales)
-        stored, scales = self._weights[weight, axis]
-        node.replace_input_with(1, stored)
+            self._weights[key] = self._stored(node, weight, whole, scales, axis)
+        node.replace_input_with(1, self._weights[key])
         return scales
 
-    def _quantize_bias(self, node: ir.Node, scales: Array) -> None:
+    def _quantize_bias(self, node: ir.Node, bias: _Bias, scales: Array) -> None:
         """Stores the bias in the integers that the products are summed up in."""
-        found = _bias(node)
-        if found is None:
-            return
-        reader, index, bias, array = found
-        whole = np.clip(np.rint(array / scales.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
-        reader.replace_input_with(index, self._stored(node, bias, whole, scales, 0))
+        whole = np.rint(bias.array / scales.astype(np.float64)).astype(np.int32)
+        bias.reader.replace_input_with(bias.index, self._stored(node, bias.value, whole, scales, 0))
 
     def _stored(self, node: ir.Node, value: ir.Value, whole: Array, scales: Array, axis: int) -> ir.Value:
         """A constant in integers, and in front of `node` what makes numbers of it."""
@@ -258,7 +258,7 @@ def _multiply_adds(node: ir.Node) -> int:
     outputs = math.prod(_dims(node.outputs[0]))
     if node.op_type == "Conv":
         return outputs * math.prod(terms[1:])
-    return outputs * (terms[1] if _flag(node, "transB") else terms[-2])
+    return outputs * (terms[1] if _flag(node, "transB") else terms[-2:][0])  # of a vector its length
 
 
 def _flag(node: ir.Node, name: str) -> bool:
@@ -267,7 +267,14 @@ def _flag(node: ir.Node, name: str) -> bool:
 
 def _dims(value: ir.Value) -> list[int]:
     """The shape, for a batch of one where that is dynamic."""
-    return [] if value.shape is None else [dim if isinstance(dim, int) else 1 for dim in value.shape]
+    return (
+        [] if value.shape is None else [dim if isinstance(dim, int) else _times_batch(str(dim)) for dim in value.shape]
+    )
+
+
+def _times_batch(dim: str) -> int:
+    """What a batch of one makes of a dimension such as `4*batch`, windows of a photo as rows."""
+    return math.prod(int(factor) for factor in dim.split("*") if factor.strip().isdigit())
 
 
 def _channel_axis(node: ir.Node) -> int:
@@ -275,8 +282,17 @@ def _channel_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Conv" or _flag(node, "transB") else 1
 
 
-def _bias(node: ir.Node) -> tuple[ir.Node, int, ir.Value, Array] | None:
-    """A layer's constant bias and who reads it: the layer, or the Add that alone reads a matrix product."""
+@dataclass(frozen=True, slots=True)
+class _Bias:
+    """A layer's constant bias, and the input that reads it."""
+
+    reader: ir.Node  # the layer, or the Add that alone reads a matrix product
+    index: int
+    value: ir.Value
+    array: Array
+
+
+def _bias(node: ir.Node) -> _Bias | None:
     reader: ir.Node | None = node
     index = 2
     if node.op_type == "MatMul":
@@ -286,9 +302,9 @@ def _bias(node: ir.Node) -> tuple[ir.Node, int, ir.Value, Array] | None:
         index = 1 if reader.inputs[0] is node.outputs[0] else 0
     if reader is None or len(reader.inputs) <= index:
         return None
-    bias = reader.inputs[index]
-    array = constant(bias)
+    value = reader.inputs[index]
+    array = constant(value)
     channels = _dims(node.outputs[0])[1 if node.op_type == "Conv" else -1]
-    if bias is None or array is None or array.shape != (channels,):
+    if value is None or array is None or array.shape != (channels,):
         return None
-    return reader, index, bias, array
+    return _Bias(reader, index, value, array)
