@@ -16,6 +16,8 @@ from edgevit.export.passes.fix_reshapes import fix_reshapes
 from edgevit.export.passes.fold_affine import fold_affine
 from edgevit.export.passes.fold_batchnorm import fold_batchnorm
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_shuffle import fold_shuffle
+from edgevit.export.passes.gather_first import gather_first
 from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import Form, lower_group_norm
 from edgevit.export.passes.lower_opset import OLDEST as OLDEST_OPSET
@@ -39,6 +41,8 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("fold_batchnorm", fold_batchnorm),
     ("fold_affine", fold_affine),
     ("scale_query", scale_query),
+    ("fold_shuffle", fold_shuffle),
+    ("gather_first", gather_first),
 )
 
 

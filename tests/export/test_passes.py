@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from edgevit.errors import ExportError
+from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes import lower
 from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
 from edgevit.export.passes.fold_affine import fold_affine
 from edgevit.export.passes.fold_batchnorm import fold_batchnorm
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_shuffle import fold_shuffle
+from edgevit.export.passes.gather_first import gather_first
 from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import lower_group_norm
 from edgevit.export.passes.lower_opset import lower_opset
@@ -275,6 +278,144 @@ def test_fold_affine_takes_a_batchnorm_in_front_of_a_layer() -> None:
     after = before.apply("fold_affine", fold_affine)
     assert dict(after.operators) == {"Conv": 1}
     assert_same(before, after)
+
+
+# Tokens (N, 5, 6), the batch as the first argument says, whose channels are shuffled; then what reads them.
+SHUFFLE = f"""{HEAD} g (float[%s, 5, 6] x) => (%s) {{
+    pairs = Constant <value_ints = [-1, 2, 3]> ()
+    whole = Constant <value_ints = [-1, 5, 6]> ()
+    a = Reshape (x, pairs)
+    b = Transpose <perm = [0, 2, 1]> (a)
+    c = Reshape (b, whole)
+    zero = Constant <value_int = 0> ()
+    first = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    %s
+}}"""
+
+
+def shuffled(readers: str, outputs: str, weight: Array, *, batch: str = "N") -> OnnxGraph:
+    return parse(
+        SHUFFLE % (batch, outputs, readers),
+        s=weights(6, offset=1), t=weights(6, seed=2), w=weight, v=weights(4, seed=4),
+    ).apply("tidy", tidy)  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", ["3", "N"])
+@pytest.mark.parametrize(
+    ("readers", "shape", "weight"),
+    [
+        ("y = MatMul (c, w)", "5, 4", weights(6, 4)),
+        ("y = MatMul (c, w)", "5, 4", weights(1, 6, 4)),
+        ("d = LayerNormalization (c, s, t) y = MatMul (d, w)", "5, 4", weights(6, 4)),
+        ("d = LayerNormalization <axis = 2> (c, s) y = MatMul (d, w)", "5, 4", weights(6, 4)),
+        ("d = Gather <axis = 1> (c, zero) e = LayerNormalization (d, s, t) y = Gemm (e, w)", "4", weights(6, 4)),
+        (
+            "d = LayerNormalization (c, s, t) e = ReduceMean <keepdims = 0> (d, one) y = Gemm <transB = 1> (e, w, v)",
+            "4",
+            weights(4, 6),
+        ),
+        ("d = Slice (c, first, two, one) e = LayerNormalization (d, s, t) y = MatMul (e, w)", "2, 4", weights(6, 4)),
+    ],
+)
+def test_fold_shuffle_into_a_norm_and_a_layer(readers: str, shape: str, weight: Array, batch: str) -> None:
+    before = shuffled(readers, f"float[{batch}, {shape}] y", weight, batch=batch)
+    after = before.apply("fold_shuffle", fold_shuffle)
+    assert before.operators - after.operators == {"Reshape": 2, "Transpose": 1}
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("readers", "shape"),
+    [
+        pytest.param("y = LayerNormalization (c, s, t)", "5, 6", id="no layer behind"),
+        pytest.param("d = Softmax (c) y = MatMul (d, w)", "5, 4", id="an operator that is not known"),
+        pytest.param("d = LayerNormalization <axis = 1> (c, m) y = MatMul (d, w)", "5, 4", id="a scale for each token"),
+        pytest.param("d = LayerNormalization (c, o) y = MatMul (d, w)", "5, 4", id="one scale for all channels"),
+        pytest.param("d = Gather <axis = 2> (c, reversed) y = MatMul (d, w)", "5, 4", id="channels picked"),
+        pytest.param("d = Slice (c, first, six, two) y = MatMul (d, w)", "5, 4", id="channels sliced"),
+        pytest.param("d = ReduceMean (c, two) y = MatMul (d, n)", "5, 4", id="channels averaged"),
+        pytest.param("y = MatMul (f, c)", "4, 6", id="the second factor"),
+        pytest.param(
+            "d = Gather <axis = 1> (c, zero) e = Gather <axis = 1> (x, zero) y = Gemm (e, h, d)", "6", id="the bias"
+        ),
+        pytest.param("d = Transpose <perm = [0, 2, 1]> (x) y = MatMul (c, d)", "5, 5", id="a weight that is computed"),
+    ],
+)
+def test_fold_shuffle_leaves_what_is_read_otherwise(readers: str, shape: str) -> None:
+    before = parse(
+        SHUFFLE % ("N", f"float[N, {shape}] y", readers),
+        s=weights(6, offset=1), t=weights(6, seed=2), w=weights(6, 4, seed=3), m=weights(5, 6), o=weights(1),
+        n=weights(1, 4), f=weights(4, 5), h=weights(6, 6), reversed=np.arange(6)[::-1], six=np.asarray([6]),
+    )  # fmt: skip
+    after = before.apply("fold_shuffle", fold_shuffle)
+    assert after.operators["Transpose"] == before.operators["Transpose"]
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("readers", "outputs"),
+    [
+        ("y = MatMul (c, w) z = Relu (c)", "float[N, 5, 4] y, float[N, 5, 6] z"),
+        ("y = MatMul (c, w)", "float[N, 5, 4] y, float[N, 5, 6] c"),
+        ("d = LayerNormalization (c, s, t) y = MatMul (d, w) z = Relu (d)", "float[N, 5, 4] y, float[N, 5, 6] z"),
+    ],
+)
+def test_fold_shuffle_leaves_what_others_read_too(readers: str, outputs: str) -> None:
+    before = shuffled(readers, outputs, weights(6, 4))
+    after = before.apply("fold_shuffle", fold_shuffle)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("perm = [0, 2, 1]", "perm = [1, 2, 0]"),  # the tokens move too
+        ("[-1, 2, 3]", "[-1, 5, 3]"),  # (2 N, 5, 3): tokens and channels are mixed
+        ("[-1, 5, 6]", "[-1, 10, 3]"),  # back to another width
+    ],
+)
+def test_fold_shuffle_leaves_other_permutations(old: str, new: str) -> None:
+    text = SHUFFLE % ("N", "float[N, A, 4] y", "y = MatMul (c, w)")
+    before = parse(text.replace(old, new), w=weights(3 if "10, 3" in new else 6, 4))
+    after = before.apply("fold_shuffle", fold_shuffle)
+    assert after.operators["Transpose"] == 1
+    assert_same(before, after, exact=True)
+
+
+GATHER = f"""{HEAD} g (float[N, 5, 2] a, float[N, 5, 4] b) => (%s) {{
+    c = Concat <axis = %d> (a, b)
+    y = Gather <axis = %d> (c, indices)
+    %s
+}}"""
+
+
+@pytest.mark.parametrize(("across", "along"), [(2, 1), (-1, 1), (-1, -2), (2, 0)])
+@pytest.mark.parametrize("indices", [np.asarray(1), np.asarray([-1]), np.asarray([[0, 2]])])
+def test_gather_first_picks_before_it_joins(across: int, along: int, indices: Array) -> None:
+    shape = ["N", "5", "6"]
+    shape[along : along + 1 or None] = [str(size) for size in indices.shape]
+    before = parse(GATHER % (f"float[{', '.join(shape)}] y", across, along, ""), indices=indices)
+    after = before.apply("gather_first", gather_first)
+    assert dict(after.operators) == {"Gather": 2, "Concat": 1}
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "along", "others"),
+    [
+        ("float[N, 5, 2] y", 2, ""),  # what is picked depends on how they are joined
+        ("float[N, 2, 6] y, float[N, 5, 6] z", 1, "z = Relu (c)"),
+        ("float[N, 2, 6] y, float[N, 5, 6] c", 1, ""),
+    ],
+)
+def test_gather_first_leaves_what_is_needed_whole(outputs: str, along: int, others: str) -> None:
+    before = parse(GATHER % (outputs, 2, along, others), indices=np.asarray([3, 1]))
+    after = before.apply("gather_first", gather_first)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
 
 
 def test_lower_group_norm_of_one_group_by_moments() -> None:
