@@ -18,6 +18,7 @@ from edgevit.export.passes.fold_batchnorm import fold_batchnorm
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.fold_shuffle import fold_shuffle
 from edgevit.export.passes.gather_first import gather_first
+from edgevit.export.passes.lower_attention import lower_attention
 from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import Form, lower_group_norm
 from edgevit.export.passes.lower_opset import OLDEST as OLDEST_OPSET
@@ -48,11 +49,12 @@ PASSES: tuple[tuple[str, Pass], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom a graph is for: the opset that it reads, and the form of GroupNormalization that it runs best."""
+    """Whom a graph is for: the opset that it reads, and the forms that it runs best."""
 
     opset: int
     group_norm: Form
     group_norm_lower: Form | None = None  # where fp16 or int8 stands around it; None: the same
+    fuses_attention: bool = False  # makes one kernel of it in fp16, of the form that `lower_attention` gives it
 
 
 # By processor time of shiftvit_t, ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with `native`. TensorRT up
@@ -62,8 +64,8 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(opset=18, group_norm="instance"),
     "ort": Target(opset=20, group_norm="instance"),
     "openvino": Target(opset=21, group_norm="native"),
-    "trt": Target(opset=20, group_norm="instance", group_norm_lower="moments"),
-    "trt-rtx": Target(opset=20, group_norm="instance", group_norm_lower="moments"),
+    "trt": Target(opset=20, group_norm="instance", group_norm_lower="moments", fuses_attention=True),
+    "trt-rtx": Target(opset=20, group_norm="instance", group_norm_lower="moments", fuses_attention=True),
 }
 
 
@@ -85,6 +87,8 @@ def lower(graph: OnnxGraph, target: str, *, precision: Precision = "fp32", opset
     if form == "native" and wanted < 21:
         form = "instance"
     graph = graph.apply(f"lower_group_norm:{form}", functools.partial(lower_group_norm, form=form))
+    if TARGETS[target].fuses_attention and precision == "fp16":
+        graph = graph.apply("lower_attention", lower_attention)
     if wanted < 20:
         graph = graph.apply("lower_gelu", lower_gelu)
     return graph.apply(f"lower_opset:{wanted}", functools.partial(lower_opset, opset=wanted))

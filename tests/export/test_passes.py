@@ -17,13 +17,14 @@ from edgevit.export.passes.fold_batchnorm import fold_batchnorm
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.fold_shuffle import fold_shuffle
 from edgevit.export.passes.gather_first import gather_first
+from edgevit.export.passes.lower_attention import lower_attention
 from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import lower_group_norm
 from edgevit.export.passes.lower_opset import lower_opset
 from edgevit.export.passes.merge_slices import merge_slices
 from edgevit.export.passes.scale_query import scale_query
 from edgevit.export.passes.tidy import tidy
-from edgevit.tensors import Array
+from edgevit.tensors import Array, Precision
 from tests.export.graphs import assert_same, parse, run
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>'
@@ -443,6 +444,69 @@ def test_lower_group_norm_with_an_affine_map() -> None:
     after = before.apply("lower", functools.partial(lower_group_norm, form="instance"))
     assert dict(after.operators) == {"Reshape": 2, "InstanceNormalization": 1, "Mul": 1, "Add": 1}
     assert_same(before, after)
+
+
+ATTENTION = f"""{HEAD} g (float[N, 2, %s] a, float[N, 2, %s] b, float[N, 2, %s] v) => (float[N, 2, M, C] y%s) {{
+    s = MatMul (a, b)
+    w = Softmax <axis = %d> (s)
+    %s
+}}"""
+
+
+@pytest.mark.parametrize("axis", [-2, 2])
+def test_lower_attention_turns_what_is_computed_transposed(axis: int) -> None:
+    """Keys (5, 16) times pixels (16, 9), normalised over the keys; values (12, 5) times that."""
+    before = parse(ATTENTION % ("5, 16", "16, 9", "12, 5", "", axis, "y = MatMul (v, w)"))
+    after = before.apply("lower_attention", lower_attention)
+    assert after.operators == {"MatMul": 2, "Softmax": 1, "Transpose": 4}
+    (softmax,) = (node for node in after.model.graph if node.op_type == "Softmax")
+    assert softmax.attributes.get_int("axis", 0) == -1
+    assert list(softmax.outputs[0].shape or ())[2:] == [9, 5]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("axis", [-1, 3])
+def test_lower_attention_pads_q_and_k_to_the_width_of_v(axis: int) -> None:
+    before = parse(ATTENTION % ("9, 8", "8, 5", "5, 12", "", axis, "y = MatMul (w, v)"))
+    after = before.apply("lower_attention", lower_attention)
+    assert after.operators == {"MatMul": 2, "Softmax": 1, "Pad": 2}
+    (scores, _) = (node for node in after.model.graph if node.op_type == "MatMul")
+    assert [list(value.shape or ())[2:] for value in scores.inputs if value is not None] == [[9, 12], [12, 5]]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "outputs", "axis", "readers"),
+    [
+        pytest.param(("9, 8", "8, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="the form already"),
+        pytest.param(("9, 8", "8, 5", "5, 17"), "", -1, "y = MatMul (w, v)", id="more zeros than numbers"),
+        pytest.param(("9, 12", "12, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="wider than v"),
+        pytest.param(("5, 8", "8, 9", "8, 5"), "", -2, "y = MatMul (v, w)", id="heads too narrow to fuse"),
+        pytest.param(("5, 16", "16, 9", "16, 5"), "", -1, "y = MatMul (v, w)", id="not over the keys"),
+        pytest.param(("12, 16", "16, 12", "12, 16"), "", -2, "y = MatMul (w, v)", id="not over the keys, not turned"),
+        pytest.param(("9, 8", "8, 12", "5, 9"), "", -1, "y = MatMul (v, w)", id="as wide as the weights are long"),
+        pytest.param(("9, 8", "8, 5", "5, 12"), "", -2, "y = MatMul (w, v)", id="no form to pad for"),
+        pytest.param(
+            ("5, 16", "16, 9", "16, 5"), ", float[N, 2, 5, 9] w", -2, "y = MatMul (v, w)", id="weights asked for"
+        ),
+        pytest.param(
+            ("5, 16", "16, 9", "16, 5"), ", float[N, 2, 5, 9] s", -2, "y = MatMul (v, w)", id="logits asked for"
+        ),
+    ],
+)
+def test_lower_attention_leaves_the_rest(shapes: tuple[str, ...], outputs: str, axis: int, readers: str) -> None:
+    before = parse(ATTENTION % (*shapes, outputs, axis, readers))
+    after = before.apply("lower_attention", lower_attention)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "turned"), [("trt", "fp16", 1), ("trt", "fp32", 0), ("ort", "fp16", 0)]
+)
+def test_attention_is_lowered_where_it_fuses(target: str, precision: Precision, turned: int) -> None:
+    before = parse(ATTENTION % ("5, 16", "16, 9", "12, 5", "", -2, "y = MatMul (v, w)"))
+    assert lower(before, target, precision=precision).operators["Transpose"] == 4 * turned
 
 
 def test_lower_gelu_is_exact() -> None:
