@@ -37,8 +37,9 @@ class QuantizationPlan:
     @property
     def summary(self) -> str:
         quantised = self.layers - len(self.kept)
+        share = "more than 99.9%" if 0.9995 < self.share < 1 else f"{self.share:.1%}"
         return (
-            f"{quantised} of {self.layers} layers in int8, {self.share:.1%} of all multiply-adds, "
+            f"{quantised} of {self.layers} layers in int8, {share} of all multiply-adds, "
             f"by {self.photos} calibration inputs"
         )
 

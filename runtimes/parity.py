@@ -103,6 +103,8 @@ class OutputParity:
     def snr_db(self) -> float:
         if self.noise_power == 0:
             return math.inf
+        if not math.isfinite(self.noise_power):
+            return -math.inf
         return 10 * math.log10(self.signal_power / self.noise_power) if self.signal_power > 0 else -math.inf
 
     @property
@@ -176,7 +178,7 @@ class ParityReport:
             "passed": self.passed,
             "guilty_stage": self.guilty_stage,
             "results": [
-                {**asdict(r), "passed": r.passed, "snr_db": _finite(r.snr_db), "failures": list(r.failures)}
+                _told({**asdict(r), "passed": r.passed, "snr_db": r.snr_db, "failures": list(r.failures)})
                 for r in self.results
             ],
         }
@@ -274,5 +276,10 @@ def _cosine(want: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.f
     return np.where(both_zero, 1.0, cosine)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _told(value: Any) -> Any:
+    """The value for JSON, which knows no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {name: _told(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
 from edgevit.errors import ParityError
+from edgevit.report import parity_table
 from edgevit.runtimes.parity import POLICY, ParityReport, Reference, Run, compare
 from edgevit.tensors import Array, Precision
 
@@ -128,3 +130,19 @@ def test_an_output_that_ignores_its_input_is_remarked_on() -> None:
     assert report.passed
     assert "hardly depends on the input" in report.warnings[0]
     assert judge(engine()).warnings == ()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_fails_and_can_be_told(value: float) -> None:
+    """An engine that overflows ends in a verdict and a table, not in a traceback."""
+    wanted = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    broken = wanted.copy()
+    broken[1, 2] = value
+    reference = Reference(kind="photos", inputs={"x": wanted}, outputs={"y": wanted})
+    report = compare(
+        "engine", lambda feeds: {"y": broken[: len(feeds["x"])]}, [reference], precision="int8", batches=(2,)
+    )
+    assert not report.passed and report.results[0].failures == ("it holds NaN or infinity",)
+    assert not report.results[0].snr_db > 0
+    json.dumps(report.to_json(), allow_nan=False)
+    parity_table(report.results)
