@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -41,6 +41,8 @@ from edgevit.tensors import Array, Precision
 
 Bits: TypeAlias = Literal["uint8", "int8"]
 
+GROUPED = "a grouped convolution, which engines run little faster in integers, or slower"
+MULTIPLIED = "a depthwise convolution with several outputs a channel, which engines run slowly in integers"
 LEAST_SHARE = 0.001  # of the multiply-adds: less than that is sooner computed than quantised
 _LARGEST_BIAS = 2.0**30  # in steps of the sum; the products need room in 32 bits beside it
 _SMALLEST_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
@@ -80,9 +82,15 @@ class Layer:
 
 
 def layers_of(graph: OnnxGraph) -> tuple[Layer, ...]:
-    """The layers, in the order of the graph, which has passed `check` so that every shape is known."""
+    """The layers, in the order of the graph, which has passed `check` so that every shape is known.
+
+    Grouped convolutions gain least and stay float, but for a graph that does most of its work in them.
+    """
     total = multiply_adds(graph)
-    return tuple(_layer(node, total) for node in graph.model.graph if _weight(node) is not None)
+    layers = tuple(_layer(node, total) for node in graph.model.graph if _weight(node) is not None)
+    if sum(layer.multiply_adds for layer in layers if not layer.stays_float) >= total / 2:
+        return layers
+    return tuple(replace(layer, stays_float="") if layer.stays_float == GROUPED else layer for layer in layers)
 
 
 def multiply_adds(graph: OnnxGraph) -> int:
@@ -235,9 +243,9 @@ def _why_float(node: ir.Node, share: float) -> str:
     if share < LEAST_SHARE:
         return f"too small to gain by it: {share:.2%} of the multiply-adds"
     groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
-    if groups > 1 and _dims(node.outputs[0])[1] != groups:
-        return "a grouped convolution, of which engines have slow integer forms, or none"
-    return ""
+    if groups == 1 or _dims(node.outputs[0])[1] == groups:
+        return ""
+    return GROUPED if _dims(node.inputs[1])[1] > 1 else MULTIPLIED
 
 
 def _weight(node: ir.Node) -> Array | None:
@@ -265,11 +273,10 @@ def _flag(node: ir.Node, name: str) -> bool:
     return node.attributes.get_int(name, 0) == 1
 
 
-def _dims(value: ir.Value) -> list[int]:
+def _dims(value: ir.Value | None) -> list[int]:
     """The shape, for a batch of one where that is dynamic."""
-    return (
-        [] if value.shape is None else [dim if isinstance(dim, int) else _times_batch(str(dim)) for dim in value.shape]
-    )
+    dims = value.shape if value is not None and value.shape is not None else ()
+    return [dim if isinstance(dim, int) else _times_batch(str(dim)) for dim in dims]
 
 
 def _times_batch(dim: str) -> int:

@@ -190,11 +190,13 @@ def test_one_layer_that_is_more_than_half_cannot_go_back() -> None:
     [
         "y = Relu (x)",
         "y = MatMul (x, x)",
-        "t = Unsqueeze (x, axes)  a = Conv <group = 2> (t, k)  y = Squeeze (a, axes)",  # it stays float anyway
+        "t = Unsqueeze (x, axes)  a = Conv <group = 8> (t, k)  s = Squeeze (a, axes)  y = MatMul (halves, s)",  # it stays float anyway
     ],
 )
 def test_without_a_layer_there_is_no_int8(body: str) -> None:
-    weights: dict[str, Array] = {"axes": np.asarray([0]), "k": noise(8, 4, 1)} if "Conv" in body else {}
+    weights: dict[str, Array] = (
+        {"axes": np.asarray([0]), "k": noise(16, 1, 1), "halves": noise(8, 16)} if "Conv" in body else {}
+    )
     whole = graph(f"(float[8, 8] x) => (float[8, 8] y) {{ {body} }}", **weights)
     feeds = [{"x": noise(8, 8)}]
     reach = measure_reach(whole, feeds, load=load)

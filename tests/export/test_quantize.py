@@ -20,6 +20,8 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph, constant
 from edgevit.export.precision import emulate_fp16, to_fp16
 from edgevit.export.quantize import (
+    GROUPED,
+    MULTIPLIED,
     SCHEMES,
     Scheme,
     activation_scale,
@@ -181,14 +183,21 @@ def test_a_layer_and_its_multiply_adds(case: Case) -> None:
     assert multiply_adds(case.graph()) == case.multiply_adds
 
 
-@pytest.mark.parametrize(("groups", "why"), [(4, "a grouped convolution"), (2, "a grouped convolution"), (1, "")])
-def test_a_grouped_convolution_stays_float(groups: int, why: str) -> None:
-    """With a multiplier, as with fewer groups than channels."""
-    whole = graph(convolution(8, groups), w=noise(8, 4 // groups, 3, 3), b=noise(8))
-    (layer,) = layers_of(whole)
-    assert layer.stays_float.startswith(why)
-    assert bool(layer.stays_float) == bool(why)
+@pytest.mark.parametrize(
+    ("groups", "alone", "beside"), [(4, MULTIPLIED, MULTIPLIED), (2, "", GROUPED), (1, "", "")], ids=["4", "2", "1"]
+)
+def test_a_grouped_convolution_stays_float_beside_larger_layers(groups: int, alone: str, beside: str) -> None:
+    """With a multiplier always; with fewer groups than channels unless most of the work is in them."""
+    weight = noise(8, 4 // groups, 3, 3)
+    (layer,) = layers_of(graph(convolution(8, groups), w=weight, b=noise(8)))
+    assert layer.stays_float == alone
     assert layer.multiply_adds == 8 * 36 * 4 // groups * 9
+    text = f"""(float[batch, 4, 6, 6] x) => (float[batch, 64, 6, 6] y) {{
+        a = Conv <group = {groups}, pads = [1, 1, 1, 1]> (x, w)
+        y = Conv <pads = [1, 1, 1, 1]> (a, large)
+    }}"""
+    first, second = layers_of(graph(text, w=weight, large=noise(64, 8, 3, 3)))
+    assert (first.stays_float, second.stays_float) == (beside, "")
 
 
 def test_a_layer_that_is_too_small_stays_float() -> None:
