@@ -190,7 +190,8 @@ def test_one_layer_that_is_more_than_half_cannot_go_back() -> None:
     [
         "y = Relu (x)",
         "y = MatMul (x, x)",
-        "t = Unsqueeze (x, axes)  a = Conv <group = 8> (t, k)  s = Squeeze (a, axes)  y = MatMul (halves, s)",  # it stays float anyway
+        # A depthwise convolution with a multiplier stays float anyway.
+        "t = Unsqueeze (x, axes)  a = Conv <group = 8> (t, k)  s = Squeeze (a, axes)  y = MatMul (halves, s)",
     ],
 )
 def test_without_a_layer_there_is_no_int8(body: str) -> None:
