@@ -116,11 +116,11 @@ def _to_int8(
 def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: Evidence, recipe: Recipe) -> Judge:
     """Holds a graph against the parity policy, and its classes against fp32's where a bound is given."""
     bound, batches = recipe.allowed_drop, judged_batches(recipe.options)[:1]
+    exam = evidence.exam.spread(JUDGED_ON) if evidence.exam is not None else None
+    asked = len(exam.images.paths) if exam is not None else len(feeds) * batches[0]
     least = 1 - MARGIN * (1 - POLICY["int8"].cosine)
     photos = judged_references(evidence.references, "int8")
-    drop = None if bound is None else _drop(evaluator(graph, recipe), feeds, evidence.exam)
-    # Of few images one alone may be lost, where that is allowed at all.
-    asked = len(evidence.exam.spread(JUDGED_ON).images.paths) if evidence.exam else len(feeds) * batches[0]
+    drop = None if bound is None else _drop(evaluator(graph, recipe), feeds, exam)
 
     def judge(candidate: OnnxGraph) -> str:
         run = evaluator(candidate, recipe)
@@ -129,20 +129,26 @@ def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: Evidence, recipe:
             cosine = min(min(result.cosine) for result in found.results)
             if not cosine >= least:  # a NaN too
                 return f"cosine {cosine:.4f} on photos, at least {least:g}"
-        if drop is not None and bound is not None and (lost := drop(run)) > max(MARGIN * bound, min(bound, 1 / asked)):
+        if drop is not None and bound is not None and (lost := drop(run)) > tolerated(bound, asked):
             return f"top-1 loses {lost:.2%}, and {bound:.2%} are allowed"
         return ""
 
     return judge
 
 
+def tolerated(bound: float, images: int) -> float:
+    """The share of `images` that may be lost while layers are chosen: less than `bound`, but of few images one, where
+    `bound` lets one go."""
+    one = (1 + 1e-9) / images  # shares that were percentages in between are off by their rounding
+    return max(MARGIN * bound, min(bound, one))
+
+
 def _drop(reference: Run, feeds: Sequence[Feeds], exam: Exam | None) -> Callable[[Run], float]:
     """What a graph loses of top-1 against `reference`, as a share; without an exam, how often its class is another."""
     if exam is None:
         return _changed_classes(reference, feeds)
-    short = exam.spread(JUDGED_ON)
-    (wanted,) = short.evaluate({"fp32": reference})
-    return lambda run: accuracy.drop_points(wanted, short.evaluate({"int8": run})[0]).points / 100
+    (wanted,) = exam.evaluate({"fp32": reference})
+    return lambda run: accuracy.drop_points(wanted, exam.evaluate({"int8": run})[0]).points / 100
 
 
 def _changed_classes(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], float]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import edgevit
-from edgevit import pipeline, report
+from edgevit import lower_precision, pipeline, report
 from edgevit.accuracy import wilson
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.evidence import calibration_inputs
@@ -719,3 +719,18 @@ def test_nothing_of_others_quantises_or_tells(package: str) -> None:
         if any(name.partition(".")[0] == package for name in imports(path, inside_functions=True))
     ]
     assert importing == []
+
+
+@pytest.mark.parametrize(
+    ("bound", "images", "lost", "passes"),
+    [
+        (0.01, 1000, 8, True),
+        (0.01, 1000, 9, False),  # what the engine rounds otherwise has to fit in too
+        (0.01, 110, 1, True),  # of few images one may go, where the bound allows it
+        (0.01, 110, 2, False),
+        (0.01, 99, 1, False),  # one is more than the bound
+        (0.0, 1000, 1, False),
+    ],
+)
+def test_what_may_be_lost_while_layers_are_chosen(bound: float, images: int, lost: int, passes: bool) -> None:
+    assert ((100 * lost / images) / 100 <= lower_precision.tolerated(bound, images)) == passes
