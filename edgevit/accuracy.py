@@ -17,6 +17,7 @@ import numpy as np
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, read_batch
 from edgevit.labelled import LabelledImages
+from edgevit.latency.statistics import Interval
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.parity import Feeds, Run
 from edgevit.tensors import Array
@@ -24,20 +25,9 @@ from edgevit.tensors import Array
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 
 INPUT, OUTPUT = "images", "logits"  # as registered models name theirs
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of every interval here
 NO_ANSWER = -1  # the predicted class where the answer holds NaN or infinity
 _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution: two sides of 95 %
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Where a true share, or a true difference of shares, lies with 95 % confidence."""
-
-    low: float
-    high: float
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

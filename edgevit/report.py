@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit import accuracy
-from edgevit.accuracy import AccuracyReport, Interval
+from edgevit.accuracy import AccuracyReport
 from edgevit.device import Answer
 from edgevit.latency import compare
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import Ratio
+from edgevit.latency.statistics import Interval, Ratio
 from edgevit.runtimes.base import ExecutedPrecision, Runtime, precision_json
 from edgevit.runtimes.parity import POLICY, OutputParity, ParityReport
 from edgevit.tensors import Precision

@@ -29,7 +29,7 @@ FEWEST_ROUNDS = 8  # with fewer, no two order statistics enclose the median with
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the true value lies with `CONFIDENCE`, as far as the samples are what they seem."""
+    """Where the true value lies, with the `CONFIDENCE` of whoever made it, as far as the samples are what they seem."""
 
     low: float
     high: float
