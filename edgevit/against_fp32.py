@@ -18,6 +18,7 @@ from edgevit.lower_precision import evaluator, typed_evaluator
 from edgevit.made import Baseline, Made, writing
 from edgevit.recipe import Recipe, StageClock
 from edgevit.runtimes import bundle as bundles
+from edgevit.runtimes.base import Engine
 from edgevit.verdict import Verdict
 
 
@@ -76,24 +77,28 @@ def _verdict(
     latencies: Mapping[str, LatencyReport],
     clock: StageClock,
 ) -> Verdict:
-    fmt, engine = item.runtime.fmt, item.built.engine
+    fmt, engine = item.runtime.fmt, _engine(item)
     fp32 = baseline.built.artifact if baseline.built is not None else None
     wanted, answers = _examine(evidence.exam, recipe, item, baseline, clock)
     pair = [latencies[name] for name in (fp32_name(fmt), fmt) if name in latencies]
-    judged = "the engine" if engine is not None and fmt != "onnx" else "the typed graph"
     last = item.parity.results[-1].stage if item.parity.results else ""
     return Verdict(
         fmt=fmt,
         precision=recipe.options.precision,
-        judged=judged,
+        judged="the engine" if engine is not None else "the typed graph",
         parity=tuple(result for result in item.parity.results if result.stage == last),
         wanted=wanted,
         found=answers,
-        # A file that is read node by node for us has no speed of its own.
-        time=side_by_side(pair)[1].ratio if len(pair) == 2 and fmt != "onnx" else None,
+        time=side_by_side(pair)[1].ratio if len(pair) == 2 and engine is not None else None,
         size_bytes=item.built.artifact.size_bytes if item.built.artifact else None,
         fp32_size_bytes=fp32.size_bytes if fp32 is not None else None,
     )
+
+
+def _engine(item: Made) -> Engine | None:
+    """The engine, where one runs here: a file that is read node by node for us has no arithmetic and no speed of its
+    own."""
+    return None if item.runtime.fmt == "onnx" else item.built.engine
 
 
 def _examine(
@@ -102,10 +107,10 @@ def _examine(
     """fp32's answers to the labelled images, and those of the lower precision: of engines where they run here."""
     if exam is None:
         return None, None
-    fmt, engine = item.runtime.fmt, item.built.engine
+    fmt, engine = item.runtime.fmt, _engine(item)
     fp32 = baseline.built.engine if baseline.built is not None else None
     runs = {fp32_name(fmt): fp32.run if fp32 is not None else evaluator(baseline.graph, recipe)}
-    runs[fmt] = engine.run if engine is not None and fmt != "onnx" else typed_evaluator(item.graph, recipe)
+    runs[fmt] = engine.run if engine is not None else typed_evaluator(item.graph, recipe)
     with clock.stage(f"{fmt}: accuracy"):
         wanted, answers = exam.evaluate(
             runs, progress=lambda done, total: clock.at(f"{fmt}: accuracy, {done} of {total} images")
