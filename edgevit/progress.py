@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -54,16 +55,22 @@ def show_download() -> Iterator[OnDownload]:
     if not console.is_terminal:
         yield _print_tenths()
         return
-    columns = (TextColumn(_WEIGHTS), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console)
-    task = bar.add_task(_WEIGHTS, total=None)
+    with _bar(console, _WEIGHTS, DownloadColumn(), TransferSpeedColumn()) as on_download:
+        yield on_download
 
-    def on_download(done: int, total: int | None) -> None:
+
+@contextmanager
+def _bar(console: Console, what: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that is told what is done and what there is, and shows nothing until then."""
+    bar = Progress(TextColumn(what), BarColumn(), *columns, TimeRemainingColumn(), console=console)
+    task = bar.add_task(what, total=None)
+
+    def on_progress(done: int, total: int | None) -> None:
         bar.start()
         bar.update(task, completed=done, total=total)
 
     try:
-        yield on_download
+        yield on_progress
     finally:
         bar.stop()
 
@@ -90,17 +97,8 @@ def show_images() -> Iterator[OnImages]:
     if not console.is_terminal:
         yield _print_image_tenths()
         return
-    bar = Progress(TextColumn(_IMAGES), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-    task = bar.add_task(_IMAGES, total=None)
-
-    def on_images(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
-
-    try:
+    with _bar(console, _IMAGES, MofNCompleteColumn()) as on_images:
         yield on_images
-    finally:
-        bar.stop()
 
 
 def _print_image_tenths() -> OnImages:
