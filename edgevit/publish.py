@@ -46,9 +46,8 @@ def publish(
                 (item.folder / bundles.CLASSES).write_text("\n".join(subject.classes) + "\n", "utf-8")
             if latencies:
                 _write_latency(item, latencies)
-            manifest = _manifest(subject, recipe, item, judged, latencies, environment, clock.times)
             verdict = verdicts.get(item.runtime.fmt)
-            manifest["verdict"] = verdict.to_json() if verdict is not None else None
+            manifest = _manifest(subject, recipe, item, judged, latencies, verdict, environment, clock.times)
             bundles.write_manifest(item.folder, manifest)
     reports = [_bundle_report(item, recipe, verdicts.get(item.runtime.fmt)) for item in made]
     for item in made:
@@ -100,6 +99,7 @@ def _manifest(
     item: Made,
     judged: ParityReport,
     latencies: Mapping[str, LatencyReport],
+    verdict: Verdict | None,
     environment: Environment,
     times: Sequence[StageTime],
 ) -> dict[str, Any]:
@@ -135,6 +135,7 @@ def _manifest(
         "typing": item.typing.to_json() if item.typing else None,
         "parity": (judged + item.parity).to_json() if recipe.verify else None,
         "latency": [latency_figures(report) for report in latencies.values()] or None,
+        "verdict": verdict.to_json() if verdict is not None else None,
         "environment": environment.to_json(),
     }
 
