@@ -137,6 +137,7 @@ def _statistics(scene: Scene) -> Found:
         if centred is not None and centred.op_type == "Sub":
             members |= {mean for mean in _makers(centred) if mean.op_type == "ReduceMean"}
             members.add(centred)
+        members |= _between(scene, members)
         yield from ((member, "the statistics of a norm, written out") for member in members)
 
 
@@ -219,6 +220,20 @@ def _serving(scene: Scene, seed: ir.Node) -> set[ir.Node]:
     return members | products
 
 
+def _between(scene: Scene, members: AbstractSet[ir.Node]) -> set[ir.Node]:
+    """The arithmetic that starts from what `members` compute and serves them alone."""
+    serving = set(members)
+    for node in reversed(scene.order):
+        readers = _readers(node)
+        if readers and serving.issuperset(readers) and node.op_type in _ARITHMETIC | MOVING:
+            serving.add(node)
+    inside = set(members)
+    for node in scene.order:
+        if node in serving and not inside.isdisjoint(_makers(node)):
+            inside.add(node)
+    return inside
+
+
 def _moving_between(scene: Scene, kept: Iterable[ir.Node]) -> set[ir.Node]:
     """Nodes that compute nothing on the way from fp32 to fp32, where rounding would undo what was kept."""
     fp32 = set(kept)
@@ -243,9 +258,13 @@ def _squared(node: ir.Node) -> ir.Value | None:
     """What `node` sums the squares of; None where it does no such thing."""
     if node.op_type in _SQUARES:
         return node.inputs[0]
-    square = node.inputs[0].producer() if node.op_type in _SUMS and node.inputs[0] is not None else None
-    if square is None:
-        return None
+    summed = node.inputs[0].producer() if node.op_type in _SUMS and node.inputs[0] is not None else None
+    terms = _makers(summed) if summed is not None and summed.op_type == "Add" else {summed}
+    return next((root for term in terms if term is not None and (root := _root_of(term)) is not None), None)
+
+
+def _root_of(square: ir.Node) -> ir.Value | None:
+    """What the node is the square of; None where it is none."""
     if square.op_type == "Mul" and square.inputs[0] is square.inputs[1]:
         return square.inputs[0]
     exponent = constant(square.inputs[1]) if square.op_type == "Pow" else None
