@@ -183,6 +183,9 @@ def layer_norm_nchw(scene: Scene) -> Iterator[Trouble]:
         if mean is None or not _mean_of_channels(mean) or mean.inputs[0] is not centre.inputs[0]:
             continue
         squares = [user for user in consumers(centre.outputs[0]) if _squares(user, centre.outputs[0])]
+        others = {*consumers(centre.outputs[0]), *consumers(mean.outputs[0])} - {centre, *squares}
+        if not any(user.op_type in ("Div", "Mul", "Sub") for user in others):
+            continue  # a variance, by which nothing is normalised here
         if any(_mean_of_channels(user) for square in squares for user in consumers(square.outputs[0])):
             yield Trouble(
                 "warning",

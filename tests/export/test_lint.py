@@ -235,6 +235,13 @@ CASES = (
         clean_weights={"axes": np.array([-1]), "epsilon": np.float32(1e-5)},
     ),
     Case(
+        "layer-norm-nchw",
+        "warning",
+        LAYER_NORM.format(square="Mul (centred, centred)"),
+        LAYER_NORM.format(square="Mul (centred, centred)").replace("Div (centred, ", "Add (x, "),  # no norm
+        weights={"axes": AXES, "epsilon": np.float32(1e-5)},
+    ),
+    Case(
         "attention",
         "note",
         attention("float", 16),
