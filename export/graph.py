@@ -144,6 +144,15 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
     return users[0].node if len(users) == 1 and not value.is_graph_output() else None
 
 
+def is_mean_over_pixels(node: ir.Node) -> bool:
+    """Whether the node averages (N, C, H, W) over H and W."""
+    if node.op_type == "GlobalAveragePool":
+        return True
+    axes = constant(node.inputs[1]) if node.op_type == "ReduceMean" and len(node.inputs) > 1 else None
+    rank = len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape is not None else 0
+    return axes is not None and rank == 4 and sorted(np.asarray(axes) % rank) == [2, 3]
+
+
 def initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new initializer that holds `array`, under `name` made unique."""
     unique, number = name, 1

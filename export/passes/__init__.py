@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgevit.errors import unknown_name
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.channels_last import channels_last
 from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
 from edgevit.export.passes.fold_affine import fold_affine
@@ -24,6 +25,7 @@ from edgevit.export.passes.lower_group_norm import Form, lower_group_norm
 from edgevit.export.passes.lower_opset import OLDEST as OLDEST_OPSET
 from edgevit.export.passes.lower_opset import lower_opset
 from edgevit.export.passes.merge_slices import merge_slices
+from edgevit.export.passes.norm_by_moments import norm_by_moments
 from edgevit.export.passes.scale_query import scale_query
 from edgevit.export.passes.tidy import tidy
 from edgevit.tensors import Precision
@@ -53,8 +55,7 @@ class Target:
 
     opset: int
     group_norm: Form
-    group_norm_lower: Form | None = None  # where fp16 or int8 stands around it; None: the same
-    fuses_attention: bool = False  # makes one kernel of it in fp16, of the form that `lower_attention` gives it
+    compiles: bool = False  # into kernels: fewer of the forms of `norm_by_moments`, `channels_last`, `lower_attention`
 
 
 # By processor time of shiftvit_t, ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with `native`. TensorRT up
@@ -64,8 +65,8 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(opset=18, group_norm="instance"),
     "ort": Target(opset=20, group_norm="instance"),
     "openvino": Target(opset=21, group_norm="native"),
-    "trt": Target(opset=20, group_norm="instance", group_norm_lower="moments", fuses_attention=True),
-    "trt-rtx": Target(opset=20, group_norm="instance", group_norm_lower="moments", fuses_attention=True),
+    "trt": Target(opset=20, group_norm="instance", compiles=True),
+    "trt-rtx": Target(opset=20, group_norm="instance", compiles=True),
 }
 
 
@@ -82,13 +83,19 @@ def lower(graph: OnnxGraph, target: str, *, precision: Precision = "fp32", opset
     if target not in TARGETS:
         raise unknown_name("target", target, TARGETS)
     wanted = TARGETS[target].opset if opset is None else opset
-    lower_form = None if precision == "fp32" else TARGETS[target].group_norm_lower
-    form = lower_form or TARGETS[target].group_norm
-    if form == "native" and wanted < 21:
-        form = "instance"
+    if TARGETS[target].compiles:
+        graph = _for_kernels(graph, precision)
+    form: Form = TARGETS[target].group_norm if wanted >= 21 else "instance"
     graph = graph.apply(f"lower_group_norm:{form}", functools.partial(lower_group_norm, form=form))
-    if TARGETS[target].fuses_attention and precision == "fp16":
-        graph = graph.apply("lower_attention", lower_attention)
     if wanted < 20:
         graph = graph.apply("lower_gelu", lower_gelu)
     return graph.apply(f"lower_opset:{wanted}", functools.partial(lower_opset, opset=wanted))
+
+
+def _for_kernels(graph: OnnxGraph, precision: Precision) -> OnnxGraph:
+    """The graph in the forms of which TensorRT's compiler makes few kernels. What int8 layers read stays as it is."""
+    floating = precision != "int8"
+    graph = graph.apply("norm_by_moments", functools.partial(norm_by_moments, turned=floating))
+    if floating:
+        graph = graph.apply("channels_last", channels_last)
+    return graph.apply("lower_attention", lower_attention) if precision == "fp16" else graph

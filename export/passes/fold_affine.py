@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.graph import constant, initializer, only_consumer, remove_unused, replace_value
+from edgevit.export.graph import constant, initializer, is_mean_over_pixels, only_consumer, remove_unused, replace_value
 
 Vector = NDArray[np.float64]
 
@@ -57,20 +57,12 @@ def _layer_behind(node: ir.Node) -> ir.Node | None:
     follower = only_consumer(node.outputs[0])
     if follower is None or follower.op_type == "Conv":
         return follower if follower is None or follower.inputs[0] is node.outputs[0] else None
-    if not _is_mean_over_pixels(follower):
+    if not is_mean_over_pixels(follower):
         return None
     behind = only_consumer(follower.outputs[0])
     while behind is not None and behind.op_type in ("Flatten", "Squeeze"):
         behind = only_consumer(behind.outputs[0])
     return behind if behind is not None and behind.op_type == "Gemm" else None
-
-
-def _is_mean_over_pixels(node: ir.Node) -> bool:
-    if node.op_type == "GlobalAveragePool":
-        return True
-    axes = constant(node.inputs[1]) if node.op_type == "ReduceMean" and len(node.inputs) > 1 else None
-    rank = len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape is not None else 0
-    return axes is not None and rank == 4 and sorted(np.asarray(axes) % rank) == [2, 3]
 
 
 def _takes(layer: ir.Node) -> bool:

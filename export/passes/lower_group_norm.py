@@ -2,14 +2,9 @@
 
 The operator normalises over the channels of a group and all pixels, then applies a scale and a bias a channel. Older
 runtimes lack it, and NVIDIA's parsers (TensorRT up to 10.16, TensorRT-RTX 1.7) misread it, and opset 18's operator of
-the same name, where there is one group: they normalise each channel by itself. Two forms are equal to it:
-
-* `instance`: (N, C, H, W) -> (N, groups, C/groups * H * W), InstanceNormalization, and back;
-* `moments`, for one group: the mean and the variance of each channel, then those of all channels from them (Chan, Golub
-  and LeVeque 1979, equal counts): mean = E[m_c], var = E[v_c + (m_c - mean)^2]; (x - mean) / sqrt(var + epsilon). In
-  fp16 TensorRT-RTX moves 145 MB with it in shiftvit_t, and 259 MB with `instance`; in fp32 it needs more kernels.
-
-Then come Mul and Add, which are left out where they would do nothing.
+the same name, where there is one group: they normalise each channel by itself. The form `instance` is equal to it:
+(N, C, H, W) -> (N, groups, C/groups * H * W), InstanceNormalization, and back, and then Mul and Add, which are left out
+where they would do nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ import onnx_ir as ir
 from edgevit.errors import ExportError
 from edgevit.export.graph import constant, describe, initializer, integers, remove_unused, replace_value
 
-Form: TypeAlias = Literal["native", "instance", "moments"]
+Form: TypeAlias = Literal["native", "instance"]
 
 
 def lower_group_norm(model: ir.Model, form: Form) -> None:
@@ -30,25 +25,23 @@ def lower_group_norm(model: ir.Model, form: Form) -> None:
         return
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and not node.domain:
-            _lower(node, model.graph, form)
+            normalised = _instance(node, model.graph)
+            replace_value(node.outputs[0], scale_and_shift(node, normalised, model.graph))
     remove_unused(model)
 
 
-def _lower(node: ir.Node, graph: ir.Graph, form: Form) -> None:
-    one_group = node.attributes.get_int("num_groups") == 1
-    normalised = _moments(node, graph) if form == "moments" and one_group else _instance(node, graph)
-    shape = _static(node)
+def scale_and_shift(node: ir.Node, normalised: ir.Value, graph: ir.Graph) -> ir.Value:
+    """The norm's scale and bias applied to (N, C, …) that is normalised already."""
+    column = [-1, *([1] * (len(static_shape(node)) - 2))]  # (C, 1, 1)
     for op_type, index, neutral in (("Mul", 1, 1), ("Add", 2, 0)):
         values = constant(node.inputs[index])
         if values is not None and np.all(values == neutral):
             continue
-        column = [-1, *([1] * (len(shape) - 2))]  # (C, 1, 1)
-        operand = _column(node, graph, index, column)
-        applied = ir.node(op_type, [normalised, operand], name=f"{node.name}_{op_type}")
+        applied = ir.node(op_type, [normalised, _column(node, graph, index, column)], name=f"{node.name}_{op_type}")
         graph.insert_before(node, applied)
-        describe(applied.outputs[0], node.outputs[0])
+        describe(applied.outputs[0], normalised)
         normalised = applied.outputs[0]
-    replace_value(node.outputs[0], normalised)
+    return normalised
 
 
 def _column(node: ir.Node, graph: ir.Graph, index: int, column: list[int]) -> ir.Value:
@@ -63,7 +56,7 @@ def _column(node: ir.Node, graph: ir.Graph, index: int, column: list[int]) -> ir
 def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
     groups = node.attributes.get_int("num_groups")
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-    shape = _static(node)
+    shape = static_shape(node)
     flat = integers(graph, f"{node.name}.groups", [0, groups, -1])
     back = integers(graph, f"{node.name}.shape", list(shape))
     ones, zeros = _neutral(node, graph, groups)
@@ -77,34 +70,6 @@ def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
         )
     )
     nodes.append(ir.node("Reshape", [nodes[1].outputs[0], back], name=f"{node.name}_unflatten"))
-    return _insert(nodes, node, graph)
-
-
-def _moments(node: ir.Node, graph: ir.Graph) -> ir.Value:
-    """The steps, each node named `<node>_<step>`. A typed fp16 graph keeps them in fp32."""
-    dtype = node.inputs[0].dtype.numpy() if node.inputs[0] is not None and node.inputs[0].dtype else np.float32
-    epsilon = initializer(graph, f"{node.name}.epsilon", np.asarray(node.attributes.get_float("epsilon", 1e-5), dtype))
-    one = initializer(graph, f"{node.name}.one", np.asarray(1, dtype))
-    pixels, last = integers(graph, f"{node.name}.pixels", [2, 3]), integers(graph, f"{node.name}.last", [-1])
-    row = integers(graph, f"{node.name}.row", [0, 1, 1, -1])
-    nodes: list[ir.Node] = []
-
-    def step(op_type: str, name: str, *inputs: ir.Value | None) -> ir.Value:
-        attributes = {"keepdims": 1} if op_type == "ReduceMean" else {}
-        nodes.append(ir.node(op_type, list(inputs), attributes, name=f"{node.name}_{name}"))
-        return nodes[-1].outputs[0]
-
-    x = node.inputs[0]  # (N, C, H, W)
-    channel_mean = step("ReduceMean", "channel_mean", x, pixels)  # (N, C, 1, 1)
-    from_channel = step("Sub", "from_channel", x, channel_mean)
-    channel_variance = step("ReduceMean", "channel_variance", step("Mul", "square", from_channel, from_channel), pixels)
-    means, variances = step("Reshape", "means", channel_mean, row), step("Reshape", "variances", channel_variance, row)
-    mean = step("ReduceMean", "mean", means, last)  # (N, 1, 1, 1), the means being (N, 1, 1, C)
-    apart = step("Sub", "apart", means, mean)
-    spread = step("Add", "spread", variances, step("Mul", "apart_square", apart, apart))
-    variance = step("Add", "variance", step("ReduceMean", "mean_spread", spread, last), epsilon)
-    reciprocal = step("Div", "reciprocal", one, step("Sqrt", "deviation", variance))
-    step("Mul", "normalise", step("Sub", "centre", x, mean), reciprocal)
     return _insert(nodes, node, graph)
 
 
@@ -124,7 +89,7 @@ def _insert(nodes: list[ir.Node], before: ir.Node, graph: ir.Graph) -> ir.Value:
     return result
 
 
-def _static(node: ir.Node) -> tuple[int, ...]:
+def static_shape(node: ir.Node) -> tuple[int, ...]:
     """The input's shape, with -1 for a dynamic batch."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     known = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else [-1, -1]

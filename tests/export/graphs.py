@@ -31,11 +31,11 @@ def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:
     return engine.run(feeds)
 
 
-def assert_same(before: OnnxGraph, after: OnnxGraph, *, exact: bool = False) -> None:
-    """Both graphs are valid ONNX and compute the same."""
+def assert_same(before: OnnxGraph, after: OnnxGraph, *, exact: bool = False, within: float = 1e-5) -> None:
+    """Both graphs are valid ONNX and compute the same, `within` so much of the standard deviation."""
     onnx.checker.check_model(ir.to_proto(after.model), full_check=True)
     want, got = run(before), run(after)
     assert want.keys() == got.keys()
     for name, array in want.items():
         assert array.shape == got[name].shape
-        assert np.abs(array - got[name]).max() <= (0 if exact else 1e-5 * array.std())
+        assert np.abs(array - got[name]).max() <= (0 if exact else within * array.std())

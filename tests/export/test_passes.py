@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import OnnxGraph
+from edgevit.export.graph import OnnxGraph, constant
 from edgevit.export.passes import lower
+from edgevit.export.passes.channels_last import channels_last
 from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
 from edgevit.export.passes.fold_affine import fold_affine
@@ -22,6 +25,7 @@ from edgevit.export.passes.lower_gelu import lower_gelu
 from edgevit.export.passes.lower_group_norm import lower_group_norm
 from edgevit.export.passes.lower_opset import lower_opset
 from edgevit.export.passes.merge_slices import merge_slices
+from edgevit.export.passes.norm_by_moments import norm_by_moments
 from edgevit.export.passes.scale_query import scale_query
 from edgevit.export.passes.tidy import tidy
 from edgevit.tensors import Array, Precision
@@ -419,18 +423,165 @@ def test_gather_first_leaves_what_is_needed_whole(outputs: str, along: int, othe
     assert_same(before, after, exact=True)
 
 
-def test_lower_group_norm_of_one_group_by_moments() -> None:
-    before = parse(
-        f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{
-            y = GroupNormalization <num_groups = 1, epsilon = 0.01> (x, scale, bias)
-        }}""",
-        scale=weights(4, offset=1),
-        bias=weights(4, seed=2),
-    )
-    after = before.apply("lower", functools.partial(lower_group_norm, form="moments"))
+NORM = f"""{HEAD} g (float[N, 4, %s] x) => (float[%s] y) <float[N, 4, %s] n> {{
+    %s
+    n = GroupNormalization <num_groups = %d, epsilon = 0.01> (c, scale, bias)
+    %s
+}}"""
+LARGE = "64, 64"  # of 4 channels: beyond what the compiler normalises in one kernel
+
+
+def shapes(graph: OnnxGraph) -> dict[str, tuple[int | str | None, ...]]:
+    """What shape inference says of each tensor."""
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(graph.model))
+    return {
+        info.name: tuple(dim.dim_value or dim.dim_param for dim in info.type.tensor_type.shape.dim)
+        for info in inferred.graph.value_info
+    }
+
+
+def norm(reader: str, shape: str, *, maker: str = "c = Relu (x)", size: str = LARGE, groups: int = 1) -> OnnxGraph:
+    return parse(
+        NORM % (size, shape, size, maker, groups, reader),
+        scale=weights(4, offset=1), bias=weights(4, seed=2), v=weights(4, 4, 1, 1), w=weights(6, 4, 2, 2),
+        pixels=np.asarray([2, -1]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize(
+    ("reader", "shape"),
+    [
+        ("y = Conv <strides = [2, 2]> (n, w)", "N, 6, 32, 32"),
+        ("y = Relu (n)", f"N, 4, {LARGE}"),
+        ("a = Relu (n)  b = Conv (n, v)  y = Add (a, b)", f"N, 4, {LARGE}"),
+    ],
+)
+def test_norm_by_moments(reader: str, shape: str, turned: bool) -> None:
+    before = norm(reader, shape)
+    after = before.apply("norm_by_moments", functools.partial(norm_by_moments, turned=turned))
     assert {"GroupNormalization", "InstanceNormalization"}.isdisjoint(after.operators)
     assert after.operators["ReduceMean"] == 4
+    assert after.operators["Transpose"] == (2 if turned and reader.startswith("y = Conv") else 0)
     assert_same(before, after)
+
+
+def test_norm_by_moments_starts_at_the_pixels_behind_a_convolution() -> None:
+    before = norm("y = Relu (n)", f"N, 4, {LARGE}", maker="c = Conv (x, v)")
+    after = before.apply("norm_by_moments", functools.partial(norm_by_moments, turned=True))
+    first = next(node for node in after.model.graph if node.op_type == "ReduceMean")
+    assert constant(first.inputs[1]) == [1]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("reader", "shape"),
+    [
+        ("y = ReduceMean <keepdims = 0> (n, pixels)", "N, 4"),
+        ("y = ReduceMean (n, pixels)", "N, 4, 1, 1"),
+        ("y = GlobalAveragePool (n)", "N, 4, 1, 1"),
+        ("a = GlobalAveragePool (n)  y = Flatten (a)", "N, 4"),
+    ],
+)
+def test_norm_by_moments_averages_without_normalising_a_pixel(reader: str, shape: str) -> None:
+    before = norm(reader, shape)
+    after = before.apply("norm_by_moments", functools.partial(norm_by_moments, turned=True))
+    (division,) = (node for node in after.model.graph if node.op_type == "Div")
+    assert "GlobalAveragePool" not in after.operators
+    assert list(shapes(after)[str(division.outputs[0].name)])[1:] == [1, 1, 4]
+    assert_same(before, after, within=1e-4)  # sums of 4,096 terms, by an operator that adds one after the other
+
+
+@pytest.mark.parametrize(("size", "groups"), [("64, 48", 1), (LARGE, 2)])
+def test_norm_by_moments_leaves_what_is_small_and_groups(size: str, groups: int) -> None:
+    before = norm("y = Relu (n)", f"N, 4, {size}", size=size, groups=groups)
+    after = before.apply("norm_by_moments", functools.partial(norm_by_moments, turned=True))
+    assert after.operators == before.operators
+
+
+MIXED = f"""{HEAD} g (float[%s, 5, 4, 6] x, float[%s, 6, 5, 4] z) => (%s) {{
+    a = LayerNormalization (x, scale, bias)
+    b = Transpose <perm = [0, 3, 1, 2]> (a)
+    %s
+}}"""
+
+
+def mixed(readers: str, outputs: str, batch: str = "N") -> OnnxGraph:
+    return parse(
+        MIXED % (batch, batch, outputs, readers),
+        scale=weights(6, offset=1), bias=weights(6, seed=2), v=weights(8, 6, 1, 1), w=weights(6, 8, 1, 1),
+        s=weights(8, seed=5), t=weights(6, seed=6), g=weights(8, 3, 1, 1), k=weights(6, 6, 2, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", ["N", "2"])
+@pytest.mark.parametrize("residual", ["Add (z, e)", "Add (e, z)"])
+def test_channels_last_carries_a_block_of_pointwise_convolutions(residual: str, batch: str) -> None:
+    block = f"c = Conv (b, v, s)  d = Gelu (c)  e = Conv (d, w, t)  y = {residual}"
+    before = mixed(block, f"float[{batch}, 6, 5, 4] y", batch)
+    after = before.apply("channels_last", channels_last)
+    assert [node.op_type for node in after.model.graph if node.op_type != "Add"] == [
+        "LayerNormalization", "MatMul", "Gelu", "MatMul", "Transpose", "Transpose",
+    ]  # fmt: skip
+    assert "Conv" not in after.operators
+    assert_same(before, after)
+
+
+def test_channels_last_spares_the_way_back_to_the_next_norm() -> None:
+    block = (
+        "c = Conv (b, v)  d = Conv (c, w)  e = Transpose <perm = [0, 2, 3, 1]> (d)  y = LayerNormalization (e, scale)"
+    )
+    before = mixed(block, "float[N, 5, 4, 6] y")
+    after = before.apply("channels_last", channels_last)
+    assert dict(after.operators) == {"LayerNormalization": 2, "MatMul": 2}
+    assert_same(before, after)
+
+
+def test_channels_last_keeps_what_is_read_with_the_channels_first() -> None:
+    before = mixed(
+        "c = Conv (b, v)  y = Conv (c, w)  e = Softmax <axis = 1> (c)", "float[N, 6, 5, 4] y, float[N, 8, 5, 4] e"
+    )
+    after = before.apply("channels_last", channels_last)
+    assert dict(after.operators) == {"LayerNormalization": 1, "MatMul": 1, "Transpose": 1, "Conv": 1, "Softmax": 1}
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("readers", "outputs"),
+    [
+        ("y = Conv (b, k)", "float[N, 6, 4, 3] y"),  # not of one pixel
+        ("y = Conv <strides = [2, 2]> (b, v)", "float[N, 8, 3, 2] y"),
+        ("y = Conv <pads = [1, 1, 1, 1]> (b, v)", "float[N, 8, 7, 6] y"),
+        ("y = Conv <group = 2> (b, g)", "float[N, 8, 5, 4] y"),
+        ("u = Exp (v)  y = Conv (b, u)", "float[N, 8, 5, 4] y"),  # weights that are computed
+        ("y = Gelu (b)", "float[N, 6, 5, 4] y"),  # nothing to gain
+        ("c = Transpose <perm = [0, 3, 2, 1]> (a)  y = Conv (c, v)", "float[N, 8, 4, 5] y, float[N, 6, 5, 4] b"),
+        ("y = Conv (b, v)  e = Relu (b)", "float[N, 8, 5, 4] y, float[N, 6, 5, 4] e"),
+        ("y = Conv (b, v)", "float[N, 8, 5, 4] y, float[N, 6, 5, 4] b"),
+    ],
+)
+def test_channels_last_leaves_the_rest(readers: str, outputs: str) -> None:
+    before = mixed(readers, outputs)
+    after = before.apply("channels_last", channels_last)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "norms", "products"),
+    [
+        ("trt", "fp32", 0, 1),
+        ("trt-rtx", "fp16", 0, 1),
+        ("trt", "int8", 0, 0),  # the quantised convolution stays as the calibration saw it
+        ("ort", "fp32", 1, 0),
+        ("onnx", "fp16", 1, 0),
+    ],
+)
+def test_kernels_are_spared_for_compilers(target: str, precision: Precision, norms: int, products: int) -> None:
+    before = norm("y = Conv (n, v)", f"N, 4, {LARGE}").apply("fold_affine", fold_affine)
+    after = lower(before, target, precision=precision)
+    assert after.operators["InstanceNormalization"] == norms
+    assert after.operators["MatMul"] == products
 
 
 def test_lower_group_norm_with_an_affine_map() -> None:

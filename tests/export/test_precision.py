@@ -20,6 +20,7 @@ from edgevit.export.calibrate import Feeds
 from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.norm_by_moments import norm_by_moments
 from edgevit.export.precision import PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.export.precision_types import InterfaceType, retype
 from edgevit.models.registry import create_model
@@ -443,6 +444,28 @@ def test_the_statistics_of_a_norm_that_is_written_out_stay() -> None:
     want = load(graph)({"x": image})["y"]
     assert snr_db(want, answer(made, image)) > 55
     assert not snr_db(want, answer(with_nothing_kept(graph), image)) > 40
+
+
+def test_the_statistics_of_a_norm_by_moments_stay() -> None:
+    """All of them, and what is normalised; the channels are turned in fp16, before the Cast and after it."""
+    graph = parse(
+        f"""{HEAD} g (float[batch, 6, 64, 64] x) => (float[batch, 6, 64, 64] y) {{
+            a = Conv (x, w)
+            b = Relu (a)
+            n = GroupNormalization <num_groups = 1, epsilon = 0.01> (b, gamma, beta)
+            y = Conv (n, w)
+        }}""",
+        w=noise(6, 6, 1, 1),
+        gamma=np.ones(6, np.float32),
+        beta=np.zeros(6, np.float32),
+    )
+    graph = check(graph.apply("norm_by_moments", functools.partial(norm_by_moments, turned=True)))
+    made, plan = typed(graph, noise(2, 6, 64, 64, scale=30))
+    floating = [node.op_type for node in graph.model.graph if node.op_type not in ("Conv", "Relu", "Transpose")]
+    assert kept(plan) == floating
+    assert plan.casts == 5  # in and out of the graph; the input of the norm, as it is and turned; what is normalised
+    image = noise(2, 6, 64, 64, scale=30)
+    assert snr_db(load(graph)({"x": image})["y"], answer(made, image)) > 55
 
 
 @pytest.mark.parametrize(
