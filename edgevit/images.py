@@ -116,10 +116,19 @@ def find_images(folder: Path) -> list[Path]:
     """The image files below `folder`, sorted by name. Raises UsageError where there is none."""
     if not folder.is_dir():
         raise UsageError(f"no folder of images at {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = images_below(folder)
     if not paths:
         raise UsageError(f"no image in {folder}; looked for {', '.join(sorted(SUFFIXES))}")
     return paths
+
+
+def images_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """Hidden files are not counted: some systems leave `._photo.jpg`, which is no photo."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def own_photos() -> list[Path]:

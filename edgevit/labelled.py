@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgevit.errors import UsageError
-from edgevit.images import SUFFIXES
+from edgevit.images import SUFFIXES, images_below, is_image
 
 LABEL_FILES = tuple(f"{stem}.{suffix}" for stem in ("labels", "val") for suffix in ("txt", "csv", "tsv"))
 # A path ends with its suffix, so that both paths and class names may hold spaces, commas and quotes.
@@ -152,10 +152,10 @@ def _synsets(classes: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _from_folders(folder: Path, folders: Sequence[Path], known: _Known) -> LabelledImages:
-    images = {place: _images_below(place) for place in folders}
+    images = {place: images_below(place) for place in folders}
     if not any(images.values()):
         raise UsageError(f"no image in a class folder of {folder}, and none of {', '.join(LABEL_FILES)}")
-    if loose := [path for path in sorted(folder.iterdir()) if _is_image(path)]:
+    if loose := [path for path in sorted(folder.iterdir()) if is_image(path)]:
         raise UsageError(f"{loose[0]} lies in no class folder; move it into one, or write {LABEL_FILES[0]}")
     labels, how = _folder_labels(folder, folders, known)
     return LabelledImages(
@@ -189,15 +189,6 @@ def _sorted_labels(folder: Path, folders: Sequence[Path], known: _Known) -> tupl
         )
     labels = {place: index for index, place in enumerate(folders)}
     return labels, "folders whose names are no class, taken in sorted order: make sure that it is the model's"
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_image(path))
-
-
-def _is_image(path: Path) -> bool:
-    """Hidden files are not counted: some systems leave `._photo.jpg`, which is no photo."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 # A file of labels

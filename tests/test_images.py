@@ -83,6 +83,7 @@ def test_finds_images_and_says_when_there_are_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         find_images(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "._a.jpg").write_text("what some systems leave beside a photo")
     with pytest.raises(UsageError, match="no image in"):
         find_images(tmp_path)
     (tmp_path / "class").mkdir()
