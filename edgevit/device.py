@@ -375,9 +375,7 @@ def _feeds(bundle: Bundle) -> dict[str, Array]:
     """One batch of the bundle's own inputs."""
     options = bundle.options
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
-    reference = bundle.references()[0]
-    rows = np.arange(batch) % reference.rows
-    return {name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()}
+    return bundle.references()[0].batch(batch)
 
 
 def _run_one(engine: Engine, photo: Array, options: BuildOptions) -> Array:

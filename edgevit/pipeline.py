@@ -205,8 +205,7 @@ def _measure(
         return {}
     options, reference = recipe.options, evidence.references[0]
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
-    rows = [index % reference.rows for index in range(batch)]
-    feeds = {name: array[rows] for name, array in reference.inputs.items()}
+    feeds = reference.batch(batch)
     torch_engine = TorchEngine(evidence.subject.module, captured.inputs, captured.outputs, threads=options.threads)
     contestants = [contestant("torch", torch_engine, feeds, threads=options.threads)]
     for name, built in running.items():

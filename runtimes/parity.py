@@ -65,6 +65,11 @@ class Reference:
     def rows(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def batch(self, size: int, start: int = 0) -> dict[str, Array]:
+        """The inputs of `size` rows from `start` on, filled up by starting over."""
+        rows = np.arange(start, start + size) % self.rows
+        return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
+
 
 PHOTOS = "photos"  # the kind of a reference whose rows are
 
@@ -213,11 +218,10 @@ def compare(
 
 
 def _run_rows(run: Run, reference: Reference, batch: int) -> dict[str, Array]:
-    """The answers to every row, run `batch` rows at a time; the last batch is filled up by starting over."""
+    """The answers to every row, run `batch` rows at a time."""
     pieces: dict[str, list[Array]] = {name: [] for name in reference.outputs}
     for start in range(0, reference.rows, batch):
-        rows = np.arange(start, start + batch) % reference.rows
-        answers = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
+        answers = run(reference.batch(batch, start))
         for name, parts in pieces.items():
             parts.append(answers[name])
     return {name: np.concatenate(parts)[: reference.rows] for name, parts in pieces.items()}
