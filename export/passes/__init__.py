@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgevit.errors import unknown_name
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.bias_on_heads import bias_on_heads
 from edgevit.export.passes.channels_last import channels_last
 from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
@@ -97,5 +98,5 @@ def _for_kernels(graph: OnnxGraph, precision: Precision) -> OnnxGraph:
     floating = precision != "int8"
     graph = graph.apply("norm_by_moments", functools.partial(norm_by_moments, turned=floating))
     if floating:
-        graph = graph.apply("channels_last", channels_last)
+        graph = graph.apply("channels_last", channels_last).apply("bias_on_heads", bias_on_heads)
     return graph.apply("lower_attention", lower_attention) if precision == "fp16" else graph

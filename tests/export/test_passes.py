@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import pytest
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph, constant
 from edgevit.export.passes import lower
+from edgevit.export.passes.bias_on_heads import bias_on_heads
 from edgevit.export.passes.channels_last import channels_last
 from edgevit.export.passes.drop_slices import drop_slices
 from edgevit.export.passes.fix_reshapes import fix_reshapes
@@ -594,6 +596,164 @@ def test_lower_group_norm_with_an_affine_map() -> None:
     )
     after = before.apply("lower", functools.partial(lower_group_norm, form="instance"))
     assert dict(after.operators) == {"Reshape": 2, "InstanceNormalization": 1, "Mul": 1, "Add": 1}
+    assert_same(before, after)
+
+
+HEADS = f"""{HEAD} g (float[%s, 5, 12] x) => (float[%s, 5, 12] y%s) <float[%s, 5, 36] b, float[%s, 3, 5, 5] f> {{
+    a = MatMul (x, w)
+    b = Add (a, bias)
+    q, k, v = Split <axis = -1, num_outputs = 3> (b)
+    q1 = Reshape (q, heads)  q2 = Transpose <perm = [0, 2, 1, 3]> (q1)  q3 = Mul (q2, c)
+    k1 = Reshape (k, heads)  k2 = Transpose <perm = [0, 2, 3, 1]> (k1)
+    v1 = Reshape (v, heads)  v2 = Transpose <perm = [0, 2, 1, 3]> (v1)
+    d = MatMul (q3, k2)
+    e = %s
+    f = Softmax <axis = %d> (e)
+    g = MatMul (f, v2)
+    h = Transpose <perm = [0, 2, 1, 3]> (g)
+    i = Reshape (h, tokens)
+    j = MatMul (i, u)
+    y = Add (j, p)
+    %s
+}}"""
+
+
+def heads(
+    *, batch: str = "N", scores: str = "Identity (d)", axis: int = -1, more: str = "", outputs: str = ""
+) -> OnnxGraph:
+    return parse(
+        HEADS % (batch, batch, outputs, batch, batch, scores, axis, more),
+        w=weights(12, 36), bias=weights(36, seed=2), u=weights(12, 12, seed=3), p=weights(12, seed=4),
+        c=np.asarray(0.5, np.float32), heads=np.asarray([0, 5, 3, 4]), tokens=np.asarray([0, 5, 12]),
+        t=weights(3, 5, 5, seed=5), s=weights(3, 1, 1, seed=6), r=weights(1, 5, seed=7),
+    ).apply("tidy", tidy)  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", ["N", "3"])
+@pytest.mark.parametrize("scores", ["Identity (d)", "Add (d, t)", "Add (t, d)", "Div (d, c)"])
+def test_bias_on_heads_keeps_the_bias_of_the_query_alone(scores: str, batch: str) -> None:
+    before = heads(scores=scores, batch=batch)
+    after = before.apply("bias_on_heads", bias_on_heads)
+    assert after.operators == before.operators
+    order = [node.op_type for node in after.model.graph]
+    assert order[:2] == ["MatMul", "Split"]
+    assert order[order.index("Add") - 1] == "Transpose"
+    assert_same(before, after)
+
+
+def test_bias_on_heads_of_windows() -> None:
+    """Two windows a picture, their heads side by side, as in Swin."""
+    before = parse(
+        f"""{HEAD} g (float[6, 5, 12] x) => (float[6, 5, 12] y) {{
+            a = MatMul (x, w)
+            b = Add (bias, a)
+            q, k, v = Split <axis = 2, num_outputs = 3> (b)
+            q1 = Reshape (q, heads)  q2 = Transpose <perm = [0, 2, 1, 3]> (q1)  q3 = Reshape (q2, all)
+            k1 = Reshape (k, heads)  k2 = Transpose <perm = [0, 2, 1, 3]> (k1)  k3 = Reshape (k2, all)
+            v1 = Reshape (v, heads)  v2 = Transpose <perm = [0, 2, 1, 3]> (v1)  v3 = Reshape (v2, all)
+            k4 = Transpose <perm = [0, 1, 3, 2]> (k3)
+            d = MatMul (q3, k4)
+            e = Softmax (d)
+            f = MatMul (e, v3)
+            g = Reshape (f, windows)
+            h = Transpose <perm = [0, 2, 1, 3]> (g)
+            i = Reshape (h, tokens)
+            j = MatMul (i, u)
+            y = Add (j, p)
+        }}""",
+        w=weights(12, 36), bias=weights(36, seed=2), u=weights(12, 12, seed=3), p=weights(12, seed=4),
+        heads=np.asarray([6, 5, 3, 4]), all=np.asarray([3, 6, 5, 4]), windows=np.asarray([6, 3, 5, 4]),
+        tokens=np.asarray([6, 5, 12]),
+    )  # fmt: skip
+    after = before.apply("bias_on_heads", bias_on_heads)
+    query = next(node for node in after.model.graph if node.op_type == "Add")
+    assert np.asarray(constant(query.inputs[1])).shape == (1, 3, 1, 4)
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_bias_on_heads_of_three_layers(joint: bool) -> None:
+    """Three linear layers in place of one; where a bias is read twice, nothing happens."""
+    text = f"""{HEAD} g (float[N, 5, 4] x) => (float[N, 5, 4] y, float[N, 5, 4] z) {{
+        a = MatMul (x, w)  q = Add (a, s)  q1 = Reshape (q, heads)  q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+        b = MatMul (x, v)  k = Add (b, t)  k1 = Reshape (k, heads)  k2 = Transpose <perm = [0, 2, 3, 1]> (k1)
+        c = MatMul (x, u)  l = Add (c, r)  l1 = Reshape (l, heads)  l2 = Transpose <perm = [0, 2, 1, 3]> (l1)
+        d = MatMul (q2, k2)  e = Softmax (d)  f = MatMul (e, l2)  g = Transpose <perm = [0, 2, 1, 3]> (f)
+        h = Reshape (g, tokens)  i = MatMul (h, w)  y = Add (i, s)
+        z = Relu ({"x" if joint else "k"})
+    }}"""
+    vectors = {name: weights(4, seed=seed) for seed, name in enumerate("str")}
+    matrices = {name: weights(4, 4, seed=seed) for seed, name in enumerate("wvu", 5)}
+    before = parse(text, **vectors, **matrices, heads=np.asarray([0, 5, 2, 2]), tokens=np.asarray([0, 5, 4]))
+    after = before.apply("bias_on_heads", bias_on_heads)
+    assert before.operators - after.operators == ({"Add": 2} if joint else {})
+    assert_same(before, after)
+
+
+def test_bias_on_heads_leaves_one_head_without_moves() -> None:
+    before = parse(
+        f"""{HEAD} g (float[N, 5, 4] x) => (float[N, 5, 4] y) {{
+            a = MatMul (x, w)  q = Add (a, s)  b = MatMul (x, w)  k = Add (b, s)  k1 = Transpose <perm = [0, 2, 1]> (k)
+            c = MatMul (x, w)  v = Add (c, s)  d = MatMul (q, k1)  e = Softmax (d)  f = MatMul (e, v)
+            g = MatMul (f, w)  y = Add (g, s)
+        }}""",
+        w=weights(4, 4),
+        s=weights(4),
+    )
+    after = before.apply("bias_on_heads", bias_on_heads)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"axis": 2},  # over the queries
+        {"axis": 1},
+        {"scores": "Mul (d, s)"},  # a number a head would do too; only one number is looked for
+        {"scores": "Relu (d)"},
+        {"more": "z = Relu (b)", "outputs": ", float[N, 5, 36] z"},  # the sum is read elsewhere
+        {"more": "z = Relu (k)", "outputs": ", float[N, 5, 12] z"},
+        {"more": "z = Relu (k2)", "outputs": ", float[N, 3, 4, 5] z"},
+        {"more": "z = Relu (g)", "outputs": ", float[N, 3, 5, 4] z"},
+        {"more": "z = Relu (f)", "outputs": ", float[N, 3, 5, 5] z"},
+        {"more": "z = Relu (d)", "outputs": ", float[N, 3, 5, 5] z"},
+        {"more": "z = Relu (j)", "outputs": ", float[N, 5, 12] z"},
+    ],
+)
+def test_bias_on_heads_leaves_the_rest(changed: dict[str, Any]) -> None:
+    before = heads(**changed)
+    after = before.apply("bias_on_heads", bias_on_heads)
+    assert [node.op_type for node in after.model.graph] == [node.op_type for node in before.model.graph]
+    assert_same(before, after, exact=True)
+
+
+def test_bias_on_heads_leaves_a_sum_with_a_fourth_part() -> None:
+    four = HEADS.replace("q, k, v =", "q, k, v, o =").replace("num_outputs = 3", "num_outputs = 4")
+    before = parse(
+        four.replace("36]", "48]") % ("N", "N", ", float[N, 5, 12] z", "N", "N", "Identity (d)", -1, "z = Relu (o)"),
+        w=weights(12, 48), bias=weights(48, seed=2), u=weights(12, 12, seed=3), p=weights(12, seed=4),
+        c=np.asarray(0.5, np.float32), heads=np.asarray([0, 5, 3, 4]), tokens=np.asarray([0, 5, 12]),
+    ).apply("tidy", tidy)  # fmt: skip
+    after = before.apply("bias_on_heads", bias_on_heads)
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("v2 = Transpose <perm = [0, 2, 1, 3]> (v1)", "v2 = Reshape (v, mixed)"),  # heads made of tokens
+    ("k2 = Transpose <perm = [0, 2, 3, 1]> (k1)", "k2 = Reshape (k, crossed)"),
+    ("h = Transpose <perm = [0, 2, 1, 3]> (g)  i = Reshape (h, tokens)", "i = Reshape (g, tokens)"),
+])  # fmt: skip
+def test_bias_on_heads_leaves_moves_that_mix_tokens_and_channels(old: str, new: str) -> None:
+    text = HEADS.replace("\n    i = ", "  i = ")
+    assert old in text
+    before = parse(
+        text.replace(old, new) % ("N", "N", "", "N", "N", "Identity (d)", -1, ""),
+        w=weights(12, 36), bias=weights(36, seed=2), u=weights(12, 12, seed=3), p=weights(12, seed=4),
+        c=np.asarray(0.5, np.float32), heads=np.asarray([0, 5, 3, 4]), tokens=np.asarray([0, 5, 12]),
+        mixed=np.asarray([0, 3, 5, 4]), crossed=np.asarray([0, 3, 4, 5]),
+    ).apply("tidy", tidy)  # fmt: skip
+    after = before.apply("bias_on_heads", bias_on_heads)
     assert_same(before, after)
 
 
