@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -31,10 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)  # so that what is half-written is cleared away
     try:
+        _require_place(parsed.json)
         command: Callable[[Arguments], int] = parsed.command
-        return command(parsed)
+        status = command(parsed)
+        sys.stdout.flush()  # here, where it can still be said that it did not go out
+        return status
     except EdgevitError as error:
         return _fail(error, parsed)
+    except BrokenPipeError:  # whoever read our output has enough
+        _close_stdout()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        _close_stdout()
+        place = f" {error.filename}" if error.filename else ""
+        return _fail(UsageError(f"cannot read or write{place}: {error.strerror or error}"), parsed)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXPORT_PACKAGES:
@@ -102,7 +115,7 @@ def export_command(arguments: Arguments) -> int:
         found = pipeline.run(made, recipe, progress)
     for part in report.run_parts(found):
         _print(part, arguments)
-    _finish(arguments, found.to_json(), last_line=found.next_command)
+    _finish(arguments, found.to_json(), last_line=_as_called(found.next_command))
     for bundle in found.unbuilt:
         print(f"edgevit: {bundle.missing}", file=sys.stderr)
     return MissingError.exit_status if found.unbuilt else 0
@@ -123,7 +136,7 @@ def build_command(arguments: Arguments) -> int:
         )
     _print(report.parity_table(parity.results), arguments)
     result = {"path": str(made.path), "parity": parity.to_json()}
-    _finish(arguments, result, last_line=f"edgevit latency {made.path}")
+    _finish(arguments, result, last_line=_as_called(f"edgevit latency {shlex.quote(str(made.path))}"))
     return 0
 
 
@@ -420,7 +433,7 @@ def _add_doctor(commands: Any) -> None:
 
 def _batch_range(text: str) -> tuple[int, int, int]:
     parts = text.split(":")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not MIN:OPT:MAX, such as 1:4:8")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
@@ -433,7 +446,7 @@ def _share(text: str) -> float:
 
 
 def _capabilities(text: str) -> tuple[int, ...]:
-    if not all(part.isdigit() for part in text.split(",")):
+    if not all(part.isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities, such as 86,89")
     return tuple(int(part) for part in text.split(","))
 
@@ -488,9 +501,9 @@ def _print(part: RenderableType, arguments: Arguments) -> None:
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # brackets and colons stand in paths and names
     if not console.is_terminal:
-        console = Console(width=140)
+        console = Console(width=140, markup=False, emoji=False)
     console.print(part)
 
 
@@ -501,15 +514,45 @@ def _finish(arguments: Arguments, result: dict[str, Any], *, last_line: str | No
         print(last_line)
 
 
-def _write_json(path: str, result: dict[str, Any]) -> None:
-    text = json.dumps(result, indent=2, allow_nan=False)
-    if path == "-":
-        print(text)
+def _as_called(command: str) -> str:
+    """The command by the name that started this one, where `edgevit` alone is not found."""
+    program = sys.argv[0]
+    if Path(program).name != "edgevit" or shutil.which("edgevit") is not None:
+        return command
+    return f"{shlex.quote(program)}{command.removeprefix('edgevit')}"
+
+
+def _require_place(path: str | None) -> None:
+    """Raises UsageError where a file could not be put at `path`: before the long work, not after it."""
+    if path is None or path == "-":
         return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {path}: no folder that can be written to; name another file with --json")
+
+
+def _write_json(path: str, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    place, part = Path(path), Path(f"{path}.part")
     try:
-        Path(path).write_text(text + "\n", "utf-8")
+        if place.exists() and not place.is_file():  # a pipe, a device
+            place.write_text(text, "utf-8")
+            return
+        part.write_text(text, "utf-8")
+        part.replace(place)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UsageError(f"cannot write {path}: {error.strerror}; name another file with --json") from error
+
+
+def _close_stdout() -> None:
+    """Lets Python's own last flush go nowhere: it would fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _progress() -> Any:
@@ -547,10 +590,11 @@ def _show_evidence(error: EdgevitError) -> None:
     from edgevit.runtimes.parity import ParityReport
 
     assert isinstance(error.report, ParityReport)
-    Console(stderr=True, width=140).print(report.parity_table(error.report.results))
+    Console(stderr=True, width=140, markup=False, emoji=False).print(report.parity_table(error.report.results))
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
+    print(f"edgevit: stopped by {signal.Signals(number).name}; nothing is left behind", file=sys.stderr)
     raise SystemExit(128 + number)
 
 

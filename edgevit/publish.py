@@ -60,7 +60,7 @@ def publish(
         bundles=tuple(reports),
         parity=sum((item.parity for item in made), judged),
         latencies=tuple(latencies.values()),
-        takes_photos=subject.preprocessing is not None,
+        classifies=subject.preprocessing is not None and len(captured.outputs[0].shape) == 2,
     )
 
 

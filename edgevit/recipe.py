@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgevit.errors import UsageError
+from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.lint_targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
 from edgevit.latency.measure import MeasurePlan
@@ -51,6 +52,8 @@ class Recipe:
             raise UsageError(f"a format stands twice in {','.join(self.formats)}")
         if self.options.compute_capabilities and "trt-rtx" not in self.formats:
             raise UsageError("--sm names the GPUs that --fmt trt-rtx compiles for; leave it out")
+        if self.opset is not None and not OLDEST_OPSET <= self.opset <= CAPTURE_OPSET:
+            raise UsageError(f"--opset is one of {OLDEST_OPSET} to {CAPTURE_OPSET}, not {self.opset}")
         self._check_precision()
 
     def _check_precision(self) -> None:

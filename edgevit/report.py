@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.text import Text
 from edgevit import accuracy
 from edgevit.accuracy import AccuracyReport
 from edgevit.device import Answer
+from edgevit.images import own_photos
 from edgevit.latency import compare
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
@@ -61,18 +64,17 @@ class RunReport:
     bundles: tuple[BundleReport, ...]
     parity: ParityReport
     latencies: tuple[LatencyReport, ...]
-    takes_photos: bool
+    classifies: bool  # photos: it takes them, and answers a row of classes
 
     @property
     def next_command(self) -> str:
         """What the user does next, ready to paste."""
-        bundle = self.bundles[-1].path
+        bundle = shlex.quote(str(self.bundles[-1].path))
         if self.unbuilt:
-            return f"edgevit build {self.unbuilt[0].path}"
-        if self.bundles[-1].missing:
-            return f"edgevit verify {bundle}"
-        if self.takes_photos and self.bundles[-1].fmt != "onnx":
-            return f"edgevit run {bundle} photo.jpg --top 5"
+            return f"edgevit build {shlex.quote(str(self.unbuilt[0].path))}"
+        if self.classifies and not self.bundles[-1].missing and self.bundles[-1].fmt != "onnx":
+            photo = min(str(own_photos()[0]), os.path.relpath(own_photos()[0]), key=len)
+            return f"edgevit run {bundle} {shlex.quote(photo)} --top 5"
         return f"edgevit verify {bundle}"
 
     @property
@@ -171,7 +173,7 @@ def latency_table(reports: Sequence[LatencyReport]) -> Table:
     first = reports[0]
     table.caption = (
         f"batch {first.batch}, {first.threads or 'all'} threads, one process, turns in random order; "
-        f"- where {first.runs} runs do not tell a percentile (p90 needs 64, p99 662). "
+        "- where the runs do not tell a percentile (p90 needs 64, p99 662). "
         f"{first.environment.cpu or first.environment.architecture}"
     )
     return table

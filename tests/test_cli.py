@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from PIL import Image
 from edgevit.cli import build_parser, main
 from edgevit.models import registry
 from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.registry import get_runtime
 from tests.conftest import ON_CPU
 
 PHOTO = Path(__file__).parent.parent / "edgevit" / "data" / "photos" / "chelsea.png"
@@ -100,6 +103,9 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
         (["export", "nowhere.py:build", "--fmt", "ort"], 2, "no file"),
         (["export", "nowhere.at.all:build", "--fmt", "ort"], 2, "no Python module"),
         (["export", "vitae_t", "--fmt", "ort", "--img-size", "230"], 2, "240"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--opset", "99"], 2, "17 to 21"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--dynamic-batch", "1:²:3"], 2, "not MIN:OPT:MAX"),
+        (["export", "shiftvit_t", "--fmt", "trt-rtx", "--sm", "8²"], 2, "not a list of compute capabilities"),
         (["verify", "nowhere"], 2, "no bundle at"),
         (["run", "nowhere", "photo.jpg"], 2, "no bundle at"),
         (["latency", "nowhere"], 2, "no bundle at"),
@@ -138,8 +144,30 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     assert [row["name"] for row in report["latency"]] == ["torch", *ON_CPU]
     command = printed.strip().splitlines()[-1]
     assert command == report["next_command"]
-    assert status(*command.replace("photo.jpg", str(PHOTO)).split()[1:]) == 0
+    assert status(*shlex.split(command)[1:]) == 0
     assert "class " in capsys.readouterr().out  # without class names, a class is a number
+
+
+def test_what_answers_no_classes_is_not_told_to_run_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "maps.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(3, 2, 3)\n")
+    arguments = ["export", f"{tmp_path / 'maps.py'}:build", "--fmt", "ort", "--img-size", "16", "--no-latency"]
+    assert status(*arguments, "--out", tmp_path) == 0
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert command[:2] == ["edgevit", "verify"]
+    assert status(*command[1:]) == 0
+
+
+def test_brackets_and_blanks_in_a_path_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b [v1]" / "[" / "x]"
+    assert status("export", "shiftvit_cifar10", "--fmt", "ort", "--no-latency", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "[v1]" in printed.replace("\n", "")
+    command = shlex.split(printed.strip().splitlines()[-1])
+    assert command[2] == str(out / "shiftvit_cifar10-fp32-ort")
+    assert status(*command[1:]) == 0
+    assert "cat" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -256,11 +284,53 @@ def test_latency_against_an_unknown_name(bundle: Bundle, one_line: Callable[[], 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("doctor", "--json", "-") == 0
     assert set(json.loads(capsys.readouterr().out)["runtimes"]) >= set(ON_CPU)
+    if get_runtime("trt").version() is None:
+        assert status("doctor") == 0
+        assert "pip install 'edgevit[trt]'" in capsys.readouterr().out
 
 
-def test_json_that_cannot_be_written(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
-    assert status("run", bundle.path, PHOTO, "--json", tmp_path / "no" / "folder.json") == 2
+def test_json_that_cannot_be_written(one_line: Callable[[], str], tmp_path: Path) -> None:
+    """Said before the work, which would have been for nothing."""
+    arguments = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(tmp_path / "out")]
+    assert status(*arguments, "--json", tmp_path / "no" / "folder.json") == 2
     assert "--json" in one_line()
+    assert status(*arguments, "--json", tmp_path) == 2
+    assert "--json" in one_line()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_that_cannot_be_finished_leaves_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("as it was")
+    (tmp_path / "kept.json.part").mkdir()  # where it is written first
+    assert status("list", "--json", kept) == 2
+    assert kept.read_text() == "as it was"
+    assert "name another file with --json" in capsys.readouterr().err
+
+
+def cli(command: str) -> subprocess.CompletedProcess[str]:
+    """A shell's command line, with `edgevit` as it is here."""
+    line = command.replace("edgevit", f"{shlex.quote(sys.executable)} -m edgevit", 1)
+    return subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["edgevit list > /dev/full", "edgevit list --json - > /dev/full"])
+def test_output_to_a_full_disk_is_one_line(command: str) -> None:
+    run = cli(command)
+    assert run.returncode == 2
+    assert run.stderr.splitlines() == ["edgevit: cannot read or write: No space left on device"]
+
+
+def test_a_reader_who_has_enough_ends_it_in_silence() -> None:
+    run = cli("edgevit list --json - | true")
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_stop_is_said() -> None:
+    line = "edgevit export shiftvit_cifar10 --fmt ort --out /nonexistent & sleep 1; kill -TERM $!; wait $!"
+    run = cli(line)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "edgevit: stopped by SIGTERM; nothing is left behind" in run.stderr
 
 
 COMMANDS = ["list", "export", "build", "verify", "run", "eval", "latency", "lint", "plan", "doctor"]
