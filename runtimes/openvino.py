@@ -52,10 +52,13 @@ class OpenVino(Runtime):
         xml, weights = folder / "model.xml", folder / "model.bin"
         try:
             converted = ov.convert_model(model)
-            # OpenVINO's default would halve fp32 weights and say nothing.
-            ov.save_model(converted, xml, compress_to_fp16=False)
         except Exception as error:  # OpenVINO raises RuntimeError and its own kinds
             raise BuildError(f"OpenVINO cannot convert {model.name}: {_line(error)}") from error
+        try:
+            # OpenVINO's default would halve fp32 weights and say nothing.
+            ov.save_model(converted, xml, compress_to_fp16=False)
+        except Exception as error:
+            raise BuildError(f"OpenVINO cannot write {xml.name}; is the disk full? ({_line(error)})") from error
         _require_whole(ov, xml, weights)
         return Artifact(fmt=self.fmt, files=(xml, weights), build_s=time.perf_counter() - start)
 
