@@ -22,11 +22,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from edgevit.errors import BundleError, ExportError
+from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.hashes import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions
@@ -40,6 +40,33 @@ CLASSES = "classes.txt"
 LATENCY = "latency.json"
 _STAGING = ".edgevit-"
 _LOCK = ".lock"
+_SHOWN = 40  # letters of a wrong value, in an error
+
+# The form of a JSON value: a type; None; a list of one form; a tuple of forms, any of which will do; a mapping with the
+# forms of its keys, of which those that end in "?" may be missing.
+Form: TypeAlias = "type | list[Form] | tuple[Form, ...] | Mapping[str, Form] | None"
+_NUMBER: Form = (int, float)
+_TENSORS: Form = [{"name": str, "dtype": str, "shape": [(int, str)]}]
+_MANIFEST_FORM: Form = {
+    "model": {
+        "name": str,
+        "source": (None, str),
+        "weights": str,
+        "preprocessing": (
+            None,
+            {"input_size": [int], "interpolation": str, "crop_pct": _NUMBER, "mean": [_NUMBER], "std": [_NUMBER]},
+        ),
+        "num_classes?": (None, int),  # of registered models
+        "options": dict,
+    },
+    "files": [{"path": str, "size_bytes": int, "sha256": str}],
+    "runtime": {"fmt": str, "engine_files": [str]},
+    "precision": {"asked": str},
+    "build": {"batch": int, "dynamic_batch": (None, [int]), "compute_capabilities?": (None, [int])},
+    "inputs": _TENSORS,
+    "outputs": _TENSORS,
+    "typing?": (None, {"share?": (None, int, float)}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +80,7 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """The bundle at `path`, with every file's size and hash checked. Raises BundleError."""
         bundle = cls(Path(path), read_manifest(Path(path)))
+        _check_content(bundle)
         for entry in bundle.manifest["files"]:
             _check_file(bundle.path, entry)
         return bundle
@@ -121,7 +149,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         version = manifest["schema_version"]
     except FileNotFoundError as error:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged ({error}); export the bundle again") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -211,7 +239,60 @@ def publish(folder: Path, target: Path) -> Bundle:
     return Bundle(target, read_manifest(target))
 
 
+def _check_content(bundle: Bundle) -> None:
+    """Raises BundleError where the manifest is not what `write_manifest` was given: what reads it can rely on it."""
+    fault = _fault(bundle.manifest, _MANIFEST_FORM, "")
+    if fault is None and ":" not in (bundle.manifest["model"]["source"] or ":"):
+        fault = _fault(bundle.manifest["model"], {"num_classes": int}, "model")
+    try:
+        if fault is None and bundle.options and bundle.manifest["model"]["preprocessing"] is not None:
+            _ = bundle.preprocessing
+    except (UsageError, TypeError, IndexError) as error:  # right in form, and a contradiction
+        fault = str(error)
+    if fault is not None:
+        raise BundleError(f"{bundle.path / MANIFEST} is damaged: {fault}; export the bundle again")
+
+
+def _fault(value: Any, form: Form, where: str) -> str | None:
+    """The first thing in a JSON value that is not of its form; None where all is."""
+    if isinstance(form, tuple):
+        faults = [_fault(value, one, where) for one in form]
+        return None if None in faults else faults[-1]
+    if isinstance(form, Mapping):
+        return _fault_of_object(value, form, where)
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{where} is {_short(value)}, no list"
+        faults = [_fault(each, form[0], f"{where}[{index}]") for index, each in enumerate(value)]
+        return next((fault for fault in faults if fault), None)
+    kind = type(None) if form is None else form
+    if isinstance(value, kind) and not isinstance(value, bool):  # which Python counts among the whole numbers
+        return None
+    return f"{where} is {_short(value)}, not of the type {kind.__name__}"
+
+
+def _fault_of_object(value: Any, form: Mapping[str, Form], where: str) -> str | None:
+    if not isinstance(value, Mapping):
+        return f"{where} is {_short(value)}, no object"
+    for key, part in form.items():
+        name = key.rstrip("?")
+        place = f"{where}.{name}".lstrip(".")
+        if name in value:
+            if fault := _fault(value[name], part, place):
+                return fault
+        elif name == key:
+            return f"{place} is missing"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 def _check_file(folder: Path, entry: Mapping[str, Any]) -> None:
+    if "\0" in entry["path"]:
+        raise BundleError(f"{folder} names a file that cannot be: {entry['path']!r}; export the bundle again")
     path = folder / entry["path"]
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{folder} names a file outside itself: {entry['path']}; do not use it")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import edgevit
+from edgevit.cli import main
 from edgevit.errors import BuildError, BundleError, ExportError
 from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.bundle import Bundle
@@ -69,6 +74,97 @@ def test_a_broken_manifest_is_one_clear_error(content: str, message: str, tmp_pa
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=message):
         edgevit.load(tmp_path)
+
+
+def damage(bundle: Bundle, place: str, value: Any = None, *, drop: bool = False) -> None:
+    """Sets or drops the entry of the manifest at a place such as "build.batch"."""
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    *parts, last = place.split(".")
+    section = manifest
+    for part in parts:
+        section = section[int(part) if part.isdigit() else part]
+    if drop:
+        del section[last]
+    else:
+        section[last] = value
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def own_ort(made: Callable[[str], Bundle], tmp_path: Path) -> Bundle:
+    """A copy to break."""
+    return Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+
+
+MISSING = [
+    "model.name", "model.weights", "model.source", "model.options", "model.num_classes", "model.preprocessing",
+    "model.preprocessing.mean", "model.preprocessing.input_size", "files.0.path", "files.0.sha256", "runtime.fmt",
+    "runtime.engine_files", "precision.asked", "build.batch", "build.dynamic_batch", "inputs.0.shape", "outputs.0.name",
+]  # fmt: skip
+WRONG: list[tuple[str, Any]] = [
+    *((name, None) for name in ("model", "files", "runtime", "precision", "build", "inputs", "outputs")),
+    *((name, {}) for name in ("model", "runtime", "precision", "build", "runtime.engine_files")),
+    ("build.batch", "x"),
+    ("build.batch", 0),
+    ("build.batch", 1.5),
+    ("build.batch", True),
+    ("build.dynamic_batch", [1, 2]),
+    ("build.dynamic_batch", [4, 2, 1]),
+    ("files", [None]),
+    ("files", "x" * 1000),
+    ("files.0.path", 3),
+    ("files.0.path", "\0"),
+    ("files.0.size_bytes", "1"),
+    ("runtime.fmt", None),
+    ("runtime.engine_files", "model.onnx"),
+    ("runtime.engine_files", [None]),
+    ("precision.asked", "fp99"),
+    ("precision.asked", []),
+    ("model.preprocessing", {}),
+    ("model.preprocessing.mean", ["a", "b", "c"]),
+    ("model.preprocessing.mean", [0.5]),
+    ("model.preprocessing.std", 1),
+    ("model.preprocessing.input_size", [3, 32]),
+    ("model.preprocessing.interpolation", []),
+    ("typing", "x"),
+    ("typing", {"share": "x"}),
+]
+
+
+@pytest.mark.parametrize("place", MISSING)
+def test_a_manifest_that_lacks_an_entry_is_named(place: str, own_ort: Bundle) -> None:
+    damage(own_ort, place, drop=True)
+    named = re.escape(re.sub(r"\.(\d+)", r"[\1]", place))
+    with pytest.raises(BundleError, match=rf"manifest\.json is damaged: {named} is missing; export the bundle again$"):
+        Bundle.open(own_ort.path)
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG)
+def test_a_manifest_with_a_wrong_entry_is_one_short_line(place: str, value: Any, own_ort: Bundle) -> None:
+    damage(own_ort, place, value)
+    with pytest.raises(BundleError) as raised:
+        Bundle.open(own_ort.path)
+    message = str(raised.value)
+    assert message.endswith("export the bundle again")
+    assert "\n" not in message
+    assert len(message) < len(str(own_ort.path)) + 200
+
+
+@pytest.mark.parametrize("command", ["verify", "run", "latency", "build", "eval", "plan"])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("runtime", {}), ("files", None), ("files", [{}]), ("build", {}), ("build.batch", "x"), ("model", None),
+     ("model.preprocessing", {})],
+)  # fmt: skip
+def test_every_command_says_that_a_manifest_is_damaged(
+    command: str, place: str, value: Any, own_ort: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = Path(edgevit.__file__).parent / "data" / "photos"
+    more = {"run": [str(photos)], "eval": ["--data", str(photos)]}
+    damage(own_ort, place, value)
+    assert main([command, str(own_ort.path), *more.get(command, [])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{own_ort.path / 'manifest.json'} is damaged" in line
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:
