@@ -78,9 +78,13 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """The bundle at `path`, with every file's size and hash checked. Raises BundleError."""
+        """The bundle at `path`, with every file's size and hash checked. Raises BundleError.
+
+        What edgevit opens of a bundle has to be among them; files that somebody laid beside are left alone.
+        """
         bundle = cls(Path(path), read_manifest(Path(path)))
         _check_content(bundle)
+        _check_covered(bundle)
         for entry in bundle.manifest["files"]:
             _check_file(bundle.path, entry)
         return bundle
@@ -288,6 +292,20 @@ def _fault_of_object(value: Any, form: Mapping[str, Form], where: str) -> str | 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _check_covered(bundle: Bundle) -> None:
+    """Raises BundleError where a file that is to be opened has no hash; those that have one lie in the bundle."""
+    hashed = {entry["path"] for entry in bundle.manifest["files"]}
+    opened = [MODEL, REFERENCE, *bundle.manifest["runtime"]["engine_files"]]
+    if os.path.lexists(bundle.path / CLASSES):
+        opened.append(CLASSES)
+    for name in opened:
+        if name not in hashed:
+            raise BundleError(
+                f"{bundle.path / MANIFEST} has no hash of {name}, so that nothing says whether it is the file that was "
+                "exported; export the bundle again"
+            )
 
 
 def _check_file(folder: Path, entry: Mapping[str, Any]) -> None:

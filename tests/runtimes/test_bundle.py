@@ -167,6 +167,55 @@ def test_every_command_says_that_a_manifest_is_damaged(
     assert f"{own_ort.path / 'manifest.json'} is damaged" in line
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "reference.npz", "classes.txt"])
+def test_a_file_without_a_hash_is_not_opened(name: str, own_ort: Bundle) -> None:
+    files = own_ort.manifest["files"]
+    damage(own_ort, "files", [entry for entry in files if entry["path"] != name])
+    (own_ort.path / name).write_bytes(b"another file")
+    with pytest.raises(BundleError, match=f"no hash of {re.escape(name)}"):
+        Bundle.open(own_ort.path)
+
+
+def test_a_manifest_without_any_hash_is_refused(own_bundle: Bundle) -> None:
+    damage(own_bundle, "files", [])
+    with pytest.raises(BundleError, match="no hash of"):
+        Bundle.open(own_bundle.path)
+
+
+def test_every_file_of_an_engine_has_a_hash(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+    """Those beside the one that is opened, too."""
+    own = Bundle.open(shutil.copytree(made("openvino").path, tmp_path / "own"))
+    for name in ("model.xml", "model.bin"):
+        damage(own, "files", [entry for entry in own.manifest["files"] if entry["path"] != name])
+        with pytest.raises(BundleError, match=f"no hash of {re.escape(name)}"):
+            Bundle.open(own.path)
+
+
+@pytest.mark.parametrize("way", ["beside", "absolute", "hashed"])
+def test_an_engine_lies_in_its_bundle(way: str, own_ort: Bundle, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(own_ort.path, tmp_path / "other")) / "model.onnx"
+    path = str(other) if way == "absolute" else "../other/model.onnx"
+    damage(own_ort, "runtime.engine_files", [path])
+    if way == "hashed":
+        (entry,) = (entry for entry in own_ort.manifest["files"] if entry["path"] == "model.onnx")
+        damage(own_ort, "files", [*own_ort.manifest["files"], {**entry, "path": path}])
+    with pytest.raises(BundleError, match="outside itself" if way == "hashed" else f"no hash of {re.escape(path)}"):
+        edgevit.load(own_ort)
+
+
+def test_a_link_in_a_bundle_does_not_lead_out_of_it(own_ort: Bundle, tmp_path: Path) -> None:
+    shutil.move(own_ort.path / "model.onnx", tmp_path / "elsewhere.onnx")
+    (own_ort.path / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="outside itself"):
+        Bundle.open(own_ort.path)
+
+
+def test_a_bundle_whose_engine_is_yet_to_be_built_opens_and_so_does_one_with_notes_beside(own_ort: Bundle) -> None:
+    damage(own_ort, "runtime.engine_files", [])
+    (own_ort.path / "notes.txt").write_text("mine")
+    assert Bundle.open(own_ort.path).engine_path is None
+
+
 def test_no_bundle_at_all(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle at"):
         edgevit.load(tmp_path / "nowhere")
