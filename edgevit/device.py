@@ -84,6 +84,7 @@ def build(
     runtime.require_precision(options.precision)
     name = bundles.bundle_name(bundle.manifest["model"]["name"], options.precision, runtime.fmt)
     target = bundle.path.resolve().parent / (bundle.name if runtime.fmt == bundle.fmt else name)
+    bundles.require_replaceable(target)  # said before the long work, not after it
     with bundles.staging(target.parent) as folder, ExitStack() as stack:
         place = folder / target.name
         place.mkdir()
@@ -101,7 +102,8 @@ def build(
         environment = Environment.capture().to_json()
         proof = {"parity": parity.to_json(), "latency": None, "environment": environment}
         bundles.write_manifest(place, {**kept, **built.entries(place, options), **proof})
-        return bundles.publish(place, target), parity
+        (made,) = bundles.publish({place: target})
+        return made, parity
 
 
 def _judge(engine: Engine, references: Sequence[Reference], options: BuildOptions) -> ParityReport:

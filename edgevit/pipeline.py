@@ -47,10 +47,11 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
     """
     clock = StageClock(progress)
     runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
-    for runtime in runtimes:  # what is missing is said before the long work, not after it
+    for runtime in runtimes:  # what is missing or in the way is said before the long work, not after it
         if not runtime.builds_on_device:
             runtime.load()
         runtime.require_precision(recipe.options.precision)
+        bundles.require_replaceable(recipe.out / _bundle_name(subject, recipe, runtime))
     with bundles.staging(recipe.out) as folder, ExitStack() as engines:
         captured = _capture(subject, recipe, clock)
         evidence = _gather(subject, captured, recipe, clock)
@@ -66,6 +67,10 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
         latencies = _measure(evidence, recipe, captured, made, baselines, clock)
         verdicts = verdicts_of(evidence, recipe, made, baselines, latencies, clock)
         return publish(evidence, recipe, captured, judged, made, latencies, verdicts, clock)
+
+
+def _bundle_name(subject: Subject, recipe: Recipe, runtime: Runtime) -> str:
+    return bundles.bundle_name(subject.name, recipe.options.precision, runtime.fmt)
 
 
 def _telling(fmt: str, clock: StageClock) -> OnPhase:
@@ -132,7 +137,7 @@ def _make(
     evidence: Evidence, recipe: Recipe, graph: OnnxGraph, runtime: Runtime, folder: Path, clock: StageClock
 ) -> Made:
     options, fmt = recipe.options_for(runtime), runtime.fmt
-    place = folder / bundles.bundle_name(evidence.subject.name, options.precision, fmt)
+    place = folder / _bundle_name(evidence.subject, recipe, runtime)
     with clock.stage(f"{fmt}: lower, check"):
         lowered = check(passes.lower(graph, fmt, precision=options.precision, opset=recipe.opset_for(fmt)))
         steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.builds_on_device else None

@@ -50,8 +50,7 @@ def publish(
             manifest = _manifest(subject, recipe, item, judged, latencies, verdict, environment, clock.times)
             bundles.write_manifest(item.folder, manifest)
     reports = [_bundle_report(item, recipe, verdicts.get(item.runtime.fmt)) for item in made]
-    for item in made:
-        bundles.publish(item.folder, recipe.out / item.folder.name)
+    bundles.publish({item.folder: recipe.out / item.folder.name for item in made})
     return RunReport(
         model=subject.name,
         weights=str(subject.origin["weights"]),

@@ -228,19 +228,46 @@ def staging(out: Path) -> Iterator[Path]:
         lock.close()
 
 
-def publish(folder: Path, target: Path) -> Bundle:
-    """Renames a finished folder to its final place, in place of an older bundle of that name.
-
-    Raises ExportError where something that is no bundle stands there.
-    """
-    if target.exists() and not (target / MANIFEST).is_file():
+def require_replaceable(target: Path) -> None:
+    """Raises ExportError where something that is no bundle stands in the place of a bundle to come."""
+    if os.path.lexists(target) and not (target / MANIFEST).is_file():
         raise ExportError(f"{target} exists and is not a bundle; move it away, or name another folder with --out")
-    for path in folder.rglob("*"):
-        _flush(path)
-    if target.exists():
-        os.replace(target, folder.with_name(f"{folder.name}.replaced"))  # goes with the staging folder
-    os.replace(folder, target)
-    return Bundle(target, read_manifest(target))
+
+
+def publish(targets: Mapping[Path, Path]) -> tuple[Bundle, ...]:
+    """Renames finished folders to their final places, in place of older bundles there: all of them, or none.
+
+    Raises ExportError where something that is no bundle stands there, or a folder cannot be renamed. Only SIGKILL or a
+    power cut between two renames leaves some of them done.
+    """
+    for target in targets.values():
+        require_replaceable(target)
+    for folder in targets:
+        for path in folder.rglob("*"):
+            _flush(path)
+    with contextlib.ExitStack() as undo:
+        for folder, target in targets.items():
+            older = folder.with_name(f"{folder.name}.replaced")  # goes with the staging folder
+            undo.callback(_put_back, folder, target, older)  # first: an interrupt can come right after a rename
+            try:
+                if target.exists():
+                    os.replace(target, older)
+                os.replace(folder, target)
+            except OSError as error:
+                raise ExportError(
+                    f"cannot write {target}: {error.strerror or error}; name another folder with --out"
+                ) from error
+        undo.pop_all()
+    return tuple(Bundle(target, read_manifest(target)) for target in targets.values())
+
+
+def _put_back(folder: Path, target: Path, older: Path) -> None:
+    """Undoes as much of a publishing as has been done; what another run has put there since stays."""
+    with contextlib.suppress(OSError):
+        if not folder.exists():
+            os.replace(target, folder)
+        if older.exists() and not target.exists():
+            os.replace(older, target)
 
 
 def _check_content(bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,16 @@ import torch
 from torch import nn
 
 import edgevit
+from edgevit import pipeline
+from edgevit import publish as publishing
+from edgevit.cli import main
 from edgevit.errors import ExportError, MissingError, ParityError, UsageError
+from edgevit.recipe import Recipe
 from edgevit.runtimes import registry
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.onnxruntime import OnnxRuntime
+from edgevit.subject import from_module
 from tests.conftest import Cifar10
 
 
@@ -166,6 +172,36 @@ def test_a_missing_runtime_is_said_before_the_work(tmp_path: Path, monkeypatch: 
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[openvino\]'"):
         edgevit.export("shiftvit_cifar10", fmt="openvino", out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_the_way_is_said_before_the_work_and_nothing_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgevit.pipeline.capture", lambda *_, **__: pytest.fail("the work has begun"))
+    mine = tmp_path / "shiftvit_cifar10-fp32-onnx" / "mine"
+    mine.parent.mkdir()
+    mine.touch()
+    assert main(["export", "shiftvit_cifar10", "--fmt", "ort,onnx", "--no-latency", "--out", str(tmp_path)]) == 4
+    assert "exists and is not a bundle" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.rglob("*")) == [mine.parent, mine]
+
+
+def test_what_comes_in_the_way_meanwhile_lets_nothing_be_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "twoheads-fp32-onnx" / "mine"
+
+    def publish(*arguments: Any) -> Any:
+        mine.parent.mkdir()
+        mine.touch()
+        return published(*arguments)
+
+    published = publishing.publish
+    monkeypatch.setattr(pipeline, "publish", publish)
+    subject = from_module(TwoHeads(), example_input=(torch.rand(1, 2), torch.rand(1, 4)))
+    with pytest.raises(ExportError, match="exists and is not a bundle"):
+        pipeline.run(subject, Recipe(formats=("ort", "onnx"), out=tmp_path, verify=False, latency=False))
+    assert list(tmp_path.rglob("*")) == [mine.parent, mine]
 
 
 class BakedBatch(nn.Module):

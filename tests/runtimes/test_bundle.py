@@ -240,17 +240,17 @@ def test_an_engine_that_is_truncated_behind_the_manifests_back_does_not_load(own
         open_engine(own_bundle)
 
 
+SECTIONS = ("model", "runtime", "precision", "build", "inputs", "outputs")
+
+
 def test_a_newer_bundle_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "manifest.json").write_text("{}")
     (tmp_path / "model" / "old").write_text("old")
     with bundles.staging(tmp_path) as folder:
         (folder / "model").mkdir()
-        content: dict[str, object] = {
-            name: {} for name in ("model", "runtime", "precision", "build", "inputs", "outputs")
-        }
-        bundles.write_manifest(folder / "model", content)
-        bundles.publish(folder / "model", tmp_path / "model")
+        bundles.write_manifest(folder / "model", {key: {} for key in SECTIONS})
+        bundles.publish({folder / "model": tmp_path / "model"})
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "manifest.json"]
 
 
@@ -260,8 +260,77 @@ def test_something_else_in_its_place_is_left_alone(tmp_path: Path) -> None:
     with bundles.staging(tmp_path) as folder:
         (folder / "model").mkdir()
         with pytest.raises(ExportError, match="is not a bundle"):
-            bundles.publish(folder / "model", tmp_path / "model")
+            bundles.publish({folder / "model": tmp_path / "model"})
     assert (tmp_path / "model" / "thesis.tex").read_text() == "mine"
+
+
+def two_bundles(folder: Path, out: Path) -> dict[Path, Path]:
+    """Two finished bundles, the first of which is to take the place of an older one."""
+    for name in ("first", "second"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "new").touch()
+        bundles.write_manifest(folder / name, {key: {} for key in SECTIONS})
+    (out / "first").mkdir()
+    (out / "first" / "manifest.json").write_text("older")
+    return {folder / name: out / name for name in ("first", "second")}
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "file", "dangling link"])
+def test_of_several_bundles_none_is_published_where_one_cannot_be(obstacle: str, tmp_path: Path) -> None:
+    with bundles.staging(tmp_path) as folder:
+        targets = two_bundles(folder, tmp_path)
+        if obstacle == "folder":
+            (tmp_path / "second").mkdir()
+        elif obstacle == "file":
+            (tmp_path / "second").touch()
+        else:
+            (tmp_path / "second").symlink_to("nowhere")
+        with pytest.raises(ExportError, match="second exists and is not a bundle"):
+            bundles.publish(targets)
+    assert (tmp_path / "first" / "manifest.json").read_text() == "older"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_what_was_renamed_is_put_back_where_publishing_is_cut_off(
+    failing: int, after: bool, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three renames publish the two: the older one away, the first in, the second in."""
+    calls, replace = 0, os.replace
+
+    def cut_off(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls != failing or after:
+            replace(source, target)
+        if calls == failing:
+            raise error
+
+    with bundles.staging(tmp_path) as folder:
+        targets = two_bundles(folder, tmp_path)
+        monkeypatch.setattr(os, "replace", cut_off)
+        with pytest.raises(ExportError if isinstance(error, OSError) else KeyboardInterrupt):
+            bundles.publish(targets)
+        assert all((made / "new").exists() for made in targets)
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert (tmp_path / "first" / "manifest.json").read_text() == "older"
+
+
+def test_a_run_that_was_faster_keeps_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        if target == tmp_path / "first":
+            (target / "theirs").mkdir(parents=True)
+        replace(source, target)
+
+    with bundles.staging(tmp_path) as folder:
+        targets = two_bundles(folder, tmp_path)
+        monkeypatch.setattr(os, "replace", late)
+        with pytest.raises(ExportError, match="cannot write .*first"):
+            bundles.publish(targets)
+    assert [path.name for path in tmp_path.rglob("*")] == ["first", "theirs"]
 
 
 def test_staging_clears_what_a_killed_run_left_and_spares_a_living_one(tmp_path: Path) -> None:
