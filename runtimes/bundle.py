@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ CLASSES = "classes.txt"
 LATENCY = "latency.json"
 _STAGING = ".edgevit-"
 _LOCK = ".lock"
+_UNLOCKED_S = 60.0  # a living run has locked its folder by then
 _SHOWN = 40  # letters of a wrong value, in an error
 
 # The form of a JSON value: a type; None; a list of one form; a tuple of forms, any of which will do; a mapping with the
@@ -216,7 +218,11 @@ def staging(out: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(out)
         folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
-        lock = _lock(folder)
+        try:
+            lock = _lock(folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except OSError as error:
         raise ExportError(
             f"cannot write to {out}: {error.strerror or error}; name another folder with --out"
@@ -358,15 +364,33 @@ def _flush(path: Path) -> None:
 
 
 def _lock(folder: Path) -> IO[str]:
-    file = (folder / _LOCK).open("w")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """The folder's lock file, which gets its name once it is locked: whoever sees it unlocked sees a dead run's."""
+    part = folder / f"{_LOCK}.part"
+    file = part.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.replace(part, folder / _LOCK)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
 def _clear_abandoned(out: Path) -> None:
     for folder in out.glob(f"{_STAGING}*"):
-        try:
-            _lock(folder).close()
-        except OSError:  # a living run holds it, or is just about to
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError), _abandoned(folder) as abandoned:
+            if abandoned:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _abandoned(folder: Path) -> Iterator[bool]:
+    """Whether the run that made a folder is dead; its lock is held meanwhile. Raises OSError where it is alive."""
+    try:
+        file = (folder / _LOCK).open("r+")
+    except FileNotFoundError:  # just made, or half cleared away: only time tells
+        yield time.time() - folder.stat().st_mtime > _UNLOCKED_S
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True

@@ -334,11 +334,30 @@ def test_a_run_that_was_faster_keeps_its_place(tmp_path: Path, monkeypatch: pyte
 
 
 def test_staging_clears_what_a_killed_run_left_and_spares_a_living_one(tmp_path: Path) -> None:
-    (tmp_path / ".edgevit-dead").mkdir()
-    with bundles.staging(tmp_path) as living:
-        with bundles.staging(tmp_path):
-            assert living.exists()
-        assert not (tmp_path / ".edgevit-dead").exists()
+    for name in ("killed", "killed-before-it-was-locked", "just-made"):
+        (tmp_path / f".edgevit-{name}" / "model").mkdir(parents=True)
+    (tmp_path / ".edgevit-killed" / ".lock").touch()
+    os.utime(tmp_path / ".edgevit-killed-before-it-was-locked", (0, time.time() - 61))
+    with bundles.staging(tmp_path) as living, bundles.staging(tmp_path) as other:
+        assert set(tmp_path.iterdir()) == {living, other, tmp_path / ".edgevit-just-made"}
+        assert [path.name for path in living.iterdir()] == [".lock"]
+
+
+STAGE_OFTEN = """
+import sys
+from pathlib import Path
+from edgevit.runtimes.bundle import staging
+for _ in range(int(sys.argv[2])):
+    with staging(Path(sys.argv[1])) as folder:
+        (folder / "file").touch()
+        assert (folder / "file").exists()
+"""
+
+
+def test_runs_at_once_leave_each_others_folders_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STAGE_OFTEN, str(tmp_path), "400"]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [run.communicate(timeout=120)[1] for run in runs] == ["", "", ""]
     assert list(tmp_path.iterdir()) == []
 
 
