@@ -56,7 +56,7 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
         captured = _capture(subject, recipe, clock)
         evidence = _gather(subject, captured, recipe, clock)
         judged = _judge_capture(captured, evidence.references, recipe, clock)
-        graph = _optimise(captured, evidence.references, recipe, clock)
+        graph = _optimise(captured, evidence.references, recipe, folder, clock)
         made = [_make(evidence, recipe, graph, runtime, folder, clock) for runtime in runtimes]
         if recipe.verify:
             sum((item.parity for item in made), judged).require()
@@ -122,7 +122,9 @@ def _judge_capture(
         )
 
 
-def _optimise(captured: OnnxGraph, references: Sequence[Reference], recipe: Recipe, clock: StageClock) -> OnnxGraph:
+def _optimise(
+    captured: OnnxGraph, references: Sequence[Reference], recipe: Recipe, folder: Path, clock: StageClock
+) -> OnnxGraph:
     """The graph after our passes, and after onnxsim where that helps."""
     with clock.stage("graph passes"):
         graph = passes.optimise(captured)
@@ -130,7 +132,7 @@ def _optimise(captured: OnnxGraph, references: Sequence[Reference], recipe: Reci
     rows = [0] * judged_batches(recipe.options)[0]
     feeds: dict[str, Array] = {name: array[rows] for name, array in first.inputs.items()}
     with clock.stage("onnxsim"):
-        return simplify(graph, lambda candidate: evaluator(candidate, recipe)(feeds))
+        return simplify(graph, lambda candidate: evaluator(candidate, recipe)(feeds), folder=folder)
 
 
 def _make(

@@ -39,8 +39,19 @@ Weights: TypeAlias = Mapping[str, ir.TensorProtocol]
 Evaluate = Callable[[OnnxGraph], Mapping[str, Array]]
 
 
-def simplify(graph: OnnxGraph, evaluate: Evaluate, *, time_box_s: float = TIME_BOX_S, child: str = _CHILD) -> OnnxGraph:
-    """The graph after onnxsim, or as it was with the reason in its history. `evaluate` runs a graph on test input."""
+def simplify(
+    graph: OnnxGraph,
+    evaluate: Evaluate,
+    *,
+    folder: Path | None = None,
+    time_box_s: float = TIME_BOX_S,
+    child: str = _CHILD,
+) -> OnnxGraph:
+    """The graph after onnxsim, or as it was with the reason in its history. `evaluate` runs a graph on test input.
+
+    The files that go to and fro lie in `folder`, which somebody clears where this process is killed; without it, in the
+    system's folder for temporary files.
+    """
     start = time.perf_counter()
 
     def left_out(reason: str) -> OnnxGraph:
@@ -48,7 +59,7 @@ def simplify(graph: OnnxGraph, evaluate: Evaluate, *, time_box_s: float = TIME_B
         return graph.with_model("onnxsim", graph.model, elapsed_s=elapsed_s, note=f"left out: {reason}")
 
     try:
-        simplified = _run(graph, time_box_s, child)
+        simplified = _run(graph, folder, time_box_s, child)
     except subprocess.TimeoutExpired:
         return left_out(f"not done within {time_box_s:.0f} s")
     except (ExportError, OSError) as error:
@@ -61,9 +72,9 @@ def simplify(graph: OnnxGraph, evaluate: Evaluate, *, time_box_s: float = TIME_B
     return graph.with_model("onnxsim", simplified.model, elapsed_s=time.perf_counter() - start)
 
 
-def _run(graph: OnnxGraph, time_box_s: float, child: str) -> OnnxGraph:
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+def _run(graph: OnnxGraph, folder: Path | None, time_box_s: float, child: str) -> OnnxGraph:
+    with tempfile.TemporaryDirectory(prefix="edgevit-", dir=folder) as place:
+        before, after = Path(place) / "before.onnx", Path(place) / "after.onnx"
         light, weights = _without_weights(graph)
         light.save(before)
         done = subprocess.run(

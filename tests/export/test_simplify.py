@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -68,3 +70,14 @@ def test_is_left_out_with_a_word(child: str, reason: str) -> None:
     after = simplify(graph, run, time_box_s=2, child=child)
     assert after.operators == graph.operators
     assert reason in after.history[-1].note
+
+
+@pytest.mark.parametrize("child", ["import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2])", "raise SystemExit(1)"])
+def test_its_files_lie_where_the_caller_says_and_are_gone_afterwards(child: str, tmp_path: Path) -> None:
+    """The folder of an export's run, which the next run clears where this one is killed."""
+    notes = tmp_path / "notes"
+    (tmp_path / "run").mkdir()
+    noting = f"open({str(notes)!r}, 'w').write(__import__('sys').argv[1]); {child}"
+    simplify(parse(TEXT), run, folder=tmp_path / "run", child=noting)
+    assert Path(notes.read_text()).is_relative_to(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []

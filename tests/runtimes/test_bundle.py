@@ -388,6 +388,25 @@ def test_a_kill_in_the_middle_leaves_no_bundle(number: signal.Signals, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_kill_during_onnxsim_leaves_nothing_that_no_run_clears(tmp_path: Path) -> None:
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(
+        [*EXPORT, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("before.onnx")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait(timeout=120)
+    assert list(tmp_path.rglob("before.onnx")) != []
+    with bundles.staging(out):
+        pass
+    assert list(out.iterdir()) == []
+    assert list(temporary.glob("edgevit-*")) == []
+
+
 FULL_DISK = """
 import resource, sys
 from edgevit.cli import main
