@@ -14,17 +14,17 @@ import numpy as np
 
 from edgevit import accuracy
 from edgevit.accuracy import AccuracyReport, OnImages
-from edgevit.engines import asked_share, build_engine, open_built
+from edgevit.engines import build_engine, open_built
 from edgevit.errors import MissingError, UsageError
 from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.labelled import find_labelled
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
 from edgevit.runtimes import bundle as bundles
-from edgevit.runtimes.base import BuildOptions, Engine, OnPhase
+from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase
 from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.parity import ParityReport, Reference, compare, judged_references
-from edgevit.runtimes.registry import get_runtime, open_engine, resolve_format
+from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, require_precision, resolve_format
 from edgevit.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -59,9 +59,8 @@ def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = 
     Raises BundleError where the bundle is not whole, MissingError where PyTorch is asked for and not installed.
     """
     references = bundle.references() if images is None else _ask_pytorch(bundle, images)
-    with open_engine(bundle, threads=threads) as engine:
-        share = asked_share(bundle.manifest)
-        engine.executed_precision().require(bundle.options.precision, runtime=bundle.fmt, expected=share)
+    with load_engine(bundle, threads=threads) as engine:
+        require_precision(bundle, engine)
         return _judge(engine, references, bundle.options)
 
 
@@ -92,7 +91,7 @@ def build(
             if (bundle.path / file).exists():
                 shutil.copyfile(bundle.path / file, place / file)
         built = build_engine(runtime, place / bundles.MODEL, place, options)
-        built = open_built(built, options, share=asked_share(bundle.manifest))
+        built = open_built(built, options, share=bundle.asked_share)
         if built.engine is None:
             raise MissingError(str(built.missing))
         stack.enter_context(built.engine)
@@ -150,7 +149,9 @@ def measure_bundles(
     rivals = [name if name == TORCH else resolve_format(name) for name in against]
     with ExitStack() as stack:
         contestants = [
-            _contestant(stack, _distinct(bundle, bundles), bundle, timed_load(_opener(bundle, threads)), threads)
+            _contestant(
+                stack, _distinct(bundle, bundles), bundle, timed_load(_opener(bundle, threads)), threads, own=True
+            )
             for bundle in bundles
         ]
         for rival in rivals:
@@ -171,6 +172,7 @@ class _Candidate:
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None
     weights: str
+    bundle: Bundle | None = None  # whose own engine it is; None of PyTorch
 
 
 def evaluate_bundles(
@@ -195,11 +197,14 @@ def evaluate_bundles(
         raise UsageError(f"--against {TORCH} is for bundles; a model by its name is PyTorch already")
     with ExitStack() as stack:
         candidates = [_torch_model(model, threads) for model in models]
-        opened = [stack.enter_context(open_engine(bundle, threads=threads)) for bundle in bundles]
+        opened = [stack.enter_context(load_engine(bundle, threads=threads)) for bundle in bundles]
         if against:
             candidates.append(_torch_twin(bundles[0], opened[0], threads))
         names = [_distinct(bundle, bundles) for bundle in bundles]
-        candidates += map(_candidate, names, opened, bundles)
+        candidates += [
+            replace(_candidate(name, engine, bundle), bundle=bundle)
+            for name, engine, bundle in zip(names, opened, bundles, strict=True)
+        ]
         return _evaluate(candidates, data, limit, on_progress)
 
 
@@ -217,11 +222,17 @@ def _evaluate(
         images,
         first.preprocessing,
         batch=max(one.batch for one in candidates),
-        precisions={one.name: one.engine.executed_precision().found for one in candidates},
+        precisions={one.name: _precision(one).found for one in candidates},
         progress=on_progress,
     )
     notes = [f"{one.name} has random weights: its accuracy says nothing" for one in candidates if _is_random(one)]
     return AccuracyReport(paths=images.paths, how=images.how, evaluations=found, notes=tuple(notes))
+
+
+def _precision(candidate: _Candidate) -> ExecutedPrecision:
+    if candidate.bundle is None:
+        return candidate.engine.executed_precision()
+    return require_precision(candidate.bundle, candidate.engine)
 
 
 def _require_alike(first: _Candidate, other: _Candidate) -> None:
@@ -285,17 +296,24 @@ def _torch_model(model: Subject, threads: int | None) -> _Candidate:
 
 
 def _contestant(
-    stack: ExitStack, name: str, bundle: Bundle, loaded: tuple[Engine, Loading], threads: int | None
+    stack: ExitStack,
+    name: str,
+    bundle: Bundle,
+    loaded: tuple[Engine, Loading],
+    threads: int | None,
+    *,
+    own: bool = False,
 ) -> Contestant:
+    """`own`: the engine is that of the bundle, which has to run in the bundle's precision."""
     engine = stack.enter_context(loaded[0])
-    precision = engine.executed_precision().found
+    precision = (require_precision(bundle, engine) if own else engine.executed_precision()).found
     return contestant(
         name, engine, _feeds(bundle), threads=threads, loading=loaded[1], details={"precision": precision}
     )
 
 
 def _opener(bundle: Bundle, threads: int | None) -> Any:
-    return lambda: open_engine(bundle, threads=threads)
+    return lambda: load_engine(bundle, threads=threads)
 
 
 def _rival(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Contestant:
@@ -310,7 +328,7 @@ def _rival(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> C
 def _torch_contestant(stack: ExitStack, bundle: Bundle, threads: int | None) -> Contestant:
     from edgevit.runtimes.torch_reference import TorchEngine
 
-    with open_engine(bundle, threads=threads) as engine:
+    with load_engine(bundle, threads=threads) as engine:
         inputs, outputs = engine.inputs, engine.outputs
     loaded = timed_load(lambda: TorchEngine(_subject(bundle).module, inputs, outputs, threads=threads))
     return _contestant(stack, TORCH, bundle, loaded, threads)

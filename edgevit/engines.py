@@ -93,9 +93,3 @@ def spec_entries(specs: Mapping[str, Any]) -> dict[str, Any]:
         section: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in tensors]
         for section, tensors in specs.items()
     }
-
-
-def asked_share(manifest: Mapping[str, Any]) -> float | None:
-    """The share of the multiply-adds that a bundle's graph holds in its precision, where that has been counted."""
-    share = (manifest.get("typing") or {}).get("share")
-    return float(share) if share is not None else None

@@ -30,7 +30,7 @@ import numpy as np
 from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.hashes import file_sha256
 from edgevit.images import Preprocessing
-from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
 from edgevit.runtimes.parity import Reference
 
 SCHEMA_VERSION = 1
@@ -45,7 +45,7 @@ _UNLOCKED_S = 60.0  # a living run has locked its folder by then
 _SHOWN = 40  # letters of a wrong value, in an error
 
 # The form of a JSON value: a type; None; a list of one form; a tuple of forms, any of which will do; a mapping with the
-# forms of its keys, of which those that end in "?" may be missing.
+# forms of its keys, of which those that end in "?" may be missing, and "*" stands for any.
 Form: TypeAlias = "type | list[Form] | tuple[Form, ...] | Mapping[str, Form] | None"
 _NUMBER: Form = (int, float)
 _TENSORS: Form = [{"name": str, "dtype": str, "shape": [(int, str)]}]
@@ -63,7 +63,7 @@ _MANIFEST_FORM: Form = {
     },
     "files": [{"path": str, "size_bytes": int, "sha256": str}],
     "runtime": {"fmt": str, "engine_files": [str]},
-    "precision": {"asked": str},
+    "precision": {"asked": str, "layers?": {"*": int}, "multiply_adds?": {"*": int}},
     "build": {"batch": int, "dynamic_batch": (None, [int]), "compute_capabilities?": (None, [int])},
     "inputs": _TENSORS,
     "outputs": _TENSORS,
@@ -110,6 +110,18 @@ class Bundle:
             dynamic_batch=BatchRange(*dynamic) if dynamic else None,
             compute_capabilities=tuple(build["compute_capabilities"]) if build.get("compute_capabilities") else None,
         )
+
+    @property
+    def recorded_precision(self) -> ExecutedPrecision:
+        """What ran where the engine was built, by the manifest; of an engine that is yet to be built, nothing."""
+        told = self.manifest["precision"]
+        return ExecutedPrecision(told.get("layers", {}), told.get("multiply_adds", {}))
+
+    @property
+    def asked_share(self) -> float | None:
+        """The share of the multiply-adds that the graph holds in its precision, where that has been counted."""
+        share = (self.manifest.get("typing") or {}).get("share")
+        return float(share) if share is not None else None
 
     @property
     def engine_path(self) -> Path | None:
@@ -311,7 +323,7 @@ def _fault(value: Any, form: Form, where: str) -> str | None:
 def _fault_of_object(value: Any, form: Mapping[str, Form], where: str) -> str | None:
     if not isinstance(value, Mapping):
         return f"{where} is {_short(value)}, no object"
-    for key, part in form.items():
+    for key, part in (dict.fromkeys(value, form["*"]) if "*" in form else form).items():
         name = key.rstrip("?")
         place = f"{where}.{name}".lstrip(".")
         if name in value:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.errors import MissingError, unknown_name
-from edgevit.runtimes.base import Engine, OnPhase, Runtime
+from edgevit.runtimes.base import Engine, ExecutedPrecision, OnPhase, Runtime
 from edgevit.runtimes.bundle import Bundle
 
 # format: file and class
@@ -25,6 +25,7 @@ ALIASES = {
     "engine": "trt",
 }
 FORMATS = tuple(_RUNTIMES)
+_TELL_AT_ONCE = frozenset({"trt", "trt-rtx"})  # engines that tell which precision runs, without another load
 
 
 def resolve_format(name: str) -> str:
@@ -45,9 +46,39 @@ def get_runtime(name: str, on_phase: OnPhase | None = None) -> Runtime:
     return runtime
 
 
-def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
-    """The engine of a bundle. Raises MissingError where it has yet to be built on the device."""
+def load_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
+    """The engine of a bundle, for callers that go on to `require_precision`.
+
+    Raises MissingError where it has yet to be built on the device, PrecisionError where the manifest contradicts
+    itself.
+    """
     if bundle.engine_path is None:
         raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
     options = replace(bundle.options, threads=threads, cache_dir=cache_dir)
+    said = f"{bundle.fmt}, by the manifest of {bundle.name},"
+    bundle.recorded_precision.require(options.precision, runtime=said, expected=bundle.asked_share)
     return get_runtime(bundle.fmt).open(bundle.engine_path, options)
+
+
+def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
+    """The engine of a bundle. Raises MissingError where it has yet to be built on the device.
+
+    Raises PrecisionError where another precision runs than was asked for: by the manifest, and by the engine itself
+    where it tells at once. ONNX Runtime and OpenVINO tell only once they have loaded or read the model a second time,
+    which is for those to wait for who judge an engine: `require_precision`.
+    """
+    engine = load_engine(bundle, threads=threads, cache_dir=cache_dir)
+    if bundle.fmt in _TELL_AT_ONCE:
+        try:
+            require_precision(bundle, engine)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
+
+
+def require_precision(bundle: Bundle, engine: Engine) -> ExecutedPrecision:
+    """What runs in the engine of a bundle. Raises PrecisionError where that is not what was asked for."""
+    executed = engine.executed_precision()
+    executed.require(bundle.options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
+    return executed

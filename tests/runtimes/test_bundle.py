@@ -126,6 +126,8 @@ WRONG: list[tuple[str, Any]] = [
     ("model.preprocessing.std", 1),
     ("model.preprocessing.input_size", [3, 32]),
     ("model.preprocessing.interpolation", []),
+    ("precision.layers", {"fp32": "x"}),
+    ("precision.multiply_adds", []),
     ("typing", "x"),
     ("typing", {"share": "x"}),
 ]
