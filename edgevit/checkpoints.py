@@ -21,6 +21,7 @@ from edgevit.hashes import file_sha256
 
 # Where training scripts keep the weights, the published ones first: timm evaluates the averaged ("ema") weights.
 CONTAINERS = ("state_dict_ema", "state_dict", "model", "module")
+WRAPPER = "module."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def included(name: str) -> Path:
 def read(path: Path) -> Weights:
     """The weights in a `.safetensors` file or in anything that `torch.save` wrote.
 
-    Training checkpoints keep their weights one level down (`CONTAINERS`); a `module.` prefix is that of a wrapper.
+    Training checkpoints keep their weights one level down (`CONTAINERS`).
     Raises CheckpointError where the file is missing, broken, not a checkpoint, or holds objects that would run code.
     """
     if not path.is_file():
@@ -66,10 +67,23 @@ def from_state_dict(content: Mapping[str, Any]) -> Weights:
     return Weights(tensors, digest.hexdigest())
 
 
+def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without the prefix that PyTorch's parallel wrappers put before every key; as they are where one
+    key lacks it."""
+    if not all(key.startswith(WRAPPER) for key in tensors):
+        return dict(tensors)
+    return {key.removeprefix(WRAPPER): value for key, value in tensors.items()}
+
+
 def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
     """Loads `tensors` into `module`, strictly. Raises CheckpointError that names keys missing, left over or of
-    another shape."""
-    own = module.state_dict()
+    another shape.
+
+    A wrapper's prefix is taken off where more keys fit without it: a module can have a part named `module` itself.
+    """
+    own, plain = module.state_dict(), unwrapped(tensors)
+    if len(plain.keys() & own.keys()) > len(tensors.keys() & own.keys()):
+        tensors = plain
     problems = [
         *_named("missing in the checkpoint", own.keys() - tensors.keys()),
         *_named("left over in the checkpoint", tensors.keys() - own.keys()),
@@ -104,7 +118,7 @@ def _state_dict(content: Any, source: str) -> dict[str, torch.Tensor]:
     if not tensors or len(tensors) != len(content):
         others = sorted(str(key) for key in content.keys() - tensors.keys())
         raise CheckpointError(f"{source} holds no state dict; its keys are {', '.join(others[:8]) or 'none'}")
-    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
+    return {str(key): value for key, value in tensors.items()}
 
 
 def _named(what: str, keys: Iterable[str]) -> list[str]:

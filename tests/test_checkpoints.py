@@ -66,6 +66,28 @@ def test_names_the_keys_that_are_left_over_on_either_side(state: dict[str, torch
         load({**state, "head.bias": torch.zeros(10)})
 
 
+class Head(torch.nn.Module):
+    """A network whose only part has the name of PyTorch's wrappers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = torch.nn.Linear(3, 4)
+
+
+@pytest.mark.parametrize("wrappers", [0, 1])
+def test_a_prefix_of_the_modules_own_stays(wrappers: int) -> None:
+    saved, loaded = Head(), Head()
+    state = {"module." * wrappers + key: value for key, value in saved.state_dict().items()}
+    checkpoints.load_into(loaded, checkpoints.from_state_dict(state).tensors, source="the state dict")
+    assert torch.equal(loaded.module.weight, saved.module.weight)
+
+
+def test_a_prefix_that_not_every_key_has_is_part_of_the_keys() -> None:
+    state = {"module.weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
+    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: weight; 1 left over .*: module.weight"):
+        checkpoints.load_into(torch.nn.Linear(3, 4), state, source="the state dict")
+
+
 class Hostile:
     """What unpickling would run."""
 

@@ -87,12 +87,12 @@ def create_model(
         loaded, source = _official_weights(spec, classes, on_download)
     else:
         loaded, source = _weights(spec, weights, changed=bool(options) or classes != spec.num_classes)
+    tensors = checkpoints.unwrapped(loaded.tensors) if loaded else {}  # no registered model has a part named `module`
     if loaded and spec.weights_options:
-        options = {**spec.weights_options(loaded.tensors), **options}
+        options = {**spec.weights_options(tensors), **options}
     module = _build(spec, options, classes, preprocessing)
     if loaded:
-        tensors = spec.adapt(loaded.tensors) if spec.adapt else loaded.tensors
-        checkpoints.load_into(module, tensors, source=source)
+        checkpoints.load_into(module, spec.adapt(tensors) if spec.adapt else tensors, source=source)
     module.card = ModelCard(  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
         name=name,
         family=spec.family,
