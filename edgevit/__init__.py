@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import torch
     from torch import nn
@@ -37,7 +36,7 @@ def list_models(family: str | None = None) -> list[str]:
 
 def create_model(
     name: str,
-    weights: str | Path | dict[str, torch.Tensor] | None = None,
+    weights: str | os.PathLike[str] | dict[str, torch.Tensor] | None = None,
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
@@ -108,7 +107,7 @@ def export_model(
             raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
         made = subject.from_name(
             model,
-            weights=weights if weights is None or isinstance(weights, str) else Path(weights),
+            weights=weights,
             num_classes=num_classes,
             img_size=img_size,
             batch=batch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,12 +38,15 @@ def included(name: str) -> Path:
     return Path(str(resources.files("edgevit"))) / "data" / name
 
 
-def read(path: Path) -> Weights:
+def read(path: str | os.PathLike[str]) -> Weights:
     """The weights in a `.safetensors` file or in anything that `torch.save` wrote.
 
     Training checkpoints keep their weights one level down (`CONTAINERS`).
     Raises CheckpointError where the file is missing, broken, not a checkpoint, or holds objects that would run code.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"weights are a checkpoint file or a state dict, not a {type(path).__name__}")
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}")
     try:
@@ -98,7 +102,11 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source:
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(tensors)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[1:2] or [_first_line(error)]  # the line above it names no parameter
+        raise CheckpointError(f"{source} cannot be copied into {type(module).__name__}: {first[0].strip()}") from error
 
 
 def _load_pickle(path: Path) -> Any:
@@ -118,7 +126,21 @@ def _state_dict(content: Any, source: str) -> dict[str, torch.Tensor]:
     if not tensors or len(tensors) != len(content):
         others = sorted(str(key) for key in content.keys() - tensors.keys())
         raise CheckpointError(f"{source} holds no state dict; its keys are {', '.join(others[:8]) or 'none'}")
+    for key, value in tensors.items():
+        _refuse_uncopyable(str(key), value, source)
     return {str(key): value for key, value in tensors.items()}
+
+
+def _refuse_uncopyable(key: str, tensor: torch.Tensor, source: str) -> None:
+    """Raises CheckpointError for a tensor without values, or with values that no parameter takes as they are."""
+    kinds = {
+        "on the meta device, which keeps no values": tensor.is_meta,
+        "quantised": tensor.is_quantized,
+        "sparse or nested": tensor.layout != torch.strided or tensor.is_nested,
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            raise CheckpointError(f"{key} in {source} is {kind}; save the plain tensors of the model in fp32")
 
 
 def _named(what: str, keys: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Subject:
 def from_name(
     name: str,
     *,
-    weights: str | Path | None = None,
+    weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
     img_size: int | None = None,
     batch: int = 1,
@@ -131,7 +132,7 @@ def _from_card(
 
 
 def _from_factory(
-    name: str, *, weights: str | Path | None, num_classes: int | None, img_size: int | None, batch: int
+    name: str, *, weights: str | os.PathLike[str] | None, num_classes: int | None, img_size: int | None, batch: int
 ) -> Subject:
     if num_classes is not None:
         raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
@@ -139,7 +140,7 @@ def _from_factory(
         raise UsageError(f"official weights are for registered models; pass those of {name} with --weights FILE")
     module, loaded = _call(_find_factory(name), name), {}
     if weights is not None:
-        read = checkpoints.read(Path(weights))
+        read = checkpoints.read(weights)
         checkpoints.load_into(module, read.tensors, source=str(weights))
         loaded = {"weights": str(weights), "weights_sha256": read.sha256}
     place, _, attribute = name.rpartition(":")

@@ -88,6 +88,38 @@ def test_a_prefix_that_not_every_key_has_is_part_of_the_keys() -> None:
         checkpoints.load_into(torch.nn.Linear(3, 4), state, source="the state dict")
 
 
+UNCOPYABLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "on the meta device": lambda tensor: tensor.to("meta"),
+    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "sparse": lambda tensor: tensor.to_sparse(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["file", "state dict"])
+@pytest.mark.parametrize("kind", UNCOPYABLE)
+def test_a_tensor_that_cannot_be_copied_is_named(
+    kind: str, form: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    changed = {**state, "head.bias": UNCOPYABLE[kind](state["head.bias"])}
+    torch.save(changed, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"head.bias in .* is {kind}"):
+        load(tmp_path / "weights.pth" if form == "file" else changed)
+
+
+def test_a_parameter_that_nothing_can_be_copied_into_is_named() -> None:
+    module = torch.nn.Linear(3, 4)
+    module.bias = torch.nn.Parameter(torch.zeros(1).expand(4))  # four elements in the memory of one
+    with pytest.raises(CheckpointError, match='cannot be copied into Linear: .* parameter named "bias"'):
+        checkpoints.load_into(module, torch.nn.Linear(3, 4).state_dict(), source="the state dict")
+
+
+@pytest.mark.parametrize("weights", [3, b"weights.pth", [torch.zeros(1)]])
+def test_what_is_neither_a_file_nor_a_state_dict_is_refused(weights: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"not a {type(weights).__name__}"):
+        load(weights)
+
+
 class Hostile:
     """What unpickling would run."""
 

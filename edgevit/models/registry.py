@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def get_spec(name: str) -> ModelSpec:
 
 def create_model(
     name: str,
-    weights: str | Path | StateDict | None = None,
+    weights: str | os.PathLike[str] | StateDict | None = None,
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
@@ -114,13 +114,13 @@ def _preprocessing(spec: ModelSpec, img_size: int | tuple[int, int] | None) -> P
 
 
 def _weights(
-    spec: ModelSpec, weights: str | Path | StateDict | None, *, changed: bool
+    spec: ModelSpec, weights: str | os.PathLike[str] | StateDict | None, *, changed: bool
 ) -> tuple[checkpoints.Weights | None, str]:
     """The weights to load and where they came from; none where they are to be random."""
     if isinstance(weights, Mapping):
         return checkpoints.from_state_dict(weights), "a state dict"
     if weights is not None:
-        return checkpoints.read(Path(weights)), str(weights)
+        return checkpoints.read(weights), str(weights)
     if spec.included_weights and not changed:
         return checkpoints.read(checkpoints.included(spec.included_weights)), f"included {spec.included_weights}"
     return None, "random"
