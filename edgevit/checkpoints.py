@@ -6,6 +6,8 @@ import argparse
 import hashlib
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -51,11 +53,8 @@ def read(path: str | os.PathLike[str]) -> Weights:
         raise CheckpointError(f"no weights file at {path}")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a plain checkpoint: it holds objects other than tensors, or is damaged, and was not "
-            f"loaded ({_first_line(error)}). Save its state dict alone: torch.save(model.state_dict(), …)"
-        ) from error
+    except CheckpointError:
+        raise
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
     return Weights(_state_dict(content, str(path)), file_sha256(path))
@@ -111,8 +110,25 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source:
 
 def _load_pickle(path: Path) -> Any:
     # Official training checkpoints carry their command line as a Namespace: plain attributes, no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the protocol of a pickle, which it then refuses
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+                raise CheckpointError(
+                    f"{path} is not a plain checkpoint and was not loaded: it {_refused(str(error))}. Save the state "
+                    "dict alone: torch.save(model.state_dict(), …)"
+                ) from error
+            raise
+
+
+def _refused(reason: str) -> str:
+    """What PyTorch's safe loader met, in our words: its own advise to load the file unsafely."""
+    found = re.search(r"GLOBAL (\S+)", reason)
+    if found is not None:
+        return f"holds {found[1]}, which is no tensor and could run code"
+    return "is a TorchScript archive" if "TorchScript" in reason else "holds more than tensors, or is damaged"
 
 
 def _state_dict(content: Any, source: str) -> dict[str, torch.Tensor]:

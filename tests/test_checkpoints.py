@@ -137,9 +137,33 @@ def test_a_hostile_pickle_runs_nothing(
         torch.save({"model": state, "args": Hostile()}, path)
     else:
         path.write_bytes(pickle.dumps({"model": Hostile()}))
-    with pytest.raises(CheckpointError, match=r"was not loaded|damaged"):
+    with pytest.raises(CheckpointError, match="was not loaded: it holds") as caught:
         load(path)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "hostile-code-ran").exists()
+
+
+def _save_script(path: Path) -> None:
+    script: Any = torch.jit.script(torch.nn.Linear(2, 2))
+    script.save(str(path))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "code": (lambda path: torch.save(Hostile(), path), rf"it holds {os.system.__module__}.system, which"),
+    "a module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), r"it holds torch\.nn\.\S*Linear, which"),
+    "TorchScript": (_save_script, "it is a TorchScript archive"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_says_what_the_file_holds_and_never_how_to_load_it_unsafely(kind: str, tmp_path: Path) -> None:
+    save, message = REFUSED[kind]
+    save(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"was not loaded: {message}") as caught:
+        load(tmp_path / "weights.pth")
+    assert str(caught.value).endswith("Save the state dict alone: torch.save(model.state_dict(), …)")
+    assert "weights_only" not in str(caught.value) and "safe_globals" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
