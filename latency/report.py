@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -48,13 +49,14 @@ class MeasurePlan:
     def __post_init__(self) -> None:
         if self.min_runs < 1 or self.warmup_window_runs < 1:
             raise UsageError("a measurement and a warm-up window hold at least one run")
-        if not 0 <= self.min_duration_s <= self.max_duration_s:
+        if not 0 <= self.min_duration_s <= self.max_duration_s < math.inf:
             raise UsageError(
-                f"durations need 0 <= min_duration_s <= max_duration_s, not {self.min_duration_s:g} and "
+                f"durations need 0 <= min_duration_s <= max_duration_s, both finite, not {self.min_duration_s:g} and "
                 f"{self.max_duration_s:g}"
             )
-        if min(self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s) < 0:
-            raise UsageError("times and tolerances of a measurement are not negative")
+        times = (self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s)
+        if not all(0 <= time < math.inf for time in times):
+            raise UsageError("times and tolerances of a measurement are finite and not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -261,7 +262,13 @@ def test_feeds_that_the_engine_does_not_take_are_the_users_error() -> None:
         lambda: measure([Contestant(name="x", infer=failing)] * 2),
         lambda: MeasurePlan(min_runs=0),
         lambda: MeasurePlan(min_duration_s=10, max_duration_s=5),
+        lambda: MeasurePlan(min_duration_s=math.inf, max_duration_s=math.inf),
+        lambda: MeasurePlan(max_duration_s=math.inf),
+        lambda: MeasurePlan(min_duration_s=math.nan),
+        lambda: MeasurePlan(max_duration_s=math.nan),
         lambda: MeasurePlan(turn_s=-1),
+        lambda: MeasurePlan(turn_s=math.nan),
+        lambda: MeasurePlan(warmup_max_s=math.inf),
         lambda: MeasurePlan(warmup_window_runs=0),
     ],
 )
