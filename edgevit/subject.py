@@ -154,6 +154,8 @@ def _from_factory(
 
 def _find_factory(name: str) -> Callable[[], Any]:
     place, _, attribute = name.rpartition(":")
+    if not place.strip(". ") or not attribute:
+        raise UsageError(f"MODEL is a registered name, package.module:factory or file.py:factory, not {name!r}")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -173,8 +175,8 @@ def _import_file(path: Path) -> Any:
     sys.path.insert(0, str(path.parent.resolve()))  # so that it can import its neighbours, as when run as a script
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ExportError(f"{path} failed as it was imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # user code, which may also leave the program
+        raise ExportError(f"{path} failed as it was imported: {_reason(error)}") from error
     return module
 
 
@@ -184,8 +186,8 @@ def _import_module(place: str) -> Any:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise UsageError(f"no Python module {place!r} ({error}); for a file write file.py:factory") from error
-    except Exception as error:
-        raise ExportError(f"{place} failed as it was imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # user code, which may also leave the program
+        raise ExportError(f"{place} failed as it was imported: {_reason(error)}") from error
 
 
 def _call(factory: Callable[[], Any], name: str) -> nn.Module:
@@ -193,11 +195,17 @@ def _call(factory: Callable[[], Any], name: str) -> nn.Module:
         module = factory()
     except EdgevitError:
         raise
-    except Exception as error:
-        raise ExportError(f"{name}() failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # user code, which may also leave the program
+        raise ExportError(f"{name}() failed: {_reason(error)}") from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"{name}() gave a {type(module).__name__}, not a torch.nn.Module")
     return module.eval()
+
+
+def _reason(error: BaseException) -> str:
+    """An exception of the user's code in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:

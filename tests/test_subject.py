@@ -1,0 +1,56 @@
+"""What stands on the command line for a model, and what the user's own code does when it is asked for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgevit import cli, subject
+from edgevit.errors import ExportError, UsageError
+
+
+def write(folder: Path, code: str) -> str:
+    """A file of the user's own with that code, as MODEL."""
+    (folder / "own.py").write_text(code)
+    return f"{folder / 'own.py'}:build"
+
+
+FAILING = {
+    "a factory that leaves the program": (
+        "import sys\ndef build():\n    sys.exit(0)",
+        "own.py:build\\(\\) failed: SystemExit: 0",
+    ),
+    "a file that leaves the program": ("import sys\nsys.exit(0)", "own.py failed as it was imported: SystemExit: 0"),
+    "a factory that says much": (
+        "def build():\n    raise ValueError('first line\\nsecond line')",
+        "own.py:build\\(\\) failed: ValueError: first line$",
+    ),
+    "a file that says much": ("raise ValueError('first line\\nsecond line')", "imported: ValueError: first line$"),
+    "a factory that says nothing": ("def build():\n    assert False", "own.py:build\\(\\) failed: AssertionError$"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_code_of_the_users_that_fails_is_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = FAILING[kind]
+    model = write(tmp_path, code)
+    with pytest.raises(ExportError, match=message):
+        subject.from_name(model)
+    assert cli.main(["export", model, "--fmt", "onnx", "--out", str(tmp_path)]) == ExportError.exit_status
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_module_that_leaves_the_program_is_an_export_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving_package.py").write_text("import sys\nsys.exit()")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="leaving_package failed as it was imported: SystemExit"):
+        subject.from_name("leaving_package:build")
+
+
+@pytest.mark.parametrize("name", [":build", ":", ".:build", " :build", "own.py:", "torch:"])
+def test_half_a_name_says_what_is_wanted(name: str) -> None:
+    with pytest.raises(UsageError, match=f"package.module:factory or file.py:factory, not '{name}'"):
+        subject.from_name(name)
