@@ -61,6 +61,8 @@ def from_name(
     A registered model without weights is given random ones that keep its activations alive; for "official" ones see
     `registry.create_model`.
     """
+    registry.require_positive("img_size", img_size)
+    registry.require_positive("batch", batch)
     if ":" in name:
         return _from_factory(name, weights=weights, num_classes=num_classes, img_size=img_size, batch=batch)
     module = registry.create_model(name, weights, num_classes, img_size=img_size, on_download=on_download)
@@ -145,7 +147,7 @@ def _from_factory(
         loaded = {"weights": str(weights), "weights_sha256": read.sha256}
     place, _, attribute = name.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-    size = img_size or 224
+    size = 224 if img_size is None else img_size
     if hasattr(module, "card"):
         return from_module(module, batch=batch)
     subject = from_module(module, example_input=torch.zeros(batch, 3, size, size), name=_slug(f"{stem}_{attribute}"))

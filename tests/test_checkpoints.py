@@ -211,5 +211,7 @@ def test_own_configurations_and_refusals() -> None:
         create_model("shiftvit_t", n_div=2)
     with pytest.raises(UsageError, match="num_classes"):
         create_model("shiftvit_t", num_classes=0)
+    with pytest.raises(UsageError, match=r"img_size must be at least 1, not \(32, 0\)"):
+        create_model("shiftvit_t", img_size=(32, 0))
     with pytest.raises(UsageError, match="Did you mean 'shiftvit_t'"):
         create_model("shiftvit-t")

@@ -3,11 +3,14 @@ graph. The everyday suite takes the smallest of each architecture, `make test-al
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgevit import pipeline, subject
+from edgevit.errors import UsageError
 from edgevit.export.check import HOSTILE, LARGEST_RANK, hostile_operators, largest_rank
 from edgevit.export.graph import OnnxGraph
 from edgevit.models import registry
@@ -50,3 +53,29 @@ def test_has_its_figures(name: str) -> None:
     assert spec.name == name
     assert spec.paper.source
     assert spec.preprocessing.input_size[0] == 3
+
+
+NO_SIZES = [
+    ("shiftvit_t", {"patch_size": 0}),
+    ("shiftvit_t", {"embed_dim": -96, "n_div": -12}),
+    ("shiftvit_t", {"depths": (1, 0, 1, 1)}),
+    ("shiftvit_t", {"depths": [1, 1, -1, 1]}),
+    ("deit_t", {"depth": 0}),
+    ("t2t_vit_7", {"token_dim": 0}),
+    ("swin_t", {"window_size": -7}),
+    ("vitae_t", {"groups": 0}),
+    ("vitaev2_s", {"token_dims": (0, 1, 1, 1)}),
+    ("vt_resnet18", {"width": 0}),
+    ("mobileformer_26m", {"fc_dim": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), NO_SIZES)
+def test_sizes_below_one_are_refused(name: str, options: dict[str, Any]) -> None:
+    option, value = next(iter(options.items()))
+    with pytest.raises(UsageError, match=f"^{option} must be at least 1, not {re.escape(str(value))}$"):
+        registry.create_model(name, **options)
+
+
+def test_a_rate_of_zero_is_no_size() -> None:
+    registry.create_model("shiftvit_t_light", drop_path_rate=0)

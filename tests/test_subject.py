@@ -16,6 +16,19 @@ def write(folder: Path, code: str) -> str:
     return f"{folder / 'own.py'}:build"
 
 
+@pytest.mark.parametrize("size", ["0", "-3"])
+@pytest.mark.parametrize("model", ["shiftvit_cifar10", "deit_t", "own.py:build"])
+def test_a_size_below_one_is_refused(
+    model: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "from torch import nn\ndef build():\n    return nn.Conv2d(3, 4, 1)")
+    assert cli.main(["export", model, "--fmt", "onnx", "--img-size", size]) == UsageError.exit_status
+    assert capsys.readouterr().err == f"edgevit: img_size must be at least 1, not {size}\n"
+    with pytest.raises(UsageError, match="batch must be at least 1"):
+        subject.from_name(model, batch=int(size))
+
+
 FAILING = {
     "a factory that leaves the program": (
         "import sys\ndef build():\n    sys.exit(0)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import numbers
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -106,9 +107,17 @@ def create_model(
     return module.eval()
 
 
+def require_positive(option: str, value: object) -> None:
+    """Raises UsageError where a size, or one of several, is below 1."""
+    sizes = value if isinstance(value, tuple | list) else (value,)
+    if any(isinstance(size, numbers.Integral) and size < 1 for size in sizes):
+        raise UsageError(f"{option} must be at least 1, not {value}")
+
+
 def _preprocessing(spec: ModelSpec, img_size: int | tuple[int, int] | None) -> Preprocessing:
     if img_size is None:
         return spec.preprocessing
+    require_positive("img_size", img_size)
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     return dataclasses.replace(spec.preprocessing, input_size=(spec.preprocessing.input_size[0], height, width))
 
@@ -142,11 +151,18 @@ def _official_weights(
     return checkpoints.read(path), str(spec.published.url)
 
 
+def _is_size(parameter: inspect.Parameter) -> bool:
+    """Every whole number is a size or a count; `layers.check_heads` says more about heads."""
+    return str(parameter.annotation).startswith(("int", "tuple[int")) and not parameter.name.endswith("heads")
+
+
 def _build(spec: ModelSpec, options: Mapping[str, Any], num_classes: int, preprocessing: Preprocessing) -> nn.Module:
     accepted = inspect.signature(spec.factory).parameters
     for option in options:
         if option not in accepted:
             raise unknown_name(f"option of {spec.name}", option, set(accepted) - {"num_classes", "img_size"})
+        if _is_size(accepted[option]):
+            require_positive(option, options[option])
     config = {**spec.options, **options, "num_classes": num_classes}
     if "img_size" in accepted:
         config["img_size"] = preprocessing.input_size[1:]
