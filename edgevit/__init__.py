@@ -89,6 +89,8 @@ def export_model(
     `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
     folder of photos to judge parity on (edgevit carries two of its own).
 
+    A module of the user's own is exported in eval mode, and is in its own mode again afterwards.
+
     Raises an EdgevitError, whose `exit_status` says which stage failed; nothing is left behind then.
     """
     from collections.abc import Mapping
@@ -102,33 +104,36 @@ def export_model(
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
-    if isinstance(model, str):
-        if example_input is not None:
-            raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
-        made = subject.from_name(
-            model,
-            weights=weights,
-            num_classes=num_classes,
-            img_size=img_size,
-            batch=batch,
+    with subject.flags_restored(model):
+        if isinstance(model, str):
+            if example_input is not None:
+                raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
+            made = subject.from_name(
+                model,
+                weights=weights,
+                num_classes=num_classes,
+                img_size=img_size,
+                batch=batch,
+            )
+        else:
+            if weights is not None or num_classes is not None or img_size is not None:
+                raise UsageError(
+                    "weights, num_classes and img_size go with a model given by name; set them on your module"
+                )
+            made = subject.from_module(model, example_input=example_input, batch=batch)
+        recipe = pipeline.Recipe(
+            formats=(resolve_format(fmt),),
+            options=BuildOptions(precision=precision, batch=made.batch, dynamic_batch=dynamic_batch, threads=threads),
+            out=Path(out),
+            opset=opset,
+            images=Path(images) if images is not None else None,
+            calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
+            eval=Path(eval) if eval is not None else None,
+            max_drop=max_drop,
+            verify=verify,
+            latency=latency,
         )
-    else:
-        if weights is not None or num_classes is not None or img_size is not None:
-            raise UsageError("weights, num_classes and img_size go with a model given by name; set them on your module")
-        made = subject.from_module(model, example_input=example_input, batch=batch)
-    recipe = pipeline.Recipe(
-        formats=(resolve_format(fmt),),
-        options=BuildOptions(precision=precision, batch=made.batch, dynamic_batch=dynamic_batch, threads=threads),
-        out=Path(out),
-        opset=opset,
-        images=Path(images) if images is not None else None,
-        calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
-        eval=Path(eval) if eval is not None else None,
-        max_drop=max_drop,
-        verify=verify,
-        latency=latency,
-    )
-    report = pipeline.run(made, recipe)
+        report = pipeline.run(made, recipe)
     return Bundle.open(report.bundles[0].path)
 
 

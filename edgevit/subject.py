@@ -7,7 +7,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -78,7 +79,12 @@ def from_module(
     batch: int = 1,
     name: str | None = None,
 ) -> Subject:
-    """The subject for a module at hand. Raises UsageError where nothing says what its input is."""
+    """The subject for a module at hand. Raises UsageError where it is none, or nothing says what its input is."""
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"a model is a registered name, a module:factory or a torch.nn.Module, not a {type(module).__name__}"
+        )
+    registry.require_positive("batch", batch)
     if hasattr(module, "card") and isinstance(module.card, ModelCard):
         return _from_card(module, module.card, example_input, batch)
     if example_input is None:
@@ -96,6 +102,18 @@ def from_module(
         classes=None,
         origin={"family": None, "source": None, "options": {}, "weights": "as given", "weights_sha256": None},
     )
+
+
+@contextmanager
+def flags_restored(model: object) -> Iterator[None]:
+    """Gives a module and all its parts back as they were, training or not; leaves anything else alone."""
+    parts = tuple(model.modules()) if isinstance(model, nn.Module) else ()
+    flags = [part.training for part in parts]
+    try:
+        yield
+    finally:
+        for part, flag in zip(parts, flags, strict=True):
+            part.training = flag
 
 
 def class_names(dataset: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,38 @@ def test_a_module_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> No
 def test_nothing_says_what_a_module_takes() -> None:
     with pytest.raises(UsageError, match="example_input="):
         edgevit.export(TwoHeads())
+
+
+@pytest.mark.parametrize("model", [3, None, TwoHeads, Path("shiftvit_t")])
+def test_what_is_no_model_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"not a {type(model).__name__}"):
+        edgevit.export(model, example_input=torch.rand(1, 4), out=tmp_path)
+
+
+class Branches(nn.Module):
+    """Parts that are trained and one that is frozen, which only fails where it is told to."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.trained = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+        self.frozen = nn.BatchNorm1d(4).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise ValueError("told to fail")
+        answer: torch.Tensor = self.frozen(self.trained(x))
+        return answer
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_module_keeps_its_mode(fails: bool, tmp_path: Path) -> None:
+    module = Branches(fails=fails)
+    before = {name: part.training for name, part in module.named_modules()}
+    assert before[""] and before["trained.1"] and not before["frozen"]
+    with pytest.raises(ExportError, match="told to fail") if fails else nullcontext():
+        edgevit.export(module, example_input=torch.rand(1, 4), out=tmp_path)
+    assert {name: part.training for name, part in module.named_modules()} == before
 
 
 def test_formats_and_aliases() -> None:
