@@ -155,7 +155,10 @@ def _noise(subject: Subject) -> tuple[Array, ...]:
 
 
 def answers(subject: Subject, arrays: tuple[Array, ...], names: tuple[str, ...]) -> dict[str, Array]:
-    """What PyTorch answers to each row of `arrays`, by output name. Raises ExportError for outputs without a batch."""
+    """What PyTorch answers to each row of `arrays`, by output name.
+
+    Raises ExportError for outputs without a batch, and for what is no tensor.
+    """
     rows: list[list[Array]] = []
     batch = len(subject.example[0])
     for index in range(len(arrays[0])):
@@ -164,6 +167,9 @@ def answers(subject: Subject, arrays: tuple[Array, ...], names: tuple[str, ...])
         with torch.inference_mode():
             answer = subject.module(*feeds)
         tensors = [answer] if isinstance(answer, torch.Tensor) else flatten(answer)
+        if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+            kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
+            raise ExportError(f"{subject.name} answers with {kinds}; return tensors, and nothing else")
         if any(tensor.ndim == 0 or len(tensor) != batch for tensor in tensors):
             raise ExportError("every output needs the batch as its first axis; return per-image results")
         rows.append([tensor[:1].float().numpy() for tensor in tensors])

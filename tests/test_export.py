@@ -215,6 +215,34 @@ def test_a_batch_that_is_baked_in_is_named(tmp_path: Path) -> None:
         edgevit.export(BakedBatch(), example_input=torch.rand(2, 3, 4), dynamic_batch=(1, 2, 4), out=tmp_path)
 
 
+class Returns(nn.Module):
+    """Returns what it is told to make of two different outputs."""
+
+    def __init__(self, outputs: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.outputs = outputs
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.outputs(self.linear(x), x.relu())
+
+
+NO_TENSORS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
+    "None behind": (lambda first, _: (first, None), "answers with Tensor, NoneType; return tensors"),
+    "None between": (lambda first, second: (first, None, second), "Tensor, NoneType, Tensor"),
+    "None alone": (lambda *_: None, "answers with NoneType"),
+    "nothing": (lambda *_: (), "answers with nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TENSORS)
+def test_outputs_that_are_no_tensors_are_one_clear_error(kind: str, tmp_path: Path) -> None:
+    outputs, message = NO_TENSORS[kind]
+    with pytest.raises(ExportError, match=message):
+        edgevit.export(Returns(outputs), fmt="ort", example_input=torch.rand(1, 4), out=tmp_path, latency=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 class DataDependent(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.sum() > 0 else -x
