@@ -85,7 +85,8 @@ def test_a_prefix_of_the_modules_own_stays(wrappers: int) -> None:
 def test_a_prefix_that_not_every_key_has_is_part_of_the_keys() -> None:
     state = {"module.weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
     with pytest.raises(CheckpointError, match="1 missing in the checkpoint: weight; 1 left over .*: module.weight"):
-        checkpoints.load_into(torch.nn.Linear(3, 4), state, source="the state dict")
+        tensors = checkpoints.from_state_dict(state).tensors
+        checkpoints.load_into(torch.nn.Linear(3, 4), tensors, source="the state dict")
 
 
 UNCOPYABLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
