@@ -46,7 +46,7 @@ def load_torch() -> Any:
 
 
 def flatten(answer: Any) -> list[Any]:
-    """The tensors in a module's answer, in the order in which the exporter numbers its outputs."""
+    """The tensors in a module's answer, in the order in which the exporter numbers its outputs; it leaves None out."""
     from torch.utils._pytree import tree_leaves
 
-    return list(tree_leaves(answer))
+    return [leaf for leaf in tree_leaves(answer) if leaf is not None]

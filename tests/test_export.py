@@ -228,9 +228,7 @@ class Returns(nn.Module):
 
 
 NO_TENSORS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
-    "None behind": (lambda first, _: (first, None), "answers with Tensor, NoneType; return tensors"),
-    "None between": (lambda first, second: (first, None, second), "Tensor, NoneType, Tensor"),
-    "None alone": (lambda *_: None, "answers with NoneType"),
+    "None alone": (lambda *_: None, "answers with nothing"),
     "nothing": (lambda *_: (), "answers with nothing"),
 }
 
@@ -241,6 +239,32 @@ def test_outputs_that_are_no_tensors_are_one_clear_error(kind: str, tmp_path: Pa
     with pytest.raises(ExportError, match=message):
         edgevit.export(Returns(outputs), fmt="ort", example_input=torch.rand(1, 4), out=tmp_path, latency=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        lambda first, second: (first, None, second),
+        lambda first, second: {"b": first, "none": None, "a": (second, None)},
+    ],
+)
+def test_none_beside_tensors_is_left_out(
+    outputs: Callable[[torch.Tensor, torch.Tensor], object], tmp_path: Path
+) -> None:
+    module, x = Returns(outputs), torch.rand(1, 4)
+    made = edgevit.export(module, fmt="ort", example_input=x, out=tmp_path, latency=True)
+    with edgevit.load(made) as engine:
+        answer = engine.run({"x": x.numpy()})
+    assert list(answer) == ["output_0", "output_1"]
+    assert np.allclose(answer["output_0"], module.linear(x).detach().numpy(), atol=1e-6)
+    assert np.allclose(answer["output_1"], x.relu().numpy(), atol=1e-6)
+
+
+def test_none_behind_the_only_output_is_left_out(tmp_path: Path) -> None:
+    module = Returns(lambda first, _: (first, None))
+    made = edgevit.export(module, fmt="ort", example_input=torch.rand(1, 4), out=tmp_path)
+    with edgevit.load(made) as engine:
+        assert [spec.name for spec in engine.outputs] == ["output"]
 
 
 class DataDependent(nn.Module):
