@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,11 +17,12 @@ import numpy as np
 from edgevit import accuracy
 from edgevit.accuracy import AccuracyReport, OnImages
 from edgevit.engines import build_engine, open_built
-from edgevit.errors import MissingError, UsageError
+from edgevit.errors import MeasureError, MissingError, UsageError
 from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.labelled import find_labelled
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
+from edgevit.latency.memory import peak_memory_of
 from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase
 from edgevit.runtimes.bundle import Bundle
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from edgevit.subject import Subject
 
 TORCH = "torch"
+_RUN_ONCE = "import sys; from edgevit.device import run_once; run_once(*sys.argv[1:])"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +153,7 @@ def measure_bundles(
     rivals = [name if name == TORCH else resolve_format(name) for name in against]
     with ExitStack() as stack:
         contestants = [
-            _contestant(
-                stack, _distinct(bundle, bundles), bundle, timed_load(_opener(bundle, threads)), threads, own=True
-            )
+            _contestant(stack, _distinct(bundle, bundles), bundle, _loaded(bundle, threads), threads, own=True)
             for bundle in bundles
         ]
         for rival in rivals:
@@ -312,8 +314,21 @@ def _contestant(
     )
 
 
-def _opener(bundle: Bundle, threads: int | None) -> Any:
-    return lambda: load_engine(bundle, threads=threads)
+def _loaded(bundle: Bundle, threads: int | None) -> tuple[Engine, Loading]:
+    """The engine and what loading it took, a process of its own first: here others would add to its peak."""
+    arguments = [str(bundle.path), *([str(threads)] if threads is not None else [])]
+    peak_mb = None
+    with contextlib.suppress(MeasureError):  # the engine may still load here, and then only this is unknown
+        peak_mb = peak_memory_of([sys.executable, "-c", _RUN_ONCE, *arguments])
+    engine, loading = timed_load(lambda: load_engine(bundle, threads=threads))
+    return engine, replace(loading, peak_memory_mb=peak_mb)
+
+
+def run_once(path: str, threads: str | None = None) -> None:
+    """Loads a bundle's engine and runs a batch of its own inputs: what a process needs for that is what it holds."""
+    bundle = Bundle.open(path)
+    with open_engine(bundle, threads=int(threads) if threads is not None else None) as engine:
+        engine.run(_feeds(bundle))
 
 
 def _rival(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Contestant:

@@ -45,10 +45,12 @@ _PROBE_EVERY_NS = 500_000_000
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What loading took: seconds, and the rise of the process's resident memory in MB (None where unknown)."""
+    """What loading took: seconds, the rise of the process's resident memory in MB (None where unknown), and the most
+    that a process of its own held, which loaded it and ran it (None where nobody asked)."""
 
     load_s: float
     memory_rise_mb: float | None
+    peak_memory_mb: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class Contestant:
     load_s: float | None = None
     first_inference_ms: float | None = None
     memory_rise_mb: float | None = None
+    peak_memory_mb: float | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -131,6 +134,7 @@ def callable_contestant(
         load_s=loading.load_s if loading else None,
         first_inference_ms=duration / 1e6,
         memory_rise_mb=sum(rise for rise in rises if rise is not None) if None not in rises else None,
+        peak_memory_mb=loading.peak_memory_mb if loading else None,
         details=dict(details or {}),
     )
 
@@ -166,7 +170,6 @@ def measure(
         plan=plan,
         environment=environment,
         after=MachineState.capture(),
-        peak_memory_mb=memory.process_peak_mb(),
         names=tuple(each.name for each in contestants),
     )
     return tuple(_report(record, warmth, shared) for record, warmth in zip(records, warm, strict=True))
@@ -208,7 +211,6 @@ class _Shared:
     plan: MeasurePlan
     environment: Environment
     after: MachineState
-    peak_memory_mb: float | None
     names: tuple[str, ...]
 
 
@@ -378,7 +380,7 @@ def _report(record: _Record, warmth: _Warmth, shared: _Shared) -> LatencyReport:
         load_s=each.load_s,
         first_inference_ms=each.first_inference_ms,
         memory_rise_mb=each.memory_rise_mb,
-        peak_memory_mb=shared.peak_memory_mb,
+        peak_memory_mb=each.peak_memory_mb,
         steady=warmth.steady,
         warmup_runs=warmth.runs,
         probes=shared.probes,

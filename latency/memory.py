@@ -24,12 +24,11 @@ os.write(answer, b"%d %d" % (status, resource.getrusage(resource.RUSAGE_CHILDREN
 
 def resident_mb() -> float | None:
     """What this process holds in memory now (VmRSS); None where the system does not say."""
-    return _status_mb("VmRSS")
-
-
-def process_peak_mb() -> float | None:
-    """The most that this process has ever held (VmHWM): of all it did, not of one contestant."""
-    return _status_mb("VmHWM")
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), None)
 
 
 def peak_memory_of(command: Sequence[str]) -> float:
@@ -45,11 +44,3 @@ def peak_memory_of(command: Sequence[str]) -> float:
         raise MeasureError(f"{' '.join(command)} ended with status {status or 'unknown'} ({lines[-1]}); run it by hand")
     bytes_each = 1 if sys.platform == "darwin" else 1024
     return int(peak) * bytes_each / 2**20
-
-
-def _status_mb(field: str) -> float | None:
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), None)

@@ -78,7 +78,7 @@ class LatencyReport:
     load_s: float | None
     first_inference_ms: float | None
     memory_rise_mb: float | None  # of the process's resident memory, over the load and the first inference
-    peak_memory_mb: float | None  # the most this process ever held: all contestants, the parity check and Python
+    peak_memory_mb: float | None  # the most that a process of its own held, which loaded it and ran it
     steady: bool  # whether the warm-up settled
     warmup_runs: int
     probes: tuple[Probe, ...]  # the machine's speed before, between and after the rounds

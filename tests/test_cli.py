@@ -273,6 +273,9 @@ def test_latency_side_by_side(
         assert row["runs"] >= 100
         assert len(row["evidence"]["samples_ms"]) == row["runs"]
         assert row["p50_ms"] <= row["p90_ms"]
+    peaks = [row["peak_memory_mb"] for row in rows]
+    assert all(20 < peak < 2000 for peak in peaks[:2])  # each in a process of its own
+    assert peaks[2:] == [None, None]
     assert "images/s" in capsys.readouterr().out
 
 

@@ -237,13 +237,14 @@ class Sums(Engine):
 def test_an_engine_joins_with_what_its_feeds_and_its_loading_say() -> None:
     engine, loading = timed_load(Sums)
     feeds = {"images": np.ones((4, 3, 64, 64), np.float32)}
+    loading = dataclasses.replace(loading, peak_memory_mb=123.0)
     joined = contestant("sums", engine, feeds, threads=1, loading=loading, details={"precision": "fp32"})
     (report,) = measure([joined], QUICK)
     assert (report.batch, report.input_shapes, report.threads) == (4, {"images": (4, 3, 64, 64)}, 1)
     assert report.details == {"precision": "fp32"} and report.beside == ()
     assert report.load_s == loading.load_s and report.load_s > 0
     assert report.first_inference_ms is not None and report.first_inference_ms > 0
-    assert report.peak_memory_mb is None or report.peak_memory_mb > 1
+    assert report.peak_memory_mb == 123
     assert report.throughput_per_s == pytest.approx(4e3 * report.runs / sum(report.samples_ms))
     assert len(report.probes) >= 2 and report.clock_resolution_ns >= 1
 

@@ -39,12 +39,11 @@ after = memory.resident_mb()
 del held
 assert 60 <= after - before <= 70, (before, after)
 assert memory.resident_mb() <= after - 60
-assert memory.process_peak_mb() >= after - 1
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_process_sees_what_it_holds_and_what_it_held() -> None:
+def test_the_process_sees_what_it_holds() -> None:
     subprocess.run([sys.executable, "-c", HOLDS_64_MB], check=True)
 
 
