@@ -166,10 +166,20 @@ def _from_factory(
     place, _, attribute = name.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
     size = 224 if img_size is None else img_size
-    if hasattr(module, "card"):
-        return from_module(module, batch=batch)
+    if isinstance(getattr(module, "card", None), ModelCard):
+        registered = from_module(module, batch=batch)
+        _require_size(registered, img_size)
+        return replace(registered, origin={**registered.origin, **loaded})
     subject = from_module(module, example_input=torch.zeros(batch, 3, size, size), name=_slug(f"{stem}_{attribute}"))
     return replace(subject, origin={**subject.origin, "source": name, **loaded})
+
+
+def _require_size(registered: Subject, img_size: int | None) -> None:
+    own = tuple(registered.example[0].shape[2:])
+    if img_size is not None and own != (img_size, img_size):
+        raise UsageError(
+            f"your factory made {registered.name} for images of {own[0]} x {own[1]}; give create_model img_size"
+        )
 
 
 def _find_factory(name: str) -> Callable[[], Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit import cli, subject
+from edgevit import checkpoints, cli, subject
 from edgevit.errors import ExportError, UsageError
 
 
@@ -67,3 +67,21 @@ def test_a_module_that_leaves_the_program_is_an_export_error(tmp_path: Path, mon
 def test_half_a_name_says_what_is_wanted(name: str) -> None:
     with pytest.raises(UsageError, match=f"package.module:factory or file.py:factory, not '{name}'"):
         subject.from_name(name)
+
+
+REGISTERED = """
+import edgevit
+
+def build():
+    return edgevit.create_model("shiftvit_cifar10")
+"""
+
+
+def test_a_factory_that_makes_a_registered_model_keeps_its_size_and_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(REGISTERED)
+    factory = f"{tmp_path / 'mine.py'}:build"
+    assert subject.from_name(factory, img_size=32).example[0].shape == (1, 3, 32, 32)
+    with pytest.raises(UsageError, match="32 x 32"):
+        subject.from_name(factory, img_size=64)
+    weights = checkpoints.included("shiftvit_cifar10.pth")
+    assert subject.from_name(factory, weights=weights).origin["weights"] == str(weights)
