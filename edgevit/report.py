@@ -153,8 +153,10 @@ def parity_table(results: Sequence[OutputParity]) -> Table:
 
 def latency_table(reports: Sequence[LatencyReport]) -> Table:
     """Contestants of one interleaved run, each against the first."""
+    with_peak = any(report.peak_memory_mb is not None for report in reports)
     table = _table("Latency, side by side", "contestant", "p50 ms", "p90 ms", "p99 ms", "mean ms", "images/s", "load s",
-                   "first ms", "rise MB", "peak MB", "runs", f"time / {reports[0].name}", "verdict")  # fmt: skip
+                   "first ms", "rise MB", *["peak MB"] * with_peak, "runs", f"time / {reports[0].name}",
+                   "verdict")  # fmt: skip
     for row in compare.side_by_side(reports):
         report, ratio = row.report, row.ratio
         table.add_row(
@@ -166,7 +168,7 @@ def latency_table(reports: Sequence[LatencyReport]) -> Table:
             _number(report.load_s, 2),
             _number(report.first_inference_ms, 1),
             _number(report.memory_rise_mb, 0),
-            _number(report.peak_memory_mb, 0),
+            *[_number(report.peak_memory_mb, 0)] * with_peak,
             str(report.runs),
             "" if ratio is None else _ratio(ratio),
             "" if ratio is None else ratio.verdict,

@@ -142,6 +142,7 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     report = json.loads(json_path.read_text())
     assert report["parity"]["passed"] is True
     assert [row["name"] for row in report["latency"]] == ["torch", *ON_CPU]
+    assert "peak MB" not in printed  # nothing ran alone
     command = printed.strip().splitlines()[-1]
     assert command == report["next_command"]
     assert status(*shlex.split(command)[1:]) == 0
@@ -276,7 +277,8 @@ def test_latency_side_by_side(
     peaks = [row["peak_memory_mb"] for row in rows]
     assert all(20 < peak < 2000 for peak in peaks[:2])  # each in a process of its own
     assert peaks[2:] == [None, None]
-    assert "images/s" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "images/s" in printed and "peak MB" in printed
 
 
 def test_latency_against_an_unknown_name(bundle: Bundle, one_line: Callable[[], str]) -> None:
