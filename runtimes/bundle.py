@@ -23,13 +23,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import numpy as np
 
 from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.hashes import file_sha256
 from edgevit.images import Preprocessing
+from edgevit.runtimes import manifest_form
 from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
 from edgevit.runtimes.parity import Reference
 
@@ -42,33 +43,6 @@ LATENCY = "latency.json"
 _STAGING = ".edgevit-"
 _LOCK = ".lock"
 _UNLOCKED_S = 60.0  # a living run has locked its folder by then
-_SHOWN = 40  # letters of a wrong value, in an error
-
-# The form of a JSON value: a type; None; a list of one form; a tuple of forms, any of which will do; a mapping with the
-# forms of its keys, of which those that end in "?" may be missing, and "*" stands for any.
-Form: TypeAlias = "type | list[Form] | tuple[Form, ...] | Mapping[str, Form] | None"
-_NUMBER: Form = (int, float)
-_TENSORS: Form = [{"name": str, "dtype": str, "shape": [(int, str)]}]
-_MANIFEST_FORM: Form = {
-    "model": {
-        "name": str,
-        "source": (None, str),
-        "weights": str,
-        "preprocessing": (
-            None,
-            {"input_size": [int], "interpolation": str, "crop_pct": _NUMBER, "mean": [_NUMBER], "std": [_NUMBER]},
-        ),
-        "num_classes?": (None, int),  # of registered models
-        "options": dict,
-    },
-    "files": [{"path": str, "size_bytes": int, "sha256": str}],
-    "runtime": {"fmt": str, "engine_files": [str]},
-    "precision": {"asked": str, "layers?": {"*": int}, "multiply_adds?": {"*": int}},
-    "build": {"batch": int, "dynamic_batch": (None, [int]), "compute_capabilities?": (None, [int])},
-    "inputs": _TENSORS,
-    "outputs": _TENSORS,
-    "typing?": (None, {"share?": (None, int, float)}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +264,7 @@ def _put_back(folder: Path, target: Path, older: Path) -> None:
 
 def _check_content(bundle: Bundle) -> None:
     """Raises BundleError where the manifest is not what `write_manifest` was given: what reads it can rely on it."""
-    fault = _fault(bundle.manifest, _MANIFEST_FORM, "")
-    if fault is None and ":" not in (bundle.manifest["model"]["source"] or ":"):
-        fault = _fault(bundle.manifest["model"], {"num_classes": int}, "model")
+    fault = manifest_form.fault(bundle.manifest)
     try:
         if fault is None and bundle.options and bundle.manifest["model"]["preprocessing"] is not None:
             _ = bundle.preprocessing
@@ -300,43 +272,6 @@ def _check_content(bundle: Bundle) -> None:
         fault = str(error)
     if fault is not None:
         raise BundleError(f"{bundle.path / MANIFEST} is damaged: {fault}; export the bundle again")
-
-
-def _fault(value: Any, form: Form, where: str) -> str | None:
-    """The first thing in a JSON value that is not of its form; None where all is."""
-    if isinstance(form, tuple):
-        faults = [_fault(value, one, where) for one in form]
-        return None if None in faults else faults[-1]
-    if isinstance(form, Mapping):
-        return _fault_of_object(value, form, where)
-    if isinstance(form, list):
-        if not isinstance(value, list):
-            return f"{where} is {_short(value)}, no list"
-        faults = [_fault(each, form[0], f"{where}[{index}]") for index, each in enumerate(value)]
-        return next((fault for fault in faults if fault), None)
-    kind = type(None) if form is None else form
-    if isinstance(value, kind) and not isinstance(value, bool):  # which Python counts among the whole numbers
-        return None
-    return f"{where} is {_short(value)}, not of the type {kind.__name__}"
-
-
-def _fault_of_object(value: Any, form: Mapping[str, Form], where: str) -> str | None:
-    if not isinstance(value, Mapping):
-        return f"{where} is {_short(value)}, no object"
-    for key, part in (dict.fromkeys(value, form["*"]) if "*" in form else form).items():
-        name = key.rstrip("?")
-        place = f"{where}.{name}".lstrip(".")
-        if name in value:
-            if fault := _fault(value[name], part, place):
-                return fault
-        elif name == key:
-            return f"{place} is missing"
-    return None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _check_covered(bundle: Bundle) -> None:
