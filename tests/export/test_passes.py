@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import numpy as np
@@ -688,6 +689,18 @@ def test_bias_on_heads_of_three_layers(joint: bool) -> None:
     after = before.apply("bias_on_heads", bias_on_heads)
     assert before.operators - after.operators == ({"Add": 2} if joint else {})
     assert_same(before, after)
+
+
+@pytest.mark.parametrize(("widest", "moved"), [(12, True), (11, False)])
+def test_bias_on_heads_leaves_a_single_wide_head(widest: int, moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["edgevit.export.passes.bias_on_heads"], "_WIDEST", widest)
+    before = parse(
+        HEADS.replace("3, 5, 5] f", "1, 5, 5] f") % ("N", "N", "", "N", "N", "Identity (d)", -1, ""),
+        w=weights(12, 36), bias=weights(36, seed=2), u=weights(12, 12, seed=3), p=weights(12, seed=4),
+        c=np.asarray(0.5, np.float32), heads=np.asarray([0, 5, 1, 12]), tokens=np.asarray([0, 5, 12]),
+    ).apply("tidy", tidy)  # fmt: skip
+    after = before.apply("bias_on_heads", bias_on_heads)
+    assert ([node.op_type for node in after.model.graph] != [node.op_type for node in before.model.graph]) == moved
 
 
 def test_bias_on_heads_leaves_one_head_without_moves() -> None:
