@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -670,3 +671,22 @@ def test_tensorrt_rtx_fuses_the_attention(name: str, tmp_path: Path) -> None:
     compiled = kernel_plan.plan(tmp_path / "model.onnx")
     assert compiled.totals.fused_attentions == FUSED[name]
     assert set(compiled.precisions) == ({"fp16", "fp32"} if name in PERFORMERS else {"fp16"})
+
+
+def test_the_trained_model_in_the_forms_of_tensorrt(cifar10: Cifar10, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maps are small enough for one kernel a norm; here they take the road of the large ones."""
+    monkeypatch.setattr(sys.modules["edgevit.export.passes.norm_by_moments"], "_ONE_KERNEL", 0)
+    captured = capture(
+        create_model("shiftvit_cifar10"),
+        (torch.from_numpy(cifar10.inputs[:2]),),
+        dynamic_batch=True,
+        input_names=("x",),
+        output_names=("y",),
+    ).graph
+    graph = check(passes.lower(passes.optimise(captured), "trt", precision="fp16"))
+    assert {"GroupNormalization", "InstanceNormalization"}.isdisjoint(graph.operators)
+    assert graph.operators["MatMul"] == 18  # two in each of 9 blocks
+    batch, wanted = cifar10.inputs[:100], cifar10.logits[:100]
+    assert np.abs(load(graph)({"x": batch})["y"] - wanted).max() < 1e-4 * wanted.std()
+    made, _ = typed(graph, batch[:8])
+    assert snr_db(wanted, load(made)({"x": batch})["y"]) > 50
