@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,8 +31,9 @@ _EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safeten
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status (see errors.py)."""
     parsed = build_parser().parse_args(arguments)
+    parsed.stop = stop = Stop()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)  # so that what is half-written is cleared away
+        signal.signal(number, stop)  # so that what is half-written is cleared away
     try:
         _require_place(parsed.json)
         command: Callable[[Arguments], int] = parsed.command
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where it can still be said that it did not go out
         return status
     except EdgevitError as error:
+        stop.check()  # the error may be all that was left of it
         return _fail(error, parsed)
     except BrokenPipeError:  # whoever read our output has enough
         _close_stdout()
@@ -56,6 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("edgevit: interrupted; nothing is left behind", file=sys.stderr)
         return 130
+
+
+class Stop:
+    """A signal that ends the run, by an exception, so that what is half-written is cleared away on its way out.
+
+    Others' code may swallow the exception (a bare `except:`), so it is raised again at the next stage.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self, number: int, _frame: object) -> NoReturn:
+        if self.number is None:
+            print(f"edgevit: stopped by {signal.Signals(number).name}; nothing is left behind", file=sys.stderr)
+        self.number = number
+        raise SystemExit(128 + number)
+
+    def check(self) -> None:
+        """Raises SystemExit where the signal came."""
+        if self.number is not None:
+            raise SystemExit(128 + self.number)
 
 
 def _fail(error: EdgevitError, parsed: Arguments) -> int:
@@ -111,7 +134,7 @@ def export_command(arguments: Arguments) -> int:
             batch=options.batch,
             on_download=on_download,
         )
-    with _progress() as progress:
+    with _progress(arguments) as progress:
         found = pipeline.run(made, recipe, progress)
     for part in report.run_parts(found):
         _print(part, arguments)
@@ -126,7 +149,7 @@ def build_command(arguments: Arguments) -> int:
     from edgevit import device, report
     from edgevit.runtimes.bundle import Bundle
 
-    with _progress() as progress:
+    with _progress(arguments) as progress:
         made, parity = device.build(
             Bundle.open(arguments.bundle),
             fmt=arguments.fmt,
@@ -555,10 +578,17 @@ def _close_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _progress() -> Any:
+@contextlib.contextmanager
+def _progress(arguments: Arguments) -> Iterator[Callable[[str, float | None], None]]:
     from edgevit import progress
 
-    return progress.show()
+    with progress.show() as tell:
+
+        def told(what: str, seconds: float | None) -> None:
+            arguments.stop.check()
+            tell(what, seconds)
+
+        yield told
 
 
 def _download_progress() -> Any:
@@ -591,11 +621,6 @@ def _show_evidence(error: EdgevitError) -> None:
 
     assert isinstance(error.report, ParityReport)
     Console(stderr=True, width=140, markup=False, emoji=False).print(report.parity_table(error.report.results))
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    print(f"edgevit: stopped by {signal.Signals(number).name}; nothing is left behind", file=sys.stderr)
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -34,6 +36,7 @@ _ATTENTIONS = frozenset({"ScaledAttn", "MHA", "ScaledDotProductAttention"})
 _MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | _ATTENTIONS | {"Deconvolution"}
 # Several operators compiled into one layer: what multiplies in it is told by their names alone.
 _COMPILED = "Subgraph"
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVino(Runtime):
@@ -44,6 +47,12 @@ class OpenVino(Runtime):
     module: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
+
+    def load(self) -> ModuleType:
+        """OpenVINO, without its telemetry: where that package is found, it reports the import and each conversion to
+        its makers, from a thread of its own, and nobody is asked. OpenVINO does without it where it is not found."""
+        sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # None: an import raises ImportError
+        return super().load()
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         self.require_precision(options.precision)

@@ -331,6 +331,38 @@ def test_a_reader_who_has_enough_ends_it_in_silence() -> None:
     assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
 
 
+SWALLOWS = """
+import os, signal
+from torch import nn
+
+class Deaf(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4)
+        self.once = True
+
+    def forward(self, x):
+        if self.once:
+            self.once = False
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except:
+                pass
+        return self.conv(x).mean((2, 3))
+
+def build():
+    return Deaf()
+"""
+
+
+def test_a_stop_that_the_model_swallows_comes_at_the_next_stage(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(SWALLOWS)
+    run = cli(f"edgevit export {tmp_path / 'deaf.py'}:build --fmt ort --img-size 16 --out {tmp_path / 'out'}")
+    assert run.returncode == 128 + signal.SIGTERM
+    assert run.stderr.count("edgevit: stopped by SIGTERM; nothing is left behind") == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_stop_is_said() -> None:
     line = "edgevit export shiftvit_cifar10 --fmt ort --out /nonexistent & sleep 1; kill -TERM $!; wait $!"
     run = cli(line)
