@@ -242,17 +242,17 @@ def test_outputs_that_are_no_tensors_are_one_clear_error(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "outputs",
+    ("outputs", "latency"),
     [
-        lambda first, second: (first, None, second),
-        lambda first, second: {"b": first, "none": None, "a": (second, None)},
+        (lambda first, second: (first, None, second), True),
+        (lambda first, second: {"b": first, "none": None, "a": (second, None)}, False),
     ],
 )
 def test_none_beside_tensors_is_left_out(
-    outputs: Callable[[torch.Tensor, torch.Tensor], object], tmp_path: Path
+    outputs: Callable[[torch.Tensor, torch.Tensor], object], latency: bool, tmp_path: Path
 ) -> None:
     module, x = Returns(outputs), torch.rand(1, 4)
-    made = edgevit.export(module, fmt="ort", example_input=x, out=tmp_path, latency=True)
+    made = edgevit.export(module, fmt="ort", example_input=x, out=tmp_path, latency=latency)
     with edgevit.load(made) as engine:
         answer = engine.run({"x": x.numpy()})
     assert list(answer) == ["output_0", "output_1"]

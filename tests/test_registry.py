@@ -17,7 +17,7 @@ from edgevit.models import registry
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import LEAST_DEPENDENCE
 
-EVERYDAY = {"shiftvit_t_light", "mobileformer_26m", "vitae_t", "vitaev2_s", "shuffle_deit_t", "shuffle_t2t_7",
+EVERYDAY = {"shiftvit_t_light", "mobileformer_26m", "vitae_t", "shuffle_deit_t", "shuffle_t2t_7",
             "shuffle_swin_xt", "vt_resnet18"}  # fmt: skip
 MODELS = [
     pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.large)
