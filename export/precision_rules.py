@@ -207,31 +207,28 @@ def _divides(node: ir.Node, by: AbstractSet[ir.Node]) -> bool:
 
 def _serving(scene: Scene, seed: ir.Node) -> set[ir.Node]:
     """`seed` and the arithmetic that serves it alone, back to the products that it starts from, these included."""
-    members: set[ir.Node] = {seed}
-    products: set[ir.Node] = set()
-    for node in reversed(scene.order):
-        readers = _readers(node)
-        if not readers or not members.issuperset(readers):
-            continue
-        if node.op_type in _ARITHMETIC | MOVING:
-            members.add(node)
-        elif node.op_type in _PRODUCTS:
-            products.add(node)
-    return members | products
+    members = _alone_for(scene, {seed})
+    products = {node for node in scene.order if node.op_type in _PRODUCTS and _readers(node)}
+    return members | {node for node in products if members.issuperset(_readers(node))}
 
 
 def _between(scene: Scene, members: AbstractSet[ir.Node]) -> set[ir.Node]:
-    """The arithmetic that starts from what `members` compute and serves them alone."""
+    """`members`, and the arithmetic that starts from what they compute and serves them alone."""
+    serving, inside = _alone_for(scene, members), set(members)
+    for node in scene.order:
+        if node in serving and not inside.isdisjoint(_makers(node)):
+            inside.add(node)
+    return inside
+
+
+def _alone_for(scene: Scene, members: AbstractSet[ir.Node]) -> set[ir.Node]:
+    """`members`, and the arithmetic and moves that nothing else reads."""
     serving = set(members)
     for node in reversed(scene.order):
         readers = _readers(node)
         if readers and serving.issuperset(readers) and node.op_type in _ARITHMETIC | MOVING:
             serving.add(node)
-    inside = set(members)
-    for node in scene.order:
-        if node in serving and not inside.isdisjoint(_makers(node)):
-            inside.add(node)
-    return inside
+    return serving
 
 
 def _moving_between(scene: Scene, kept: Iterable[ir.Node]) -> set[ir.Node]:
