@@ -148,7 +148,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has the schema version {version}, and this edgevit reads {SCHEMA_VERSION}; "
             f"use the edgevit that made it ({manifest.get('edgevit_version')}), or export again"
         )
-    missing = {"model", "files", "runtime", "precision", "build", "inputs", "outputs"} - manifest.keys()
+    missing = manifest_form.SECTIONS - manifest.keys()
     if missing:
         raise BundleError(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}; export the bundle again")
     return dict(manifest)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 Form: TypeAlias = "type | list[Form] | tuple[Form, ...] | Mapping[str, Form] | None"
 _NUMBER: Form = (int, float)
 _TENSORS: Form = [{"name": str, "dtype": str, "shape": [(int, str)]}]
-MANIFEST: Form = {
+MANIFEST: Mapping[str, Form] = {
     "model": {
         "name": str,
         "source": (None, str),
@@ -31,6 +31,7 @@ MANIFEST: Form = {
     "outputs": _TENSORS,
     "typing?": (None, {"share?": (None, int, float)}),
 }
+SECTIONS = frozenset(key for key in MANIFEST if not key.endswith("?"))  # none of them may be missing
 _SHOWN = 40  # letters of a wrong value, in an error
 
 
