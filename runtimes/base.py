@@ -324,6 +324,7 @@ class Runtime(ABC):
     extra: ClassVar[str]  # edgevit's extra that installs it
     precisions: ClassVar[tuple[Precision, ...]]
     builds_on_device: ClassVar[bool] = False  # a machine without the device makes the bundle without the engine
+    tells_precision_at_once: ClassVar[bool] = False  # an open engine knows what runs, and loads nothing again for it
     runs_on_device: ClassVar[bool] = False  # a machine without the device builds what it cannot run
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:

@@ -25,7 +25,6 @@ ALIASES = {
     "engine": "trt",
 }
 FORMATS = tuple(_RUNTIMES)
-_TELL_AT_ONCE = frozenset({"trt", "trt-rtx"})  # engines that tell which precision runs, without another load
 
 
 def resolve_format(name: str) -> str:
@@ -68,7 +67,7 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
     which is for those to wait for who judge an engine: `require_precision`.
     """
     engine = load_engine(bundle, threads=threads, cache_dir=cache_dir)
-    if bundle.fmt in _TELL_AT_ONCE:
+    if get_runtime(bundle.fmt).tells_precision_at_once:
         try:
             require_precision(bundle, engine)
         except BaseException:
