@@ -15,6 +15,7 @@ import onnx_ir.passes.common as common_passes
 from edgevit.errors import ExportError
 from edgevit.tensors import Array, Dim, TensorSpec
 
+CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # how (N, C, H, W) is turned, and turned back
 BATCH = "batch"  # the name of the dynamic axis, where there is one
 
 
@@ -142,6 +143,12 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that reads `value`; None where several do, none does, or it is an output of the graph."""
     users = list(value.uses())
     return users[0].node if len(users) == 1 and not value.is_graph_output() else None
+
+
+def has_constant_weights(layer: ir.Node) -> bool:
+    """Whether the weights of a convolution or a Gemm are constants, and the bias too where there is one."""
+    bias = layer.inputs[2] if len(layer.inputs) > 2 else None
+    return constant(layer.inputs[1]) is not None and (bias is None or constant(bias) is not None)
 
 
 def is_mean_over_pixels(node: ir.Node) -> bool:

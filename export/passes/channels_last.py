@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, describe, initializer, module_of, only_consumer, remove_unused, replace_value
+from edgevit.export.graph import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    constant,
+    describe,
+    has_constant_weights,
+    initializer,
+    module_of,
+    only_consumer,
+    remove_unused,
+    replace_value,
+)
 
-_LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _BY_ITSELF = frozenset({"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Tanh"})
 
 
 def channels_last(model: ir.Model) -> None:
     for node in list(model.graph):
-        if _turns(node, _FIRST) and _is_pointwise(only_consumer(node.outputs[0])):
+        if _turns(node, CHANNELS_FIRST) and _is_pointwise(only_consumer(node.outputs[0])):
             _carry(node, model.graph)
     remove_unused(model)
 
@@ -32,8 +42,8 @@ def _is_pointwise(node: ir.Node | None) -> bool:
     """Whether the node is a 1x1 convolution with constant weights that reads every pixel once."""
     if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
         return False
-    weight, bias = constant(node.inputs[1]), node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or weight.shape[2:] != (1, 1) or (bias is not None and constant(bias) is None):
+    weight = constant(node.inputs[1])
+    if weight is None or weight.shape[2:] != (1, 1) or not has_constant_weights(node):
         return False
     strides = node.attributes.get_ints("strides", [1])
     return not any(node.attributes.get_ints("pads", [0])) and all(stride == 1 for stride in strides)
@@ -45,12 +55,12 @@ def _carry(turn: ir.Node, graph: ir.Graph) -> None:
         result = _with_channels_last(turn, reader, graph)
         if result is None:
             break
-        turn = ir.node("Transpose", [result], {"perm": _FIRST}, name=f"{reader.name}_first")
+        turn = ir.node("Transpose", [result], {"perm": CHANNELS_FIRST}, name=f"{reader.name}_first")
         graph.insert_before(reader, turn)
         replace_value(reader.outputs[0], turn.outputs[0])
     last = turn.inputs[0]
     for reader in [use.node for use in turn.outputs[0].uses()]:
-        if last is not None and _turns(reader, _LAST):
+        if last is not None and _turns(reader, CHANNELS_LAST):
             replace_value(reader.outputs[0], last)
 
 
@@ -63,7 +73,9 @@ def _with_channels_last(turn: ir.Node, reader: ir.Node, graph: ir.Graph) -> ir.V
     if reader.op_type in _BY_ITSELF:
         return _insert(ir.node(reader.op_type, [last], reader.attributes, name=reader.name), reader, graph)
     if reader.op_type == "Add" and (other := _other_side(turn, reader)) is not None:
-        other = _insert(ir.node("Transpose", [other], {"perm": _LAST}, name=f"{reader.name}_last"), reader, graph)
+        other = _insert(
+            ir.node("Transpose", [other], {"perm": CHANNELS_LAST}, name=f"{reader.name}_last"), reader, graph
+        )
         return _insert(ir.node("Add", [other, last], name=reader.name), reader, graph)
     return None
 
@@ -96,5 +108,5 @@ def _insert(node: ir.Node, reader: ir.Node, graph: ir.Graph) -> ir.Value:
     result, like = node.outputs[0], reader.outputs[0]
     describe(result, like)
     if like.shape is not None:
-        result.shape = ir.Shape([like.shape[axis] for axis in _LAST])
+        result.shape = ir.Shape([like.shape[axis] for axis in CHANNELS_LAST])
     return result

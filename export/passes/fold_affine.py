@@ -16,7 +16,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.graph import constant, initializer, is_mean_over_pixels, only_consumer, remove_unused, replace_value
+from edgevit.export.graph import (
+    constant,
+    has_constant_weights,
+    initializer,
+    is_mean_over_pixels,
+    only_consumer,
+    remove_unused,
+    replace_value,
+)
 
 Vector = NDArray[np.float64]
 
@@ -67,8 +75,7 @@ def _layer_behind(node: ir.Node) -> ir.Node | None:
 
 def _takes(layer: ir.Node) -> bool:
     """Whether the layer's weights are constants and its algebra is W x + b with no padding."""
-    weight, bias = constant(layer.inputs[1]), layer.inputs[2] if len(layer.inputs) > 2 else None
-    if weight is None or (bias is not None and constant(bias) is None):
+    if not has_constant_weights(layer):
         return False
     attributes = layer.attributes
     if layer.op_type == "Conv":

@@ -23,6 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.graph import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
     initializer,
     integers,
     is_mean_over_pixels,
@@ -33,7 +35,6 @@ from edgevit.export.graph import (
 from edgevit.export.passes.lower_group_norm import scale_and_shift, static_shape
 
 _ONE_KERNEL = 12288  # numbers; so many TensorRT-RTX 1.7 normalises in one kernel as they are
-_LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _PIXELS, _CHANNELS = [2, 3], [1]
 
 
@@ -94,9 +95,9 @@ def _average(steps: _Steps) -> ir.Value:
 
 def _at_each_pixel(steps: _Steps) -> ir.Value:
     means, variances = _first_moments(steps, _PIXELS)
-    x = steps("Transpose", "turn", steps.x, perm=_LAST)  # (N, H, W, C), and the moments are (N, 1, 1, C)
+    x = steps("Transpose", "turn", steps.x, perm=CHANNELS_LAST)  # (N, H, W, C), and the moments are (N, 1, 1, C)
     means = steps("Sub", "means_at_pixels", x, steps("Sub", "from_means", x, means))  # (N, H, W, C)
-    return steps("Transpose", "turn_back", _normalise(steps, x, means, variances), perm=_FIRST)
+    return steps("Transpose", "turn_back", _normalise(steps, x, means, variances), perm=CHANNELS_FIRST)
 
 
 def _plain(steps: _Steps) -> ir.Value:
