@@ -280,6 +280,10 @@ class Engine(ABC):
     def executed_precision(self) -> ExecutedPrecision:
         """The precision that runs, read back from what the runtime compiled."""
 
+    def executed_layers(self) -> ExecutedPrecision:
+        """The same, without the multiply-adds where these would be had by loading the model again."""
+        return self.executed_precision()
+
     def close(self) -> None:  # noqa: B027  # most engines have nothing to release
         """Releases the engine. It cannot run afterwards."""
 
@@ -324,7 +328,6 @@ class Runtime(ABC):
     extra: ClassVar[str]  # edgevit's extra that installs it
     precisions: ClassVar[tuple[Precision, ...]]
     builds_on_device: ClassVar[bool] = False  # a machine without the device makes the bundle without the engine
-    tells_precision_at_once: ClassVar[bool] = False  # an open engine knows what runs, and loads nothing again for it
     runs_on_device: ClassVar[bool] = False  # a machine without the device builds what it cannot run
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:
@@ -338,6 +341,15 @@ class Runtime(ABC):
     @abstractmethod
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         """Loads an artefact that `build` wrote. Raises BuildError where it cannot be loaded."""
+
+    def open_told(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
+        """An engine and the precision of its layers, for those who load it to work with it. Raises BuildError."""
+        engine = self.open(artifact, options)
+        try:
+            return engine, engine.executed_layers()
+        except BaseException:
+            engine.close()
+            raise
 
     def built_precision(self, artifact: Path) -> ExecutedPrecision | None:
         """What the build tells of the precision, for an engine that cannot run here; None where it tells nothing."""

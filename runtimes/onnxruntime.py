@@ -6,26 +6,16 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import (
-    Artifact,
-    BuildOptions,
-    Engine,
-    ExecutedPrecision,
-    Runtime,
-    Shape,
-    attention_multiply_adds,
-    available_cores,
-    by_precision,
-    convolution_multiply_adds,
-    product_multiply_adds,
-)
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
+from edgevit.runtimes.onnxruntime_layers import read_back
 from edgevit.tensors import Array, Dim, Precision, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
@@ -64,6 +54,11 @@ class OnnxRuntime(Runtime):
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         return OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimised=self.optimised)
 
+    def open_told(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
+        """The session notes its first inference, on zeros, so that no second one is loaded for it."""
+        engine = OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimised=self.optimised, noted=True)
+        return engine, engine.executed_layers()
+
 
 class OnnxFile(OnnxRuntime):
     """The ONNX file, read node by node with no optimisation: what the file itself says, as a judge reads it."""
@@ -82,60 +77,96 @@ class OnnxRuntimeEngine(Engine):
     """A session with the provider that was asked for, or none at all."""
 
     def __init__(
-        self, ort: Any, model: Path | bytes, options: BuildOptions, *, fmt: str = "ort", optimised: bool = True
+        self,
+        ort: Any,
+        model: Path | bytes,
+        options: BuildOptions,
+        *,
+        fmt: str = "ort",
+        optimised: bool = True,
+        noted: bool = False,
     ) -> None:
+        """`noted`: the session runs once, on zeros, and notes which layers ran."""
+        self._ort, self._optimised, self._precision = ort, optimised, options.precision
+        self._source = model if isinstance(model, bytes) else str(model)
+        self.fmt = fmt
+        self.batches = options.dynamic_batch
         settings = _settings(ort, optimised=optimised)
         settings.intra_op_num_threads = options.threads or available_cores()
         settings.inter_op_num_threads = 1
-        source = model if isinstance(model, bytes) else str(model)
-        try:
-            self._session = _session(ort, source, settings)
-        except Exception as error:  # the bindings raise one class a status, none public
-            where = "the graph" if isinstance(model, bytes) else str(model)
-            raise BuildError(f"ONNX Runtime cannot load {where}: {str(error).strip().splitlines()[0]}") from error
+        self._layers: ExecutedPrecision | None = None
+        if noted and self._tells:
+            self._session, profile = self._noted(settings, batch=self.batches.minimum if self.batches else 1)
+            self._layers = replace(read_back(profile), multiply_adds={})
+        else:
+            self._session = self._load(settings)
         if self._session.get_providers() != [PROVIDER]:
             raise BuildError(f"ONNX Runtime runs on {self._session.get_providers()}, not on {PROVIDER} alone")
-        self.fmt = fmt
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
-        self.batches = options.dynamic_batch
-        self._ort, self._source, self._optimised, self._precision = ort, source, optimised, options.precision
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names = [spec.name for spec in self.outputs]
-        try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
-        except Exception as error:
-            raise BuildError(f"ONNX Runtime failed to run: {str(error).strip().splitlines()[0]}") from error
+        return dict(zip(names, _run(self._session, names, feeds), strict=True))
+
+    @property
+    def _tells(self) -> bool:
+        """Nothing is claimed of a typed file that is only read for us: processors without fp16 emulate it."""
+        return self._optimised or self._precision == "fp32"
 
     def executed_precision(self) -> ExecutedPrecision:
-        """By the operators that the session runs, from its own profile of one inference on zeros.
-
-        Nothing is claimed of a typed file that is only read for us: processors without fp16 emulate it.
-        """
-        if not self._optimised and self._precision != "fp32":
+        """By the operators that a session like this one runs, from its own profile of one inference on zeros."""
+        if not self._tells:
             return ExecutedPrecision()
-        return by_precision(
-            (_precision_of(args), _multiply_adds(args)) for args in self._profile() if _multiplies(args["op_name"])
-        )
+        settings = _settings(self._ort, optimised=self._optimised)
+        # The same operators, in layouts that show their shapes: weights that are packed are not told at all, and
+        # convolutions in blocks of channels with their channels rounded up.
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+        batch = self.batches.optimum if self.batches else 1
+        return read_back(self._noted(settings, batch=batch, without=("NchwcTransformer",))[1])
 
-    def _profile(self) -> Iterator[Mapping[str, Any]]:
-        """What ONNX Runtime notes of each operator that it ran: `op_name`, `input_type_shape`, `output_type_shape`."""
+    def executed_layers(self) -> ExecutedPrecision:
+        return self.executed_precision() if self._layers is None else self._layers
+
+    def _noted(
+        self, settings: Any, *, batch: int, without: Sequence[str] = ()
+    ) -> tuple[Any, Iterable[Mapping[str, Any]]]:
+        """A session, and what it noted of one inference on zeros; it notes nothing of the later ones."""
         with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-            settings = _settings(self._ort, optimised=self._optimised)
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            # The same operators, in layouts that show their shapes: weights that are packed are not told at all, and
-            # convolutions in blocks of channels with their channels rounded up.
-            settings.add_session_config_entry("session.disable_prepacking", "1")
-            session = _session(self._ort, self._source, settings, without=("NchwcTransformer",))
-            batch = self.batches.optimum if self.batches else 1
-            session.run(None, {spec.name: np.zeros(spec.with_batch(batch), spec.dtype) for spec in self.inputs})
-            events = json.loads(Path(session.end_profiling()).read_text())
-        return (event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event.get("args", {}))
+            session = self._load(settings, without=without)
+            specs = [_spec(value) for value in session.get_inputs()]
+            _run(session, None, {spec.name: np.zeros(spec.with_batch(batch), spec.dtype) for spec in specs})
+            try:
+                return session, json.loads(Path(session.end_profiling()).read_text())
+            except (OSError, ValueError) as error:
+                raise BuildError(
+                    f"ONNX Runtime could not note in {folder} what it runs ({error}); is that disk full? "
+                    "Make room there, or name another place in TMPDIR"
+                ) from error
+
+    def _load(self, settings: Any, *, without: Sequence[str] = ()) -> Any:
+        # ONNX Runtime would quantise what a graph leaves in fp32 between quantised neighbours, by one scale a tensor.
+        disabled = ["WeightBiasQuantization", *without]
+        try:
+            return self._ort.InferenceSession(
+                self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled
+            )
+        except Exception as error:  # the bindings raise one class a status, none public
+            where = "the graph" if isinstance(self._source, bytes) else self._source
+            raise BuildError(f"ONNX Runtime cannot load {where}: {str(error).strip().splitlines()[0]}") from error
 
     def close(self) -> None:
         self._session = None
+
+
+def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+    try:
+        answers: list[Array] = session.run(names, dict(feeds))
+    except Exception as error:
+        raise BuildError(f"ONNX Runtime failed to run: {str(error).strip().splitlines()[0]}") from error
+    return answers
 
 
 def _settings(ort: Any, *, optimised: bool) -> Any:
@@ -144,53 +175,6 @@ def _settings(ort: Any, *, optimised: bool) -> Any:
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     return settings
-
-
-def _session(ort: Any, source: str | bytes, settings: Any, *, without: Sequence[str] = ()) -> Any:
-    # ONNX Runtime would quantise what a graph leaves in fp32 between quantised neighbours, by one scale a tensor.
-    disabled = ["WeightBiasQuantization", *without]
-    return ort.InferenceSession(source, settings, providers=[PROVIDER], disabled_optimizers=disabled)
-
-
-# Where an operator has its weights among its inputs, (M, C/groups, kH, kW) whatever the layout of the data.
-_CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-_PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "QGemm", "QLinearMatMul", "MatMulInteger",
-                       "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})  # fmt: skip
-_ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
-
-
-def _multiplies(op_name: str) -> bool:
-    return any(part in op_name for part in ("Conv", "MatMul", "Gemm", "Attention", "Einsum"))
-
-
-def _precision_of(args: Mapping[str, Any]) -> str:
-    """By the type that the operator reads: a float operator on what was dequantised is a float operator."""
-    name = str(args["op_name"])
-    types = [next(iter(entry)) for entry in args.get("input_type_shape", [])]
-    if name.startswith(("QLinear", "DynamicQuantize")) or "Integer" in name or types[:1] in (["uint8"], ["int8"]):
-        return "int8"
-    return {"float16": "fp16", "double": "fp64", "bfloat16": "bf16"}.get(types[0] if types else "float", "fp32")
-
-
-def _multiply_adds(args: Mapping[str, Any]) -> int | None:
-    """Of one operator, by the shapes that it ran on; None where they do not tell."""
-    name = str(args["op_name"])
-    inputs, outputs = _shapes(args.get("input_type_shape", ())), _shapes(args.get("output_type_shape", ()))
-    if not inputs or not outputs:
-        return None
-    if name in _CONVOLUTIONS and len(inputs) > _CONVOLUTIONS[name]:
-        weights = inputs[_CONVOLUTIONS[name]]
-        return convolution_multiply_adds(outputs[0], weights, weights[0]) if weights else None
-    if name in _PRODUCTS:
-        return product_multiply_adds(inputs[0], outputs[0])
-    if name in _ATTENTIONS and len(inputs) >= 3 and min(len(shape) for shape in inputs[:3]) >= 3:
-        return attention_multiply_adds(inputs[0], inputs[1], outputs[0])
-    return None
-
-
-def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[Shape]:
-    """Of the tensors of an operator in order; each entry has one shape, by its type."""
-    return [tuple(next(iter(entry.values()))) for entry in entries]
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import (
-    Artifact,
-    BuildOptions,
-    Engine,
-    ExecutedPrecision,
-    Runtime,
-    Shape,
-    attention_multiply_adds,
-    available_cores,
-    by_precision,
-    convolution_multiply_adds,
-    product_multiply_adds,
-)
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
+from edgevit.runtimes.openvino_layers import operators, read_back
 from edgevit.tensors import Array, Dim, Precision, TensorSpec
 
 DEVICE = "CPU"
-_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "f64": "fp64"}
-_CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
-_PRODUCTS = frozenset({"FullyConnected", "MatMul"})
-_ATTENTIONS = frozenset({"ScaledAttn", "MHA", "ScaledDotProductAttention"})
-_MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | _ATTENTIONS | {"Deconvolution"}
-# Several operators compiled into one layer: what multiplies in it is told by their names alone.
-_COMPILED = "Subgraph"
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -118,16 +100,19 @@ class OpenVinoEngine(Engine):
         unknown where they are not those of the graph.
         """
         source = self._source()
-        asked = _operators(source)
-        found = _read_back(self._compiled, asked)
+        asked = operators(source)
+        found = read_back(self._compiled, asked)
         if self.batches is not None or "CACHE_DIR" in self._settings:
             settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
-            anew = _read_back(self._ov.Core().compile_model(source, DEVICE, settings), asked)
+            anew = read_back(self._ov.Core().compile_model(source, DEVICE, settings), asked)
             same = anew.layers.keys() == found.layers.keys()
             found = replace(found, multiply_adds=anew.multiply_adds if same else {})
         total = sum(operator.multiply_adds or 0 for operator in asked.values())
         counted = sum(found.multiply_adds.values())
         return found if abs(counted - total) <= 0.02 * total else replace(found, multiply_adds={})
+
+    def executed_layers(self) -> ExecutedPrecision:
+        return replace(read_back(self._compiled, operators(self._source())), multiply_adds={})
 
     def _source(self) -> Any:
         """The graph that was compiled, with all its shapes known."""
@@ -141,73 +126,6 @@ class OpenVinoEngine(Engine):
 
     def close(self) -> None:
         self._request = self._compiled = None
-
-
-class _Operator(NamedTuple):
-    products: int
-    multiply_adds: int | None  # None where the shapes do not tell
-
-
-def _operators(model: Any) -> dict[str, _Operator]:
-    """The operators of a graph that multiply, by name."""
-    found = {}
-    for node in model.get_ops():
-        kind = node.get_type_name()
-        if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
-            kind = "Deconvolution"
-        if kind in _MULTIPLYING:
-            products = 2 if kind in _ATTENTIONS else 1
-            found[node.get_friendly_name()] = _Operator(products, _multiply_adds(kind, node))
-    return found
-
-
-def _read_back(compiled: Any, asked: Mapping[str, _Operator]) -> ExecutedPrecision:
-    """What a compiled model runs; `asked` has the graph's operators by name."""
-    return by_precision(_layers(compiled.get_runtime_model(), asked))
-
-
-def _layers(model: Any, asked: Mapping[str, _Operator]) -> Iterator[tuple[str, int | None]]:
-    """The precision and the multiply-adds of each layer that multiplies."""
-    for node in model.get_ops():
-        info = {name: str(value.astype(str)) for name, value in node.get_rt_info().items()}
-        kind, runs = info["layerType"], info["runtimePrecision"]
-        precision = _PRECISIONS.get(runs.lower(), runs)
-        if kind in _MULTIPLYING - _ATTENTIONS:
-            yield precision, _multiply_adds(kind, node)
-        elif kind in _ATTENTIONS or kind == _COMPILED:
-            inside = [asked[name] for name in info["originalLayersNames"].split(",") if name in asked]
-            counts = [operator.multiply_adds for operator in inside]
-            if kind == _COMPILED and precision == "int8" and not _multiplies_int8(node, inside):
-                precision = "fp32"
-            if inside or kind in _ATTENTIONS:
-                yield precision, None if None in counts else sum(count or 0 for count in counts)
-
-
-def _multiplies_int8(node: Any, inside: Sequence[_Operator]) -> bool:
-    """Whether all that several products in one layer multiply comes in 8 bits; one such input makes the plugin call the
-    whole layer so, with the others in fp32."""
-    types = [port.get_element_type().to_string() for port in node.inputs()]
-    return sum(name in ("i8", "u8") for name in types) > sum(operator.products for operator in inside)
-
-
-def _multiply_adds(kind: str, node: Any) -> int | None:
-    """Of an operator or a layer, by its shapes: data are (N, C, ...) whatever their layout in memory."""
-    inputs, out = [_shape(port) for port in node.inputs()], _shape(node.output(0))
-    data, other = inputs[0], inputs[1] if len(inputs) > 1 else None
-    if data is None or other is None or out is None:
-        return None
-    if kind in _CONVOLUTIONS:
-        return convolution_multiply_adds(out, other, out[1])
-    if kind == "Deconvolution":
-        return convolution_multiply_adds(data, other, data[1])
-    if kind in _PRODUCTS:
-        return product_multiply_adds(data, out)
-    return attention_multiply_adds(data, other, out)
-
-
-def _shape(port: Any) -> Shape | None:
-    partial = port.get_partial_shape()
-    return tuple(int(size) for size in partial.to_shape()) if partial.is_static else None
 
 
 def _require_whole(ov: Any, xml: Path, weights: Path) -> None:

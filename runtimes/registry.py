@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.errors import MissingError, unknown_name
-from edgevit.runtimes.base import Engine, ExecutedPrecision, OnPhase, Runtime
+from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase, Runtime
 from edgevit.runtimes.bundle import Bundle
 
 # format: file and class
@@ -51,29 +51,34 @@ def load_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
     Raises MissingError where it has yet to be built on the device, PrecisionError where the manifest contradicts
     itself.
     """
+    path, options = _engine_of(bundle, threads=threads, cache_dir=cache_dir)
+    return get_runtime(bundle.fmt).open(path, options)
+
+
+def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
+    """The engine of a bundle, to work with. Raises MissingError where it has yet to be built on the device.
+
+    Raises PrecisionError where another precision runs than was asked for: by the manifest, and by the layers of the
+    engine itself. Those who judge an engine ask for more, which may load the model again: `require_precision`.
+    """
+    path, options = _engine_of(bundle, threads=threads, cache_dir=cache_dir)
+    engine, executed = get_runtime(bundle.fmt).open_told(path, options)
+    try:
+        executed.require(options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _engine_of(bundle: Bundle, *, threads: int | None, cache_dir: Path | None) -> tuple[Path, BuildOptions]:
+    """The file to open and how, of a bundle that says nothing else of its precision than was asked for."""
     if bundle.engine_path is None:
         raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
     options = replace(bundle.options, threads=threads, cache_dir=cache_dir)
     said = f"{bundle.fmt}, by the manifest of {bundle.name},"
     bundle.recorded_precision.require(options.precision, runtime=said, expected=bundle.asked_share)
-    return get_runtime(bundle.fmt).open(bundle.engine_path, options)
-
-
-def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
-    """The engine of a bundle. Raises MissingError where it has yet to be built on the device.
-
-    Raises PrecisionError where another precision runs than was asked for: by the manifest, and by the engine itself
-    where it tells at once. ONNX Runtime and OpenVINO tell only once they have loaded or read the model a second time,
-    which is for those to wait for who judge an engine: `require_precision`.
-    """
-    engine = load_engine(bundle, threads=threads, cache_dir=cache_dir)
-    if get_runtime(bundle.fmt).tells_precision_at_once:
-        try:
-            require_precision(bundle, engine)
-        except BaseException:
-            engine.close()
-            raise
-    return engine
+    return bundle.engine_path, options
 
 
 def require_precision(bundle: Bundle, engine: Engine) -> ExecutedPrecision:

@@ -34,7 +34,6 @@ class TensorRt(Runtime):
     extra: ClassVar[str] = "trt"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
     builds_on_device: ClassVar[bool] = True
-    tells_precision_at_once: ClassVar[bool] = True
     runs_on_device: ClassVar[bool] = True
 
     def load(self) -> ModuleType:

@@ -42,7 +42,6 @@ class TensorRtRtx(Runtime):
     extra: ClassVar[str] = "trt-rtx"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
     runs_on_device: ClassVar[bool] = True
-    tells_precision_at_once: ClassVar[bool] = True
 
     def build(self, model: Path, folder: Path, options: BuildOptions, *, timeout_s: float = TIMEOUT_S) -> Artifact:
         """Compiles in a child process. Refuses a graph that the parser gives another meaning than ONNX does."""

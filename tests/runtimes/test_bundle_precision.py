@@ -54,8 +54,8 @@ def test_a_manifest_that_contradicts_itself_is_status_9(
 
 
 @pytest.mark.parametrize("fmt", ["ort", "openvino"])
-@pytest.mark.parametrize("command", ["verify", "latency", "eval"])
-def test_an_engine_that_is_not_what_its_manifest_says_is_status_9_where_it_is_judged(
+@pytest.mark.parametrize("command", ["verify", "run", "latency", "eval"])
+def test_an_engine_that_is_not_what_its_manifest_says_is_status_9(
     command: str,
     fmt: str,
     made: Callable[[str], Bundle],
@@ -63,15 +63,16 @@ def test_an_engine_that_is_not_what_its_manifest_says_is_status_9_where_it_is_ju
     labelled: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`run` and `load` would have to load it twice to see that."""
     own = Bundle.open(shutil.copytree(made(fmt).path, tmp_path / "own"))
     say(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
     assert main(arguments(command, own, labelled)) == 9
     assert "int8 was asked for and" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(PrecisionError, match="int8 was asked for and"):
+        edgevit.load(own)
 
 
 class Halved(Engine):
-    """An engine that tells at once that it runs in fp16."""
+    """An engine that runs in fp16."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -87,7 +88,7 @@ class Halved(Engine):
 
 
 @pytest.mark.parametrize("fmt", ["trt", "trt-rtx"])
-def test_an_engine_that_tells_at_once_is_not_opened_in_another_precision(
+def test_an_engine_of_a_gpu_is_not_opened_in_another_precision(
     fmt: str, made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither runs on a machine without a GPU, so that an engine of our own stands for theirs."""

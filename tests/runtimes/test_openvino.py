@@ -1,14 +1,17 @@
-"""What OpenVINO does besides: it must not report home."""
+"""What is OpenVINO's own: it must not report home, and it keeps a cache."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.registry import get_runtime
 
 # A process of its own, as the telemetry starts with the first import of OpenVINO.
 BUILD = """
@@ -32,3 +35,16 @@ def test_nothing_is_reported_home(made: Callable[[str], Bundle]) -> None:
     model = made("onnx").model_path
     done = subprocess.run([sys.executable, "-c", BUILD, str(model)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_from_the_cache_tells_its_layers(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+    path, options = made("openvino").engine_path, BuildOptions(cache_dir=tmp_path)
+    assert path is not None
+    told = []
+    for _ in range(2):
+        engine, layers = get_runtime("openvino").open_told(path, options)
+        told.append(layers)
+        engine.close()
+    assert list(tmp_path.iterdir()) != []
+    assert told[0] == told[1]
+    assert dict(told[0].layers) == {"fp32": 23}

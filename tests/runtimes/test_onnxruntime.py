@@ -1,0 +1,69 @@
+"""What is ONNX Runtime's own: it tells what it runs by noting it, in a file, while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import edgevit
+from edgevit.errors import BuildError
+from edgevit.runtimes.bundle import Bundle
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The sessions that are made."""
+    made: list[Any] = []
+    session = onnxruntime.InferenceSession
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(session(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    return made
+
+
+def test_a_model_is_loaded_once_and_tells_its_layers(made: Callable[[str], Bundle], sessions: list[Any]) -> None:
+    bundle = made("ort")
+    sessions.clear()
+    with edgevit.load(bundle) as engine:
+        assert dict(engine.executed_layers().layers) == {"fp32": 23}
+        assert len(sessions) == 1
+        assert sessions[0].get_session_options().enable_profiling
+        engine.run({engine.inputs[0].name: np.zeros((1, 3, 32, 32), np.float32)})
+        assert sessions[0].end_profiling() == ""  # nothing is noted any more
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # bytes a file
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_notes_that_cannot_be_written_are_said(made: Callable[[str], Bundle]) -> None:
+    bundle = made("ort")
+    with (
+        full_disk(),
+        pytest.raises(BuildError, match="is that disk full[?] Make room there, or name another place in TMPDIR"),
+    ):
+        edgevit.load(bundle)
+
+
+def test_no_notes_are_left(made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = made("ort")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with edgevit.load(bundle) as engine:
+        engine.executed_precision()
+    assert list(tmp_path.iterdir()) == []
