@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ class OpenVino(Runtime):
         start = time.perf_counter()
         xml, weights = folder / "model.xml", folder / "model.bin"
         try:
-            converted = ov.convert_model(model)
+            converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # a path would be taken apart at its commas
         except Exception as error:  # OpenVINO raises RuntimeError and its own kinds
             raise BuildError(f"OpenVINO cannot convert {model.name}: {_line(error)}") from error
         try:

@@ -1,7 +1,8 @@
-"""What is OpenVINO's own: it must not report home, and it keeps a cache."""
+"""What is OpenVINO's own: it must not report home, and it takes paths apart."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,15 @@ def test_nothing_is_reported_home(made: Callable[[str], Bundle]) -> None:
     model = made("onnx").model_path
     done = subprocess.run([sys.executable, "-c", BUILD, str(model)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_comma_in_a_path_is_a_part_of_it(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+    folder = tmp_path / "one, two"
+    folder.mkdir()
+    model = Path(shutil.copy(made("onnx").model_path, folder))
+    runtime, options = get_runtime("openvino"), BuildOptions()
+    with runtime.open(runtime.build(model, folder, options).path, options) as engine:
+        assert engine.inputs[0].name == "images"
 
 
 def test_a_model_from_the_cache_tells_its_layers(made: Callable[[str], Bundle], tmp_path: Path) -> None:
