@@ -523,11 +523,12 @@ def _print(part: RenderableType, arguments: Arguments) -> None:
     if arguments.json == "-":
         return
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(markup=False, emoji=False)  # brackets and colons stand in paths and names
     if not console.is_terminal:
         console = Console(width=140, markup=False, emoji=False)
-    console.print(part)
+    console.print(part, soft_wrap=isinstance(part, Text))  # a command in a line of text is whole when it is copied
 
 
 def _finish(arguments: Arguments, result: dict[str, Any], *, last_line: str | None = None) -> None:

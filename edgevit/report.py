@@ -311,7 +311,7 @@ def answer_parts(answers: Iterable[Answer]) -> list[RenderableType]:
         table = Table(box=None, show_header=False)
         for _, name, probability in answer.top:
             table.add_row(f"{probability:6.1%}", name)
-        parts += [Text(str(answer.image), no_wrap=True, overflow="ignore"), table]
+        parts += [Text(str(answer.image)), table]
     return parts
 
 

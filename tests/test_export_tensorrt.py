@@ -40,6 +40,7 @@ def test_trt_makes_the_bundle_but_the_engine(tmp_path: Path, capsys: pytest.Capt
     assert trtexec.startswith("trtexec --onnx=")
     assert "--stronglyTyped" in trtexec
     assert "--optShapes=images:2x3x32x32" in trtexec
+    assert any(line.endswith(trtexec) for line in printed.out.splitlines())  # whole, to be pasted
     with pytest.raises(MissingError, match="holds no engine yet"):
         edgevit.load(path)
     for command in ("verify", "build", "latency"):
