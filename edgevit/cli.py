@@ -234,9 +234,10 @@ def lint_command(arguments: Arguments) -> int:
     from edgevit.export.graph import OnnxGraph
     from edgevit.export.lint import has_errors, lint
     from edgevit.export.lint_targets import parse_target
+    from edgevit.runtimes.bundle import model_file
 
     target = parse_target(arguments.target)
-    findings = lint(OnnxGraph.load(arguments.file), target)
+    findings = lint(OnnxGraph.read(model_file(arguments.file)), target)
     for part in lint_report.lint_parts(findings, target):
         _print(part, arguments)
     _finish(arguments, lint_report.lint_json(findings, target))
@@ -249,11 +250,8 @@ def plan_command(arguments: Arguments) -> int:
     from edgevit.runtimes.bundle import model_file
     from edgevit.runtimes.kernel_plan import plan
 
-    plans = [
-        plan(model_file(path), compute_capability=arguments.sm)
-        for path in (arguments.file, arguments.compare)
-        if path is not None
-    ]
+    files = [model_file(path) for path in (arguments.file, arguments.compare) if path is not None]
+    plans = [plan(file, compute_capability=arguments.sm) for file in files]
     parts = plan_report.plan_parts(plans[0]) if len(plans) == 1 else plan_report.comparison_parts(plans[0], plans[1])
     for part in parts:
         _print(part, arguments)
@@ -436,7 +434,7 @@ def _add_latency(commands: Any) -> None:
 
 def _add_lint(commands: Any) -> None:
     parser = commands.add_parser("lint", help="what will hurt a target, before a long build")
-    parser.add_argument("file", type=Path, metavar="FILE.onnx")
+    parser.add_argument("file", type=Path, metavar="FILE.onnx|BUNDLE")
     parser.add_argument("--target", required=True, metavar="TARGET", help="trt, trt:10.3 (a version), openvino or ort")
     parser.set_defaults(command=lint_command)
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgevit.errors import ExportError
+from edgevit.errors import ExportError, UsageError
 from edgevit.tensors import Array, Dim, TensorSpec
 
 CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # how (N, C, H, W) is turned, and turned back
@@ -107,6 +107,39 @@ class OnnxGraph:
             raise ExportError(f"cannot read {path}: {error}") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several kinds
             raise ExportError(f"{path} is not an ONNX model or is damaged: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> OnnxGraph:
+        """A user's ONNX file; weights that lie in files beside it are read when they are looked at.
+
+        Raises UsageError where it is missing, broken, without a graph, or without a part of itself.
+        """
+        try:
+            graph = cls(ir.load(path))
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror or error}; give an ONNX file or a bundle") from error
+        except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several kinds
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{path} is not an ONNX model or is damaged ({reason}); export it again") from error
+        if fault := _fault(graph.model):
+            raise UsageError(f"{path} is not a whole ONNX model: {fault}; export it again")
+        return graph
+
+
+def _fault(model: ir.Model) -> str | None:
+    """What a model lacks of itself; an empty file, for one, is a model with nothing in it."""
+    if not model.graph.outputs:
+        return "there is no graph in it"
+    if "" not in model.opset_imports and any(not node.domain for node in model.graph.all_nodes()):
+        return "it names no opset"
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.graph is None and value.producer() is None:
+                return f"{node.name or node.op_type} reads {value.name!r}, which nothing makes"
+    for weight in model.graph.initializers.values():
+        if isinstance(weight.const_value, ir.ExternalTensor) and not Path(weight.const_value.path).is_file():
+            return f"the weight {weight.name!r} is not where it says ({weight.const_value.path})"
+    return None
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -155,7 +155,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def model_file(path: Path) -> Path:
-    """The ONNX file that `path` names: itself, or the one inside a bundle, once the bundle is seen to be whole."""
+    """The ONNX file that `path` names: itself, or the one inside a bundle, once the bundle is seen to be whole.
+
+    Raises UsageError where there is neither, BundleError where the bundle is not whole.
+    """
+    if not path.exists():
+        raise UsageError(f"no ONNX file and no bundle at {path}; make one: edgevit export MODEL --fmt onnx")
     return Bundle.open(path).model_path if path.is_dir() else path
 
 
