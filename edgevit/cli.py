@@ -262,17 +262,19 @@ def plan_command(arguments: Arguments) -> int:
 def doctor_command(arguments: Arguments) -> int:
     """Tells what this machine has and what it lacks."""
     from edgevit import report
+    from edgevit.engines import usable_version
     from edgevit.latency.environment import Environment
     from edgevit.runtimes.registry import FORMATS, get_runtime
 
     environment = Environment.capture()
-    versions = [(runtime, runtime.version()) for runtime in map(get_runtime, FORMATS)]
+    versions = [(runtime, *usable_version(runtime)) for runtime in map(get_runtime, FORMATS)]
     _print(report.doctor_table(environment, versions), arguments)
     _finish(
         arguments,
         {
             "environment": environment.to_json(),
-            "runtimes": {runtime.fmt: version for runtime, version in versions},
+            "runtimes": {runtime.fmt: version for runtime, version, _ in versions},
+            "unusable": {runtime.fmt: why for runtime, version, why in versions if version is None},
         },
     )
     return 0
@@ -372,7 +374,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--sm", type=_capabilities, metavar="N[,N]", help="GPUs for trt-rtx: 86,89,120 (default: portable)"
     )
-    parser.add_argument("--trt-version", default="10.3", metavar="V", help="TensorRT on the device (default 10.3)")
+    parser.add_argument(
+        "--trt-version",
+        metavar="V",
+        help="TensorRT on the device (default: this machine's, or 10.3 where it builds none)",
+    )
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory that a TensorRT builder may use")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the bundles go (default: here)")
     parser.add_argument(

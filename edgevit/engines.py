@@ -41,7 +41,7 @@ class Built:
             "runtime": {
                 "fmt": self.runtime.fmt,
                 "name": self.runtime.title,
-                "version": self.runtime.version(),
+                "version": usable_version(self.runtime)[0],
                 "engine_files": [file.relative_to(folder).as_posix() for file in self.artifact.files]
                 if self.artifact
                 else [],
@@ -50,6 +50,18 @@ class Built:
             },
             "precision": precision_json(options.precision, self.precision),
         }
+
+
+def usable_version(runtime: Runtime) -> tuple[str | None, str]:
+    """The version of the runtime that works here; None, and why, where it is absent, broken or of a refused version."""
+    try:
+        version = runtime.version()
+        if version is None:
+            return None, f"missing: pip install 'edgevit[{runtime.extra}]'"
+        runtime.load()  # its files may be there and what they need not
+    except MissingError as error:
+        return None, str(error)
+    return version, ""
 
 
 def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOptions) -> Built:

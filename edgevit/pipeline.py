@@ -46,6 +46,7 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
     Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
     """
     clock = StageClock(progress)
+    recipe = recipe.for_machine()
     runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
     for runtime in runtimes:  # what is missing or in the way is said before the long work, not after it
         if not runtime.builds_on_device:
@@ -159,11 +160,13 @@ def _steps(graph: OnnxGraph, recipe: Recipe, bundle: Path) -> DeviceSteps:
 
     Raises ExportError with the first thing that it does not.
     """
-    for finding in lint(graph, parse_target(f"trt:{recipe.trt_version}")):
+    target = parse_target(f"trt:{recipe.target_version}")
+    for finding in lint(graph, target):
         if finding.level == "error":
-            where = f"TensorRT {recipe.trt_version} cannot build {finding.node}"
+            module = f" (PyTorch module {finding.module})" if finding.module else ""
+            where = f"the graph is not fit for {target}, at {finding.node}{module}"
             raise ExportError(f"{where}: {finding.why}; {finding.remedy}")
-    return device_steps(bundle, recipe.options, recipe.trt_version, inputs=graph.inputs)
+    return device_steps(bundle, recipe.options, recipe.target_version, inputs=graph.inputs)
 
 
 def _judge(

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from edgevit.errors import UsageError
+from edgevit.engines import usable_version
+from edgevit.errors import MissingError, UsageError
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.lint_targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
 from edgevit.latency.measure import MeasurePlan
 from edgevit.report import StageTime
+from edgevit.runtimes import cuda
 from edgevit.runtimes.base import BuildOptions, Runtime
+from edgevit.runtimes.registry import get_runtime
+from edgevit.runtimes.tensorrt_plan import supported_line
 from edgevit.tensors import Array
 
 NEWEST_ON_JETPACK_6 = "10.3"
@@ -39,7 +43,8 @@ class Recipe:
     calib: Calibration | None = None
     eval: Path | None = None  # labelled images that a lower precision is judged on
     max_drop: float | None = None  # of top-1, as a share; None: MAX_DROP where `eval` tells it
-    trt_version: str = NEWEST_ON_JETPACK_6  # what a graph for TensorRT is linted against, and lowered for
+    # What a graph for TensorRT is linted against, and lowered for; None: that of this machine, or NEWEST_ON_JETPACK_6.
+    trt_version: str | None = None
     verify: bool = True
     latency: bool = True
     # Enough for a p90; `edgevit latency` measures longer.
@@ -54,7 +59,18 @@ class Recipe:
             raise UsageError("--sm names the GPUs that --fmt trt-rtx compiles for; leave it out")
         if self.opset is not None and not OLDEST_OPSET <= self.opset <= CAPTURE_OPSET:
             raise UsageError(f"--opset is one of {OLDEST_OPSET} to {CAPTURE_OPSET}, not {self.opset}")
+        if self.trt_version is not None:
+            self._check_trt_version(self.trt_version)
         self._check_precision()
+
+    def _check_trt_version(self, version: str) -> None:
+        if "trt" not in self.formats:
+            raise UsageError("--trt-version is for --fmt trt; leave it out")
+        parse_version(version)
+        try:
+            supported_line(version)
+        except MissingError as error:
+            raise UsageError(str(error)) from error
 
     def _check_precision(self) -> None:
         if self.options.precision == "fp32":
@@ -83,9 +99,21 @@ class Recipe:
 
     def opset_for(self, fmt: str) -> int | None:
         """The opset asked for; that which an old TensorRT reads, where the bundle is for one."""
-        if self.opset is None and fmt == "trt" and parse_version(self.trt_version) < (10, 0):
+        if self.opset is None and fmt == "trt" and parse_version(self.target_version) < (10, 0):
             return OLDEST_OPSET
         return self.opset
+
+    @property
+    def target_version(self) -> str:
+        """The TensorRT that the bundle is for."""
+        return self.trt_version or NEWEST_ON_JETPACK_6
+
+    def for_machine(self) -> Recipe:
+        """The recipe, for the TensorRT of this machine where it builds with one and no other is asked for."""
+        if "trt" not in self.formats or self.trt_version is not None or not cuda.has_gpu():
+            return self
+        version, _ = usable_version(get_runtime("trt"))
+        return self if version is None else replace(self, trt_version=".".join(version.split(".")[:2]))
 
 
 class StageClock:

@@ -315,7 +315,8 @@ def answer_parts(answers: Iterable[Answer]) -> list[RenderableType]:
     return parts
 
 
-def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str | None]]) -> Table:
+def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str | None, str]]) -> Table:
+    """What the machine is, and each runtime with its version, or with why there is none."""
     table = _table("This machine", "what", "found")
     table.columns[1].justify = "left"
     facts = {
@@ -331,9 +332,8 @@ def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str
     }
     for name, value in facts.items():
         table.add_row(name, value)
-    for runtime, version in versions:
-        missing = f"missing: pip install 'edgevit[{runtime.extra}]'"
-        table.add_row(f"--fmt {runtime.fmt}", f"{runtime.title} {version}" if version else missing)
+    for runtime, version, why in versions:
+        table.add_row(f"--fmt {runtime.fmt}", f"{runtime.title} {version}" if version else why)
     return table
 
 

@@ -43,6 +43,16 @@ _CALLS: dict[str, Sequence[Any]] = {
 }
 
 
+def has_gpu() -> bool:
+    """Whether there is a GPU here; nothing is set up on it."""
+    try:
+        driver = _load_driver()
+    except MissingError:
+        return False
+    found = ctypes.c_int()
+    return bool(driver.cuInit(0) == _SUCCESS and driver.cuDeviceGet(ctypes.byref(found), 0) == _SUCCESS)
+
+
 class Device:
     """A GPU and one stream on it. It shares the context in which CUDA's runtime, and so TensorRT, works.
 

@@ -294,6 +294,33 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         assert "pip install 'edgevit[trt]'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("module", "line", "words"),
+    [
+        ("tensorrt", "raise ImportError('libnvinfer.so.10: cannot open shared object file')", "libnvinfer.so.10"),
+        ("tensorrt", "__version__ = '8.5.2.2'", "JetPack 5"),
+        ("tensorrt_rtx", "raise ImportError('libtensorrt_rtx.so.1: cannot open')", "libtensorrt_rtx.so.1"),
+    ],
+)
+def test_doctor_tells_of_a_runtime_that_is_there_and_does_not_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    line: str,
+    words: str,
+) -> None:
+    (tmp_path / f"{module}.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    del sys.modules[module]  # imported anew, and forgotten after the test
+    assert status("doctor", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    fmt = "trt" if module == "tensorrt" else "trt-rtx"
+    assert found["runtimes"][fmt] is None
+    assert words in found["unusable"][fmt]
+
+
 def test_json_that_cannot_be_written(one_line: Callable[[], str], tmp_path: Path) -> None:
     """Said before the work, which would have been for nothing."""
     arguments = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(tmp_path / "out")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from torch import nn
 import edgevit
 from edgevit.cli import main
 from edgevit.errors import BundleError, ExportError, MissingError, UsageError
+from edgevit.recipe import Recipe
+from edgevit.runtimes import cuda
 from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.tensorrt import TensorRt
 
 needs_no_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed: this machine may build engines"
@@ -51,6 +55,58 @@ def test_trt_makes_the_bundle_but_the_engine(tmp_path: Path, capsys: pytest.Capt
         assert main([command, str(path)]) == 3
 
 
+@pytest.mark.parametrize(
+    "line", ["raise ImportError('libnvinfer.so.10: cannot open shared object file')", "__version__ = '8.5.2.2'"]
+)
+def test_a_tensorrt_that_does_not_work_here_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    (tmp_path / "tensorrt.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    del sys.modules["tensorrt"]  # imported anew, and forgotten after the test
+    export = ["export", "shiftvit_cifar10", "--fmt", "trt", "--no-verify", "--out", str(tmp_path)]
+    assert main(export) == 3
+    manifest = json.loads((tmp_path / "shiftvit_cifar10-fp32-trt" / "manifest.json").read_text())
+    assert manifest["runtime"]["version"] is None
+    assert manifest["build"]["missing"]
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("8.5", "JetPack 5"), ("9.3", "not with 9.3"), ("7.2", "no TensorRT version"), ("banana", "no TensorRT version")],
+)
+def test_a_version_that_no_bundle_is_made_for_is_refused_at_the_door(version: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):  # status 3 is that of a bundle which was made
+        Recipe(formats=("trt",), trt_version=version)
+
+
+def test_a_version_of_tensorrt_is_for_tensorrt() -> None:
+    with pytest.raises(UsageError, match="--trt-version is for --fmt trt"):
+        Recipe(formats=("ort", "trt-rtx"), trt_version="10.3")
+
+
+@pytest.mark.parametrize(
+    ("here", "gpu", "asked", "target", "opset"),
+    [
+        ("8.6.2", True, None, "8.6", 17),
+        ("10.16.2.10", True, None, "10.16", 20),
+        ("8.6.2", True, "10.3", "10.3", 20),
+        ("11.4.0", False, None, "10.3", 20),  # a workstation, which builds nothing
+    ],
+)
+def test_the_graph_is_for_the_tensorrt_that_builds_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str, gpu: bool, asked: str | None, target: str, opset: int
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(f"__version__ = {here!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    del sys.modules["tensorrt"]
+    monkeypatch.setattr(TensorRt, "version", lambda _runtime: here)
+    monkeypatch.setattr(cuda, "has_gpu", lambda: gpu)
+    recipe = Recipe(formats=("ort", "trt"), trt_version=asked).for_machine()
+    assert recipe.target_version == target
+    assert (recipe.opset_for("trt") or 20) == opset
+
+
 class InPlace(nn.Module):
     """A sliced assignment: ScatterND in the data path."""
 
@@ -61,7 +117,7 @@ class InPlace(nn.Module):
 
 
 def test_what_the_target_cannot_parse_is_refused_before_the_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="ScatterND"):
+    with pytest.raises(ExportError, match=r"not fit for TensorRT 10\.3, at /ScatterND.*torch\.cat"):
         edgevit.export(InPlace(), example_input=torch.rand(1, 4), fmt="trt", out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
