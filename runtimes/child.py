@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ Json: TypeAlias = dict[str, Any]
 
 _REQUEST, _REPORT, _STDERR = "request.json", "report.json", "stderr.txt"
 _STEP = "edgevit step: "  # what NVIDIA's libraries print stands on stdout too
+_NO_MEMORY = re.compile(r"bad_alloc|MemoryError|cannot allocate memory|failed to map segment", re.IGNORECASE)
 _DISK_FULL = 73  # the exit status of a child that could not write; by its own words on stderr
 
 
@@ -75,6 +77,8 @@ def run(
         )
     if status != 0:
         raise BuildError(_death(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
+    if not (folder / _REPORT).exists():  # a library that ends its process takes the report along
+        raise BuildError(_death(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
     answer: Json = json.loads((folder / _REPORT).read_text("utf-8"))
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])
@@ -95,7 +99,8 @@ def _started(job: Job, folder: Path, stderr: IO[bytes]) -> Iterator[subprocess.P
 
 def _start(job: Job, folder: Path, stderr: IO[bytes]) -> subprocess.Popen[str]:
     root = str(Path(edgevit.__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    paths = [root, *map(os.path.abspath, given)]  # the child has a folder of its own
     try:
         return subprocess.Popen(
             [sys.executable, "-m", job.module, str(folder.resolve())],
@@ -140,6 +145,8 @@ def _death(job: Job, status: int, stderr: str) -> str:
     if status == -signal.SIGKILL:
         return f"{job.process} was killed, as systems do when memory runs out; {job.when_killed}"
     last = f" ({lines[-1]})" if lines else ""
+    if _NO_MEMORY.search(stderr):
+        return f"{job.process} ran out of memory{last}; {job.when_killed}"
     if status < 0:
         return f"{job.process} crashed with {_signal_name(-status)}{last}; {job.when_crashed}"
     return f"{job.process} ended with status {status}{last}; {job.when_broken}"

@@ -34,6 +34,9 @@ _REMEDIES = (
     ("Turing", "leave 75 out of --sm, or ask for --precision fp16"),
     ("ONNX model|in the file", "export it again"),
     ("does not compile for compute capability", "name another, or install another version"),
+    ("bad_alloc|out of memory|OutOfMemory", "free some memory, or build for fewer compute capabilities at once"),
+    ("only the batch may be dynamic", "give every other dimension a number"),
+    ("a range was asked for", "or ask for the one batch that it has"),
 )
 
 
@@ -132,7 +135,10 @@ def _reason(text: str) -> str:
     joined = re.sub(r"^(\w+::\w+: )?Error Code \d+: (API Usage Error|Myelin|Internal Error) ?\(?", "", joined)
     joined = re.sub(r"^\[[^\]]*\] ", "", joined)
     joined = re.sub(r"Assertion failed: .*?: ", "", joined, count=1).strip(" .)")
-    return "this operator is not supported" if joined in ("", "false") else joined
+    joined = re.sub(r'^[^"]* && "([^"]*)"$', r"\1", joined).strip(" .")  # an assertion's own words
+    if joined in ("", "false") or re.search(r"Plugin not found|not found in plugin registry", joined):
+        return "this operator is not supported"
+    return joined
 
 
 def _remedy(reason: str) -> str:
@@ -151,7 +157,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _work(request: Json, folder: Path, _on_phase: OnPhase) -> Json:
-    return _build(importlib.import_module(MODULE), request, folder / _ENGINE)
+    try:
+        trt = importlib.import_module(MODULE)
+    except ImportError as error:  # its files are there, and what they need is not
+        raise MissingError(f"TensorRT-RTX does not load here ({error}); {INSTALL}") from error
+    return _build(trt, request, folder / _ENGINE)
 
 
 def _build(trt: Any, request: Json, target: Path) -> Json:

@@ -40,12 +40,22 @@ def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
         os.kill(os.getpid(), request["signal"])
     if "breaks" in request:
         raise RuntimeError("half of it is missing")
+    if "ends" in request:
+        os._exit(request["ends"])
+    if "takes" in request:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # stands for a machine without that much
+        bytearray(request["takes"])
     if "bytes" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))  # stands for a disk that is full
         (folder / "model.engine").write_bytes(b"x" * request["bytes"])
     time.sleep(request.get("sleep_s", 0))
     score = Path("/proc/self/oom_score_adj")
-    return {"pid": os.getpid(), "oom_score": int(score.read_text()) if score.exists() else 1000, "path": sys.path[0]}
+    return {
+        "pid": os.getpid(),
+        "oom_score": int(score.read_text()) if score.exists() else 1000,
+        "path": sys.path[0],
+        "paths": sys.path,
+    }
 
 
 def alive(pid: int) -> bool:
@@ -61,6 +71,16 @@ def test_a_report_comes_back_from_another_process(tmp_path: Path) -> None:
     assert report["pid"] != os.getpid()
     assert report["oom_score"] == 1000  # where memory runs out, it goes before this process
     assert Path(report["path"]) == tmp_path  # no stray module of the user's folder is taken for a library
+
+
+def test_a_path_that_the_user_gave_leads_to_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), "libraries", ""]))
+    (tmp_path / "child").mkdir()
+    paths = child.run(JOB, {}, tmp_path / "child")["paths"]
+    assert str(tmp_path / "libraries") in paths
+    assert str(tmp_path / "child" / "libraries") not in paths
+    assert str(tmp_path) not in paths
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -81,6 +101,8 @@ def test_every_error_of_ours_crosses_as_itself(tmp_path: Path, name: str) -> Non
         ({"signal": signal.SIGABRT}, "crashed with SIGABRT; try another graph"),
         ({"signal": 40}, "crashed with signal 40; try another graph"),
         ({"breaks": True}, r"ended with status 1 \(RuntimeError: half of it is missing\); install it again"),
+        ({"ends": 0}, "ended with status 0; install it again"),
+        ({"takes": 1 << 40}, r"vit\.onnx ran out of memory \(MemoryError\); free some memory"),
         ({"bytes": 2000}, r"^cannot read or write \S+: File too large; free some space$"),
     ],
 )

@@ -19,6 +19,7 @@ from edgevit.errors import BuildError, MissingError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes import rtx_compiler
 from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.kernel_plan import plan
 from edgevit.runtimes.onnxruntime import OnnxFile
 from edgevit.runtimes.tensorrt_rtx import TensorRtRtx, built_precision
 from tests.runtimes.graphs import needs_rtx, save_graph, shift_block
@@ -172,6 +173,12 @@ MIXED: Graph = (
     {"blocks.0/Cast": "h = Cast <to = 10> (x)", "blocks.0.mlp/Add": "y = Add(h, x)"},
     {},
 )
+PLUGIN: Graph = ("g (float[2, 2] x) => (float[2, 2] y)", {"my.op/Mine": "y = nobody.Mine(x)"}, {})
+SMOOTH: Graph = (
+    "g (float[1, 4, 8, 8] x) => (float[1, 4, 16, 16] y) <float[4] scales = {1, 1, 2, 2}>",
+    {"up/Resize": 'y = Resize <antialias = 1, mode = "cubic"> (x, , scales)'},
+    {},
+)
 UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)"}, {})
 
 
@@ -184,6 +191,8 @@ UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)
             r"blocks\.0\.mix/ScatterND \(ScatterND, PyTorch module blocks\.0\.mix\): .*reduction is not supported",
         ),
         (MIXED, r"blocks\.0\.mlp/Add \(Add, PyTorch module blocks\.0\.mlp\): .*types Half and Float; .*Cast"),
+        (PLUGIN, r"my\.op/Mine \(Mine, PyTorch module my\.op\): this operator is not supported; rewrite"),
+        (SMOOTH, r"up/Resize \(Resize, PyTorch module up\): Antialiasing is not supported currently; rewrite"),
         (UNKNOWN, r"head\.det/Det \(Det, PyTorch module head\.det\): this operator is not supported"),
     ],
 )
@@ -290,6 +299,24 @@ def test_says_how_to_install_it(folder: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt-rtx\]'") as raised:
         TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32)
     assert raised.value.exit_status == 3
+
+
+@pytest.mark.parametrize("broken", ["ImportError('libtensorrt_rtx.so.1: cannot open')", "ModuleNotFoundError('x')"])
+def test_a_package_that_does_not_load_is_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text(f"raise {broken}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MissingError, match=r"does not load here .*pip install 'edgevit\[trt-rtx\]'"):
+        plan(relu(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("reason", ["Unexpected exception std::bad_alloc", "OutOfMemory (Requested size was 8 bytes)"])
+def test_a_compiler_without_memory_is_not_the_modules_fault(reason: str) -> None:
+    told = rtx_compiler._refusal(Path("m.onnx"), [{"node": "", "operator": "", "reason": reason}])
+    assert "free some memory" in told
+    assert "rewrite" not in told
 
 
 # Opening
