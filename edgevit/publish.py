@@ -71,7 +71,8 @@ def _bundle_report(item: Made, recipe: Recipe, verdict: Verdict | None) -> Bundl
         notes += [f"{item.runtime.fmt}: {node.name} stays in float: {node.reason}" for node in item.typing.reverted]
     missing = item.built.missing
     if item.steps is not None and missing is not None:
-        notes.append(f"or, in the bundle's folder, with TensorRT's own tool: {item.steps.trtexec}")
+        tool = "with TensorRT's own tool (on a Jetson: /usr/src/tensorrt/bin/trtexec)"
+        notes.append(f"or, in the bundle's folder, {tool}: {item.steps.trtexec}")
         missing = f"{item.steps.sentence} (here: {missing})"
     return BundleReport(
         path=recipe.out / item.folder.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt_plan import EngineRecord, Line, profile_shapes, supported_line, tensor_spec, versions
 from edgevit.tensors import Precision, TensorSpec
+
+_NO_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's words
 
 
 def build_engine(
@@ -50,12 +53,21 @@ def build_engine(
     return bytes(serialized)
 
 
-def failed(trt: Any, what: str, *told: str) -> BuildError:
+def failed(trt: Any, what: str, *told: str, remedy: str | None = None) -> BuildError:
     """The error for a failure that TensorRT only logs; its first words are nearest to the cause."""
     logger = process_logger(trt)
     words = [*told, *logger.take()]
     said = " ".join(" ".join(words[:2]).split())
-    return BuildError(f"TensorRT: {what}: {said or 'it gives no reason'}; edgevit lint --target trt may tell more")
+    if any(re.search(_NO_MEMORY, word) for word in words):
+        remedy = "free memory of the GPU (on a Jetson: add swap), or give a smaller --workspace"
+    elif remedy is None:
+        remedy = f"edgevit lint BUNDLE --target trt:{_target(trt)} may tell more"
+    return BuildError(f"TensorRT: {what}: {said or 'it gives no reason'}; {remedy}")
+
+
+def _target(trt: Any) -> str:
+    """TensorRT's version as --target and --trt-version take it."""
+    return ".".join(str(trt.__version__).split(".")[:2])
 
 
 def type_name(dtype: Any) -> str:
@@ -84,9 +96,10 @@ def _parse(trt: Any, network: Any, model: Path, line: Line) -> None:
     if not parser.parse_from_file(str(model)):
         faults = (parser.get_error(index) for index in range(parser.num_errors))
         told = [_told(fault) if line == "8.6" else _told_by_name(fault) for fault in faults]
-        raise failed(trt, f"its parser does not read {model}", *told)
+        remedy = f"export it for this TensorRT: --trt-version {_target(trt)}, which names what does not fit"
+        raise failed(trt, f"its parser does not read {model.name}", *told, remedy=remedy)
     if not network.num_outputs:  # it takes any file for a model with nothing in it
-        raise BuildError(f"{model} is not an ONNX model, or it is damaged; export it again")
+        raise BuildError(f"{model.name} is not an ONNX model, or it is damaged; export it again")
 
 
 @versions("8.6")

@@ -61,7 +61,8 @@ def _job(model: Path) -> child.Job:
         model=model.name,
         when_killed="stop what else runs (on a Jetson: sudo systemctl isolate multi-user.target), add swap, or give a "
         "smaller --workspace",
-        when_crashed="a graph can do that to TensorRT: try another --opset, edgevit lint --target trt may tell more",
+        when_crashed="a graph can do that to TensorRT: try another --opset; edgevit lint BUNDLE --target trt:VERSION "
+        "may tell more",
         when_broken="see that TensorRT is whole: edgevit doctor",
     )
 

@@ -18,6 +18,8 @@ from edgevit.runtimes.tensorrt_builder import failed, process_logger, type_name
 from edgevit.runtimes.tensorrt_plan import executed_precision, tensor_spec
 from edgevit.tensors import Array, TensorSpec
 
+_AGAIN = "build it again here: edgevit build BUNDLE"
+
 
 class TensorRtEngine(Engine):
     """An engine with its buffers. A shape's first inference is run as it comes, later ones as one captured CUDA graph.
@@ -88,7 +90,7 @@ class TensorRtEngine(Engine):
         for spec in self.inputs:
             self._buffers[spec.name].upload(self._views[spec.name])
         if not self._context.execute_async_v3(self._device.stream):
-            raise failed(self._trt, "the engine does not run")
+            raise failed(self._trt, "the engine does not run", remedy=_AGAIN)
         for spec in self.outputs:
             self._buffers[spec.name].download(self._views[spec.name])
 
@@ -98,13 +100,15 @@ class TensorRtEngine(Engine):
         try:
             self._runtime = trt.Runtime(logger)
         except TypeError as error:  # what pybind11 makes of a null pointer
-            raise failed(trt, "it does not start", str(error)) from error
+            raise failed(
+                trt, "it does not start", str(error), remedy="see that it fits the driver: nvidia-smi"
+            ) from error
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise failed(trt, "the engine does not load, it may be damaged")
+            raise failed(trt, "the engine does not load, it may be damaged", remedy=_AGAIN)
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise failed(trt, "the engine gets no memory to run in")
+            raise failed(trt, "the engine gets no memory to run in", remedy="free memory of the GPU: nvidia-smi")
 
     def _ends(self, trt: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs, in the engine's order."""

@@ -24,6 +24,7 @@ from edgevit.errors import BuildError, BundleError, EdgevitError, MissingError, 
 from edgevit.runtimes import child, tensorrt
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import TensorRt
+from edgevit.runtimes.tensorrt_builder import failed
 from edgevit.runtimes.tensorrt_plan import (
     COPIES_OF_MODEL,
     MB,
@@ -464,6 +465,32 @@ def test_the_parser_s_words_name_the_node(
     where = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
     with pytest.raises(BuildError, match=rf"Unsupported operator \({where}\)"):
         runtime.build(model, tmp_path, BuildOptions())
+
+
+def test_a_failure_ends_with_what_to_do_about_it(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    target = ".".join(VERSIONS[column].split(".")[:2])
+    for step, remedy in (
+        ("parser", f"export it for this TensorRT: --trt-version {target}"),
+        ("build", f"edgevit lint BUNDLE --target trt:{target}"),
+        ("engine", "build it again here: edgevit build BUNDLE"),
+        ("context", "free memory of the GPU"),
+    ):
+        world.broken = step
+        with pytest.raises(BuildError) as error:
+            runtime.build(model, tmp_path, BuildOptions())
+        assert remedy in str(error.value)
+        assert str(tmp_path) not in str(error.value)  # the folder of a build that failed is gone
+
+
+@pytest.mark.parametrize(
+    "words", ["Requested amount of GPU memory (1 bytes) could not be allocated: OutOfMemory", "std::bad_alloc"]
+)
+def test_a_builder_without_memory_says_so(runtime: TensorRt, words: str) -> None:
+    error = failed(runtime.load(), "the build gave no engine", words)
+    assert "free memory of the GPU" in str(error)
+    assert "lint" not in str(error)
 
 
 @pytest.mark.parametrize(("asked", "runs"), [("fp16", "fp32"), ("fp32", "fp16"), ("int8", "fp16")])
