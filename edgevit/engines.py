@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from edgevit.errors import MissingError
 from edgevit.latency.measure import Loading, timed_load
+from edgevit.published import cache_folder
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, precision_json
 
 
@@ -69,6 +71,9 @@ def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOpti
 
     Raises BuildError, and MissingError where the runtime is one that could be installed here.
     """
+    if runtime.builds_on_device and options.cache_dir is None:
+        with contextlib.suppress(MissingError):  # without a home folder every build times anew
+            options = replace(options, cache_dir=cache_folder())
     try:
         return Built(runtime=runtime, artifact=runtime.build(model, folder, options))
     except MissingError as error:

@@ -73,7 +73,8 @@ def _bundle_report(item: Made, recipe: Recipe, verdict: Verdict | None) -> Bundl
     if item.steps is not None and missing is not None:
         tool = "with TensorRT's own tool (on a Jetson: /usr/src/tensorrt/bin/trtexec)"
         notes.append(f"or, in the bundle's folder, {tool}: {item.steps.trtexec}")
-        missing = f"{item.steps.sentence} (here: {missing})"
+        here = missing.partition("; install it: pip")[0]  # not the device: the package alone would build nothing
+        missing = f"{item.steps.sentence} ({here})"
     return BundleReport(
         path=recipe.out / item.folder.name,
         fmt=item.runtime.fmt,

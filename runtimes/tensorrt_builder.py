@@ -6,6 +6,7 @@ is for some versions only is a function of its own, marked by `@versions`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -177,7 +178,9 @@ def _cache_file(options: BuildOptions, record: EngineRecord) -> Path | None:
 
 def _use_timing_cache(trt: Any, config: Any, file: Path) -> None:
     """Starts from the timings of earlier builds; a damaged file, or one from another device, costs time alone."""
-    kept = file.read_bytes() if file.exists() else b""
+    kept = b""
+    with contextlib.suppress(OSError):  # absent, or another user's
+        kept = file.read_bytes()
     for content in (kept, b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
@@ -187,15 +190,22 @@ def _use_timing_cache(trt: Any, config: Any, file: Path) -> None:
 
 
 def _keep_timing_cache(config: Any, file: Path) -> None:
-    """Writes the cache beside its place and renames it, so that no other build reads half of it."""
+    """Writes the cache beside its place and renames it, so that no other build reads half of it.
+
+    A place that cannot be written costs the next build time, and not this one its engine.
+    """
     cache = config.get_timing_cache()
     serialized = None if cache is None else cache.serialize()
     if serialized is None:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{os.getpid()}")
-    part.write_bytes(bytes(serialized))
-    os.replace(part, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(bytes(serialized))
+        os.replace(part, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 # What TensorRT says meanwhile

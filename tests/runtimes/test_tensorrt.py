@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import edgevit
+from edgevit.engines import build_engine as build_bundle_engine
 from edgevit.errors import BuildError, BundleError, EdgevitError, MissingError, PrecisionError, UsageError
 from edgevit.runtimes import child, tensorrt
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
@@ -491,6 +492,23 @@ def test_a_builder_without_memory_says_so(runtime: TensorRt, words: str) -> None
     error = failed(runtime.load(), "the build gave no engine", words)
     assert "free memory of the GPU" in str(error)
     assert "lint" not in str(error)
+
+
+def test_the_timings_of_a_build_are_kept_where_nobody_names_a_place(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "kept"))
+    assert build_bundle_engine(runtime, model, tmp_path, BuildOptions()).artifact is not None
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".timing"]
+    world.calls.clear()
+    build_bundle_engine(runtime, model, tmp_path, BuildOptions())
+    assert "cache timings" in world.calls
+
+
+def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    made = runtime.build(model, tmp_path, BuildOptions(cache_dir=tmp_path / "cache"))
+    assert made.path.is_file()
 
 
 @pytest.mark.parametrize(("asked", "runs"), [("fp16", "fp32"), ("fp32", "fp16"), ("int8", "fp16")])
