@@ -171,7 +171,7 @@ def wide_types(scene: Scene) -> Iterator[Trouble]:
             if value.dtype == dtype:
                 yield _wide_type(scene, dtype, str(value.name))
         for node in scene.nodes:
-            enters = any(value.dtype == dtype for value in node.outputs)
+            enters = any(value.dtype == dtype and (value.uses() or value.is_graph_output()) for value in node.outputs)
             if node in scene.data and enters and not any(has_dtype(value, dtype) for value in node.inputs):
                 yield _wide_type(scene, dtype, node)
 

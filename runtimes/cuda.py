@@ -19,7 +19,9 @@ from edgevit.tensors import Array
 DRIVER = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _SUCCESS = 0
-_ABSENT = frozenset({3, 35, 100, 101})  # not initialised, driver too old, no device, no such device
+# Not initialised, a stub in the driver's place, driver too old, no device, no such device, a driver that is not the
+# kernel's own, one that does not fit the GPU.
+_ABSENT = frozenset({3, 34, 35, 100, 101, 803, 804})
 
 _Pointer = ctypes.c_uint64  # CUdeviceptr
 _Handle = ctypes.c_void_p  # CUcontext, CUstream

@@ -85,6 +85,7 @@ class TensorRtEngine(Engine):
         if not self._tried_capture:  # TensorRT has set itself up for the shape: now its work can be recorded
             self._tried_capture = True
             self._graph = cuda_execution.capture(self._device, self._enqueue)
+            process_logger(self._trt).take()  # what cannot be recorded is no error, and not the next one's reason
 
     def _enqueue(self) -> None:
         for spec in self.inputs:

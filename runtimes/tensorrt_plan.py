@@ -82,7 +82,8 @@ class Memory:
 
     @property
     def for_device(self) -> int:
-        return min(self.device_free, self.host_free) if self.shared else self.device_free
+        """Of one memory the driver tells only what nobody holds, and not what the system holds as a cache of files."""
+        return self.host_free if self.shared else self.device_free
 
 
 def workspace_bytes(asked_mb: int | None, memory: Memory, model_bytes: int) -> int:

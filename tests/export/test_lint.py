@@ -405,6 +405,11 @@ def test_what_a_shape_or_a_constant_is_made_by_is_no_data_path() -> None:
     assert lint(made, parse_target("trt")) == ()
 
 
+def test_indices_that_nobody_reads_are_no_data_path() -> None:
+    body = "(float[batch, 8] x) => (float[batch, 5] y) <int64[1] k = {5}> { y, indices = TopK (x, k) }"
+    assert lint(graph(body), parse_target("trt")) == ()
+
+
 def test_a_subgraph_is_looked_into() -> None:
     made = graph(
         """(float[batch, 8] x, bool c) => (float[batch, 8] y) {

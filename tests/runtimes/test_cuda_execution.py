@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, MissingError
 from edgevit.runtimes import cuda, cuda_execution
 from edgevit.runtimes.cuda_execution import PinnedMemory, capture, free_memory, shares_memory
 
@@ -23,6 +23,7 @@ class Driver:
     """What the driver holds, what it was asked for, and the call that it refuses."""
 
     refuses: str = ""
+    status: int = 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: what it answers then
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
 
@@ -34,7 +35,7 @@ class Driver:
     def answer(self, name: str, arguments: tuple[Any, ...]) -> int:
         self.calls.append(name)
         if name == self.refuses:
-            return 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            return self.status
         if action := ACTIONS.get(name):
             action(self, *arguments)
         return 0
@@ -121,6 +122,18 @@ def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: c
 
     assert capture(device, fail) is None
     assert driver.calls[-2:] == ["cuStreamEndCapture", "cuGraphDestroy"]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("status", [34, 35, 100, 803, 804])
+def test_a_driver_that_finds_no_gpu_is_a_missing_device(driver: Driver, status: int) -> None:
+    driver.status = status
+    driver.refuses = "cuInit"
+    with pytest.raises(MissingError, match=rf"no NVIDIA GPU can be used here: .*cuInit: {status}"):
+        cuda.Device()
+    assert not cuda.has_gpu()
+    driver.refuses = ""
+    assert cuda.has_gpu()
 
 
 def test_memory_that_is_not_there_is_an_error(device: cuda.Device, driver: Driver) -> None:

@@ -22,10 +22,10 @@ import pytest
 import edgevit
 from edgevit.engines import build_engine as build_bundle_engine
 from edgevit.errors import BuildError, BundleError, EdgevitError, MissingError, PrecisionError, UsageError
-from edgevit.runtimes import child, tensorrt
+from edgevit.runtimes import child, cuda_execution, tensorrt
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import TensorRt
-from edgevit.runtimes.tensorrt_builder import failed
+from edgevit.runtimes.tensorrt_builder import failed, process_logger
 from edgevit.runtimes.tensorrt_plan import (
     COPIES_OF_MODEL,
     MB,
@@ -96,6 +96,8 @@ def memory(device: int, host: int = 64 * GB, *, shared: bool = False) -> Memory:
         (None, memory(80 * GB), 100, 4096),  # bounded
         (None, memory(2 * GB), 100, (2048 - 600 - 200) // 2),  # half of what is left
         (None, memory(3 * GB, 3 * GB, shared=True), 100, (3072 - 600 - 100 * COPIES_OF_MODEL) // 2),
+        # A Jetson that has just been copied its files to: they fill what was free, and make way.
+        (None, memory(300 * MB, 3 * GB, shared=True), 100, (3072 - 600 - 100 * COPIES_OF_MODEL) // 2),
         (512, memory(80 * GB), 100, 512),  # as asked
         (None, memory(870 * MB), 100, 64),  # the least
     ],
@@ -523,7 +525,7 @@ def test_an_engine_that_runs_another_precision_is_not_written(
 
 
 def test_a_build_that_does_not_fit_is_not_begun(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
-    world.free, world.integrated = 500 * MB, True
+    world.free = 500 * MB
     with pytest.raises(BuildError, match="500 MB of GPU memory is free"):
         runtime.build(model, tmp_path, BuildOptions())
     assert world.calls == []
@@ -704,6 +706,23 @@ def test_an_engine_that_does_not_run_is_an_error(runtime: TensorRt, model: Path,
     with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
         world.broken = "execute"
         with pytest.raises(BuildError, match="does not run.*execute is broken"):
+            engine.run(rows(1))
+
+
+def test_what_could_not_be_recorded_is_not_the_reason_of_the_next_error(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt: Any = runtime.load()
+
+    def refuse(_device: object, _work: object) -> None:
+        process_logger(trt).log(trt.ILogger.ERROR, "operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_execution, "capture", refuse)
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        engine.run(rows(1))
+        world.broken = "execute"
+        with pytest.raises(BuildError, match="does not run: execute is broken"):
             engine.run(rows(1))
 
 
