@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
@@ -93,8 +94,6 @@ class OnnxGraph:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> OnnxGraph:
-        import onnx
-
         return cls(ir.from_proto(onnx.load_model_from_string(content)))
 
     @classmethod
@@ -133,6 +132,8 @@ def _fault(model: ir.Model) -> str | None:
     if "" not in model.opset_imports and any(not node.domain for node in model.graph.all_nodes()):
         return "it names no opset"
     for node in model.graph.all_nodes():
+        if (least := _least_inputs(node, model.opset_imports.get("", 0))) > len(node.inputs):
+            return f"{node.name or node.op_type} has {len(node.inputs)} inputs, and {node.op_type} takes {least}"
         for value in node.inputs:
             if value is not None and value.graph is None and value.producer() is None:
                 return f"{node.name or node.op_type} reads {value.name!r}, which nothing makes"
@@ -140,6 +141,16 @@ def _fault(model: ir.Model) -> str | None:
         if isinstance(weight.const_value, ir.ExternalTensor) and not Path(weight.const_value.path).is_file():
             return f"the weight {weight.name!r} is not where it says ({weight.const_value.path})"
     return None
+
+
+def _least_inputs(node: ir.Node, opset: int) -> int:
+    """How many inputs a node has to have; 0 where ONNX does not know its operator."""
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return 0
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset).min_input)
+    except onnx.defs.SchemaError:  # not in this opset
+        return 0
 
 
 def _spec(value: ir.Value) -> TensorSpec:

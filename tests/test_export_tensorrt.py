@@ -203,6 +203,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (_cut, "is damaged"),
     "a folder": (lambda path: path.mkdir(), "is not a bundle"),
     "dangling": (lambda path: onnx_file(path, helper.make_node("Add", ["x", "lost"], ["y"])), "reads 'lost', which"),
+    "without an input": (lambda path: onnx_file(path, helper.make_node("Sub", ["x"], ["y"])), "Sub has 1 inputs, and"),
     "without its weights": (_without_its_weights, "the weight 'w' is not where it says"),
 }
 
