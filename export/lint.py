@@ -184,6 +184,7 @@ def layer_norm_nchw(scene: Scene) -> Iterator[Trouble]:
             continue
         squares = [user for user in consumers(centre.outputs[0]) if _squares(user, centre.outputs[0])]
         others = {*consumers(centre.outputs[0]), *consumers(mean.outputs[0])} - {centre, *squares}
+        others |= {user for user in consumers(centre.inputs[0]) if user is not centre and _centres_channels(user)}
         if not any(user.op_type in ("Div", "Mul", "Sub") for user in others):
             continue  # a variance, by which nothing is normalised here
         if any(_mean_of_channels(user) for square in squares for user in consumers(square.outputs[0])):
@@ -485,6 +486,11 @@ def _mean_of_channels(node: ir.Node) -> bool:
     return [axis % rank for axis in axes] == [1]
 
 
+def _centres_channels(node: ir.Node) -> bool:
+    """Whether a node takes a mean over the channels away; torch.var_mean has a mean for itself."""
+    return node.op_type == "Sub" and any(_mean_of_channels(source) for source in _upstream(node.inputs[1]))
+
+
 def _squares(node: ir.Node, value: ir.Value) -> bool:
     if node.op_type == "Pow":
         exponent = held_array(node.inputs[1])
@@ -493,13 +499,20 @@ def _squares(node: ir.Node, value: ir.Value) -> bool:
 
 
 def _is_mish(node: ir.Node) -> bool:
-    """x tanh(softplus(x))."""
+    """x tanh(softplus(x)); PyTorch's softplus has a factor, and is x above a threshold."""
     for value in node.inputs:
         tanh = producer(value)
-        softplus = producer(tanh.inputs[0]) if tanh is not None and tanh.op_type == "Tanh" else None
-        if softplus is not None and softplus.op_type == "Softplus" and softplus.inputs[0] in node.inputs:
-            return True
+        if tanh is not None and tanh.op_type == "Tanh":
+            softplus = next((source for source in _upstream(tanh.inputs[0]) if source.op_type == "Softplus"), None)
+            return softplus is not None and any(
+                source in node.inputs for source in (softplus.inputs[0], *_factors(softplus.inputs[0]))
+            )
     return False
+
+
+def _factors(value: ir.Value | None) -> tuple[ir.Value | None, ...]:
+    node = producer(value)
+    return tuple(node.inputs) if node is not None and node.op_type == "Mul" else ()
 
 
 _SHAPE_INPUTS = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Range": 1}

@@ -405,6 +405,24 @@ def test_what_a_shape_or_a_constant_is_made_by_is_no_data_path() -> None:
     assert lint(made, parse_target("trt")) == ()
 
 
+class WrittenOutMish(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tanh(nn.functional.softplus(x))
+
+
+class NormByVarMean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        return (x - mean) / (variance + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize(("module", "rule"), [(WrittenOutMish(), "activations"), (NormByVarMean(), "layer-norm-nchw")])
+def test_what_pytorch_writes_out_is_found(module: nn.Module, rule: str) -> None:
+    captured = capture(module.eval(), [torch.rand(1, 8, 4, 4)], dynamic_batch=False).graph
+    found = lint(passes.lower(passes.optimise(captured), "trt"), parse_target("trt"))
+    assert [finding.rule for finding in found if finding.level == "warning"] == [rule]
+
+
 def test_indices_that_nobody_reads_are_no_data_path() -> None:
     body = "(float[batch, 8] x) => (float[batch, 5] y) <int64[1] k = {5}> { y, indices = TopK (x, k) }"
     assert lint(graph(body), parse_target("trt")) == ()
