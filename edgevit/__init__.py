@@ -77,6 +77,8 @@ def export_model(
     opset: int | None = None,
     images: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    sm: Sequence[int] | None = None,
+    trt_version: str | None = None,
     verify: bool = True,
     latency: bool = False,
 ) -> Bundle:
@@ -87,7 +89,8 @@ def export_model(
     precision is held against fp32, and `max_drop` the share of top-1 that it may lose there (0.01 where nothing else
     is said).
     `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
-    folder of photos to judge parity on (edgevit carries two of its own).
+    folder of photos to judge parity on (edgevit carries two of its own). `sm` names the compute capabilities that
+    TensorRT-RTX compiles for, such as (86, 89), and `trt_version` the TensorRT of the device, such as "10.3".
 
     A module of the user's own is exported in eval mode, and is in its own mode again afterwards.
 
@@ -123,13 +126,20 @@ def export_model(
             made = subject.from_module(model, example_input=example_input, batch=batch)
         recipe = pipeline.Recipe(
             formats=(resolve_format(fmt),),
-            options=BuildOptions(precision=precision, batch=made.batch, dynamic_batch=dynamic_batch, threads=threads),
+            options=BuildOptions(
+                precision=precision,
+                batch=made.batch,
+                dynamic_batch=dynamic_batch,
+                threads=threads,
+                compute_capabilities=None if sm is None else tuple(sm),
+            ),
             out=Path(out),
             opset=opset,
             images=Path(images) if images is not None else None,
             calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
             eval=Path(eval) if eval is not None else None,
             max_drop=max_drop,
+            trt_version=trt_version,
             verify=verify,
             latency=latency,
         )

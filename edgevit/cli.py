@@ -251,11 +251,11 @@ def plan_command(arguments: Arguments) -> int:
     from edgevit.runtimes.kernel_plan import plan
 
     files = [model_file(path) for path in (arguments.file, arguments.compare) if path is not None]
-    plans = [plan(file, compute_capability=arguments.sm) for file in files]
-    parts = plan_report.plan_parts(plans[0]) if len(plans) == 1 else plan_report.comparison_parts(plans[0], plans[1])
+    first, *others = (plan(file, compute_capability=arguments.sm, batch=arguments.batch) for file in files)
+    parts = plan_report.comparison_parts(first, others[0]) if others else plan_report.plan_parts(first)
     for part in parts:
         _print(part, arguments)
-    _finish(arguments, plans[0].to_json() if len(plans) == 1 else {"plans": [each.to_json() for each in plans]})
+    _finish(arguments, first.compare(others[0]).to_json() if others else first.to_json())
     return 0
 
 
@@ -449,6 +449,9 @@ def _add_plan(commands: Any) -> None:
     parser = commands.add_parser("plan", help="the kernels that TensorRT-RTX's compiler makes; a proxy, needs no GPU")
     parser.add_argument("file", type=Path, metavar="FILE.onnx|BUNDLE")
     parser.add_argument("--sm", type=int, default=86, metavar="N", help="compute capability (default 86)")
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="what a dynamic batch is taken as (default 1)"
+    )
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="another file or bundle, side by side")
     parser.set_defaults(command=plan_command)
 

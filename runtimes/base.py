@@ -112,6 +112,7 @@ class Artifact:
         return sum(file.stat().st_size for file in self.files)
 
 
+UNKNOWN = "unknown"  # the precision of layers of which a runtime does not tell it
 # How much of what a graph asks for in a lower precision has to run in it: runtimes join and pad layers a little.
 LEAST_OF_ASKED = 0.95
 
@@ -128,7 +129,7 @@ class ExecutedPrecision:
         """The precision that does most of the multiply-adds, or has most layers where multiply-adds are unknown;
         "unknown" where the runtime does not say."""
         known = self.multiply_adds or self.layers
-        return max(known, key=lambda name: known[name]) if known else "unknown"
+        return max(known, key=lambda name: known[name]) if known else UNKNOWN
 
     def layer_share(self, precision: str) -> float:
         """The part of the layers that runs in `precision`, 0 to 1; NaN where the runtime does not say."""
@@ -188,7 +189,7 @@ class ExecutedPrecision:
             )
 
     def _require_fp32(self, runtime: str) -> None:
-        lower = {name: self.layers[name] for name in _lower(self.layers)}
+        lower = {name: self.layers[name] for name in _lower(self.layers) if name != UNKNOWN}
         if lower:
             raise PrecisionError(
                 f"fp32 was asked for and {runtime} runs {lower} layers in lower precision; "

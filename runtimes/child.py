@@ -75,9 +75,7 @@ def run(
         raise BuildError(
             f"{job.builder} did not finish {job.model} in {timeout_s:g} s and was stopped; {job.when_late}"
         )
-    if status != 0:
-        raise BuildError(_death(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
-    if not (folder / _REPORT).exists():  # a library that ends its process takes the report along
+    if status != 0 or not (folder / _REPORT).exists():  # a library that ends its process takes the report along
         raise BuildError(_death(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
     answer: Json = json.loads((folder / _REPORT).read_text("utf-8"))
     if "error" in answer:

@@ -11,13 +11,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError, UsageError
-from edgevit.runtimes.base import COMPUTE_CAPABILITIES, BatchRange
+from edgevit.runtimes.base import COMPUTE_CAPABILITIES, UNKNOWN, BatchRange
 from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.rtx_compiler import TIMEOUT_S, Compiled, compile_onnx, module_of
 
@@ -145,7 +145,7 @@ class Kernel:
         """The element type of its largest input, which names what a product runs in."""
         tensors = self.inputs or self.outputs
         if not tensors:
-            return "unknown"
+            return UNKNOWN
         dtype = max(tensors, key=lambda tensor: math.prod(tensor.shape)).dtype
         return _PRECISIONS.get(dtype, dtype)
 
@@ -289,7 +289,8 @@ class PlanComparison:
 def plan(path: Path, *, compute_capability: int = 86, batch: int = 1, timeout_s: float = TIMEOUT_S) -> KernelPlan:
     """The final kernels of an ONNX file or a bundle, for one compute capability; a dynamic batch is taken as `batch`.
 
-    Raises MissingError where TensorRT-RTX is not installed, BuildError where it does not compile the graph.
+    Raises MissingError where TensorRT-RTX is not installed, BuildError where it does not compile the graph, UsageError
+    for a batch other than 1 where the file's is fixed.
     """
     if compute_capability not in COMPUTE_CAPABILITIES:
         known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
@@ -297,7 +298,12 @@ def plan(path: Path, *, compute_capability: int = 86, batch: int = 1, timeout_s:
     model = Bundle.open(path).model_path if path.is_dir() else path
     batches = BatchRange(batch, batch, batch)
     compiled = compile_onnx(model, compute_capabilities=(compute_capability,), batches=batches, timeout_s=timeout_s)
-    return read_plan(compiled, model, (compute_capability,))
+    made = read_plan(compiled, model, (compute_capability,))
+    if not compiled.dynamic_batch:
+        if batch != 1:
+            raise UsageError(f"the batch of {model} is fixed, so that it cannot be {batch}; leave --batch out")
+        return made
+    return replace(made, warnings=(*made.warnings, f"the batch is dynamic, and {batch} in this plan (--batch N)"))
 
 
 def read_plan(

@@ -45,13 +45,15 @@ class Compiled:
     """What a build left, and what the compiler said about it.
 
     `layers` is its final kernel list as it prints it. `operators` has the ONNX operator of each node by name.
-    `misread` names the nodes that the parser gave another meaning than ONNX does.
+    `misread` names the nodes that the parser gave another meaning than ONNX does. `dynamic_batch`: the file leaves the
+    batch open.
     """
 
     engine: bytes
     layers: str
     operators: Mapping[str, str]
     misread: tuple[str, ...]
+    dynamic_batch: bool
     version: str
     build_s: float
 
@@ -91,6 +93,7 @@ def compile_onnx(
         layers=report["layers"],
         operators=report["operators"],
         misread=tuple(report["misread"]),
+        dynamic_batch=report["dynamic_batch"],
         version=report["version"],
         build_s=time.perf_counter() - start,
     )
@@ -178,6 +181,7 @@ def _build(trt: Any, request: Json, target: Path) -> Json:
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps 10 bits of 23
     if request["workspace_mb"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] << 20)
+    dynamic = any(-1 in tuple(network.get_input(index).shape) for index in range(network.num_inputs))
     problem = _set_targets(trt, config, request["compute_capabilities"]) or _set_batches(
         builder, network, config, request["batches"]
     )
@@ -196,6 +200,7 @@ def _build(trt: Any, request: Json, target: Path) -> Json:
         "layers": log.layers,
         "operators": operators,
         "misread": [node for node in _per_channel_norms(trt, network) if operators.get(node) == "GroupNormalization"],
+        "dynamic_batch": dynamic,
         "version": trt.__version__,
     }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from edgevit.errors import BuildError, BundleError, MissingError, UsageError
-from edgevit.runtimes.base import BuildOptions, ExecutedPrecision
+from edgevit.runtimes.base import UNKNOWN, BuildOptions, ExecutedPrecision
 from edgevit.tensors import TensorSpec
 
 Line: TypeAlias = Literal["8.6", "10", "11"]
@@ -255,7 +255,7 @@ def _precision(layer: Mapping[str, Any]) -> str:
             if re.search(pattern, told, re.IGNORECASE):
                 # TF32 reads fp32 and multiplies with 10 bits of mantissa; only the kernel's name tells.
                 return "tf32" if name == "fp32" and "tf32" in str(layer.get("TacticName", "")).lower() else name
-    return "unknown"
+    return UNKNOWN
 
 
 # trtexec

@@ -81,6 +81,16 @@ def test_a_version_that_no_bundle_is_made_for_is_refused_at_the_door(version: st
         Recipe(formats=("trt",), trt_version=version)
 
 
+@needs_no_tensorrt
+def test_python_names_the_targets_too(tmp_path: Path) -> None:
+    """What differs between the two versions is Gelu, an operator from opset 20 on."""
+    for version, opset in (("8.6", 17), ("10.3", 20)):
+        bundle = edgevit.export("shiftvit_cifar10", fmt="trt", trt_version=version, out=tmp_path, verify=False)
+        assert bundle.manifest["exporter"]["opset"] == opset
+    with pytest.raises(UsageError, match="no compute capability 87 to build for"):
+        edgevit.export("shiftvit_cifar10", fmt="trt-rtx", sm=[87], out=tmp_path)
+
+
 def test_a_version_of_tensorrt_is_for_tensorrt() -> None:
     with pytest.raises(UsageError, match="--trt-version is for --fmt trt"):
         Recipe(formats=("ort", "trt-rtx"), trt_version="10.3")
@@ -163,7 +173,12 @@ def test_only_the_bundle_for_trt_rtx_names_the_gpus_of_sm(tmp_path: Path) -> Non
 def test_plan_and_lint_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = edgevit.export("shiftvit_cifar10", fmt="onnx", out=tmp_path)
     assert main(["plan", str(bundle.path), "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["totals"]["kernels"] <= 45
+    kernels = json.loads(capsys.readouterr().out)["totals"]["kernels"]
+    assert kernels <= 45
+    assert main(["plan", str(bundle.path), "--compare", str(bundle.path), "--json", "-"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["totals"]["kernels"] == [kernels, kernels]
+    assert compared["modules"] == {}
     assert main(["lint", str(bundle.model_path), "--target", "trt:10.3"]) == 0
     assert main(["lint", str(bundle.model_path), "--target", "tensorflow"]) == 2
 

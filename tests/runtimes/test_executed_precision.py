@@ -100,6 +100,8 @@ def test_one_layer_that_is_not_known_makes_all_multiply_adds_unknown(count: int 
         (LAYERS_ALONE, "fp16", 0.99, None),
         (LAYERS_ALONE, "int8", 0.99, "no int8 arithmetic"),
         (NOTHING_TOLD, "fp16", 0.99, None),
+        (ExecutedPrecision({"fp32": 9, "unknown": 2}), "fp32", None, None),
+        (ExecutedPrecision({"fp32": 9, "unknown": 2, "tf32": 1}), "fp32", None, r"ORT runs \{'tf32': 1\} layers"),
         (NOTHING_TOLD, "fp16", math.nan, "the graph's own is nan"),
     ],
 )  # fmt: skip

@@ -216,6 +216,20 @@ def test_warns_of_a_norm_that_the_compiler_reads_wrong(tmp_path: Path) -> None:
 
 
 @needs_rtx
+def test_a_dynamic_batch_is_planned_for_one_and_says_so(tmp_path: Path) -> None:
+    linear = {"fc/Gemm": "y = Gemm (x, w)"}
+    model = save_graph(tmp_path / "m.onnx", "g (float[N, 4] x) => (float[N, 4] y)", linear, {"w": (4, 4)})
+    assert plan(model).warnings == ("the batch is dynamic, and 1 in this plan (--batch N)",)
+    larger = plan(model, batch=8)
+    assert larger.warnings == ("the batch is dynamic, and 8 in this plan (--batch N)",)
+    assert larger.totals.bytes_written == 8 * plan(model).totals.bytes_written
+    fixed = save_graph(tmp_path / "m.onnx", "g (float[1, 4] x) => (float[1, 4] y)", linear, {"w": (4, 4)})
+    assert plan(fixed).warnings == ()
+    with pytest.raises(UsageError, match="is fixed, so that it cannot be 8"):
+        plan(fixed, batch=8)
+
+
+@needs_rtx
 def test_shiftvit_as_the_passes_lower_it_pays_nothing_for_its_shifts(tmp_path: Path) -> None:
     model = create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))
     randomise(model, seed=0)
