@@ -200,10 +200,8 @@ def layer_norm_nchw(scene: Scene) -> Iterator[Trouble]:
 def attention(scene: Scene) -> Iterator[Trouble]:
     """Attention that TensorRT will not fuse: in fp32, or with heads of 8 channels or fewer."""
     for product in (*_attention_products(scene), *scene.find("Attention")):
-        query = product.inputs[0]
-        size = static_size(query, -1)
-        four = query is not None and query.shape is not None and (product.op_type == "MatMul" or len(query.shape) == 4)
-        if four and size is not None and size <= 8:
+        query, size = product.inputs[0], _channels_of_a_head(product)
+        if size is not None and size <= 8:
             yield Trouble(
                 "warning",
                 product,
@@ -439,17 +437,39 @@ def _shape_left_over(node: ir.Node) -> Trouble:
 
 
 def _attention_products(scene: Scene) -> Iterator[ir.Node]:
-    """The products of queries and keys: MatMul before Softmax before MatMul, all on the data path."""
+    """The products of queries and keys: a product before Softmax before a product, all on the data path."""
     for softmax in scene.find("Softmax"):
-        if not any(node.op_type == "MatMul" for node in _downstream(softmax.outputs[0])):
+        if not any(node.op_type in _PRODUCTS for node in _downstream(softmax.outputs[0])):
             continue
         for node in _upstream(softmax.inputs[0]):
             computed = (producer(value) in scene.data or is_input(value) for value in node.inputs)
-            if node.op_type == "MatMul" and all(computed):
+            if node.op_type in _PRODUCTS and len(node.inputs) == 2 and all(computed):
                 yield node
                 break
 
 
+def _channels_of_a_head(product: ir.Node) -> int | None:
+    """What queries and keys are multiplied over; None where that is not known."""
+    query = product.inputs[0]
+    if product.op_type == "Einsum":
+        axis = _multiplied_axis(product.attributes.get_string("equation", ""))
+        return None if axis is None else static_size(query, axis)
+    heads_apart = product.op_type == "MatMul" or (
+        query is not None and query.shape is not None and len(query.shape) == 4
+    )
+    return static_size(query, -1) if heads_apart else None
+
+
+def _multiplied_axis(equation: str) -> int | None:
+    """The axis of an Einsum's first input that its second one has and its output has not, such as -1 in
+    "bihd,bjhd->bhij"; None where it is not one alone."""
+    terms, _, out = equation.replace(" ", "").replace("...", ".").partition("->")
+    left, _, right = terms.partition(",")
+    axes = [index - len(left) for index, label in enumerate(left) if label in right and label not in out]
+    return axes[0] if len(axes) == 1 and "." not in left[axes[0] :] else None
+
+
+_PRODUCTS = frozenset({"MatMul", "Einsum"})
 # What stands between the products of attention: scales, masks, casts.
 _BETWEEN = frozenset({"Add", "Cast", "Clip", "Div", "Dropout", "Identity", "Mul", "Reshape", "Sub", "Where"})
 _REACH = 12  # nodes to look at

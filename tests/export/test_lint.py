@@ -74,6 +74,17 @@ def attention(dtype: str, head: int) -> str:
     }}"""
 
 
+def einsum_attention(dtype: str, head: int, scores: str = "bihd,bjhd->bhij") -> str:
+    """The same without a transpose: 16 tokens of 4 heads."""
+    size = f"{dtype}[batch, 16, 4, {head}]"
+    return f"""({size} q, {size} k, {size} v) => ({size} y) {{
+        scores = Einsum <equation = "{scores}"> (q, k)
+        scaled = Mul (scores, scale)
+        weights = Softmax <axis = -1> (scaled)
+        y = Einsum <equation = "bhij,bjhd->bihd"> (weights, v)
+    }}"""
+
+
 LAYER_NORM = """(float[batch, 8, 4, 4] x) => (float[batch, 8, 4, 4] y) {{
     mean = ReduceMean <keepdims = 1> (x, axes)
     centred = Sub (x, mean)
@@ -254,6 +265,28 @@ CASES = (
         "warning",
         attention("float16", 8),
         attention("float16", 16),
+        weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "note",
+        einsum_attention("float", 16),
+        einsum_attention("float16", 16),
+        weights={"scale": SCALE},
+        clean_weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "warning",
+        einsum_attention("float16", 8),
+        einsum_attention("float16", 16),
+        weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "warning",
+        einsum_attention("float16", 8, "b i h d, ...jhd -> bhij"),
+        einsum_attention("float16", 8, "bihd,bjhd->bij"),  # over two axes: how many channels a head has is not told
         weights={"scale": SCALE.astype(HALF)},
     ),
     Case(
