@@ -8,6 +8,7 @@ in a folder that the parent owns; on the child's stdout stands its progress, a l
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -30,6 +31,7 @@ Json: TypeAlias = dict[str, Any]
 _REQUEST, _REPORT, _STDERR = "request.json", "report.json", "stderr.txt"
 _STEP = "edgevit step: "  # what NVIDIA's libraries print stands on stdout too
 _NO_MEMORY = re.compile(r"bad_alloc|MemoryError|cannot allocate memory|failed to map segment", re.IGNORECASE)
+_PR_SET_PDEATHSIG = 1
 _DISK_FULL = 73  # the exit status of a child that could not write; by its own words on stderr
 
 
@@ -164,6 +166,7 @@ def serve(work: Callable[[Json, Path, OnPhase], Json], arguments: Sequence[str])
     """Does `work` with the request that lies in the folder named first, and leaves its report, or its error, there."""
     folder = Path(arguments[0])
     _stand_first_in_line()
+    _end_with_parent()
     try:
         request: Json = json.loads((folder / _REQUEST).read_text("utf-8"))
         try:
@@ -176,6 +179,13 @@ def serve(work: Callable[[Json, Path, OnPhase], Json], arguments: Sequence[str])
         sys.stderr.write(f"{reason}; free some space\n")
         return _DISK_FULL
     return 0
+
+
+def _end_with_parent() -> None:
+    """Has Linux end this process with its parent: one that is killed cannot do it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _tell(phase: str, done: float) -> None:

@@ -127,7 +127,7 @@ def _refusal(model: Path, errors: Sequence[Json]) -> str:
     if node:
         module = module_of(node)
         where = f", the node {node} ({error['operator']}" + (f", PyTorch module {module})" if module else ")")
-    return f"TensorRT-RTX refuses {model}{where}: {reason.removeprefix(f'{node}: ')}; {_remedy(reason)}"
+    return f"TensorRT-RTX refuses {model.name}{where}: {reason.removeprefix(f'{node}: ')}; {_remedy(reason)}"
 
 
 def _reason(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,11 +60,12 @@ def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
 
 
 def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended keeps its number, and no command line, until its parent asks."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return not Path("/proc/self").exists() or Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return True
 
 
 def test_a_report_comes_back_from_another_process(tmp_path: Path) -> None:
@@ -144,6 +146,28 @@ def test_an_interrupt_ends_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyP
         child.run(JOB, {"steps": 1, "sleep_s": 60}, tmp_path, on_phase=interrupt)
     assert time.monotonic() - begun < 30
     assert [alive(pid) for pid in pids] == [False]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system tells no process's children")
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from edgevit.runtimes import child
+from tests.runtimes.test_child import JOB
+child.run(JOB, {{"steps": 1, "sleep_s": 60}}, Path({str(tmp_path)!r}), on_phase=lambda *_: print("builds", flush=True))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "builds\n"
+        (own,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        parent.kill()
+    for _ in range(100):
+        if not alive(int(own)):
+            return
+        time.sleep(0.1)
+    pytest.fail("the child goes on building")
 
 
 if __name__ == "__main__":
