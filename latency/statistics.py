@@ -4,7 +4,9 @@ Percentiles are interpolated linearly between order statistics (Hyndman and Fan 
 sample is ever removed: a slow inference is what the user will meet.
 
 Consecutive inferences are not independent (a neighbour's load lasts longer than one of them), so intervals are taken
-over rounds, not over single runs, and the bootstrap draws blocks of consecutive rounds (Politis and Romano 1992).
+over rounds, not over single runs, and the bootstrap draws blocks of consecutive rounds (Politis and Romano 1992). Of
+few rounds it is too sure: of eight independent ones its interval holds the truth 84 times in 100, not 99. So the
+interval of a ratio is what the bootstrap and the order statistics, exact for independent rounds, span together.
 """
 
 from __future__ import annotations
@@ -133,16 +135,21 @@ def paired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
     if len(times) != len(reference) or not len(times):
         raise UsageError(f"rounds pair up one to one, not {len(times)} with {len(reference)}")
     logs = np.log(np.asarray(times, float)) - np.log(np.asarray(reference, float))
-    return _ratio(float(np.median(logs)), _resampled_medians(logs, seed), len(logs))
+    return _ratio(float(np.median(logs)), _resampled_medians(logs, seed), median_interval(logs), len(logs))
 
 
 def unpaired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
-    """The ratio of the medians of two separate measurements."""
+    """The ratio of the medians of two separate measurements.
+
+    The intervals of the two medians make that of their difference by their distances from them, squared and added
+    (Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702).
+    """
     if not len(times) or not len(reference):
         raise UsageError("a ratio needs rounds on both sides")
     above, below = np.log(np.asarray(times, float)), np.log(np.asarray(reference, float))
     resampled = _resampled_medians(above, seed) - _resampled_medians(below, seed + 1)
-    return _ratio(float(np.median(above) - np.median(below)), resampled, min(len(above), len(below)))
+    value = float(np.median(above) - np.median(below))
+    return _ratio(value, resampled, _of_difference(above, below), min(len(above), len(below)))
 
 
 def is_steady(window_medians: Values, tolerance: float) -> bool:
@@ -151,14 +158,25 @@ def is_steady(window_medians: Values, tolerance: float) -> bool:
     return high - low <= tolerance * middle
 
 
-def _ratio(log_value: float, log_resampled: NDArray[np.float64], rounds: int) -> Ratio:
+def _of_difference(above: NDArray[np.float64], below: NDArray[np.float64]) -> Interval | None:
+    first, second = median_interval(above), median_interval(below)
+    if first is None or second is None:
+        return None
+    middle, other = float(np.median(above)), float(np.median(below))
+    return Interval(
+        middle - other - math.hypot(middle - first.low, second.high - other),
+        middle - other + math.hypot(first.high - middle, other - second.low),
+    )
+
+
+def _ratio(log_value: float, log_resampled: NDArray[np.float64], log_exact: Interval | None, rounds: int) -> Ratio:
     """Taken in logarithms, so that swapping the contestants gives the inverse."""
     value = math.exp(log_value)
-    if rounds < FEWEST_ROUNDS:
+    if log_exact is None:
         return Ratio(value, None, rounds, f"an interval needs {FEWEST_ROUNDS} rounds, not {rounds}")
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.exp(np.percentile(log_resampled, [tail, 100 - tail]))
-    return Ratio(value, Interval(float(low), float(high)), rounds)
+    low, high = np.percentile(log_resampled, [tail, 100 - tail])
+    return Ratio(value, Interval(math.exp(min(low, log_exact.low)), math.exp(max(high, log_exact.high))), rounds)
 
 
 def _resampled_medians(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

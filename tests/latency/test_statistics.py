@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -89,6 +90,18 @@ def test_equal_contestants_are_told_apart_hardly_ever() -> None:
         ratio = statistics.paired_ratio(*np.exp(0.05 * noise))
         wrong += ratio.verdict != "cannot tell"
     assert wrong <= 10  # 2 expected of independent rounds
+
+
+@pytest.mark.parametrize("ratio", [statistics.paired_ratio, statistics.unpaired_ratio])
+@pytest.mark.parametrize("rounds", [8, 12])
+def test_the_interval_of_a_ratio_holds_the_truth_from_the_fewest_rounds_on(
+    ratio: Callable[..., Ratio], rounds: int
+) -> None:
+    """The bootstrap alone missed it in 16 of 100 of eight rounds, with 99 % promised."""
+    random = np.random.default_rng(rounds)
+    times = [np.exp(0.05 * random.standard_normal((2, rounds))) for _ in range(200)]
+    intervals = [ratio(first, second, seed=seed).interval for seed, (first, second) in enumerate(times)]
+    assert sum(interval is not None and 1.0 in interval for interval in intervals) >= 193  # 198 expected
 
 
 def test_swapping_the_contestants_inverts_the_ratio() -> None:
