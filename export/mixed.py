@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,6 +53,7 @@ class QuantizationPlan:
 
 
 _COSTLY = "costs accuracy"
+_NOT_FINITE = "what it reads or makes is not finite on calibration inputs, in fp32 already"
 
 
 def quantize_within(
@@ -72,7 +73,7 @@ def quantize_within(
 
     Raises PrecisionError where less than half of the multiply-adds that could be int8 would be left.
     """
-    layers = layers_of(graph)
+    layers = tuple(_measurable(layer, reach) for layer in layers_of(graph))
     able = [layer for layer in layers if not layer.stays_float]
     if not able:
         raise PrecisionError("the graph has no layer that would gain by int8; ask for --precision fp16 or fp32")
@@ -96,6 +97,14 @@ def quantize_within(
         for layer in order[:count]
     }
     return _quantized(graph, order[count:], reach, scheme), _plan(graph, layers, reverted, reach, scheme)
+
+
+def _measurable(layer: Layer, reach: Mapping[str, Reach]) -> Layer:
+    """The layer; one that stays in float where what it reads or makes is not finite, of which there is no scale."""
+    around = [reach[name] for name in (layer.activation, layer.output) if name in reach]
+    if all(map(math.isfinite, (value for found in around for value in (*found.lows, *found.highs)))):
+        return layer
+    return replace(layer, stays_float=layer.stays_float or _NOT_FINITE)
 
 
 def _quantized(graph: OnnxGraph, layers: Collection[Layer], reach: Mapping[str, Reach], scheme: Scheme) -> OnnxGraph:

@@ -259,11 +259,17 @@ def _weight(node: ir.Node) -> Array | None:
 
 
 def _multiply_adds(node: ir.Node) -> int:
-    """Of one image; 0 where the node is no convolution and no product."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2 or node.inputs[1] is None:
+    """Of one image; 0 where the node is no convolution, transposed or not, and no product."""
+    if (
+        node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        or len(node.inputs) < 2
+        or node.inputs[1] is None
+    ):
         return 0
     terms = _dims(node.inputs[1])
     outputs = math.prod(_dims(node.outputs[0]))
+    if node.op_type == "ConvTranspose":  # every value of the input meets its channel's whole kernels
+        return math.prod(_dims(node.inputs[0])) * math.prod(terms[1:])
     if node.op_type == "Conv":
         return outputs * math.prod(terms[1:])
     return outputs * (terms[1] if _flag(node, "transB") else terms[-2:][0])  # of a vector its length

@@ -262,3 +262,23 @@ def test_a_layer_whose_reach_is_wrong_goes_back() -> None:
     judge: Callable[[OnnxGraph], str] = at_least(whole, 20)
     _, plan = quantize_within(whole, reach, scheme=SCHEMES["trt"], judge=judge, feeds=feeds, load=load)
     assert [node.name for node in plan.reverted] == [NAMES[3]]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("operator", ["Reciprocal", "Log"])
+def test_a_layer_that_reads_or_makes_infinity_stays_float(operator: str, scheme: Scheme) -> None:
+    """It was a traceback, or a scale of infinity in the graph."""
+    whole = graph(
+        f"""(float[batch, {WIDTH}] x) => (float[batch, {WIDTH}] y) {{
+              h0 = MatMul (x, w0)  zero = Relu (h0)  far = {operator} (zero)
+              h1 = MatMul (far, w1)  small = Relu (h1)  near = Clip (small, least, most)
+              sum = Add (near, h0)  y = MatMul (sum, w2)
+            }}""",
+        **{f"w{index}": np.abs(noise(WIDTH, WIDTH, seed=index)) * (-1) ** (index == 1) for index in range(3)},
+        least=np.asarray(0, np.float32),
+        most=np.asarray(1, np.float32),
+    )
+    made, plan = mixed(whole, at_least(whole, 10), scheme=scheme)
+    assert [node.name for node in plan.kept] == ["net/h1"]
+    assert "not finite" in plan.kept[0].reason and plan.reverted == ()
+    assert np.isfinite(answer(made, IMAGE)).all()

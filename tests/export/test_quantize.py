@@ -230,6 +230,19 @@ def test_a_product_of_two_activations_is_no_layer_and_counts() -> None:
     assert {read(made, name, index).dtype for name in ("s", "y") for index in (0, 1)} == {"FLOAT"}
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_is_no_layer_and_counts(groups: int) -> None:
+    """It stays in float; left out of the sum, int8 would be said of more of the graph than it is true of."""
+    whole = graph(
+        f"""(float[batch, 4, 6, 6] x) => (float[batch, {8 * groups}, 12, 12] y) {{
+              y = ConvTranspose <kernel_shape = [4, 4], strides = [2, 2], pads = [1, 1, 1, 1], group = {groups}> (x, w)
+            }}""",
+        w=noise(4, 8, 4, 4),
+    )
+    assert layers_of(whole) == ()
+    assert multiply_adds(whole) == 4 * 36 * 8 * 16
+
+
 def test_a_product_with_a_vector_is_counted() -> None:
     whole = graph("(float[batch, 6] x) => (float[batch] y) { y = MatMul (x, v) }", v=noise(6))
     assert multiply_adds(whole) == 6
