@@ -92,6 +92,7 @@ def _verdict(
         time=side_by_side(pair)[1].ratio if len(pair) == 2 and engine is not None else None,
         size_bytes=item.built.artifact.size_bytes if item.built.artifact else None,
         fp32_size_bytes=fp32.size_bytes if fp32 is not None else None,
+        allowed_drop=recipe.allowed_drop,
     )
 
 

@@ -96,10 +96,24 @@ def calibration_inputs(subject: Subject, calib: Path | Mapping[str, Array]) -> M
         return _calibration_photos(subject, calib)
     if calib.keys() != set(subject.input_names):
         raise UsageError(f"calib holds the inputs {sorted(calib)}; the model takes {sorted(subject.input_names)}")
+    for name, example in zip(subject.input_names, subject.example, strict=True):
+        _require_rows_like(calib[name], example, name)
     rows = {len(array) for array in calib.values()}
     if len(rows) != 1 or 0 in rows:
         raise UsageError("calib needs the same number of rows for every input, and at least one")
     return calib
+
+
+def _require_rows_like(array: object, example: torch.Tensor, name: str) -> None:
+    """Raises UsageError unless these are rows of the input that the example is one of, finite numbers all."""
+    dtype = "float32" if example.is_floating_point() else str(example.dtype).removeprefix("torch.")
+    wanted = f"{dtype} of shape {['rows', *example.shape[1:]]}"
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"calib gives {type(array).__name__} for {name}; give a NumPy array, {wanted}")
+    if array.shape[1:] != tuple(example.shape[1:]) or array.ndim != example.ndim or array.dtype.name != dtype:
+        raise UsageError(f"calib gives {array.dtype} of shape {list(array.shape)} for {name}; give {wanted}")
+    if not np.isfinite(array).all():
+        raise UsageError(f"calib holds NaN or infinity for {name}; no range can be told from that, leave such rows out")
 
 
 def _calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:

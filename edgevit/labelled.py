@@ -102,7 +102,7 @@ class _Known:
     def candidates(self, word: str) -> tuple[str, frozenset[int]] | None:
         """How `word` is known, and the classes that it may stand for; None where it is not known."""
         plain = _plain(word)
-        if re.fullmatch("-?[0-9]+", word):  # as it is written: hyphens are spaces in names, and -1 is not 1
+        if re.fullmatch("-?[0-9]{1,18}", word):  # as it is written: hyphens are spaces in names, and -1 is not 1
             own = frozenset({int(word)} & set(range(self.class_count)))
             named = self.kinds.get("class name", {}).get(word, frozenset())  # a class may be called by a number
             return ("number", own | named) if own | named else None

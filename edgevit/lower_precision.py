@@ -130,7 +130,10 @@ def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: Evidence, recipe:
             if not cosine >= least:  # a NaN too
                 return f"cosine {cosine:.4f} on photos, at least {least:g}"
         if drop is not None and bound is not None and (lost := drop(run)) > tolerated(bound, asked):
-            return f"top-1 loses {lost:.2%}, and {bound:.2%} are allowed"
+            what = (
+                f"top-1 loses {lost:.2%}" if exam is not None else f"{lost:.2%} of the calibration inputs change class"
+            )
+            return f"{what}, and {bound:.2%} are allowed"
         return ""
 
     return judge

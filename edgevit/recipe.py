@@ -85,6 +85,8 @@ class Recipe:
             )
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop is a share of the images from 0 to below 1, such as 1%, not {self.max_drop}")
+        if self.max_drop is not None and self.options.precision == "fp16" and self.eval is None:
+            raise UsageError("in fp16 --max-drop is judged on labelled images alone: give them with --eval DIR")
         if self.max_drop is not None and not self.verify:
             raise UsageError("--max-drop is a bound, and --no-verify lets nothing be judged; leave one of them out")
 

@@ -26,6 +26,7 @@ class Verdict:
     time: Ratio | None  # of the time of the lower precision to that of fp32, interleaved; None: not measured
     size_bytes: int | None
     fp32_size_bytes: int | None
+    allowed_drop: float | None = None  # of top-1, as a share of the labelled images; None: no bound was given
 
     @property
     def drop(self) -> Drop | None:
@@ -55,21 +56,32 @@ class Verdict:
 
     @property
     def recommended(self) -> bool | None:
-        """No where it is slower than fp32, yes where it is faster and its accuracy has been measured on labelled
-        images (`require` bounds what it may lose); None where that cannot be told."""
+        """No where it is slower than fp32 or loses more than is allowed (`--no-verify` lets that pass), yes where it is
+        faster and its accuracy has been measured on labelled images; None where that cannot be told."""
+        if self._loses_too_much or (self.time is not None and self.time.verdict == "slower"):
+            return False
         if self.time is None or self.time.verdict == "cannot tell":
             return None
-        if self.time.verdict == "slower":
-            return False
-        return True if self.drop is not None else None
+        return True if self.drop is not None and not self._by_chance else None
 
     @property
     def sentence(self) -> str:
         """The verdict in one line."""
         parts = [self._speed, *filter(None, (self._accuracy, self._size))]
+        if self._loses_too_much:
+            return f"{self.precision} loses more than is allowed: not recommended ({', '.join(parts)})"
         if self.recommended is False:
             return f"{self.precision} is {parts[0]} than fp32 here: not recommended ({', '.join(parts[1:])})"
         return f"{self.precision}: {', '.join(parts)}"
+
+    @property
+    def _loses_too_much(self) -> bool:
+        return self.drop is not None and self.allowed_drop is not None and _exceeds(self.drop, self.allowed_drop)
+
+    @property
+    def _by_chance(self) -> bool:
+        """Whether fp32 itself may be right no more often than a guess: then nothing can be lost, and nothing shown."""
+        return self.wanted is not None and self.wanted.top1_interval.low <= 1 / self.wanted.class_count
 
     @property
     def _speed(self) -> str:
@@ -79,7 +91,8 @@ class Verdict:
             doubt = f", {self.time.reason}" if self.time.reason else ""
             return f"faster or slower, this run cannot tell (time / fp32 {self.time.value:.2f}{doubt})"
         if self.time.verdict == "faster":
-            return f"{1 / self.time.value:.1f}x faster"
+            times = 1 / self.time.value
+            return f"{times:.{1 if times >= 1.1 else 2}f}x faster"
         return f"{self.time.value:.2f}x slower"
 
     @property
@@ -88,9 +101,13 @@ class Verdict:
         if drop is None:
             return "accuracy not measured (--eval DIR)"
         images = f"on {self.wanted.images} images" if self.wanted is not None else ""
-        if abs(drop.points) < 0.05:
+        if self._by_chance and self.wanted is not None:
+            share = f"{self.wanted.top1:.1%} of {self.wanted.images} images"
+            return f"accuracy not told (fp32 itself is right on {share}, as guesses may be)"
+        if drop.points == 0:
             return f"no accuracy lost {images}"
-        return f"{abs(drop.points):.1f} points {'worse' if drop.points > 0 else 'better'} {images}"
+        points = f"{abs(drop.points):.{1 if abs(drop.points) >= 0.05 else 3}f}"
+        return f"{points} points {'worse' if drop.points > 0 else 'better'} {images}"
 
     @property
     def _size(self) -> str:
@@ -99,7 +116,7 @@ class Verdict:
     def require(self, allowed_drop: float | None) -> None:
         """Raises ParityError where more of top-1 is lost than allowed, as a share of the labelled images."""
         drop = self.drop
-        if drop is not None and allowed_drop is not None and drop.points > 100 * allowed_drop:
+        if drop is not None and allowed_drop is not None and _exceeds(drop, allowed_drop):
             raise ParityError(
                 f"{self.fmt} in {self.precision} ({self.judged}) loses {drop} points of top-1, and "
                 f"{100 * allowed_drop:g} are allowed: calibrate with more photos, allow more with --max-drop, "
@@ -128,6 +145,11 @@ class Verdict:
             "size_bytes": self.size_bytes,
             "size_bytes_fp32": self.fp32_size_bytes,
         }
+
+
+def _exceeds(drop: Drop, allowed: float) -> bool:
+    """Whether more is lost than the share that is allowed; one that was a percentage is off by its rounding."""
+    return drop.points > 100 * allowed * (1 + 1e-9)
 
 
 def _finite(value: float | None) -> float | None:

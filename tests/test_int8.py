@@ -20,7 +20,7 @@ import edgevit
 from edgevit import lower_precision, pipeline, report
 from edgevit.accuracy import wilson
 from edgevit.errors import PrecisionError, UsageError
-from edgevit.evidence import calibration_inputs
+from edgevit.evidence import Evidence, calibration_inputs
 from edgevit.export.graph import OnnxGraph, constant
 from edgevit.images import own_photos, read_batch, read_image
 from edgevit.latency.measure import MeasurePlan
@@ -28,9 +28,10 @@ from edgevit.recipe import Recipe
 from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.bundle import Bundle
-from edgevit.runtimes.parity import compare, judged_references
+from edgevit.runtimes.parity import Reference, compare, judged_references
 from edgevit.subject import class_names, from_module, from_name
 from tests.conftest import DATA, ON_CPU, Cifar10
+from tests.export.test_quantize import answer, graph
 from tests.runtimes.graphs import needs_rtx
 from tests.test_cli import status
 from tests.test_export_tensorrt import needs_no_tensorrt
@@ -398,6 +399,28 @@ def test_a_bound_that_cannot_be_reached_is_status_9(
     assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
 
 
+def test_what_is_counted_without_labels_is_not_called_accuracy() -> None:
+    def nearly_equal(largest: int) -> OnnxGraph:
+        weight = np.ones((4, 4), np.float32)
+        weight[:, largest] += 1e-3
+        return graph("(float[batch, 4] x) => (float[batch, 4] y) { y = MatMul (x, w) }", w=weight)
+
+    rows = np.eye(4, dtype=np.float32) + 1
+    whole, recipe = (
+        nearly_equal(0),
+        Recipe(formats=("ort",), options=BuildOptions(precision="int8"), calib={}, max_drop=0),
+    )
+    evidence = Evidence(
+        subject=from_module(nn.Linear(4, 4), example_input=torch.zeros(1, 4)),
+        references=(Reference(kind="photos", inputs={"x": rows}, outputs={"y": answer(whole, rows)}),),
+        calibration={"x": rows},
+        exam=None,
+    )
+    judge = lower_precision._judge(whole, [{"x": rows[:1]}], evidence, recipe)
+    assert judge(whole) == ""
+    assert judge(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
+
+
 def test_a_bound_needs_classes(small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(small, "tokens", tmp_path, "--calib", views, "--max-drop", "1%") == 2
     assert "--max-drop counts classes" in last_line(capsys)
@@ -421,6 +444,7 @@ def test_a_bound_needs_classes(small: Path, views: Path, tmp_path: Path, capsys:
         (["--int8", "--calib", "DIR", "--max-drop", "nan"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "much"], "not a percentage"),
         (["--int8", "--calib", "DIR", "--max-drop", "1%", "--no-verify"], "leave one of them out"),
+        (["--fp16", "--max-drop", "0%"], "judged on labelled images alone: give them with --eval DIR"),
         (["--int8", "--fp16", "--calib", "DIR"], "two precisions were asked for"),
     ],
 )
@@ -611,6 +635,11 @@ def test_arrays_calibrate_what_takes_no_photos(fmt: str, tmp_path: Path) -> None
         ({"x": ROWS, "z": ROWS}, "calib holds the inputs"),
         ({}, "calib holds the inputs"),
         ({"x": ROWS[:0]}, "at least one"),
+        ({"x": ROWS.tolist()}, r"calib gives list for x; give a NumPy array, float32 of shape \['rows', 24\]"),
+        ({"x": ROWS[:, :23]}, r"calib gives float32 of shape \[64, 23\] for x; give float32 of shape"),
+        ({"x": ROWS[0]}, r"calib gives float32 of shape \[24\] for x"),
+        ({"x": ROWS.astype(np.float64)}, r"calib gives float64 of shape \[64, 24\] for x"),
+        ({"x": np.where(ROWS > 2, np.nan, ROWS)}, "calib holds NaN or infinity for x"),
         (OWN_PHOTOS, "takes no photos; leave --calib out, or give arrays in Python"),
     ],
 )

@@ -205,6 +205,12 @@ def test_two_files_are_refused(tmp_path: Path) -> None:
         labelled(tmp_path)
 
 
+def test_a_number_beyond_all_bounds_is_no_class(tmp_path: Path) -> None:
+    """Python refuses to read so many digits, with a traceback."""
+    with pytest.raises(UsageError, match="line 1: '9+' is no class of this model"):
+        labelled(labels(tmp_path, f"a.png {'9' * 5000}"))
+
+
 def test_a_model_without_class_names_takes_indices(tmp_path: Path) -> None:
     assert labelled(folders(tmp_path, "2", "0"), None, 3) == {"0/a.png": 0, "2/a.png": 2}
     folders(tmp_path, "cat")

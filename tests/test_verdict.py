@@ -85,6 +85,33 @@ def test_the_sentence_and_the_recommendation(
     assert (told.sentence, told.recommended) == (sentence, recommended)
 
 
+def test_what_loses_more_than_is_allowed_is_not_recommended() -> None:
+    """--no-verify lets it pass, and the manifest recommended a model that had forgotten half of what it knew."""
+    told = replace(verdict(FASTER, 400), allowed_drop=0.01)
+    assert told.recommended is False
+    assert told.sentence == (
+        "int8 loses more than is allowed: not recommended (2.1x faster, 40.0 points worse on 1000 images, 3.6x smaller)"
+    )
+    assert replace(told, time=None).recommended is False
+    assert replace(told, allowed_drop=0.4).recommended is True
+
+
+def test_a_model_that_guesses_shows_nothing_and_is_not_recommended() -> None:
+    """Of random weights: what is right by chance alone cannot be lost."""
+    told = replace(verdict(), wanted=evaluation(895), found=evaluation(895))
+    assert told.recommended is None
+    unknown = "accuracy not told (fp32 itself is right on 10.5% of 1000 images, as guesses may be)"
+    assert told.sentence == f"int8: 2.1x faster, {unknown}, 3.6x smaller"
+
+
+def test_little_is_not_told_as_nothing() -> None:
+    many = {"labels": (0,) * 10_000, "answers": (0,) * 10_000, "ranks": (0,) * 10_000}
+    fp32 = replace(evaluation(0), **many)  # type: ignore[arg-type]
+    lost = replace(evaluation(0), **{**many, "answers": (1, *many["answers"][1:]), "ranks": (1, *many["ranks"][1:])})  # type: ignore[arg-type]
+    told = replace(verdict(Ratio(0.97, Interval(0.96, 0.98), 64)), wanted=fp32, found=lost)
+    assert told.sentence == "int8: 1.03x faster, 0.010 points worse on 10000 images, 3.6x smaller"
+
+
 def test_it_speaks_of_its_own_precision() -> None:
     assert verdict(precision="fp16").sentence.startswith("fp16: 2.1x faster")
     assert verdict(SLOWER, precision="fp16").sentence.startswith("fp16 is 1.30x slower")
@@ -133,6 +160,7 @@ def test_the_parity_is_that_of_the_worst_output() -> None:
         (-5, 0.0, False),
         (5, 0.005, False),
         (6, 0.005, True),
+        (290, 29.0 / 100, False),  # 100 * 0.29 is less than 29
         (600, None, False),
         (None, 0.0, False),  # nothing tells it
     ],
