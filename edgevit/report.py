@@ -175,11 +175,18 @@ def latency_table(reports: Sequence[LatencyReport]) -> Table:
         )
     first = reports[0]
     table.caption = (
-        f"batch {first.batch}, {first.threads or 'all'} threads, one process, turns in random order; "
+        f"{_batches(reports)}, {first.threads or 'all'} threads, one process, turns in random order; "
         "- where the runs do not tell a percentile (p90 needs 64, p99 662). "
         f"{first.environment.cpu or first.environment.architecture}"
     )
     return table
+
+
+def _batches(reports: Sequence[LatencyReport]) -> str:
+    batches = [report.batch for report in reports]
+    if len(set(batches)) == 1:
+        return f"batch {batches[0]}"
+    return f"batches {', '.join(map(str, batches))} (a row's ms are of its whole batch, its ratio is of one image)"
 
 
 def latency_parts(reports: Sequence[LatencyReport]) -> list[RenderableType]:
@@ -217,6 +224,9 @@ def latency_json(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
         {
             **latency_figures(row.report),
             "ratio": None if row.ratio is None else row.ratio.value,
+            "ratio_interval": None
+            if row.ratio is None or row.ratio.interval is None
+            else [row.ratio.interval.low, row.ratio.interval.high],
             "verdict": None if row.ratio is None else row.ratio.verdict,
             "evidence": row.report.to_json(),
         }

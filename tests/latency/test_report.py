@@ -11,8 +11,10 @@ import pytest
 
 from edgevit.errors import UsageError
 from edgevit.latency.clock import Probe
+from edgevit.latency.compare import PLACEMENT
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, measure
+from edgevit.report import latency_json, latency_table
 from tests.latency import samples
 from tests.latency.test_measure import QUICK, work
 
@@ -24,6 +26,17 @@ def test_figures_are_those_of_the_samples() -> None:
     assert report.throughput_per_s == 100  # 12 images in 120 ms; one over the median would claim 571
     assert report.cv == report.std_ms / report.mean_ms
     assert report.p90_ms is None and report.p99_ms is None and report.p50_interval_ms is None
+
+
+def test_a_table_of_several_batches_names_them_all() -> None:
+    """It said `batch 1` of all, beside ms of four images and a ratio of one."""
+    mixed = [samples.report([[2.0]] * 9, name="one"), samples.report([[6.0]] * 9, name="four", batch=4)]
+    assert str(latency_table(mixed).caption).startswith("batches 1, 4 (a row's ms are of its whole batch, its ratio is")
+    assert str(latency_table(mixed[:1]).caption).startswith("batch 1, 1 threads")
+    row = latency_json(mixed)[1]
+    assert row["ratio"] == pytest.approx(0.75) and row["verdict"] == "faster"
+    assert row["ratio_interval"] == pytest.approx([0.75 / (1 + PLACEMENT), 0.75 * (1 + PLACEMENT)])
+    assert [each["ratio_interval"] for each in latency_json(mixed[:1])] == [None]
 
 
 @pytest.mark.parametrize(("runs", "known"), [(661, False), (662, True)])
