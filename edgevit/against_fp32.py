@@ -19,7 +19,7 @@ from edgevit.made import Baseline, Made, writing
 from edgevit.recipe import Recipe, StageClock
 from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.base import Engine
-from edgevit.verdict import Verdict
+from edgevit.verdict import ENGINE, Verdict
 
 
 def baselines_of(
@@ -85,7 +85,7 @@ def _verdict(
     return Verdict(
         fmt=fmt,
         precision=recipe.options.precision,
-        judged="the engine" if engine is not None else "the typed graph",
+        judged=ENGINE if engine is not None else "the typed graph",
         parity=tuple(result for result in item.parity.results if result.stage == last),
         wanted=wanted,
         found=answers,

@@ -192,6 +192,11 @@ def _batches(reports: Sequence[LatencyReport]) -> str:
 def latency_parts(reports: Sequence[LatencyReport]) -> list[RenderableType]:
     """The table, and what a reader must know before using it."""
     doubts = [f"{report.name}: {doubt}" for report in reports for doubt in report.doubts]
+    runs = {report.name: report.details["precision"] for report in reports if "precision" in report.details}
+    if len(set(runs.values())) > 1:
+        doubts.insert(
+            0, f"not of one precision: {', '.join(f'{name} {precision}' for name, precision in runs.items())}"
+        )
     return [latency_table(reports), *(Text(f"note: {doubt}") for doubt in doubts)]
 
 

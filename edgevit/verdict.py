@@ -12,6 +12,8 @@ from edgevit.latency.statistics import Ratio
 from edgevit.runtimes.parity import OutputParity
 from edgevit.tensors import Precision
 
+ENGINE = "the engine"  # was asked, and nothing in its place
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -101,6 +103,8 @@ class Verdict:
         if drop is None:
             return "accuracy not measured (--eval DIR)"
         images = f"on {self.wanted.images} images" if self.wanted is not None else ""
+        if self.judged != ENGINE:
+            images += f" ({self.judged}; no engine has run)"
         if self._by_chance and self.wanted is not None:
             share = f"{self.wanted.top1:.1%} of {self.wanted.images} images"
             return f"accuracy not told (fp32 itself is right on {share}, as guesses may be)"

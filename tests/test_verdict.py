@@ -112,6 +112,13 @@ def test_little_is_not_told_as_nothing() -> None:
     assert told.sentence == "int8: 1.03x faster, 0.010 points worse on 10000 images, 3.6x smaller"
 
 
+def test_it_does_not_speak_of_an_engine_that_has_not_run() -> None:
+    told = replace(verdict(None, precision="fp16", size_bytes=None), judged="the typed graph")
+    assert told.sentence == (
+        "fp16: speed not measured here, 0.4 points worse on 1000 images (the typed graph; no engine has run)"
+    )
+
+
 def test_it_speaks_of_its_own_precision() -> None:
     assert verdict(precision="fp16").sentence.startswith("fp16: 2.1x faster")
     assert verdict(SLOWER, precision="fp16").sentence.startswith("fp16 is 1.30x slower")

@@ -14,7 +14,7 @@ from edgevit.latency.clock import Probe
 from edgevit.latency.compare import PLACEMENT
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, measure
-from edgevit.report import latency_json, latency_table
+from edgevit.report import latency_json, latency_parts, latency_table
 from tests.latency import samples
 from tests.latency.test_measure import QUICK, work
 
@@ -37,6 +37,14 @@ def test_a_table_of_several_batches_names_them_all() -> None:
     assert row["ratio"] == pytest.approx(0.75) and row["verdict"] == "faster"
     assert row["ratio_interval"] == pytest.approx([0.75 / (1 + PLACEMENT), 0.75 * (1 + PLACEMENT)])
     assert [each["ratio_interval"] for each in latency_json(mixed[:1])] == [None]
+
+
+def test_contestants_in_several_precisions_are_told_apart() -> None:
+    fp16 = samples.report([[2.0]] * 9, name="one")  # in fp16, as its details say
+    int8 = dataclasses.replace(fp16, name="other", details={"precision": "int8"})
+    notes = [str(part) for part in latency_parts([fp16, int8])[1:]]
+    assert notes == ["note: not of one precision: one fp16, other int8"]
+    assert latency_parts([fp16, dataclasses.replace(fp16, name="other")])[1:] == []
 
 
 @pytest.mark.parametrize(("runs", "known"), [(661, False), (662, True)])
