@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
+import io
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
     from edgevit.subject import Subject
 
 Arguments = argparse.Namespace
+_ESCAPED = "edgevit.escaped"
 _EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"})  # the extra [export]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status (see errors.py)."""
+    _prepare_streams()
     parsed = build_parser().parse_args(arguments)
     parsed.stop = stop = Stop()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -58,6 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("edgevit: interrupted; nothing is left behind", file=sys.stderr)
         return 130
+
+
+def _prepare_streams() -> None:
+    """Three open streams, the first of them for any name of the user's, whatever the locale."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # in a closed stream's place, which a file would get else
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # stays
+    codecs.register_error(_ESCAPED, _escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_ESCAPED)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of photos that it reads all the same
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What an encoding has no form for: the bytes of a file's name as they are, anything else escaped."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 class Stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -106,6 +107,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
         (["export", "shiftvit_t", "--fmt", "ort", "--opset", "99"], 2, "17 to 21"),
         (["export", "shiftvit_t", "--fmt", "ort", "--dynamic-batch", "1:²:3"], 2, "not MIN:OPT:MAX"),
         (["export", "shiftvit_t", "--fmt", "trt-rtx", "--sm", "8²"], 2, "not a list of compute capabilities"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--workspace", "64"], 2, "TensorRT's builders"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--threads", "1000000000000"], 2, "at most 1024"),
         (["verify", "nowhere"], 2, "no bundle at"),
         (["run", "nowhere", "photo.jpg"], 2, "no bundle at"),
         (["latency", "nowhere"], 2, "no bundle at"),
@@ -340,6 +343,16 @@ def test_json_that_cannot_be_finished_leaves_what_was_there(tmp_path: Path, caps
     assert "name another file with --json" in capsys.readouterr().err
 
 
+PRINT = """
+import sys
+from edgevit import cli
+
+cli._prepare_streams()
+for path in sys.argv[1:]:
+    print(path)
+"""
+
+
 def cli(command: str) -> subprocess.CompletedProcess[str]:
     """A shell's command line, with `edgevit` as it is here."""
     line = command.replace("edgevit", f"{shlex.quote(sys.executable)} -m edgevit", 1)
@@ -351,6 +364,38 @@ def test_output_to_a_full_disk_is_one_line(command: str) -> None:
     run = cli(command)
     assert run.returncode == 2
     assert run.stderr.splitlines() == ["edgevit: cannot read or write: No space left on device"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_stdout_has_no_letters_for_is_printed_all_the_same(encoding: str, tmp_path: Path) -> None:
+    """A traceback with status 1 came of it, behind an export that was done."""
+    for name in ("kätze", "k\udcff"):
+        shutil.copy(PHOTO, tmp_path / f"{name}.png")
+    run = subprocess.run(
+        [sys.executable, "-c", PRINT, *sorted(str(path) for path in tmp_path.iterdir())],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"k\xff.png" in run.stdout
+    assert "kätze.png".encode(encoding, "backslashreplace") in run.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_failure(closed: str, tmp_path: Path) -> None:
+    """Nor does a file that is opened later get the stream's number, and its output."""
+    run = cli(f"edgevit list --json {shlex.quote(str(tmp_path / 'models.json'))} {closed}")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert len(json.loads((tmp_path / "models.json").read_text())["models"]) == len(registry.list_models())
+
+
+def test_a_photo_that_pillow_wonders_about_is_read_without_a_word(
+    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff")
+    assert status("run", made("ort").path, tmp_path / "odd.jpg") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_reader_who_has_enough_ends_it_in_silence() -> None:
