@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ UNCOPYABLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "on the meta device": lambda tensor: tensor.to("meta"),
     "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
     "sparse": lambda tensor: tensor.to_sparse(),
+    "complex": lambda tensor: tensor.to(torch.complex64),
 }
 
 
@@ -181,6 +183,32 @@ def test_a_truncated_file_is_one_clear_error(
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match=str(path)):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80",  # ends in the middle of an instruction
+        b"\x80\x02a.",  # appends to nothing
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00K\x01\x85K\x01\x85\x89NtR.",  # a tensor of no storage
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_pickle_is_one_clear_error(content: bytes, packed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(path)):
+        load(path)
+
+
+def test_safetensors_in_capitals_are_safetensors(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "WEIGHTS.SAFETENSORS")
+    load(tmp_path / "WEIGHTS.SAFETENSORS")
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {"weight": "text"}}])
