@@ -23,6 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
 _WHITE_16 = 65535
+_LONGEST = 16  # times what is seen of a photo: a strip of pixels, scaled whole, would fill the memory
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -94,6 +95,7 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.flo
     channels, height, width = preprocessing.input_size
     scaled = [math.floor(side / preprocessing.crop_pct) for side in (height, width)]
     ratio = max(scaled[0] / image.height, scaled[1] / image.width)
+    image = _middle(image, math.ceil(_LONGEST * scaled[1] / ratio), math.ceil(_LONGEST * scaled[0] / ratio))
     # At least the scaled size on both sides: rounding must never leave a crop smaller than the input.
     size = (max(scaled[1], round(image.width * ratio)), max(scaled[0], round(image.height * ratio)))
     if size != image.size:
@@ -105,6 +107,15 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.flo
     pixels = np.asarray(image, np.float32).reshape(height, width, channels) / 255
     pixels = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of an image, with at most so many pixels a side."""
+    if image.width <= width and image.height <= height:
+        return image
+    width, height = min(width, image.width), min(height, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def read_batch(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -36,6 +36,16 @@ def test_gives_the_input_size_for_any_photo(size: tuple[int, int], crop_pct: flo
     assert to_array(Image.new("RGB", size), preprocessing).shape == (3, 32, 24)
 
 
+@pytest.mark.parametrize("size", [(60000, 1), (1, 60000)])
+def test_a_strip_is_not_scaled_whole(size: tuple[int, int]) -> None:
+    """Its shorter side at 256 pixels, it would take 12 GB; its middle is what is seen of it."""
+    strip = Image.new("RGB", size)
+    strip.paste((255, 255, 255), (size[0] // 2 - 1, size[1] // 2 - 1, size[0] // 2 + 2, size[1] // 2 + 2))
+    array = to_array(strip, Preprocessing(input_size=(3, 224, 224), mean=(0, 0, 0), std=(1, 1, 1)))
+    assert array.shape == (3, 224, 224)
+    assert array.min() > 0.9
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_reads_every_mode(mode: str, tmp_path: Path) -> None:
     suffix = ".tiff" if mode == "CMYK" else ".png"
