@@ -75,6 +75,14 @@ def find_exam(subject: Subject, folder: Path, output: TensorSpec, *, batch: int)
     )
 
 
+def require_images(subject: Subject, images: Path | None) -> None:
+    """Raises UsageError where photos are to be judged on and there are none, or the subject takes none."""
+    if images is not None and subject.preprocessing is None:
+        raise UsageError(f"{subject.name} takes no photos, and is judged on noise; leave --images out")
+    if images is not None:
+        find_images(images)
+
+
 def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path | None = None) -> tuple[Reference, ...]:
     """PyTorch's answers, image by image, to photos (where the input is an image) and to noise."""
     inputs = {PHOTOS: _photos(subject, images), "noise": _noise(subject)}

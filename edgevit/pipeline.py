@@ -13,7 +13,7 @@ from edgevit.against_fp32 import baselines_of, fp32_name, verdicts_of
 from edgevit.device import judged_batches
 from edgevit.engines import Built, build_engine, open_built
 from edgevit.errors import ExportError
-from edgevit.evidence import Evidence, ask_pytorch, calibration_inputs, find_exam
+from edgevit.evidence import Evidence, ask_pytorch, calibration_inputs, find_exam, require_images
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
@@ -47,6 +47,7 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
     """
     clock = StageClock(progress)
     recipe = recipe.for_machine()
+    require_images(subject, recipe.images)
     runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
     for runtime in runtimes:  # what is missing or in the way is said before the long work, not after it
         if not runtime.builds_on_device:
@@ -92,7 +93,9 @@ def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:
     clock.add("capture (torch.export)", captured.capture_s)
     clock.add("translate to ONNX", captured.translate_s)
     for spec in captured.graph.outputs:
-        if not spec.shape or (dynamic and spec.shape[0] != "batch"):
+        if not spec.shape:
+            raise ExportError(f"the output {spec} has no batch; return per-image results, with the batch as first axis")
+        if dynamic and spec.shape[0] != "batch":
             raise ExportError(f"the output {spec} does not follow the batch; export with a static --batch")
     return captured.graph
 

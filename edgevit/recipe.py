@@ -57,6 +57,8 @@ class Recipe:
             raise UsageError(f"a format stands twice in {','.join(self.formats)}")
         if self.options.compute_capabilities and "trt-rtx" not in self.formats:
             raise UsageError("--sm names the GPUs that --fmt trt-rtx compiles for; leave it out")
+        if self.options.workspace_mb is not None and not {"trt", "trt-rtx"} & set(self.formats):
+            raise UsageError("--workspace is for TensorRT's builders: --fmt trt or trt-rtx; leave it out")
         if self.opset is not None and not OLDEST_OPSET <= self.opset <= CAPTURE_OPSET:
             raise UsageError(f"--opset is one of {OLDEST_OPSET} to {CAPTURE_OPSET}, not {self.opset}")
         if self.trt_version is not None:

@@ -119,6 +119,8 @@ def _name_outputs(model: ir.Model, names: Sequence[str] | None) -> None:
     outputs = model.graph.outputs
     if names is not None and len(names) != len(outputs):
         raise ExportError(f"the module has {len(outputs)} outputs, and {len(names)} names were given")
+    if len({id(output) for output in outputs}) < len(outputs):
+        raise ExportError("the module returns one tensor as two outputs, which have one name then; return it once")
     for index, output in enumerate(outputs):
         if names is None:
             output.name = "output" if len(outputs) == 1 else f"output_{index}"

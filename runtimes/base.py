@@ -29,6 +29,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MOST_THREADS = 1024  # more would only wait for one another; runtimes start as many as they are told to
 # What TensorRT-RTX compiles for with no GPU: Turing, Ampere, Ada, Blackwell. Jetson Orin (87) is not among them.
 COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
 TURING = 75  # has no fp32 products in TensorRT-RTX
@@ -69,8 +70,8 @@ class BuildOptions:
             raise UsageError(f"a batch holds at least one image, not {self.batch}")
         if self.dynamic_batch and self.batch not in (1, self.dynamic_batch.optimum):
             raise UsageError("give either a batch or a dynamic batch, not both")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"an engine runs on at least one thread, not {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"an engine runs on at least one thread and at most {MOST_THREADS}, not {self.threads}")
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"a workspace holds at least 1 MB, not {self.workspace_mb}")
         if self.compute_capabilities is not None:
@@ -296,10 +297,17 @@ class Engine(ABC):
     ) -> None:
         self.close()
 
+    def _require_open(self, session: object) -> None:
+        """Raises UsageError where `session`, which `close` gives up, is gone."""
+        if session is None:
+            raise UsageError("the engine is closed; load it again, and run it inside the `with` block")
+
     def _check(self, feeds: Mapping[str, Array]) -> None:
         names = {spec.name for spec in self.inputs}
+        if not isinstance(feeds, Mapping):
+            raise UsageError(f"the engine takes arrays by name, {{name: array}}, not {type(feeds).__name__}")
         if feeds.keys() != names:
-            raise UsageError(f"the engine takes the inputs {sorted(names)}, not {sorted(feeds)}")
+            raise UsageError(f"the engine takes the inputs {sorted(names)}, not {sorted(map(str, feeds))}")
         batches = set()
         for spec in self.inputs:
             array = feeds[spec.name]

@@ -88,7 +88,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """`noted`: the session runs once, on zeros, and notes which layers ran."""
         self._ort, self._optimised, self._precision = ort, optimised, options.precision
-        self._source = model if isinstance(model, bytes) else str(model)
+        self._source = model if isinstance(model, bytes) else _source(model)
         self.fmt = fmt
         self.batches = options.dynamic_batch
         settings = _settings(ort, optimised=optimised)
@@ -106,6 +106,7 @@ class OnnxRuntimeEngine(Engine):
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self._require_open(self._session)
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, _run(self._session, names, feeds), strict=True))
 
@@ -159,6 +160,16 @@ class OnnxRuntimeEngine(Engine):
 
     def close(self) -> None:
         self._session = None
+
+
+def _source(model: Path) -> str | bytes:
+    """What a session is made of, now and again later, wherever the process has gone since."""
+    place = str(model.absolute())
+    try:
+        place.encode()
+    except UnicodeEncodeError:  # a name that is not UTF-8, which ONNX Runtime takes for no path
+        return model.read_bytes()
+    return place
 
 
 def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -83,15 +84,19 @@ class OpenVinoEngine(Engine):
         self.inputs = tuple(_spec(port) for port in self._compiled.inputs)
         self.outputs = tuple(_spec(port) for port in self._compiled.outputs)
         self.batches = options.dynamic_batch
-        self._ov, self._artifact, self._settings = ov, artifact, settings
+        self._ov, self._settings = ov, settings
+        self._artifact = artifact.absolute()  # it is read again, wherever the process has gone since
+        self._turn = threading.Lock()
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        try:
-            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=True)
-        except Exception as error:
-            raise BuildError(f"OpenVINO failed to run: {_line(error)}") from error
-        # Copies: the request writes its next answers into the same memory.
-        return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
+        with self._turn:  # a request that is busy refuses
+            self._require_open(self._request)
+            try:
+                results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+            except Exception as error:
+                raise BuildError(f"OpenVINO failed to run: {_line(error)}") from error
+            # Copies: the request writes its next answers into the same memory.
+            return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
 
     def executed_precision(self) -> ExecutedPrecision:
         """By the layers of the compiled model that multiply, as the plugin reports them.

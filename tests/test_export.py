@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.subject import from_module
 from tests.conftest import Cifar10
+
+PHOTOS = Path(edgevit.__file__).parent / "data" / "photos"
 
 
 def test_pytorch_reaches_the_recorded_accuracy(cifar10: Cifar10) -> None:
@@ -139,11 +143,49 @@ def test_openvino_keeps_what_it_compiled(made: Callable[[str], Bundle], tmp_path
         ({"images": np.zeros((1, 3, 32, 31), np.float32)}, "not the shape"),
         ({"images": np.zeros((17, 3, 32, 32), np.float32)}, "batches of 1:2:16"),
         ({"images": [[0.0]]}, "not list"),
+        ({0: np.zeros(1), "images": np.zeros(1)}, "takes the inputs"),
+        (np.zeros((1, 3, 32, 32), np.float32), "arrays by name, .* not ndarray"),
     ],
 )
-def test_an_engine_refuses_wrong_input(bundle: Bundle, feeds: dict[str, np.ndarray], message: str) -> None:
+def test_an_engine_refuses_wrong_input(bundle: Bundle, feeds: Any, message: str) -> None:
     with edgevit.load(bundle) as engine, pytest.raises(UsageError, match=message):
         engine.run(feeds)
+
+
+def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+    with edgevit.load(bundle) as engine:
+        pass
+    with pytest.raises(UsageError, match="the engine is closed"):
+        engine.run({"images": np.zeros((1, 3, 32, 32), np.float32)})
+
+
+def test_an_engine_answers_several_threads(bundle: Bundle) -> None:
+    """OpenVINO's request refused whoever came while it was busy."""
+    images = np.random.default_rng(0).random((8, 1, 3, 32, 32), np.float32)
+    with edgevit.load(bundle, threads=1) as engine:
+
+        def answer(index: int) -> np.ndarray:
+            return engine.run({"images": images[index % 8]})["logits"]
+
+        expected = [answer(index) for index in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            for index, found in enumerate(pool.map(answer, range(64))):
+                assert np.array_equal(found, expected[index % 8])
+
+
+def test_an_engine_knows_its_precision_wherever_the_process_has_gone(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.path.parent)
+    with edgevit.load(bundle.path.name) as engine:
+        monkeypatch.chdir(tmp_path)
+        assert engine.executed_precision().found == "fp32"
+
+
+def test_a_folder_whose_name_is_not_utf_8(bundle: Bundle, tmp_path: Path) -> None:
+    strange = shutil.copytree(bundle.path, tmp_path / "strange-\udcff")
+    with edgevit.load(strange) as engine:
+        assert engine.outputs[0].name == "logits"
 
 
 class Wrong(OnnxRuntime):
@@ -230,7 +272,22 @@ class Returns(nn.Module):
 NO_TENSORS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
     "None alone": (lambda *_: None, "answers with nothing"),
     "nothing": (lambda *_: (), "answers with nothing"),
+    "no batch": (lambda first, _: first.sum(), "has no batch"),
+    "one tensor twice": (lambda first, _: (first, first), "one tensor as two outputs"),
 }
+
+
+def test_photos_for_a_model_that_takes_none_are_refused(tmp_path: Path) -> None:
+    """They were left out, without a word."""
+    module = Returns(lambda first, _: first)
+    with pytest.raises(UsageError, match="takes no photos"):
+        edgevit.export(module, fmt="ort", example_input=torch.rand(1, 4), images=PHOTOS, out=tmp_path)
+
+
+def test_a_folder_without_photos_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "capture", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises(UsageError, match="no image in"):
+        edgevit.export("shiftvit_cifar10", images=tmp_path, out=tmp_path)
 
 
 @pytest.mark.parametrize("kind", NO_TENSORS)
