@@ -55,14 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _close_stdout()
         place = f" {error.filename}" if error.filename else ""
         return _fail(UsageError(f"cannot read or write{place}: {error.strerror or error}"), parsed)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXPORT_PACKAGES:
+    except (ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        meant = _lack(error)
+        if meant is None:
             raise
-        return _fail(MissingError(f"{package} is not installed here: pip install 'edgevit[export]'"), parsed)
+        return _fail(meant, parsed)
     except KeyboardInterrupt:
         print("edgevit: interrupted; nothing is left behind", file=sys.stderr)
         return 130
+
+
+def _lack(error: Exception) -> EdgevitError | None:
+    """What this machine lacks, of a package or of memory, by an error of Python's or PyTorch's; None for others."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        missing = f"{package} is not installed here: pip install 'edgevit[export]'"
+        return MissingError(missing) if package in _EXPORT_PACKAGES else None
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return UsageError("this machine has not the memory for it; ask for a smaller size or batch")
+    return None
 
 
 def _prepare_streams() -> None:
@@ -136,6 +147,7 @@ def list_command(arguments: Arguments) -> int:
 def export_command(arguments: Arguments) -> int:
     """Makes, proves and measures the bundles of a model."""
     options = _build_options(arguments)
+    _require_current_folder()
     from edgevit import pipeline, report, subject
     from edgevit.runtimes.registry import resolve_format
 
@@ -386,16 +398,16 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
     parser.add_argument("--batch", type=int, default=None, metavar="N", help="a static batch (default 1)")
     parser.add_argument("--dynamic-batch", type=_batch_range, metavar="MIN:OPT:MAX", help="a dynamic batch instead")
-    parser.add_argument("--calib", type=Path, metavar="DIR", help="photos that int8 and fp16 are chosen by")
+    parser.add_argument("--calib", type=_path, metavar="DIR", help="photos that int8 and fp16 are chosen by")
     parser.add_argument(
-        "--eval", type=Path, metavar="DIR", help="labelled images that a lower precision is held against fp32 on"
+        "--eval", type=_path, metavar="DIR", help="labelled images that a lower precision is held against fp32 on"
     )
     parser.add_argument(
         "--max-drop", type=_share, metavar="P%", help="top-1 that it may lose: 0.5%% (default 1%% with --eval)"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="instead of the one that the runtime likes best")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="photos to judge parity on (default: two of our own)"
+        "--images", type=_path, metavar="DIR", help="photos to judge parity on (default: two of our own)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
@@ -407,7 +419,7 @@ def _add_export(commands: Any) -> None:
         help="TensorRT on the device (default: this machine's, or 10.3 where it builds none)",
     )
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory that a TensorRT builder may use")
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the bundles go (default: here)")
+    parser.add_argument("--out", type=_path, default=Path(), metavar="DIR", help="where the bundles go (default: here)")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="leave parity out; the manifest says so"
     )
@@ -417,7 +429,7 @@ def _add_export(commands: Any) -> None:
 
 def _add_build(commands: Any) -> None:
     parser = commands.add_parser("build", help="build a bundle's engine on this machine, from its ONNX file")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=_path, metavar="BUNDLE")
     parser.add_argument("--fmt", metavar="FMT", help="for another runtime than the bundle's own")
     parser.add_argument("--threads", type=int, metavar="N")
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory that TensorRT's builder may use")
@@ -426,9 +438,9 @@ def _add_build(commands: Any) -> None:
 
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser("verify", help="judge a bundle's engine against PyTorch's answers; needs no PyTorch")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=_path, metavar="BUNDLE")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="photos to compare with PyTorch itself, if it is here"
+        "--images", type=_path, metavar="DIR", help="photos to compare with PyTorch itself, if it is here"
     )
     parser.add_argument("--threads", type=int, metavar="N")
     parser.set_defaults(command=verify_command)
@@ -436,8 +448,8 @@ def _add_verify(commands: Any) -> None:
 
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser("run", help="answer what is on photos")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("image", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("bundle", type=_path, metavar="BUNDLE")
+    parser.add_argument("image", type=_path, nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="answers a photo (default 5)")
     parser.add_argument("--threads", type=int, metavar="N")
     parser.set_defaults(command=run_command)
@@ -447,7 +459,7 @@ def _add_eval(commands: Any) -> None:
     parser = commands.add_parser("eval", help="measure top-1 and top-5 on labelled images")
     parser.add_argument("bundle", nargs="+", metavar="BUNDLE", help="a bundle, or a MODEL as export takes it: PyTorch")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="a subfolder of images a class; or labels.txt in it"
+        "--data", type=_path, required=True, metavar="DIR", help="a subfolder of images a class; or labels.txt in it"
     )
     parser.add_argument("--against", default="", metavar="NAMES", help="torch: the module that the bundle was made of")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint for MODEL")
@@ -458,7 +470,7 @@ def _add_eval(commands: Any) -> None:
 
 def _add_latency(commands: Any) -> None:
     parser = commands.add_parser("latency", help="measure bundles side by side")
-    parser.add_argument("bundle", type=Path, nargs="+", metavar="BUNDLE")
+    parser.add_argument("bundle", type=_path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds each, at least (default 3)")
     parser.add_argument("--against", default="", metavar="NAMES", help="torch, or other formats, comma-separated")
@@ -467,25 +479,31 @@ def _add_latency(commands: Any) -> None:
 
 def _add_lint(commands: Any) -> None:
     parser = commands.add_parser("lint", help="what will hurt a target, before a long build")
-    parser.add_argument("file", type=Path, metavar="FILE.onnx|BUNDLE")
+    parser.add_argument("file", type=_path, metavar="FILE.onnx|BUNDLE")
     parser.add_argument("--target", required=True, metavar="TARGET", help="trt, trt:10.3 (a version), openvino or ort")
     parser.set_defaults(command=lint_command)
 
 
 def _add_plan(commands: Any) -> None:
     parser = commands.add_parser("plan", help="the kernels that TensorRT-RTX's compiler makes; a proxy, needs no GPU")
-    parser.add_argument("file", type=Path, metavar="FILE.onnx|BUNDLE")
+    parser.add_argument("file", type=_path, metavar="FILE.onnx|BUNDLE")
     parser.add_argument("--sm", type=int, default=86, metavar="N", help="compute capability (default 86)")
     parser.add_argument(
         "--batch", type=int, default=1, metavar="N", help="what a dynamic batch is taken as (default 1)"
     )
-    parser.add_argument("--compare", type=Path, metavar="OTHER", help="another file or bundle, side by side")
+    parser.add_argument("--compare", type=_path, metavar="OTHER", help="another file or bundle, side by side")
     parser.set_defaults(command=plan_command)
 
 
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="what this machine has, and what it lacks")
     parser.set_defaults(command=doctor_command)
+
+
+def _path(text: str) -> Path:
+    if not text:  # as of a shell's variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("a path is not empty")
+    return Path(text)
 
 
 def _batch_range(text: str) -> tuple[int, int, int]:
@@ -578,6 +596,14 @@ def _as_called(command: str) -> str:
     if Path(program).name != "edgevit" or shutil.which("edgevit") is not None:
         return command
     return f"{shlex.quote(program)}{command.removeprefix('edgevit')}"
+
+
+def _require_current_folder() -> None:
+    """Raises UsageError where it has been deleted: PyTorch's libraries end the process then."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder has been deleted; go to another one first (cd)") from error
 
 
 def _require_place(path: str | None) -> None:

@@ -176,6 +176,18 @@ def _noise(subject: Subject) -> tuple[Array, ...]:
     return tuple(arrays)
 
 
+def _answer(subject: Subject, feeds: list[torch.Tensor]) -> object:
+    """What the module makes of inputs that it has not been traced with. Raises ExportError where it fails."""
+    try:
+        with torch.inference_mode():
+            return subject.module(*feeds)
+    except (Exception, SystemExit) as error:  # user code
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ExportError(
+            f"{subject.name} failed on other values than its example's: {type(error).__name__}: {reason}"
+        ) from error
+
+
 def answers(subject: Subject, arrays: tuple[Array, ...], names: tuple[str, ...]) -> dict[str, Array]:
     """What PyTorch answers to each row of `arrays`, by output name.
 
@@ -186,8 +198,7 @@ def answers(subject: Subject, arrays: tuple[Array, ...], names: tuple[str, ...])
     for index in range(len(arrays[0])):
         # A module that was written for one batch size alone is asked in that size.
         feeds = [torch.from_numpy(np.repeat(array[index : index + 1], batch, axis=0)) for array in arrays]
-        with torch.inference_mode():
-            answer = subject.module(*feeds)
+        answer = _answer(subject, feeds)
         tensors = [answer] if isinstance(answer, torch.Tensor) else flatten(answer)
         if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"

@@ -154,8 +154,19 @@ def _make(
         built = build_engine(runtime, place / bundles.MODEL, place, options)
     with clock.stage(f"{fmt}: load"):
         built = open_built(built, options, share=typing.share if isinstance(typing, QuantizationPlan) else None)
+    _require_inputs(built, typed)
     parity = _judge(lowered, typed, built, evidence.references, recipe, clock)
     return Made(runtime=runtime, folder=place, graph=typed, typing=typing, built=built, parity=parity, steps=steps)
+
+
+def _require_inputs(built: Built, graph: OnnxGraph) -> None:
+    """Raises ExportError where the engine lacks an input of the graph: OpenVINO leaves out what nothing depends on."""
+    taken = {spec.name for spec in built.engine.inputs} if built.engine is not None else set()
+    lost = [spec.name for spec in graph.inputs if spec.name not in taken]
+    if built.engine is not None and lost:
+        raise ExportError(
+            f"no output depends on the input {lost[0]}, which {built.runtime.title} leaves out; drop it from forward"
+        )
 
 
 def _steps(graph: OnnxGraph, recipe: Recipe, bundle: Path) -> DeviceSteps:

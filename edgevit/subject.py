@@ -84,6 +84,8 @@ def from_module(
         raise UsageError(
             f"a model is a registered name, a module:factory or a torch.nn.Module, not a {type(module).__name__}"
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError("the model is TorchScript, which PyTorch's exporter does not take; give the module it is of")
     registry.require_positive("batch", batch)
     if hasattr(module, "card") and isinstance(module.card, ModelCard):
         return _from_card(module, module.card, example_input, batch)
@@ -243,6 +245,12 @@ def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) 
     example = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
     if not example or not all(isinstance(tensor, torch.Tensor) and tensor.ndim > 0 for tensor in example):
         raise UsageError("example_input is a tensor, or a sequence of tensors, with the batch as the first axis")
+    for tensor in example:
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise UsageError(
+                f"example_input is {str(tensor.dtype).removeprefix('torch.')}; export in float32, module and input "
+                "(module.float()), and ask for a lower precision with precision="
+            )
     if len({len(tensor) for tensor in example}) != 1:
         raise UsageError("all inputs have the batch as their first axis, and the examples disagree about it")
     if batch > 1 and len(example[0]) == 1:

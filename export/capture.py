@@ -23,6 +23,7 @@ from torch import nn
 from edgevit.errors import EdgevitError, ExportError, UsageError
 from edgevit.export.graph import BATCH, OnnxGraph, PassRecord
 
+_TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "torch._export", "torch.fx.experimental.symbolic_shapes")
 CAPTURE_OPSET = 21  # the first with a GroupNormalization whose scale and bias are a channel's own
 
 
@@ -82,7 +83,7 @@ def _trace(
             return torch.export.export(module, example, dynamic_shapes=shapes)
     except EdgevitError:
         raise
-    except Exception as error:  # user code, and many kinds of torch's own, end up here
+    except (Exception, SystemExit) as error:  # user code, and many kinds of torch's own, end up here
         cause = error.__cause__
         if isinstance(cause, EdgevitError):
             raise cause from error
@@ -119,14 +120,14 @@ def _name_outputs(model: ir.Model, names: Sequence[str] | None) -> None:
     outputs = model.graph.outputs
     if names is not None and len(names) != len(outputs):
         raise ExportError(f"the module has {len(outputs)} outputs, and {len(names)} names were given")
+    for value in model.graph.inputs:
+        if value.is_graph_output():
+            raise ExportError(f"the module returns its input {value.name} unchanged, which engines do not take")
     if len({id(output) for output in outputs}) < len(outputs):
         raise ExportError("the module returns one tensor as two outputs, which have one name then; return it once")
     for index, output in enumerate(outputs):
         if names is None:
             output.name = "output" if len(outputs) == 1 else f"output_{index}"
-    for value in model.graph.inputs:
-        if value.is_graph_output():
-            raise ExportError(f"the module returns its input {value.name} unchanged, which engines do not take")
 
 
 def _name_batch(model: ir.Model) -> None:
@@ -162,7 +163,7 @@ def _name_nodes(model: ir.Model) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps torch's notes about packages that it misses off the user's screen; its errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch._export")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -109,6 +109,9 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
         (["export", "shiftvit_t", "--fmt", "trt-rtx", "--sm", "8²"], 2, "not a list of compute capabilities"),
         (["export", "shiftvit_t", "--fmt", "ort", "--workspace", "64"], 2, "TensorRT's builders"),
         (["export", "shiftvit_t", "--fmt", "ort", "--threads", "1000000000000"], 2, "at most 1024"),
+        (["export", "shiftvit_cifar10", "--fmt", "ort", "--img-size", "1000000"], 2, "the memory"),
+        (["export", "shiftvit_t", "--fmt", "ort", "--out", ""], 2, "a path is not empty"),
+        (["run", "nowhere", ""], 2, "a path is not empty"),
         (["verify", "nowhere"], 2, "no bundle at"),
         (["run", "nowhere", "photo.jpg"], 2, "no bundle at"),
         (["latency", "nowhere"], 2, "no bundle at"),
@@ -380,6 +383,16 @@ def test_a_name_that_stdout_has_no_letters_for_is_printed_all_the_same(encoding:
     assert run.returncode == 0, run.stderr
     assert b"k\xff.png" in run.stdout
     assert "kätze.png".encode(encoding, "backslashreplace") in run.stdout
+
+
+def test_a_folder_that_is_gone_is_said_and_does_not_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[[], str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert status("export", "shiftvit_cifar10", "--fmt", "ort") == 2
+    assert "the current folder has been deleted" in one_line()
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])

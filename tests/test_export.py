@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -324,6 +324,11 @@ def test_none_behind_the_only_output_is_left_out(tmp_path: Path) -> None:
         assert [spec.name for spec in engine.outputs] == ["output"]
 
 
+def test_an_input_that_is_returned_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="returns its input input unchanged"):
+        edgevit.export(nn.Identity(), example_input=torch.rand(1, 4), out=tmp_path)
+
+
 class DataDependent(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.sum() > 0 else -x
@@ -343,6 +348,51 @@ def test_nothing_says_what_a_module_takes() -> None:
 def test_what_is_no_model_is_refused(model: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"not a {type(model).__name__}"):
         edgevit.export(model, example_input=torch.rand(1, 4), out=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64])
+def test_an_example_in_another_precision_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    module = Returns(lambda first, _: first).to(dtype)
+    with pytest.raises(UsageError, match=f"example_input is {str(dtype)[6:]}; export in float32"):
+        edgevit.export(module, example_input=torch.rand(1, 4).to(dtype), out=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    x, trace = torch.rand(1, 4), cast("Any", torch.jit.trace)
+    with pytest.raises(UsageError, match="is TorchScript"):
+        edgevit.export(trace(nn.Linear(4, 3), x), example_input=x, out=tmp_path)
+
+
+class Leaves(nn.Module):
+    """Leaves the program, or fails, where it is asked: as it is traced, or at values that are not its example's."""
+
+    def __init__(self, *, traced: bool) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.traced or not torch.compiler.is_compiling():
+            sys.exit(3)
+        return x.relu()
+
+
+@pytest.mark.parametrize(("traced", "message"), [(True, "cannot trace Leaves"), (False, "leaves failed on other")])
+def test_a_module_that_leaves_the_program_as_it_runs_is_an_export_error(
+    traced: bool, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        edgevit.export(Leaves(traced=traced), example_input=torch.rand(1, 4), out=tmp_path)
+
+
+def test_an_input_that_openvino_leaves_out_is_named(tmp_path: Path) -> None:
+    class Unused(nn.Module):
+        def forward(self, x: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
+            return x.relu()
+
+    with pytest.raises(ExportError, match="no output depends on the input spare"):
+        edgevit.export(Unused(), fmt="openvino", example_input=(torch.rand(1, 4),) * 2, out=tmp_path)
 
 
 class Branches(nn.Module):
