@@ -164,7 +164,7 @@ def export_command(arguments: Arguments) -> int:
         verify=arguments.verify,
         latency=arguments.latency,
     )
-    with _download_progress() as on_download:
+    with _own_code_aside(), _download_progress() as on_download:
         made = subject.from_name(
             arguments.model,
             weights=arguments.weights,
@@ -173,7 +173,7 @@ def export_command(arguments: Arguments) -> int:
             batch=options.batch,
             on_download=on_download,
         )
-    with _progress(arguments) as progress:
+    with _own_code_aside(), _progress(arguments) as progress:
         found = pipeline.run(made, recipe, progress)
     for part in report.run_parts(found):
         _print(part, arguments)
@@ -596,6 +596,11 @@ def _as_called(command: str) -> str:
     if Path(program).name != "edgevit" or shutil.which("edgevit") is not None:
         return command
     return f"{shlex.quote(program)}{command.removeprefix('edgevit')}"
+
+
+def _own_code_aside() -> contextlib.AbstractContextManager[object]:
+    """What the user's own code prints goes to stderr: stdout is for results, which a machine may read."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _require_current_folder() -> None:

@@ -199,11 +199,12 @@ def _find_factory(name: str) -> Callable[[], Any]:
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"no file {path}; MODEL is a registered name, package.module:factory or file.py:factory")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem if path.stem not in sys.modules else f"_users_{path.stem}"  # a file may be called torch.py
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickling look a module up by its name
+    sys.modules[name] = module  # dataclasses and pickling look a module up by its name
     sys.path.insert(0, str(path.parent.resolve()))  # so that it can import its neighbours, as when run as a script
     try:
         spec.loader.exec_module(module)

@@ -164,6 +164,16 @@ def test_what_answers_no_classes_is_not_told_to_run_photos(tmp_path: Path, capsy
     assert status(*command[1:]) == 0
 
 
+def test_what_the_users_code_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = USER_MODEL.replace("        return self.head", "        print('traced')\n        return self.head")
+    (tmp_path / "own.py").write_text(text.replace("    return Tiny()", "    print('made')\n    return Tiny()"))
+    options = ("--fmt", "ort", "--img-size", "8", "--no-latency", "--out", tmp_path)
+    assert status("export", f"{tmp_path / 'own.py'}:build", *options, "--json", "-") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["model"] == "own_build"
+    assert "made" in printed.err and "traced" in printed.err
+
+
 def test_brackets_and_blanks_in_a_path_are_printed_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

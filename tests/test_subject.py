@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgevit import checkpoints, cli, subject
 from edgevit.errors import ExportError, UsageError
@@ -61,6 +63,12 @@ def test_a_module_that_leaves_the_program_is_an_export_error(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ExportError, match="leaving_package failed as it was imported: SystemExit"):
         subject.from_name("leaving_package:build")
+
+
+def test_a_file_that_is_called_like_a_package_does_not_take_its_place(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("from torch import nn\n\ndef build():\n    return nn.Flatten()")
+    assert subject.from_name(f"{tmp_path / 'torch.py'}:build", img_size=2).name == "torch_build"
+    assert sys.modules["torch"] is torch
 
 
 @pytest.mark.parametrize("name", [":build", ":", ".:build", " :build", "own.py:", "torch:"])
