@@ -160,7 +160,8 @@ def _from_factory(
         raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
     if weights == OFFICIAL:
         raise UsageError(f"official weights are for registered models; pass those of {name} with --weights FILE")
-    module, loaded = _call(_find_factory(name), name), {}
+    with _same_folder():
+        module, loaded = _call(_find_factory(name), name), {}
     if weights is not None:
         read = checkpoints.read(weights)
         checkpoints.load_into(module, read.tensors, source=str(weights))
@@ -172,8 +173,20 @@ def _from_factory(
         registered = from_module(module, batch=batch)
         _require_size(registered, img_size)
         return replace(registered, origin={**registered.origin, **loaded})
-    subject = from_module(module, example_input=torch.zeros(batch, 3, size, size), name=_slug(f"{stem}_{attribute}"))
+    subject = from_module(
+        module, example_input=torch.zeros(batch, 3, size, size, device="cpu"), name=_slug(f"{stem}_{attribute}")
+    )
     return replace(subject, origin={**subject.origin, "source": name, **loaded})
+
+
+@contextmanager
+def _same_folder() -> Iterator[None]:
+    """Comes back to the current folder, which other paths of the user's are told from: a script may go to its own."""
+    folder = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
 
 
 def _require_size(registered: Subject, img_size: int | None) -> None:

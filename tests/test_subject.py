@@ -65,6 +65,26 @@ def test_a_module_that_leaves_the_program_is_an_export_error(tmp_path: Path, mon
         subject.from_name("leaving_package:build")
 
 
+def test_a_script_that_goes_elsewhere_takes_nobody_along(tmp_path: Path) -> None:
+    """Its bundle was written to another folder than --out."""
+    model = write(tmp_path, f"import os\nfrom torch import nn\nos.chdir({str(tmp_path)!r})\nbuild = nn.Flatten")
+    folder = Path.cwd()
+    subject.from_name(model, img_size=2)
+    assert Path.cwd() == folder
+
+
+def test_a_device_that_the_users_code_chooses_is_not_the_examples(tmp_path: Path) -> None:
+    model = write(
+        tmp_path,
+        "import torch\n\ndef build():\n    torch.set_default_device('meta')\n    return torch.nn.Conv2d(3, 3, 1)",
+    )
+    try:
+        made = subject.from_name(model, img_size=2)
+    finally:
+        torch.set_default_device(None)
+    assert made.example[0].device.type == "cpu"
+
+
 def test_a_file_that_is_called_like_a_package_does_not_take_its_place(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("from torch import nn\n\ndef build():\n    return nn.Flatten()")
     assert subject.from_name(f"{tmp_path / 'torch.py'}:build", img_size=2).name == "torch_build"
