@@ -25,7 +25,8 @@ class TorchEngine(Engine):
         self.outputs = tuple(outputs)
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = [self._torch.from_numpy(feeds[spec.name]) for spec in self.inputs]
+        # Copies: a module may work in place on its input, or answer with a view of it.
+        tensors = [self._torch.tensor(feeds[spec.name]) for spec in self.inputs]
         with self._torch.inference_mode():
             answer = self._module(*tensors)
         values = [answer] if isinstance(answer, self._torch.Tensor) else flatten(answer)

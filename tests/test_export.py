@@ -27,7 +27,9 @@ from edgevit.runtimes import registry
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.onnxruntime import OnnxRuntime
+from edgevit.runtimes.torch_reference import TorchEngine
 from edgevit.subject import from_module
+from edgevit.tensors import TensorSpec
 from tests.conftest import Cifar10
 
 PHOTOS = Path(edgevit.__file__).parent / "data" / "photos"
@@ -393,6 +395,23 @@ def test_an_input_that_openvino_leaves_out_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match="no output depends on the input spare"):
         edgevit.export(Unused(), fmt="openvino", example_input=(torch.rand(1, 4),) * 2, out=tmp_path)
+
+
+class InPlace(nn.Module):
+    """Changes its input, and answers with it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2).flatten(1)
+
+
+def test_a_module_that_works_in_place_leaves_the_callers_input_alone() -> None:
+    """Run again and again, it grew to infinity, which ONNX Runtime was blamed for."""
+    x = np.ones((1, 4), np.float32)
+    specs = (TensorSpec("x", "float32", (1, 4)),), (TensorSpec("output", "float32", (1, 4)),)
+    with TorchEngine(InPlace(), *specs, threads=torch.get_num_threads()) as engine:
+        answers = [engine.run({"x": x})["output"] for _ in range(2)]
+    assert x.tolist() == [[1, 1, 1, 1]]
+    assert answers[0].tolist() == answers[1].tolist() == [[2, 2, 2, 2]]
 
 
 class Branches(nn.Module):
