@@ -17,7 +17,7 @@ import numpy as np
 from edgevit import accuracy
 from edgevit.accuracy import AccuracyReport, OnImages
 from edgevit.engines import build_engine, open_built
-from edgevit.errors import MeasureError, MissingError, UsageError
+from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
 from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.labelled import find_labelled
 from edgevit.latency.environment import Environment
@@ -418,8 +418,10 @@ def _run_one(engine: Engine, photo: Array, options: BuildOptions) -> Array:
     batch = options.dynamic_batch.minimum if options.dynamic_batch else options.batch
     outputs = engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})
     logits = outputs[engine.outputs[0].name]
-    if logits.ndim != 2:
+    if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(f"the model answers {engine.outputs[0]}, which are no classes; use edgevit.load in Python")
+    if not np.isfinite(logits).all():
+        raise ParityError("the model answers with NaN or infinity, which is no class; see edgevit verify BUNDLE")
     first: Array = logits[0]
     return first
 

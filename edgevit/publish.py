@@ -24,6 +24,7 @@ from edgevit.runtimes import bundle as bundles
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.tensorrt_plan import DeviceSteps
 from edgevit.subject import Subject
+from edgevit.tensors import TensorSpec
 from edgevit.verdict import Verdict
 
 
@@ -59,8 +60,12 @@ def publish(
         bundles=tuple(reports),
         parity=sum((item.parity for item in made), judged),
         latencies=tuple(latencies.values()),
-        classifies=subject.preprocessing is not None and len(captured.outputs[0].shape) == 2,
+        classifies=subject.preprocessing is not None and _has_classes(captured.outputs[0]),
     )
+
+
+def _has_classes(output: TensorSpec) -> bool:
+    return len(output.shape) == 2 and output.shape[1] != 1
 
 
 def _bundle_report(item: Made, recipe: Recipe, verdict: Verdict | None) -> BundleReport:

@@ -13,8 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+import edgevit
 from edgevit.cli import build_parser, main
 from edgevit.models import registry
 from edgevit.runtimes.bundle import Bundle
@@ -258,6 +261,22 @@ def test_run_answers_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -
     answers = json.loads(capsys.readouterr().out)["answers"]
     assert answers[0]["top"][0]["name"] == "cat"
     assert len(answers) == 2
+
+
+@pytest.mark.parametrize(
+    ("outputs", "bias", "expected", "message"),
+    [(1, 0.0, 2, "which are no classes"), (2, float("nan"), 6, "NaN or infinity, which is no class")],
+)
+def test_run_answers_no_class_where_there_is_none(
+    outputs: int, bias: float, expected: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only number of a regression was a class with 100 %, and NaN a traceback behind --json."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, outputs))
+    nn.init.constant_(module[1].bias, bias)  # type: ignore[arg-type]  # a Linear has one
+    made = edgevit.export(module, fmt="ort", example_input=torch.zeros(1, 3, 2, 2), verify=False, out=tmp_path)
+    capsys.readouterr()
+    assert status("run", made.path, PHOTO, "--json", tmp_path / "answers.json") == expected
+    assert message in capsys.readouterr().err
 
 
 def test_run_refuses_what_is_no_photo(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
