@@ -119,12 +119,12 @@ class Stop:
             raise SystemExit(128 + self.number)
 
 
-def _fail(error: EdgevitError, parsed: Arguments) -> int:
-    """Says what went wrong, to people and to machines."""
+def _fail(error: EdgevitError, parsed: Arguments, *, found: dict[str, Any] | None = None) -> int:
+    """Says what went wrong, to people and to machines; these get what was `found` as well."""
     _show_evidence(error)
     print(f"edgevit: {error}", file=sys.stderr)
     if parsed.json:
-        result = {"error": str(error), "exit_status": error.exit_status, **_evidence(error)}
+        result = {"error": str(error), "exit_status": error.exit_status, **_evidence(error), **(found or {})}
         with contextlib.suppress(UsageError):  # that the file cannot be written may be the very error
             _write_json(parsed.json, result)
     return error.exit_status
@@ -253,17 +253,29 @@ def eval_command(arguments: Arguments) -> int:
 def latency_command(arguments: Arguments) -> int:
     """Measures bundles, and what they are to be held against, side by side in one process."""
     from edgevit import device, report
+    from edgevit.latency import baseline
     from edgevit.runtimes.bundle import Bundle
 
+    if arguments.max_slowdown is not None and arguments.baseline is None:
+        raise UsageError("--max-slowdown is what --baseline FILE allows; give that too")
+    bundles = [Bundle.open(path) for path in arguments.bundle]
+    names = device.contestant_names(bundles)
+    stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
     found = device.measure_bundles(
-        [Bundle.open(path) for path in arguments.bundle],
+        bundles,
         against=[name.strip() for name in arguments.against.split(",") if name.strip()],
         threads=arguments.threads,
         duration_s=arguments.duration,
     )
-    for part in report.latency_parts(found):
+    slowdown = 0.1 if arguments.max_slowdown is None else arguments.max_slowdown
+    held = baseline.hold(found, stored, max_slowdown=slowdown)
+    for part in (*report.latency_parts(found), *report.lines(each.sentence for each in held)):
         _print(part, arguments)
-    _finish(arguments, {"latency": report.latency_json(found)})
+    result = {"latency": report.latency_json(found), "baseline": [each.to_json() for each in held]}
+    failure = baseline.failure_of(held)
+    if failure is not None:
+        return _fail(failure, arguments, found=result)
+    _finish(arguments, result)
     return 0
 
 
@@ -474,6 +486,10 @@ def _add_latency(commands: Any) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--duration", type=float, default=3.0, metavar="S", help="seconds each, at least (default 3)")
     parser.add_argument("--against", default="", metavar="NAMES", help="torch, or other formats, comma-separated")
+    parser.add_argument("--baseline", type=_path, metavar="FILE", help="what --json of an earlier run here wrote")
+    parser.add_argument(
+        "--max-slowdown", type=_share, metavar="P%", help="more time than the baseline's that passes (default 10%%)"
+    )
     parser.set_defaults(command=latency_command)
 
 

@@ -137,6 +137,12 @@ def classify(bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: i
     return tuple(answers)
 
 
+def contestant_names(bundles: Sequence[Bundle]) -> list[str]:
+    """What reports call bundles: by the folder's name, by its whole path where two share the name."""
+    names = [bundle.name for bundle in bundles]
+    return [bundle.name if names.count(bundle.name) == 1 else str(bundle.path) for bundle in bundles]
+
+
 def measure_bundles(
     bundles: Sequence[Bundle], *, against: Sequence[str] = (), threads: int | None = None, duration_s: float = 3.0
 ) -> tuple[LatencyReport, ...]:
@@ -153,8 +159,8 @@ def measure_bundles(
     rivals = [name if name == TORCH else resolve_format(name) for name in against]
     with ExitStack() as stack:
         contestants = [
-            _contestant(stack, _distinct(bundle, bundles), bundle, _loaded(bundle, threads), threads, own=True)
-            for bundle in bundles
+            _contestant(stack, name, bundle, _loaded(bundle, threads), threads, own=True)
+            for name, bundle in zip(contestant_names(bundles), bundles, strict=True)
         ]
         for rival in rivals:
             if rival == TORCH:
@@ -202,7 +208,7 @@ def evaluate_bundles(
         opened = [stack.enter_context(load_engine(bundle, threads=threads)) for bundle in bundles]
         if against:
             candidates.append(_torch_twin(bundles[0], opened[0], threads))
-        names = [_distinct(bundle, bundles) for bundle in bundles]
+        names = contestant_names(bundles)
         candidates += [
             replace(_candidate(name, engine, bundle), bundle=bundle)
             for name, engine, bundle in zip(names, opened, bundles, strict=True)
@@ -431,8 +437,3 @@ def _best(logits: Array, names: Sequence[str] | None, top: int) -> tuple[tuple[i
     probabilities = shifted / shifted.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
     return tuple((int(i), names[i] if names else f"class {i}", float(probabilities[i])) for i in order)
-
-
-def _distinct(bundle: Bundle, bundles: Sequence[Bundle]) -> str:
-    """The bundle's folder name; its whole path where two bundles share the name."""
-    return bundle.name if sum(other.name == bundle.name for other in bundles) == 1 else str(bundle.path)

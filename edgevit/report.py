@@ -200,6 +200,11 @@ def latency_parts(reports: Sequence[LatencyReport]) -> list[RenderableType]:
     return [latency_table(reports), *(Text(f"note: {doubt}") for doubt in doubts)]
 
 
+def lines(texts: Iterable[str]) -> list[RenderableType]:
+    """Text as it is, a line each."""
+    return [Text(text) for text in texts]
+
+
 def latency_figures(report: LatencyReport) -> dict[str, Any]:
     """The figures of a report by name, without its samples."""
     return {

@@ -65,18 +65,27 @@ def against_baseline(report: LatencyReport, baseline: LatencyReport) -> Ratio:
 
 
 def gate(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float) -> Ratio:
-    """The ratio to the baseline; `max_slowdown` 0.1 allows a tenth more time.
+    """The ratio to the baseline, the whole interval of which is allowed; `max_slowdown` 0.1 allows a tenth more time.
 
-    Raises RegressionError where the whole interval lies beyond that, MeasureError where the two do not compare.
+    Raises RegressionError where the whole interval lies beyond that, MeasureError where it cannot be told or the two
+    do not compare.
     """
     if not 0 <= max_slowdown < float("inf"):
         raise UsageError(f"max_slowdown is a share from 0 up, as 0.1 for 10 %, not {max_slowdown}")
-    ratio = against_baseline(report, baseline)
-    if ratio.verdict == "slower" and ratio.interval is not None and ratio.interval.low > 1 + max_slowdown:
+    ratio, allowed = against_baseline(report, baseline), 1 + max_slowdown
+    if ratio.interval is None or ratio.reason:
+        raise MeasureError(f"cannot tell whether {report.name} is slower than its baseline: {ratio.reason}")
+    low, high = ratio.interval.low, ratio.interval.high
+    if low > allowed:
         raise RegressionError(
             f"{report.name} takes {ratio.value:.3f} times as long as its baseline ({report.p50_ms:.3f} ms, was "
-            f"{baseline.p50_ms:.3f} ms; at least {ratio.interval.low:.3f} times with 99 % confidence, "
-            f"{1 + max_slowdown:g} allowed); find what changed, or store a new baseline"
+            f"{baseline.p50_ms:.3f} ms; at least {low:.3f} times with 99 % confidence, {allowed:g} allowed); find what "
+            "changed, or store a new baseline"
+        )
+    if high > allowed:
+        raise MeasureError(
+            f"cannot tell whether {report.name} is slower than its baseline allows: {low:.3f} to {high:.3f} times, "
+            f"{allowed:g} allowed; measure longer, or allow more"
         )
     return ratio
 
