@@ -20,7 +20,7 @@ Judge: TypeAlias = Callable[[OnnxGraph], str]
 # Called with the layers that have been looked at and the layers there are.
 OnLayer: TypeAlias = Callable[[int, int], None]
 
-LEAST_SHARE = 0.5  # of the multiply-adds that could be int8: with less than that the name would be a lie
+LEAST_SHARE = 0.5  # of the graph's multiply-adds: with less than that in int8 the name would be a lie
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +71,25 @@ def quantize_within(
     All of them first. Where that will not do, each layer is measured by itself, by the noise that it alone brings into
     the answers to `feeds`, and the loudest go back to float: the fewest that content the judge.
 
-    Raises PrecisionError where less than half of the multiply-adds that could be int8 would be left.
+    Raises PrecisionError where less than half of the graph's multiply-adds could be, or would be left, in int8.
     """
     layers = tuple(_measurable(layer, reach) for layer in layers_of(graph))
     able = [layer for layer in layers if not layer.stays_float]
     if not able:
         raise PrecisionError("the graph has no layer that would gain by int8; ask for --precision fp16 or fp32")
+    least = LEAST_SHARE * multiply_adds(graph)
+    if (most_int8 := sum(layer.multiply_adds for layer in able)) < least:
+        raise PrecisionError(
+            f"{most_int8 / multiply_adds(graph):.0%} of the graph's multiply-adds are in layers that can be int8, and "
+            f"{LEAST_SHARE:.0%} have to be; ask for --precision fp16 or fp32"
+        )
     everything = _quantized(graph, able, reach, scheme)
     complaint = judge(everything)
     if not complaint:
         return everything, _plan(graph, layers, {}, reach, scheme)
     noise = _noise_by_layer(graph, able, reach, scheme, feeds, load, on_layer)
     order = sorted(able, key=lambda layer: -noise[layer.name])
-    most = _most_reverted(order)
+    most = _most_reverted(order, least)
     last = judge(_quantized(graph, order[most:], reach, scheme))
     if last:
         names = ", ".join(layer.name for layer in order[:5])
@@ -146,12 +152,12 @@ def _decibel(noise: float) -> float:
     return -10 * math.log10(noise) if 0 < noise < math.inf else math.inf if noise == 0 else -math.inf
 
 
-def _most_reverted(order: Sequence[Layer]) -> int:
-    """How many of the first layers may go back to float so that enough of the multiply-adds stay int8."""
-    total = left = sum(layer.multiply_adds for layer in order)
+def _most_reverted(order: Sequence[Layer], least: float) -> int:
+    """How many of the first layers may go back to float so that `least` multiply-adds stay int8."""
+    left = sum(layer.multiply_adds for layer in order)
     for count, layer in enumerate(order):
         left -= layer.multiply_adds
-        if left < LEAST_SHARE * total:
+        if left < least:
             return count
     return len(order)
 
