@@ -20,7 +20,7 @@ from edgevit.images import own_photos
 from edgevit.latency import compare
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import Interval, Ratio
+from edgevit.latency.statistics import Interval, Ratio, bounds
 from edgevit.runtimes.base import ExecutedPrecision, Runtime, precision_json
 from edgevit.runtimes.parity import POLICY, OutputParity, ParityReport
 from edgevit.tensors import Precision
@@ -234,9 +234,7 @@ def latency_json(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
         {
             **latency_figures(row.report),
             "ratio": None if row.ratio is None else row.ratio.value,
-            "ratio_interval": None
-            if row.ratio is None or row.ratio.interval is None
-            else [row.ratio.interval.low, row.ratio.interval.high],
+            "ratio_interval": None if row.ratio is None else bounds(row.ratio.interval),
             "verdict": None if row.ratio is None else row.ratio.verdict,
             "evidence": row.report.to_json(),
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgevit.accuracy import Drop, Evaluation, agreement, drop_points
 from edgevit.errors import ParityError
-from edgevit.latency.statistics import Ratio
+from edgevit.latency.statistics import Ratio, bounds
 from edgevit.runtimes.parity import OutputParity
 from edgevit.tensors import Precision
 
@@ -137,14 +137,12 @@ class Verdict:
             "top1": self.found.top1 if self.found is not None else None,
             "top1_fp32": self.wanted.top1 if self.wanted is not None else None,
             "drop_points": None if drop is None else drop.points,
-            "drop_points_interval": None if drop is None else [drop.interval.low, drop.interval.high],
+            "drop_points_interval": None if drop is None else bounds(drop.interval),
             "agreement": self.agreement,
             "snr_db": _finite(self.snr_db),
             "cosine": _finite(self.cosine),
             "time_ratio": None if self.time is None else self.time.value,
-            "time_ratio_interval": [self.time.interval.low, self.time.interval.high]
-            if self.time is not None and self.time.interval is not None
-            else None,
+            "time_ratio_interval": None if self.time is None else bounds(self.time.interval),
             "time_verdict": None if self.time is None else self.time.verdict,
             "size_bytes": self.size_bytes,
             "size_bytes_fp32": self.fp32_size_bytes,

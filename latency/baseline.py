@@ -11,7 +11,7 @@ from typing import Any
 from edgevit.errors import MeasureError, RegressionError, UsageError
 from edgevit.latency.compare import gate
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import Ratio
+from edgevit.latency.statistics import Ratio, bounds
 
 Baseline = Mapping[str, LatencyReport]  # by the contestant's name
 
@@ -34,11 +34,10 @@ class Held:
         return f"{self.name}: {self.ratio.value:.2f} times its baseline ({interval})"
 
     def to_json(self) -> dict[str, Any]:
-        interval = None if self.ratio is None else self.ratio.interval
         return {
             "name": self.name,
             "ratio": None if self.ratio is None else self.ratio.value,
-            "ratio_interval": None if interval is None else [interval.low, interval.high],
+            "ratio_interval": None if self.ratio is None else bounds(self.ratio.interval),
             "allowed": self.allowed,
             "failure": None if self.failure is None else str(self.failure),
         }

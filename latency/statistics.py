@@ -40,6 +40,11 @@ class Interval:
         return self.low <= value <= self.high
 
 
+def bounds(interval: Interval | None) -> list[float] | None:
+    """An interval as JSON has it."""
+    return None if interval is None else [interval.low, interval.high]
+
+
 @dataclass(frozen=True, slots=True)
 class Percentile:
     """One percentile; `value` is None where the samples are too few to know it, and `reason` says so."""
