@@ -253,11 +253,13 @@ def eval_command(arguments: Arguments) -> int:
 def latency_command(arguments: Arguments) -> int:
     """Measures bundles, and what they are to be held against, side by side in one process."""
     from edgevit import device, report
-    from edgevit.latency import baseline
+    from edgevit.latency import baseline, compare
     from edgevit.runtimes.bundle import Bundle
 
     if arguments.max_slowdown is not None and arguments.baseline is None:
         raise UsageError("--max-slowdown is what --baseline FILE allows; give that too")
+    slowdown = 0.1 if arguments.max_slowdown is None else arguments.max_slowdown
+    compare.require_allowance(slowdown)
     bundles = [Bundle.open(path) for path in arguments.bundle]
     names = device.contestant_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
@@ -267,7 +269,6 @@ def latency_command(arguments: Arguments) -> int:
         threads=arguments.threads,
         duration_s=arguments.duration,
     )
-    slowdown = 0.1 if arguments.max_slowdown is None else arguments.max_slowdown
     held = baseline.hold(found, stored, max_slowdown=slowdown)
     for part in (*report.latency_parts(found), *report.lines(each.sentence for each in held)):
         _print(part, arguments)

@@ -64,14 +64,19 @@ def against_baseline(report: LatencyReport, baseline: LatencyReport) -> Ratio:
     return _judged(ratio, reason, slower=max(1.0, speed), faster=max(1.0, 1 / speed))
 
 
+def require_allowance(max_slowdown: float) -> None:
+    """Raises UsageError for what no gate allows: to be called before a long measurement."""
+    if not 0 <= max_slowdown < float("inf"):
+        raise UsageError(f"max_slowdown is a share from 0 up, as 0.1 for 10 %, not {max_slowdown}")
+
+
 def gate(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float) -> Ratio:
     """The ratio to the baseline, the whole interval of which is allowed; `max_slowdown` 0.1 allows a tenth more time.
 
     Raises RegressionError where the whole interval lies beyond that, MeasureError where it cannot be told or the two
     do not compare.
     """
-    if not 0 <= max_slowdown < float("inf"):
-        raise UsageError(f"max_slowdown is a share from 0 up, as 0.1 for 10 %, not {max_slowdown}")
+    require_allowance(max_slowdown)
     ratio, allowed = against_baseline(report, baseline), 1 + max_slowdown
     if ratio.interval is None or ratio.reason:
         raise MeasureError(f"cannot tell whether {report.name} is slower than its baseline: {ratio.reason}")

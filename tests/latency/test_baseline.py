@@ -90,6 +90,15 @@ def test_a_baseline_of_something_else_is_refused(
     assert main(["latency", str(bundle.path), "--max-slowdown", "5%"]) == 2
 
 
+@pytest.mark.parametrize("allowed", ["-5%", "nan%", "inf%"])
+def test_an_allowance_that_is_none_is_refused_before_the_measurement(
+    allowed: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "measure_bundles", lambda *_, **__: pytest.fail("measured for nothing"))
+    old = write(tmp_path / "old.json", report(noisy(10, seed=1), name=bundle.name))
+    assert main(["latency", str(bundle.path), "--baseline", old, f"--max-slowdown={allowed}"]) == 2
+
+
 def test_a_real_measurement_is_a_baseline(bundle: Bundle, tmp_path: Path) -> None:
     """Whether it is as fast the second time is up to the machine, which may be busy."""
     old = str(tmp_path / "old.json")
