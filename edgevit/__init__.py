@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edgevit.published import OnDownload
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.models.downloads import OnDownload
     from edgevit.runtimes.base import BatchRange, Engine
-    from edgevit.runtimes.bundle import Bundle
-    from edgevit.tensors import Array, Precision
+    from edgevit.types import Array, Precision
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "export", "list_models", "load"]
@@ -99,10 +99,11 @@ def export_model(
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgevit import pipeline, subject
+    from edgevit.bundles.bundle import Bundle
     from edgevit.errors import UsageError
+    from edgevit.models import loading as subject
+    from edgevit.pipeline import run as pipeline
     from edgevit.runtimes.base import BatchRange, BuildOptions
-    from edgevit.runtimes.bundle import Bundle
     from edgevit.runtimes.registry import resolve_format
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
@@ -163,7 +164,7 @@ def load(
     """
     from pathlib import Path
 
-    from edgevit.runtimes.bundle import Bundle
+    from edgevit.bundles.bundle import Bundle
     from edgevit.runtimes.registry import open_engine
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)

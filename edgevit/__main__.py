@@ -2,6 +2,6 @@
 
 import sys
 
-from edgevit.cli import main
+from edgevit.cli.main import main
 
 sys.exit(main())

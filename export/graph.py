@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
-from edgevit.tensors import Array, Dim, TensorSpec
+from edgevit.types import Array, Dim, TensorSpec
 
 CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # how (N, C, H, W) is turned, and turned back
 BATCH = "batch"  # the name of the dynamic axis, where there is one

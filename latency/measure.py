@@ -23,7 +23,7 @@ from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.runtimes.base import Engine
-from edgevit.tensors import Array
+from edgevit.types import Array
 
 __all__ = [
     "Contestant",

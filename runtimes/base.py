@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
-from edgevit.tensors import PRECISIONS, Array, Precision, TensorSpec
+from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
 
 Shape: TypeAlias = tuple[int, ...]
 

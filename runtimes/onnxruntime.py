@@ -15,8 +15,8 @@ import numpy as np
 
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
-from edgevit.runtimes.onnxruntime_layers import read_back
-from edgevit.tensors import Array, Dim, Precision, TensorSpec
+from edgevit.runtimes.onnxruntime_precision import read_back
+from edgevit.types import Array, Dim, Precision, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 _DTYPES = {

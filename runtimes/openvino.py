@@ -16,8 +16,8 @@ import numpy as np
 
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
-from edgevit.runtimes.openvino_layers import operators, read_back
-from edgevit.tensors import Array, Dim, Precision, TensorSpec
+from edgevit.runtimes.openvino_precision import operators, read_back
+from edgevit.types import Array, Dim, Precision, TensorSpec
 
 DEVICE = "CPU"
 _TELEMETRY = "openvino_telemetry"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.errors import ParityError
-from edgevit.tensors import Array, Precision
+from edgevit.types import Array, Precision
 
 Feeds: TypeAlias = Mapping[str, Array]
 Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]

@@ -6,17 +6,17 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 
+from edgevit.bundles.bundle import Bundle
 from edgevit.errors import MissingError, unknown_name
 from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase, Runtime
-from edgevit.runtimes.bundle import Bundle
 
 # format: file and class
 _RUNTIMES = {
     "onnx": ("onnxruntime", "OnnxFile"),
     "ort": ("onnxruntime", "OnnxRuntime"),
     "openvino": ("openvino", "OpenVino"),
-    "trt": ("tensorrt", "TensorRt"),
-    "trt-rtx": ("tensorrt_rtx", "TensorRtRtx"),
+    "trt": ("tensorrt.runtime", "TensorRt"),
+    "trt-rtx": ("tensorrt_rtx.runtime", "TensorRtRtx"),
 }
 ALIASES = {
     "onnxruntime": "ort",

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 import edgevit
+from edgevit.bundles.bundle import Bundle
 from edgevit.images import IMAGENET_MEAN, IMAGENET_STD
-from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.registry import FORMATS
-from edgevit.tensors import Array
+from edgevit.types import Array
 
 torch.set_num_threads(CORES)
 DATA = Path(__file__).parent / "data"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.cli import build_parser, main
-from tests import readme
+from edgevit.cli.main import build_parser, main
+from tests.tools import readme
 
 TEXT = readme.README.read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -24,7 +24,7 @@ COMMANDS = [
 
 
 def test_tables_follow_from_the_registries() -> None:
-    assert readme.updated(TEXT) == TEXT, "write them anew: python -m tests.readme"
+    assert readme.updated(TEXT) == TEXT, "write them anew: python -m tests.tools.readme"
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevit.models.channel_shuffle import Rescaling, TransformerLayer, chain, total_width
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import (
     Attention,
     PatchEmbed,
@@ -25,7 +26,6 @@ from edgevit.models.layers import (
     init_truncated_normal,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures
-from edgevit.published import PublishedWeights
 
 
 class VisionTransformer(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import attend, merge_heads, split_heads
 from edgevit.models.spec import ModelSpec, PaperFigures
-from edgevit.published import PublishedWeights
 
 # What the convolutions of a block do, their expansion, and the block's output channels.
 BlockPlan: TypeAlias = tuple[Literal["down", "keep"], int, int]

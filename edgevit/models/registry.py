@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevit import checkpoints, published
 from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
+from edgevit.models import checkpoints
+from edgevit.models import downloads as published
+from edgevit.models.downloads import OnDownload
 from edgevit.models.spec import ModelCard, ModelSpec, StateDict
-from edgevit.published import OnDownload
 
 ARCHITECTURES = (
     "shiftvit",

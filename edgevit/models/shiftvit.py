@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import DropPath, drop_path_rates, init_truncated_normal
 from edgevit.models.spec import ModelSpec, PaperFigures
-from edgevit.published import PublishedWeights
 
 
 def shift(x: Tensor, group: int) -> Tensor:

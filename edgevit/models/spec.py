@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgevit.images import Preprocessing
-from edgevit.published import PublishedWeights
+from edgevit.models.downloads import PublishedWeights
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
 

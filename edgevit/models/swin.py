@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgevit.errors import UsageError
 from edgevit.models.channel_shuffle import Rescaling, TransformerLayer, chain, total_width
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import (
     Attention,
     attend,
@@ -27,7 +28,6 @@ from edgevit.models.layers import (
     split_heads,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
-from edgevit.published import PublishedWeights
 
 
 def relative_positions(window: int) -> Tensor:

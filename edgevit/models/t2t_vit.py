@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from edgevit.images import Preprocessing
 from edgevit.models.channel_shuffle import Rescaling
 from edgevit.models.deit import VisionTransformer
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import PerformerAttention, check_size, init_truncated_normal
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
-from edgevit.published import PublishedWeights
 
 REDUCTION = 16  # pixels a side of a token: the strides of the three steps together
 

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgevit import checkpoints
 from edgevit.errors import CheckpointError, UsageError, unknown_name
 from edgevit.images import Preprocessing
+from edgevit.models import checkpoints
 from edgevit.models.layers import attend, merge_heads, split_heads
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
 

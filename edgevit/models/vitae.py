@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import (
     Attention,
     DropPath,
@@ -38,7 +39,6 @@ from edgevit.models.layers import (
     to_tokens,
 )
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
-from edgevit.published import PublishedWeights
 
 # A stage: the kernel of its pyramid, by how much it divides the resolution, the dilations of its convolutions.
 PYRAMIDS = ((7, 4, (1, 2, 3, 4)), (3, 2, (1, 2, 3)), (3, 2, (1, 2)), (3, 2, (1, 2)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import (
     Attention,
     Mlp,
@@ -39,7 +40,6 @@ from edgevit.models.vitae import (
     convolutions,
     reduction_strides,
 )
-from edgevit.published import PublishedWeights
 
 WINDOW = 7
 WINDOW_STAGES = (0, 1)  # the others attend to the whole map

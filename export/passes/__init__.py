@@ -11,25 +11,25 @@ import onnx_ir as ir
 
 from edgevit.errors import unknown_name
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.passes.bias_on_heads import bias_on_heads
-from edgevit.export.passes.channels_last import channels_last
-from edgevit.export.passes.drop_slices import drop_slices
-from edgevit.export.passes.fix_reshapes import fix_reshapes
-from edgevit.export.passes.fold_affine import fold_affine
-from edgevit.export.passes.fold_batchnorm import fold_batchnorm
+from edgevit.export.passes.canonicalize_attention import canonicalize_attention
+from edgevit.export.passes.cleanup import cleanup
+from edgevit.export.passes.decompose_gelu import decompose_gelu
+from edgevit.export.passes.decompose_group_norm import Form, decompose_group_norm
+from edgevit.export.passes.downgrade_opset import OLDEST as OLDEST_OPSET
+from edgevit.export.passes.downgrade_opset import downgrade_opset
+from edgevit.export.passes.eliminate_slices import eliminate_slices
+from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
-from edgevit.export.passes.fold_shuffle import fold_shuffle
-from edgevit.export.passes.gather_first import gather_first
-from edgevit.export.passes.lower_attention import lower_attention
-from edgevit.export.passes.lower_gelu import lower_gelu
-from edgevit.export.passes.lower_group_norm import Form, lower_group_norm
-from edgevit.export.passes.lower_opset import OLDEST as OLDEST_OPSET
-from edgevit.export.passes.lower_opset import lower_opset
-from edgevit.export.passes.merge_slices import merge_slices
-from edgevit.export.passes.norm_by_moments import norm_by_moments
-from edgevit.export.passes.scale_query import scale_query
-from edgevit.export.passes.tidy import tidy
-from edgevit.tensors import Precision
+from edgevit.export.passes.freeze_reshape_shapes import freeze_reshape_shapes
+from edgevit.export.passes.fuse_affine import fuse_affine
+from edgevit.export.passes.fuse_batchnorm import fuse_batchnorm
+from edgevit.export.passes.fuse_channel_shuffle import fuse_channel_shuffle
+from edgevit.export.passes.fuse_slices import fuse_slices
+from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
+from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
+from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
+from edgevit.export.passes.push_scale_to_query import push_scale_to_query
+from edgevit.types import Precision
 
 __all__ = ["OLDEST_OPSET", "PASSES", "TARGETS", "Target", "lower", "optimise"]
 
@@ -37,16 +37,16 @@ Pass: TypeAlias = Callable[[ir.Model], None]
 
 # The rewrites that serve every target, in order.
 PASSES: tuple[tuple[str, Pass], ...] = (
-    ("tidy", tidy),
+    ("cleanup", cleanup),
     ("fold_constants", fold_constants),
-    ("fix_reshapes", fix_reshapes),
-    ("drop_slices", drop_slices),
-    ("merge_slices", merge_slices),
-    ("fold_batchnorm", fold_batchnorm),
-    ("fold_affine", fold_affine),
-    ("scale_query", scale_query),
-    ("fold_shuffle", fold_shuffle),
-    ("gather_first", gather_first),
+    ("freeze_reshape_shapes", freeze_reshape_shapes),
+    ("eliminate_slices", eliminate_slices),
+    ("fuse_slices", fuse_slices),
+    ("fuse_batchnorm", fuse_batchnorm),
+    ("fuse_affine", fuse_affine),
+    ("push_scale_to_query", push_scale_to_query),
+    ("fuse_channel_shuffle", fuse_channel_shuffle),
+    ("push_gather_through_concat", push_gather_through_concat),
 )
 
 
@@ -56,7 +56,9 @@ class Target:
 
     opset: int
     group_norm: Form
-    compiles: bool = False  # into kernels: fewer of the forms of `norm_by_moments`, `channels_last`, `lower_attention`
+    # Into kernels: fewer of the forms of `group_norm_from_moments`, `pointwise_conv_to_matmul` and
+    # `canonicalize_attention`.
+    compiles: bool = False
 
 
 # By processor time of shiftvit_t, ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with `native`. TensorRT up
@@ -87,16 +89,18 @@ def lower(graph: OnnxGraph, target: str, *, precision: Precision = "fp32", opset
     if TARGETS[target].compiles:
         graph = _for_kernels(graph, precision)
     form: Form = TARGETS[target].group_norm if wanted >= 21 else "instance"
-    graph = graph.apply(f"lower_group_norm:{form}", functools.partial(lower_group_norm, form=form))
+    graph = graph.apply(f"decompose_group_norm:{form}", functools.partial(decompose_group_norm, form=form))
     if wanted < 20:
-        graph = graph.apply("lower_gelu", lower_gelu)
-    return graph.apply(f"lower_opset:{wanted}", functools.partial(lower_opset, opset=wanted))
+        graph = graph.apply("decompose_gelu", decompose_gelu)
+    return graph.apply(f"downgrade_opset:{wanted}", functools.partial(downgrade_opset, opset=wanted))
 
 
 def _for_kernels(graph: OnnxGraph, precision: Precision) -> OnnxGraph:
     """The graph in the forms of which TensorRT's compiler makes few kernels. What int8 layers read stays as it is."""
     floating = precision != "int8"
-    graph = graph.apply("norm_by_moments", functools.partial(norm_by_moments, turned=floating))
+    graph = graph.apply("group_norm_from_moments", functools.partial(group_norm_from_moments, turned=floating))
     if floating:
-        graph = graph.apply("channels_last", channels_last).apply("bias_on_heads", bias_on_heads)
-    return graph.apply("lower_attention", lower_attention) if precision == "fp16" else graph
+        graph = graph.apply("pointwise_conv_to_matmul", pointwise_conv_to_matmul).apply(
+            "fold_attention_bias", fold_attention_bias
+        )
+    return graph.apply("canonicalize_attention", canonicalize_attention) if precision == "fp16" else graph

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit.export.passes.simplify import simplify
-from tests.export.graphs import assert_same, parse, run
+from edgevit.export.simplify import simplify
+from tests.helpers.graphs import assert_same, parse, run
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 4] y) {
     one = Constant <value_floats = [1.0]> ()

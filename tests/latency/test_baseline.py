@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from edgevit import device
-from edgevit.cli import main
+from edgevit.bundles import device
+from edgevit.bundles.bundle import Bundle
+from edgevit.cli.main import main
 from edgevit.latency.report import LatencyReport
-from edgevit.report import latency_json
-from edgevit.runtimes.bundle import Bundle
-from tests.latency.samples import noisy, report
+from edgevit.pipeline.report import latency_json
+from tests.helpers.samples import noisy, report
 
 
 def write(path: Path, *reports: LatencyReport) -> str:

@@ -11,8 +11,8 @@ from edgevit.latency import compare
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, Verdict
-from tests.latency import samples
-from tests.latency.samples import noisy, report
+from tests.helpers import samples
+from tests.helpers.samples import noisy, report
 
 OLD = report(noisy(10, seed=1), run_id="the baseline's run")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.latency.environment import Environment, MachineState, others_share, throttled
-from tests.latency import samples
+from tests.helpers import samples
 
 JETSON = {
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",

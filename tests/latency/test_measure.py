@@ -21,7 +21,7 @@ from edgevit.latency.measure import (
     timed_load,
 )
 from edgevit.runtimes.base import Engine, ExecutedPrecision
-from edgevit.tensors import Array, TensorSpec
+from edgevit.types import Array, TensorSpec
 
 ANSWER = np.zeros(10, np.float32)
 QUICK = MeasurePlan(

@@ -14,8 +14,8 @@ from edgevit.latency.clock import Probe
 from edgevit.latency.compare import PLACEMENT
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Contestant, LatencyReport, measure
-from edgevit.report import latency_json, latency_parts, latency_table
-from tests.latency import samples
+from edgevit.pipeline.report import latency_json, latency_parts, latency_table
+from tests.helpers import samples
 from tests.latency.test_measure import QUICK, work
 
 

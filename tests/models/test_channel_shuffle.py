@@ -11,11 +11,11 @@ from torch import nn
 
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models.channel_shuffle import ChannelShuffle, Rescaling, TransformerLayer, shuffle
+from edgevit.models.initialization import randomise
 from edgevit.models.layers import add_class_token
-from edgevit.models.random_weights import randomise
 from edgevit.models.registry import create_model, list_models
 from tests import oracles
-from tests.models.macs import multiply_adds
+from tests.helpers.macs import multiply_adds
 
 # Trainable parameters in millions and multiply-adds in 10^9 of the authors' code, of the shuffled ones without learned
 # rescaling.

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from edgevit.errors import UsageError
+from edgevit.models.initialization import randomise
 from edgevit.models.mobileformer import ChannelShuffle, DynamicReLU, token_shares
-from edgevit.models.random_weights import randomise
 from edgevit.models.registry import create_model, list_models
 from tests import oracles
-from tests.models.macs import multiply_adds
+from tests.helpers.macs import multiply_adds
 
 # Millions of parameters and billions of multiply-adds at 224, as the authors' code has them.
 FIGURES = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgevit.errors import UsageError
-from edgevit.models.random_weights import randomise
+from edgevit.models.initialization import randomise
 from edgevit.models.registry import create_model
 from edgevit.models.swin import WindowAttention, merge_patches
 

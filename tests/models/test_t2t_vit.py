@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from edgevit.errors import UsageError
+from edgevit.models.initialization import randomise
 from edgevit.models.layers import PerformerAttention
-from edgevit.models.random_weights import randomise
 from edgevit.models.registry import create_model
 from edgevit.models.t2t_vit import T2TViT, sinusoids, soft_split
 from tests import oracles

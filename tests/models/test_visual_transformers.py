@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models import visual_transformers as vt
-from edgevit.models.random_weights import randomise
+from edgevit.models.initialization import randomise
 from edgevit.models.registry import create_model, list_models
-from tests.models.macs import multiply_adds
+from tests.helpers.macs import multiply_adds
 
 # Parameters of torchvision's ResNets without layer4 and fc.
 TRUNK_PARAMS = {

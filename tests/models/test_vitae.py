@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevit.errors import CheckpointError, UsageError
+from edgevit.models.initialization import randomise
 from edgevit.models.layers import Attention, to_map
-from edgevit.models.random_weights import randomise
 from edgevit.models.registry import create_model
 from edgevit.models.vitae import ClassTokenCell, PatchEmbedding, convolutions
 from edgevit.models.vitaev2 import attend_in_windows
 from tests import oracles
-from tests.models.macs import multiply_adds
+from tests.helpers.macs import multiply_adds
 
 # Parameters, and 10^9 multiply-adds at 224x224, of the authors' code: of its HEAD, which registers vitae_13m with
 # mlp_ratio 2, and of its vitae_s of December 2021, with token_dims (64, 64).

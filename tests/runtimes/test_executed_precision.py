@@ -15,16 +15,16 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 import edgevit
-from edgevit.engines import Built
+from edgevit.bundles.bundle import Bundle
 from edgevit.errors import PrecisionError
 from edgevit.export import passes
 from edgevit.export.capture import capture
-from edgevit.report import BundleReport, bundle_table
+from edgevit.pipeline.report import BundleReport, bundle_table
 from edgevit.runtimes.base import BuildOptions, ExecutedPrecision, by_precision, product_multiply_adds
-from edgevit.runtimes.bundle import Bundle
+from edgevit.runtimes.build import Built
 from edgevit.runtimes.registry import get_runtime
-from tests.models.macs import multiply_adds
-from tests.runtimes.graphs import save_graph
+from tests.helpers.macs import multiply_adds
+from tests.helpers.onnx_files import save_graph
 
 MOSTLY = ExecutedPrecision({"int8": 20, "fp32": 2}, {"int8": 970, "fp32": 30})
 HALF = ExecutedPrecision({"int8": 20, "fp32": 2}, {"int8": 500, "fp32": 500})

@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 
 import edgevit
+from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError
-from edgevit.runtimes.bundle import Bundle
 
 
 @pytest.fixture

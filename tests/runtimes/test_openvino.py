@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgevit.bundles.bundle import Bundle
 from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.bundle import Bundle
 from edgevit.runtimes.registry import get_runtime
 
 # A process of its own, as the telemetry starts with the first import of OpenVINO.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgevit.errors import ParityError
-from edgevit.report import parity_table
+from edgevit.pipeline.report import parity_table
 from edgevit.runtimes.parity import POLICY, ParityReport, Reference, Run, compare
-from edgevit.tensors import Array, Precision
+from edgevit.types import Array, Precision
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.standard_normal((6, 12)).astype(np.float32)

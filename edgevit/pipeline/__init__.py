@@ -1,0 +1,1 @@
+"""The export pipeline: from a model to verified bundles."""

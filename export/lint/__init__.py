@@ -1,0 +1,1 @@
+"""Find nodes that a runtime does not support or runs slowly."""

@@ -1,0 +1,127 @@
+"""A per-channel affine map in front of a convolution becomes part of its weights.
+
+For a convolution without padding, W * (a x + c) = (W a) * x + (sum of W c over each output's inputs): exact, because
+no zero that padding adds would have to be mapped too. The same holds for a linear layer behind a mean over the
+pixels, since the mean of an affine map is the affine map of the mean.
+
+The affine maps are a GroupNormalization's scale and bias (the normalisation itself stays) and a BatchNormalization in
+front of a layer (which goes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgevit.export.graph import (
+    constant,
+    has_constant_weights,
+    initializer,
+    is_mean_over_pixels,
+    only_consumer,
+    remove_unused,
+    replace_value,
+)
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    scale: Vector  # (C,)
+    shift: Vector  # (C,)
+
+
+def fuse_affine(model: ir.Model) -> None:
+    for node in list(model.graph):
+        affine = _affine_of(node)
+        layer = _layer_behind(node)
+        if affine is not None and layer is not None and _takes(layer):
+            _absorb(layer, affine, model.graph)
+            _neutralise(node, model.graph)
+    remove_unused(model)
+
+
+def _affine_of(node: ir.Node) -> Affine | None:
+    constants = [constant(value) for value in node.inputs[1:]]
+    if any(array is None for array in constants):
+        return None
+    arrays = [np.asarray(array, np.float64) for array in constants]
+    if node.op_type == "GroupNormalization":
+        scale, shift = arrays
+        return None if np.all(scale == 1) and np.all(shift == 0) else Affine(scale, shift)
+    if node.op_type == "BatchNormalization" and len(node.outputs) == 1:
+        scale, bias, mean, var = arrays
+        scale = scale / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
+        return Affine(scale, bias - mean * scale)
+    return None
+
+
+def _layer_behind(node: ir.Node) -> ir.Node | None:
+    """The convolution that alone reads the node, or the Gemm that reads its mean over the pixels."""
+    follower = only_consumer(node.outputs[0])
+    if follower is None or follower.op_type == "Conv":
+        return follower if follower is None or follower.inputs[0] is node.outputs[0] else None
+    if not is_mean_over_pixels(follower):
+        return None
+    behind = only_consumer(follower.outputs[0])
+    while behind is not None and behind.op_type in ("Flatten", "Squeeze"):
+        behind = only_consumer(behind.outputs[0])
+    return behind if behind is not None and behind.op_type == "Gemm" else None
+
+
+def _takes(layer: ir.Node) -> bool:
+    """Whether the layer's weights are constants and its algebra is W x + b with no padding."""
+    if not has_constant_weights(layer):
+        return False
+    attributes = layer.attributes
+    if layer.op_type == "Conv":
+        return not any(attributes.get_ints("pads", [0])) and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    factors = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
+    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0)
+
+
+def _absorb(layer: ir.Node, affine: Affine, graph: ir.Graph) -> None:
+    weight = constant(layer.inputs[1])
+    assert weight is not None
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 and layer.inputs[2] is not None else None
+    outputs_last = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
+    matrix = np.moveaxis(weight, -1, 0) if outputs_last else weight  # (out, in / groups, …)
+    scale, shift = (_per_weight(vector, matrix.shape, layer) for vector in (affine.scale, affine.shift))
+    added = (matrix * shift).reshape(matrix.shape[0], -1).sum(1)
+    scaled = (matrix * scale).astype(weight.dtype)
+    folded = ir.node(
+        layer.op_type,
+        [
+            layer.inputs[0],
+            initializer(graph, f"{layer.name}.weight", np.moveaxis(scaled, 0, -1) if outputs_last else scaled),
+            initializer(graph, f"{layer.name}.bias", ((0 if bias is None else bias) + added).astype(weight.dtype)),
+        ],
+        layer.attributes,
+        name=layer.name,
+    )
+    graph.insert_before(layer, folded)
+    replace_value(layer.outputs[0], folded.outputs[0])
+
+
+def _per_weight(vector: Vector, shape: tuple[int, ...], layer: ir.Node) -> Vector:
+    """The per-channel `vector` laid along the weight's input axis: (out or 1, in / groups, 1, …)."""
+    groups = layer.attributes.get_int("group", 1) if layer.op_type == "Conv" else 1
+    by_group = vector.reshape(groups, -1)  # (groups, in / groups)
+    rows = np.repeat(by_group, shape[0] // groups, axis=0)  # (out, in / groups)
+    return rows.reshape(*rows.shape, *([1] * (len(shape) - 2)))
+
+
+def _neutralise(node: ir.Node, graph: ir.Graph) -> None:
+    if node.op_type == "BatchNormalization":
+        source = node.inputs[0]
+        assert source is not None
+        node.outputs[0].replace_all_uses_with(source)
+        return
+    scale = constant(node.inputs[1])
+    assert scale is not None
+    node.replace_input_with(1, initializer(graph, f"{node.name}.ones", np.ones_like(scale)))
+    node.replace_input_with(2, initializer(graph, f"{node.name}.zeros", np.zeros_like(scale)))

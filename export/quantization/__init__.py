@@ -1,0 +1,1 @@
+"""Reduced precision: fp16 and int8."""

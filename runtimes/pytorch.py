@@ -1,0 +1,53 @@
+"""PyTorch itself behind the engine's protocol: the judge of parity, and one of the contestants in a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgevit.errors import MissingError
+from edgevit.runtimes.base import Engine, ExecutedPrecision, available_cores
+from edgevit.types import Array, TensorSpec
+
+
+class TorchEngine(Engine):
+    """A module run eagerly in fp32 on the CPU."""
+
+    fmt = "torch"
+
+    def __init__(
+        self, module: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, threads: int | None = None
+    ) -> None:
+        self._torch = load_torch()
+        self._torch.set_num_threads(threads or available_cores())
+        self._module = module.eval()
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        # Copies: a module may work in place on its input, or answer with a view of it.
+        tensors = [self._torch.tensor(feeds[spec.name]) for spec in self.inputs]
+        with self._torch.inference_mode():
+            answer = self._module(*tensors)
+        values = [answer] if isinstance(answer, self._torch.Tensor) else flatten(answer)
+        return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
+
+    def executed_precision(self) -> ExecutedPrecision:
+        layers = [layer for layer in self._module.modules() if hasattr(layer, "weight") and layer.weight is not None]
+        return ExecutedPrecision({"fp32": sum(layer.weight.ndim > 1 for layer in layers)})
+
+
+def load_torch() -> Any:
+    """The torch module. Raises MissingError with the command that installs it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingError("PyTorch is not installed here; install it: pip install 'edgevit[export]'") from error
+    return torch
+
+
+def flatten(answer: Any) -> list[Any]:
+    """The tensors in a module's answer, in the order in which the exporter numbers its outputs; it leaves None out."""
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(answer) if leaf is not None]

@@ -1,0 +1,1 @@
+"""TensorRT: build on the device that runs the engine."""

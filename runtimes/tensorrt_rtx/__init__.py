@@ -1,0 +1,1 @@
+"""TensorRT-RTX: ahead-of-time engines, no GPU needed to build."""

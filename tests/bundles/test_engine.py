@@ -1,0 +1,105 @@
+"""What runs is what the manifest says was asked for, whoever opens the bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgevit
+from edgevit.bundles.bundle import Bundle
+from edgevit.cli.main import main
+from edgevit.errors import PrecisionError
+from edgevit.runtimes import registry
+from edgevit.runtimes.base import Engine, ExecutedPrecision
+from edgevit.types import Array
+
+PHOTO = Path(edgevit.__file__).parent / "data" / "photos" / "chelsea.png"
+
+
+def say(bundle: Bundle, **precision: Any) -> None:
+    """Changes what the manifest says of the precision."""
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest["precision"].update(precision)
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    shutil.copy(PHOTO, tmp_path / "data" / "cat")
+    return tmp_path / "data"
+
+
+def arguments(command: str, bundle: Bundle, labelled: Path) -> list[str]:
+    more = {"run": [str(PHOTO)], "eval": ["--data", str(labelled)], "latency": ["--duration", "0.2"]}
+    return [command, str(bundle.path), *more.get(command, []), "--threads", "1"]
+
+
+@pytest.mark.parametrize("command", ["verify", "run", "latency", "eval"])
+def test_a_manifest_that_contradicts_itself_is_status_9(
+    command: str, own_bundle: Bundle, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(command, own_bundle, labelled)) == 0
+    capsys.readouterr()
+    say(own_bundle, asked="fp16")
+    assert main(arguments(command, own_bundle, labelled)) == 9
+    assert "fp16 was asked for" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(PrecisionError):
+        edgevit.load(own_bundle)
+
+
+@pytest.mark.parametrize("fmt", ["ort", "openvino"])
+@pytest.mark.parametrize("command", ["verify", "run", "latency", "eval"])
+def test_an_engine_that_is_not_what_its_manifest_says_is_status_9(
+    command: str,
+    fmt: str,
+    made: Callable[[str], Bundle],
+    tmp_path: Path,
+    labelled: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = Bundle.open(shutil.copytree(made(fmt).path, tmp_path / "own"))
+    say(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
+    assert main(arguments(command, own, labelled)) == 9
+    assert "int8 was asked for and" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(PrecisionError, match="int8 was asked for and"):
+        edgevit.load(own)
+
+
+class Halved(Engine):
+    """An engine that runs in fp16."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def executed_precision(self) -> ExecutedPrecision:
+        return ExecutedPrecision({"fp16": 23})
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("fmt", ["trt", "trt-rtx"])
+def test_an_engine_of_a_gpu_is_not_opened_in_another_precision(
+    fmt: str, made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither runs on a machine without a GPU, so that an engine of our own stands for theirs."""
+    engine = Halved()
+    monkeypatch.setattr(type(registry.get_runtime(fmt)), "open", lambda *_: engine)
+    own = Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+    manifest = json.loads((own.path / "manifest.json").read_text())
+    manifest["runtime"]["fmt"] = fmt
+    (own.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PrecisionError, match="fp32 was asked for"):
+        edgevit.load(own)
+    assert engine.closed
+    say(own, asked="fp16", layers={"fp16": 23}, multiply_adds={})
+    assert edgevit.load(own) is engine

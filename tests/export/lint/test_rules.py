@@ -1,0 +1,610 @@
+"""Each rule of the lint on the smallest graph that breaks it, and on its twin that does not."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import ArrayLike
+from rich.console import Console
+from torch import nn
+
+from edgevit.cli.lint_report import lint_json, lint_parts, lint_verdict
+from edgevit.errors import UsageError
+from edgevit.export import passes
+from edgevit.export.capture import capture
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.lint.context import module_path
+from edgevit.export.lint.rules import RULES, Finding, has_errors, lint, parse_target
+from edgevit.models import loading as subject
+from edgevit.types import Array
+
+HALF = np.dtype(np.float16)
+NO_WEIGHTS: Mapping[str, ArrayLike] = {}
+
+
+def graph(body: str, weights: Mapping[str, ArrayLike] = NO_WEIGHTS, *, opset: int = 20, domains: str = "") -> OnnxGraph:
+    """A graph in ONNX's own text, as a foreign tool might have left it: no shapes but those of its ends."""
+    text = f'<ir_version: 10, opset_import: ["" : {opset}{domains}]> g {body}'
+    model = onnx.parser.parse_model(text)
+    for name, array in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    return OnnxGraph(ir.from_proto(model))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule, the level of what it finds, a graph that breaks it, and one that does not."""
+
+    rule: str
+    level: str
+    breaks: str
+    clean: str
+    target: str = "trt"
+    opset: int = 20
+    clean_opset: int | None = None
+    domains: str = ""
+    weights: Mapping[str, ArrayLike] = field(default_factory=dict)
+    clean_weights: Mapping[str, ArrayLike] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.rule}-{self.target}-{self.level}"
+
+
+def weight(*shape: int, scale: float = 0.1) -> Array:
+    return (scale * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+
+
+def attention(dtype: str, head: int) -> str:
+    """Queries, keys and values of 4 heads and 16 tokens; the keys come transposed."""
+    size = f"{dtype}[batch, 4, 16, {head}]"
+    return f"""({size} q, {dtype}[batch, 4, {head}, 16] k, {size} v) => ({size} y) {{
+        scores = MatMul (q, k)
+        scaled = Mul (scores, scale)
+        weights = Softmax <axis = -1> (scaled)
+        y = MatMul (weights, v)
+    }}"""
+
+
+def einsum_attention(dtype: str, head: int, scores: str = "bihd,bjhd->bhij") -> str:
+    """The same without a transpose: 16 tokens of 4 heads."""
+    size = f"{dtype}[batch, 16, 4, {head}]"
+    return f"""({size} q, {size} k, {size} v) => ({size} y) {{
+        scores = Einsum <equation = "{scores}"> (q, k)
+        scaled = Mul (scores, scale)
+        weights = Softmax <axis = -1> (scaled)
+        y = Einsum <equation = "bhij,bjhd->bihd"> (weights, v)
+    }}"""
+
+
+LAYER_NORM = """(float[batch, 8, 4, 4] x) => (float[batch, 8, 4, 4] y) {{
+    mean = ReduceMean <keepdims = 1> (x, axes)
+    centred = Sub (x, mean)
+    squared = {square}
+    variance = ReduceMean <keepdims = 1> (squared, axes)
+    sum = Add (variance, epsilon)
+    deviation = Sqrt (sum)
+    y = Div (centred, deviation)
+}}"""
+LAYER_NORM_OP = """(float[batch, 8, 4, 4] x) => (float[batch, 8, 4, 4] y) {
+    last = Transpose <perm = [0, 2, 3, 1]> (x)
+    normed = LayerNormalization <axis = -1> (last, gain)
+    y = Transpose <perm = [0, 3, 1, 2]> (normed)
+}"""
+SOFTMAX_17 = "(float[batch, 8] x) => (float[batch, 8] y) { y = Softmax (x) }"
+RELU = "(float[batch, 8] x) => (float[batch, 8] y) { y = Relu (x) }"
+GROUP_NORM = (
+    "(float[batch, 8, 4, 4] x) => (float[batch, 8, 4, 4] y) { y = GroupNormalization <num_groups = 2> (x, s, b) }"
+)
+PER_CHANNEL: Mapping[str, ArrayLike] = {"s": np.ones(8, np.float32), "b": np.zeros(8, np.float32)}
+PER_GROUP: Mapping[str, ArrayLike] = {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
+CONV = "(float[batch, 2, 4, 4] x) => (float[batch, 3, 4, 4] y) { y = Conv (x, w) }"
+ADD = "(float[batch, 4] x) => (float[batch, 4] y) { y = Add (x, c) }"
+QUANTISE = """(float[batch, 4] x) => (float[batch, 4] y) {
+    q = QuantizeLinear (x, scale, zero)
+    y = DequantizeLinear (q, scale, zero)
+}"""
+PAD = "(float[batch, 4] x) => (float[batch, 6] y) {{ y = Pad (x, pads{rest}) }}"
+SCALE, AXES = np.float32(0.25), np.array([1], np.int64)
+
+CASES = (
+    Case(
+        "operators",
+        "error",
+        "(float[batch, 8] x) => (float[batch, 8] y) { y = Gelu (x) }",
+        SOFTMAX_17,
+        target="trt:8.6",
+        clean_opset=17,
+    ),
+    Case("operators", "error", "(float[batch, 4, 4] x) => (float[batch] y) { y = Det (x) }", RELU),
+    Case(
+        "operators",
+        "error",
+        "(float[batch, 8] x) => (float[batch, 8] y) { y = acme.Fused (x) }",
+        RELU,
+        domains=', "acme" : 1',
+    ),
+    Case(
+        "operators",
+        "warning",
+        "(float[batch, 8] x) => (float[batch, 8] y) { y = com.microsoft.Gelu (x) }",
+        RELU,
+        domains=', "com.microsoft" : 1',
+    ),
+    Case("operators", "error", "(float[batch, 4, 4] x) => (float[batch] y) { y = Det (x) }", RELU, target="openvino"),
+    Case(
+        "operators",
+        "error",
+        "(float[batch, 8] x) => (float[batch, 8] y) { y = acme.Fused (x) }",
+        RELU,
+        target="ort",
+        domains=', "acme" : 1',
+    ),
+    Case(
+        "operator-forms",
+        "error",
+        GROUP_NORM,
+        GROUP_NORM,
+        opset=21,
+        clean_opset=20,
+        weights=PER_CHANNEL,
+        clean_weights=PER_GROUP,
+    ),
+    Case(
+        "operator-forms",
+        "error",
+        GROUP_NORM.replace("num_groups = 2", "num_groups = 1"),
+        GROUP_NORM,
+        target="trt:11.4",
+        weights={"s": np.ones(1, np.float32), "b": np.zeros(1, np.float32)},
+        clean_weights=PER_GROUP,
+    ),
+    Case(
+        "operator-forms",
+        "warning",
+        PAD.format(rest=", , axes"),
+        PAD.format(rest=""),
+        weights={"pads": np.array([1, 1]), "axes": AXES},
+        clean_weights={"pads": np.array([0, 1, 0, 1])},
+    ),
+    Case(
+        "operator-forms",
+        "error",
+        "(float[batch, 1, 4, 4] x) => (float[batch, 1, 2, 2] y) { y = Resize <antialias = 1> (x, , , sizes) }",
+        "(float[batch, 1, 4, 4] x) => (float[batch, 1, 2, 2] y) { y = Resize (x, , scales) }",
+        weights={"sizes": np.array([1, 1, 2, 2])},
+        clean_weights={"scales": np.array([1, 1, 0.5, 0.5], np.float32)},
+    ),
+    Case(
+        "operator-forms",
+        "error",
+        "(float[batch, 1, 4, 4] x) => (float[batch, 1, 2, 2] y, int64[batch, 1, 2, 2] i) { y, i = "
+        "MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x) }",
+        "(float[batch, 1, 4, 4] x) => (float[batch, 1, 2, 2] y) { y = "
+        "MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x) }",
+    ),
+    Case("opset", "warning", RELU, RELU, opset=23, clean_opset=20),
+    Case("opset", "error", RELU, RELU, target="ort", opset=27, clean_opset=26),
+    Case(
+        "scatter",
+        "error",
+        "(float[batch, 4] x, float[1, 4] row) => (float[batch, 4] y) { y = ScatterND (x, index, row) }",
+        "(float[batch, 4] x, float[batch, 4] row) => (float[batch, 8] y) { y = Concat <axis = 1> (x, row) }",
+        weights={"index": np.array([[0]])},
+    ),
+    Case(
+        "scatter",
+        "warning",
+        "(float[batch, 4] x, float[1, 4] row) => (float[batch, 4] y) { y = ScatterND (x, index, row) }",
+        "(float[batch, 4] x, float[batch, 4] row) => (float[batch, 8] y) { y = Concat <axis = 1> (x, row) }",
+        target="openvino",
+        weights={"index": np.array([[0]])},
+    ),
+    Case(
+        "rank",
+        "warning",
+        "(float[batch, 2, 4, 2, 4, 3] x) => (float[batch, 2, 2, 4, 4, 3] y) { "
+        "y = Transpose <perm = [0, 1, 3, 2, 4, 5]> (x) }",
+        "(float[batch, 4, 2, 12] x) => (float[batch, 2, 4, 12] y) { y = Transpose <perm = [0, 2, 1, 3]> (x) }",
+    ),
+    Case(
+        "rank",
+        "error",
+        "(float[batch, 1, 1, 1, 1, 1, 1, 1, 2] x) => (float[batch, 1, 1, 1, 1, 1, 1, 1, 2] y) { y = Relu (x) }",
+        RELU,
+    ),
+    Case("wide-types", "warning", "(double[batch, 8] x) => (double[batch, 8] y) { y = Relu (x) }", RELU),
+    Case(
+        "wide-types",
+        "note",
+        "(float[batch, 8] x) => (int64[batch] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }",
+        "(float[batch, 8] x) => (float[batch] y) { y = ReduceMax <keepdims = 0> (x, axes) }",
+        clean_weights={"axes": AXES},
+    ),
+    Case(
+        "layer-norm-nchw",
+        "warning",
+        LAYER_NORM.format(square="Pow (centred, two)"),
+        LAYER_NORM_OP,
+        weights={"axes": AXES, "two": np.float32(2), "epsilon": np.float32(1e-5)},
+        clean_weights={"gain": np.ones(8, np.float32)},
+    ),
+    Case(
+        "layer-norm-nchw",
+        "warning",
+        LAYER_NORM.format(square="Mul (centred, centred)"),
+        LAYER_NORM.format(square="Mul (centred, centred)"),
+        weights={"axes": AXES, "epsilon": np.float32(1e-5)},
+        clean_weights={"axes": np.array([-1]), "epsilon": np.float32(1e-5)},
+    ),
+    Case(
+        "layer-norm-nchw",
+        "warning",
+        LAYER_NORM.format(square="Mul (centred, centred)"),
+        LAYER_NORM.format(square="Mul (centred, centred)").replace("Div (centred, ", "Add (x, "),  # no norm
+        weights={"axes": AXES, "epsilon": np.float32(1e-5)},
+    ),
+    Case(
+        "attention",
+        "note",
+        attention("float", 16),
+        attention("float16", 16),
+        weights={"scale": SCALE},
+        clean_weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "warning",
+        attention("float16", 8),
+        attention("float16", 16),
+        weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "note",
+        einsum_attention("float", 16),
+        einsum_attention("float16", 16),
+        weights={"scale": SCALE},
+        clean_weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "warning",
+        einsum_attention("float16", 8),
+        einsum_attention("float16", 16),
+        weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "attention",
+        "warning",
+        einsum_attention("float16", 8, "b i h d, ...jhd -> bhij"),
+        einsum_attention("float16", 8, "bihd,bjhd->bij"),  # over two axes: how many channels a head has is not told
+        weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "shape-arithmetic",
+        "warning",
+        """(float[batch, 8, 4] x) => (float[batch, 32] y) {
+            shape = Shape (x)
+            zero = Constant <value_ints = [0]> ()
+            rest = Constant <value_ints = [32]> ()
+            size = Gather (shape, zero)
+            target = Concat <axis = 0> (size, rest)
+            y = Reshape (x, target)
+        }""",
+        "(float[batch, 8, 4] x) => (float[batch, 32] y) { y = Reshape (x, target) }",
+        clean_weights={"target": np.array([-1, 32])},
+    ),
+    Case(
+        "shape-arithmetic",
+        "warning",
+        "(float[batch, 8] x, int64[2] target) => (float[a, b] y) { y = Reshape (x, target) }",
+        "(float[batch, 8] x) => (float[batch, 4, 2] y) { y = Reshape (x, target) }",
+        clean_weights={"target": np.array([-1, 4, 2])},
+        target="openvino",
+    ),
+    Case("activations", "warning", "(float[batch, 8] x) => (float[batch, 8] y) { y = Mish (x) }", RELU),
+    Case(
+        "activations",
+        "warning",
+        "(float[batch, 8] x) => (float[batch, 8] y) { s = Softplus (x) t = Tanh (s) y = Mul (t, x) }",
+        "(float[batch, 8] x) => (float[batch, 8] y) { s = Sigmoid (x) y = Mul (s, x) }",
+    ),
+    Case(
+        "activations",
+        "warning",
+        "(float[batch, 8] x) => (float[batch, 8] y) { y = PRelu (x, slope) }",
+        "(float[batch, 8] x) => (float[batch, 8] y) { y = LeakyRelu (x) }",
+        weights={"slope": np.full(8, 0.2, np.float32)},
+    ),
+    Case(
+        "baked-batch",
+        "error",
+        "(float[batch, 8, 4] x) => (float[2, 32] y) { y = Reshape (x, target) }",
+        "(float[batch, 8, 4] x) => (float[batch, 32] y) { y = Reshape (x, target) }",
+        weights={"target": np.array([2, 32])},
+        clean_weights={"target": np.array([0, 32])},
+    ),
+    Case(
+        "baked-batch",
+        "error",
+        "(float[batch, 8, 4] x) => (float[1, t, 4] y) { y = Reshape (x, target) }",
+        "(float[batch, 8, 4] x) => (float[batch, t, 4] y) { y = Reshape (x, target) }",
+        target="ort",
+        weights={"target": np.array([1, -1, 4])},
+        clean_weights={"target": np.array([0, -1, 4])},
+    ),
+    Case(
+        "baked-batch",
+        "error",
+        "(float[batch, 8, 4] x) => (float[2, 8, 4] y) { y = Expand (x, target) }",
+        "(float[batch, 8, 1] x) => (float[batch, 8, 4] y) { y = Expand (x, target) }",
+        weights={"target": np.array([2, 8, 4])},
+        clean_weights={"target": np.array([1, 8, 4])},
+    ),
+    Case(
+        "baked-batch",
+        "error",
+        "(float[batch, 8, 4] x) => (float[batch, 9, 4] y) { y = Concat <axis = 1> (token, x) }",
+        "(float[batch, 8, 4] x) => (float[batch, 16, 4] y) { y = Concat <axis = 1> (x, x) }",
+        weights={"token": weight(2, 1, 4)},
+        clean_weights={},
+    ),
+    Case("baked-batch", "note", RELU.replace("batch", "3"), RELU),
+    Case("half-range", "warning", ADD, ADD, weights={"c": np.float32(-1e9)}, clean_weights={"c": np.float32(-1e4)}),
+    Case("half-range", "warning", ADD, ADD, weights={"c": np.float32(1e-12)}, clean_weights={"c": np.float32(1e-6)}),
+    Case(
+        "half-range",
+        "warning",
+        CONV,
+        CONV,
+        weights={"w": np.full((3, 2, 1, 1), 5e3, np.float32)},
+        clean_weights={"w": weight(3, 2, 1, 1)},
+    ),
+    Case(
+        "half-range",
+        "error",
+        CONV,
+        CONV,
+        weights={"w": np.full((3, 2, 1, 1), np.nan, np.float32)},
+        clean_weights={"w": weight(3, 2, 1, 1)},
+    ),
+    Case(
+        "asymmetric-quantisation",
+        "error",
+        QUANTISE,
+        QUANTISE,
+        weights={"scale": SCALE, "zero": np.uint8(128)},
+        clean_weights={"scale": SCALE, "zero": np.int8(0)},
+    ),
+)
+
+
+def findings(case: Case) -> tuple[Finding, ...]:
+    return lint(graph(case.breaks, case.weights, opset=case.opset, domains=case.domains), parse_target(case.target))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_rule_finds_what_it_is_for(case: Case) -> None:
+    found = [finding for finding in findings(case) if finding.rule == case.rule]
+    assert [finding.level for finding in found[:1]] == [case.level]
+    assert all(finding.why and finding.remedy for finding in found)
+    # A node is named, unless the graph as a whole is meant.
+    assert all(finding.node for finding in found) or case.rule in ("opset", "baked-batch")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_its_clean_twin_has_no_finding_of_any_rule(case: Case) -> None:
+    weights = case.weights if case.clean_weights is None else case.clean_weights
+    twin = graph(case.clean, weights, opset=case.clean_opset or case.opset, domains=case.domains)
+    assert lint(twin, parse_target(case.target)) == ()
+
+
+def test_every_rule_has_a_case_and_says_what_it_is_for() -> None:
+    assert {rule.name for rule in RULES} == {case.rule for case in CASES}
+    assert all(rule.look.__doc__ for rule in RULES)
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [("10.3", "error"), ("10.8", "error"), ("10.9", None), ("10.16", None), ("11.4", None)]
+)
+def test_a_form_is_found_before_the_version_that_reads_it(version: str, level: str | None) -> None:
+    made = graph(GROUP_NORM, PER_CHANNEL, opset=21)
+    forms = [finding for finding in lint(made, parse_target(f"trt:{version}")) if finding.rule == "operator-forms"]
+    assert [finding.level for finding in forms] == ([level] if level else [])
+
+
+def test_what_a_shape_or_a_constant_is_made_by_is_no_data_path() -> None:
+    """ScatterND on a shape, float64 and int64 among constants: none of it runs when an image comes."""
+    made = graph(
+        """(float[batch, 8, 4] x) => (float[batch, 4, 8] y) {
+            start = Constant <value_ints = [0, 0, 0]> ()
+            target = ScatterND (start, index, sizes)
+            wide = Cast <to = 11> (half)
+            factor = Cast <to = 1> (wide)
+            reshaped = Reshape (x, target)
+            y = Mul (reshaped, factor)
+        }""",
+        {"index": np.array([[0], [1], [2]]), "sizes": np.array([-1, 4, 8]), "half": np.float32(0.5)},
+    )
+    assert lint(made, parse_target("trt")) == ()
+
+
+class WrittenOutMish(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tanh(nn.functional.softplus(x))
+
+
+class NormByVarMean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x, 1, unbiased=False, keepdim=True)
+        return (x - mean) / (variance + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize(("module", "rule"), [(WrittenOutMish(), "activations"), (NormByVarMean(), "layer-norm-nchw")])
+def test_what_pytorch_writes_out_is_found(module: nn.Module, rule: str) -> None:
+    captured = capture(module.eval(), [torch.rand(1, 8, 4, 4)], dynamic_batch=False).graph
+    found = lint(passes.lower(passes.optimise(captured), "trt"), parse_target("trt"))
+    assert [finding.rule for finding in found if finding.level == "warning"] == [rule]
+
+
+def test_indices_that_nobody_reads_are_no_data_path() -> None:
+    body = "(float[batch, 8] x) => (float[batch, 5] y) <int64[1] k = {5}> { y, indices = TopK (x, k) }"
+    assert lint(graph(body), parse_target("trt")) == ()
+
+
+def test_a_subgraph_is_looked_into() -> None:
+    made = graph(
+        """(float[batch, 8] x, bool c) => (float[batch, 8] y) {
+            y = If (c) <
+                then_branch = yes () => (float[batch, 8] a) { a = Mish (x) },
+                else_branch = no () => (float[batch, 8] b) { b = Relu (x) }
+            >
+        }"""
+    )
+    assert [finding.rule for finding in lint(made, parse_target("trt"))] == ["activations"]
+
+
+def test_a_local_function_is_looked_into() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20, "mine" : 1]>
+        g (float[batch, 8] x) => (float[batch, 8] y) { y = mine.act (x) }
+        <domain: "mine", opset_import: ["" : 20]> act (x) => (y) { y = Mish (x) }"""
+    )
+    found = lint(OnnxGraph(ir.from_proto(model)), parse_target("trt"))
+    assert [finding.rule for finding in found] == ["activations"]
+
+
+def test_weights_that_an_old_file_lists_among_its_inputs_are_weights() -> None:
+    text = "(float[batch, 8] x, int64[3] target) => (float[batch, 4, 2] y) { y = Reshape (x, target) }"
+    assert lint(graph(text, {"target": np.array([-1, 4, 2])}), parse_target("trt")) == ()
+
+
+def test_a_shape_that_is_computed_is_found_once_at_its_source() -> None:
+    (case,) = (case for case in CASES if "Shape (x)" in case.breaks)
+    assert [finding.node for finding in findings(case)] == ["Shape that makes shape"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "module"),
+    [
+        ("layers.0.blocks.1.mlp.fc1/Conv_2", {}, "layers.0.blocks.1.mlp.fc1"),
+        ("/layers/layers.0/blocks/blocks.1/fc1/Conv", {}, "layers.0.blocks.1.fc1"),
+        ("node_conv2d_3", {"pkg.torch.onnx.name_scopes": "['', 'stem', 'stem.conv', 'conv2d']"}, "stem.conv"),
+        ("node_conv2d_3", {"pkg.torch.onnx.name_scopes": "not a list"}, ""),
+        ("Conv_17", {}, ""),
+        ("", {}, ""),
+    ],
+)
+def test_the_module_is_read_from_names_and_metadata(name: str, metadata: dict[str, str], module: str) -> None:
+    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], name=name)
+    node.metadata_props.update(metadata)
+    assert module_path(node) == module
+
+
+def test_a_node_without_a_name_is_told_by_what_it_makes() -> None:
+    (found,) = lint(graph("(float[batch, 8] x) => (float[batch, 8] y) { y = Mish (x) }"), parse_target("trt"))
+    assert found.node == "Mish that makes y"
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("trt", "TensorRT 10.3"),
+        ("trt:8.6", "TensorRT 8.6"),
+        ("tensorrt:10.16.1.11", "TensorRT 10.16"),
+        ("TRT:11.4", "TensorRT 11.4"),
+        ("openvino", "OpenVINO"),
+        ("ov", "OpenVINO"),
+        ("onnxruntime", "ONNX Runtime"),
+    ],
+)
+def test_a_target_is_a_format_and_for_tensorrt_a_version(text: str, target: str) -> None:
+    assert str(parse_target(text)) == target
+
+
+@pytest.mark.parametrize("text", ["tensort", "trt:", "trt:10", "trt:7.2", "trt:12.0", "trt:x", "ort:1.31", ""])
+def test_other_targets_are_refused_with_a_remedy(text: str) -> None:
+    with pytest.raises(UsageError, match=r"there are|such as 10\.3|only TensorRT"):
+        parse_target(text)
+
+
+class Shift(nn.Module):
+    """ShiftViT's shift as it is often written: an assignment to a slice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shifted = torch.zeros_like(x)
+        shifted[:, :2, :, 1:] = x[:, :2, :, :-1]
+        shifted[:, 2:] = x[:, 2:]
+        return shifted
+
+
+def test_an_assignment_to_a_slice_is_found_with_its_module() -> None:
+    module = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), shift=Shift()))
+    graph = passes.optimise(capture(module, [torch.zeros(2, 3, 4, 4)], dynamic_batch=True).graph)
+    found = [finding for finding in lint(graph, parse_target("trt")) if finding.rule == "scatter"]
+    assert {(finding.level, finding.module) for finding in found} == {("error", "shift")}
+
+
+@pytest.fixture(scope="module")
+def captured() -> OnnxGraph:
+    made = subject.from_name("shiftvit_cifar10")
+    example = tuple(tensor.repeat(2, 1, 1, 1) for tensor in made.example)
+    return passes.optimise(capture(made.module, example, dynamic_batch=True).graph)
+
+
+@pytest.mark.parametrize("target", ["trt", "trt:10.16", "trt:11.4", "openvino", "ort"])
+def test_our_own_export_is_clean(captured: OnnxGraph, target: str) -> None:
+    fmt = target.partition(":")[0]
+    found = lint(passes.lower(captured, fmt), parse_target(target))
+    assert not has_errors(found)
+    assert found == ()
+
+
+def test_our_own_export_for_tensorrt_86_takes_opset_17(captured: OnnxGraph) -> None:
+    assert has_errors(lint(passes.lower(captured, "trt"), parse_target("trt:8.6")))
+    assert not has_errors(lint(passes.lower(captured, "trt", opset=17), parse_target("trt:8.6")))
+
+
+def test_the_report_shows_the_node_the_reason_and_the_remedy() -> None:
+    target = parse_target("trt")
+    broken = graph(
+        "(float[batch, 4] x, float[1, 4] row) => (float[batch, 4] y) { y = ScatterND (x, index, row) }",
+        {"index": np.array([[0]])},
+    )
+    found = lint(broken, target)
+    shown = io.StringIO()
+    for part in lint_parts(found, target):
+        Console(file=shown, width=140).print(part)
+    assert "ScatterND that makes y" in shown.getvalue()
+    assert "torch.cat" in shown.getvalue()
+    assert "TensorRT 10.3: 1 error" in shown.getvalue()
+    data = json.loads(json.dumps(lint_json(found, target)))
+    assert (data["passed"], data["findings"][0]["rule"]) == (False, "scatter")
+
+
+def test_the_report_of_a_clean_graph_says_so() -> None:
+    target = parse_target("ort")
+    assert lint_verdict((), target) == "nothing found that ONNX Runtime would trip over"
+    assert lint_json((), target)["passed"] is True
+    assert len(lint_parts((), target)) == 1
+
+
+def test_many_findings_of_one_kind_share_a_row() -> None:
+    target = parse_target("trt")
+    chain = " ".join(f"v{i + 1} = Mish (v{i})" for i in range(9))
+    found = lint(graph(f"(float[batch, 8] v0) => (float[batch, 8] v9) {{ {chain} }}"), target)
+    shown = io.StringIO()
+    for part in lint_parts(found, target):
+        Console(file=shown, width=140).print(part)
+    assert len(found) == 9
+    assert "9 nodes:" in shown.getvalue()
+    assert "v4" not in shown.getvalue()

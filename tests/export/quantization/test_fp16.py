@@ -1,0 +1,702 @@
+"""fp16: what stays fp32 and why, Casts only at the borders, and answers that survive rounding to fp16."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+from edgevit.errors import ExportError, UsageError
+from edgevit.export import passes
+from edgevit.export.capture import capture
+from edgevit.export.check import check
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
+from edgevit.export.quantization.calibration import Feeds
+from edgevit.export.quantization.dtypes import InterfaceType, retype
+from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp16
+from edgevit.models.loading import from_name
+from edgevit.models.registry import create_model
+from edgevit.pipeline.references import ask_pytorch
+from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
+from edgevit.runtimes.parity import Reference, compare
+from edgevit.runtimes.tensorrt_rtx import kernels as kernel_plan
+from edgevit.types import Array
+from tests.conftest import Cifar10
+from tests.helpers.graphs import parse
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21]>'
+
+
+def load(graph: OnnxGraph) -> Callable[[Feeds], Mapping[str, Array]]:
+    return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False).run
+
+
+def noise(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def typed(graph: OnnxGraph, *images: Array, io: InterfaceType = "fp32") -> tuple[OnnxGraph, PrecisionPlan]:
+    """The graph in fp16 with its plan, once it has shown that it is sound."""
+    made, plan = to_fp16(graph, [{"x": image} for image in images], load=load, io=io)
+    onnx.checker.check_model(ir.to_proto(made.model), full_check=True)  # each operator's inputs have one type
+    assert all(
+        made_by is None or made_by.op_type != "Cast"
+        for node in made.model.graph.all_nodes()
+        if node.op_type == "Cast" and (made_by := node.inputs[0].producer() if node.inputs[0] else None) is not None
+    ), "a Cast reads a Cast"
+    return made, plan
+
+
+def with_nothing_kept(graph: OnnxGraph) -> OnnxGraph:
+    """What a converter that measures nothing makes of it."""
+    return graph.apply("retype", lambda model: retype(model, frozenset(), "fp32"))
+
+
+def answer(graph: OnnxGraph, image: Array) -> Array:
+    """The graph's answer, with every fp16 value rounded to fp16."""
+    return load(emulate_fp16(graph))({"x": image})["y"]
+
+
+def snr_db(want: Array, got: Array) -> float:
+    return 10 * float(np.log10((want.astype(float) ** 2).mean() / ((got - want).astype(float) ** 2).mean()))
+
+
+def kept(plan: PrecisionPlan) -> list[str]:
+    return [node.operator for node in plan.kept]
+
+
+def dtypes(graph: OnnxGraph, op_type: str) -> list[list[str]]:
+    """The types that each node of a kind reads."""
+    return [
+        [str(value.dtype) for value in node.inputs if value is not None]
+        for node in graph.model.graph.all_nodes()
+        if node.op_type == op_type
+    ]
+
+
+ATTENTION = f"""{HEAD} g (float[batch, 10, 8] x) => (float[batch, 10, 8] y) {{
+    q = MatMul (x, wq)
+    k = MatMul (x, wk)
+    v = MatMul (x, wv)
+    scaled = Mul (q, scale)
+    turned = Transpose <perm = [0, 2, 1]> (k)
+    scores = MatMul (scaled, turned)
+    shares = Softmax (scores)
+    y = MatMul (shares, v)
+}}"""
+
+
+def attention(*, gain: float = 1.0) -> OnnxGraph:
+    weights = {name: noise(8, 8, scale=gain, seed=index) for index, name in enumerate(("wq", "wk", "wv"))}
+    return parse(ATTENTION, scale=np.asarray(8**-0.5, np.float32), **weights)
+
+
+# The form
+
+
+def test_attention_has_no_cast_inside() -> None:
+    made, plan = typed(attention(), noise(2, 10, 8))
+    assert (kept(plan), plan.casts) == ([], 2)
+    assert [node.op_type for node in made.model.graph][:2] == ["Cast", "MatMul"]
+    assert made.model.graph[-1].op_type == "Cast"
+    assert plan.summary == "0 of 8 nodes in fp32, 2 Casts"
+    assert made.history[-1].note == plan.summary
+
+
+@pytest.mark.parametrize(("io", "dtype", "casts"), [("fp32", "float32", 2), ("fp16", "float16", 0)])
+def test_inputs_and_outputs_stay_fp32_unless_asked(io: InterfaceType, dtype: str, casts: int) -> None:
+    made, plan = typed(attention(), noise(2, 10, 8), io=io)
+    assert [spec.dtype for spec in (*made.inputs, *made.outputs)] == [dtype, dtype]
+    assert [spec.name for spec in (*made.inputs, *made.outputs)] == ["x", "y"]
+    assert plan.casts == casts
+
+
+def test_weights_are_stored_as_fp16_under_their_names() -> None:
+    made, _ = typed(attention(), noise(2, 10, 8))
+    assert {name: str(value.dtype) for name, value in made.model.graph.initializers.items()} == dict.fromkeys(
+        ("scale", "wq", "wk", "wv"), "FLOAT16"
+    )
+
+
+def test_the_graph_that_was_given_stays_as_it_was() -> None:
+    before = attention()
+    content = before.to_bytes()
+    made, _ = typed(before, noise(2, 10, 8))
+    typed_content = made.to_bytes()
+    emulate_fp16(made)
+    assert before.to_bytes() == content
+    assert made.to_bytes() == typed_content
+
+
+def test_integers_are_left_alone() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 6] x, int64[2] rows) => (float[batch, 2] y, int64[batch] best) {{
+            one = Constant <value_ints = [1]> ()
+            next = Add (rows, one)
+            picked = Gather <axis = 1> (x, next)
+            y = Relu (picked)
+            best = ArgMax <axis = 1, keepdims = 0> (y)
+        }}"""
+    )
+    feeds = {"x": noise(3, 6), "rows": np.asarray([0, 3])}
+    made, plan = to_fp16(graph, [feeds], load=load)
+    onnx.checker.check_model(ir.to_proto(made.model), full_check=True)
+    assert dtypes(made, "Add") == [["INT64", "INT64"]]
+    assert dtypes(made, "Gather") == [["FLOAT16", "INT64"]]
+    assert [spec.dtype for spec in made.outputs] == ["float32", "int64"]
+    assert kept(plan) == []
+
+
+def test_positions_that_are_computed_stay_fp32() -> None:
+    """fp16 holds no odd integer above 2048."""
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4096] x, float[2] where) => (float[batch, 2] y) {{
+            far = Mul (where, length)
+            rows = Cast <to = 7> (far)
+            picked = Gather <axis = 1> (x, rows)
+            y = Relu (picked)
+        }}""",
+        length=np.asarray(4095, np.float32),
+    )
+    made, plan = to_fp16(graph, [{"x": noise(1, 4096), "where": np.asarray([0.5, 0.99], np.float32)}], load=load)
+    assert kept(plan) == ["Mul", "Cast"]
+    assert dtypes(made, "Gather") == [["FLOAT16", "INT64"]]
+
+
+def test_an_input_that_onnx_wants_in_fp32_stays_so() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 1, 4, 4] x) => (float[batch, 1, 8, 8] y) {{
+            y = Resize <mode = "linear"> (x, , scales)
+        }}""",
+        scales=np.asarray([1, 1, 2, 2], np.float32),
+    )
+    made, plan = typed(graph, noise(1, 1, 4, 4))
+    assert dtypes(made, "Resize") == [["FLOAT16", "FLOAT"]]
+    assert kept(plan) == []
+
+
+def test_one_cast_serves_all_readers() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
+            a = Relu (x)
+            b = Mul (a, large)
+            c = Add (a, large)
+            d = Mul (b, c)
+            e = Div (d, large)
+            y = Div (e, large)
+        }}""",
+        large=np.asarray(1e6, np.float32),
+    )
+    made, plan = typed(graph, noise(2, 4))
+    assert kept(plan) == ["Mul", "Add", "Mul", "Div", "Div"]
+    assert [node.outputs[0].name for node in made.model.graph if node.op_type == "Cast"] == ["x_fp16", "a_fp32"]
+
+
+def test_names_that_are_taken_are_not_taken_again() -> None:
+    graph = parse(f"{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{ x_fp16 = Relu (x)  y = Neg (x_fp16) }}")
+    made, _ = typed(graph, noise(2, 4))
+    names = [value.name for node in made.model.graph for value in node.outputs]
+    assert len(set(names)) == len(names)
+    assert np.array_equal(answer(made, noise(2, 4)) <= 0, np.ones((2, 4), bool))
+
+
+def test_a_weight_that_both_precisions_read_is_stored_twice() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
+            a = Mul (x, w)
+            b = Exp (a)
+            c = Div (w, b)
+            y = Add (x, w)
+            unread = Add (c, w)
+        }}""".replace("float[batch, 4] y)", "float[batch, 4] y, float[batch, 4] unread)"),
+        w=noise(4),
+    )
+    made, plan = typed(graph, noise(2, 4))
+    assert kept(plan) == ["Mul", "Exp", "Div"]
+    weights = {name: str(value.dtype) for name, value in made.model.graph.initializers.items()}
+    assert weights == {"w": "FLOAT", "w_fp16": "FLOAT16"}
+
+
+# What stays fp32
+
+
+def test_a_weight_beyond_the_range_stays_and_is_named() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
+            a = Relu (x)
+            b = MatMul (a, w)
+            y = MatMul (b, v)
+        }}""",
+        w=np.diag([1e5, 1.0, 1.0, 1.0]).astype(np.float32),
+        v=np.diag([1e-5, 1.0, 1e-7, 1.0]).astype(np.float32),
+    )
+    image = np.full((1, 4), 1e-3, np.float32)  # its products are small, so that only the weight is at fault
+    made, plan = typed(graph, image)
+    assert [(node.operator, node.reason) for node in plan.kept] == [("MatMul", "w holds 1e+05, and fp16 ends at 65504")]
+    assert dtypes(made, "MatMul") == [["FLOAT", "FLOAT"], ["FLOAT16", "FLOAT16"]]
+    found = {weight.name: weight for weight in plan.weights}
+    assert (found["w"].beyond, found["w"].denormal, found["w"].stays_fp32) == (1, 0, True)
+    assert (found["v"].beyond, found["v"].denormal, found["v"].lost, found["v"].stays_fp32) == (0, 2, 0, False)
+    assert np.isfinite(answer(made, image)).all()
+    assert not np.isfinite(answer(with_nothing_kept(graph), image)).all()
+
+
+EPSILON = f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
+    axes = Constant <value_ints = [1]> ()
+    size = Abs (x)
+    sum = ReduceSum (size, axes)
+    safe = %s
+    turned = Transpose <perm = [0, 1]> (safe)
+    a = %s
+    y = Relu (a)
+}}"""
+
+
+@pytest.mark.parametrize("guard", ["Add (sum, epsilon)", "Max (sum, epsilon)", "Clip (sum, epsilon)"])
+@pytest.mark.parametrize("division", ["Div (x, turned)", "Mul (x, inverse)"])
+def test_an_epsilon_and_the_division_by_it_stay(guard: str, division: str) -> None:
+    text = EPSILON % (guard, division)
+    if "inverse" in division:
+        text = text.replace("    a = ", "    inverse = Reciprocal (turned)\n    a = ")
+    graph = parse(text, epsilon=np.asarray(1e-8, np.float32))
+    made, plan = typed(graph, noise(2, 4))
+    way = ["Transpose", "Div"] if "Div" in division else ["Transpose", "Reciprocal", "Mul"]
+    assert kept(plan) == [guard.split(maxsplit=1)[0], *way]
+    assert "epsilon holds 1e-08" in plan.kept[0].reason
+    black = np.zeros((2, 4), np.float32)
+    assert np.array_equal(answer(made, black), black)
+    assert np.isnan(answer(with_nothing_kept(graph), black)).any()
+
+
+def test_a_bias_near_zero_keeps_nothing() -> None:
+    graph = parse(
+        f"{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{ a = Gemm (x, w, b)  y = Add (a, b) }}",
+        w=noise(4, 4),
+        b=np.full(4, 1e-6, np.float32),
+    )
+    _, plan = typed(graph, noise(2, 4))
+    assert kept(plan) == []
+    assert [(weight.name, weight.denormal) for weight in plan.weights] == [("b", 4)]
+
+
+def test_what_overflows_on_the_calibration_images_stays() -> None:
+    """Without the measurement the same graph gives NaN."""
+    graph = attention(gain=40.0)
+    image = noise(2, 10, 8, scale=4)
+    want = load(graph)({"x": image})["y"]
+    made, plan = typed(graph, image)
+    assert {"MatMul", "Softmax"} == set(kept(plan))
+    assert any("scores reaches" in node.reason for node in plan.kept)
+    assert snr_db(want, answer(made, image)) > 40
+    assert not np.isfinite(answer(with_nothing_kept(graph), image)).all()
+
+
+def test_images_that_overflow_nothing_keep_nothing() -> None:
+    _, plan = typed(attention(gain=40.0), noise(2, 10, 8, scale=0.01))
+    assert kept(plan) == []
+
+
+@pytest.mark.parametrize("scales", [(0.01, 4), (4, 0.01)])
+def test_every_calibration_image_counts(scales: tuple[float, float]) -> None:
+    _, plan = typed(attention(gain=40.0), *(noise(2, 10, 8, scale=scale) for scale in scales))
+    assert kept(plan)
+
+
+def test_what_is_all_below_the_normal_numbers_stays() -> None:
+    graph = parse(
+        f"{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{ a = Mul (x, x)  b = Mul (a, a)  y = Sqrt (b) }}"
+    )
+    image = np.full((1, 4), 0.013, np.float32)
+    made, plan = typed(graph, image)
+    assert kept(plan) == ["Mul", "Sqrt"]
+    assert answer(made, image) == pytest.approx(1.69e-4, rel=1e-3)
+    assert answer(with_nothing_kept(graph), image) != pytest.approx(1.69e-4, rel=1e-3)
+
+
+def test_a_mean_over_too_many_large_values_stays() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 2, 100, 100] x) => (float[batch, 2, 1, 1] y) {{
+            a = Relu (x)
+            y = GlobalAveragePool (a)
+        }}"""
+    )
+    _, plan = typed(graph, np.full((1, 2, 100, 100), 10, np.float32))
+    assert kept(plan) == ["GlobalAveragePool"]
+    assert "10000 terms" in plan.kept[0].reason
+
+
+PERFORMER = f"""{HEAD} g (float[batch, 50, 16] x) => (float[batch, 50, 16] y) {{
+    two = Constant <value_float = 2.0> ()
+    last = Constant <value_ints = [-1]> ()
+    tokens = Constant <value_ints = [1]> ()
+    kqv = MatMul (x, w_kqv)
+    k, q, v = Split <axis = -1, num_outputs = 3> (kqv)
+    k_w = MatMul (k, w)
+    k_k = Mul (k, k)
+    k_sum = ReduceSum (k_k, last)
+    k_half = Div (k_sum, two)
+    k_exponent = Sub (k_w, k_half)
+    phi_k = Exp (k_exponent)
+    q_w = MatMul (q, w)
+    q_q = Mul (q, q)
+    q_sum = ReduceSum (q_q, last)
+    q_half = Div (q_sum, two)
+    q_exponent = Sub (q_w, q_half)
+    phi_q = Exp (q_exponent)
+    sum = ReduceSum (phi_k, tokens)
+    sum_t = Transpose <perm = [0, 2, 1]> (sum)
+    weight = MatMul (phi_q, sum_t)
+    phi_t = Transpose <perm = [0, 2, 1]> (phi_k)
+    kv = MatMul (phi_t, v)
+    numerator = MatMul (phi_q, kv)
+    denominator = Add (weight, epsilon)
+    mixed = Div (numerator, denominator)
+    out = MatMul (mixed, w_out)
+    y = Add (v, out)
+}}"""
+
+
+def test_the_performer_stays_from_the_exponents_to_the_division() -> None:
+    graph = parse(
+        PERFORMER,
+        w_kqv=noise(16, 48, scale=0.3),
+        w=noise(16, 8, seed=1),
+        w_out=noise(16, 16, seed=2),
+        epsilon=np.asarray(8e-8, np.float32),
+    )
+    image = noise(2, 50, 16, scale=1.5, seed=3)
+    want = load(graph)({"x": image})["y"]
+    made, plan = typed(graph, image)
+    assert len(kept(plan)) == 20  # all between the Split and the last product
+    assert kept(plan).count("MatMul") == 5
+    assert plan.casts == 2 + 3 + 1  # in and out, k, q and v, and the quotient
+    assert snr_db(want, answer(made, image)) > 55
+    assert not snr_db(want, answer(with_nothing_kept(graph), image)) > 40
+
+
+@pytest.mark.parametrize("end", ["Relu (c)", "Div (a, c)"])
+def test_an_exponential_is_followed_to_the_next_layer_at_most(end: str) -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
+            a = Relu (x)
+            b = Exp (a)
+            c = MatMul (b, w)
+            y = {end}
+        }}""",
+        w=noise(4, 4),
+    )
+    _, plan = typed(graph, noise(2, 4))
+    assert kept(plan) == ["Exp"]
+
+
+def test_the_logarithm_of_a_sum_of_exponentials_stays() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 1] y) {{
+            axes = Constant <value_ints = [1]> ()
+            a = Relu (x)
+            b = Exp (a)
+            c = ReduceSum (b, axes)
+            d = Log (c)
+            y = Neg (d)
+        }}"""
+    )
+    _, plan = typed(graph, noise(2, 4))
+    assert kept(plan) == ["Exp", "ReduceSum", "Log"]
+
+
+NORM_2D = f"""{HEAD} g (float[batch, 6, 4, 4] x) => (float[batch, 6, 4, 4] y) {{
+    axis = Constant <value_ints = [1]> ()
+    square = Constant <value_float = 2.0> ()
+    a = Conv (x, w)
+    mean = ReduceMean (a, axis)
+    centred = Sub (a, mean)
+    squares = Pow (centred, square)
+    variance = ReduceMean (squares, axis)
+    safe = Add (variance, epsilon)
+    deviation = Sqrt (safe)
+    normal = Div (centred, deviation)
+    scaled = Mul (normal, gamma)
+    y = Add (scaled, beta)
+}}"""
+
+
+def test_the_statistics_of_a_norm_that_is_written_out_stay() -> None:
+    graph = parse(
+        NORM_2D,
+        w=noise(6, 6, 1, 1),
+        gamma=noise(6, 1, 1, seed=1),
+        beta=noise(6, 1, 1, seed=2),
+        epsilon=np.asarray(1e-3, np.float32),  # no reason to keep anything
+    )
+    image = noise(2, 6, 4, 4, scale=100)  # the squares pass 65504, their root does not
+    made, plan = typed(graph, image)
+    assert kept(plan) == ["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div"]
+    assert plan.casts == 4  # in and out of the graph, in and out of the norm
+    want = load(graph)({"x": image})["y"]
+    assert snr_db(want, answer(made, image)) > 55
+    assert not snr_db(want, answer(with_nothing_kept(graph), image)) > 40
+
+
+def test_the_statistics_of_a_norm_by_moments_stay() -> None:
+    """All of them, and what is normalised; the channels are turned in fp16, before the Cast and after it."""
+    graph = parse(
+        f"""{HEAD} g (float[batch, 6, 64, 64] x) => (float[batch, 6, 64, 64] y) {{
+            a = Conv (x, w)
+            b = Relu (a)
+            n = GroupNormalization <num_groups = 1, epsilon = 0.01> (b, gamma, beta)
+            y = Conv (n, w)
+        }}""",
+        w=noise(6, 6, 1, 1),
+        gamma=np.ones(6, np.float32),
+        beta=np.zeros(6, np.float32),
+    )
+    graph = check(graph.apply("group_norm_from_moments", functools.partial(group_norm_from_moments, turned=True)))
+    made, plan = typed(graph, noise(2, 6, 64, 64, scale=30))
+    floating = [node.op_type for node in graph.model.graph if node.op_type not in ("Conv", "Relu", "Transpose")]
+    assert kept(plan) == floating
+    assert plan.casts == 5  # in and out of the graph; the input of the norm, as it is and turned; what is normalised
+    image = noise(2, 6, 64, 64, scale=30)
+    assert snr_db(load(graph)({"x": image})["y"], answer(made, image)) > 55
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["LayerNormalization (x, gamma, beta)", "InstanceNormalization (x, gamma, beta)", "Softmax (x)", "Sigmoid (x)"],
+)
+def test_norms_and_activations_of_one_operator_become_fp16(operator: str) -> None:
+    graph = parse(
+        f"{HEAD} g (float[batch, 6, 6] x) => (float[batch, 6, 6] y) {{ y = {operator} }}",
+        gamma=noise(6),
+        beta=noise(6, seed=1),
+    )
+    image = noise(2, 6, 6, scale=300)  # squares beyond 65504: the statistics are the operator's own affair
+    made, plan = typed(graph, image)
+    assert kept(plan) == []
+    assert snr_db(load(graph)({"x": image})["y"], answer(made, image)) > 55
+
+
+@pytest.mark.parametrize(
+    ("body", "operators", "casts"),
+    [
+        ("a = Exp (x)  b = Transpose (a)  c = Flatten (b)  y = MatMul (c, beyond)", "Exp Transpose Flatten MatMul", 0),
+        ("a = Transpose (x)  y = MatMul (a, beyond)", "Transpose MatMul", 0),
+        ("a = Exp (x)  y = Transpose (a)", "Exp Transpose", 0),
+        ("a = Sub (x, ones)  b = Transpose (a)  y = Exp (b)", "Sub Transpose Exp", 0),
+        ("a = Exp (x)  b = Transpose (a)  y = Relu (b)", "Exp", 2),
+        ("a = Transpose (x)  y = Relu (a)", "", 2),
+    ],
+)
+def test_moves_between_fp32_and_fp32_round_nothing(body: str, operators: str, casts: int) -> None:
+    graph = parse(
+        f"{HEAD} g (float[4, 4] x) => (float[4, 4] y) {{ {body} }}",
+        beyond=np.diag([1e5, 1, 1, 1]).astype(np.float32),
+        ones=np.ones((4, 4), np.float32),
+    )
+    _, plan = typed(graph, noise(4, 4, scale=1e-2))
+    assert kept(plan) == operators.split()
+    assert plan.casts == casts
+
+
+def test_what_reads_any_type_needs_no_cast() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{
+            a = Exp (x)
+            size = Shape (a)
+            some = Cast <to = 9> (a)
+            b = Reshape (x, size)
+            y = Where (some, b, x)
+        }}"""
+    )
+    made, plan = typed(graph, noise(2, 4))
+    assert kept(plan)[0] == "Exp"
+    assert dtypes(made, "Shape") == [["FLOAT"]]
+    assert "a_fp16" not in {value.name for node in made.model.graph for value in node.outputs}
+
+
+def test_operators_of_others_stay() -> None:
+    graph = parse(
+        """<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+        g (float[batch, 4] x) => (float[batch, 4] y) <float[batch, 4] a, float[batch, 4] b> {
+            a = Relu (x)
+            b = com.microsoft.QuickGelu (a)
+            y = Relu (b)
+        }"""
+    )
+    made, plan = typed(graph, noise(2, 4))
+    assert [(node.operator, node.reason.split("'")[0]) for node in plan.kept] == [
+        ("QuickGelu", "the operator is com.microsoft")
+    ]
+    assert dtypes(made, "Relu") == [["FLOAT16"], ["FLOAT16"]]
+
+
+def test_branches_stay_with_all_that_they_hold() -> None:
+    graph = parse(
+        f"""{HEAD} g (float[batch, 4] x, bool choice) => (float[batch, 4] y) {{
+            a = Relu (x)
+            b = If (choice) <
+                then_branch = g1 () => (float[batch, 4] t) {{ t = Mul (a, w) }},
+                else_branch = g2 () => (float[batch, 4] e) {{ e = Neg (a) }}
+            >
+            y = Add (a, b)
+        }}""",
+        w=noise(4),
+    )
+    feeds = {"x": noise(2, 4), "choice": np.asarray(True)}
+    made, plan = to_fp16(graph, [feeds], load=load)
+    onnx.checker.check_model(ir.to_proto(made.model), full_check=True)
+    assert sorted(kept(plan)) == ["If", "Mul", "Neg"]
+    assert dtypes(made, "Add") == [["FLOAT16", "FLOAT16"]]
+    assert load(emulate_fp16(made))(feeds)["y"] == pytest.approx(load(graph)(feeds)["y"], rel=2e-3)
+
+
+# The judge
+
+
+def test_the_judge_sees_an_overflow_that_onnxruntime_hides() -> None:
+    graph = parse(f"{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{ a = Mul (x, x)  y = Sqrt (a) }}")
+    wrong, image = with_nothing_kept(graph), np.full((1, 4), 300, np.float32)
+    assert load(wrong)({"x": image})["y"] == pytest.approx(300)  # 300 * 300 is beyond fp16
+    assert np.isinf(answer(wrong, image)).all()
+
+
+def test_the_judge_rounds_as_numpy_does() -> None:
+    graph = parse(
+        f"{HEAD} g (float[batch, 4] x) => (float[batch, 4] y) {{ a = Add (x, w)  y = Mul (a, a) }}", w=noise(4)
+    )
+    image = noise(2, 4, seed=1)
+    total = image.astype(np.float16) + noise(4).astype(np.float16)
+    assert np.array_equal(answer(with_nothing_kept(graph), image), (total * total).astype(np.float32))
+
+
+# What is refused
+
+
+def test_ranges_need_images() -> None:
+    with pytest.raises(UsageError, match="calibration inputs, and there are none"):
+        to_fp16(attention(), [], load=load)
+
+
+@pytest.mark.parametrize("worst", [np.nan, np.inf])
+def test_a_graph_that_fails_in_fp32_is_not_judged(worst: float) -> None:
+    image = noise(1, 10, 8)
+    image[0, 0, 0] = worst
+    with pytest.raises(ExportError, match="in fp32 already"):
+        to_fp16(attention(), [{"x": image}], load=load)
+
+
+# Whole models
+
+
+def test_the_trained_model_keeps_its_accuracy(cifar10: Cifar10) -> None:
+    """At most 0.1 points on 2,000 images."""
+    captured = capture(
+        create_model("shiftvit_cifar10"),
+        (torch.from_numpy(cifar10.inputs[:2]),),
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_batch=True,
+    )
+    graph = check(passes.lower(passes.optimise(captured.graph), "trt"))
+    made, plan = typed(graph, cifar10.inputs[:8])
+    assert (kept(plan), plan.casts) == ([], 2)
+    run = load(emulate_fp16(check(made)))
+    logits = np.concatenate([run({"x": batch})["y"] for batch in np.split(cifar10.inputs, 20)])
+    right = logits.argmax(1) == cifar10.labels
+    right_in_fp32 = cifar10.logits.argmax(1) == cifar10.labels
+    assert right.mean() >= right_in_fp32.mean() - 0.001
+    assert (logits.argmax(1) == cifar10.logits.argmax(1)).mean() >= 0.995
+    assert snr_db(cifar10.logits, logits) > 40
+
+
+def turned_norms(name: str) -> list[str]:
+    """The norms over (C, H, W), which TensorRT gets in their moments: ShiftViT's."""
+    modules = create_model(name).named_modules()
+    return [path for path, module in modules if isinstance(module, torch.nn.GroupNorm) and module.num_groups == 1]
+
+
+@functools.cache
+def typed_model(name: str) -> tuple[OnnxGraph, PrecisionPlan, tuple[Reference, ...]]:
+    """A registered model for TensorRT in fp16, and what PyTorch answers."""
+    subject = from_name(name)
+    captured = capture(
+        subject.module, subject.example, input_names=subject.input_names, output_names=subject.output_names
+    )
+    graph = check(passes.lower(passes.optimise(captured.graph), "trt-rtx", precision="fp16"))
+    references = ask_pytorch(subject, ["logits"])
+    photos = references[0].inputs["images"]
+    made, plan = to_fp16(graph, [{"images": photos[:1]}, {"images": photos[1:2]}], load=load)
+    return check(made), plan, references
+
+
+# The attentions that TensorRT-RTX fuses in each model, and the modules that stay fp32.
+FUSED = {
+    "vitae_t": 7,
+    "t2t_vit_7": 7,
+    "deit_t": 12,
+    "swin_xt": 11,
+    "shiftvit_t": 0,
+    "mobileformer_26m": 22,
+    "vitaev2_s": 18,
+    "vt_resnet18": 3,
+}
+PERFORMERS = {
+    "vitae_t": ("layers.0.RC.attn", "layers.1.RC.attn"),
+    "t2t_vit_7": ("tokens_to_token.attention1", "tokens_to_token.attention2"),
+}
+models = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "vitae_t" else pytest.mark.large) for name in FUSED]
+)
+
+
+@models
+def test_models_agree_with_pytorch(name: str) -> None:
+    """Within fp16's policy, with the performers and the moments of ShiftViT's norms in fp32 and nothing else."""
+    made, plan, references = typed_model(name)
+    performers = PERFORMERS.get(name, ())
+    norms = set(plan.modules) - set(performers)
+    assert norms == set(turned_norms(name))
+    assert set(performers) <= set(plan.modules)
+    assert len([node for node in plan.kept if node.name.startswith(performers)]) == 20 * len(performers)
+    # In and out; k, q, v and the quotient; around a norm, the map as it is, turned, and normalised
+    most = 2 + 4 * len(performers) + 3 * len(norms)
+    assert most - len(norms) <= plan.casts <= most
+    compare("typed ONNX", load(emulate_fp16(made)), references, precision="fp16").require()
+
+
+@models
+def test_tensorrt_rtx_fuses_the_attention(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    made, _, _ = typed_model(name)
+    made.save(tmp_path / "model.onnx")
+    compiled = kernel_plan.plan(tmp_path / "model.onnx")
+    assert compiled.totals.fused_attentions == FUSED[name]
+    assert set(compiled.precisions) == ({"fp16", "fp32"} if name in PERFORMERS else {"fp16"})
+
+
+def test_the_trained_model_in_the_forms_of_tensorrt(cifar10: Cifar10, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maps are small enough for one kernel a norm; here they take the road of the large ones."""
+    monkeypatch.setattr(sys.modules["edgevit.export.passes.group_norm_from_moments"], "_ONE_KERNEL", 0)
+    captured = capture(
+        create_model("shiftvit_cifar10"),
+        (torch.from_numpy(cifar10.inputs[:2]),),
+        dynamic_batch=True,
+        input_names=("x",),
+        output_names=("y",),
+    ).graph
+    graph = check(passes.lower(passes.optimise(captured), "trt", precision="fp16"))
+    assert {"GroupNormalization", "InstanceNormalization"}.isdisjoint(graph.operators)
+    assert graph.operators["MatMul"] == 18  # two in each of 9 blocks
+    batch, wanted = cifar10.inputs[:100], cifar10.logits[:100]
+    assert np.abs(load(graph)({"x": batch})["y"] - wanted).max() < 1e-4 * wanted.std()
+    made, _ = typed(graph, batch[:8])
+    assert snr_db(wanted, load(made)({"x": batch})["y"]) > 50

@@ -1,0 +1,247 @@
+"""Checkpoints load whole or not at all, in every container that authors use, and nothing in a file runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgevit import create_model
+from edgevit.errors import CheckpointError, UsageError
+from edgevit.models import checkpoints
+
+SMALL: dict[str, Any] = {"embed_dim": 24, "depths": (1, 1, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return create_model("shiftvit_t", **SMALL).state_dict()
+
+
+def load(weights: Any) -> torch.nn.Module:
+    return create_model("shiftvit_t", weights, **SMALL)
+
+
+CONTAINERS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "the authors'": lambda state: {"model": state},
+    "plain": lambda state: state,
+    "timm's": lambda state: {"state_dict": state, "epoch": 3, "arch": "shiftvit"},
+    "averaged": lambda state: {"state_dict": {}, "state_dict_ema": state},
+    "wrapped": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "a whole training run": lambda state: {
+        "model": state,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "args": argparse.Namespace(lr=0.1),
+    },
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_loads_every_container(container: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(CONTAINERS[container](state), tmp_path / "weights.pth")
+    loaded = load(tmp_path / "weights.pth").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_loads_safetensors_and_state_dicts(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    for weights in (tmp_path / "weights.safetensors", state, {"model": state}):
+        loaded = load(weights).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_names_the_keys_that_are_left_over_on_either_side(state: dict[str, torch.Tensor]) -> None:
+    changed = {key: value for key, value in state.items() if key != "head.bias"}
+    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: head.bias"):
+        load(changed)
+    with pytest.raises(CheckpointError, match="1 left over in the checkpoint: extra"):
+        load({**state, "extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"head.bias \(10,\) instead of \(1000,\)"):
+        load({**state, "head.bias": torch.zeros(10)})
+
+
+class Head(torch.nn.Module):
+    """A network whose only part has the name of PyTorch's wrappers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = torch.nn.Linear(3, 4)
+
+
+@pytest.mark.parametrize("wrappers", [0, 1])
+def test_a_prefix_of_the_modules_own_stays(wrappers: int) -> None:
+    saved, loaded = Head(), Head()
+    state = {"module." * wrappers + key: value for key, value in saved.state_dict().items()}
+    checkpoints.load_into(loaded, checkpoints.from_state_dict(state).tensors, source="the state dict")
+    assert torch.equal(loaded.module.weight, saved.module.weight)
+
+
+def test_a_prefix_that_not_every_key_has_is_part_of_the_keys() -> None:
+    state = {"module.weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
+    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: weight; 1 left over .*: module.weight"):
+        tensors = checkpoints.from_state_dict(state).tensors
+        checkpoints.load_into(torch.nn.Linear(3, 4), tensors, source="the state dict")
+
+
+UNCOPYABLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "on the meta device": lambda tensor: tensor.to("meta"),
+    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["file", "state dict"])
+@pytest.mark.parametrize("kind", UNCOPYABLE)
+def test_a_tensor_that_cannot_be_copied_is_named(
+    kind: str, form: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    changed = {**state, "head.bias": UNCOPYABLE[kind](state["head.bias"])}
+    torch.save(changed, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"head.bias in .* is {kind}"):
+        load(tmp_path / "weights.pth" if form == "file" else changed)
+
+
+def test_a_parameter_that_nothing_can_be_copied_into_is_named() -> None:
+    module = torch.nn.Linear(3, 4)
+    module.bias = torch.nn.Parameter(torch.zeros(1).expand(4))  # four elements in the memory of one
+    with pytest.raises(CheckpointError, match='cannot be copied into Linear: .* parameter named "bias"'):
+        checkpoints.load_into(module, torch.nn.Linear(3, 4).state_dict(), source="the state dict")
+
+
+@pytest.mark.parametrize("weights", [3, b"weights.pth", [torch.zeros(1)]])
+def test_what_is_neither_a_file_nor_a_state_dict_is_refused(weights: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"not a {type(weights).__name__}"):
+        load(weights)
+
+
+class Hostile:
+    """What unpickling would run."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch hostile-code-ran",)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_hostile_pickle_runs_nothing(
+    form: str, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.pth"
+    if form == "torch":
+        torch.save({"model": state, "args": Hostile()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": Hostile()}))
+    with pytest.raises(CheckpointError, match="was not loaded: it holds") as caught:
+        load(path)
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "hostile-code-ran").exists()
+
+
+def _save_script(path: Path) -> None:
+    script: Any = torch.jit.script(torch.nn.Linear(2, 2))
+    script.save(str(path))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "code": (lambda path: torch.save(Hostile(), path), rf"it holds {os.system.__module__}.system, which"),
+    "a module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), r"it holds torch\.nn\.\S*Linear, which"),
+    "TorchScript": (_save_script, "it is a TorchScript archive"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_says_what_the_file_holds_and_never_how_to_load_it_unsafely(kind: str, tmp_path: Path) -> None:
+    save, message = REFUSED[kind]
+    save(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=f"was not loaded: {message}") as caught:
+        load(tmp_path / "weights.pth")
+    assert str(caught.value).endswith("Save the state dict alone: torch.save(model.state_dict(), …)")
+    assert "weights_only" not in str(caught.value) and "safe_globals" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_one_clear_error(
+    suffix: str, share: float, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": state}, path)
+    else:
+        save_file(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=str(path)):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80",  # ends in the middle of an instruction
+        b"\x80\x02a.",  # appends to nothing
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00K\x01\x85K\x01\x85\x89NtR.",  # a tensor of no storage
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_damaged_pickle_is_one_clear_error(content: bytes, packed: bool, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(path)):
+        load(path)
+
+
+def test_safetensors_in_capitals_are_safetensors(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "WEIGHTS.SAFETENSORS")
+    load(tmp_path / "WEIGHTS.SAFETENSORS")
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {"weight": "text"}}])
+def test_a_file_without_weights_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="holds"):
+        load(tmp_path / "other.pth")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights file at"):
+        load(tmp_path / "nowhere.pth")
+
+
+def test_the_same_weights_have_the_same_hash(state: dict[str, torch.Tensor]) -> None:
+    again = {key: value.clone() for key, value in state.items()}
+    assert checkpoints.from_state_dict(state).sha256 == checkpoints.from_state_dict(again).sha256
+    again["head.bias"][0] += 1
+    assert checkpoints.from_state_dict(state).sha256 != checkpoints.from_state_dict(again).sha256
+
+
+def test_own_configurations_and_refusals() -> None:
+    model = create_model("shiftvit_t", embed_dim=36, depths=(1, 2, 4, 2), patch_size=2, img_size=32, num_classes=10)
+    model.load_state_dict(create_model("shiftvit_cifar10").state_dict())
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    with pytest.raises(UsageError, match="Did you mean 'depths'"):
+        create_model("shiftvit_t", depth=(1, 1, 1, 1))
+    with pytest.raises(UsageError, match="n_div must lie"):
+        create_model("shiftvit_t", n_div=2)
+    with pytest.raises(UsageError, match="num_classes"):
+        create_model("shiftvit_t", num_classes=0)
+    with pytest.raises(UsageError, match=r"img_size must be at least 1, not \(32, 0\)"):
+        create_model("shiftvit_t", img_size=(32, 0))
+    with pytest.raises(UsageError, match="Did you mean 'shiftvit_t'"):
+        create_model("shiftvit-t")

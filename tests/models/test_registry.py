@@ -1,0 +1,82 @@
+"""Every registered model goes the whole road: it builds, exports, computes what PyTorch computes, and leaves a clean
+graph. The everyday suite takes the smallest of each architecture, `make test-all` takes all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgevit.errors import UsageError
+from edgevit.export.check import HOSTILE, LARGEST_RANK, hostile_operators, largest_rank
+from edgevit.export.graph import OnnxGraph
+from edgevit.models import loading as subject
+from edgevit.models import registry
+from edgevit.pipeline import run as pipeline
+from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.parity import LEAST_DEPENDENCE
+
+EVERYDAY = {"shiftvit_t_light", "mobileformer_26m", "vitae_t", "shuffle_deit_t", "shuffle_t2t_7",
+            "shuffle_swin_xt", "vt_resnet18"}  # fmt: skip
+MODELS = [
+    pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.large)
+    for name in registry.list_models()
+    if name != "shiftvit_cifar10"  # test_export.py has it
+]
+BATCHES = {"static": BuildOptions(), "dynamic": BuildOptions(dynamic_batch=BatchRange(1, 1, 3))}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_goes_the_whole_road(name: str, batch: str, tmp_path: Path) -> None:
+    recipe = pipeline.Recipe(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
+    report = pipeline.run(subject.from_name(name), recipe)
+    assert report.parity.passed
+    assert min(result.dependence for result in report.parity.results) > LEAST_DEPENDENCE
+    for bundle in report.bundles:
+        graph = OnnxGraph.load(bundle.path / "model.onnx")
+        assert hostile_operators(graph) == {}
+        assert largest_rank(graph) <= LARGEST_RANK
+        assert "BatchNormalization" not in graph.operators
+
+
+def test_everyday_models_cover_every_architecture() -> None:
+    factories = {registry.get_spec(name).family for name in EVERYDAY}
+    assert factories == {registry.get_spec(name).family for name in registry.list_models()}
+    assert "ScatterND" in HOSTILE
+
+
+@pytest.mark.parametrize("name", registry.list_models())
+def test_has_its_figures(name: str) -> None:
+    spec = registry.get_spec(name)
+    assert spec.name == name
+    assert spec.paper.source
+    assert spec.preprocessing.input_size[0] == 3
+
+
+NO_SIZES = [
+    ("shiftvit_t", {"patch_size": 0}),
+    ("shiftvit_t", {"embed_dim": -96, "n_div": -12}),
+    ("shiftvit_t", {"depths": (1, 0, 1, 1)}),
+    ("shiftvit_t", {"depths": [1, 1, -1, 1]}),
+    ("deit_t", {"depth": 0}),
+    ("t2t_vit_7", {"token_dim": 0}),
+    ("swin_t", {"window_size": -7}),
+    ("vitae_t", {"groups": 0}),
+    ("vitaev2_s", {"token_dims": (0, 1, 1, 1)}),
+    ("vt_resnet18", {"width": 0}),
+    ("mobileformer_26m", {"fc_dim": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), NO_SIZES)
+def test_sizes_below_one_are_refused(name: str, options: dict[str, Any]) -> None:
+    option, value = next(iter(options.items()))
+    with pytest.raises(UsageError, match=f"^{option} must be at least 1, not {re.escape(str(value))}$"):
+        registry.create_model(name, **options)
+
+
+def test_a_rate_of_zero_is_no_size() -> None:
+    registry.create_model("shiftvit_t_light", drop_path_rate=0)

@@ -1,0 +1,447 @@
+"""The whole road: the bundles of the trained model compute what PyTorch computes and what its authors recorded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgevit
+from edgevit.bundles.bundle import Bundle
+from edgevit.cli.main import main
+from edgevit.errors import ExportError, MissingError, ParityError, UsageError
+from edgevit.models.loading import from_module
+from edgevit.pipeline import bundle_writer as publishing
+from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.config import Recipe
+from edgevit.runtimes import registry
+from edgevit.runtimes.base import Artifact, BuildOptions
+from edgevit.runtimes.onnxruntime import OnnxRuntime
+from edgevit.runtimes.pytorch import TorchEngine
+from edgevit.types import TensorSpec
+from tests.conftest import Cifar10
+
+PHOTOS = Path(edgevit.__file__).parent / "data" / "photos"
+
+
+def test_pytorch_reaches_the_recorded_accuracy(cifar10: Cifar10) -> None:
+    with torch.no_grad():
+        logits = edgevit.create_model("shiftvit_cifar10")(torch.from_numpy(cifar10.inputs)).numpy()
+    assert abs(logits - cifar10.logits).max() <= 1e-4 * cifar10.logits.std()
+    assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
+
+
+def test_every_engine_reaches_the_recorded_accuracy(bundle: Bundle, cifar10: Cifar10) -> None:
+    with edgevit.load(bundle) as engine:
+        name = engine.inputs[0].name
+        logits = np.concatenate([engine.run({name: batch})["logits"] for batch in np.split(cifar10.inputs, 125)])
+    assert abs(logits - cifar10.logits).max() <= 1e-4 * cifar10.logits.std()
+    assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
+
+
+def test_the_manifest_says_what_was_made(bundle: Bundle, fmt: str) -> None:
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert manifest["model"]["name"] == "shiftvit_cifar10"
+    assert len(manifest["model"]["weights_sha256"]) == 64
+    assert manifest["model"]["preprocessing"]["crop_pct"] == 1.0
+    assert manifest["precision"]["asked"] == manifest["precision"]["found"] == "fp32"
+    assert manifest["runtime"]["fmt"] == fmt
+    assert manifest["parity"]["passed"] is True
+    assert {entry["path"] for entry in manifest["files"]} == {
+        path.name for path in bundle.path.iterdir() if path.name != "manifest.json"
+    }
+
+
+def test_the_graph_has_slices_and_pads_and_nothing_hostile(bundle: Bundle) -> None:
+    from edgevit.export.check import hostile_operators
+    from edgevit.export.graph import OnnxGraph
+
+    graph = OnnxGraph.load(bundle.model_path)
+    blocks = 9
+    assert graph.operators["Pad"] == 4 * blocks
+    assert graph.operators["Slice"] == 5 * blocks
+    assert hostile_operators(graph) == {}
+    convolutions = [node for node in graph.model.graph if node.op_type == "Conv"]
+    assert all(node.attributes.get_int("group", 1) == 1 for node in convolutions)
+    assert "layers.2.blocks.3.mlp.fc1/Conv" in {node.name for node in convolutions}
+
+
+class TwoHeads(nn.Module):
+    """Two inputs, two outputs, no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = torch.cat((left, right), 1)
+        return self.linear(both), both.relu()
+
+
+def test_export_is_a_function_and_a_package() -> None:
+    package = importlib.import_module("edgevit.export.graph")
+    assert callable(edgevit.export)
+    assert sys.modules["edgevit.export"].graph is package
+
+
+@pytest.mark.parametrize("dynamic", [None, (1, 2, 4)])
+def test_a_module_of_the_users_own(fmt: str, dynamic: tuple[int, int, int] | None, tmp_path: Path) -> None:
+    module = TwoHeads()
+    example = (torch.rand(1, 2), torch.rand(1, 4))
+    made = edgevit.export(module, fmt=fmt, example_input=example, out=tmp_path, dynamic_batch=dynamic)
+    assert made.path == tmp_path / f"twoheads-fp32-{fmt}"
+    with edgevit.load(made) as engine:
+        outputs = engine.run({"left": example[0].numpy(), "right": example[1].numpy()})
+    want = module(*example)
+    assert list(outputs) == ["output_0", "output_1"]
+    for got, expected in zip(outputs.values(), want, strict=True):
+        assert np.allclose(got, expected.detach().numpy(), atol=1e-6)
+
+
+def test_a_static_batch(fmt: str, tmp_path: Path) -> None:
+    made = edgevit.export("shiftvit_cifar10", fmt=fmt, out=tmp_path, batch=2)
+    with edgevit.load(made) as engine:
+        assert engine.inputs[0].shape == (2, 3, 32, 32)
+        with pytest.raises(UsageError, match="not the shape"):
+            engine.run({"images": np.zeros((1, 3, 32, 32), np.float32)})
+
+
+def test_outputs_belong_to_the_caller(bundle: Bundle) -> None:
+    with edgevit.load(bundle) as engine:
+        feeds = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
+        first = engine.run(feeds)["logits"]
+        kept = first.copy()
+        engine.run({"images": -feeds["images"]})
+    assert np.array_equal(first, kept)
+
+
+def test_openvino_keeps_what_it_compiled(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+    feeds = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
+    answers = []
+    for _ in range(2):
+        with edgevit.load(made("openvino"), cache_dir=tmp_path) as engine:
+            answers.append(engine.run(feeds)["logits"])
+    assert list(tmp_path.glob("*.blob"))
+    assert np.array_equal(answers[0], answers[1])
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"image": np.zeros((1, 3, 32, 32), np.float32)}, "takes the inputs"),
+        ({"images": np.zeros((1, 3, 32, 32))}, "astype"),
+        ({"images": np.zeros((1, 3, 32, 31), np.float32)}, "not the shape"),
+        ({"images": np.zeros((17, 3, 32, 32), np.float32)}, "batches of 1:2:16"),
+        ({"images": [[0.0]]}, "not list"),
+        ({0: np.zeros(1), "images": np.zeros(1)}, "takes the inputs"),
+        (np.zeros((1, 3, 32, 32), np.float32), "arrays by name, .* not ndarray"),
+    ],
+)
+def test_an_engine_refuses_wrong_input(bundle: Bundle, feeds: Any, message: str) -> None:
+    with edgevit.load(bundle) as engine, pytest.raises(UsageError, match=message):
+        engine.run(feeds)
+
+
+def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+    with edgevit.load(bundle) as engine:
+        pass
+    with pytest.raises(UsageError, match="the engine is closed"):
+        engine.run({"images": np.zeros((1, 3, 32, 32), np.float32)})
+
+
+def test_an_engine_answers_several_threads(bundle: Bundle) -> None:
+    """OpenVINO's request refused whoever came while it was busy."""
+    images = np.random.default_rng(0).random((8, 1, 3, 32, 32), np.float32)
+    with edgevit.load(bundle, threads=1) as engine:
+
+        def answer(index: int) -> np.ndarray:
+            return engine.run({"images": images[index % 8]})["logits"]
+
+        expected = [answer(index) for index in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            for index, found in enumerate(pool.map(answer, range(64))):
+                assert np.array_equal(found, expected[index % 8])
+
+
+def test_an_engine_knows_its_precision_wherever_the_process_has_gone(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle.path.parent)
+    with edgevit.load(bundle.path.name) as engine:
+        monkeypatch.chdir(tmp_path)
+        assert engine.executed_precision().found == "fp32"
+
+
+def test_a_folder_whose_name_is_not_utf_8(bundle: Bundle, tmp_path: Path) -> None:
+    strange = shutil.copytree(bundle.path, tmp_path / "strange-\udcff")
+    with edgevit.load(strange) as engine:
+        assert engine.outputs[0].name == "logits"
+
+
+class Wrong(OnnxRuntime):
+    """A runtime whose engines are wrong on purpose: it scales the last layer's bias."""
+
+    def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
+        import onnx
+
+        artifact = super().build(model, folder, options)
+        graph = onnx.load(model)
+        bias = next(tensor for tensor in graph.graph.initializer if tensor.dims == [10])
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(1.01), bias.name))
+        onnx.save(graph, model)
+        return artifact
+
+
+def test_an_engine_made_wrong_on_purpose_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.runtimes.onnxruntime.OnnxRuntime", Wrong)
+    with pytest.raises(ParityError, match="'ort: engine'") as caught:
+        edgevit.export("shiftvit_cifar10", fmt="ort", out=tmp_path)
+    assert caught.value.exit_status == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_runtime_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.runtimes.openvino.OpenVino.module", "openvino_that_is_not_here")
+    with pytest.raises(MissingError, match=r"pip install 'edgevit\[openvino\]'"):
+        edgevit.export("shiftvit_cifar10", fmt="openvino", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_the_way_is_said_before_the_work_and_nothing_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgevit.pipeline.run.capture", lambda *_, **__: pytest.fail("the work has begun"))
+    mine = tmp_path / "shiftvit_cifar10-fp32-onnx" / "mine"
+    mine.parent.mkdir()
+    mine.touch()
+    assert main(["export", "shiftvit_cifar10", "--fmt", "ort,onnx", "--no-latency", "--out", str(tmp_path)]) == 4
+    assert "exists and is not a bundle" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.rglob("*")) == [mine.parent, mine]
+
+
+def test_what_comes_in_the_way_meanwhile_lets_nothing_be_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "twoheads-fp32-onnx" / "mine"
+
+    def publish(*arguments: Any) -> Any:
+        mine.parent.mkdir()
+        mine.touch()
+        return published(*arguments)
+
+    published = publishing.publish
+    monkeypatch.setattr(pipeline, "publish", publish)
+    subject = from_module(TwoHeads(), example_input=(torch.rand(1, 2), torch.rand(1, 4)))
+    with pytest.raises(ExportError, match="exists and is not a bundle"):
+        pipeline.run(subject, Recipe(formats=("ort", "onnx"), out=tmp_path, verify=False, latency=False))
+    assert list(tmp_path.rglob("*")) == [mine.parent, mine]
+
+
+class BakedBatch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, 12)
+
+
+def test_a_batch_that_is_baked_in_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="batch"):
+        edgevit.export(BakedBatch(), example_input=torch.rand(2, 3, 4), dynamic_batch=(1, 2, 4), out=tmp_path)
+
+
+class Returns(nn.Module):
+    """Returns what it is told to make of two different outputs."""
+
+    def __init__(self, outputs: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.outputs = outputs
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.outputs(self.linear(x), x.relu())
+
+
+NO_TENSORS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
+    "None alone": (lambda *_: None, "answers with nothing"),
+    "nothing": (lambda *_: (), "answers with nothing"),
+    "no batch": (lambda first, _: first.sum(), "has no batch"),
+    "one tensor twice": (lambda first, _: (first, first), "one tensor as two outputs"),
+}
+
+
+def test_photos_for_a_model_that_takes_none_are_refused(tmp_path: Path) -> None:
+    """They were left out, without a word."""
+    module = Returns(lambda first, _: first)
+    with pytest.raises(UsageError, match="takes no photos"):
+        edgevit.export(module, fmt="ort", example_input=torch.rand(1, 4), images=PHOTOS, out=tmp_path)
+
+
+def test_a_folder_without_photos_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "capture", lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises(UsageError, match="no image in"):
+        edgevit.export("shiftvit_cifar10", images=tmp_path, out=tmp_path)
+
+
+@pytest.mark.parametrize("kind", NO_TENSORS)
+def test_outputs_that_are_no_tensors_are_one_clear_error(kind: str, tmp_path: Path) -> None:
+    outputs, message = NO_TENSORS[kind]
+    with pytest.raises(ExportError, match=message):
+        edgevit.export(Returns(outputs), fmt="ort", example_input=torch.rand(1, 4), out=tmp_path, latency=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("outputs", "latency"),
+    [
+        (lambda first, second: (first, None, second), True),
+        (lambda first, second: {"b": first, "none": None, "a": (second, None)}, False),
+    ],
+)
+def test_none_beside_tensors_is_left_out(
+    outputs: Callable[[torch.Tensor, torch.Tensor], object], latency: bool, tmp_path: Path
+) -> None:
+    module, x = Returns(outputs), torch.rand(1, 4)
+    made = edgevit.export(module, fmt="ort", example_input=x, out=tmp_path, latency=latency)
+    with edgevit.load(made) as engine:
+        answer = engine.run({"x": x.numpy()})
+    assert list(answer) == ["output_0", "output_1"]
+    assert np.allclose(answer["output_0"], module.linear(x).detach().numpy(), atol=1e-6)
+    assert np.allclose(answer["output_1"], x.relu().numpy(), atol=1e-6)
+
+
+def test_none_behind_the_only_output_is_left_out(tmp_path: Path) -> None:
+    module = Returns(lambda first, _: (first, None))
+    made = edgevit.export(module, fmt="ort", example_input=torch.rand(1, 4), out=tmp_path)
+    with edgevit.load(made) as engine:
+        assert [spec.name for spec in engine.outputs] == ["output"]
+
+
+def test_an_input_that_is_returned_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="returns its input input unchanged"):
+        edgevit.export(nn.Identity(), example_input=torch.rand(1, 4), out=tmp_path)
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot trace DataDependent"):
+        edgevit.export(DataDependent(), example_input=torch.rand(1, 4), out=tmp_path)
+
+
+def test_nothing_says_what_a_module_takes() -> None:
+    with pytest.raises(UsageError, match="example_input="):
+        edgevit.export(TwoHeads())
+
+
+@pytest.mark.parametrize("model", [3, None, TwoHeads, Path("shiftvit_t")])
+def test_what_is_no_model_is_refused(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"not a {type(model).__name__}"):
+        edgevit.export(model, example_input=torch.rand(1, 4), out=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64])
+def test_an_example_in_another_precision_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    module = Returns(lambda first, _: first).to(dtype)
+    with pytest.raises(UsageError, match=f"example_input is {str(dtype)[6:]}; export in float32"):
+        edgevit.export(module, example_input=torch.rand(1, 4).to(dtype), out=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    x, trace = torch.rand(1, 4), cast("Any", torch.jit.trace)
+    with pytest.raises(UsageError, match="is TorchScript"):
+        edgevit.export(trace(nn.Linear(4, 3), x), example_input=x, out=tmp_path)
+
+
+class Leaves(nn.Module):
+    """Leaves the program, or fails, where it is asked: as it is traced, or at values that are not its example's."""
+
+    def __init__(self, *, traced: bool) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.traced or not torch.compiler.is_compiling():
+            sys.exit(3)
+        return x.relu()
+
+
+@pytest.mark.parametrize(("traced", "message"), [(True, "cannot trace Leaves"), (False, "leaves failed on other")])
+def test_a_module_that_leaves_the_program_as_it_runs_is_an_export_error(
+    traced: bool, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        edgevit.export(Leaves(traced=traced), example_input=torch.rand(1, 4), out=tmp_path)
+
+
+def test_an_input_that_openvino_leaves_out_is_named(tmp_path: Path) -> None:
+    class Unused(nn.Module):
+        def forward(self, x: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
+            return x.relu()
+
+    with pytest.raises(ExportError, match="no output depends on the input spare"):
+        edgevit.export(Unused(), fmt="openvino", example_input=(torch.rand(1, 4),) * 2, out=tmp_path)
+
+
+class InPlace(nn.Module):
+    """Changes its input, and answers with it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2).flatten(1)
+
+
+def test_a_module_that_works_in_place_leaves_the_callers_input_alone() -> None:
+    """Run again and again, it grew to infinity, which ONNX Runtime was blamed for."""
+    x = np.ones((1, 4), np.float32)
+    specs = (TensorSpec("x", "float32", (1, 4)),), (TensorSpec("output", "float32", (1, 4)),)
+    with TorchEngine(InPlace(), *specs, threads=torch.get_num_threads()) as engine:
+        answers = [engine.run({"x": x})["output"] for _ in range(2)]
+    assert x.tolist() == [[1, 1, 1, 1]]
+    assert answers[0].tolist() == answers[1].tolist() == [[2, 2, 2, 2]]
+
+
+class Branches(nn.Module):
+    """Parts that are trained and one that is frozen, which only fails where it is told to."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.trained = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+        self.frozen = nn.BatchNorm1d(4).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise ValueError("told to fail")
+        answer: torch.Tensor = self.frozen(self.trained(x))
+        return answer
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_module_keeps_its_mode(fails: bool, tmp_path: Path) -> None:
+    module = Branches(fails=fails)
+    before = {name: part.training for name, part in module.named_modules()}
+    assert before[""] and before["trained.1"] and not before["frozen"]
+    with pytest.raises(ExportError, match="told to fail") if fails else nullcontext():
+        edgevit.export(module, example_input=torch.rand(1, 4), out=tmp_path)
+    assert {name: part.training for name, part in module.named_modules()} == before
+
+
+def test_formats_and_aliases() -> None:
+    assert registry.resolve_format("ov") == "openvino"
+    assert registry.resolve_format("onnxruntime") == "ort"
+    with pytest.raises(UsageError, match="Did you mean 'openvino'"):
+        registry.resolve_format("openvno")

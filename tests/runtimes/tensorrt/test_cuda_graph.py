@@ -1,0 +1,143 @@
+"""Page-locked memory and captured graphs, through ctypes, on a driver that works in this process's own memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgevit.errors import BuildError, MissingError
+from edgevit.runtimes.tensorrt import cuda
+from edgevit.runtimes.tensorrt import cuda_graph as cuda_execution
+from edgevit.runtimes.tensorrt.cuda_graph import PinnedMemory, capture, free_memory, shares_memory
+
+STREAM, GRAPH, READY = 7, 11, 13
+
+
+@dataclass
+class Driver:
+    """What the driver holds, what it was asked for, and the call that it refuses."""
+
+    refuses: str = ""
+    status: int = 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: what it answers then
+    calls: list[str] = field(default_factory=list)
+    memory: dict[int, Any] = field(default_factory=dict)
+
+    def take(self, size: int) -> int:
+        block = ctypes.create_string_buffer(size)
+        self.memory[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def answer(self, name: str, arguments: tuple[Any, ...]) -> int:
+        self.calls.append(name)
+        if name == self.refuses:
+            return self.status
+        if action := ACTIONS.get(name):
+            action(self, *arguments)
+        return 0
+
+
+def _set(place: Any, value: int) -> int:
+    place[0] = value
+    return value
+
+
+ACTIONS: dict[str, Callable[..., object]] = {
+    "cuDeviceGetAttribute": lambda _, place, attribute, __: _set(place, {75: 8, 76: 7, 18: 1}[attribute]),
+    "cuDevicePrimaryCtxRetain": lambda _, place, __: _set(place, 3),
+    "cuStreamCreate": lambda _, place, __: _set(place, STREAM),
+    "cuMemGetInfo_v2": lambda _, free, total: [_set(place, size << 30) for place, size in ((free, 5), (total, 8))],
+    "cuMemHostAlloc": lambda driver, place, size, _: _set(place, driver.take(size)),
+    "cuMemFreeHost": lambda driver, address: driver.memory.pop(address),
+    "cuMemAlloc_v2": lambda driver, place, size: _set(place, driver.take(size)),
+    "cuMemFree_v2": lambda driver, address: driver.memory.pop(address),
+    "cuMemcpyHtoDAsync_v2": lambda _, to, source, size, __: ctypes.memmove(to, source, size),
+    "cuMemcpyDtoHAsync_v2": lambda _, to, source, size, __: ctypes.memmove(to, source, size),
+    "cuStreamEndCapture": lambda _, __, place: _set(place, GRAPH),
+    "cuGraphInstantiateWithFlags": lambda _, place, __, ___: _set(place, READY),
+}
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+@pytest.fixture
+def device(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[cuda.Device]:
+    functions = {
+        name: ctypes.CFUNCTYPE(ctypes.c_int, *types)(lambda *arguments, name=name: driver.answer(name, arguments))
+        for name, types in (cuda._CALLS | cuda_execution._CALLS).items()
+    }
+    monkeypatch.setattr(cuda, "_load_driver", lambda: SimpleNamespace(**functions))
+    with cuda.Device() as opened:
+        yield opened
+    assert driver.memory == {}  # all was given back
+
+
+def test_the_device_tells_its_memory(device: cuda.Device) -> None:
+    assert (device.compute_capability, free_memory(device), shares_memory(device)) == (87, 5 << 30, True)
+
+
+def test_page_locked_memory_is_an_array_of_any_shape_that_fits(device: cuda.Device) -> None:
+    pinned, buffer = PinnedMemory(device, 4 * 6), device.allocate(4 * 6)
+    given = pinned.array((2, 3), "float32")
+    np.copyto(given, np.arange(6, dtype=np.float32).reshape(2, 3))
+    buffer.upload(given)
+    given[:] = 0
+    half = pinned.array((1, 3), "float32")
+    buffer.download(half)
+    np.testing.assert_array_equal(pinned.array((6,), "float32"), [0, 1, 2, 0, 0, 0])
+    buffer.free()
+    pinned.free()
+    pinned.free()  # a second time does nothing
+
+
+def test_work_is_recorded_once_and_launched_as_a_whole(device: cuda.Device, driver: Driver) -> None:
+    worked: list[int] = []
+    graph = capture(device, lambda: worked.append(1))
+    assert graph is not None
+    driver.calls.clear()
+    graph.launch()
+    graph.launch()
+    graph.free()
+    assert driver.calls == ["cuGraphLaunch", "cuGraphLaunch", "cuGraphExecDestroy", "cuGraphDestroy"]
+    assert worked == [1]
+
+
+@pytest.mark.parametrize("refused", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+def test_work_that_cannot_be_recorded_is_no_graph(device: cuda.Device, driver: Driver, refused: str) -> None:
+    driver.refuses = refused
+    assert capture(device, lambda: None) is None
+    assert ("cuGraphDestroy" in driver.calls) == (refused == "cuGraphInstantiateWithFlags")
+
+
+def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: cuda.Device, driver: Driver) -> None:
+    def fail() -> None:
+        raise BuildError("the engine does not run")
+
+    assert capture(device, fail) is None
+    assert driver.calls[-2:] == ["cuStreamEndCapture", "cuGraphDestroy"]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("status", [34, 35, 100, 803, 804])
+def test_a_driver_that_finds_no_gpu_is_a_missing_device(driver: Driver, status: int) -> None:
+    driver.status = status
+    driver.refuses = "cuInit"
+    with pytest.raises(MissingError, match=rf"no NVIDIA GPU can be used here: .*cuInit: {status}"):
+        cuda.Device()
+    assert not cuda.has_gpu()
+    driver.refuses = ""
+    assert cuda.has_gpu()
+
+
+def test_memory_that_is_not_there_is_an_error(device: cuda.Device, driver: Driver) -> None:
+    driver.refuses = "cuMemHostAlloc"
+    with pytest.raises(BuildError, match="cuMemHostAlloc"):
+        PinnedMemory(device, 16)

@@ -1,0 +1,779 @@
+"""TensorRT without TensorRT: every decision before a build and after it, and the whole road on a stand-in.
+
+The stand-in (`fake_tensorrt.py`) has the names of one version's API, and no others; it computes nothing. What a real
+TensorRT and a real GPU do is not shown here.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgevit
+from edgevit.errors import BuildError, BundleError, EdgevitError, MissingError, PrecisionError, UsageError
+from edgevit.runtimes import subprocess_build as child
+from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
+from edgevit.runtimes.build import build_engine as build_bundle_engine
+from edgevit.runtimes.tensorrt import cuda_graph as cuda_execution
+from edgevit.runtimes.tensorrt import runtime as tensorrt
+from edgevit.runtimes.tensorrt.builder import failed, process_logger
+from edgevit.runtimes.tensorrt.plan import (
+    COPIES_OF_MODEL,
+    MB,
+    EngineRecord,
+    Memory,
+    device_steps,
+    executed_precision,
+    host_free_bytes,
+    profile_shapes,
+    supported_line,
+    tensor_spec,
+    trtexec_line,
+    workspace_bytes,
+)
+from edgevit.runtimes.tensorrt.runtime import TensorRt
+from edgevit.types import Array, TensorSpec
+from tests.fakes.tensorrt import MODULE, PARTS, VERSIONS, World, fake_tensorrt, run_here, stand_ins
+
+GB = 1024 * MB
+FIXED = TensorSpec("x", "float32", (1, 3, 224, 224))
+DYNAMIC = TensorSpec("x", "float32", ("batch", 3, 224, 224))
+RANGE = BuildOptions(dynamic_batch=BatchRange(1, 4, 16))
+
+
+# Versions
+
+
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        ("8.6.1", "8.6"),
+        ("8.6.2.3", "8.6"),
+        ("10.0.1", "10"),
+        ("10.3.0.30", "10"),
+        ("10.16.1.11", "10"),
+        ("11.4.0", "11"),
+    ],
+)
+def test_a_version_that_is_built_with(version: str, line: str) -> None:
+    assert supported_line(version) == line
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("8.5.2.2", "JetPack 5, with Python 3.8"),
+        ("8.2.1", "install JetPack 6"),
+        ("8.7.0", "not with 8.7.0"),
+        ("9.3.0", "not with 9.3.0"),
+        ("12.0.0", "newer edgevit"),
+        ("unknown", "older system"),
+    ],
+)
+def test_another_version_is_refused_by_name(version: str, words: str) -> None:
+    with pytest.raises(MissingError, match=words):
+        supported_line(version)
+
+
+# Memory
+
+
+def memory(device: int, host: int = 64 * GB, *, shared: bool = False) -> Memory:
+    return Memory(device_free=device, host_free=host, shared=shared)
+
+
+@pytest.mark.parametrize(
+    ("asked_mb", "free", "model_mb", "workspace_mb"),
+    [
+        (None, memory(80 * GB), 100, 4096),  # bounded
+        (None, memory(2 * GB), 100, (2048 - 600 - 200) // 2),  # half of what is left
+        (None, memory(3 * GB, 3 * GB, shared=True), 100, (3072 - 600 - 100 * COPIES_OF_MODEL) // 2),
+        # A Jetson that has just been copied its files to: they fill what was free, and make way.
+        (None, memory(300 * MB, 3 * GB, shared=True), 100, (3072 - 600 - 100 * COPIES_OF_MODEL) // 2),
+        (512, memory(80 * GB), 100, 512),  # as asked
+        (None, memory(870 * MB), 100, 64),  # the least
+    ],
+)
+def test_the_workspace_is_bounded_by_free_memory(
+    asked_mb: int | None, free: Memory, model_mb: int, workspace_mb: int
+) -> None:
+    assert workspace_bytes(asked_mb, free, model_mb * MB) == workspace_mb * MB
+
+
+@pytest.mark.parametrize(
+    ("asked_mb", "free", "words"),
+    [
+        (None, memory(700 * MB), "700 MB of GPU memory is free"),
+        (8192, memory(4 * GB), "a workspace of 8192 MB"),
+        (None, memory(8 * GB, 900 * MB, shared=True), "900 MB of GPU memory is free"),
+        (None, memory(8 * GB, 300 * MB), "needs 400 MB of memory"),
+    ],
+)
+def test_a_build_that_would_be_killed_is_not_begun(asked_mb: int | None, free: Memory, words: str) -> None:
+    with pytest.raises(BuildError, match=words):
+        workspace_bytes(asked_mb, free, 100 * MB)
+
+
+def test_free_host_memory_is_what_linux_can_give() -> None:
+    meminfo = "MemTotal:  16000000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\nSwapFree:  500 kB\n"
+    assert host_free_bytes(meminfo) == 4500 * 1024
+    if Path("/proc/meminfo").exists():
+        assert host_free_bytes(Path("/proc/meminfo").read_text("ascii")) > 100 * MB
+
+
+# The batch
+
+
+def test_a_dynamic_batch_makes_a_profile_for_each_dynamic_input() -> None:
+    mask = TensorSpec("mask", "int64", (4, 4))
+    assert profile_shapes([DYNAMIC, mask], RANGE) == {"x": ((1, 3, 224, 224), (4, 3, 224, 224), (16, 3, 224, 224))}
+    assert profile_shapes([FIXED], BuildOptions()) == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [(DYNAMIC, BuildOptions(), "give its bounds with --dynamic-batch"), (FIXED, RANGE, "--dynamic-batch 1:4:16")],
+)
+def test_a_graph_and_options_that_disagree_about_the_batch_are_refused(
+    spec: TensorSpec, options: BuildOptions, words: str
+) -> None:
+    with pytest.raises(BuildError, match=words):
+        profile_shapes([spec], options)
+
+
+def test_ends_are_told_in_our_words() -> None:
+    assert tensor_spec("x", "FLOAT", (-1, 3, 8, 8)) == TensorSpec("x", "float32", ("batch", 3, 8, 8))
+    assert tensor_spec("ids", "INT64", (1, 7)) == TensorSpec("ids", "int64", (1, 7))
+    with pytest.raises(BuildError, match="float32 ends"):
+        tensor_spec("x", "BF16", (1, 3))
+    with pytest.raises(BuildError, match="only its first dimension"):
+        tensor_spec("x", "FLOAT", (-1, 3, -1, -1))
+
+
+# What an engine is bound to
+
+ORIN = EngineRecord(tensorrt="10.3.0.30", compute_capability="8.7", gpu="Orin", system="Linux-aarch64")
+
+
+def test_a_record_is_written_and_read(tmp_path: Path) -> None:
+    path = ORIN.write(tmp_path, layers={"fp16": 3})
+    assert EngineRecord.read(tmp_path / "model.engine") == ORIN
+    assert json.loads(path.read_text("utf-8"))["layers"] == {"fp16": 3}
+    assert ORIN.notes == ("tensorrt=10.3.0.30", "compute_capability=8.7", "gpu=Orin", "system=Linux-aarch64")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"tensorrt": "10.3.0.26"}, "TensorRT 10.3.0.30, here 10.3.0.26"),
+        ({"tensorrt": "11.4.1"}, "here 11.4.1"),
+        ({"compute_capability": "11.0"}, "compute capability 8.7, here 11.0"),
+        ({"gpu": "NVIDIA Thor"}, "GPU Orin, here NVIDIA Thor"),
+        ({"system": "Linux-x86_64"}, "system Linux-aarch64, here Linux-x86_64"),
+    ],
+)
+def test_an_engine_from_elsewhere_is_refused_with_the_command_that_builds_it(
+    changed: dict[str, str], words: str
+) -> None:
+    values = {name: getattr(ORIN, name) for name in EngineRecord.__slots__}
+    ORIN.require(ORIN, Path("vit-fp16-trt/model.engine"))
+    with pytest.raises(BuildError, match=f"{words}.*edgevit build vit-fp16-trt$"):
+        ORIN.require(EngineRecord(**(values | changed)), Path("vit-fp16-trt/model.engine"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 2, "tensorrt": "10.3"}', "\ufffd{"],
+)
+def test_an_engine_that_nothing_tells_of_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "engine.json").write_text(content, "utf-8")
+    with pytest.raises(BundleError, match="edgevit build"):
+        EngineRecord.read(tmp_path / "model.engine")
+
+
+# What the engine runs
+
+LINEAR, CHANNELS = "Row major linear FP32", "Channel major FP16 format where channel % 8 == 0"
+INT8 = "Thirty-two wide channel vectorized row major Int8 format."
+
+
+def layer(kind: str, *types: str, key: str = "Format/Datatype", **more: Any) -> dict[str, Any]:
+    """A layer as the inspector tells it, with inputs of `types`."""
+    inputs = [{"Name": f"in{index}", "Dimensions": [1, 8], key: told} for index, told in enumerate(types)]
+    return {"Name": "layer", "LayerType": kind, "Inputs": inputs, "Outputs": inputs, "TacticValue": "0x0", **more}
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        # TensorRT 8.6 and 10: convolutions of its own libraries
+        (layer("CaskConvolution", LINEAR, ParameterType="Convolution"), {"fp32": 1}),
+        (layer("CaskConvolution", CHANNELS, ParameterType="Convolution"), {"fp16": 1}),
+        (layer("CaskConvolution", INT8, ParameterType="Convolution", Weights={"Type": "Int8"}), {"int8": 1}),
+        (layer("CaskConvolution", "Channel major BFloat16 format where channel % 8 == 0"), {"bf16": 1}),
+        (layer("CaskConvolution", LINEAR, TacticName="sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32"), {"tf32": 1}),
+        (layer("CaskConvolution", LINEAR, TacticName="sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32"), {"fp32": 1}),
+        (layer("MatrixMultiply", "Row major linear FP16 format"), {"fp16": 1}),
+        (layer("CaskDeconvolutionV2", LINEAR), {"fp32": 1}),
+        # TensorRT 10: what its compiler made
+        (layer("gemm", "Half", "Half", TacticName="sm80_xmma_gemm_f16f16_f16f16_f16_nn_n"), {"fp16": 1}),
+        (layer("fusion", "Float", Name="__myl_FcCastAddErf_myl0_9"), {"fp32": 1}),
+        (layer("kgen", "Half", Name="_gemm_mha_v2_myl0_4", TacticName="_gemm_mha_v2_0x1"), {"fp16": 1}),
+        (layer("fusion", "FP8", TacticName="sm89_xmma_gemm_e4m3e4m3_e4m3f32_f32"), {"fp8": 1}),
+        # TensorRT 11 tells type and format apart
+        (layer("conv", "Half", key="Datatype"), {"fp16": 1}),
+        # The type of a dynamic shape is not told; the weights' is
+        (layer("CaskConvolution", "N/A due to dynamic shapes", Weights={"Type": "Half", "Count": 9}), {"fp16": 1}),
+        (layer("CaskConvolution", "Unknown format", Outputs=[]), {"unknown": 1}),
+        # What does not multiply
+        (layer("kgen", "Half", Name="__myl_MoveConc_myl0_1"), {}),
+        (layer("kgen", "Half", Name="__myl_AddSqrtDivMulCastAdd", TacticName="__myl_AddSqrtDiv_0x23"), {}),
+        (layer("Reformat", LINEAR, Name="Reformatting CopyNode for Input Tensor 0 to /stem/Conv"), {}),
+        (layer("PointWiseV2", CHANNELS, Name="PWN(/conv1/Conv)"), {}),
+        (layer("kgen", "Half", Name="/conv_gemm/Add"), {}),
+        # TensorRT 8.6 makes one layer of a transformer and tells nothing of its inside
+        (layer("Myelin", LINEAR, Name="{ForeignNode[/MatMul.../Softmax]}"), {}),
+        ("only_a_name + of_a_layer", {}),
+    ],
+)
+def test_the_precision_that_runs_is_read_from_the_inspector(told: Any, found: dict[str, int]) -> None:
+    assert dict(executed_precision(json.dumps({"Layers": [told], "Bindings": ["x"]})).layers) == found
+
+
+def test_layers_are_counted_by_type() -> None:
+    layers = [layer("gemm", "Half")] * 3 + [layer("CaskConvolution", LINEAR)] + [layer("kgen", "Float")] * 5
+    found = executed_precision(json.dumps({"Layers": layers}))
+    assert (dict(found.layers), found.found) == ({"fp16": 3, "fp32": 1}, "fp16")
+
+
+@pytest.mark.parametrize("text", ["", "not JSON", "[]", "{}", '{"Layers": 3}'])
+def test_an_answer_that_is_not_the_inspectors_is_an_error(text: str) -> None:
+    with pytest.raises(BuildError, match="engine inspector"):
+        executed_precision(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "passes"),
+    [
+        ("fp16", layer("gemm", "Half"), True),
+        ("fp16", layer("gemm", "Float"), False),  # what TensorRT 11 does with an fp32 graph, whatever was wished for
+        ("fp32", layer("gemm", "Float"), True),
+        ("fp32", layer("gemm", "Half"), False),
+        ("fp32", layer("gemm", "Float", TacticName="sm80_xmma_gemm_tf32f32"), False),
+        ("int8", layer("gemm", "Int8"), True),
+        ("int8", layer("gemm", "Half"), False),
+    ],
+)
+def test_another_precision_than_asked_for_is_an_error(asked: Any, told: dict[str, Any], passes: bool) -> None:
+    found = executed_precision(json.dumps({"Layers": [told]}))
+    if passes:
+        found.require(asked, runtime="TensorRT")
+    else:
+        with pytest.raises(PrecisionError, match=f"{asked} was asked for"):
+            found.require(asked, runtime="TensorRT")
+
+
+# trtexec
+
+MODEL = Path("vit-fp16-trt/model.onnx")
+ALWAYS = ["--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun"]
+
+
+@pytest.mark.parametrize("version", ["8.6.2", "10.3.0", "11.4.1"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_trtexec_command_means_the_same_in_every_version(version: str, precision: Any) -> None:
+    flags = shlex.split(trtexec_line(MODEL, BuildOptions(precision=precision), version))
+    assert flags[:2] == ["trtexec", "--onnx=vit-fp16-trt/model.onnx"]
+    assert all(flags.count(flag) == 1 for flag in ALWAYS)
+    assert ("--stronglyTyped" in flags) == (version != "8.6.2")
+    assert ("--fp16" in flags) == (version == "8.6.2" and precision == "fp16")
+    assert ("--int8" in flags) == (version == "8.6.2" and precision == "int8")
+    assert ("--noTF32" in flags) == (precision == "fp32")
+    assert "--saveEngine=vit-fp16-trt/model.engine" in flags
+
+
+def test_no_flag_that_11_removed_stands_in_its_command() -> None:
+    gone = {"--fp16", "--bf16", "--fp8", "--int4", "--best", "--calib", "--int8", "--precisionConstraints"}
+    for precision in ("fp32", "fp16", "int8"):
+        flags = shlex.split(trtexec_line(MODEL, BuildOptions(precision=precision), "11.4"))
+        assert not gone & {flag.partition("=")[0] for flag in flags}
+
+
+def test_a_dynamic_batch_names_its_shapes() -> None:
+    options = BuildOptions(precision="fp16", dynamic_batch=BatchRange(1, 4, 16), workspace_mb=512)
+    flags = shlex.split(trtexec_line(MODEL, options, "10.3", inputs=[DYNAMIC]))
+    for flag in ("--minShapes=x:1x3x224x224", "--optShapes=x:4x3x224x224", "--maxShapes=x:16x3x224x224",
+                 "--shapes=x:4x3x224x224", "--memPoolSize=workspace:512M"):  # fmt: skip
+        assert flag in flags
+    with pytest.raises(UsageError, match="inputs"):
+        trtexec_line(MODEL, options, "10.3")
+
+
+def test_a_path_with_spaces_survives_the_shell() -> None:
+    line = trtexec_line(Path("my model/model.onnx"), BuildOptions(), "10.3")
+    assert "--onnx=my model/model.onnx" in shlex.split(line)
+
+
+def test_a_bundle_without_an_engine_says_what_is_left_to_do() -> None:
+    steps = device_steps(Path("out/vit-fp16-trt"), RANGE, "10.3", inputs=[DYNAMIC])
+    assert steps.build == "edgevit build out/vit-fp16-trt"
+    assert steps.sentence.endswith(f"there: {steps.build}")
+    assert "--onnx=model.onnx" in shlex.split(steps.trtexec)
+
+
+def test_no_command_for_a_version_that_is_refused() -> None:
+    with pytest.raises(MissingError, match="JetPack 5"):
+        trtexec_line(MODEL, BuildOptions(), "8.5.2")
+
+
+# The whole road, on the stand-in
+
+
+@pytest.fixture(params=VERSIONS)
+def column(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"an ONNX file")
+    return path
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch, world: World, column: str) -> TensorRt:
+    """TensorRT of each version on a GPU, as far as our code can tell; it builds in this process."""
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(column, world))
+    for module, name, value in stand_ins(world):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(child, "run", run_here)
+    return TensorRt()
+
+
+def is_86(column: str) -> bool:
+    return VERSIONS[column].startswith("8.6")
+
+
+def test_a_build_writes_the_engine_byte_clean_and_beside_it_what_it_is_bound_to(
+    runtime: TensorRt, model: Path, tmp_path: Path, column: str
+) -> None:
+    artifact = runtime.build(model, tmp_path, BuildOptions())
+    assert [file.name for file in artifact.files] == ["model.engine", "engine.json"]
+    assert artifact.path.read_bytes() == b'vplan{"runs": "fp32"}'
+    record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
+    assert (record["tensorrt"], record["compute_capability"], record["gpu"]) == (VERSIONS[column], "8.7", "Orin")
+    assert record["layers"] == {"fp32": 1}
+    assert "gpu=Orin" in artifact.notes
+
+
+@pytest.mark.parametrize("precision", PARTS)
+def test_the_precision_stands_in_the_graph_and_only_86_takes_flags(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str, precision: Any
+) -> None:
+    world.runs = precision
+    runtime.build(model, tmp_path, BuildOptions(precision=precision))
+    flags = [call for call in world.calls if call.startswith("set ")]
+    assert flags == ([f"set {precision.upper()}"] if is_86(column) and precision != "fp32" else [])
+    assert ("clear TF32" in world.calls) == (precision == "fp32")
+    assert "verbosity DETAILED" in world.calls
+    # 10 and 11 have no need to be asked.
+    assert ("parser NATIVE_INSTANCENORM" in world.calls) == is_86(column)
+    # EXPLICIT_BATCH is number 0; STRONGLY_TYPED is number 1 in 10 and number 0 in 11.
+    assert f"network {2 if VERSIONS[column].startswith('10') else 1}" in world.calls
+
+
+def test_86_may_use_fp16_where_the_graph_says_it(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    world.runs, world.layer_types = "int8", ("FLOAT", "HALF")
+    runtime.build(model, tmp_path, BuildOptions(precision="int8"))
+    flags = [call for call in world.calls if call.startswith("set ")]
+    assert flags == (["set INT8", "set FP16"] if is_86(column) else [])
+
+
+def test_a_dynamic_batch_becomes_a_profile(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    world.shape = (-1, 4)
+    runtime.build(model, tmp_path, BuildOptions(dynamic_batch=BatchRange(1, 2, 8)))
+    assert "shape x [1, 2, 8]" in world.calls
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("parser", "does not read"),
+        ("empty", "not an ONNX model"),
+        ("workspace", "takes no workspace"),
+        ("profile", "no valid profile"),
+        ("cache", "no timing cache"),
+        ("build", "gave no engine.*build is broken"),
+        ("engine", "does not load.*engine is broken"),
+        ("context", "no memory to run in"),
+        ("inspector", "no inspector"),
+        ("shape", "at a batch of 8"),
+        ("infer", "shapes of y stay unknown"),
+        ("data-dependent", "depends on the data"),
+        ("address", "takes no buffer"),
+    ],
+)
+def test_a_failure_that_tensorrt_only_logs_is_an_error_and_leaves_nothing(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str, words: str
+) -> None:
+    world.broken, world.shape = step, (-1, 4)
+    options = BuildOptions(dynamic_batch=BatchRange(1, 2, 8), cache_dir=tmp_path / "cache")
+    with pytest.raises(BuildError, match=words):
+        runtime.build(model, tmp_path, options)
+    assert not {"model.engine", "engine.json"} & {path.name for path in tmp_path.iterdir()}
+    assert (world.buffers, world.pinned, world.devices) == ({}, 0, 0)
+
+
+def test_an_error_tells_of_its_own_build_alone(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    told = []
+    for step in ("parser", "build"):
+        world.broken = step
+        with pytest.raises(BuildError) as error:
+            runtime.build(model, tmp_path, BuildOptions())
+        told.append(str(error.value))
+    assert ("parser is broken" in told[0], "parser is broken" in told[1]) == (True, False)
+
+
+@pytest.mark.parametrize(("step", "words"), [("builder", "nullptr"), ("runtime", "nullptr"), ("infer", "do not agree")])
+def test_what_the_bindings_raise_is_an_error(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str, words: str
+) -> None:
+    world.raising = step
+    with pytest.raises(BuildError, match=words):
+        runtime.build(model, tmp_path, BuildOptions())
+    assert world.devices == 0
+
+
+def test_the_parser_s_words_name_the_node(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    world.broken = "parser"
+    where = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
+    with pytest.raises(BuildError, match=rf"Unsupported operator \({where}\)"):
+        runtime.build(model, tmp_path, BuildOptions())
+
+
+def test_a_failure_ends_with_what_to_do_about_it(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    target = ".".join(VERSIONS[column].split(".")[:2])
+    for step, remedy in (
+        ("parser", f"export it for this TensorRT: --trt-version {target}"),
+        ("build", f"edgevit lint BUNDLE --target trt:{target}"),
+        ("engine", "build it again here: edgevit build BUNDLE"),
+        ("context", "free memory of the GPU"),
+    ):
+        world.broken = step
+        with pytest.raises(BuildError) as error:
+            runtime.build(model, tmp_path, BuildOptions())
+        assert remedy in str(error.value)
+        assert str(tmp_path) not in str(error.value)  # the folder of a build that failed is gone
+
+
+@pytest.mark.parametrize(
+    "words", ["Requested amount of GPU memory (1 bytes) could not be allocated: OutOfMemory", "std::bad_alloc"]
+)
+def test_a_builder_without_memory_says_so(runtime: TensorRt, words: str) -> None:
+    error = failed(runtime.load(), "the build gave no engine", words)
+    assert "free memory of the GPU" in str(error)
+    assert "lint" not in str(error)
+
+
+def test_the_timings_of_a_build_are_kept_where_nobody_names_a_place(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "kept"))
+    assert build_bundle_engine(runtime, model, tmp_path, BuildOptions()).artifact is not None
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".timing"]
+    world.calls.clear()
+    build_bundle_engine(runtime, model, tmp_path, BuildOptions())
+    assert "cache timings" in world.calls
+
+
+def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    made = runtime.build(model, tmp_path, BuildOptions(cache_dir=tmp_path / "cache"))
+    assert made.path.is_file()
+
+
+@pytest.mark.parametrize(("asked", "runs"), [("fp16", "fp32"), ("fp32", "fp16"), ("int8", "fp16")])
+def test_an_engine_that_runs_another_precision_is_not_written(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, asked: Any, runs: str
+) -> None:
+    world.runs = runs
+    with pytest.raises(PrecisionError, match=f"{asked} was asked for") as error:
+        runtime.build(model, tmp_path, BuildOptions(precision=asked))
+    assert error.value.exit_status == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_build_that_does_not_fit_is_not_begun(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    world.free = 500 * MB
+    with pytest.raises(BuildError, match="500 MB of GPU memory is free"):
+        runtime.build(model, tmp_path, BuildOptions())
+    assert world.calls == []
+
+
+def test_the_timing_cache_is_a_file_that_the_next_build_starts_from(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    options = BuildOptions(cache_dir=tmp_path / "cache")
+    for expected in ("cache ", "cache timings"):
+        world.calls.clear()
+        runtime.build(model, tmp_path, options)
+        assert expected in world.calls
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.name == f"tensorrt-{VERSIONS[column]}-Orin-sm8.7.timing"
+    file.write_bytes(b"damaged")
+    runtime.build(model, tmp_path, options)
+    assert file.read_bytes() == b"timings"
+
+
+@pytest.mark.usefixtures("runtime")
+def test_progress_is_told_where_tensorrt_tells_it(model: Path, tmp_path: Path, column: str) -> None:
+    told: list[tuple[str, float]] = []
+    TensorRt(lambda phase, done: told.append((phase, round(done, 2)))).build(model, tmp_path, BuildOptions())
+    assert told == ([] if is_86(column) else [("Building", 0.33), ("Building", 0.67), ("Building", 1.0)])
+
+
+@pytest.mark.usefixtures("runtime")
+def test_an_interrupt_ends_the_build(model: Path, tmp_path: Path, column: str) -> None:
+    def interrupt(_phase: str, _done: float) -> None:
+        raise KeyboardInterrupt
+
+    if not is_86(column):
+        with pytest.raises(KeyboardInterrupt):
+            TensorRt(interrupt).build(model, tmp_path, BuildOptions())
+        assert not (tmp_path / "model.engine").exists()
+
+
+def test_a_named_compute_capability_is_refused(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leave --sm out"):
+        runtime.build(model, tmp_path, BuildOptions(compute_capabilities=(86,)))
+
+
+# The build's own process, on the stand-in
+
+
+@pytest.fixture
+def in_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., TensorRt]:
+    """TensorRT 10.3 with a real child, whose world is as told; in this process it can be imported and no more."""
+    module = ModuleType("tensorrt")
+    vars(module)["__version__"] = "10.3.0"
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+
+    def make(on_phase: OnPhase | None = None, **world: Any) -> TensorRt:
+        place = tmp_path / "packages"
+        place.mkdir()
+        (place / "tensorrt.py").write_text(MODULE.format(column="cu12_10.3.0", world=world), "utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(place))
+        return TensorRt(on_phase)
+
+    return make
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    place = tmp_path / "vit-fp16-trt"
+    place.mkdir()
+    return place
+
+
+def test_a_build_has_a_process_of_its_own(in_child: Callable[..., TensorRt], model: Path, bundle: Path) -> None:
+    options = BuildOptions(
+        precision="fp16", dynamic_batch=BatchRange(1, 2, 8), workspace_mb=256, cache_dir=bundle / "cache"
+    )
+    told: list[float] = []
+    runtime = in_child(lambda _phase, done: told.append(round(done, 2)), runs="fp16", shape=(-1, 4))
+    artifact = runtime.build(model, bundle, options)
+    assert artifact.path.read_bytes() == b'vplan{"runs": "fp16"}'
+    record = json.loads((bundle / "engine.json").read_text("utf-8"))
+    assert (record["tensorrt"], record["layers"], record["workspace_bytes"]) == ("10.3.0", {"fp16": 1}, 256 * MB)
+    assert sorted(path.name for path in bundle.iterdir()) == ["cache", "engine.json", "model.engine"]
+    assert told == [0.33, 0.67, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "was killed, as systems do when memory runs out; stop what else runs.*smaller --workspace"),
+        (signal.SIGSEGV, "crashed with SIGSEGV; a graph can do that to TensorRT.*edgevit lint"),
+    ],
+)
+def test_a_child_that_dies_is_a_build_error(
+    in_child: Callable[..., TensorRt], model: Path, bundle: Path, number: signal.Signals, words: str
+) -> None:
+    with pytest.raises(BuildError, match=words) as raised:
+        in_child(dies=int(number)).build(model, bundle, BuildOptions())
+    assert raised.value.exit_status == 5
+    assert "model.onnx" in str(raised.value)
+    assert list(bundle.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("world", "error", "words"),
+    [
+        ({"broken": "build"}, BuildError, "gave no engine.*build is broken"),
+        ({"free": 500 * MB}, BuildError, "500 MB of GPU memory is free"),
+        ({"runs": "fp16"}, PrecisionError, "fp32 was asked for"),
+    ],
+)
+def test_what_the_child_says_is_an_error_of_its_own_kind(
+    in_child: Callable[..., TensorRt],
+    model: Path,
+    bundle: Path,
+    world: dict[str, Any],
+    error: type[EdgevitError],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        in_child(**world).build(model, bundle, BuildOptions())
+    assert list(bundle.iterdir()) == []
+
+
+def test_without_a_gpu_the_child_says_so(
+    monkeypatch: pytest.MonkeyPatch, in_child: Callable[..., TensorRt], model: Path, bundle: Path
+) -> None:
+    runtime = in_child()
+    (bundle.parent / "packages" / "tensorrt.py").write_text("__version__ = '10.3.0'\n", "utf-8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with one
+    with pytest.raises(MissingError, match="no NVIDIA") as raised:
+        runtime.build(model, bundle, BuildOptions())
+    assert raised.value.exit_status == 3
+
+
+# The engine, on the stand-in
+
+
+def rows(count: int, start: float = 0.0) -> dict[str, Array]:
+    return {"x": (start + np.arange(4 * count, dtype=np.float32)).reshape(count, 4)}
+
+
+def test_an_engine_runs_and_its_outputs_belong_to_the_caller(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    artifact = runtime.build(model, tmp_path, options)
+    with runtime.open(artifact.path, options) as engine:
+        assert (engine.inputs, engine.batches) == ((TensorSpec("x", "float32", (1, 4)),), None)
+        first = engine.run(rows(1))["y"]
+        second = engine.run(rows(1, start=10))["y"]
+        np.testing.assert_array_equal(first, 2 * rows(1)["x"])
+        np.testing.assert_array_equal(second, 2 * rows(1, start=10)["x"])
+        assert dict(engine.executed_precision().layers) == {"fp32": 1}
+        with pytest.raises(UsageError, match="takes"):
+            engine.run(rows(2))
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_later_inferences_of_a_shape_are_one_captured_graph(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, *, capturable: bool
+) -> None:
+    world.capturable, world.shape = capturable, (-1, 4)
+    options = BuildOptions(dynamic_batch=BatchRange(1, 2, 8))
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        assert engine.batches == BatchRange(1, 2, 8)
+        for batch, launched in [(2, 0), (2, 1), (2, 2), (8, 2), (8, 3), (1, 3), (2, 3), (2, 4)]:
+            answer = engine.run(rows(batch, start=batch))["y"]
+            np.testing.assert_array_equal(answer, 2 * rows(batch, start=batch)["x"])
+            assert world.launched == (launched if capturable else 0)
+            assert world.captured <= 1
+        with pytest.raises(UsageError, match="batches of 1:2:8"):
+            engine.run(rows(9))
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
+def test_an_engine_that_does_not_run_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        world.broken = "execute"
+        with pytest.raises(BuildError, match="does not run.*execute is broken"):
+            engine.run(rows(1))
+
+
+def test_what_could_not_be_recorded_is_not_the_reason_of_the_next_error(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt: Any = runtime.load()
+
+    def refuse(_device: object, _work: object) -> None:
+        process_logger(trt).log(trt.ILogger.ERROR, "operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_execution, "capture", refuse)
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        engine.run(rows(1))
+        world.broken = "execute"
+        with pytest.raises(BuildError, match="does not run: execute is broken"):
+            engine.run(rows(1))
+
+
+def test_an_engine_from_elsewhere_is_never_given_to_tensorrt(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    path = runtime.build(model, tmp_path, options).path
+    record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
+    (tmp_path / "engine.json").write_text(json.dumps(record | {"tensorrt": "10.3.0.26"}), "utf-8")
+    world.raising = "runtime"  # it would be told otherwise
+    with pytest.raises(BuildError, match=f"edgevit build {tmp_path}"):
+        runtime.open(path, options)
+    assert world.devices == 0
+
+
+def test_a_truncated_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    options = BuildOptions()
+    path = runtime.build(model, tmp_path, options).path
+    path.write_bytes(b"")
+    with pytest.raises(BuildError, match="does not load, it may be damaged"):
+        runtime.open(path, options)
+
+
+# The machine
+
+
+@pytest.mark.parametrize("version", ["8.5.2.2", "9.3.0", "12.1"])
+def test_a_version_that_is_refused_is_refused_at_the_door(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    module = ModuleType("tensorrt")
+    vars(module)["__version__"] = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(MissingError, match=version) as error:
+        TensorRt().load()
+    assert error.value.exit_status == 3
+
+
+def test_a_machine_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not there
+    monkeypatch.setattr(tensorrt, "JETSON", tmp_path / "absent")
+    with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt\]'"):
+        TensorRt().load()
+    monkeypatch.setattr(tensorrt, "JETSON", tmp_path)
+    with pytest.raises(MissingError, match="comes with JetPack.*--system-site-packages"):
+        TensorRt().load()
+
+
+def test_nothing_of_tensorrt_is_loaded_for_the_plan() -> None:
+    code = (
+        "import sys, edgevit.runtimes.tensorrt.runtime; assert not {'tensorrt', 'torch', 'onnx'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(edgevit.__file__).parents[1])

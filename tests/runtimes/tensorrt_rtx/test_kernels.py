@@ -1,0 +1,247 @@
+"""The compiler's kernel list: read from a recorded sample, and from real builds that tell good rewrites from bad."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from edgevit.cli.plan_report import comparison_parts, comparison_table, plan_parts, plan_table
+from edgevit.errors import BuildError, UsageError
+from edgevit.export import passes
+from edgevit.export.capture import capture
+from edgevit.models.initialization import randomise
+from edgevit.models.registry import create_model
+from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, parse_layers, plan
+from tests.helpers.onnx_files import attention, needs_rtx, save_graph, shift_block
+
+# Lines of builds of ShiftViT-T and DeiT-T for compute capability 86 by TensorRT-RTX 1.7.1.
+SAMPLE = Path(__file__).with_name("rtx_kernel_list.txt").read_bytes().decode()
+FLAGS = (
+    "is_copy",
+    "is_attention",
+    "is_softmax",
+    "is_norm",
+    "is_shift",
+    "fuses_shift",
+    "is_constant_move",
+    "multiplies",
+)
+
+
+def sample() -> tuple[Kernel, ...]:
+    return parse_layers(SAMPLE, {})
+
+
+def sample_plan(**changes: object) -> KernelPlan:
+    values = {"file": "a.onnx", "compute_capabilities": (86,), "compiler": "1.7.1.116", "kernels": sample(), **changes}
+    return KernelPlan(**values)  # type: ignore[arg-type]
+
+
+# The parser
+
+
+@pytest.mark.parametrize(
+    ("start", "flags", "read", "written", "precision"),
+    [
+        ("__myl_CastConc_", {"is_copy"}, 1 * 3 * 224 * 224 * 4, 1 * 4 * 224 * 224 * 2, "fp32"),
+        ("patch_embed.proj/Conv", {"multiplies"}, 4 * 224 * 224 * 2, 96 * 56 * 56 * 2, "fp16"),
+        ("__myl_Move_", {"is_copy", "is_norm", "is_constant_move"}, 0, 4, "unknown"),
+        ("__myl_CorrDiv", {"multiplies"}, 96 * 56 * 56 * 2, 192 * 56 * 56 * 2, "fp16"),
+        # The block's input stands five times in the line and is read once; so do two edges of 8 channels.
+        ("__myl_SlicSlicConcSlicConcSlicConcSlicConcConcReshCastMean_", {"is_norm", "fuses_shift"},
+         (96 * 56 * 56 + 2 * 8 * 56) * 2 + 4, None, "fp16"),
+        ("__myl_Tran_", {"is_copy"}, 96 * 56 * 56 * 2, 96 * 56 * 56 * 2, "fp16"),
+        ("__myl_Inor_", {"is_norm"}, 96 * 56 * 56 * 2, 96 * 56 * 56 * 2, "fp16"),
+        ("__myl_SlicSlicConcSlicConcSlicConcSlicConcConcMove_", {"is_copy", "is_shift"}, None, None, "fp16"),
+        ("_gemm_mha", {"is_attention", "multiplies"}, 3 * 3 * 197 * 64 * 2, 3 * 197 * 64 * 2, "fp16"),
+        ("__myl_MaxrSubExp", {"is_softmax"}, 3 * 197 * 197 * 4, 3 * 197 * 197 * 4, "fp32"),
+        ("__mye91214+", {"multiplies"}, 197 * 192 * 4, 3 * 197 * 192 * 4, "fp32"),
+    ],
+)  # fmt: skip
+def test_reads_what_a_kernel_is(start: str, flags: set[str], read: int, written: int, precision: str) -> None:
+    (kernel,) = (kernel for kernel in sample() if kernel.name.startswith(start))
+    assert {flag for flag in FLAGS if getattr(kernel, flag)} == flags
+    assert kernel.bytes_read == (kernel.bytes_read if read is None else read)
+    assert kernel.bytes_written == (kernel.bytes_written if written is None else written)
+    assert kernel.precision == precision or precision == "unknown"
+
+
+def test_reads_which_module_a_kernel_is_from() -> None:
+    kernels = {kernel.name: kernel for kernel in sample()}
+    fused = kernels["__myl_CorrDivCastErfCastAddMulMul_myl0_11"]
+    assert fused.modules == ("layers.0.blocks.0.mlp.act", "layers.0.blocks.0.mlp.fc1")
+    assert fused.operators == ("Gelu", "Conv")
+    assert fused.operations == ("Corr", "Div", "Cast", "Erf", "Cast", "Add", "Mul", "Mul")
+    assert kernels["__myl_Tran_myl0_2"].modules == ()  # the compiler's own layout copy
+
+
+def test_the_parsers_word_on_an_operator_goes_before_the_name() -> None:
+    operators = {"patch_embed.norm/GroupNormalization_normalise": "InstanceNormalization"}
+    (kernel,) = (kernel for kernel in parse_layers(SAMPLE, operators) if kernel.is_constant_move)
+    assert kernel.operators == ("InstanceNormalization",)
+
+
+def test_lines_that_launch_nothing_are_no_kernels() -> None:
+    assert "LayerType: signal" in SAMPLE
+    assert len(sample()) == SAMPLE.count("LayerType: ") - 1
+
+
+def test_a_dynamic_batch_counts_as_the_batch_that_is_given() -> None:
+    dynamic = SAMPLE.replace("Dimensions: [1,", "Dimensions: [-1,")
+    one, two = (sum(kernel.bytes_read for kernel in parse_layers(dynamic, {}, batch=batch)) for batch in (1, 2))
+    assert one == sum(kernel.bytes_read for kernel in sample())
+    assert one < two < 2 * one  # the attention's three heads stand first in its shapes
+
+
+@pytest.mark.parametrize("text", ["", "Layers:\n", SAMPLE.replace("Outputs: [", "Results: [")])
+def test_refuses_a_list_of_another_form(text: str) -> None:
+    with pytest.raises(BuildError, match="not of the form that edgevit reads"):
+        parse_layers(text, {})
+
+
+# The plan
+
+
+def test_totals_leave_out_moves_of_constants() -> None:
+    totals = sample_plan().totals
+    assert (totals.kernels, totals.constant_moves) == (10, 1)
+    assert totals.bytes_read == sum(kernel.bytes_read for kernel in sample())
+    assert totals.bytes_written == sum(kernel.bytes_written for kernel in sample()) - 4
+    assert (totals.copies, totals.shift_kernels, totals.fused_shifts) == (3, 1, 1)
+    assert (totals.fused_attentions, totals.unfused_softmaxes, totals.norm_kernels) == (1, 1, 2)
+
+
+def test_products_count_by_type() -> None:
+    assert sample_plan().precisions == {"fp16": 3, "fp32": 1}
+
+
+@pytest.mark.parametrize("changes", [{"compute_capabilities": (89,)}, {"compiler": "1.8.0.1"}])
+def test_plans_for_other_targets_do_not_compare(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="such plans do not compare"):
+        sample_plan().compare(sample_plan(**changes))
+
+
+def test_a_comparison_names_the_modules_that_differ() -> None:
+    shorter = sample_plan(file="b.onnx", kernels=tuple(kernel for kernel in sample() if not kernel.is_softmax))
+    comparison = sample_plan().compare(shorter)
+    assert comparison.modules == (("blocks.0.attn", 2, 1),)
+    assert ("unfused_softmaxes", 1, 0) in comparison.totals
+    assert json.loads(json.dumps(comparison.to_json()))["totals"]["kernels"] == [10, 9]
+
+
+def test_is_written_as_json() -> None:
+    written = json.loads(json.dumps(sample_plan().to_json(), allow_nan=False))
+    assert written["proxy"] == PROXY
+    assert written["kernels"][1]["modules"] == ["patch_embed.proj"]
+    assert written["totals"]["bytes_moved"] == written["totals"]["bytes_read"] + written["totals"]["bytes_written"]
+
+
+def printed(*parts: object) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    for part in parts:
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_tables_say_on_their_face_that_they_are_a_proxy() -> None:
+    one, other = sample_plan(), sample_plan(file="b.onnx", warnings=("read with care",))
+    for text in (printed(*plan_parts(one)), printed(*comparison_parts(one, other))):
+        assert "proxy" in text
+        assert "no latency" in " ".join(text.split())
+    assert "warning: b.onnx: read with care" in printed(*comparison_parts(one, other))
+
+
+def test_tables_show_every_kernel_and_every_total() -> None:
+    table = printed(plan_table(sample_plan()))
+    assert "layers.0.blocks.0.mlp.fc1" in table
+    assert "copy shift" in table
+    assert "kernels of spatial shifts alone" in printed(comparison_table(sample_plan(), sample_plan(file="b.onnx")))
+
+
+# Real builds
+
+
+@needs_rtx
+def test_a_shift_rides_in_the_norm_behind_it(tmp_path: Path) -> None:
+    found = plan(shift_block(tmp_path / "m.onnx"))
+    assert (found.totals.shift_kernels, found.totals.fused_shifts) == (0, 1)
+    assert found.totals.norm_kernels > 0
+    (shift,) = (kernel for kernel in found.kernels if kernel.fuses_shift)
+    assert {"block", "block.norm"}.issubset(shift.modules)
+
+
+@needs_rtx
+def test_a_shift_with_nothing_behind_it_is_a_kernel(tmp_path: Path) -> None:
+    """The same counting must be able to find a cost."""
+    model = save_graph(
+        tmp_path / "m.onnx",
+        """g (float16[1, 8, 16, 16] x) => (float16[1, 8, 16, 16] y)
+        <int64[1] a = {0}, int64[1] b = {4}, int64[1] c = {8}, int64[1] axis = {1}>""",
+        {
+            "block/Slice": "p = Slice(x, a, b, axis)",
+            "block/Slice_1": "q = Slice(x, b, c, axis)",
+            "block/Concat": "y = Concat <axis = 1> (q, p)",
+        },
+    )
+    assert plan(model).totals.shift_kernels == 1
+
+
+@needs_rtx
+@pytest.mark.parametrize(("dtype", "fused", "softmaxes"), [("float16", 1, 0), ("float", 0, 1)])
+def test_attention_fuses_in_fp16_and_not_in_fp32(tmp_path: Path, dtype: str, fused: int, softmaxes: int) -> None:
+    found = plan(attention(tmp_path / "m.onnx", dtype))
+    assert (found.totals.fused_attentions, found.totals.unfused_softmaxes) == (fused, softmaxes)
+    assert set(found.precisions) == {"fp16" if fused else "fp32"}
+
+
+@needs_rtx
+def test_warns_of_a_norm_that_the_compiler_reads_wrong(tmp_path: Path) -> None:
+    """Fewer kernels that compute something else are no better plan."""
+    model = save_graph(
+        tmp_path / "m.onnx",
+        "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)",
+        {"blocks.0.norm/GroupNormalization": "y = GroupNormalization <num_groups = 1> (x, s, b)"},
+        {"s": (4,), "b": (4,)},
+        opset=21,
+    )
+    (warning,) = plan(model).warnings
+    assert "issue 4756" in warning
+    assert "blocks.0.norm/GroupNormalization" in warning
+
+
+@needs_rtx
+def test_a_dynamic_batch_is_planned_for_one_and_says_so(tmp_path: Path) -> None:
+    linear = {"fc/Gemm": "y = Gemm (x, w)"}
+    model = save_graph(tmp_path / "m.onnx", "g (float[N, 4] x) => (float[N, 4] y)", linear, {"w": (4, 4)})
+    assert plan(model).warnings == ("the batch is dynamic, and 1 in this plan (--batch N)",)
+    larger = plan(model, batch=8)
+    assert larger.warnings == ("the batch is dynamic, and 8 in this plan (--batch N)",)
+    assert larger.totals.bytes_written == 8 * plan(model).totals.bytes_written
+    fixed = save_graph(tmp_path / "m.onnx", "g (float[1, 4] x) => (float[1, 4] y)", linear, {"w": (4, 4)})
+    assert plan(fixed).warnings == ()
+    with pytest.raises(UsageError, match="is fixed, so that it cannot be 8"):
+        plan(fixed, batch=8)
+
+
+@needs_rtx
+def test_shiftvit_as_the_passes_lower_it_pays_nothing_for_its_shifts(tmp_path: Path) -> None:
+    model = create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))
+    randomise(model, seed=0)
+    captured = capture(model, (torch.randn(1, 3, 64, 64),), input_names=["images"], output_names=["logits"])
+    lowered = passes.lower(passes.optimise(captured.graph), "trt-rtx")
+    lowered.save(tmp_path / "m.onnx")
+    found = plan(tmp_path / "m.onnx")
+    assert found.warnings == ()
+    assert (found.totals.shift_kernels, found.totals.fused_shifts) == (0, 4)
+
+
+@needs_rtx
+def test_plans_for_known_compute_capabilities_only(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no compute capability 87"):
+        plan(tmp_path / "m.onnx", compute_capability=87)

@@ -1,0 +1,410 @@
+"""TensorRT-RTX: real builds with no GPU, each in a child process whose end, of any kind, is one clear line."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from edgevit.errors import BuildError, MissingError, PrecisionError, UsageError
+from edgevit.export.graph import OnnxGraph
+from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.onnxruntime import OnnxFile
+from edgevit.runtimes.tensorrt_rtx import compiler as rtx_compiler
+from edgevit.runtimes.tensorrt_rtx.kernels import plan
+from edgevit.runtimes.tensorrt_rtx.runtime import TensorRtRtx, built_precision
+from tests.helpers.onnx_files import needs_rtx, save_graph, shift_block
+
+FP32 = BuildOptions(compute_capabilities=(86,))
+FP16 = BuildOptions(precision="fp16", compute_capabilities=(86,))
+
+
+def has_gpu() -> bool:
+    try:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "bundle"
+    place.mkdir()
+    return place
+
+
+def relu(path: Path, batch: str = "1") -> Path:
+    return save_graph(
+        path, f"g (float[{batch}, 4, 8, 8] x) => (float[{batch}, 4, 8, 8] y)", {"act/Relu": "y = Relu(x)"}
+    )
+
+
+# What may be asked for
+
+
+@pytest.mark.parametrize("capabilities", [(86,), (80, 86, 89, 120, 121), None])
+def test_takes_the_compute_capabilities_that_it_compiles_for(capabilities: tuple[int, ...] | None) -> None:
+    assert BuildOptions(compute_capabilities=capabilities).compute_capabilities == capabilities
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "words"),
+    [
+        ((87,), "no compute capability 87.*Jetson Orin.*--fmt trt"),
+        ((86, 90), "no compute capability 90"),
+        ((86, 86), "each compute capability once"),
+        ((), "each compute capability once"),
+        ((75,), "no fp32 products for compute capability 75.*fp16"),
+    ],
+)
+def test_refuses_compute_capabilities_at_the_door(capabilities: tuple[int, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        BuildOptions(compute_capabilities=capabilities)
+
+
+def test_turing_takes_fp16() -> None:
+    assert BuildOptions(precision="fp16", compute_capabilities=(75,)).compute_capabilities == (75,)
+
+
+# Builds
+
+
+@needs_rtx
+@pytest.mark.parametrize(("capabilities", "words"), [(None, "portable default"), ((86, 89, 120), "sm 86, 89, 120")])
+def test_builds_with_no_gpu(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: tuple[int, ...] | None,
+    words: str,
+) -> None:
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)  # other tests load it
+    options = BuildOptions(precision="fp16", compute_capabilities=capabilities)
+    made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, options)
+    assert [file.name for file in made.files] == ["model.engine", "model.kernels.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["model.engine", "model.kernels.json"]
+    assert made.path.read_bytes().startswith(b"vtrt")
+    assert words in made.notes[0]
+    assert "tensorrt_rtx" not in sys.modules  # its native state stays out of this process
+
+
+@needs_rtx
+def test_records_what_runs_beside_the_engine(folder: Path, tmp_path: Path) -> None:
+    made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, FP16)
+    kernels = json.loads(made.files[1].read_text())
+    assert kernels["precisions"] == {"fp16": 1}
+    assert built_precision(made.path).found == "fp16"  # with no GPU
+    with pytest.raises(PrecisionError, match="fp32 was asked for"):
+        built_precision(made.path).require("fp32", runtime="TensorRT-RTX")
+    made.files[1].unlink()
+    assert built_precision(made.path).found == "unknown"
+    assert "proxy" in kernels["proxy"].lower()
+
+
+@needs_rtx
+def test_one_file_gives_one_engine(folder: Path, tmp_path: Path) -> None:
+    model = shift_block(tmp_path / "m.onnx")
+    first = TensorRtRtx().build(model, folder, FP16).path.read_bytes()
+    assert TensorRtRtx().build(model, folder, FP16).path.read_bytes() == first
+
+
+@needs_rtx
+def test_a_dynamic_batch_becomes_a_range(folder: Path, tmp_path: Path) -> None:
+    options = BuildOptions(dynamic_batch=BatchRange(1, 2, 4), compute_capabilities=(86,))
+    made = TensorRtRtx().build(relu(tmp_path / "m.onnx", "batch"), folder, options)
+    (kernel,) = json.loads(made.files[1].read_text())["kernels"]
+    assert kernel["inputs"][0]["shape"] == [2, 4, 8, 8]  # counted at the optimum
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("1, 4, 8, 8", "the batch is fixed in the file.*--dynamic-batch"),
+        ("batch, 4, h, 8", "only the batch may be dynamic"),
+    ],
+)
+def test_refuses_a_range_that_the_file_does_not_have(folder: Path, tmp_path: Path, shape: str, words: str) -> None:
+    model = save_graph(tmp_path / "m.onnx", f"g (float[{shape}] x) => (float[{shape}] y)", {"a/Relu": "y = Relu(x)"})
+    options = BuildOptions(dynamic_batch=BatchRange(1, 2, 4), compute_capabilities=(86,))
+    with pytest.raises(BuildError, match=words):
+        TensorRtRtx().build(model, folder, options)
+    assert not list(folder.iterdir())
+
+
+@needs_rtx
+def test_says_that_int8_here_tells_nothing_of_speed(folder: Path, tmp_path: Path) -> None:
+    model = save_graph(
+        tmp_path / "m.onnx",
+        """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y)
+        <float scale = {0.05}, int8 zero = {0}, float weight_scale = {0.01}>""",
+        {
+            "a/QuantizeLinear": "q = QuantizeLinear(x, scale, zero)",
+            "a/DequantizeLinear": "d = DequantizeLinear(q, scale, zero)",
+            "a/QuantizeLinear_1": "p = QuantizeLinear(w, weight_scale, zero)",
+            "a/DequantizeLinear_1": "v = DequantizeLinear(p, weight_scale, zero)",
+            "a/Conv": "y = Conv(d, v)",
+        },
+        {"w": (16, 16, 1, 1)},
+    )
+    made = TensorRtRtx().build(model, folder, BuildOptions(precision="int8", compute_capabilities=(86,)))
+    assert any("nothing of their speed" in note for note in made.notes)
+
+
+# Graphs that it refuses
+
+Graph: TypeAlias = tuple[str, dict[str, str], dict[str, tuple[int, ...]]]
+SCATTER: Graph = (
+    "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) <int64[1, 2] where = {0, 1}>",
+    {"stem/Relu": "r = Relu(x)", "blocks.0.mix/ScatterND": 'y = ScatterND <reduction = "add"> (r, where, update)'},
+    {"update": (1, 8, 8)},
+)
+MIXED: Graph = (
+    "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)",
+    {"blocks.0/Cast": "h = Cast <to = 10> (x)", "blocks.0.mlp/Add": "y = Add(h, x)"},
+    {},
+)
+PLUGIN: Graph = ("g (float[2, 2] x) => (float[2, 2] y)", {"my.op/Mine": "y = nobody.Mine(x)"}, {})
+SMOOTH: Graph = (
+    "g (float[1, 4, 8, 8] x) => (float[1, 4, 16, 16] y) <float[4] scales = {1, 1, 2, 2}>",
+    {"up/Resize": 'y = Resize <antialias = 1, mode = "cubic"> (x, , scales)'},
+    {},
+)
+UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)"}, {})
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (
+            SCATTER,
+            r"blocks\.0\.mix/ScatterND \(ScatterND, PyTorch module blocks\.0\.mix\): .*reduction is not supported",
+        ),
+        (MIXED, r"blocks\.0\.mlp/Add \(Add, PyTorch module blocks\.0\.mlp\): .*types Half and Float; .*Cast"),
+        (PLUGIN, r"my\.op/Mine \(Mine, PyTorch module my\.op\): this operator is not supported; rewrite"),
+        (SMOOTH, r"up/Resize \(Resize, PyTorch module up\): Antialiasing is not supported currently; rewrite"),
+        (UNKNOWN, r"head\.det/Det \(Det, PyTorch module head\.det\): this operator is not supported"),
+    ],
+)
+def test_names_the_node_that_it_refuses(folder: Path, tmp_path: Path, graph: Graph, words: str) -> None:
+    signature, nodes, weights = graph
+    model = save_graph(tmp_path / "bad.onnx", signature, nodes, weights)
+    with pytest.raises(BuildError, match=r"bad\.onnx, the node " + words) as raised:
+        TensorRtRtx().build(model, folder, FP32)
+    assert raised.value.exit_status == 5
+    assert "\n" not in str(raised.value)
+    assert "cudaError" not in str(raised.value)
+    assert not list(folder.iterdir())
+
+
+@needs_rtx
+@pytest.mark.parametrize("content", [b"", b"hello" * 50, b"\x08\x0a\x3a\xff\xff\xff\x7f"])
+def test_refuses_a_file_that_is_no_model(folder: Path, tmp_path: Path, content: bytes) -> None:
+    model = tmp_path / "junk.onnx"
+    model.write_bytes(content)
+    with pytest.raises(BuildError, match=r"junk\.onnx: .*ONNX model.*; export it again"):
+        TensorRtRtx().build(model, folder, FP32)
+
+
+def norm(path: Path, groups: int, opset: int) -> Path:
+    """GroupNormalization of 4 channels; opset 18 has a scale a group, 21 a channel."""
+    count = groups if opset == 18 else 4
+    nodes = {"blocks.0.norm/GroupNormalization": f"y = GroupNormalization <num_groups = {groups}> (x, s, b)"}
+    signature = "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)"
+    return save_graph(path, signature, nodes, {"s": (count,), "b": (count,)}, opset=opset)
+
+
+@needs_rtx
+@pytest.mark.parametrize("opset", [18, 21])
+def test_refuses_the_norm_that_its_parser_reads_wrong(folder: Path, tmp_path: Path, opset: int) -> None:
+    with pytest.raises(BuildError, match=r"issue 4756.*blocks\.0\.norm/GroupNormalization.*InstanceNormalization"):
+        TensorRtRtx().build(norm(tmp_path / "m.onnx", 1, opset), folder, FP32)
+    assert not list(folder.iterdir())
+
+
+@needs_rtx
+@pytest.mark.parametrize("groups", [2, 4])
+def test_takes_the_norms_that_its_parser_reads_right(folder: Path, tmp_path: Path, groups: int) -> None:
+    assert TensorRtRtx().build(norm(tmp_path / "m.onnx", groups, 21), folder, FP32).path.exists()
+
+
+# The child's end
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "was killed, as systems do when memory runs out; free some"),
+        (signal.SIGSEGV, "crashed with SIGSEGV"),
+    ],
+)
+def test_a_child_that_dies_is_a_build_error(folder: Path, tmp_path: Path, number: signal.Signals, words: str) -> None:
+    model, found = shift_block(tmp_path / "m.onnx"), []
+
+    def build() -> None:
+        try:
+            TensorRtRtx().build(model, folder, FP16)
+        except BuildError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    os.kill(our_compiler(), number)
+    thread.join(30)
+    assert len(found) == 1
+    assert words in found[0]
+    assert "m.onnx" in found[0]
+    assert not list(folder.iterdir())
+
+
+def is_our_compiler(entry: Path) -> bool:
+    try:
+        parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        return parent == os.getpid() and b"rtx_compiler" in (entry / "cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return False
+
+
+def our_compiler() -> int:
+    """The child process in which this process compiles, once it is there."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        for entry in Path("/proc").glob("[0-9]*"):
+            if is_our_compiler(entry):
+                return int(entry.name)
+        time.sleep(0.005)
+    raise AssertionError("no child process was started")
+
+
+@needs_rtx
+def test_a_build_without_end_is_stopped(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"did not finish m\.onnx in 0\.05 s"):
+        TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32, timeout_s=0.05)
+    assert not list(folder.iterdir())
+
+
+def test_says_how_to_install_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtx_compiler, "MODULE", "tensorrt_rtx_that_is_not_there")
+    with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt-rtx\]'") as raised:
+        TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32)
+    assert raised.value.exit_status == 3
+
+
+@pytest.mark.parametrize("broken", ["ImportError('libtensorrt_rtx.so.1: cannot open')", "ModuleNotFoundError('x')"])
+def test_a_package_that_does_not_load_is_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text(f"raise {broken}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MissingError, match=r"does not load here .*pip install 'edgevit\[trt-rtx\]'"):
+        plan(relu(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("reason", ["Unexpected exception std::bad_alloc", "OutOfMemory (Requested size was 8 bytes)"])
+def test_a_compiler_without_memory_is_not_the_modules_fault(reason: str) -> None:
+    told = rtx_compiler._refusal(Path("m.onnx"), [{"node": "", "operator": "", "reason": reason}])
+    assert "free some memory" in told
+    assert "rewrite" not in told
+
+
+# Opening
+
+
+def engine_file(path: Path, *, size: int | None = None, magic: bytes = b"vtrt", cut: int = 0) -> Path:
+    """A file with an engine's header, as TensorRT-RTX 1.7 writes it, and nothing behind it that would run."""
+    content = bytearray(4096)
+    content[:4] = magic
+    content[16:24] = (len(content) if size is None else size).to_bytes(8, "little")
+    path.write_bytes(bytes(content[: len(content) - cut]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cut": 1}, "has 4095 bytes of 4096; copy the bundle again"),
+        ({"cut": 4090}, r"is not a TensorRT-RTX engine \(6 bytes\)"),
+        ({"cut": 4096}, r"is not a TensorRT-RTX engine \(0 bytes\)"),
+        ({"magic": b"ftrt"}, "is not a TensorRT-RTX engine"),
+        ({"size": 5000}, "has 4096 bytes of 5000"),
+    ],
+)
+def test_refuses_a_damaged_engine_before_loading_it(tmp_path: Path, changes: dict[str, int], words: str) -> None:
+    path = engine_file(tmp_path / "model.engine", **changes)  # type: ignore[arg-type]
+    with pytest.raises(BuildError, match=words):
+        TensorRtRtx().open(path, FP32)
+
+
+def test_refuses_an_engine_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="cannot read the engine"):
+        TensorRtRtx().open(tmp_path / "model.engine", FP32)
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU: nothing is missing")
+def test_opening_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no NVIDIA driver|no NVIDIA GPU") as raised:
+        TensorRtRtx().open(engine_file(tmp_path / "model.engine"), FP32)
+    assert raised.value.exit_status == 3
+    assert "\n" not in str(raised.value)
+
+
+@needs_rtx
+def test_a_built_engine_passes_the_check_of_its_file(folder: Path, tmp_path: Path) -> None:
+    path = TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BuildError, match=f"has {len(whole) - 1} bytes of {len(whole)}"):
+        TensorRtRtx().open(path, FP32)
+
+
+@needs_rtx
+@pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU here: engines are built and not run")
+def test_an_engine_answers_as_its_onnx_file(folder: Path, tmp_path: Path) -> None:
+    model = shift_block(tmp_path / "m.onnx", "float")
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 24, 16, 16)).astype(np.float32)}
+    made = TensorRtRtx().build(model, folder, BuildOptions())
+    with TensorRtRtx().open(made.path, BuildOptions()) as engine, OnnxFile().open(model, BuildOptions()) as judge:
+        np.testing.assert_allclose(engine.run(feeds)["y"], judge.run(feeds)["y"], rtol=0, atol=1e-4)
+        assert engine.executed_precision().found == "fp32"
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        ("Runtime", ["deserialize_cuda_engine"]),
+        (
+            "ICudaEngine",
+            ["create_execution_context", "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape",
+             "get_tensor_dtype", "get_tensor_profile_shape"],
+        ),
+        ("IExecutionContext", ["set_input_shape", "set_tensor_address", "execute_async_v3", "get_tensor_shape"]),
+        ("TensorIOMode", ["INPUT"]),
+    ],
+)  # fmt: skip
+def test_what_runs_on_a_gpu_alone_has_the_names_of_the_package(cls: str, names: list[str]) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
+    assert [name for name in names if not hasattr(getattr(trt, cls), name)] == []
+
+
+# What the passes make
+
+
+def test_no_group_of_all_channels_reaches_it(tmp_path: Path) -> None:
+    """Our lowering must hold no GroupNormalization: TensorRT would compute another one."""
+    from edgevit.export import passes
+
+    graph = passes.lower(OnnxGraph.load(norm(tmp_path / "m.onnx", 1, 21)), "trt-rtx")
+    assert "GroupNormalization" not in graph.operators
