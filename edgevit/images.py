@@ -142,6 +142,6 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def own_photos() -> list[Path]:
+def sample_images() -> list[Path]:
     """The two photos that edgevit carries (see data/photos/LICENSE.md): real input where the user names none."""
     return find_images(Path(str(resources.files("edgevit"))) / "data" / "photos")

@@ -77,6 +77,14 @@ class BuildOptions:
         if self.compute_capabilities is not None:
             _check_capabilities(self.compute_capabilities, self.precision)
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Batch sizes to check: the fixed one, or the minimum, optimum and maximum of a dynamic batch."""
+        dynamic = self.dynamic_batch
+        if dynamic is None:
+            return (self.batch,)
+        return tuple(sorted({dynamic.minimum, dynamic.optimum, dynamic.maximum}))
+
 
 def _check_capabilities(capabilities: tuple[int, ...], precision: Precision) -> None:
     known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)

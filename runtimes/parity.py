@@ -74,7 +74,7 @@ class Reference:
 PHOTOS = "photos"  # the kind of a reference whose rows are
 
 
-def judged_references(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:
+def references_for(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:
     """The references that a precision is judged on: int8 on photos where there are any, since its ranges fit photos
     and cut noise off; the others on all."""
     photos = tuple(reference for reference in references if reference.kind == PHOTOS)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edgevit.errors import ImageError, UsageError
-from edgevit.images import Preprocessing, find_images, own_photos, read_batch, read_image, to_array
+from edgevit.images import Preprocessing, find_images, read_batch, read_image, sample_images, to_array
 
 PLAIN = Preprocessing(input_size=(3, 8, 8), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -83,7 +83,7 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_truncated_photo_is_named(tmp_path: Path) -> None:
-    content = own_photos()[0].read_bytes()
+    content = sample_images()[0].read_bytes()
     (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageError, match=r"half\.png"):
         read_image(tmp_path / "half.png")

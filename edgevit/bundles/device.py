@@ -26,7 +26,7 @@ from edgevit.latency.memory import peak_memory_of
 from edgevit.metrics import AccuracyReport, OnImages
 from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase
 from edgevit.runtimes.build import build_engine, open_built
-from edgevit.runtimes.parity import ParityReport, Reference, compare, judged_references
+from edgevit.runtimes.parity import ParityReport, Reference, compare, references_for
 from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, require_precision, resolve_format
 from edgevit.types import Array, TensorSpec
 
@@ -47,14 +47,6 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         top = [{"class": index, "name": name, "probability": probability} for index, name, probability in self.top]
         return {"image": str(self.image), "top": top}
-
-
-def judged_batches(options: BuildOptions) -> tuple[int, ...]:
-    """The batches that an engine is judged at: its only one, or the ends and the optimum of its range."""
-    dynamic = options.dynamic_batch
-    if dynamic is None:
-        return (options.batch,)
-    return tuple(sorted({dynamic.minimum, dynamic.optimum, dynamic.maximum}))
 
 
 def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = None) -> ParityReport:
@@ -113,9 +105,9 @@ def _judge(engine: Engine, references: Sequence[Reference], options: BuildOption
     return compare(
         f"{engine.fmt}: engine",
         engine.run,
-        judged_references(references, options.precision),
+        references_for(references, options.precision),
         precision=options.precision,
-        batches=judged_batches(options),
+        batches=options.batch_sizes,
     )
 
 

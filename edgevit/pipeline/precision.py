@@ -10,7 +10,6 @@ from typing import TypeAlias
 import numpy as np
 
 from edgevit import metrics as accuracy
-from edgevit.bundles.device import judged_batches
 from edgevit.errors import MissingError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
@@ -23,7 +22,7 @@ from edgevit.pipeline.config import Recipe, StageClock
 from edgevit.pipeline.references import Evidence, Exam
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
-from edgevit.runtimes.parity import POLICY, Run, compare, judged_references
+from edgevit.runtimes.parity import POLICY, Run, compare, references_for
 from edgevit.types import Array
 
 Typing: TypeAlias = PrecisionPlan | QuantizationPlan
@@ -115,11 +114,11 @@ def _to_int8(
 
 def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: Evidence, recipe: Recipe) -> Judge:
     """Holds a graph against the parity policy, and its classes against fp32's where a bound is given."""
-    bound, batches = recipe.allowed_drop, judged_batches(recipe.options)[:1]
+    bound, batches = recipe.allowed_drop, recipe.options.batch_sizes[:1]
     exam = evidence.exam.spread(JUDGED_ON) if evidence.exam is not None else None
     asked = len(exam.images.paths) if exam is not None else len(feeds) * batches[0]
     least = 1 - MARGIN * (1 - POLICY["int8"].cosine)
-    photos = judged_references(evidence.references, "int8")
+    photos = references_for(evidence.references, "int8")
     drop = None if bound is None else _drop(evaluator(graph, recipe), feeds, exam)
 
     def judge(candidate: OnnxGraph) -> str:
@@ -169,7 +168,7 @@ def _changed_classes(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], 
 
 def _batches(inputs: Mapping[str, Array], recipe: Recipe, limit: int | None = None) -> list[dict[str, Array]]:
     """The rows of `inputs` in the batch that the graph is judged at; the last is filled up by starting over."""
-    batch, count = judged_batches(recipe.options)[0], len(next(iter(inputs.values())))
+    batch, count = recipe.options.batch_sizes[0], len(next(iter(inputs.values())))
     used = min(count, limit or count)
     rows = [[index % count for index in range(start, start + batch)] for start in range(0, used, batch)]
     return [{name: array[chosen] for name, array in inputs.items()} for chosen in rows]

@@ -11,7 +11,7 @@ import torch
 
 from edgevit.datasets import LabelledImages, find_labelled
 from edgevit.errors import ExportError, UsageError
-from edgevit.images import Preprocessing, find_images, own_photos, read_batch, read_image, to_array
+from edgevit.images import Preprocessing, find_images, read_batch, read_image, sample_images, to_array
 from edgevit.metrics import Evaluation, OnImages, evaluate
 from edgevit.models.loading import SEED, Subject
 from edgevit.runtimes.parity import PHOTOS, Reference, Run
@@ -149,7 +149,7 @@ def _calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:
 def _photos(subject: Subject, images: Path | None) -> tuple[Array, ...]:
     if subject.preprocessing is None:
         return ()
-    paths = find_images(images)[:ROWS] if images is not None else own_photos()
+    paths = find_images(images)[:ROWS] if images is not None else sample_images()
     photos = [read_image(path) for path in paths]
     rows = [to_array(photo, subject.preprocessing) for photo in photos]
     if images is None:  # two photos make six views: as they are, mirrored, and their centres

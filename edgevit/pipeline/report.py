@@ -15,7 +15,7 @@ from rich.text import Text
 
 from edgevit import metrics as accuracy
 from edgevit.bundles.device import Answer
-from edgevit.images import own_photos
+from edgevit.images import sample_images
 from edgevit.latency import compare
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
@@ -73,7 +73,7 @@ class RunReport:
         if self.unbuilt:
             return f"edgevit build {shlex.quote(str(self.unbuilt[0].path))}"
         if self.classifies and not self.bundles[-1].missing and self.bundles[-1].fmt != "onnx":
-            photo = min(str(own_photos()[0]), os.path.relpath(own_photos()[0]), key=len)
+            photo = min(str(sample_images()[0]), os.path.relpath(sample_images()[0]), key=len)
             return f"edgevit run {bundle} {shlex.quote(photo)} --top 5"
         return f"edgevit verify {bundle}"
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgevit.bundles import bundle as bundles
-from edgevit.bundles.device import judged_batches
 from edgevit.errors import ExportError
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -31,7 +30,7 @@ from edgevit.pipeline.references import Evidence, ask_pytorch, calibration_input
 from edgevit.pipeline.report import RunReport
 from edgevit.runtimes.base import OnPhase, Runtime
 from edgevit.runtimes.build import Built, build_engine, open_built
-from edgevit.runtimes.parity import ParityReport, Reference, compare, judged_references
+from edgevit.runtimes.parity import ParityReport, Reference, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt.plan import DeviceSteps, device_steps
@@ -104,7 +103,7 @@ def _gather(subject: Subject, captured: OnnxGraph, recipe: Recipe, clock: StageC
     """What the run is judged on; labelled images are looked for first, since nothing long depends on them."""
     exam = None
     if recipe.eval is not None:
-        exam = find_exam(subject, recipe.eval, captured.outputs[0], batch=judged_batches(recipe.options)[0])
+        exam = find_exam(subject, recipe.eval, captured.outputs[0], batch=recipe.options.batch_sizes[0])
     with clock.stage("PyTorch's answers"):
         references = ask_pytorch(subject, [spec.name for spec in captured.outputs], images=recipe.images)
     calibration = references[0].inputs if recipe.calib is None else calibration_inputs(subject, recipe.calib)
@@ -122,7 +121,7 @@ def _judge_capture(
             evaluator(captured, recipe),
             references,
             precision="fp32",
-            batches=judged_batches(recipe.options)[:1],
+            batches=recipe.options.batch_sizes[:1],
         )
 
 
@@ -133,7 +132,7 @@ def _optimise(
     with clock.stage("graph passes"):
         graph = passes.optimise(captured)
     first = references[0]
-    rows = [0] * judged_batches(recipe.options)[0]
+    rows = [0] * recipe.options.batch_sizes[0]
     feeds: dict[str, Array] = {name: array[rows] for name, array in first.inputs.items()}
     with clock.stage("onnxsim"):
         return simplify(graph, lambda candidate: evaluator(candidate, recipe)(feeds), folder=folder)
@@ -194,8 +193,8 @@ def _judge(
     """The finished graph, and the engine where it runs here."""
     if not recipe.verify:
         return ParityReport(())
-    fmt, batches, precision = built.runtime.fmt, judged_batches(recipe.options), recipe.options.precision
-    own = judged_references(references, precision)
+    fmt, batches, precision = built.runtime.fmt, recipe.options.batch_sizes, recipe.options.precision
+    own = references_for(references, precision)
     with clock.stage(f"{fmt}: parity"):
         report = compare(
             f"{fmt}: optimised ONNX", evaluator(lowered, recipe), references, precision="fp32", batches=batches[:1]

@@ -22,7 +22,7 @@ from edgevit.bundles import bundle as bundles
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph, constant
-from edgevit.images import own_photos, read_batch, read_image
+from edgevit.images import read_batch, read_image, sample_images
 from edgevit.latency.measure import MeasurePlan
 from edgevit.metrics import wilson
 from edgevit.models.loading import class_names, from_module, from_name
@@ -32,7 +32,7 @@ from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import Recipe
 from edgevit.pipeline.references import Evidence, calibration_inputs
 from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.parity import Reference, compare, judged_references
+from edgevit.runtimes.parity import Reference, compare, references_for
 from tests.cli.test_main import status
 from tests.conftest import DATA, ON_CPU, Cifar10
 from tests.export.quantization.test_int8 import answer, graph
@@ -44,7 +44,7 @@ ROOT = Path(edgevit.__file__).parents[1]
 CALIBRATION, LABELLED = 64, 100
 COUNTED = ("ort", "openvino")  # which tell of their multiply-adds
 counted = pytest.mark.parametrize("fmt", COUNTED)
-OWN_PHOTOS = own_photos()[0].parent
+OWN_PHOTOS = sample_images()[0].parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,7 +138,7 @@ def test_it_keeps_its_accuracy_on_2000_images(trained: Mapping[str, Bundle], cif
 def test_other_batches_hold_the_parity_too(trained: Mapping[str, Bundle], fmt: str) -> None:
     bundle = trained[fmt]
     with edgevit.load(bundle) as engine:
-        own = judged_references(bundle.references(), "int8")
+        own = references_for(bundle.references(), "int8")
         compare("engine", engine.run, own, precision="int8", batches=(1, 3)).require()
 
 
@@ -232,7 +232,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pieces(folder: Path, count: int) -> Path:
     """So many pieces of each of edgevit's own photos."""
     folder.mkdir(exist_ok=True)
-    for path in own_photos():
+    for path in sample_images():
         photo = read_image(path)
         for index in range(count):
             left, top = 240 * index // count, 60 * index // count
