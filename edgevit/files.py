@@ -1,15 +1,77 @@
-"""The hash that ties files to what is said of them."""
+"""File helpers: atomic write, file lock, SHA-256, cache directory, first line of an error."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import secrets
 from pathlib import Path
+from typing import IO, Any
+
+from edgevit.errors import MissingError
+
+_BLOCK_BYTES = 1 << 20
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads, calibration ranges and timing caches. It is not created.
+
+    It is `$EDGEVIT_CACHE` if that is set, else `edgevit` in `$XDG_CACHE_HOME`, else `~/.cache/edgevit`. Raises
+    MissingError if none of them is set and there is no home directory.
+    """
+    if own := os.environ.get("EDGEVIT_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "edgevit"
+    try:
+        return Path.home() / ".cache" / "edgevit"
+    except RuntimeError as error:
+        raise MissingError("no home directory for the cache; set EDGEVIT_CACHE to a folder") from error
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that no reader sees a part of it: into a temporary file beside it, which is then renamed.
+
+    A string is written as UTF-8. Raises OSError if the folder cannot be written or the disk is full; the temporary
+    file is removed, and an older file at `path` stays.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process without waiting. Return False if another process holds the lock.
+
+    The lock ends when the file is closed; the system also releases it if the process dies.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its class name if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def class_and_first_line(error: BaseException) -> str:
+    """Return the class name of an exception and the first line of its message: `ValueError: no such axis`."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import MissingError
+from edgevit.files import cache_folder
 from edgevit.latency.measure import Loading, timed_load
-from edgevit.models.downloads import cache_folder
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, precision_json
 
 

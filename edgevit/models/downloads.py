@@ -7,7 +7,6 @@ unless the file at the address has changed since. `<name>.part.json` tells that.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgevit.errors import MissingError, UsageError
-from edgevit.files import file_sha256
+from edgevit.files import cache_folder, file_sha256, try_lock
 
 OFFICIAL = "official"  # what stands in place of a file name
 ATTEMPTS = 5  # connections a call
@@ -77,18 +76,6 @@ def official(model: str, weights: PublishedWeights | None, *, on_download: OnDow
             f"{weights.filename or 'the file'} and pass it with --weights {weights.filename or 'FILE'}"
         )
     return fetch(weights, cache=cache_folder(), progress=on_download)
-
-
-def cache_folder() -> Path:
-    """$EDGEVIT_CACHE, else edgevit under $XDG_CACHE_HOME, else ~/.cache/edgevit. Raises MissingError without a home."""
-    if named := os.environ.get("EDGEVIT_CACHE"):
-        return Path(named)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "edgevit"
-    try:
-        return Path.home() / ".cache" / "edgevit"
-    except RuntimeError as error:
-        raise MissingError("there is no home folder to keep downloads in; set EDGEVIT_CACHE to a folder") from error
 
 
 def fetch(weights: PublishedWeights, *, cache: Path, progress: OnDownload | None = None) -> Path:
@@ -197,11 +184,7 @@ def _alone(path: Path, report: OnDownload) -> Iterator[_Part]:
 
 def _lock(file: FileIO, path: Path) -> bool:
     with _writing(path):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets it go where a process dies
-        except BlockingIOError:
-            return False
-        return True
+        return try_lock(file)
 
 
 def _is_same(file: FileIO, path: Path) -> bool:

@@ -17,7 +17,7 @@ from edgevit.export.quantization.calibration import Feeds, cached_reach
 from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.export.quantization.int8 import SCHEMES, layers_of
 from edgevit.export.quantization.sensitivity import Judge, QuantizationPlan, quantize_within
-from edgevit.models.downloads import cache_folder
+from edgevit.files import cache_folder
 from edgevit.pipeline.config import Recipe, StageClock
 from edgevit.pipeline.references import Evidence, Exam
 from edgevit.runtimes.base import BuildOptions

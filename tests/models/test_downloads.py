@@ -448,17 +448,6 @@ def test_a_cache_that_cannot_be_made_is_one_line(site: Site, tmp_path: Path) -> 
     assert site.asked == []
 
 
-def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("EDGEVIT_CACHE", "")
-    assert published.cache_folder() == tmp_path / ".cache" / "edgevit"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
-    assert published.cache_folder() == Path("/shared/edgevit")
-    monkeypatch.setenv("EDGEVIT_CACHE", "/own")
-    assert published.cache_folder() == Path("/own")
-
-
 # Several at once
 
 

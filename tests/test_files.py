@@ -1,0 +1,99 @@
+"""File helpers: the cache folder, atomic writes, locks and one-line errors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgevit import files
+from edgevit.errors import MissingError
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("EDGEVIT_CACHE", "")
+    assert files.cache_folder() == tmp_path / ".cache" / "edgevit"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
+    assert files.cache_folder() == Path("/shared/edgevit")
+    monkeypatch.setenv("EDGEVIT_CACHE", "/own")
+    assert files.cache_folder() == Path("/own")
+
+
+def test_without_a_home_directory_the_error_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("EDGEVIT_CACHE", "")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(MissingError, match="set EDGEVIT_CACHE"):
+        files.cache_folder()
+
+
+def test_the_hash_is_of_the_whole_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000  # several blocks
+    (tmp_path / "file").write_bytes(content)
+    assert files.file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff", "größer"])
+def test_an_atomic_write_replaces_the_whole_file(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("older and longer")
+    files.write_atomically(path, content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_atomic_write_obeys_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    files.write_atomically(tmp_path / "atomic", b"")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_atomic_write_leaves_the_older_file(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    (tmp_path / "file").write_text("older")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(failure)):
+        files.write_atomically(tmp_path / "file", "newer")
+    assert (tmp_path / "file").read_text() == "older"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_lock_keeps_other_processes_out_until_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    other = f"from edgevit.files import try_lock; print(try_lock(open({str(path)!r}, 'a')))"
+
+    def other_gets_it() -> str:
+        return subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=True).stdout.strip()
+
+    with path.open("a") as file:
+        assert files.try_lock(file)
+        assert other_gets_it() == "False"
+    assert other_gets_it() == "True"
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "with_class"),
+    [
+        (ValueError("\n no such axis \nat all"), "no such axis", "ValueError: no such axis"),
+        (ValueError(), "ValueError", "ValueError"),
+        (ValueError(" \n"), "ValueError", "ValueError"),
+    ],
+)
+def test_an_error_has_one_line(error: Exception, line: str, with_class: str) -> None:
+    assert files.first_line(error) == line
+    assert files.class_and_first_line(error) == with_class
