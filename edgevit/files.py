@@ -68,7 +68,7 @@ def try_lock(file: IO[Any]) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its class name if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
 
 
 def class_and_first_line(error: BaseException) -> str:
