@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import OnnxGraph, remove_unused
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import remove_unused
 from edgevit.types import Array
 
 TIME_BOX_S = 60.0

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgevit.export.graph import OnnxGraph, constant
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
 from edgevit.export.lint.targets import LintTarget
 from edgevit.types import Array
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgevit.export.graph import integers, only_consumer, remove_unused, replace_value
+from edgevit.export.ir_helpers import int64_initializer, only_consumer, remove_unused, replace_value
 
 _WIDEST = 2  # times: products of mostly zeros would cost more than the kernels they spare
 _NARROWEST = 12  # channels a head: of 12 it fuses, of 6 and 8 it does not, and turning it costs two copies
@@ -80,7 +80,7 @@ def _widen(attention: Attention, graph: ir.Graph) -> None:
         assert value is not None and value.shape is not None
         ends = [0] * (2 * rank)
         ends[rank + axis] = wide - narrow
-        pad = ir.node("Pad", [value, integers(graph, f"{scores.name}.pads_{index}", ends)])
+        pad = ir.node("Pad", [value, int64_initializer(graph, f"{scores.name}.pads_{index}", ends)])
         shape = ir.Shape([*value.shape[:axis], wide, *value.shape[axis + 1 :]])
         scores.replace_input_with(index, _add(pad, shape, value, scores, graph))
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import describe, initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import copy_shape_and_type, initializer, remove_unused, replace_value
 
 
 def decompose_gelu(model: ir.Model) -> None:
@@ -27,7 +27,7 @@ def _lower(node: ir.Node, graph: ir.Graph) -> None:
     def apply(op_type: str, *inputs: ir.Value | None) -> ir.Value:
         step = ir.node(op_type, inputs, name=f"{node.name}_{op_type}")
         graph.insert_before(node, step)
-        describe(step.outputs[0], node.outputs[0])
+        copy_shape_and_type(step.outputs[0], node.outputs[0])
         return step.outputs[0]
 
     def number(name: str, value: float) -> ir.Value:

@@ -15,7 +15,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import constant, describe, initializer, integers, remove_unused, replace_value
+from edgevit.export.ir_helpers import (
+    constant,
+    copy_shape_and_type,
+    initializer,
+    int64_initializer,
+    remove_unused,
+    replace_value,
+)
 
 Form: TypeAlias = Literal["native", "instance"]
 
@@ -39,7 +46,7 @@ def scale_and_shift(node: ir.Node, normalised: ir.Value, graph: ir.Graph) -> ir.
             continue
         applied = ir.node(op_type, [normalised, _column(node, graph, index, column)], name=f"{node.name}_{op_type}")
         graph.insert_before(node, applied)
-        describe(applied.outputs[0], normalised)
+        copy_shape_and_type(applied.outputs[0], normalised)
         normalised = applied.outputs[0]
     return normalised
 
@@ -48,7 +55,7 @@ def _column(node: ir.Node, graph: ir.Graph, index: int, column: list[int]) -> ir
     values = constant(node.inputs[index])
     if values is not None:
         return initializer(graph, f"{node.name}.{'scale' if index == 1 else 'bias'}", values.reshape(column))
-    reshaped = ir.node("Reshape", [node.inputs[index], integers(graph, f"{node.name}.column", column)])
+    reshaped = ir.node("Reshape", [node.inputs[index], int64_initializer(graph, f"{node.name}.column", column)])
     graph.insert_before(node, reshaped)
     return reshaped.outputs[0]
 
@@ -57,8 +64,8 @@ def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
     groups = node.attributes.get_int("num_groups")
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     shape = static_shape(node)
-    flat = integers(graph, f"{node.name}.groups", [0, groups, -1])
-    back = integers(graph, f"{node.name}.shape", list(shape))
+    flat = int64_initializer(graph, f"{node.name}.groups", [0, groups, -1])
+    back = int64_initializer(graph, f"{node.name}.shape", list(shape))
     ones, zeros = _neutral(node, graph, groups)
     nodes = [ir.node("Reshape", [node.inputs[0], flat], name=f"{node.name}_flatten")]
     nodes.append(
@@ -85,7 +92,7 @@ def _insert(nodes: list[ir.Node], before: ir.Node, graph: ir.Graph) -> ir.Value:
     for node in nodes:
         graph.insert_before(before, node)
     result = nodes[-1].outputs[0]
-    describe(result, before.outputs[0])
+    copy_shape_and_type(result, before.outputs[0])
     return result
 
 

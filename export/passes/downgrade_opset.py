@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import constant, remove_unused
+from edgevit.export.ir_helpers import constant, remove_unused
 
 OLDEST = 17
 # Operators that first appeared (or changed their meaning) in the opset.

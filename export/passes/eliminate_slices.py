@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, remove_unused
+from edgevit.export.ir_helpers import constant, remove_unused
 
 _END = 2**31 - 1  # exporters write the end of an unknown axis as the largest 32- or 64-bit integer
 

@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, describe, initializer, only_consumer, remove_unused, replace_value
+from edgevit.export.ir_helpers import (
+    constant,
+    copy_shape_and_type,
+    initializer,
+    only_consumer,
+    remove_unused,
+    replace_value,
+)
 from edgevit.types import Array
 
 _WIDEST = 64  # channels of a single head: of 96 and 192 it would no longer be fused, of several heads with 96 it is
@@ -233,7 +240,7 @@ def _add_to_heads(q: Part, turned: ir.Node, graph: ir.Graph) -> None:
         heads = first if np.all(heads == first) else heads
     value = turned.outputs[0]
     add = ir.node("Add", [value, initializer(graph, f"{q.add.name}.query", heads)], name=f"{q.add.name}_query")
-    describe(add.outputs[0], value)
+    copy_shape_and_type(add.outputs[0], value)
     graph.insert_after(turned, add)
     for use in list(value.uses()):
         if use.node is not add:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, integers, remove_unused
+from edgevit.export.ir_helpers import constant, int64_initializer, remove_unused
 
 
 def freeze_reshape_shapes(model: ir.Model) -> None:
@@ -18,5 +18,5 @@ def freeze_reshape_shapes(model: ir.Model) -> None:
             known = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else [-1, -1]
             # A 0 would mean "as the input has it"; an empty tensor is nobody's feature map.
             if known.count(-1) <= 1 and 0 not in known:
-                node.replace_input_with(1, integers(model.graph, f"{node.name}.shape", known))
+                node.replace_input_with(1, int64_initializer(model.graph, f"{node.name}.shape", known))
     remove_unused(model)

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.graph import (
+from edgevit.export.ir_helpers import (
     constant,
     has_constant_weights,
     initializer,
-    is_mean_over_pixels,
+    is_global_mean,
     only_consumer,
     remove_unused,
     replace_value,
@@ -65,7 +65,7 @@ def _layer_behind(node: ir.Node) -> ir.Node | None:
     follower = only_consumer(node.outputs[0])
     if follower is None or follower.op_type == "Conv":
         return follower if follower is None or follower.inputs[0] is node.outputs[0] else None
-    if not is_mean_over_pixels(follower):
+    if not is_global_mean(follower):
         return None
     behind = only_consumer(follower.outputs[0])
     while behind is not None and behind.op_type in ("Flatten", "Squeeze"):

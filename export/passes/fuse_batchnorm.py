@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.graph import constant, initializer, only_consumer, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, initializer, only_consumer, remove_unused, replace_value
 
 
 def fuse_batchnorm(model: ir.Model) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.graph import constant, initializer, only_consumer, remove_unused
+from edgevit.export.ir_helpers import constant, initializer, only_consumer, remove_unused
 
 Order = NDArray[np.int64]  # (C,)
 

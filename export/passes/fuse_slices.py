@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, initializer, remove_unused, replace_value
 from edgevit.types import Array
 
 

@@ -22,12 +22,12 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import (
-    CHANNELS_FIRST,
-    CHANNELS_LAST,
+from edgevit.export.ir_helpers import (
+    NCHW_TO_NHWC,
+    NHWC_TO_NCHW,
     initializer,
-    integers,
-    is_mean_over_pixels,
+    int64_initializer,
+    is_global_mean,
     only_consumer,
     remove_unused,
     replace_value,
@@ -55,7 +55,7 @@ def _is_large(node: ir.Node) -> bool:
 
 def _lower(node: ir.Node, graph: ir.Graph, *, turned: bool) -> None:
     reader, steps = only_consumer(node.outputs[0]), _Steps(node, graph)
-    if reader is not None and is_mean_over_pixels(reader):
+    if reader is not None and is_global_mean(reader):
         average = scale_and_shift(node, _average(steps), graph)
         if len(reader.outputs[0].shape or ()) == 2:
             average = steps.shaped("flatten", average, [0, -1])
@@ -82,10 +82,12 @@ class _Steps:
         return step.outputs[0]
 
     def mean(self, name: str, value: ir.Value, axes: list[int]) -> ir.Value:
-        return self("ReduceMean", name, value, integers(self._graph, f"{self._node.name}.axes", axes), keepdims=1)
+        return self(
+            "ReduceMean", name, value, int64_initializer(self._graph, f"{self._node.name}.axes", axes), keepdims=1
+        )
 
     def shaped(self, name: str, value: ir.Value, shape: list[int]) -> ir.Value:
-        return self("Reshape", name, value, integers(self._graph, f"{self._node.name}.shape", shape))
+        return self("Reshape", name, value, int64_initializer(self._graph, f"{self._node.name}.shape", shape))
 
 
 def _average(steps: _Steps) -> ir.Value:
@@ -95,9 +97,9 @@ def _average(steps: _Steps) -> ir.Value:
 
 def _at_each_pixel(steps: _Steps) -> ir.Value:
     means, variances = _first_moments(steps, _PIXELS)
-    x = steps("Transpose", "turn", steps.x, perm=CHANNELS_LAST)  # (N, H, W, C), and the moments are (N, 1, 1, C)
+    x = steps("Transpose", "turn", steps.x, perm=NCHW_TO_NHWC)  # (N, H, W, C), and the moments are (N, 1, 1, C)
     means = steps("Sub", "means_at_pixels", x, steps("Sub", "from_means", x, means))  # (N, H, W, C)
-    return steps("Transpose", "turn_back", _normalise(steps, x, means, variances), perm=CHANNELS_FIRST)
+    return steps("Transpose", "turn_back", _normalise(steps, x, means, variances), perm=NHWC_TO_NCHW)
 
 
 def _plain(steps: _Steps) -> ir.Value:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.graph import (
-    CHANNELS_FIRST,
-    CHANNELS_LAST,
+from edgevit.export.ir_helpers import (
+    NCHW_TO_NHWC,
+    NHWC_TO_NCHW,
     constant,
-    describe,
+    copy_shape_and_type,
     has_constant_weights,
     initializer,
     module_of,
@@ -29,7 +29,7 @@ _BY_ITSELF = frozenset({"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", 
 
 def pointwise_conv_to_matmul(model: ir.Model) -> None:
     for node in list(model.graph):
-        if _turns(node, CHANNELS_FIRST) and _is_pointwise(only_consumer(node.outputs[0])):
+        if _turns(node, NHWC_TO_NCHW) and _is_pointwise(only_consumer(node.outputs[0])):
             _carry(node, model.graph)
     remove_unused(model)
 
@@ -55,12 +55,12 @@ def _carry(turn: ir.Node, graph: ir.Graph) -> None:
         result = _with_channels_last(turn, reader, graph)
         if result is None:
             break
-        turn = ir.node("Transpose", [result], {"perm": CHANNELS_FIRST}, name=f"{reader.name}_first")
+        turn = ir.node("Transpose", [result], {"perm": NHWC_TO_NCHW}, name=f"{reader.name}_first")
         graph.insert_before(reader, turn)
         replace_value(reader.outputs[0], turn.outputs[0])
     last = turn.inputs[0]
     for reader in [use.node for use in turn.outputs[0].uses()]:
-        if last is not None and _turns(reader, CHANNELS_LAST):
+        if last is not None and _turns(reader, NCHW_TO_NHWC):
             replace_value(reader.outputs[0], last)
 
 
@@ -74,7 +74,7 @@ def _with_channels_last(turn: ir.Node, reader: ir.Node, graph: ir.Graph) -> ir.V
         return _insert(ir.node(reader.op_type, [last], reader.attributes, name=reader.name), reader, graph)
     if reader.op_type == "Add" and (other := _other_side(turn, reader)) is not None:
         other = _insert(
-            ir.node("Transpose", [other], {"perm": CHANNELS_LAST}, name=f"{reader.name}_last"), reader, graph
+            ir.node("Transpose", [other], {"perm": NCHW_TO_NHWC}, name=f"{reader.name}_last"), reader, graph
         )
         return _insert(ir.node("Add", [other, last], name=reader.name), reader, graph)
     return None
@@ -106,7 +106,7 @@ def _insert(node: ir.Node, reader: ir.Node, graph: ir.Graph) -> ir.Value:
     """Puts the node in front of `reader`; its output is what `reader` computes, with the channels last."""
     graph.insert_before(reader, node)
     result, like = node.outputs[0], reader.outputs[0]
-    describe(result, like)
+    copy_shape_and_type(result, like)
     if like.shape is not None:
-        result.shape = ir.Shape([like.shape[axis] for axis in CHANNELS_LAST])
+        result.shape = ir.Shape([like.shape[axis] for axis in NCHW_TO_NHWC])
     return result

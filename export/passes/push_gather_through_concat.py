@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.graph import only_consumer, remove_unused, replace_value
+from edgevit.export.ir_helpers import only_consumer, remove_unused, replace_value
 
 
 def push_gather_through_concat(model: ir.Model) -> None:

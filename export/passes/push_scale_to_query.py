@@ -11,7 +11,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import constant, describe, initializer, module_of, only_consumer, remove_unused
+from edgevit.export.ir_helpers import (
+    constant,
+    copy_shape_and_type,
+    initializer,
+    module_of,
+    only_consumer,
+    remove_unused,
+)
 from edgevit.types import Array
 
 _MASKS = frozenset({"Add", "Sub", "Where"})  # may stand between the scale and the Softmax
@@ -34,7 +41,7 @@ def _move_scale(graph: ir.Graph, product: ir.Node) -> None:
         return
     factor = initializer(graph, f"{query.name}_scale", scale)
     scaled = ir.node("Mul", [query, factor], name=f"{module_of(product)}/Mul_{query.name}_scaled")
-    describe(scaled.outputs[0], query)
+    copy_shape_and_type(scaled.outputs[0], query)
     scaled.outputs[0].name = f"{query.name}_scaled"
     graph.insert_before(product, scaled)
     product.replace_input_with(0, scaled.outputs[0])

@@ -12,7 +12,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgevit.export.graph import OnnxGraph, constant, initializer, module_of
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant, initializer, module_of
 from edgevit.types import Array
 
 FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT

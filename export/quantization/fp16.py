@@ -30,7 +30,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgevit.export.graph import OnnxGraph, constant
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
 from edgevit.export.quantization.calibration import Feeds, Load, measure_reach
 from edgevit.export.quantization.dtypes import (
     InterfaceType,

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import constant
+from edgevit.export.ir_helpers import constant
 from edgevit.export.quantization.dtypes import MOVING, InterfaceType, computes, is_float, is_known, takes_fp16
 from edgevit.types import Array
 

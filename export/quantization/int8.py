@@ -34,7 +34,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.graph import OnnxGraph, constant, initializer, module_of, only_consumer, remove_unused
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
 from edgevit.export.quantization.calibration import Reach
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.types import Array, Precision

@@ -1,4 +1,4 @@
-"""Graphs as text in; operators and equal numbers out."""
+"""Build small graphs from ONNX text, run them, and compare their outputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.types import Array
 
-BATCH = 3  # what a dynamic batch is tested with
+BATCH = 3  # the batch size for a dynamic batch
+
+# Operators that an optimized graph never contains: each costs copies in some engine or is rejected by its parser.
+UNWANTED_OPERATORS = frozenset({
+    "ScatterND", "ScatterElements", "Einsum", "Tile", "NonZero", "Loop", "If", "Scan", "Unique", "GatherND",
+    "SequenceAt", "SequenceConstruct", "ConstantOfShape", "Range", "Shape", "CastLike",
+})  # fmt: skip
+MAX_RANK = 5
 
 
 def parse(text: str, **weights: Array) -> OnnxGraph:
-    """The graph that `text` writes, in ONNX's own syntax, with `weights` as initializers under their names."""
+    """Parse a graph in ONNX's text syntax and add `weights` as initializers."""
     model = onnx.parser.parse_model(text)
     for name, array in weights.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
@@ -24,7 +31,7 @@ def parse(text: str, **weights: Array) -> OnnxGraph:
 
 
 def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:
-    """The graph's outputs on seeded noise, as ONNX Runtime reads it without optimising."""
+    """Run a graph on seeded noise in ONNX Runtime without optimizations; return the outputs by name."""
     random = np.random.default_rng(seed)
     engine = OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False)
     feeds = {spec.name: random.standard_normal(spec.with_batch(BATCH)).astype(spec.dtype) for spec in engine.inputs}
@@ -32,10 +39,25 @@ def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:
 
 
 def assert_same(before: OnnxGraph, after: OnnxGraph, *, exact: bool = False, within: float = 1e-5) -> None:
-    """Both graphs are valid ONNX and compute the same, `within` so much of the standard deviation."""
+    """Assert that `after` is valid ONNX and computes what `before` computes.
+
+    The largest difference of each output may be `within` times the output's standard deviation; 0 if `exact`.
+    """
     onnx.checker.check_model(ir.to_proto(after.model), full_check=True)
     want, got = run(before), run(after)
     assert want.keys() == got.keys()
     for name, array in want.items():
         assert array.shape == got[name].shape
         assert np.abs(array - got[name]).max() <= (0 if exact else within * array.std())
+
+
+def unwanted_operators(graph: OnnxGraph) -> dict[str, int]:
+    """Return the number of nodes of each unwanted operator; empty for a clean graph."""
+    return {name: count for name, count in graph.operators.items() if name in UNWANTED_OPERATORS}
+
+
+def max_rank(graph: OnnxGraph) -> int:
+    """Return the largest rank of any tensor in the graph."""
+    return max(
+        len(value.shape) for node in graph.model.graph.all_nodes() for value in node.outputs if value.shape is not None
+    )

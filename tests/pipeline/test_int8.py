@@ -21,7 +21,8 @@ import edgevit
 from edgevit.bundles import bundle as bundles
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import PrecisionError, UsageError
-from edgevit.export.graph import OnnxGraph, constant
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
 from edgevit.images import read_batch, read_image, sample_images
 from edgevit.latency.measure import MeasurePlan
 from edgevit.metrics import wilson

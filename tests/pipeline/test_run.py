@@ -64,15 +64,15 @@ def test_the_manifest_says_what_was_made(bundle: Bundle, fmt: str) -> None:
     }
 
 
-def test_the_graph_has_slices_and_pads_and_nothing_hostile(bundle: Bundle) -> None:
-    from edgevit.export.check import hostile_operators
+def test_the_graph_has_slices_and_pads_and_no_unwanted_operators(bundle: Bundle) -> None:
     from edgevit.export.graph import OnnxGraph
+    from tests.helpers.graphs import unwanted_operators
 
     graph = OnnxGraph.load(bundle.model_path)
     blocks = 9
     assert graph.operators["Pad"] == 4 * blocks
     assert graph.operators["Slice"] == 5 * blocks
-    assert hostile_operators(graph) == {}
+    assert unwanted_operators(graph) == {}
     convolutions = [node for node in graph.model.graph if node.op_type == "Conv"]
     assert all(node.attributes.get_int("group", 1) == 1 for node in convolutions)
     assert "layers.2.blocks.3.mlp.fc1/Conv" in {node.name for node in convolutions}

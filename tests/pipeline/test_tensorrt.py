@@ -213,13 +213,13 @@ def _without_its_weights(path: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (lambda _path: None, "no ONNX file and no bundle at"),
-    "empty": (lambda path: path.write_bytes(b""), "there is no graph in it"),
+    "empty": (lambda path: path.write_bytes(b""), "it contains no graph"),
     "garbage": (lambda path: path.write_bytes(b"garbage"), "is damaged"),
     "cut off": (_cut, "is damaged"),
     "a folder": (lambda path: path.mkdir(), "is not a bundle"),
     "dangling": (lambda path: onnx_file(path, helper.make_node("Add", ["x", "lost"], ["y"])), "reads 'lost', which"),
-    "without an input": (lambda path: onnx_file(path, helper.make_node("Sub", ["x"], ["y"])), "Sub has 1 inputs, and"),
-    "without its weights": (_without_its_weights, "the weight 'w' is not where it says"),
+    "without an input": (lambda path: onnx_file(path, helper.make_node("Sub", ["x"], ["y"])), "Sub has 1 inputs, but"),
+    "without its weights": (_without_its_weights, "the file of weight 'w' is missing"),
 }
 
 

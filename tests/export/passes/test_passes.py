@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from edgevit.errors import ExportError
-from edgevit.export.graph import OnnxGraph, constant
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
 from edgevit.export.passes import lower
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup

@@ -16,7 +16,8 @@ from torch import nn
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
-from edgevit.export.graph import OnnxGraph, constant
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
 from edgevit.export.quantization.calibration import Reach, measure_reach
 from edgevit.export.quantization.fp16 import emulate_fp16, to_fp16
 from edgevit.export.quantization.int8 import (

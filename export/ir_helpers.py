@@ -1,0 +1,86 @@
+"""Helpers for onnx_ir graphs: constants, consumers, replacing values."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgevit.types import Array
+
+# Permutations of a Transpose.
+NCHW_TO_NHWC, NHWC_TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
+
+
+def module_of(node: ir.Node) -> str:
+    """Return the dotted path of the PyTorch module that a node came from; "" if unknown."""
+    return (node.name or "").rpartition("/")[0]
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return the array of an initializer or of a Constant node's output; None for any other value."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """Return the single node that reads `value`; None if several or none do, or if it is a graph output."""
+    users = list(value.uses())
+    return users[0].node if len(users) == 1 and not value.is_graph_output() else None
+
+
+def has_constant_weights(layer: ir.Node) -> bool:
+    """Whether the weights of a Conv or Gemm are constants, and its bias too if it has one."""
+    bias = layer.inputs[2] if len(layer.inputs) > 2 else None
+    return constant(layer.inputs[1]) is not None and (bias is None or constant(bias) is not None)
+
+
+def is_global_mean(node: ir.Node) -> bool:
+    """Whether the node averages an (N, C, H, W) tensor over H and W."""
+    if node.op_type == "GlobalAveragePool":
+        return True
+    axes = constant(node.inputs[1]) if node.op_type == "ReduceMean" and len(node.inputs) > 1 else None
+    rank = len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape is not None else 0
+    return axes is not None and rank == 4 and sorted(np.asarray(axes) % rank) == [2, 3]
+
+
+def initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """Add an initializer that holds `array`; a number is appended to `name` if it is taken."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        unique, number = f"{name}_{number}", number + 1
+    value = ir.Value(
+        name=unique,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(np.asarray(array, order="C"), name=unique),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def int64_initializer(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
+    """Add an int64 initializer, such as a shape, axes or pads."""
+    return initializer(graph, name, np.asarray(values, np.int64))
+
+
+def copy_shape_and_type(value: ir.Value, source: ir.Value) -> None:
+    """Give `value` the shape and type of `source`."""
+    value.shape = source.shape
+    if source.type is not None:
+        value.type = source.type
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Replace `old` by `new` in all consumers and graph outputs; a graph output keeps its name."""
+    copy_shape_and_type(new, old)
+    if old.is_graph_output():
+        old.name, new.name = f"{old.name}_replaced", old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers whose values are not read."""
+    common_passes.RemoveUnusedNodesPass()(model)
