@@ -19,8 +19,7 @@ from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, read_batch
 from edgevit.latency.statistics import Interval
 from edgevit.runtimes.base import Engine
-from edgevit.runtimes.parity import Feeds, Run
-from edgevit.types import Array
+from edgevit.types import Array, Feeds, Run
 
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 

@@ -1,17 +1,22 @@
-"""What travels between the stages: names, types and shapes of tensors, and the precisions that can be asked for."""
+"""Types shared by all layers: arrays, precisions, tensor specifications and reference outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 Dim: TypeAlias = int | Literal["batch"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Feeds: TypeAlias = Mapping[str, Array]  # the inputs of one run by name
+Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]  # inputs to outputs, both by name
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PHOTOS = "photos"  # the `kind` of a reference whose rows are photos
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +43,24 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(str(dim) for dim in self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Inputs and PyTorch's outputs for them, both by name, each array of shape (rows, ...).
+
+    `kind` names the content of the rows: "photos" or "noise".
+    """
+
+    kind: str
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def batch(self, size: int, start: int = 0) -> dict[str, Array]:
+        """Return the inputs of `size` rows from `start` on, wrapping around at the last row."""
+        rows = np.arange(start, start + size) % self.rows
+        return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}

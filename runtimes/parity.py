@@ -7,18 +7,15 @@ disagree about one image always fail.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.errors import ParityError
-from edgevit.types import Array, Precision
-
-Feeds: TypeAlias = Mapping[str, Array]
-Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]
+from edgevit.types import PHOTOS, Array, Precision, Reference, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +48,6 @@ POLICY: Mapping[Precision, Tolerance] = {
 ROWS_OF_STD: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
 # Below this, an output hardly depends on its input, and agreement about it proves little.
 LEAST_DEPENDENCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """Inputs, and what PyTorch answers to them, row by row. `kind` says what the rows are: photos or noise."""
-
-    kind: str
-    inputs: Mapping[str, Array]  # each (rows, …)
-    outputs: Mapping[str, Array]  # each (rows, …)
-
-    @property
-    def rows(self) -> int:
-        return len(next(iter(self.inputs.values())))
-
-    def batch(self, size: int, start: int = 0) -> dict[str, Array]:
-        """The inputs of `size` rows from `start` on, filled up by starting over."""
-        rows = np.arange(start, start + size) % self.rows
-        return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
-
-
-PHOTOS = "photos"  # the kind of a reference whose rows are
 
 
 def references_for(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:

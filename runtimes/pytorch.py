@@ -19,6 +19,9 @@ class TorchEngine(Engine):
         self, module: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, threads: int | None = None
     ) -> None:
         self._torch = load_torch()
+        from edgevit.models.reference import flatten_outputs
+
+        self._flatten = flatten_outputs
         self._torch.set_num_threads(threads or available_cores())
         self._module = module.eval()
         self.inputs = tuple(inputs)
@@ -29,7 +32,7 @@ class TorchEngine(Engine):
         tensors = [self._torch.tensor(feeds[spec.name]) for spec in self.inputs]
         with self._torch.inference_mode():
             answer = self._module(*tensors)
-        values = [answer] if isinstance(answer, self._torch.Tensor) else flatten(answer)
+        values = [answer] if isinstance(answer, self._torch.Tensor) else self._flatten(answer)
         return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
 
     def executed_precision(self) -> ExecutedPrecision:
@@ -44,10 +47,3 @@ def load_torch() -> Any:
     except ImportError as error:
         raise MissingError("PyTorch is not installed here; install it: pip install 'edgevit[export]'") from error
     return torch
-
-
-def flatten(answer: Any) -> list[Any]:
-    """The tensors in a module's answer, in the order in which the exporter numbers its outputs; it leaves None out."""
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(answer) if leaf is not None]

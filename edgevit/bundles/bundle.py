@@ -32,7 +32,7 @@ from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.files import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
-from edgevit.runtimes.parity import Reference
+from edgevit.types import Reference
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -26,9 +26,9 @@ from edgevit.latency.memory import peak_memory_of
 from edgevit.metrics import AccuracyReport, OnImages
 from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase
 from edgevit.runtimes.build import build_engine, open_built
-from edgevit.runtimes.parity import ParityReport, Reference, compare, references_for
+from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, require_precision, resolve_format
-from edgevit.types import Array, TensorSpec
+from edgevit.types import Array, Reference, TensorSpec
 
 if TYPE_CHECKING:
     from edgevit.models.loading import Subject
@@ -382,19 +382,19 @@ def _subject(bundle: Bundle) -> Subject:
 def _ask_pytorch(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
     """PyTorch's answers to other photos than the bundle carries, from the very module that it was made from."""
     made = _same_subject(bundle)
-    from edgevit.pipeline import references as evidence
+    from edgevit.models import reference as model_reference
 
     names = [output["name"] for output in bundle.manifest["outputs"]]
-    return evidence.ask_pytorch(made, names, images=images)
+    return model_reference.compute_references(made, names, images=images)
 
 
 def _same_subject(bundle: Bundle) -> Subject:
     """What a bundle was made from, made again. Raises UsageError where it no longer answers as it did."""
     made = _subject(bundle)
-    from edgevit.pipeline import references as evidence
+    from edgevit.models import reference as model_reference
 
     for reference in bundle.references():
-        again = evidence.answers(made, tuple(reference.inputs.values()), tuple(reference.outputs))
+        again = model_reference.reference_outputs(made, tuple(reference.inputs.values()), tuple(reference.outputs))
         for name, stored in reference.outputs.items():
             if not np.allclose(again[name], stored, rtol=0, atol=1e-4 * float(stored.std())):
                 raise UsageError(

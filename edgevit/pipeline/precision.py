@@ -13,7 +13,7 @@ from edgevit import metrics as accuracy
 from edgevit.errors import MissingError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.calibration import Feeds, cached_reach
+from edgevit.export.quantization.calibration import cached_reach
 from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.export.quantization.int8 import SCHEMES, layers_of
 from edgevit.export.quantization.sensitivity import Judge, QuantizationPlan, quantize_within
@@ -22,8 +22,8 @@ from edgevit.pipeline.config import Recipe, StageClock
 from edgevit.pipeline.references import Evidence, Exam
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
-from edgevit.runtimes.parity import POLICY, Run, compare, references_for
-from edgevit.types import Array
+from edgevit.runtimes.parity import POLICY, compare, references_for
+from edgevit.types import Array, Feeds, Run
 
 Typing: TypeAlias = PrecisionPlan | QuantizationPlan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,16 +10,12 @@ import numpy as np
 import torch
 
 from edgevit.datasets import LabelledImages, find_labelled
-from edgevit.errors import ExportError, UsageError
-from edgevit.images import Preprocessing, find_images, read_batch, read_image, sample_images, to_array
+from edgevit.errors import UsageError
+from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.metrics import Evaluation, OnImages, evaluate
-from edgevit.models.loading import SEED, Subject
-from edgevit.runtimes.parity import PHOTOS, Reference, Run
-from edgevit.runtimes.pytorch import flatten
-from edgevit.types import Array, TensorSpec
+from edgevit.models.loading import Subject
+from edgevit.types import Array, Reference, Run, TensorSpec
 
-ROWS = 8  # rows of photos at most
-NOISE = 2  # rows of noise
 CALIBRATION = 300  # photos that ranges are measured on, at most
 FLAT = 2 / 255  # a photo whose values spread less, over all its pixels, is one colour
 
@@ -83,21 +79,6 @@ def require_images(subject: Subject, images: Path | None) -> None:
         find_images(images)
 
 
-def ask_pytorch(subject: Subject, output_names: Iterable[str], *, images: Path | None = None) -> tuple[Reference, ...]:
-    """PyTorch's answers, image by image, to photos (where the input is an image) and to noise."""
-    inputs = {PHOTOS: _photos(subject, images), "noise": _noise(subject)}
-    names = tuple(output_names)
-    return tuple(
-        Reference(
-            kind=kind,
-            inputs=dict(zip(subject.input_names, arrays, strict=True)),
-            outputs=answers(subject, arrays, names),
-        )
-        for kind, arrays in inputs.items()
-        if arrays
-    )
-
-
 def calibration_inputs(subject: Subject, calib: Path | Mapping[str, Array]) -> Mapping[str, Array]:
     """The inputs of a folder of photos, or those given, once it is seen that something can be told from them."""
     if isinstance(calib, Path):
@@ -144,66 +125,3 @@ def _calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:
             "give photos like those that the model will see"
         )
     return {subject.input_names[0]: photos}
-
-
-def _photos(subject: Subject, images: Path | None) -> tuple[Array, ...]:
-    if subject.preprocessing is None:
-        return ()
-    paths = find_images(images)[:ROWS] if images is not None else sample_images()
-    photos = [read_image(path) for path in paths]
-    rows = [to_array(photo, subject.preprocessing) for photo in photos]
-    if images is None:  # two photos make six views: as they are, mirrored, and their centres
-        rows += [np.ascontiguousarray(row[:, :, ::-1]) for row in rows]
-        centres = [photo.crop(_centre(photo.width, photo.height)) for photo in photos]
-        rows += [to_array(centre, subject.preprocessing) for centre in centres]
-    return (np.stack(rows),)
-
-
-def _centre(width: int, height: int) -> tuple[int, int, int, int]:
-    return (width // 4, height // 4, width - width // 4, height - height // 4)
-
-
-def _noise(subject: Subject) -> tuple[Array, ...]:
-    """Normal noise for floating-point inputs; an example's own values for the others, which noise could not index."""
-    random = np.random.default_rng(SEED)
-    arrays: list[Array] = []
-    for tensor in subject.example:
-        shape = (NOISE, *tensor.shape[1:])
-        if tensor.is_floating_point():
-            arrays.append(random.standard_normal(shape).astype(np.float32))
-        else:
-            arrays.append(np.repeat(tensor[:1].numpy(), NOISE, axis=0))
-    return tuple(arrays)
-
-
-def _answer(subject: Subject, feeds: list[torch.Tensor]) -> object:
-    """What the module makes of inputs that it has not been traced with. Raises ExportError where it fails."""
-    try:
-        with torch.inference_mode():
-            return subject.module(*feeds)
-    except (Exception, SystemExit) as error:  # user code
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise ExportError(
-            f"{subject.name} failed on other values than its example's: {type(error).__name__}: {reason}"
-        ) from error
-
-
-def answers(subject: Subject, arrays: tuple[Array, ...], names: tuple[str, ...]) -> dict[str, Array]:
-    """What PyTorch answers to each row of `arrays`, by output name.
-
-    Raises ExportError for outputs without a batch, and for what is no tensor.
-    """
-    rows: list[list[Array]] = []
-    batch = len(subject.example[0])
-    for index in range(len(arrays[0])):
-        # A module that was written for one batch size alone is asked in that size.
-        feeds = [torch.from_numpy(np.repeat(array[index : index + 1], batch, axis=0)) for array in arrays]
-        answer = _answer(subject, feeds)
-        tensors = [answer] if isinstance(answer, torch.Tensor) else flatten(answer)
-        if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-            kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
-            raise ExportError(f"{subject.name} answers with {kinds}; return tensors, and nothing else")
-        if any(tensor.ndim == 0 or len(tensor) != batch for tensor in tensors):
-            raise ExportError("every output needs the batch as its first axis; return per-image results")
-        rows.append([tensor[:1].float().numpy() for tensor in tensors])
-    return {name: np.concatenate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}

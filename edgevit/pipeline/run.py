@@ -21,20 +21,21 @@ from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import LatencyReport, contestant, measure
 from edgevit.models.loading import Subject
+from edgevit.models.reference import compute_references
 from edgevit.pipeline.bundle_writer import publish
 from edgevit.pipeline.config import Progress, Recipe, StageClock
 from edgevit.pipeline.fp32_baseline import baselines_of, fp32_name, verdicts_of
 from edgevit.pipeline.made import Baseline, Made, writing
 from edgevit.pipeline.precision import evaluator, to_precision, typed_evaluator
-from edgevit.pipeline.references import Evidence, ask_pytorch, calibration_inputs, find_exam, require_images
+from edgevit.pipeline.references import Evidence, calibration_inputs, find_exam, require_images
 from edgevit.pipeline.report import RunReport
 from edgevit.runtimes.base import OnPhase, Runtime
 from edgevit.runtimes.build import Built, build_engine, open_built
-from edgevit.runtimes.parity import ParityReport, Reference, compare, references_for
+from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt.plan import DeviceSteps, device_steps
-from edgevit.types import Array
+from edgevit.types import Array, Reference
 
 __all__ = ["Recipe", "run"]
 
@@ -105,7 +106,7 @@ def _gather(subject: Subject, captured: OnnxGraph, recipe: Recipe, clock: StageC
     if recipe.eval is not None:
         exam = find_exam(subject, recipe.eval, captured.outputs[0], batch=recipe.options.batch_sizes[0])
     with clock.stage("PyTorch's answers"):
-        references = ask_pytorch(subject, [spec.name for spec in captured.outputs], images=recipe.images)
+        references = compute_references(subject, [spec.name for spec in captured.outputs], images=recipe.images)
     calibration = references[0].inputs if recipe.calib is None else calibration_inputs(subject, recipe.calib)
     return Evidence(subject=subject, references=references, calibration=calibration, exam=exam)
 

@@ -19,9 +19,8 @@ import onnx_ir.passes.common as common_passes
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.dtypes import is_float
-from edgevit.types import Array
+from edgevit.types import Array, Feeds
 
-Feeds: TypeAlias = Mapping[str, Array]
 # Makes a graph ready to run; its answers come by output name.
 Load: TypeAlias = Callable[[OnnxGraph], Callable[[Feeds], Mapping[str, Array]]]
 # Called with the inputs that have been looked at and the inputs there are.

@@ -32,7 +32,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
-from edgevit.export.quantization.calibration import Feeds, Load, measure_reach
+from edgevit.export.quantization.calibration import Load, measure_reach
 from edgevit.export.quantization.dtypes import (
     InterfaceType,
     computes,
@@ -42,6 +42,7 @@ from edgevit.export.quantization.dtypes import (
     to_half,
 )
 from edgevit.export.quantization.fp16_rules import LARGEST, SMALLEST_NORMAL, Scene, decide
+from edgevit.types import Feeds
 
 __all__ = ["KeptNode", "PrecisionPlan", "WeightRange", "emulate_fp16", "to_fp16"]
 

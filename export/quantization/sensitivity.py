@@ -11,9 +11,10 @@ import numpy as np
 
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.calibration import Feeds, Load, Reach
+from edgevit.export.quantization.calibration import Load, Reach
 from edgevit.export.quantization.fp16 import KeptNode
 from edgevit.export.quantization.int8 import Layer, Scheme, layers_of, multiply_adds, quantize
+from edgevit.types import Feeds
 
 # Why the answers of a graph will not do; empty where they will.
 Judge: TypeAlias = Callable[[OnnxGraph], str]

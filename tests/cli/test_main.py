@@ -238,7 +238,7 @@ def test_verify_on_other_photos_asks_pytorch(bundle: Bundle, tmp_path: Path) -> 
 def test_verify_notices_another_answer(own_bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Reference answers of another model, with hashes made to fit: only the comparison itself can notice."""
     from edgevit.bundles import bundle as bundles
-    from edgevit.runtimes.parity import Reference
+    from edgevit.types import Reference
 
     other = [
         Reference(kind=r.kind, inputs=r.inputs, outputs={name: array[:, ::-1] for name, array in r.outputs.items()})

@@ -13,7 +13,8 @@ from edgevit.errors import ParityError
 from edgevit.latency.statistics import Interval, Ratio
 from edgevit.metrics import Evaluation
 from edgevit.pipeline.comparison import Verdict
-from edgevit.runtimes.parity import OutputParity, Reference, compare
+from edgevit.runtimes.parity import OutputParity, compare
+from edgevit.types import Reference
 
 IMAGES = 1000
 FASTER = Ratio(0.476, Interval(0.45, 0.5), 64)

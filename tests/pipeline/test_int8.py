@@ -33,7 +33,8 @@ from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import Recipe
 from edgevit.pipeline.references import Evidence, calibration_inputs
 from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.parity import Reference, compare, references_for
+from edgevit.runtimes.parity import compare, references_for
+from edgevit.types import Reference
 from tests.cli.test_main import status
 from tests.conftest import DATA, ON_CPU, Cifar10
 from tests.export.quantization.test_int8 import answer, graph

@@ -272,8 +272,8 @@ class Returns(nn.Module):
 
 
 NO_TENSORS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
-    "None alone": (lambda *_: None, "answers with nothing"),
-    "nothing": (lambda *_: (), "answers with nothing"),
+    "None alone": (lambda *_: None, "returns nothing"),
+    "nothing": (lambda *_: (), "returns nothing"),
     "no batch": (lambda first, _: first.sum(), "has no batch"),
     "one tensor twice": (lambda first, _: (first, first), "one tensor as two outputs"),
 }
@@ -380,7 +380,9 @@ class Leaves(nn.Module):
         return x.relu()
 
 
-@pytest.mark.parametrize(("traced", "message"), [(True, "cannot trace Leaves"), (False, "leaves failed on other")])
+@pytest.mark.parametrize(
+    ("traced", "message"), [(True, "cannot trace Leaves"), (False, "leaves failed on verification")]
+)
 def test_a_module_that_leaves_the_program_as_it_runs_is_an_export_error(
     traced: bool, message: str, tmp_path: Path
 ) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from edgevit.errors import ParityError
 from edgevit.pipeline.report import parity_table
-from edgevit.runtimes.parity import POLICY, ParityReport, Reference, Run, compare
-from edgevit.types import Array, Precision
+from edgevit.runtimes.parity import POLICY, ParityReport, compare
+from edgevit.types import Array, Precision, Reference, Run
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.standard_normal((6, 12)).astype(np.float32)

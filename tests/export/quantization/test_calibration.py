@@ -14,10 +14,10 @@ import pytest
 
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.calibration import Feeds, Reach, cached_reach, measure_reach
+from edgevit.export.quantization.calibration import Reach, cached_reach, measure_reach
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
-from edgevit.types import Array
+from edgevit.types import Array, Feeds
 from tests.helpers.graphs import parse
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>'

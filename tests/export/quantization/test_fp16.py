@@ -20,17 +20,16 @@ from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
-from edgevit.export.quantization.calibration import Feeds
 from edgevit.export.quantization.dtypes import InterfaceType, retype
 from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp16
 from edgevit.models.loading import from_name
+from edgevit.models.reference import compute_references
 from edgevit.models.registry import create_model
-from edgevit.pipeline.references import ask_pytorch
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
-from edgevit.runtimes.parity import Reference, compare
+from edgevit.runtimes.parity import compare
 from edgevit.runtimes.tensorrt_rtx import kernels as kernel_plan
-from edgevit.types import Array
+from edgevit.types import Array, Feeds, Reference
 from tests.conftest import Cifar10
 from tests.helpers.graphs import parse
 
@@ -632,7 +631,7 @@ def typed_model(name: str) -> tuple[OnnxGraph, PrecisionPlan, tuple[Reference, .
         subject.module, subject.example, input_names=subject.input_names, output_names=subject.output_names
     )
     graph = check(passes.lower(passes.optimise(captured.graph), "trt-rtx", precision="fp16"))
-    references = ask_pytorch(subject, ["logits"])
+    references = compute_references(subject, ["logits"])
     photos = references[0].inputs["images"]
     made, plan = to_fp16(graph, [{"images": photos[:1]}, {"images": photos[1:2]}], load=load)
     return check(made), plan, references

@@ -33,8 +33,7 @@ from edgevit.export.quantization.int8 import (
 )
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
-from edgevit.runtimes.parity import Run
-from edgevit.types import Array
+from edgevit.types import Array, Run
 from tests.helpers.graphs import parse
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>'

@@ -1,0 +1,113 @@
+"""Reference inputs and PyTorch's outputs for them: photos first, seeded noise second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgevit.errors import ExportError
+from edgevit.images import find_images, read_image, sample_images, to_array
+from edgevit.models.loading import SEED, Subject
+from edgevit.types import PHOTOS, Array, Reference
+
+MAX_PHOTOS = 8  # of a folder
+NOISE_ROWS = 2
+
+
+def compute_references(
+    model: Subject, output_names: Iterable[str], *, images: Path | None = None
+) -> tuple[Reference, ...]:
+    """Run PyTorch, image by image, on photos (if the input is an image) and on noise.
+
+    `images` is a folder of photos; without it, the photos that come with edgevit are used.
+    Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
+    """
+    inputs = {PHOTOS: _photo_inputs(model, images), "noise": _noise_inputs(model)}
+    names = tuple(output_names)
+    return tuple(
+        Reference(
+            kind=kind,
+            inputs=dict(zip(model.input_names, arrays, strict=True)),
+            outputs=reference_outputs(model, arrays, names),
+        )
+        for kind, arrays in inputs.items()
+        if arrays
+    )
+
+
+def reference_outputs(model: Subject, inputs: Sequence[Array], output_names: Sequence[str]) -> dict[str, Array]:
+    """Return PyTorch's outputs by name, (rows, ...), for `inputs`, one array (rows, ...) per input of the model.
+
+    Each row is run by itself. A module written for one batch size gets that many copies of the row.
+    Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
+    """
+    rows: list[list[Array]] = []
+    batch = len(model.example[0])
+    for index in range(len(inputs[0])):
+        feeds = [torch.from_numpy(np.repeat(array[index : index + 1], batch, axis=0)) for array in inputs]
+        output = _forward(model, feeds)
+        tensors = [output] if isinstance(output, torch.Tensor) else flatten_outputs(output)
+        if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+            kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
+            raise ExportError(f"forward() of {model.name} returns {kinds}; return tensors only")
+        if any(tensor.ndim == 0 or len(tensor) != batch for tensor in tensors):
+            raise ExportError(
+                f"forward() of {model.name} returns an output without a batch dimension; "
+                "every output needs the batch as its first axis"
+            )
+        rows.append([tensor[:1].float().numpy() for tensor in tensors])
+    return {name: np.concatenate(column) for name, column in zip(output_names, zip(*rows, strict=True), strict=True)}
+
+
+def flatten_outputs(output: Any) -> list[Any]:
+    """Return the tensors in a module's output in the order in which torch.onnx numbers them; None is left out."""
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(output) if leaf is not None]
+
+
+def _forward(model: Subject, inputs: Sequence[torch.Tensor]) -> object:
+    """Call the module. Raises ExportError if the user's code fails on other values than those of its example."""
+    try:
+        with torch.inference_mode():
+            return model.module(*inputs)
+    except (Exception, SystemExit) as error:  # user code may raise anything, or exit
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ExportError(
+            f"forward() of {model.name} failed on verification inputs, though the example input worked: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def _photo_inputs(model: Subject, images: Path | None) -> tuple[Array, ...]:
+    if model.preprocessing is None:
+        return ()
+    paths = find_images(images)[:MAX_PHOTOS] if images is not None else sample_images()
+    photos = [read_image(path) for path in paths]
+    rows = [to_array(photo, model.preprocessing) for photo in photos]
+    if images is None:  # six views of edgevit's two photos: whole, mirrored, and the center half
+        rows += [np.ascontiguousarray(row[:, :, ::-1]) for row in rows]
+        centers = [photo.crop(_center_box(photo.width, photo.height)) for photo in photos]
+        rows += [to_array(center, model.preprocessing) for center in centers]
+    return (np.stack(rows),)
+
+
+def _center_box(width: int, height: int) -> tuple[int, int, int, int]:
+    return (width // 4, height // 4, width - width // 4, height - height // 4)
+
+
+def _noise_inputs(model: Subject) -> tuple[Array, ...]:
+    """Normal noise for floating-point inputs. Other inputs repeat their example: noise may be no valid index."""
+    random = np.random.default_rng(SEED)
+    arrays: list[Array] = []
+    for tensor in model.example:
+        shape = (NOISE_ROWS, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            arrays.append(random.standard_normal(shape).astype(np.float32))
+        else:
+            arrays.append(np.repeat(tensor[:1].numpy(), NOISE_ROWS, axis=0))
+    return tuple(arrays)
