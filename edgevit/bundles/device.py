@@ -31,7 +31,7 @@ from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, req
 from edgevit.types import Array, Reference, TensorSpec
 
 if TYPE_CHECKING:
-    from edgevit.models.loading import Subject
+    from edgevit.models.loading import LoadedModel
 
 TORCH = "torch"
 _RUN_ONCE = "import sys; from edgevit.bundles.device import run_once; run_once(*sys.argv[1:])"
@@ -179,7 +179,7 @@ def evaluate_bundles(
     bundles: Sequence[Bundle],
     *,
     data: Path,
-    models: Sequence[Subject] = (),
+    models: Sequence[LoadedModel] = (),
     against: Sequence[str] = (),
     threads: int | None = None,
     limit: int | None = None,
@@ -272,7 +272,7 @@ def _torch_twin(bundle: Bundle, engine: Engine, threads: int | None) -> _Candida
     return _candidate(TORCH, TorchEngine(module, engine.inputs, engine.outputs, threads=threads), bundle)
 
 
-def _torch_model(model: Subject, threads: int | None) -> _Candidate:
+def _torch_model(model: LoadedModel, threads: int | None) -> _Candidate:
     """PyTorch with a model by its name. Raises UsageError where its weights are random or it takes no photos."""
     from edgevit.runtimes.pytorch import TorchEngine
 
@@ -347,7 +347,7 @@ def _torch_contestant(stack: ExitStack, bundle: Bundle, threads: int | None) -> 
     return _contestant(stack, TORCH, bundle, loaded, threads)
 
 
-def _subject(bundle: Bundle) -> Subject:
+def _subject(bundle: Bundle) -> LoadedModel:
     """What a bundle was made from, made again. Raises UsageError where the bundle does not say how.
 
     Random weights come from the same seed; a weights file that has moved away leaves random ones.
@@ -388,7 +388,7 @@ def _ask_pytorch(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
     return model_reference.compute_references(made, names, images=images)
 
 
-def _same_subject(bundle: Bundle) -> Subject:
+def _same_subject(bundle: Bundle) -> LoadedModel:
     """What a bundle was made from, made again. Raises UsageError where it no longer answers as it did."""
     made = _subject(bundle)
     from edgevit.models import reference as model_reference

@@ -24,7 +24,7 @@ from edgevit.errors import EdgevitError, MissingError, ParityError, UsageError, 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgevit.models.loading import Subject
+    from edgevit.models.loading import LoadedModel
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
 Arguments = argparse.Namespace
@@ -574,7 +574,7 @@ def _is_model(text: str) -> bool:
     return not Path(text).exists() and (":" in text or text.isidentifier())
 
 
-def _models(names: Sequence[str], weights: str | None) -> list[Subject]:
+def _models(names: Sequence[str], weights: str | None) -> list[LoadedModel]:
     """The models of these names, in PyTorch."""
     if weights is not None and len(names) != 1:
         raise UsageError("--weights is for one model by its name; a bundle has its weights with it")

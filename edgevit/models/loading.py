@@ -29,7 +29,7 @@ SEED = 0  # of random weights and of noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class LoadedModel:
     """A module with all that an export needs to know of it. `example` holds one tensor an input, batch first."""
 
     name: str
@@ -55,7 +55,7 @@ def from_name(
     img_size: int | None = None,
     batch: int = 1,
     on_download: OnDownload | None = None,
-) -> Subject:
+) -> LoadedModel:
     """The subject for what stands on the command line: a registered name, or `module:factory`, `file.py:factory`.
 
     A registered model without weights is given random ones that keep its activations alive; for "official" ones see
@@ -77,7 +77,7 @@ def from_module(
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     batch: int = 1,
     name: str | None = None,
-) -> Subject:
+) -> LoadedModel:
     """The subject for a module at hand. Raises UsageError where it is none, or nothing says what its input is."""
     if not isinstance(module, nn.Module):
         raise UsageError(
@@ -93,7 +93,7 @@ def from_module(
             f"nothing says what {type(module).__name__} takes: give example_input=torch.rand(1, 3, 224, 224)"
         )
     example = _examples(example_input, batch)
-    return Subject(
+    return LoadedModel(
         name=name or _slug(type(module).__name__),
         module=module.eval(),
         example=example,
@@ -125,7 +125,7 @@ def class_names(dataset: str) -> tuple[str, ...]:
 
 def _from_card(
     module: nn.Module, card: ModelCard, example_input: torch.Tensor | Sequence[torch.Tensor] | None, batch: int
-) -> Subject:
+) -> LoadedModel:
     preprocessing: Preprocessing | None = card.preprocessing
     if example_input is None:
         example: tuple[torch.Tensor, ...] = (torch.zeros(batch, *card.preprocessing.input_size),)
@@ -133,7 +133,7 @@ def _from_card(
         example = _examples(example_input, batch)
         if tuple(example[0].shape[1:]) != card.preprocessing.input_size:
             preprocessing = _image_like(example)
-    return Subject(
+    return LoadedModel(
         name=card.name,
         module=module.eval(),
         example=example,
@@ -154,7 +154,7 @@ def _from_card(
 
 def _from_factory(
     name: str, *, weights: str | os.PathLike[str] | None, num_classes: int | None, img_size: int | None, batch: int
-) -> Subject:
+) -> LoadedModel:
     if num_classes is not None:
         raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
     if weights == OFFICIAL:
@@ -188,7 +188,7 @@ def _same_folder() -> Iterator[None]:
         os.chdir(folder)
 
 
-def _require_size(registered: Subject, img_size: int | None) -> None:
+def _require_size(registered: LoadedModel, img_size: int | None) -> None:
     own = tuple(registered.example[0].shape[2:])
     if img_size is not None and own != (img_size, img_size):
         raise UsageError(

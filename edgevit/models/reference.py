@@ -11,7 +11,7 @@ import torch
 
 from edgevit.errors import ExportError
 from edgevit.images import find_images, read_image, sample_images, to_array
-from edgevit.models.loading import SEED, Subject
+from edgevit.models.loading import SEED, LoadedModel
 from edgevit.types import PHOTOS, Array, Reference
 
 MAX_PHOTOS = 8  # of a folder
@@ -19,7 +19,7 @@ NOISE_ROWS = 2
 
 
 def compute_references(
-    model: Subject, output_names: Iterable[str], *, images: Path | None = None
+    model: LoadedModel, output_names: Iterable[str], *, images: Path | None = None
 ) -> tuple[Reference, ...]:
     """Run PyTorch, image by image, on photos (if the input is an image) and on noise.
 
@@ -39,7 +39,7 @@ def compute_references(
     )
 
 
-def reference_outputs(model: Subject, inputs: Sequence[Array], output_names: Sequence[str]) -> dict[str, Array]:
+def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names: Sequence[str]) -> dict[str, Array]:
     """Return PyTorch's outputs by name, (rows, ...), for `inputs`, one array (rows, ...) per input of the model.
 
     Each row is run by itself. A module written for one batch size gets that many copies of the row.
@@ -70,7 +70,7 @@ def flatten_outputs(output: Any) -> list[Any]:
     return [leaf for leaf in tree_leaves(output) if leaf is not None]
 
 
-def _forward(model: Subject, inputs: Sequence[torch.Tensor]) -> object:
+def _forward(model: LoadedModel, inputs: Sequence[torch.Tensor]) -> object:
     """Call the module. Raises ExportError if the user's code fails on other values than those of its example."""
     try:
         with torch.inference_mode():
@@ -83,7 +83,7 @@ def _forward(model: Subject, inputs: Sequence[torch.Tensor]) -> object:
         ) from error
 
 
-def _photo_inputs(model: Subject, images: Path | None) -> tuple[Array, ...]:
+def _photo_inputs(model: LoadedModel, images: Path | None) -> tuple[Array, ...]:
     if model.preprocessing is None:
         return ()
     paths = find_images(images)[:MAX_PHOTOS] if images is not None else sample_images()
@@ -100,7 +100,7 @@ def _center_box(width: int, height: int) -> tuple[int, int, int, int]:
     return (width // 4, height // 4, width - width // 4, height - height // 4)
 
 
-def _noise_inputs(model: Subject) -> tuple[Array, ...]:
+def _noise_inputs(model: LoadedModel) -> tuple[Array, ...]:
     """Normal noise for floating-point inputs. Other inputs repeat their example: noise may be no valid index."""
     random = np.random.default_rng(SEED)
     arrays: list[Array] = []

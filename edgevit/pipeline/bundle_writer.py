@@ -16,7 +16,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import LatencyReport
-from edgevit.models.loading import Subject
+from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.comparison import Verdict
 from edgevit.pipeline.config import Recipe, StageClock
 from edgevit.pipeline.made import Made, writing
@@ -100,7 +100,7 @@ def _device_notes(steps: DeviceSteps | None) -> tuple[str, ...]:
 
 
 def _manifest(
-    subject: Subject,
+    subject: LoadedModel,
     recipe: Recipe,
     item: Made,
     judged: ParityReport,

@@ -13,7 +13,7 @@ from edgevit.datasets import LabelledImages, find_labelled
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.metrics import Evaluation, OnImages, evaluate
-from edgevit.models.loading import Subject
+from edgevit.models.loading import LoadedModel
 from edgevit.types import Array, Reference, Run, TensorSpec
 
 CALIBRATION = 300  # photos that ranges are measured on, at most
@@ -51,13 +51,13 @@ class Exam:
 class Evidence:
     """What every stage of a run is judged on."""
 
-    subject: Subject
+    subject: LoadedModel
     references: tuple[Reference, ...]  # photos first, where the subject takes photos
     calibration: Mapping[str, Array]  # the inputs that a lower precision is chosen by, each (rows, …)
     exam: Exam | None
 
 
-def find_exam(subject: Subject, folder: Path, output: TensorSpec, *, batch: int) -> Exam:
+def find_exam(subject: LoadedModel, folder: Path, output: TensorSpec, *, batch: int) -> Exam:
     """The labelled images of a folder for a subject. Raises UsageError where it takes no photos or knows no classes."""
     classes = output.shape[1] if len(output.shape) == 2 else None
     if subject.preprocessing is None or not isinstance(classes, int) or classes < 2:
@@ -71,7 +71,7 @@ def find_exam(subject: Subject, folder: Path, output: TensorSpec, *, batch: int)
     )
 
 
-def require_images(subject: Subject, images: Path | None) -> None:
+def require_images(subject: LoadedModel, images: Path | None) -> None:
     """Raises UsageError where photos are to be judged on and there are none, or the subject takes none."""
     if images is not None and subject.preprocessing is None:
         raise UsageError(f"{subject.name} takes no photos, and is judged on noise; leave --images out")
@@ -79,7 +79,7 @@ def require_images(subject: Subject, images: Path | None) -> None:
         find_images(images)
 
 
-def calibration_inputs(subject: Subject, calib: Path | Mapping[str, Array]) -> Mapping[str, Array]:
+def calibration_inputs(subject: LoadedModel, calib: Path | Mapping[str, Array]) -> Mapping[str, Array]:
     """The inputs of a folder of photos, or those given, once it is seen that something can be told from them."""
     if isinstance(calib, Path):
         return _calibration_photos(subject, calib)
@@ -105,7 +105,7 @@ def _require_rows_like(array: object, example: torch.Tensor, name: str) -> None:
         raise UsageError(f"calib holds NaN or infinity for {name}; no range can be told from that, leave such rows out")
 
 
-def _calibration_photos(subject: Subject, folder: Path) -> dict[str, Array]:
+def _calibration_photos(subject: LoadedModel, folder: Path) -> dict[str, Array]:
     """Some photos of a folder, evenly spread over it.
 
     Raises UsageError where the subject takes no photos, or where most of them are of one colour: ranges measured on

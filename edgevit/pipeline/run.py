@@ -20,7 +20,7 @@ from edgevit.export.lint.targets import parse_target
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import LatencyReport, contestant, measure
-from edgevit.models.loading import Subject
+from edgevit.models.loading import LoadedModel
 from edgevit.models.reference import compute_references
 from edgevit.pipeline.bundle_writer import publish
 from edgevit.pipeline.config import Progress, Recipe, StageClock
@@ -40,7 +40,7 @@ from edgevit.types import Array, Reference
 __all__ = ["Recipe", "run"]
 
 
-def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> RunReport:
+def run(subject: LoadedModel, recipe: Recipe, progress: Progress | None = None) -> RunReport:
     """Makes the bundles of `recipe`, proves them and publishes them together: all of them, or none.
 
     Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
@@ -71,7 +71,7 @@ def run(subject: Subject, recipe: Recipe, progress: Progress | None = None) -> R
         return publish(evidence, recipe, captured, judged, made, latencies, verdicts, clock)
 
 
-def _bundle_name(subject: Subject, recipe: Recipe, runtime: Runtime) -> str:
+def _bundle_name(subject: LoadedModel, recipe: Recipe, runtime: Runtime) -> str:
     return bundles.bundle_name(subject.name, recipe.options.precision, runtime.fmt)
 
 
@@ -79,7 +79,7 @@ def _telling(fmt: str, clock: StageClock) -> OnPhase:
     return lambda phase, done: clock.at(f"{fmt}: build, {phase} {done:.0%}")
 
 
-def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:
+def _capture(subject: LoadedModel, recipe: Recipe, clock: StageClock) -> OnnxGraph:
     example, dynamic = subject.example, recipe.options.dynamic_batch is not None
     if dynamic and len(example[0]) == 1:  # PyTorch takes a batch of one for a constant
         example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
@@ -100,7 +100,7 @@ def _capture(subject: Subject, recipe: Recipe, clock: StageClock) -> OnnxGraph:
     return captured.graph
 
 
-def _gather(subject: Subject, captured: OnnxGraph, recipe: Recipe, clock: StageClock) -> Evidence:
+def _gather(subject: LoadedModel, captured: OnnxGraph, recipe: Recipe, clock: StageClock) -> Evidence:
     """What the run is judged on; labelled images are looked for first, since nothing long depends on them."""
     exam = None
     if recipe.eval is not None:
