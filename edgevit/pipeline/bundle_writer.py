@@ -24,7 +24,7 @@ from edgevit.pipeline.references import Evidence
 from edgevit.pipeline.report import BundleReport, RunReport, StageTime, latency_figures
 from edgevit.runtimes.build import spec_entries
 from edgevit.runtimes.parity import ParityReport
-from edgevit.runtimes.tensorrt.plan import DeviceSteps
+from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
 from edgevit.types import TensorSpec
 
 

@@ -19,7 +19,7 @@ from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt import cuda
-from edgevit.runtimes.tensorrt.plan import supported_line
+from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.types import Array
 
 NEWEST_ON_JETPACK_6 = "10.3"

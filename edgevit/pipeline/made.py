@@ -13,7 +13,7 @@ from edgevit.pipeline.precision import Typing
 from edgevit.runtimes.base import Runtime
 from edgevit.runtimes.build import Built
 from edgevit.runtimes.parity import ParityReport
-from edgevit.runtimes.tensorrt.plan import DeviceSteps
+from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

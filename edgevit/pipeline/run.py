@@ -34,7 +34,7 @@ from edgevit.runtimes.build import Built, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
-from edgevit.runtimes.tensorrt.plan import DeviceSteps, device_steps
+from edgevit.runtimes.tensorrt.trtexec import DeviceSteps, device_steps
 from edgevit.types import Array, Reference
 
 __all__ = ["Recipe", "run"]

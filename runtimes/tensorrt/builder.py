@@ -16,13 +16,15 @@ from typing import Any
 
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions, OnPhase
-from edgevit.runtimes.tensorrt.plan import EngineRecord, Line, profile_shapes, supported_line, tensor_spec, versions
+from edgevit.runtimes.tensorrt.record import EngineRecord
+from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
+from edgevit.runtimes.tensorrt.versions import Line, supported_line, versions
 from edgevit.types import Precision, TensorSpec
 
 _NO_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's words
 
 
-def build_engine(
+def build_serialized_engine(
     trt: Any, model: Path, options: BuildOptions, record: EngineRecord, *, workspace: int, on_phase: OnPhase | None
 ) -> bytes:
     """The engine's bytes. Raises BuildError with TensorRT's own words."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import BatchRange, Engine, ExecutedPrecision
-from edgevit.runtimes.tensorrt import cuda
-from edgevit.runtimes.tensorrt import cuda_graph as cuda_execution
+from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.builder import failed, process_logger, type_name
-from edgevit.runtimes.tensorrt.plan import executed_precision, tensor_spec
+from edgevit.runtimes.tensorrt.inspector import executed_precision
+from edgevit.runtimes.tensorrt.shapes import tensor_spec
 from edgevit.types import Array, TensorSpec
 
 _AGAIN = "build it again here: edgevit build BUNDLE"
@@ -38,9 +38,9 @@ class TensorRtEngine(Engine):
         self._batch: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._buffers: dict[str, cuda.DeviceBuffer] = {}
-        self._pinned: dict[str, cuda_execution.PinnedMemory] = {}
+        self._pinned: dict[str, cuda_graph.PinnedMemory] = {}
         self._views: dict[str, Array] = {}  # of the page-locked memory, in the shapes of the batch of now
-        self._graph: cuda_execution.CapturedGraph | None = None
+        self._graph: cuda_graph.CapturedGraph | None = None
         self._tried_capture = False
         with ExitStack() as stack:
             self._device = stack.enter_context(cuda.Device())
@@ -85,7 +85,7 @@ class TensorRtEngine(Engine):
         self._device.synchronize()
         if not self._tried_capture:  # TensorRT has set itself up for the shape: now its work can be recorded
             self._tried_capture = True
-            self._graph = cuda_execution.capture(self._device, self._enqueue)
+            self._graph = cuda_graph.capture(self._device, self._enqueue)
             process_logger(self._trt).take()  # what cannot be recorded is no error, and not the next one's reason
 
     def _enqueue(self) -> None:
@@ -163,7 +163,7 @@ class TensorRtEngine(Engine):
         """Buffers for the largest batch, which is set."""
         for spec in (*self.inputs, *self.outputs):
             size = int(np.prod(self._shapes[spec.name], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-            self._pinned[spec.name] = cuda_execution.PinnedMemory(self._device, size)
+            self._pinned[spec.name] = cuda_graph.PinnedMemory(self._device, size)
             self._buffers[spec.name] = self._device.allocate(size)
             if not self._context.set_tensor_address(spec.name, self._buffers[spec.name].address):
                 raise failed(self._trt, f"the engine takes no buffer for {spec}")

@@ -18,7 +18,8 @@ from edgevit.errors import MissingError, UsageError
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
-from edgevit.runtimes.tensorrt.plan import ENGINE, EngineRecord, supported_line
+from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
+from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.runtimes.tensorrt.worker import build_in_child, record_here
 from edgevit.types import Precision
 
@@ -65,7 +66,7 @@ class TensorRt(Runtime):
             built = build_in_child(model, Path(place), options, on_phase=self._on_phase)
             build_s = time.perf_counter() - start
             built.precision.require(options.precision, runtime=self.title)
-            path = folder / ENGINE
+            path = folder / ENGINE_FILE
             os.replace(built.path, path)
         told = built.record.write(folder, layers=dict(built.precision.layers), workspace_bytes=built.workspace)
         return Artifact(fmt=self.fmt, files=(path, told), build_s=build_s, notes=built.record.notes)

@@ -18,11 +18,11 @@ from typing import Any
 from edgevit.runtimes import subprocess_build as child
 from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision, OnPhase
 from edgevit.runtimes.subprocess_build import Json
-from edgevit.runtimes.tensorrt import cuda
-from edgevit.runtimes.tensorrt import cuda_graph as cuda_execution
-from edgevit.runtimes.tensorrt.builder import build_engine
+from edgevit.runtimes.tensorrt import cuda, cuda_graph
+from edgevit.runtimes.tensorrt.builder import build_serialized_engine
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
-from edgevit.runtimes.tensorrt.plan import ENGINE, EngineRecord, Memory, host_free_bytes, workspace_bytes
+from edgevit.runtimes.tensorrt.memory import FreeMemory, host_free_bytes, workspace_bytes
+from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
 
 MODULE = "tensorrt"
 
@@ -49,7 +49,7 @@ def build_in_child(model: Path, folder: Path, options: BuildOptions, *, on_phase
     request = {"model": str(model.resolve()), "tells": on_phase is not None, "options": _to_json(options)}
     report = child.run(_job(model), request, folder, on_phase=on_phase)
     return BuiltEngine(
-        path=folder / ENGINE,
+        path=folder / ENGINE_FILE,
         record=EngineRecord(**report["record"]),
         precision=ExecutedPrecision(**report["precision"]),
         workspace=report["workspace"],
@@ -93,12 +93,12 @@ def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
     with cuda.Device() as device:
         record = record_here(trt, device)
         workspace = workspace_bytes(options.workspace_mb, _memory(device), model.stat().st_size)
-        content = build_engine(
+        content = build_serialized_engine(
             trt, model, options, record, workspace=workspace, on_phase=on_phase if request["tells"] else None
         )
         with TensorRtEngine(trt, content) as judged:
             precision = judged.executed_precision()
-    (folder / ENGINE).write_bytes(content)
+    (folder / ENGINE_FILE).write_bytes(content)
     return {"record": asdict(record), "precision": asdict(precision), "workspace": workspace}
 
 
@@ -112,12 +112,12 @@ def record_here(trt: Any, device: cuda.Device) -> EngineRecord:
     )
 
 
-def _memory(device: cuda.Device) -> Memory:
-    meminfo, free = Path("/proc/meminfo"), cuda_execution.free_memory(device)
-    return Memory(
+def _memory(device: cuda.Device) -> FreeMemory:
+    meminfo, free = Path("/proc/meminfo"), cuda_graph.free_memory(device)
+    return FreeMemory(
         device_free=free,
         host_free=host_free_bytes(meminfo.read_text("ascii")) if meminfo.exists() else free,
-        shared=cuda_execution.shares_memory(device),
+        shared=cuda_graph.shares_memory(device),
     )
 
 

@@ -21,11 +21,11 @@ from edgevit.errors import BuildError, MissingError
 from edgevit.runtimes import subprocess_build as child
 from edgevit.runtimes.base import BatchRange, OnPhase
 from edgevit.runtimes.subprocess_build import Json
+from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 
 MODULE = "tensorrt_rtx"
 INSTALL = "install it (Linux, x86): pip install 'edgevit[trt-rtx]'"
 TIMEOUT_S = 1800.0  # ShiftViT-B takes 10 s on one core
-_ENGINE = "model.engine"
 
 # What NVIDIA's words mean for the user.
 _REMEDIES = (
@@ -87,7 +87,7 @@ def compile_onnx(
         report = child.run(_job(model), request, folder, timeout_s=timeout_s)
         if report["errors"]:
             raise BuildError(_refusal(model, report["errors"]))
-        engine = (folder / _ENGINE).read_bytes()
+        engine = (folder / ENGINE_FILE).read_bytes()
     return Compiled(
         engine=engine,
         layers=report["layers"],
@@ -164,7 +164,7 @@ def _work(request: Json, folder: Path, _on_phase: OnPhase) -> Json:
         trt = importlib.import_module(MODULE)
     except ImportError as error:  # its files are there, and what they need is not
         raise MissingError(f"TensorRT-RTX does not load here ({error}); {INSTALL}") from error
-    return _build(trt, request, folder / _ENGINE)
+    return _build(trt, request, folder / ENGINE_FILE)
 
 
 def _build(trt: Any, request: Json, target: Path) -> Json:

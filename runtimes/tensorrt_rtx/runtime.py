@@ -20,11 +20,11 @@ import numpy as np
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import Artifact, BatchRange, BuildOptions, Engine, ExecutedPrecision, Runtime
 from edgevit.runtimes.tensorrt.cuda import Device, DeviceBuffer
+from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, compile_onnx, make_logger
 from edgevit.runtimes.tensorrt_rtx.kernels import KernelPlan, misreading, read_plan, target_name
 from edgevit.types import Array, Dim, Precision, TensorSpec
 
-ENGINE = "model.engine"
 KERNELS = "model.kernels.json"  # the compiler's kernel list, which the engine itself does not show without a GPU
 _MAGIC = b"vtrt"
 _HEADER_BYTES = 64  # the magic; at byte 16 the size of the whole file, 8 bytes, lowest first (seen in 1.7.1)
@@ -58,7 +58,7 @@ class TensorRtRtx(Runtime):
         if compiled.misread:
             raise BuildError(misreading(compiled))
         plan = read_plan(compiled, model, options.compute_capabilities, batch=batches.optimum)
-        engine, kernels = folder / ENGINE, folder / KERNELS
+        engine, kernels = folder / ENGINE_FILE, folder / KERNELS
         _write(engine, compiled.engine)
         _write(kernels, (json.dumps({**plan.to_json(), "file": model.name}) + "\n").encode())
         notes = [f"built for {target_name(options.compute_capabilities)} with no GPU; TF32 is off"]

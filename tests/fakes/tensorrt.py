@@ -21,9 +21,7 @@ import numpy as np
 from edgevit.runtimes import subprocess_build as child
 from edgevit.runtimes.base import OnPhase
 from edgevit.runtimes.subprocess_build import Json
-from edgevit.runtimes.tensorrt import cuda
-from edgevit.runtimes.tensorrt import cuda_graph as cuda_execution
-from edgevit.runtimes.tensorrt import worker as tensorrt_child
+from edgevit.runtimes.tensorrt import cuda, cuda_graph, worker
 from edgevit.runtimes.tensorrt.cuda_graph import PinnedMemory
 from edgevit.types import Array
 from tests.runtimes.tensorrt.test_api import matrix
@@ -66,10 +64,10 @@ def stand_ins(world: World) -> list[tuple[Any, str, Any]]:
     """What stands in for the GPU: the module, the name in it, and the value."""
     return [
         (cuda, "Device", lambda: FakeDevice(world)),
-        (cuda_execution, "PinnedMemory", FakePinned),
-        (cuda_execution, "capture", fake_capture),
-        (cuda_execution, "free_memory", lambda device: device.world.free),
-        (cuda_execution, "shares_memory", lambda device: device.world.integrated),
+        (cuda_graph, "PinnedMemory", FakePinned),
+        (cuda_graph, "capture", fake_capture),
+        (cuda_graph, "free_memory", lambda device: device.world.free),
+        (cuda_graph, "shares_memory", lambda device: device.world.integrated),
     ]
 
 
@@ -89,7 +87,7 @@ def install(column: str, world: World) -> None:
 
 def run_here(_job: child.Job, request: Json, folder: Path, *, on_phase: OnPhase | None = None) -> Json:
     """`child.run` in this process, for the builder's sake; what travels is JSON all the same."""
-    report = tensorrt_child.work(json.loads(json.dumps(request)), folder, on_phase or (lambda *_: None))
+    report = worker.work(json.loads(json.dumps(request)), folder, on_phase or (lambda *_: None))
     answer: Json = json.loads(json.dumps(report))
     return answer
 

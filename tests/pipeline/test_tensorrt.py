@@ -40,7 +40,7 @@ def test_trt_makes_the_bundle_but_the_engine(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "shiftvit_cifar10-fp32-trt"
     assert printed.out.strip().splitlines()[-1] == f"edgevit build {path}"
     last = printed.err.strip().splitlines()[-1]
-    assert "holds no engine yet" in last
+    assert "has no engine yet" in last
     assert "pip install" not in last  # which would bring gigabytes, and still no engine
     assert {file.name for file in path.iterdir()} == {"manifest.json", "model.onnx", "reference.npz", "classes.txt"}
     manifest = json.loads((path / "manifest.json").read_text())

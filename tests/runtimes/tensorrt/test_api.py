@@ -379,7 +379,7 @@ def _added_methods(classes: tuple[str, ...]) -> frozenset[str]:
 @cache
 def _our_names() -> frozenset[str]:
     """Names defined in our own files that a runtime is built on."""
-    files = [*RUNTIMES.glob("*.py"), *RUNTIMES.parent.glob("*.py")]
+    files = [*RUNTIMES.glob("*.py"), *RUNTIMES.glob("tensorrt*/*.py"), *RUNTIMES.parent.glob("*.py")]
     others = [file for file in files if file.name not in TALKING | LOOSE]
     return frozenset().union(*(_defined(ast.parse(file.read_text("utf-8"))) for file in others))
 

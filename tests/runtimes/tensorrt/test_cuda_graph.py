@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from edgevit.errors import BuildError, MissingError
-from edgevit.runtimes.tensorrt import cuda
-from edgevit.runtimes.tensorrt import cuda_graph as cuda_execution
+from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.cuda_graph import PinnedMemory, capture, free_memory, shares_memory
 
 STREAM, GRAPH, READY = 7, 11, 13
@@ -72,7 +71,7 @@ def driver() -> Driver:
 def device(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[cuda.Device]:
     functions = {
         name: ctypes.CFUNCTYPE(ctypes.c_int, *types)(lambda *arguments, name=name: driver.answer(name, arguments))
-        for name, types in (cuda._CALLS | cuda_execution._CALLS).items()
+        for name, types in (cuda._CALLS | cuda_graph._CALLS).items()
     }
     monkeypatch.setattr(cuda, "_load_driver", lambda: SimpleNamespace(**functions))
     with cuda.Device() as opened:

@@ -1,0 +1,85 @@
+"""The equivalent trtexec command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.errors import UsageError
+from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.tensorrt.record import ENGINE_FILE, build_command
+from edgevit.runtimes.tensorrt.shapes import profile_shapes
+from edgevit.runtimes.tensorrt.versions import supported_line
+from edgevit.types import TensorSpec
+
+# TensorRT 11 does all four by default or ignores the flags, 10 does the opposite: spelled out, both do the same.
+_SAME_IN_ALL_VERSIONS = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun")
+_MEASURE = ("--warmUp=500", "--iterations=200", "--duration=10", "--avgRuns=1", "--percentile=50,90,95,99")
+_REPORTS = (
+    "--profilingVerbosity=detailed",
+    "--exportTimes=times.json",
+    "--exportProfile=profile.json",
+    "--exportLayerInfo=layers.json",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSteps:
+    """The commands left to run on the device, for a bundle that lacks only its engine."""
+
+    sentence: str
+    build: str
+    trtexec: str
+
+
+def device_steps(
+    bundle: Path, options: BuildOptions, version: str, *, inputs: Sequence[TensorSpec] = ()
+) -> DeviceSteps:
+    """Return the commands for the device, and a sentence that says why the bundle in `bundle` has no engine."""
+    build = build_command(bundle / ENGINE_FILE)
+    return DeviceSteps(
+        sentence=f"{bundle.name} has no engine yet: TensorRT builds on the device only; on the device: {build}",
+        build=build,
+        # A path relative to the bundle: its place on the device is not known here.
+        trtexec=trtexec_command(Path("model.onnx"), options, version, inputs=inputs),
+    )
+
+
+def trtexec_command(model: Path, options: BuildOptions, version: str, *, inputs: Sequence[TensorSpec] = ()) -> str:
+    """Return the trtexec command that builds and times `model` on the device, with the same effect in every version.
+
+    A dynamic batch requires `inputs`, the graph's inputs. Raises UsageError without them, MissingError for an
+    unsupported version.
+    """
+    line = supported_line(version)
+    precision = {"fp16": ["--fp16"], "int8": ["--int8"]}.get(options.precision, [])
+    command = [
+        "trtexec",
+        f"--onnx={model}",
+        # From TensorRT 10 on, the graph's types are the precision.
+        *(precision if line == "8.6" else ["--stronglyTyped"]),
+        *(["--noTF32"] if options.precision == "fp32" else []),
+        *_shape_flags(options, inputs),
+        *([f"--memPoolSize=workspace:{options.workspace_mb}M"] if options.workspace_mb else []),
+        *_SAME_IN_ALL_VERSIONS,
+        *_MEASURE,
+        *_REPORTS,
+        f"--timingCacheFile={model.with_suffix('.timing')}",
+        f"--saveEngine={model.with_name(ENGINE_FILE)}",
+    ]
+    return shlex.join(command)
+
+
+def _shape_flags(options: BuildOptions, inputs: Sequence[TensorSpec]) -> list[str]:
+    if options.dynamic_batch is None:
+        return []
+    if not any(spec.is_dynamic for spec in inputs):
+        raise UsageError("a dynamic batch requires the graph's inputs: trtexec_command(..., inputs=graph.inputs)")
+    shapes = profile_shapes(inputs, options)
+    flags = []
+    for flag, index in (("--minShapes", 0), ("--optShapes", 1), ("--maxShapes", 2), ("--shapes", 1)):
+        named = (f"{name}:{'x'.join(str(size) for size in shape[index])}" for name, shape in shapes.items())
+        flags.append(f"{flag}={','.join(named)}")
+    return flags
