@@ -31,7 +31,7 @@ _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution: two 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One contestant's answers to every image: the evidence, and the shares that follow from it."""
+    """One candidate's answers to every image: the evidence, and the shares that follow from it."""
 
     name: str
     precision: str  # that runs, as far as the runtime tells
@@ -85,7 +85,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReport:
-    """Several contestants on the same images; the first is the reference of the others."""
+    """Several candidates on the same images; the first is the reference of the others."""
 
     paths: tuple[Path, ...]
     how: str  # the classes of the images were found
@@ -105,7 +105,7 @@ class AccuracyReport:
 
 
 def evaluate(
-    contestants: Mapping[str, Run],
+    candidates: Mapping[str, Run],
     images: LabelledImages,
     preprocessing: Preprocessing,
     *,
@@ -115,16 +115,16 @@ def evaluate(
     precisions: Mapping[str, str] | None = None,
     progress: OnImages | None = None,
 ) -> tuple[Evaluation, ...]:
-    """Asks every contestant about every image; each image is read once, and all are given the same array.
+    """Asks every candidate about every image; each image is read once, and all are given the same array.
 
     Every call holds exactly `batch` images, the last filled up by starting over, as engines with a fixed batch need.
-    `precisions` names what each contestant runs in, for the record. Raises ImageError for the first image that cannot
+    `precisions` names what each candidate runs in, for the record. Raises ImageError for the first image that cannot
     be read, UsageError where an answer is not one row of logits an image.
     """
-    found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in contestants}
+    found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in candidates}
     done, total = 0, len(images.paths)
     for photos, labels in _batches(images, preprocessing, batch):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             answer = run({input_name: _filled(photos, batch)})[output_name]
             found[name].append(_judged(_logits(answer, batch, images.class_count, name)[: len(labels)], labels))
         done += len(labels)

@@ -13,12 +13,12 @@ from edgevit.latency.compare import gate
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 
-Baseline = Mapping[str, LatencyReport]  # by the contestant's name
+Baseline = Mapping[str, LatencyReport]  # by the candidate's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """A contestant that was held against its baseline."""
+class BaselineCheck:
+    """A candidate that was held against its baseline."""
 
     name: str
     ratio: Ratio | None  # None where the two do not compare
@@ -44,7 +44,7 @@ class Held:
 
 
 def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
-    """The reports of the contestants `names`. Raises UsageError where the file is none, or lacks one of them."""
+    """The reports of the candidates `names`. Raises UsageError where the file is none, or lacks one of them."""
     try:
         entries = json.loads(path.read_text("utf-8"))["latency"]
         reports = {str(entry["name"]): LatencyReport.from_json(entry["evidence"]) for entry in entries}
@@ -60,23 +60,25 @@ def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
     return {name: reports[name] for name in names}
 
 
-def hold(found: Sequence[LatencyReport], baseline: Baseline, *, max_slowdown: float) -> tuple[Held, ...]:
-    """Each contestant that has a baseline, held against it; `max_slowdown` 0.1 allows a tenth more time."""
+def check_baseline(
+    found: Sequence[LatencyReport], baseline: Baseline, *, max_slowdown: float
+) -> tuple[BaselineCheck, ...]:
+    """Each candidate that has a baseline, held against it; `max_slowdown` 0.1 allows a tenth more time."""
     return tuple(
-        _hold(report, baseline[report.name], max_slowdown=max_slowdown) for report in found if report.name in baseline
+        _check(report, baseline[report.name], max_slowdown=max_slowdown) for report in found if report.name in baseline
     )
 
 
-def _hold(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float) -> Held:
+def _check(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float) -> BaselineCheck:
     ratio, failure = None, None
     try:
         ratio = gate(report, baseline, max_slowdown=max_slowdown)
     except (MeasureError, RegressionError) as error:
         failure = error
-    return Held(name=report.name, ratio=ratio, allowed=1 + max_slowdown, failure=failure)
+    return BaselineCheck(name=report.name, ratio=ratio, allowed=1 + max_slowdown, failure=failure)
 
 
-def failure_of(held: Sequence[Held]) -> MeasureError | RegressionError | None:
+def first_failure(checks: Sequence[BaselineCheck]) -> MeasureError | RegressionError | None:
     """The first that is slower than allowed, else the first of which that cannot be told."""
-    failures = [each.failure for each in held if each.failure is not None]
+    failures = [each.failure for each in checks if each.failure is not None]
     return min(failures, key=lambda failure: not isinstance(failure, RegressionError), default=None)

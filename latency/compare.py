@@ -19,7 +19,7 @@ from edgevit.latency.statistics import Interval, Ratio
 # Two loads of one engine differ, always in the same direction while they live, because their memory lies elsewhere
 # (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with shiftvit_cifar10
 # on a quiet EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
-PLACEMENT = 0.02
+MEMORY_LAYOUT_EFFECT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def gate(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float)
 
 def _paired(report: LatencyReport, reference: LatencyReport) -> Ratio:
     ratio = statistics.paired_ratio(_per_image(report), _per_image(reference))
-    return _judged(ratio, report.disturbed)
+    return _judged(ratio, report.noise_reason)
 
 
 def _judged(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 1.0) -> Ratio:
@@ -107,17 +107,17 @@ def _judged(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 1
     """
     if ratio.interval is None:
         return ratio
-    low = ratio.interval.low / slower / (1 + PLACEMENT)
-    high = ratio.interval.high * faster * (1 + PLACEMENT)
+    low = ratio.interval.low / slower / (1 + MEMORY_LAYOUT_EFFECT)
+    high = ratio.interval.high * faster * (1 + MEMORY_LAYOUT_EFFECT)
     return Ratio(ratio.value, Interval(low, high), ratio.rounds, reason)
 
 
 def _in_which_run(report: LatencyReport, baseline: LatencyReport) -> str:
     """The reason why one of two separate runs gives no verdict."""
-    if report.disturbed:
-        return report.disturbed
-    if baseline.disturbed:
-        return f"in the baseline's run, {baseline.disturbed}"
+    if report.noise_reason:
+        return report.noise_reason
+    if baseline.noise_reason:
+        return f"in the baseline's run, {baseline.noise_reason}"
     if None not in (report.throttled, baseline.throttled) and report.throttled != baseline.throttled:
         return f"the machine throttled in {'this' if report.throttled else 'the baseline'} run only; let it cool"
     return ""

@@ -1,7 +1,7 @@
-"""Contestants measured side by side: warm-up, then interleaved turns until there is enough to tell.
+"""Candidates measured side by side: warm-up, then interleaved turns until there is enough to tell.
 
 What is timed is one call, from arrays on the host to arrays on the host, copies to and from a device included, with
-nothing queued ahead: the latency that an application waits for. Contestants share one process and take turns, so
+nothing queued ahead: the latency that an application waits for. Candidates share one process and take turns, so
 that what disturbs the machine disturbs all of them alike.
 """
 
@@ -13,48 +13,36 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 
 from edgevit.errors import MeasureError, UsageError
-from edgevit.latency import clock, memory, statistics
+from edgevit.latency import clock, statistics
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.runtimes.base import Engine
+from edgevit.runtimes.loading import Loading, memory_rise_mb, resident_mb
 from edgevit.types import Array
 
 __all__ = [
-    "Contestant",
+    "Candidate",
     "LatencyReport",
-    "Loading",
     "MeasurePlan",
-    "callable_contestant",
-    "contestant",
+    "candidate_from_callable",
+    "candidate_from_engine",
     "measure",
-    "timed_load",
 ]
 
 Progress: TypeAlias = Callable[[str, float], None]  # what is being done, and the share of it that is, 0 to 1
-T = TypeVar("T")
 
 _TICKS = 100  # a median of fewer ticks of the clock would be off by more than a percent
 _PROBE_EVERY_NS = 500_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """What loading took: seconds, the rise of the process's resident memory in MB (None where unknown), and the most
-    that a process of its own held, which loaded it and ran it (None where nobody asked)."""
-
-    load_s: float
-    memory_rise_mb: float | None
-    peak_memory_mb: float | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contestant:
+class Candidate:
     """What takes part: `infer` runs one inference on one batch and returns its outputs as NumPy arrays (one, several,
     or by name), so that they are computed when it returns.
 
@@ -74,15 +62,7 @@ class Contestant:
     details: Mapping[str, str] = field(default_factory=dict)
 
 
-def timed_load(load: Callable[[], T]) -> tuple[T, Loading]:
-    """Calls `load`, and says what it took: `engine, loading = timed_load(lambda: runtime.open(path, options))`."""
-    before, start = memory.resident_mb(), clock.now_ns()
-    loaded = load()
-    load_s = (clock.now_ns() - start) / 1e9
-    return loaded, Loading(load_s, _rise(before))
-
-
-def contestant(
+def candidate_from_engine(
     name: str,
     engine: Engine,
     feeds: Mapping[str, Array],
@@ -90,13 +70,13 @@ def contestant(
     threads: int | None = None,
     loading: Loading | None = None,
     details: Mapping[str, str] | None = None,
-) -> Contestant:
-    """An engine as a contestant. Runs its first inference, so give it an engine that has not run yet.
+) -> Candidate:
+    """An engine as a candidate. Runs its first inference, so give it an engine that has not run yet.
 
     Raises UsageError where the engine does not take the feeds, MeasureError where the inference fails.
     """
     shapes = {spec.name: feeds[spec.name].shape for spec in engine.inputs if spec.name in feeds}
-    return callable_contestant(
+    return candidate_from_callable(
         name,
         functools.partial(engine.run, feeds),
         batch=_batch(engine, feeds),
@@ -107,7 +87,7 @@ def contestant(
     )
 
 
-def callable_contestant(
+def candidate_from_callable(
     name: str,
     infer: Callable[[], object],
     *,
@@ -116,16 +96,16 @@ def callable_contestant(
     threads: int | None = None,
     loading: Loading | None = None,
     details: Mapping[str, str] | None = None,
-) -> Contestant:
-    """Anything that runs one inference as a contestant; a PyTorch model joins as `lambda: model(images).numpy()`.
+) -> Candidate:
+    """Anything that runs one inference as a candidate; a PyTorch model joins as `lambda: model(images).numpy()`.
 
     Runs the first inference. Raises MeasureError where it fails.
     """
-    before = memory.resident_mb()
+    before = resident_mb()
     _, duration, outputs = _timed(name, infer)
     _require_answer(name, outputs)
-    rises = [loading.memory_rise_mb if loading else None, _rise(before)]
-    return Contestant(
+    rises = [loading.memory_rise_mb if loading else None, memory_rise_mb(before)]
+    return Candidate(
         name=name,
         infer=infer,
         batch=batch,
@@ -140,29 +120,29 @@ def callable_contestant(
 
 
 def measure(
-    contestants: Sequence[Contestant], plan: MeasurePlan | None = None, progress: Progress | None = None
+    candidates: Sequence[Candidate], plan: MeasurePlan | None = None, progress: Progress | None = None
 ) -> tuple[LatencyReport, ...]:
-    """A report for each contestant, in the order given, taken side by side by `plan` (`MeasurePlan()` where None).
+    """A report for each candidate, in the order given, taken side by side by `plan` (`MeasurePlan()` where None).
 
     `progress` is called between rounds, while nothing is timed. Raises MeasureError where no honest figure exists:
     an inference fails or answers NaN or infinity, the clock is too coarse, `max_duration_s` ends before `min_runs`.
     """
-    _require_distinct(contestants)
+    _require_distinct(candidates)
     plan, progress = plan or MeasurePlan(), progress or _untold
     environment, resolution = Environment.capture(), clock.resolution_ns()
     with _no_garbage_collection():
         warm = []
-        for number, each in enumerate(contestants):
-            progress(f"warm-up of {each.name}", number / len(contestants))
+        for number, each in enumerate(candidates):
+            progress(f"warm-up of {each.name}", number / len(candidates))
             warm.append(_warm_up(each, plan))
             _require_fine_clock(each.name, warm[-1].median_ns, resolution)
         records = [
             _Record(each, max(1, round(1e9 * plan.turn_s / warmth.median_ns)))
-            for each, warmth in zip(contestants, warm, strict=True)
+            for each, warmth in zip(candidates, warm, strict=True)
         ]
         probes = _run_rounds(records, plan, progress)
     for record in records:
-        _require_fine_clock(record.contestant.name, float(np.median(record.durations_ns)), resolution)
+        _require_fine_clock(record.candidate.name, float(np.median(record.durations_ns)), resolution)
     shared = _Shared(
         run_id=uuid.uuid4().hex,
         probes=probes,
@@ -170,7 +150,7 @@ def measure(
         plan=plan,
         environment=environment,
         after=MachineState.capture(),
-        names=tuple(each.name for each in contestants),
+        names=tuple(each.name for each in candidates),
     )
     return tuple(_report(record, warmth, shared) for record, warmth in zip(records, warm, strict=True))
 
@@ -186,9 +166,9 @@ class _Warmth:
 
 @dataclass(slots=True)
 class _Record:
-    """A contestant's samples while they are being taken."""
+    """A candidate's samples while they are being taken."""
 
-    contestant: Contestant
+    candidate: Candidate
     runs_per_turn: int
     starts_ns: list[int] = field(default_factory=list)
     durations_ns: list[int] = field(default_factory=list)
@@ -214,16 +194,16 @@ class _Shared:
     names: tuple[str, ...]
 
 
-def _warm_up(contestant: Contestant, plan: MeasurePlan) -> _Warmth:
+def _warm_up(candidate: Candidate, plan: MeasurePlan) -> _Warmth:
     """Runs until the last three windows agree, or until the time for it is over."""
     begin, runs = clock.now_ns(), 0
     window: list[int] = []
     medians: list[float] = []
     window_start = begin
     while True:
-        start, duration, outputs = _timed(contestant.name, contestant.infer)
+        start, duration, outputs = _timed(candidate.name, candidate.infer)
         if not runs:
-            _require_answer(contestant.name, outputs)
+            _require_answer(candidate.name, outputs)
         runs, end = runs + 1, start + duration
         window.append(duration)
         if len(window) >= plan.warmup_window_runs and end - window_start >= 1e9 * plan.warmup_window_s:
@@ -237,7 +217,7 @@ def _warm_up(contestant: Contestant, plan: MeasurePlan) -> _Warmth:
 
 
 def _run_rounds(records: Sequence[_Record], plan: MeasurePlan, progress: Progress) -> tuple[Probe, ...]:
-    """Rounds until every contestant has enough. Returns the machine's speed before, between and after them."""
+    """Rounds until every candidate has enough. Returns the machine's speed before, between and after them."""
     random = np.random.default_rng(plan.seed)
     origin = clock.now_ns()
     probes = [_probe(origin)]
@@ -264,15 +244,15 @@ def _finished(records: Sequence[_Record], plan: MeasurePlan, elapsed_ns: int) ->
     for record in records:
         if len(record.durations_ns) < plan.min_runs:
             raise MeasureError(
-                f"{record.contestant.name} ran {len(record.durations_ns)} of {plan.min_runs} times in the "
-                f"{limit_s:g} s that all contestants had; raise max_duration_s or lower min_runs"
+                f"{record.candidate.name} ran {len(record.durations_ns)} of {plan.min_runs} times in the "
+                f"{limit_s:g} s that all candidates had; raise max_duration_s or lower min_runs"
             )
     return True
 
 
 def _take_turn(record: _Record, number: int, plan: MeasurePlan, origin: int) -> None:
     """Unrecorded runs until the one before has left no trace, then the recorded ones."""
-    name, infer = record.contestant.name, record.contestant.infer
+    name, infer = record.candidate.name, record.candidate.infer
     settled = clock.now_ns() + round(1e9 * plan.settle_s)
     _timed(name, infer)
     while clock.now_ns() < settled:
@@ -322,17 +302,17 @@ def _require_fine_clock(name: str, median_ns: float, resolution_ns: int) -> None
         )
 
 
-def _require_distinct(contestants: Sequence[Contestant]) -> None:
-    names = [each.name for each in contestants]
+def _require_distinct(candidates: Sequence[Candidate]) -> None:
+    names = [each.name for each in candidates]
     if not names:
-        raise UsageError("nothing to measure; give at least one contestant")
+        raise UsageError("nothing to measure; give at least one candidate")
     if len(set(names)) < len(names):
-        raise UsageError(f"contestants need distinct names, not {', '.join(names)}")
+        raise UsageError(f"candidates need distinct names, not {', '.join(names)}")
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Python's collector would stop one contestant for what another left behind."""
+    """Python's collector would stop one candidate for what another left behind."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -352,11 +332,6 @@ def _untold(stage: str, share: float) -> None:
     """Progress that nobody asked for."""
 
 
-def _rise(before_mb: float | None) -> float | None:
-    now = memory.resident_mb()
-    return None if before_mb is None or now is None else now - before_mb
-
-
 def _batch(engine: Engine, feeds: Mapping[str, Array]) -> int:
     """The images that one call takes: the dynamic axis of the first input, else its first axis."""
     spec = engine.inputs[0]
@@ -366,11 +341,11 @@ def _batch(engine: Engine, feeds: Mapping[str, Array]) -> int:
 
 
 def _report(record: _Record, warmth: _Warmth, shared: _Shared) -> LatencyReport:
-    each = record.contestant
+    each = record.candidate
     return LatencyReport(
         name=each.name,
         run_id=shared.run_id,
-        beside=tuple(name for name in shared.names if name != each.name),
+        measured_with=tuple(name for name in shared.names if name != each.name),
         samples_ms=tuple(duration / 1e6 for duration in record.durations_ns),
         starts_ns=tuple(record.starts_ns),
         rounds=tuple(record.rounds),

@@ -1,15 +1,12 @@
-"""Memory of this process and of a fresh one. Megabytes here are 2**20 bytes."""
+"""Peak memory of a subprocess. Megabytes here are 2**20 bytes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from edgevit.errors import MeasureError
-
-_STATUS = Path("/proc/self/status")
 
 # The command is a grandchild on purpose: Linux counts the memory of the process that forks as a peak of the child
 # (ru_maxrss survives exec), and whoever measures may hold gigabytes. This child holds a bare interpreter.
@@ -20,15 +17,6 @@ os.dup2(2, 1)
 status = os.spawnvp(os.P_WAIT, sys.argv[1], sys.argv[1:])
 os.write(answer, b"%d %d" % (status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
-
-
-def resident_mb() -> float | None:
-    """What this process holds in memory now (VmRSS); None where the system does not say."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), None)
 
 
 def peak_memory_of(command: Sequence[str]) -> float:

@@ -17,6 +17,7 @@ from edgevit.latency.environment import Environment, MachineState, others_share,
 from edgevit.latency.statistics import Interval, Percentile
 
 SCHEMA = 1
+_JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
 _DRIFT = 0.1  # a report remarks on a tenth
 BUSY = 0.1  # the share of the cores that other processes may take before a measurement tells little
 
@@ -28,10 +29,10 @@ class MeasurePlan:
     Warm-up: windows of at least `warmup_window_runs` runs and `warmup_window_s` seconds, until the medians of the
     last three lie within `warmup_tolerance` of the middle one; after `warmup_max_s` seconds it ends without that.
 
-    Rounds: each contestant takes one turn a round, in an order drawn from `seed`. A turn is at least one run and
+    Rounds: each candidate takes one turn a round, in an order drawn from `seed`. A turn is at least one run and
     `settle_s` seconds that are not recorded, in which the caches and the spinning threads of whoever ran before give
     way, then the runs that are: as many as fill `turn_s` seconds at the warm-up's pace, and always as many, so that
-    a round in which the machine was slow weighs no less than another. Rounds end when every contestant has `min_runs`
+    a round in which the machine was slow weighs no less than another. Rounds end when every candidate has `min_runs`
     samples and `min_duration_s` seconds of its own, or when they have taken `max_duration_s` seconds for each.
     """
 
@@ -61,14 +62,14 @@ class MeasurePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyReport:
-    """One contestant's measurement: host to host and synchronous, from arrays given to arrays returned.
+    """One candidate's measurement: host to host and synchronous, from arrays given to arrays returned.
 
     Raises UsageError where the parts contradict each other. Megabytes are 2**20 bytes.
     """
 
     name: str
     run_id: str  # reports of one interleaved run share it
-    beside: tuple[str, ...]  # who else ran, in the order given
+    measured_with: tuple[str, ...]  # the other candidates of the run, in the order given
     samples_ms: tuple[float, ...]  # every one, in the order taken
     starts_ns: tuple[int, ...]  # from the start of the first round
     rounds: tuple[int, ...]  # the round that each sample belongs to
@@ -140,7 +141,7 @@ class LatencyReport:
 
     @property
     def round_ms(self) -> NDArray[np.float64]:
-        """The median of each round, (rounds,): what pairs up between contestants."""
+        """The median of each round, (rounds,): what pairs up between candidates."""
         first_of_round = np.flatnonzero(np.diff(self.rounds)) + 1
         return np.array([np.median(turn) for turn in np.split(np.array(self.samples_ms), first_of_round)])
 
@@ -167,7 +168,7 @@ class LatencyReport:
         return others_share(self.environment.state, self.after)
 
     @property
-    def disturbed(self) -> str:
+    def noise_reason(self) -> str:
         """Why no verdict can rest on this report; empty where one can.
 
         Taking turns cancels what slows all alike. Other processes do not: an inference that is shorter than the
@@ -177,7 +178,7 @@ class LatencyReport:
         return f"other processes took {100 * share:.0f} % of the cores; measure when they rest" if share > BUSY else ""
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """What a reader must know before using the figures; empty where there is nothing."""
         found = {
             f"the warm-up did not settle within {self.plan.warmup_max_s:g} s": not self.steady,
@@ -187,9 +188,9 @@ class LatencyReport:
             f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > _DRIFT,
             f"the machine's own speed varied by {100 * self._speed_range():.0f} %": self._speed_range() > _DRIFT,
             "the machine throttled": self.throttled is True,
-            self.disturbed: bool(self.disturbed),
+            self.noise_reason: bool(self.noise_reason),
         }
-        return tuple(doubt for doubt, holds in found.items() if holds)
+        return tuple(warning for warning, holds in found.items() if holds)
 
     def percentile(self, percent: float) -> Percentile:
         """A percentile in ms, or the reason why these runs do not tell it."""
@@ -197,7 +198,8 @@ class LatencyReport:
 
     def to_json(self) -> dict[str, Any]:
         """All evidence, for `json.dump`; `from_json` gives an equal report."""
-        return {"schema": SCHEMA, **asdict(self)}
+        fields = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return {"schema": SCHEMA, **fields}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyReport:
@@ -221,8 +223,9 @@ class LatencyReport:
 def _converted(data: Mapping[str, Any]) -> dict[str, Any]:
     """JSON's lists and objects as the types of the fields."""
     return {
-        **data,
-        **{name: tuple(data[name]) for name in ("beside", "samples_ms", "starts_ns", "rounds")},
+        **{name: value for name, value in data.items() if name != _JSON_NAMES["measured_with"]},
+        "measured_with": tuple(data[_JSON_NAMES["measured_with"]]),
+        **{name: tuple(data[name]) for name in ("samples_ms", "starts_ns", "rounds")},
         "input_shapes": {name: tuple(shape) for name, shape in data["input_shapes"].items()},
         "probes": tuple(Probe(**probe) for probe in data["probes"]),
         "plan": MeasurePlan(**data["plan"]),

@@ -56,7 +56,7 @@ class Percentile:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A contestant's time over the reference's: 0.5 is twice as fast, 2 twice as slow.
+    """A candidate's time over the reference's: 0.5 is twice as fast, 2 twice as slow.
 
     `interval` is None where there are too few rounds for one. `reason` says why there can be no verdict even where
     the interval would give one.
@@ -132,7 +132,7 @@ def median_interval(values: Values) -> Interval | None:
 
 
 def paired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
-    """The ratio of two contestants that took turns: the median over rounds of the ratio within a round.
+    """The ratio of two candidates that took turns: the median over rounds of the ratio within a round.
 
     Both meet the same machine within a round, so what slows both cancels. Raises UsageError where the rounds do not
     pair up.
@@ -175,7 +175,7 @@ def _of_difference(above: NDArray[np.float64], below: NDArray[np.float64]) -> In
 
 
 def _ratio(log_value: float, log_resampled: NDArray[np.float64], log_exact: Interval | None, rounds: int) -> Ratio:
-    """Taken in logarithms, so that swapping the contestants gives the inverse."""
+    """Taken in logarithms, so that swapping the candidates gives the inverse."""
     value = math.exp(log_value)
     if log_exact is None:
         return Ratio(value, None, rounds, f"an interval needs {FEWEST_ROUNDS} rounds, not {rounds}")

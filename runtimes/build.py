@@ -11,8 +11,8 @@ from typing import Any
 
 from edgevit.errors import MissingError
 from edgevit.files import cache_folder
-from edgevit.latency.measure import Loading, timed_load
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, precision_json
+from edgevit.runtimes.loading import Loading, timed_load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

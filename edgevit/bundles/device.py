@@ -21,11 +21,18 @@ from edgevit.datasets import find_labelled
 from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
 from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import Contestant, LatencyReport, Loading, MeasurePlan, contestant, measure, timed_load
+from edgevit.latency.measure import (
+    Candidate,
+    LatencyReport,
+    MeasurePlan,
+    candidate_from_engine,
+    measure,
+)
 from edgevit.latency.memory import peak_memory_of
 from edgevit.metrics import AccuracyReport, OnImages
 from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase
 from edgevit.runtimes.build import build_engine, open_built
+from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, require_precision, resolve_format
 from edgevit.types import Array, Reference, TensorSpec
@@ -129,7 +136,7 @@ def classify(bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: i
     return tuple(answers)
 
 
-def contestant_names(bundles: Sequence[Bundle]) -> list[str]:
+def candidate_names(bundles: Sequence[Bundle]) -> list[str]:
     """What reports call bundles: by the folder's name, by its whole path where two share the name."""
     names = [bundle.name for bundle in bundles]
     return [bundle.name if names.count(bundle.name) == 1 else str(bundle.path) for bundle in bundles]
@@ -150,16 +157,16 @@ def measure_bundles(
     )
     rivals = [name if name == TORCH else resolve_format(name) for name in against]
     with ExitStack() as stack:
-        contestants = [
+        candidates = [
             _contestant(stack, name, bundle, _loaded(bundle, threads), threads, own=True)
-            for name, bundle in zip(contestant_names(bundles), bundles, strict=True)
+            for name, bundle in zip(candidate_names(bundles), bundles, strict=True)
         ]
         for rival in rivals:
             if rival == TORCH:
-                contestants.append(_torch_contestant(stack, bundles[0], threads))
+                candidates.append(_torch(stack, bundles[0], threads))
             else:
-                contestants.append(_rival(stack, bundles[0], rival, threads))
-        return measure(contestants, plan)
+                candidates.append(_other_runtime(stack, bundles[0], rival, threads))
+        return measure(candidates, plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +207,7 @@ def evaluate_bundles(
         opened = [stack.enter_context(load_engine(bundle, threads=threads)) for bundle in bundles]
         if against:
             candidates.append(_torch_twin(bundles[0], opened[0], threads))
-        names = contestant_names(bundles)
+        names = candidate_names(bundles)
         candidates += [
             replace(_candidate(name, engine, bundle), bundle=bundle)
             for name, engine, bundle in zip(names, opened, bundles, strict=True)
@@ -303,11 +310,11 @@ def _contestant(
     threads: int | None,
     *,
     own: bool = False,
-) -> Contestant:
+) -> Candidate:
     """`own`: the engine is that of the bundle, which has to run in the bundle's precision."""
     engine = stack.enter_context(loaded[0])
     precision = (require_precision(bundle, engine) if own else engine.executed_precision()).found
-    return contestant(
+    return candidate_from_engine(
         name, engine, _feeds(bundle), threads=threads, loading=loaded[1], details={"precision": precision}
     )
 
@@ -329,7 +336,7 @@ def run_once(path: str, threads: str | None = None) -> None:
         engine.run(_feeds(bundle))
 
 
-def _rival(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Contestant:
+def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Candidate:
     """Another runtime on the same ONNX file."""
     runtime = get_runtime(fmt)
     options = BuildOptions(threads=threads, dynamic_batch=bundle.options.dynamic_batch, batch=bundle.options.batch)
@@ -338,7 +345,7 @@ def _rival(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> C
     return _contestant(stack, fmt, bundle, timed_load(lambda: runtime.open(artifact.path, options)), threads)
 
 
-def _torch_contestant(stack: ExitStack, bundle: Bundle, threads: int | None) -> Contestant:
+def _torch(stack: ExitStack, bundle: Bundle, threads: int | None) -> Candidate:
     from edgevit.runtimes.pytorch import TorchEngine
 
     with load_engine(bundle, threads=threads) as engine:

@@ -268,7 +268,7 @@ def latency_command(arguments: Arguments) -> int:
     slowdown = 0.1 if arguments.max_slowdown is None else arguments.max_slowdown
     compare.require_allowance(slowdown)
     bundles = [Bundle.open(path) for path in arguments.bundle]
-    names = device.contestant_names(bundles)
+    names = device.candidate_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
     found = device.measure_bundles(
         bundles,
@@ -276,11 +276,11 @@ def latency_command(arguments: Arguments) -> int:
         threads=arguments.threads,
         duration_s=arguments.duration,
     )
-    held = baseline.hold(found, stored, max_slowdown=slowdown)
+    held = baseline.check_baseline(found, stored, max_slowdown=slowdown)
     for part in (*report.latency_parts(found), *report.lines(each.sentence for each in held)):
         _print(part, arguments)
     result = {"latency": report.latency_json(found), "baseline": [each.to_json() for each in held]}
-    failure = baseline.failure_of(held)
+    failure = baseline.first_failure(held)
     if failure is not None:
         return _fail(failure, arguments, found=result)
     _finish(arguments, result)

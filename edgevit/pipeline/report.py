@@ -191,7 +191,7 @@ def _batches(reports: Sequence[LatencyReport]) -> str:
 
 def latency_parts(reports: Sequence[LatencyReport]) -> list[RenderableType]:
     """The table, and what a reader must know before using it."""
-    doubts = [f"{report.name}: {doubt}" for report in reports for doubt in report.doubts]
+    doubts = [f"{report.name}: {doubt}" for report in reports for doubt in report.warnings]
     runs = {report.name: report.details["precision"] for report in reports if "precision" in report.details}
     if len(set(runs.values())) > 1:
         doubts.insert(
@@ -223,7 +223,7 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "memory_rise_mb": report.memory_rise_mb,
         "peak_memory_mb": report.peak_memory_mb,
         "steady": report.steady,
-        "doubts": list(report.doubts),
+        "doubts": list(report.warnings),
     }
 
 

@@ -19,7 +19,7 @@ from edgevit.export.lint.rules import lint
 from edgevit.export.lint.targets import parse_target
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
-from edgevit.latency.measure import LatencyReport, contestant, measure
+from edgevit.latency.measure import LatencyReport, candidate_from_engine, measure
 from edgevit.models.loading import LoadedModel
 from edgevit.models.reference import compute_references
 from edgevit.pipeline.bundle_writer import publish
@@ -231,9 +231,11 @@ def _measure(
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
     feeds = reference.batch(batch)
     torch_engine = TorchEngine(evidence.subject.module, captured.inputs, captured.outputs, threads=options.threads)
-    contestants = [contestant("torch", torch_engine, feeds, threads=options.threads)]
+    candidates = [candidate_from_engine("torch", torch_engine, feeds, threads=options.threads)]
     for name, built in running.items():
         assert built.engine is not None
-        contestants.append(contestant(name, built.engine, feeds, threads=options.threads, loading=built.loading))
+        candidates.append(
+            candidate_from_engine(name, built.engine, feeds, threads=options.threads, loading=built.loading)
+        )
     with clock.stage("latency"):
-        return {report.name: report for report in measure(contestants, recipe.plan)}
+        return {report.name: report for report in measure(candidates, recipe.plan)}

@@ -69,7 +69,7 @@ def report(
     return LatencyReport(
         name=name,
         run_id=run_id,
-        beside=(),
+        measured_with=(),
         samples_ms=tuple(sample for _, sample in samples),
         starts_ns=tuple(range(0, 1000 * len(samples), 1000)),
         rounds=tuple(number for number, _ in samples),

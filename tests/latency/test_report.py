@@ -11,9 +11,9 @@ import pytest
 
 from edgevit.errors import UsageError
 from edgevit.latency.clock import Probe
-from edgevit.latency.compare import PLACEMENT
+from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import Contestant, LatencyReport, measure
+from edgevit.latency.measure import Candidate, LatencyReport, measure
 from edgevit.pipeline.report import latency_json, latency_parts, latency_table
 from tests.helpers import samples
 from tests.latency.test_measure import QUICK, work
@@ -35,11 +35,13 @@ def test_a_table_of_several_batches_names_them_all() -> None:
     assert str(latency_table(mixed[:1]).caption).startswith("batch 1, 1 threads")
     row = latency_json(mixed)[1]
     assert row["ratio"] == pytest.approx(0.75) and row["verdict"] == "faster"
-    assert row["ratio_interval"] == pytest.approx([0.75 / (1 + PLACEMENT), 0.75 * (1 + PLACEMENT)])
+    assert row["ratio_interval"] == pytest.approx(
+        [0.75 / (1 + MEMORY_LAYOUT_EFFECT), 0.75 * (1 + MEMORY_LAYOUT_EFFECT)]
+    )
     assert [each["ratio_interval"] for each in latency_json(mixed[:1])] == [None]
 
 
-def test_contestants_in_several_precisions_are_told_apart() -> None:
+def test_candidates_in_several_precisions_are_told_apart() -> None:
     fp16 = samples.report([[2.0]] * 9, name="one")  # in fp16, as its details say
     int8 = dataclasses.replace(fp16, name="other", details={"precision": "int8"})
     notes = [str(part) for part in latency_parts([fp16, int8])[1:]]
@@ -60,7 +62,7 @@ def test_the_interval_of_the_median_holds_the_truth() -> None:
 
 
 def test_a_real_report_survives_json_unchanged() -> None:
-    reports = measure([Contestant(name=name, infer=work(1), input_shapes={"x": (1, 3)}) for name in "ab"], QUICK)
+    reports = measure([Candidate(name=name, infer=work(1), input_shapes={"x": (1, 3)}) for name in "ab"], QUICK)
     for report in (*reports, samples.report([[0.1, 1 / 3], [1e-9, 2e9]])):
         again = LatencyReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
         assert again == report and again.environment.key() == report.environment.key()
@@ -130,5 +132,5 @@ QUIET = samples.report([[1.0, 1.0]] * 10)
     ],
 )
 def test_a_report_says_what_makes_it_doubtful(report: LatencyReport, doubt: str) -> None:
-    assert QUIET.doubts == ()
-    assert len(report.doubts) == 1 and report.doubts[0].startswith(doubt)
+    assert QUIET.warnings == ()
+    assert len(report.warnings) == 1 and report.warnings[0].startswith(doubt)

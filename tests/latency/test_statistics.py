@@ -80,7 +80,7 @@ def test_drift_that_both_share_cancels_in_the_paired_ratio_and_not_in_the_median
     assert one_after_the_other > 1.5
 
 
-def test_equal_contestants_are_told_apart_hardly_ever() -> None:
+def test_equal_candidates_are_told_apart_hardly_ever() -> None:
     wrong = 0
     for seed in range(200):
         random = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def test_the_interval_of_a_ratio_holds_the_truth_from_the_fewest_rounds_on(
     assert sum(interval is not None and 1.0 in interval for interval in intervals) >= 193  # 198 expected
 
 
-def test_swapping_the_contestants_inverts_the_ratio() -> None:
+def test_swapping_the_candidates_inverts_the_ratio() -> None:
     first, second = np.exp(np.random.default_rng(0).standard_normal((2, 40)))
     there, back = statistics.paired_ratio(first, second), statistics.paired_ratio(second, first)
     assert there.interval is not None and back.interval is not None
