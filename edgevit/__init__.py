@@ -125,7 +125,7 @@ def export_model(
                     "weights, num_classes and img_size go with a model given by name; set them on your module"
                 )
             made = subject.from_module(model, example_input=example_input, batch=batch)
-        recipe = pipeline.Recipe(
+        recipe = pipeline.ExportConfig(
             formats=(resolve_format(fmt),),
             options=BuildOptions(
                 precision=precision,

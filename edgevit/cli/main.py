@@ -153,7 +153,7 @@ def export_command(arguments: Arguments) -> int:
     from edgevit.pipeline import run as pipeline
     from edgevit.runtimes.registry import resolve_format
 
-    recipe = pipeline.Recipe(
+    recipe = pipeline.ExportConfig(
         formats=tuple(resolve_format(name.strip()) for name in arguments.fmt.split(",")),
         options=options,
         out=arguments.out,

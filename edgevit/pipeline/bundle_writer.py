@@ -17,11 +17,11 @@ from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import LatencyReport
 from edgevit.models.loading import LoadedModel
-from edgevit.pipeline.comparison import Verdict
-from edgevit.pipeline.config import Recipe, StageClock
-from edgevit.pipeline.made import Made, writing
-from edgevit.pipeline.references import Evidence
-from edgevit.pipeline.report import BundleReport, RunReport, StageTime, latency_figures
+from edgevit.pipeline.comparison import PrecisionComparison
+from edgevit.pipeline.config import ExportConfig, StageTimer
+from edgevit.pipeline.export_run import BuiltBundle, writing
+from edgevit.pipeline.references import ReferenceData
+from edgevit.pipeline.report import BundleReport, ExportReport, StageTime, latency_figures
 from edgevit.runtimes.build import spec_entries
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
@@ -29,15 +29,15 @@ from edgevit.types import TensorSpec
 
 
 def publish(
-    evidence: Evidence,
-    recipe: Recipe,
+    evidence: ReferenceData,
+    recipe: ExportConfig,
     captured: OnnxGraph,
     judged: ParityReport,
-    made: Sequence[Made],
+    made: Sequence[BuiltBundle],
     latencies: Mapping[str, LatencyReport],
-    verdicts: Mapping[str, Verdict],
-    clock: StageClock,
-) -> RunReport:
+    verdicts: Mapping[str, PrecisionComparison],
+    clock: StageTimer,
+) -> ExportReport:
     subject = evidence.subject
     environment = Environment.capture()
     for item in made:
@@ -52,7 +52,7 @@ def publish(
             bundles.write_manifest(item.folder, manifest)
     reports = [_bundle_report(item, recipe, verdicts.get(item.runtime.fmt)) for item in made]
     bundles.publish({item.folder: recipe.out / item.folder.name for item in made})
-    return RunReport(
+    return ExportReport(
         model=subject.name,
         weights=str(subject.origin["weights"]),
         stages=tuple(clock.times),
@@ -68,7 +68,7 @@ def _has_classes(output: TensorSpec) -> bool:
     return len(output.shape) == 2 and output.shape[1] != 1
 
 
-def _bundle_report(item: Made, recipe: Recipe, verdict: Verdict | None) -> BundleReport:
+def _bundle_report(item: BuiltBundle, recipe: ExportConfig, verdict: PrecisionComparison | None) -> BundleReport:
     artifact = item.built.artifact
     notes = [f"{record.name} {record.note}" for record in item.graph.history if record.note]
     if isinstance(item.typing, QuantizationPlan):
@@ -101,11 +101,11 @@ def _device_notes(steps: DeviceSteps | None) -> tuple[str, ...]:
 
 def _manifest(
     subject: LoadedModel,
-    recipe: Recipe,
-    item: Made,
+    recipe: ExportConfig,
+    item: BuiltBundle,
     judged: ParityReport,
     latencies: Mapping[str, LatencyReport],
-    verdict: Verdict | None,
+    verdict: PrecisionComparison | None,
     environment: Environment,
     times: Sequence[StageTime],
 ) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _manifest(
     }
 
 
-def _write_latency(item: Made, latencies: Mapping[str, LatencyReport]) -> None:
+def _write_latency(item: BuiltBundle, latencies: Mapping[str, LatencyReport]) -> None:
     """Every sample of the run, of all contestants, beside the manifest's figures."""
     content = [report.to_json() for report in latencies.values()]
     (item.folder / bundles.LATENCY).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")

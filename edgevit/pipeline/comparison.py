@@ -16,7 +16,7 @@ ENGINE = "the engine"  # was asked, and nothing in its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class PrecisionComparison:
     """A bundle in a lower precision against fp32 in the same runtime and the same run."""
 
     fmt: str

@@ -32,7 +32,7 @@ Calibration: TypeAlias = Path | Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class ExportConfig:
     """What is to be made of a subject."""
 
     formats: tuple[str, ...]
@@ -112,7 +112,7 @@ class Recipe:
         """The TensorRT that the bundle is for."""
         return self.trt_version or NEWEST_ON_JETPACK_6
 
-    def for_machine(self) -> Recipe:
+    def for_machine(self) -> ExportConfig:
         """The recipe, for the TensorRT of this machine where it builds with one and no other is asked for."""
         if "trt" not in self.formats or self.trt_version is not None or not cuda.has_gpu():
             return self
@@ -120,7 +120,7 @@ class Recipe:
         return self if version is None else replace(self, trt_version=".".join(version.split(".")[:2]))
 
 
-class StageClock:
+class StageTimer:
     """Times the stages and tells the progress display of them."""
 
     def __init__(self, progress: Progress | None) -> None:

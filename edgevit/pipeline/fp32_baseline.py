@@ -13,35 +13,37 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.measure import LatencyReport
 from edgevit.metrics import Evaluation
-from edgevit.pipeline.comparison import ENGINE, Verdict
-from edgevit.pipeline.config import Recipe, StageClock
-from edgevit.pipeline.made import Baseline, Made, writing
+from edgevit.pipeline.comparison import ENGINE, PrecisionComparison
+from edgevit.pipeline.config import ExportConfig, StageTimer
+from edgevit.pipeline.export_run import BuiltBundle, Fp32Baseline, writing
 from edgevit.pipeline.precision import evaluator, typed_evaluator
-from edgevit.pipeline.references import Evidence, Exam
+from edgevit.pipeline.references import EvalDataset, ReferenceData
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.build import build_engine, open_built
 
 
 def baselines_of(
-    graph: OnnxGraph, recipe: Recipe, made: Sequence[Made], folder: Path, clock: StageClock
-) -> dict[str, Baseline]:
+    graph: OnnxGraph, recipe: ExportConfig, made: Sequence[BuiltBundle], folder: Path, clock: StageTimer
+) -> dict[str, Fp32Baseline]:
     """fp32 for each format, where less was asked for."""
     if recipe.options.precision == "fp32":
         return {}
     return {item.runtime.fmt: _baseline(graph, recipe, item, folder / item.runtime.fmt, clock) for item in made}
 
 
-def _baseline(graph: OnnxGraph, recipe: Recipe, item: Made, folder: Path, clock: StageClock) -> Baseline:
+def _baseline(
+    graph: OnnxGraph, recipe: ExportConfig, item: BuiltBundle, folder: Path, clock: StageTimer
+) -> Fp32Baseline:
     runtime, fmt = item.runtime, item.runtime.fmt
     lowered = check(passes.lower(graph, fmt, opset=recipe.opset_for(fmt)))
     if item.built.engine is None:
-        return Baseline(graph=lowered, built=None)
+        return Fp32Baseline(graph=lowered, built=None)
     options = replace(recipe.options_for(runtime), precision="fp32")
     with clock.stage(f"{fmt}: fp32 to compare"), writing(folder):
         folder.mkdir(parents=True)
         lowered.save(folder / bundles.MODEL)
         built = open_built(build_engine(runtime, folder / bundles.MODEL, folder, options), options)
-    return Baseline(graph=lowered, built=built)
+    return Fp32Baseline(graph=lowered, built=built)
 
 
 def fp32_name(fmt: str) -> str:
@@ -49,13 +51,13 @@ def fp32_name(fmt: str) -> str:
 
 
 def verdicts_of(
-    evidence: Evidence,
-    recipe: Recipe,
-    made: Sequence[Made],
-    baselines: Mapping[str, Baseline],
+    evidence: ReferenceData,
+    recipe: ExportConfig,
+    made: Sequence[BuiltBundle],
+    baselines: Mapping[str, Fp32Baseline],
     latencies: Mapping[str, LatencyReport],
-    clock: StageClock,
-) -> dict[str, Verdict]:
+    clock: StageTimer,
+) -> dict[str, PrecisionComparison]:
     """Each lower precision against fp32. Raises ParityError where more accuracy is lost than is allowed."""
     found = {}
     for item in made:
@@ -70,19 +72,19 @@ def verdicts_of(
 
 
 def _verdict(
-    evidence: Evidence,
-    recipe: Recipe,
-    item: Made,
-    baseline: Baseline,
+    evidence: ReferenceData,
+    recipe: ExportConfig,
+    item: BuiltBundle,
+    baseline: Fp32Baseline,
     latencies: Mapping[str, LatencyReport],
-    clock: StageClock,
-) -> Verdict:
+    clock: StageTimer,
+) -> PrecisionComparison:
     fmt, engine = item.runtime.fmt, _engine(item)
     fp32 = baseline.built.artifact if baseline.built is not None else None
     wanted, answers = _examine(evidence.exam, recipe, item, baseline, clock)
     pair = [latencies[name] for name in (fp32_name(fmt), fmt) if name in latencies]
     last = item.parity.results[-1].stage if item.parity.results else ""
-    return Verdict(
+    return PrecisionComparison(
         fmt=fmt,
         precision=recipe.options.precision,
         judged=ENGINE if engine is not None else "the typed graph",
@@ -96,14 +98,14 @@ def _verdict(
     )
 
 
-def _engine(item: Made) -> Engine | None:
+def _engine(item: BuiltBundle) -> Engine | None:
     """The engine, where one runs here: a file that is read node by node for us has no arithmetic and no speed of its
     own."""
     return None if item.runtime.fmt == "onnx" else item.built.engine
 
 
 def _examine(
-    exam: Exam | None, recipe: Recipe, item: Made, baseline: Baseline, clock: StageClock
+    exam: EvalDataset | None, recipe: ExportConfig, item: BuiltBundle, baseline: Fp32Baseline, clock: StageTimer
 ) -> tuple[Evaluation | None, Evaluation | None]:
     """fp32's answers to the labelled images, and those of the lower precision: of engines where they run here."""
     if exam is None:

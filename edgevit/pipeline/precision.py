@@ -18,8 +18,8 @@ from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp1
 from edgevit.export.quantization.int8 import SCHEMES, layers_of
 from edgevit.export.quantization.sensitivity import Judge, QuantizationPlan, quantize_within
 from edgevit.files import cache_folder
-from edgevit.pipeline.config import Recipe, StageClock
-from edgevit.pipeline.references import Evidence, Exam
+from edgevit.pipeline.config import ExportConfig, StageTimer
+from edgevit.pipeline.references import EvalDataset, ReferenceData
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
 from edgevit.runtimes.parity import POLICY, compare, references_for
@@ -36,10 +36,10 @@ _SCALES_IN_FP16 = 19  # the first opset whose QuantizeLinear takes them
 
 def to_precision(
     graph: OnnxGraph,
-    evidence: Evidence,
-    recipe: Recipe,
+    evidence: ReferenceData,
+    recipe: ExportConfig,
     fmt: str,
-    clock: StageClock,
+    clock: StageTimer,
 ) -> tuple[OnnxGraph, Typing | None]:
     """The graph in the precision of the recipe, and what of it is not in that precision.
 
@@ -53,7 +53,7 @@ def to_precision(
     return graph, None
 
 
-def evaluator(graph: OnnxGraph, recipe: Recipe) -> Run:
+def evaluator(graph: OnnxGraph, recipe: ExportConfig) -> Run:
     """Runs a graph as its file says, with no optimisation of the runtime's own."""
     engine = OnnxRuntimeEngine(
         OnnxFile().load(), graph.to_bytes(), BuildOptions(threads=recipe.options.threads), optimised=False
@@ -61,13 +61,13 @@ def evaluator(graph: OnnxGraph, recipe: Recipe) -> Run:
     return engine.run
 
 
-def typed_evaluator(graph: OnnxGraph, recipe: Recipe) -> Run:
+def typed_evaluator(graph: OnnxGraph, recipe: ExportConfig) -> Run:
     """Runs a typed graph with fp16 rounded as fp16: ONNX Runtime would compute it in fp32 and hide overflows."""
     return evaluator(emulate_fp16(graph), recipe)
 
 
 def _to_fp16(
-    graph: OnnxGraph, feeds: Sequence[Feeds], recipe: Recipe, fmt: str, clock: StageClock
+    graph: OnnxGraph, feeds: Sequence[Feeds], recipe: ExportConfig, fmt: str, clock: StageTimer
 ) -> tuple[OnnxGraph, PrecisionPlan]:
     with clock.stage(f"{fmt}: type fp16"):
         typed, typing = to_fp16(graph, feeds, load=_loader(recipe))
@@ -76,10 +76,10 @@ def _to_fp16(
 
 def _to_int8(
     graph: OnnxGraph,
-    evidence: Evidence,
-    recipe: Recipe,
+    evidence: ReferenceData,
+    recipe: ExportConfig,
     fmt: str,
-    clock: StageClock,
+    clock: StageTimer,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     load, scheme = _loader(recipe), SCHEMES[fmt]
     feeds = _batches(evidence.calibration, recipe)
@@ -112,7 +112,7 @@ def _to_int8(
     return typed, plan
 
 
-def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: Evidence, recipe: Recipe) -> Judge:
+def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: ReferenceData, recipe: ExportConfig) -> Judge:
     """Holds a graph against the parity policy, and its classes against fp32's where a bound is given."""
     bound, batches = recipe.allowed_drop, recipe.options.batch_sizes[:1]
     exam = evidence.exam.spread(JUDGED_ON) if evidence.exam is not None else None
@@ -145,7 +145,7 @@ def tolerated(bound: float, images: int) -> float:
     return max(MARGIN * bound, min(bound, one))
 
 
-def _drop(reference: Run, feeds: Sequence[Feeds], exam: Exam | None) -> Callable[[Run], float]:
+def _drop(reference: Run, feeds: Sequence[Feeds], exam: EvalDataset | None) -> Callable[[Run], float]:
     """What a graph loses of top-1 against `reference`, as a share; without an exam, how often its class is another."""
     if exam is None:
         return _changed_classes(reference, feeds)
@@ -166,7 +166,7 @@ def _changed_classes(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], 
     return lambda run: float(np.mean([want != got for want, got in zip(wanted, classes(run), strict=True)]))
 
 
-def _batches(inputs: Mapping[str, Array], recipe: Recipe, limit: int | None = None) -> list[dict[str, Array]]:
+def _batches(inputs: Mapping[str, Array], recipe: ExportConfig, limit: int | None = None) -> list[dict[str, Array]]:
     """The rows of `inputs` in the batch that the graph is judged at; the last is filled up by starting over."""
     batch, count = recipe.options.batch_sizes[0], len(next(iter(inputs.values())))
     used = min(count, limit or count)
@@ -174,7 +174,7 @@ def _batches(inputs: Mapping[str, Array], recipe: Recipe, limit: int | None = No
     return [{name: array[chosen] for name, array in inputs.items()} for chosen in rows]
 
 
-def _loader(recipe: Recipe) -> Callable[[OnnxGraph], Run]:
+def _loader(recipe: ExportConfig) -> Callable[[OnnxGraph], Run]:
     return lambda graph: evaluator(graph, recipe)
 
 

@@ -21,7 +21,7 @@ FLAT = 2 / 255  # a photo whose values spread less, over all its pixels, is one 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exam:
+class EvalDataset:
     """Labelled images, and how a subject is asked about them."""
 
     images: LabelledImages
@@ -42,27 +42,27 @@ class Exam:
             progress=progress,
         )
 
-    def spread(self, limit: int) -> Exam:
+    def spread(self, limit: int) -> EvalDataset:
         """The exam with at most `limit` of its images."""
         return replace(self, images=self.images.spread(limit))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ReferenceData:
     """What every stage of a run is judged on."""
 
     subject: LoadedModel
     references: tuple[Reference, ...]  # photos first, where the subject takes photos
     calibration: Mapping[str, Array]  # the inputs that a lower precision is chosen by, each (rows, …)
-    exam: Exam | None
+    exam: EvalDataset | None
 
 
-def find_exam(subject: LoadedModel, folder: Path, output: TensorSpec, *, batch: int) -> Exam:
+def find_exam(subject: LoadedModel, folder: Path, output: TensorSpec, *, batch: int) -> EvalDataset:
     """The labelled images of a folder for a subject. Raises UsageError where it takes no photos or knows no classes."""
     classes = output.shape[1] if len(output.shape) == 2 else None
     if subject.preprocessing is None or not isinstance(classes, int) or classes < 2:
         raise UsageError(f"{subject.name} answers {output} to no photo of a class; leave --eval out")
-    return Exam(
+    return EvalDataset(
         images=find_labelled(folder, classes=subject.classes, class_count=classes),
         preprocessing=subject.preprocessing,
         batch=batch,

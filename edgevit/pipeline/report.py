@@ -21,7 +21,7 @@ from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Interval, Ratio, bounds
 from edgevit.metrics import AccuracyReport
-from edgevit.pipeline.comparison import Verdict
+from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.runtimes.base import ExecutedPrecision, Runtime, precision_json
 from edgevit.runtimes.parity import POLICY, OutputParity, ParityReport
 from edgevit.types import Precision
@@ -50,11 +50,11 @@ class BundleReport:
     size_bytes: int | None  # None: there is no engine yet
     missing: str | None  # what this machine lacks to build the engine, or to run it
     notes: tuple[str, ...]
-    verdict: Verdict | None = None  # on a lower precision, against fp32
+    verdict: PrecisionComparison | None = None  # on a lower precision, against fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
+class ExportReport:
     """Everything that an export did and found."""
 
     model: str
@@ -242,7 +242,7 @@ def latency_json(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
     ]
 
 
-def run_parts(report: RunReport) -> list[RenderableType]:
+def run_parts(report: ExportReport) -> list[RenderableType]:
     """All that an export has to show, in the order in which it happened."""
     parts: list[RenderableType] = [stage_table(report.stages), bundle_table(report.bundles)]
     notes = list(dict.fromkeys(note for bundle in report.bundles for note in bundle.notes))

@@ -23,12 +23,12 @@ from edgevit.latency.measure import LatencyReport, candidate_from_engine, measur
 from edgevit.models.loading import LoadedModel
 from edgevit.models.reference import compute_references
 from edgevit.pipeline.bundle_writer import publish
-from edgevit.pipeline.config import Progress, Recipe, StageClock
+from edgevit.pipeline.config import ExportConfig, Progress, StageTimer
+from edgevit.pipeline.export_run import BuiltBundle, Fp32Baseline, writing
 from edgevit.pipeline.fp32_baseline import baselines_of, fp32_name, verdicts_of
-from edgevit.pipeline.made import Baseline, Made, writing
 from edgevit.pipeline.precision import evaluator, to_precision, typed_evaluator
-from edgevit.pipeline.references import Evidence, calibration_inputs, find_exam, require_images
-from edgevit.pipeline.report import RunReport
+from edgevit.pipeline.references import ReferenceData, calibration_inputs, find_exam, require_images
+from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.base import OnPhase, Runtime
 from edgevit.runtimes.build import Built, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport, compare, references_for
@@ -37,15 +37,15 @@ from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps, device_steps
 from edgevit.types import Array, Reference
 
-__all__ = ["Recipe", "run"]
+__all__ = ["ExportConfig", "run"]
 
 
-def run(subject: LoadedModel, recipe: Recipe, progress: Progress | None = None) -> RunReport:
+def run(subject: LoadedModel, recipe: ExportConfig, progress: Progress | None = None) -> ExportReport:
     """Makes the bundles of `recipe`, proves them and publishes them together: all of them, or none.
 
     Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
     """
-    clock = StageClock(progress)
+    clock = StageTimer(progress)
     recipe = recipe.for_machine()
     require_images(subject, recipe.images)
     runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
@@ -71,15 +71,15 @@ def run(subject: LoadedModel, recipe: Recipe, progress: Progress | None = None) 
         return publish(evidence, recipe, captured, judged, made, latencies, verdicts, clock)
 
 
-def _bundle_name(subject: LoadedModel, recipe: Recipe, runtime: Runtime) -> str:
+def _bundle_name(subject: LoadedModel, recipe: ExportConfig, runtime: Runtime) -> str:
     return bundles.bundle_name(subject.name, recipe.options.precision, runtime.fmt)
 
 
-def _telling(fmt: str, clock: StageClock) -> OnPhase:
+def _telling(fmt: str, clock: StageTimer) -> OnPhase:
     return lambda phase, done: clock.at(f"{fmt}: build, {phase} {done:.0%}")
 
 
-def _capture(subject: LoadedModel, recipe: Recipe, clock: StageClock) -> OnnxGraph:
+def _capture(subject: LoadedModel, recipe: ExportConfig, clock: StageTimer) -> OnnxGraph:
     example, dynamic = subject.example, recipe.options.dynamic_batch is not None
     if dynamic and len(example[0]) == 1:  # PyTorch takes a batch of one for a constant
         example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
@@ -100,7 +100,7 @@ def _capture(subject: LoadedModel, recipe: Recipe, clock: StageClock) -> OnnxGra
     return captured.graph
 
 
-def _gather(subject: LoadedModel, captured: OnnxGraph, recipe: Recipe, clock: StageClock) -> Evidence:
+def _gather(subject: LoadedModel, captured: OnnxGraph, recipe: ExportConfig, clock: StageTimer) -> ReferenceData:
     """What the run is judged on; labelled images are looked for first, since nothing long depends on them."""
     exam = None
     if recipe.eval is not None:
@@ -108,11 +108,11 @@ def _gather(subject: LoadedModel, captured: OnnxGraph, recipe: Recipe, clock: St
     with clock.stage("PyTorch's answers"):
         references = compute_references(subject, [spec.name for spec in captured.outputs], images=recipe.images)
     calibration = references[0].inputs if recipe.calib is None else calibration_inputs(subject, recipe.calib)
-    return Evidence(subject=subject, references=references, calibration=calibration, exam=exam)
+    return ReferenceData(subject=subject, references=references, calibration=calibration, exam=exam)
 
 
 def _judge_capture(
-    captured: OnnxGraph, references: Sequence[Reference], recipe: Recipe, clock: StageClock
+    captured: OnnxGraph, references: Sequence[Reference], recipe: ExportConfig, clock: StageTimer
 ) -> ParityReport:
     if not recipe.verify:
         return ParityReport(())
@@ -127,7 +127,7 @@ def _judge_capture(
 
 
 def _optimise(
-    captured: OnnxGraph, references: Sequence[Reference], recipe: Recipe, folder: Path, clock: StageClock
+    captured: OnnxGraph, references: Sequence[Reference], recipe: ExportConfig, folder: Path, clock: StageTimer
 ) -> OnnxGraph:
     """The graph after our passes, and after onnxsim where that helps."""
     with clock.stage("graph passes"):
@@ -140,8 +140,8 @@ def _optimise(
 
 
 def _make(
-    evidence: Evidence, recipe: Recipe, graph: OnnxGraph, runtime: Runtime, folder: Path, clock: StageClock
-) -> Made:
+    evidence: ReferenceData, recipe: ExportConfig, graph: OnnxGraph, runtime: Runtime, folder: Path, clock: StageTimer
+) -> BuiltBundle:
     options, fmt = recipe.options_for(runtime), runtime.fmt
     place = folder / _bundle_name(evidence.subject, recipe, runtime)
     with clock.stage(f"{fmt}: lower, check"):
@@ -156,7 +156,9 @@ def _make(
         built = open_built(built, options, share=typing.share if isinstance(typing, QuantizationPlan) else None)
     _require_inputs(built, typed)
     parity = _judge(lowered, typed, built, evidence.references, recipe, clock)
-    return Made(runtime=runtime, folder=place, graph=typed, typing=typing, built=built, parity=parity, steps=steps)
+    return BuiltBundle(
+        runtime=runtime, folder=place, graph=typed, typing=typing, built=built, parity=parity, steps=steps
+    )
 
 
 def _require_inputs(built: Built, graph: OnnxGraph) -> None:
@@ -169,7 +171,7 @@ def _require_inputs(built: Built, graph: OnnxGraph) -> None:
         )
 
 
-def _steps(graph: OnnxGraph, recipe: Recipe, bundle: Path) -> DeviceSteps:
+def _steps(graph: OnnxGraph, recipe: ExportConfig, bundle: Path) -> DeviceSteps:
     """How the engine is built on the device, once the graph is seen to be one that TensorRT's parser takes.
 
     Raises ExportError with the first thing that it does not.
@@ -188,8 +190,8 @@ def _judge(
     typed: OnnxGraph,
     built: Built,
     references: Sequence[Reference],
-    recipe: Recipe,
-    clock: StageClock,
+    recipe: ExportConfig,
+    clock: StageTimer,
 ) -> ParityReport:
     """The finished graph, and the engine where it runs here."""
     if not recipe.verify:
@@ -214,12 +216,12 @@ def _judge(
 
 
 def _measure(
-    evidence: Evidence,
-    recipe: Recipe,
+    evidence: ReferenceData,
+    recipe: ExportConfig,
     captured: OnnxGraph,
-    made: Sequence[Made],
-    baselines: Mapping[str, Baseline],
-    clock: StageClock,
+    made: Sequence[BuiltBundle],
+    baselines: Mapping[str, Fp32Baseline],
+    clock: StageTimer,
 ) -> dict[str, LatencyReport]:
     """PyTorch and every engine that runs here side by side, in one interleaved run."""
     engines = {item.runtime.fmt: item.built for item in made}

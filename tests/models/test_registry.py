@@ -31,7 +31,7 @@ BATCHES = {"static": BuildOptions(), "dynamic": BuildOptions(dynamic_batch=Batch
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_goes_the_whole_road(name: str, batch: str, tmp_path: Path) -> None:
-    recipe = pipeline.Recipe(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
+    recipe = pipeline.ExportConfig(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
     report = pipeline.run(subject.from_name(name), recipe)
     assert report.parity.passed
     assert min(result.dependence for result in report.parity.results) > LEAST_DEPENDENCE

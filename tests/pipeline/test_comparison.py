@@ -12,7 +12,7 @@ import pytest
 from edgevit.errors import ParityError
 from edgevit.latency.statistics import Interval, Ratio
 from edgevit.metrics import Evaluation
-from edgevit.pipeline.comparison import Verdict
+from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.runtimes.parity import OutputParity, compare
 from edgevit.types import Reference
 
@@ -44,9 +44,9 @@ def parity(got_scale: float = 1.05, *, rows: int = 4) -> tuple[OutputParity, ...
 
 def verdict(
     time: Ratio | None = FASTER, drop: int | None = 4, *, size_bytes: int | None = 10, precision: str = "int8"
-) -> Verdict:
+) -> PrecisionComparison:
     """With so many more images wrong in the lower precision; None: without labelled images."""
-    return Verdict(
+    return PrecisionComparison(
         fmt="ort",
         precision=precision,  # type: ignore[arg-type]
         judged="the engine",

@@ -30,8 +30,8 @@ from edgevit.models.loading import class_names, from_module, from_name
 from edgevit.pipeline import precision as lower_precision
 from edgevit.pipeline import report
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline.config import Recipe
-from edgevit.pipeline.references import Evidence, calibration_inputs
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.references import ReferenceData, calibration_inputs
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import compare, references_for
 from edgevit.types import Reference
@@ -312,7 +312,7 @@ def test_a_bundle_that_runs_in_fp32_after_all_is_status_9(
 
 
 def test_it_is_measured_against_fp32_in_the_same_run(small: Path, views: Path, tmp_path: Path) -> None:
-    recipe = Recipe(
+    recipe = ExportConfig(
         formats=("ort",),
         options=BuildOptions(precision="int8", threads=1),
         out=tmp_path,
@@ -414,9 +414,9 @@ def test_what_is_counted_without_labels_is_not_called_accuracy() -> None:
     rows = np.eye(4, dtype=np.float32) + 1
     whole, recipe = (
         nearly_equal(0),
-        Recipe(formats=("ort",), options=BuildOptions(precision="int8"), calib={}, max_drop=0),
+        ExportConfig(formats=("ort",), options=BuildOptions(precision="int8"), calib={}, max_drop=0),
     )
-    evidence = Evidence(
+    evidence = ReferenceData(
         subject=from_module(nn.Linear(4, 4), example_input=torch.zeros(1, 4)),
         references=(Reference(kind="photos", inputs={"x": rows}, outputs={"y": answer(whole, rows)}),),
         calibration={"x": rows},

@@ -24,7 +24,7 @@ from edgevit.errors import ExportError, MissingError, ParityError, UsageError
 from edgevit.models.loading import from_module
 from edgevit.pipeline import bundle_writer as publishing
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline.config import Recipe
+from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes import registry
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntime
@@ -245,7 +245,7 @@ def test_what_comes_in_the_way_meanwhile_lets_nothing_be_published(
     monkeypatch.setattr(pipeline, "publish", publish)
     subject = from_module(TwoHeads(), example_input=(torch.rand(1, 2), torch.rand(1, 4)))
     with pytest.raises(ExportError, match="exists and is not a bundle"):
-        pipeline.run(subject, Recipe(formats=("ort", "onnx"), out=tmp_path, verify=False, latency=False))
+        pipeline.run(subject, ExportConfig(formats=("ort", "onnx"), out=tmp_path, verify=False, latency=False))
     assert list(tmp_path.rglob("*")) == [mine.parent, mine]
 
 

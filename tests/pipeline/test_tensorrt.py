@@ -19,7 +19,7 @@ import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
 from edgevit.errors import BundleError, ExportError, MissingError, UsageError
-from edgevit.pipeline.config import Recipe
+from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.runtime import TensorRt
 
@@ -78,7 +78,7 @@ def test_a_tensorrt_that_does_not_work_here_is_none(tmp_path: Path, monkeypatch:
 )
 def test_a_version_that_no_bundle_is_made_for_is_refused_at_the_door(version: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):  # status 3 is that of a bundle which was made
-        Recipe(formats=("trt",), trt_version=version)
+        ExportConfig(formats=("trt",), trt_version=version)
 
 
 @needs_no_tensorrt
@@ -93,7 +93,7 @@ def test_python_names_the_targets_too(tmp_path: Path) -> None:
 
 def test_a_version_of_tensorrt_is_for_tensorrt() -> None:
     with pytest.raises(UsageError, match="--trt-version is for --fmt trt"):
-        Recipe(formats=("ort", "trt-rtx"), trt_version="10.3")
+        ExportConfig(formats=("ort", "trt-rtx"), trt_version="10.3")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_graph_is_for_the_tensorrt_that_builds_here(
     del sys.modules["tensorrt"]
     monkeypatch.setattr(TensorRt, "version", lambda _runtime: here)
     monkeypatch.setattr(cuda, "has_gpu", lambda: gpu)
-    recipe = Recipe(formats=("ort", "trt"), trt_version=asked).for_machine()
+    recipe = ExportConfig(formats=("ort", "trt"), trt_version=asked).for_machine()
     assert recipe.target_version == target
     assert (recipe.opset_for("trt") or 20) == opset
 

@@ -66,7 +66,9 @@ def measure(name: str, precision: Precision) -> Row:
     """Exports a model and reads what the compiler listed. Raises the error of the stage that failed."""
     options = BuildOptions(precision=precision, compute_capabilities=(COMPUTE_CAPABILITY,))
     with tempfile.TemporaryDirectory(prefix="edgevit-kernels-") as folder:
-        recipe = pipeline.Recipe(formats=("trt-rtx",), options=options, out=Path(folder), verify=False, latency=False)
+        recipe = pipeline.ExportConfig(
+            formats=("trt-rtx",), options=options, out=Path(folder), verify=False, latency=False
+        )
         (bundle,) = pipeline.run(subject.from_name(name), recipe).bundles
         plan = json.loads((bundle.path / KERNELS).read_text("utf-8"))
     totals = plan["totals"]

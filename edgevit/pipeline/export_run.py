@@ -17,7 +17,7 @@ from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
+class BuiltBundle:
     """A bundle in the making: everything but its latency and its manifest."""
 
     runtime: Runtime
@@ -30,7 +30,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
+class Fp32Baseline:
     """fp32 in the same runtime, which a lower precision is held against."""
 
     graph: OnnxGraph
