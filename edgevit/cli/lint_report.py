@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.export.lint.rules import LEVELS, Finding, has_errors
+from edgevit.export.lint.findings import LEVELS, Finding, has_errors
 from edgevit.export.lint.targets import LintTarget
 
 SHOWN = 3  # nodes of one kind of finding that a table names

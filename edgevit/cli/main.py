@@ -292,7 +292,8 @@ def lint_command(arguments: Arguments) -> int:
     from edgevit.bundles.bundle import model_file
     from edgevit.cli import lint_report
     from edgevit.export.graph import OnnxGraph
-    from edgevit.export.lint.rules import has_errors, lint
+    from edgevit.export.lint.findings import has_errors
+    from edgevit.export.lint.rules import lint
     from edgevit.export.lint.targets import parse_target
 
     target = parse_target(arguments.target)

@@ -1,1 +1,1 @@
-"""Find nodes that a runtime does not support or runs slowly."""
+"""Find nodes that a runtime does not support, computes wrongly or runs slowly, before an engine is built."""

@@ -1,4 +1,4 @@
-"""A graph made ready for the lint: functions inlined, shapes inferred, and for each node what its values depend on."""
+"""LintContext: shapes, data path and shape path of a graph, and queries on its nodes and values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from edgevit.types import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """The nodes of a graph, and what their values depend on; what is in neither set is constant."""
+class LintContext:
+    """A graph with functions inlined and shapes inferred.
+
+    Each node is in the data path, in the shape path, or in neither, if its outputs are constant.
+    """
 
     model: ir.Model
     target: LintTarget
     nodes: tuple[ir.Node, ...]
-    data: frozenset[ir.Node]  # values that depend on the values of the graph's inputs
-    shapes: frozenset[ir.Node]  # values that depend on shapes alone
+    data: frozenset[ir.Node]  # outputs depend on the values of the graph's inputs
+    shapes: frozenset[ir.Node]  # outputs depend on shapes only
 
     @property
     def opset(self) -> int:
@@ -31,28 +34,28 @@ class Scene:
 
     @property
     def inputs(self) -> tuple[ir.Value, ...]:
-        """What the graph is given; older files list their weights among its inputs too."""
+        """The graph's inputs without its weights, which older files list as inputs too."""
         return tuple(value for value in self.model.graph.inputs if not value.is_initializer())
 
     def find(self, *op_types: str) -> Iterator[ir.Node]:
-        """The nodes of the data path that are one of ONNX's own `op_types`, in order."""
+        """Iterate over the nodes of the data path whose operator is one of `op_types` in the default domain."""
         return (node for node in self.nodes if node in self.data and node.op_type in op_types and not node.domain)
 
 
-def prepare(graph: OnnxGraph, target: LintTarget) -> Scene:
-    """A copy with functions inlined and shapes inferred as far as they go, and what its values depend on."""
+def build_context(graph: OnnxGraph, target: LintTarget) -> LintContext:
+    """Inline functions and infer shapes in a copy of the graph, and classify its nodes."""
     model = graph.model.clone()
     common_passes.InlinePass()(model)
     common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     data, shapes = set[ir.Node](), set[ir.Node]()
     nodes = tuple(walk(model.graph))
     for node in nodes:
-        _sort(node, data, shapes)
-    return Scene(model, target, nodes, frozenset(data), frozenset(shapes))
+        _classify(node, data, shapes)
+    return LintContext(model, target, nodes, frozenset(data), frozenset(shapes))
 
 
 def walk(graph: ir.Graph) -> Iterator[ir.Node]:
-    """All nodes in order; those of a subgraph before the node that holds it."""
+    """Iterate over all nodes in order; nodes of a subgraph come before the node that contains it."""
     for node in graph:
         for inner in _subgraphs(node):
             yield from walk(inner)
@@ -67,11 +70,11 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _sort(node: ir.Node, data: set[ir.Node], shapes: set[ir.Node]) -> None:
-    """Puts a node with the data path, with the shapes, or, as a constant, nowhere."""
+def _classify(node: ir.Node, data: set[ir.Node], shapes: set[ir.Node]) -> None:
+    """Add a node to the data path, to the shape path, or, if its outputs are constant, to neither."""
     inner = [part for subgraph in _subgraphs(node) for part in walk(subgraph)]
     sources = [producer(value) for value in node.inputs]
-    # What a subgraph is given counts as data; so does what the whole graph is given.
+    # Inputs of a subgraph count as data, like inputs of the graph.
     from_data = any(is_input(value) for value in node.inputs) or any(source in data for source in (*sources, *inner))
     if from_data and node.op_type not in ("Shape", "Size"):
         data.add(node)
@@ -80,15 +83,16 @@ def _sort(node: ir.Node, data: set[ir.Node], shapes: set[ir.Node]) -> None:
 
 
 def node_name(node: ir.Node) -> str:
+    """Return the name of a node; if it has none, its operator and first output."""
     outputs = [str(value.name) for value in node.outputs[:1]]
-    return node.name or f"{node.op_type} that makes {', '.join(outputs) or 'nothing'}"
+    return node.name or f"{node.op_type} producing {', '.join(outputs) or 'nothing'}"
 
 
 def module_path(node: ir.Node) -> str:
-    """The PyTorch module that a node came from, as a dotted path; "" where nothing tells.
+    """Return the dotted path of the PyTorch module that a node came from; "" if unknown.
 
-    Read from edgevit's own names (`layers.0.fc/Gemm`), from the metadata of PyTorch's exporter, or from the names
-    that its older exporter gave (`/layers/layers.0/fc/Gemm`).
+    Sources: edgevit's node names (`layers.0.fc/Gemm`), metadata of PyTorch's exporter, and node names of the older
+    TorchScript exporter (`/layers/layers.0/fc/Gemm`).
     """
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if scopes:
@@ -109,37 +113,41 @@ def module_path(node: ir.Node) -> str:
 
 
 def producer(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that computes a value."""
     return None if value is None else value.producer()
 
 
 def consumers(value: ir.Value | None) -> list[ir.Node]:
+    """Return the nodes that read a value."""
     return [] if value is None else [use.node for use in value.uses()]
 
 
 def is_input(value: ir.Value | None) -> bool:
-    """Whether a value is given to a graph or subgraph from outside; initializers are not."""
+    """Whether a value is an input of a graph or subgraph and not an initializer."""
     return value is not None and value.is_graph_input() and not value.is_initializer()
 
 
-def held_array(value: ir.Value | None) -> Array | None:
-    """The value as an array where the file holds it; None where it is computed, or lies in a file beside it."""
+def stored_array(value: ir.Value | None) -> Array | None:
+    """Return the value of a constant; None if it is computed or its external data cannot be read."""
     try:
         return constant(value)
     except (OSError, ValueError, TypeError):
         return None
 
 
-def computed_input(node: ir.Node, position: int) -> bool:
+def has_computed_input(node: ir.Node, position: int) -> bool:
+    """Whether the node has an input at `position` and it is not a constant."""
     value = node.inputs[position] if len(node.inputs) > position else None
-    return value is not None and not value.is_initializer() and held_array(value) is None
+    return value is not None and not value.is_initializer() and stored_array(value) is None
 
 
 def has_dtype(value: ir.Value | None, dtype: ir.DataType) -> bool:
-    """Whether a value that is no constant has a type."""
-    return value is not None and value.dtype == dtype and held_array(value) is None
+    """Whether a value has an element type and is not a constant."""
+    return value is not None and value.dtype == dtype and stored_array(value) is None
 
 
 def static_size(value: ir.Value | None, axis: int) -> int | None:
+    """Return the length of an axis; None if it is dynamic or unknown."""
     if value is None or value.shape is None or not len(value.shape):
         return None
     size = value.shape[axis]

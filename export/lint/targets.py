@@ -1,8 +1,8 @@
-"""Whom a graph can be held against before a build, and which operators each of them reads.
+"""Lint targets, and the operators and opsets that each supports.
 
-TensorRT's are those of its ONNX parser's own support matrix and change log (onnx-tensorrt, 8.5 to 10.15; Swish: 11.0).
-Those that OpenVINO and ONNX Runtime lack were found by giving each operator's test models of onnx 1.23 to OpenVINO
-2026.4 and ONNX Runtime 1.31.
+TensorRT: from the support matrix and changelog of its ONNX parser (onnx-tensorrt 8.5 to 10.15; Swish: 11.0).
+OpenVINO and ONNX Runtime: found by running the operator test models of onnx 1.23 in OpenVINO 2026.4 and ONNX Runtime
+1.31.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ALIASES = {"tensorrt": "trt", "engine": "trt", "ov": "openvino", "onnxruntime":
 
 @dataclass(frozen=True, slots=True)
 class LintTarget:
-    """Whom a graph is held against; a version only for TensorRT, whose parser differs from one to the next."""
+    """A runtime to check a graph for. Only TensorRT has a version, because its parser changes between versions."""
 
     fmt: str
     version: Version = DEFAULT_TENSORRT
@@ -38,8 +38,8 @@ class LintTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
-    """Why a target does not read a node, and what to do about it."""
+class Unsupported:
+    """Reason why a target does not support a node, and what to do."""
 
     level: Level
     why: str
@@ -47,7 +47,7 @@ class Lack:
 
 
 def parse_target(text: str) -> LintTarget:
-    """`trt`, `trt:10.3`, `openvino` or `ort`, and their aliases. Raises UsageError for anything else."""
+    """Parse `trt`, `trt:10.3`, `openvino`, `ort` or an alias. Raises UsageError for anything else."""
     name, colon, version = text.strip().lower().partition(":")
     fmt = _ALIASES.get(name, name)
     if fmt not in TITLES:
@@ -55,18 +55,18 @@ def parse_target(text: str) -> LintTarget:
     if not colon:
         return LintTarget(fmt)
     if fmt != "trt":
-        raise UsageError(f"only TensorRT is held against a version: --target {fmt}, not {text}")
+        raise UsageError(f"only TensorRT targets take a version: use --target {fmt}, not {text}")
     return LintTarget(fmt, parse_version(version))
 
 
 def parse_version(text: str) -> Version:
-    """TensorRT's major and minor version. Raises UsageError where no parser of it is known here."""
+    """Parse a TensorRT version into major and minor. Raises UsageError for versions outside the supported range."""
     match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", text)
     version = (int(match[1]), int(match[2])) if match else None
     if version is None or version < OLDEST_TENSORRT or version[0] > NEWEST_MAJOR:
         raise UsageError(
-            f"no TensorRT version {text!r} to check against: give MAJOR.MINOR, from {dotted(OLDEST_TENSORRT)} to "
-            f"{NEWEST_MAJOR}.x, such as {dotted(DEFAULT_TENSORRT)}"
+            f"unknown TensorRT version {text!r}: give MAJOR.MINOR from {dotted(OLDEST_TENSORRT)} to {NEWEST_MAJOR}.x, "
+            f"such as {dotted(DEFAULT_TENSORRT)}"
         )
     return version
 
@@ -75,15 +75,15 @@ def dotted(version: Version) -> str:
     return ".".join(str(part) for part in version)
 
 
-def lack(node: ir.Node, target: LintTarget) -> Lack | None:
-    """What `target` lacks to read a node; None where it lacks nothing."""
+def find_unsupported(node: ir.Node, target: LintTarget) -> Unsupported | None:
+    """Return why `target` does not support a node; None if it does."""
     if target.fmt == "trt":
-        return _tensorrt_lacks(node, target)
-    return _openvino_lacks(node) if target.fmt == "openvino" else _ort_lacks(node)
+        return _unsupported_by_tensorrt(node, target)
+    return _unsupported_by_openvino(node) if target.fmt == "openvino" else _unsupported_by_onnxruntime(node)
 
 
 def newest_opset(target: LintTarget) -> int | None:
-    """The newest opset that the target was made for; None where it does not matter."""
+    """Return the newest opset that the target supports; None for OpenVINO, which accepts any."""
     if target.fmt == "trt":
         return max(opset for since, opset in _TENSORRT_OPSETS.items() if since <= target.version)
     return _ORT_OPSET if target.fmt == "ort" else None
@@ -119,50 +119,52 @@ _TENSORRT_OPERATORS: Mapping[str, Version] = {
 }
 _TENSORRT_OPSETS: Mapping[Version, int] = {(8, 5): 17, (10, 0): 20, (10, 9): 22, (10, 13): 24}
 _ORT_OPSET = 26
-_ORT_LACKS = frozenset({"ImageDecoder"})
+_ORT_UNSUPPORTED = frozenset({"ImageDecoder"})
 _ORT_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
-_OPENVINO_LACKS = frozenset({
+_OPENVINO_UNSUPPORTED = frozenset({
     "BitCast", "CausalConvWithState", "CumProd", "DeformConv", "Det", "ImageDecoder", "LinearAttention", "MaxUnpool",
     "MelWeightMatrix", "OptionalGetElement", "OptionalHasElement", "RegexFullMatch", "SequenceEmpty", "SequenceInsert",
     "SequenceLength", "SequenceMap", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU",
     "TensorScatter", "TfIdfVectorizer",
 })  # fmt: skip
 _REWRITE = "rewrite the module without it"
-_PLAIN = "export with ONNX's own operators alone"
+_STANDARD_ONLY = "export with standard ONNX operators only"
 
 
-def _tensorrt_lacks(node: ir.Node, target: LintTarget) -> Lack | None:
+def _unsupported_by_tensorrt(node: ir.Node, target: LintTarget) -> Unsupported | None:
     since = _TENSORRT_OPERATORS.get(node.op_type)
     known = since is not None and since <= target.version
     if node.domain not in ("", "ai.onnx"):
         name = f"{node.domain}::{node.op_type}"
         if known:
-            why = f"{name} is read as ONNX's own {node.op_type}: the parser looks at the name, not at the domain"
-            return Lack("warning", why, _PLAIN)
-        return Lack("error", f"{name} is no ONNX operator: the parser looks for a plugin of that name", _PLAIN)
+            why = f"{name} is parsed as the standard {node.op_type}: TensorRT's parser ignores the domain"
+            return Unsupported("warning", why, _STANDARD_ONLY)
+        return Unsupported("error", f"{name} is not an ONNX operator and needs a TensorRT plugin", _STANDARD_ONLY)
     if since is None:
-        return Lack("error", f"no TensorRT's parser has {node.op_type}", _REWRITE)
+        return Unsupported("error", f"no version of TensorRT's parser supports {node.op_type}", _REWRITE)
     if not known:
-        why = f"the parser of {target} lacks {node.op_type}, which comes with {dotted(since)}"
-        return Lack("error", why, f"export with --opset {newest_opset(target)}, which has it as simpler operators")
+        why = f"{target} does not support {node.op_type}, which was added in {dotted(since)}"
+        remedy = f"export with --opset {newest_opset(target)}, which writes it with simpler operators"
+        return Unsupported("error", why, remedy)
     return None
 
 
-def _openvino_lacks(node: ir.Node) -> Lack | None:
+def _unsupported_by_openvino(node: ir.Node) -> Unsupported | None:
     if node.domain in ("", "ai.onnx"):
-        why = f"OpenVINO 2026.4 does not convert {node.op_type}"
-        return Lack("error", why, _REWRITE) if node.op_type in _OPENVINO_LACKS else None
+        why = f"OpenVINO 2026.4 does not support {node.op_type}"
+        return Unsupported("error", why, _REWRITE) if node.op_type in _OPENVINO_UNSUPPORTED else None
     if node.domain == "com.microsoft":
-        why = f"OpenVINO converts only some of ONNX Runtime's own operators, such as {node.op_type}"
-        return Lack("warning", why, _PLAIN)
+        why = f"OpenVINO supports only some of ONNX Runtime's own operators, such as {node.op_type}"
+        return Unsupported("warning", why, _STANDARD_ONLY)
     if node.domain == "org.openvinotoolkit":
         return None
-    return Lack("error", f"OpenVINO has no operators of {node.domain}", _PLAIN)
+    return Unsupported("error", f"OpenVINO does not support operators of the domain {node.domain}", _STANDARD_ONLY)
 
 
-def _ort_lacks(node: ir.Node) -> Lack | None:
+def _unsupported_by_onnxruntime(node: ir.Node) -> Unsupported | None:
     if node.domain not in _ORT_DOMAINS:
-        return Lack("error", f"ONNX Runtime has no operators of {node.domain} unless a library brings them", _PLAIN)
-    if node.op_type in _ORT_LACKS:
-        return Lack("error", f"ONNX Runtime has no kernel for {node.op_type}", _REWRITE)
+        why = f"ONNX Runtime needs a custom-operator library for operators of the domain {node.domain}"
+        return Unsupported("error", why, _STANDARD_ONLY)
+    if node.op_type in _ORT_UNSUPPORTED:
+        return Unsupported("error", f"ONNX Runtime has no kernel for {node.op_type}", _REWRITE)
     return None

@@ -74,7 +74,12 @@ def test_a_tensorrt_that_does_not_work_here_is_none(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [("8.5", "JetPack 5"), ("9.3", "not with 9.3"), ("7.2", "no TensorRT version"), ("banana", "no TensorRT version")],
+    [
+        ("8.5", "JetPack 5"),
+        ("9.3", "not with 9.3"),
+        ("7.2", "unknown TensorRT version"),
+        ("banana", "unknown TensorRT version"),
+    ],
 )
 def test_a_version_that_no_bundle_is_made_for_is_refused_at_the_door(version: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):  # status 3 is that of a bundle which was made
