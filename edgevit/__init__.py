@@ -101,10 +101,10 @@ def export_model(
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.errors import UsageError
+    from edgevit.formats import get_format
     from edgevit.models import loading as subject
     from edgevit.pipeline import run as pipeline
     from edgevit.runtimes.base import BatchRange, BuildOptions
-    from edgevit.runtimes.registry import resolve_format
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
@@ -126,7 +126,7 @@ def export_model(
                 )
             made = subject.from_module(model, example_input=example_input, batch=batch)
         recipe = pipeline.ExportConfig(
-            formats=(resolve_format(fmt),),
+            formats=(get_format(fmt).name,),
             options=BuildOptions(
                 precision=precision,
                 batch=made.batch,

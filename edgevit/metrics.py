@@ -17,9 +17,8 @@ import numpy as np
 from edgevit.datasets import LabelledImages
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, read_batch
-from edgevit.latency.statistics import Interval
 from edgevit.runtimes.base import Engine
-from edgevit.types import Array, Feeds, Run
+from edgevit.types import Array, Feeds, Interval, Run
 
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 

@@ -15,13 +15,15 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Feeds: TypeAlias = Mapping[str, Array]  # the inputs of one run by name
 Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]  # inputs to outputs, both by name
 
+Shape: TypeAlias = tuple[int, ...]
+
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 PHOTOS = "photos"  # the `kind` of a reference whose rows are photos
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output: its name, its dtype by NumPy's name, and its shape with `"batch"` where dynamic."""
+    """The name, the NumPy dtype and the shape of an input or output; a dynamic dimension is `"batch"`."""
 
     name: str
     dtype: str
@@ -32,11 +34,11 @@ class TensorSpec:
         return "batch" in self.shape
 
     def with_batch(self, batch: int) -> tuple[int, ...]:
-        """The shape with a number in place of the dynamic batch."""
+        """The shape with `batch` in place of the dynamic dimension."""
         return tuple(batch if dim == "batch" else dim for dim in self.shape)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of `shape` fits: equal rank, equal static dimensions, a batch of at least 1."""
+        """Whether an array of `shape` fits: same rank, same static dimensions, a batch of at least 1."""
         return len(shape) == len(self.shape) and all(
             given >= 1 if want == "batch" else given == want for want, given in zip(self.shape, shape, strict=True)
         )
@@ -64,3 +66,14 @@ class Reference:
         """Return the inputs of `size` rows from `start` on, wrapping around at the last row."""
         rows = np.arange(start, start + size) % self.rows
         return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high

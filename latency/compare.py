@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from edgevit.errors import MeasureError, RegressionError, UsageError
 from edgevit.latency import statistics
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import Interval, Ratio
+from edgevit.latency.statistics import Ratio
+from edgevit.types import Interval
 
 # Two loads of one engine differ, always in the same direction while they live, because their memory lies elsewhere
 # (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with shiftvit_cifar10

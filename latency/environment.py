@@ -18,17 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# A package's name here, and the names under which it is distributed.
-_PACKAGES = {
-    "numpy": ("numpy",),
-    "torch": ("torch",),
-    "onnx": ("onnx",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-}
-_RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+from edgevit.formats import list_formats
+
+# Packages that are no runtime of a format; `Format.packages` adds the runtimes. PyTorch is measured like a runtime.
+_LIBRARIES = ("numpy", "torch", "onnx")
+_REFERENCE = "torch"
 
 # With the runtimes' versions, what decides a latency; memory, kernel and the state of the moment do not.
 _KEY_FIELDS = (
@@ -155,7 +149,7 @@ class Environment:
         """The fields on which two measurements must agree before their times may be compared."""
         return {
             **{name: getattr(self, name) for name in _KEY_FIELDS},
-            **{name: self.packages.get(name) for name in _RUNTIMES},
+            **{name: self.packages.get(name) for name in (_REFERENCE, *_runtime_packages())},
         }
 
     def differences(self, other: Environment) -> tuple[str, ...]:
@@ -440,9 +434,14 @@ def _cooling(files: _Files) -> dict[str, int]:
     return limits
 
 
+def _runtime_packages() -> dict[str, tuple[str, ...]]:
+    """The distributions that provide each runtime, by the name of its first."""
+    return {entry.package: entry.packages for entry in list_formats()}
+
+
 def _package_versions() -> dict[str, str]:
     versions = {}
-    for package, names in _PACKAGES.items():
+    for package, names in {**{name: (name,) for name in _LIBRARIES}, **_runtime_packages()}.items():
         for name in names:
             try:
                 versions[package] = importlib.metadata.version(name)

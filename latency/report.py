@@ -14,7 +14,8 @@ from edgevit.errors import UsageError
 from edgevit.latency import statistics
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState, others_share, throttled
-from edgevit.latency.statistics import Interval, Percentile
+from edgevit.latency.statistics import Percentile
+from edgevit.types import Interval
 
 SCHEMA = 1
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another

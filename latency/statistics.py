@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.errors import UsageError
+from edgevit.types import Interval
 
 Verdict: TypeAlias = Literal["faster", "slower", "cannot tell"]
 Values: TypeAlias = Sequence[float] | NDArray[np.float64]
@@ -27,17 +28,6 @@ Values: TypeAlias = Sequence[float] | NDArray[np.float64]
 CONFIDENCE = 0.99
 RESAMPLES = 2000
 FEWEST_ROUNDS = 8  # with fewer, no two order statistics enclose the median with 99 % confidence: 1 - 2 / 2**8
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Where the true value lies, with the `CONFIDENCE` of whoever made it, as far as the samples are what they seem."""
-
-    low: float
-    high: float
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
 
 
 def bounds(interval: Interval | None) -> list[float] | None:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
+from edgevit.formats import Format, get_format
 from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
 
 Shape: TypeAlias = tuple[int, ...]
@@ -339,17 +340,22 @@ OnPhase: TypeAlias = Callable[[str, float], None]
 class Runtime(ABC):
     """A runtime: builds an artefact from an ONNX file, and opens one as an engine."""
 
-    fmt: ClassVar[str]  # the format's name on the command line and in bundle names
-    title: ClassVar[str]  # as people call it
-    module: ClassVar[str]  # what Python imports
-    extra: ClassVar[str]  # edgevit's extra that installs it
-    precisions: ClassVar[tuple[Precision, ...]]
-    builds_on_device: ClassVar[bool] = False  # a machine without the device makes the bundle without the engine
-    runs_on_device: ClassVar[bool] = False  # a machine without the device builds what it cannot run
+    fmt: ClassVar[str]  # the name of its format
+    module: ClassVar[str]  # the Python module that is imported
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:
         """`on_phase` is told how far a build is, by a runtime that takes minutes and can tell."""
         self._on_phase = on_phase
+
+    @property
+    def format(self) -> Format:
+        """The format's entry in `edgevit.formats`."""
+        return get_format(self.fmt)
+
+    @property
+    def title(self) -> str:
+        """The runtime's name in tables and messages."""
+        return self.format.title
 
     @abstractmethod
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
@@ -386,10 +392,11 @@ class Runtime(ABC):
             return importlib.import_module(self.module)
         except ImportError as error:
             raise MissingError(
-                f"{self.title} is not installed here ({error}); install it: pip install 'edgevit[{self.extra}]'"
+                f"{self.title} is not installed here ({error}); install it: pip install 'edgevit[{self.format.extra}]'"
             ) from error
 
     def require_precision(self, precision: Precision) -> None:
         """Raises PrecisionError where this runtime cannot run `precision` on this machine."""
-        if precision not in self.precisions:
-            raise PrecisionError(f"{self.title} does not run {precision} here; it runs {', '.join(self.precisions)}")
+        known = self.format.precisions
+        if precision not in known:
+            raise PrecisionError(f"{self.title} does not run {precision} here; it runs {', '.join(known)}")

@@ -59,7 +59,7 @@ def usable_version(runtime: Runtime) -> tuple[str | None, str]:
     try:
         version = runtime.version()
         if version is None:
-            return None, f"missing: pip install 'edgevit[{runtime.extra}]'"
+            return None, f"missing: pip install 'edgevit[{runtime.format.extra}]'"
         runtime.load()  # its files may be there and what they need not
     except MissingError as error:
         return None, str(error)
@@ -71,13 +71,13 @@ def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOpti
 
     Raises BuildError, and MissingError where the runtime is one that could be installed here.
     """
-    if runtime.builds_on_device and options.cache_dir is None:
+    if runtime.format.builds_on_device and options.cache_dir is None:
         with contextlib.suppress(MissingError):  # without a home folder every build times anew
             options = replace(options, cache_dir=cache_folder())
     try:
         return Built(runtime=runtime, artifact=runtime.build(model, folder, options))
     except MissingError as error:
-        if not runtime.builds_on_device:
+        if not runtime.format.builds_on_device:
             raise
         return Built(runtime=runtime, missing=str(error))
 
@@ -93,7 +93,7 @@ def open_built(built: Built, options: BuildOptions, *, share: float | None = Non
     try:
         engine, loading = timed_load(lambda: built.runtime.open(artifact.path, options))
     except MissingError as error:
-        if not built.runtime.runs_on_device:
+        if not built.runtime.format.runs_on_device:
             raise
         told = built.runtime.built_precision(artifact.path)
         if told is not None:

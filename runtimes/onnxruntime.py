@@ -16,7 +16,7 @@ import numpy as np
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
 from edgevit.runtimes.onnxruntime_precision import read_back
-from edgevit.types import Array, Dim, Precision, TensorSpec
+from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 _DTYPES = {
@@ -35,10 +35,7 @@ class OnnxRuntime(Runtime):
     """The CPU provider, on the graph as it was exported; ONNX Runtime optimises it for this machine as it loads."""
 
     fmt: ClassVar[str] = "ort"
-    title: ClassVar[str] = "ONNX Runtime"
     module: ClassVar[str] = "onnxruntime"
-    extra: ClassVar[str] = "ort"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
     optimised: ClassVar[bool] = True
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
@@ -64,12 +61,6 @@ class OnnxFile(OnnxRuntime):
     """The ONNX file, read node by node with no optimisation: what the file itself says, as a judge reads it."""
 
     fmt: ClassVar[str] = "onnx"
-    title: ClassVar[str] = "ONNX"
-    precisions: ClassVar[tuple[Precision, ...]] = (
-        "fp32",
-        "fp16",
-        "int8",
-    )  # a file holds any; what runs it decides the rest
     optimised: ClassVar[bool] = False
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
 from edgevit.runtimes.openvino_precision import operators, read_back
-from edgevit.types import Array, Dim, Precision, TensorSpec
+from edgevit.types import Array, Dim, TensorSpec
 
 DEVICE = "CPU"
 _TELEMETRY = "openvino_telemetry"
@@ -27,10 +27,7 @@ class OpenVino(Runtime):
     """The CPU plugin, held to the precision that was asked for."""
 
     fmt: ClassVar[str] = "openvino"
-    title: ClassVar[str] = "OpenVINO"
     module: ClassVar[str] = "openvino"
-    extra: ClassVar[str] = "openvino"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
 
     def load(self) -> ModuleType:
         """OpenVINO, without its telemetry: where that package is found, it reports the import and each conversion to

@@ -7,7 +7,7 @@ disagree about one image always fail.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,46 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.errors import ParityError
+from edgevit.precisions import get_policy
 from edgevit.types import PHOTOS, Array, Precision, Reference, Run
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """What an output may differ by. None: not judged at this precision."""
-
-    max_abs_of_std: float | None  # the largest difference, in standard deviations of PyTorch's output
-    cosine: float  # at least, in every row
-    snr_db: float | None  # at least, over all rows
-    agreement: float | None  # share of the rows with the same top-1, at least
-
-    def __str__(self) -> str:
-        parts = [f"cosine >= {self.cosine:g}"]
-        if self.max_abs_of_std is not None:
-            parts.insert(0, f"max error <= {self.max_abs_of_std:g} std")
-        if self.snr_db is not None:
-            parts.append(f"SNR >= {self.snr_db:g} dB")
-        if self.agreement is not None:
-            parts.append(f"top-1 agreement >= {self.agreement:.1%}")
-        return ", ".join(parts)
-
-
-POLICY: Mapping[Precision, Tolerance] = {
-    "fp32": Tolerance(max_abs_of_std=1e-4, cosine=0.99999, snr_db=None, agreement=1.0),
-    "fp16": Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=40.0, agreement=0.995),
-    # Top-1 of int8 is judged as accuracy on labelled images, not as agreement on a handful of photos.
-    "int8": Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None),
-}
-# Rows of one batch that hold the same image may differ by rounding and no more.
-ROWS_OF_STD: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
 # Below this, an output hardly depends on its input, and agreement about it proves little.
-LEAST_DEPENDENCE = 1e-3
+MIN_INPUT_SENSITIVITY = 1e-3
 
 
 def references_for(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:
     """The references that a precision is judged on: int8 on photos where there are any, since its ranges fit photos
     and cut noise off; the others on all."""
     photos = tuple(reference for reference in references if reference.kind == PHOTOS)
-    return photos if precision == "int8" and photos else tuple(references)
+    return photos if get_policy(precision).photos_only and photos else tuple(references)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +69,8 @@ class OutputParity:
         """Every reason why this output does not pass; empty where it does."""
         if not self.finite:
             return ("it holds NaN or infinity",)
-        allowed, rows_allowed = POLICY[self.precision], ROWS_OF_STD[self.precision] * self.std
+        policy = get_policy(self.precision)
+        allowed, rows_allowed = policy.tolerance, policy.max_row_spread_std * self.std
         found = []
         # Written as "not within", so that a NaN in a measure fails too.
         if allowed.max_abs_of_std is not None and not self.max_abs_of_std <= allowed.max_abs_of_std:
@@ -134,7 +107,7 @@ class ParityReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        idle = {r.output for r in self.results if r.dependence < LEAST_DEPENDENCE}
+        idle = {r.output for r in self.results if r.dependence < MIN_INPUT_SENSITIVITY}
         return tuple(
             f"the output {name} hardly depends on the input: that it agrees proves little" for name in sorted(idle)
         )
@@ -145,7 +118,7 @@ class ParityReport:
             if not result.passed:
                 raise ParityError(
                     f"parity failed at the stage {result.stage!r}, output {result.output!r} on {result.kind}: "
-                    f"{'; '.join(result.failures)} ({result.precision}: {POLICY[result.precision]})",
+                    f"{'; '.join(result.failures)} ({result.precision}: {get_policy(result.precision).tolerance})",
                     report=self,
                 )
         if not self.results:

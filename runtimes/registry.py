@@ -1,4 +1,4 @@
-"""The runtimes by format. A new one is one file beside this one, one line in `_RUNTIMES`, and one extra."""
+"""Look up runtimes by format."""
 
 from __future__ import annotations
 
@@ -7,41 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
-from edgevit.errors import MissingError, unknown_name
+from edgevit.errors import MissingError
+from edgevit.formats import get_format
 from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPhase, Runtime
-
-# format: file and class
-_RUNTIMES = {
-    "onnx": ("onnxruntime", "OnnxFile"),
-    "ort": ("onnxruntime", "OnnxRuntime"),
-    "openvino": ("openvino", "OpenVino"),
-    "trt": ("tensorrt.runtime", "TensorRt"),
-    "trt-rtx": ("tensorrt_rtx.runtime", "TensorRtRtx"),
-}
-ALIASES = {
-    "onnxruntime": "ort",
-    "ov": "openvino",
-    "tensorrt": "trt",
-    "engine": "trt",
-}
-FORMATS = tuple(_RUNTIMES)
-
-
-def resolve_format(name: str) -> str:
-    """The format that a name or an alias means. Raises UsageError with near misses."""
-    fmt = ALIASES.get(name.lower(), name.lower())
-    if fmt not in _RUNTIMES:
-        raise unknown_name("runtime", name, (*_RUNTIMES, *ALIASES))
-    return fmt
 
 
 def get_runtime(name: str, on_phase: OnPhase | None = None) -> Runtime:
-    """The runtime of a format or an alias; nothing is loaded yet. `on_phase` is told how far its builds are.
+    """The runtime of a format, by name or alias; its package is not imported yet.
 
-    Raises UsageError with near misses.
+    `on_phase` is called as its builds proceed. Raises UsageError with similar names.
     """
-    file, cls = _RUNTIMES[resolve_format(name)]
-    runtime: Runtime = getattr(importlib.import_module(f"edgevit.runtimes.{file}"), cls)(on_phase)
+    module, _, cls = get_format(name).runtime.partition(":")
+    runtime: Runtime = getattr(importlib.import_module(module), cls)(on_phase)
     return runtime
 
 

@@ -20,12 +20,11 @@ import torch
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.images import IMAGENET_MEAN, IMAGENET_STD
-from edgevit.runtimes.registry import FORMATS
 from edgevit.types import Array
+from tests.helpers.formats import ON_CPU
 
 torch.set_num_threads(CORES)
 DATA = Path(__file__).parent / "data"
-ON_CPU = tuple(fmt for fmt in FORMATS if not fmt.startswith("trt"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ON_CPU
+from tests.helpers.formats import ON_CPU
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors"}

@@ -19,6 +19,7 @@ from edgevit.bundles import bundle as bundles
 from edgevit.bundles.bundle import Bundle
 from edgevit.datasets import find_labelled
 from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
+from edgevit.formats import get_format
 from edgevit.images import Preprocessing, find_images, read_batch
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import (
@@ -34,7 +35,7 @@ from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision, OnPha
 from edgevit.runtimes.build import build_engine, open_built
 from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParityReport, compare, references_for
-from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, require_precision, resolve_format
+from edgevit.runtimes.registry import get_runtime, load_engine, open_engine, require_precision
 from edgevit.types import Array, Reference, TensorSpec
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def measure_bundles(
         max_duration_s=max(120.0, 2 * duration_s),
         turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
     )
-    rivals = [name if name == TORCH else resolve_format(name) for name in against]
+    rivals = [name if name == TORCH else get_format(name).name for name in against]
     with ExitStack() as stack:
         candidates = [
             _contestant(stack, name, bundle, _loaded(bundle, threads), threads, own=True)

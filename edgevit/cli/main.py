@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import edgevit
 from edgevit.errors import EdgevitError, MissingError, ParityError, UsageError, near_miss
+from edgevit.formats import list_formats
+from edgevit.precisions import list_policies
+from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -148,13 +151,13 @@ def export_command(arguments: Arguments) -> int:
     """Makes, proves and measures the bundles of a model."""
     options = _build_options(arguments)
     _require_current_folder()
+    from edgevit.formats import get_format
     from edgevit.models import loading as subject
     from edgevit.pipeline import report
     from edgevit.pipeline import run as pipeline
-    from edgevit.runtimes.registry import resolve_format
 
     recipe = pipeline.ExportConfig(
-        formats=tuple(resolve_format(name.strip()) for name in arguments.fmt.split(",")),
+        formats=tuple(get_format(name.strip()).name for name in arguments.fmt.split(",")),
         options=options,
         out=arguments.out,
         opset=arguments.opset,
@@ -321,13 +324,16 @@ def plan_command(arguments: Arguments) -> int:
 
 def doctor_command(arguments: Arguments) -> int:
     """Tells what this machine has and what it lacks."""
+    from edgevit.formats import list_formats
     from edgevit.latency.environment import Environment
     from edgevit.pipeline import report
     from edgevit.runtimes.build import usable_version
-    from edgevit.runtimes.registry import FORMATS, get_runtime
+    from edgevit.runtimes.registry import get_runtime
 
     environment = Environment.capture()
-    versions = [(runtime, *usable_version(runtime)) for runtime in map(get_runtime, FORMATS)]
+    versions = [
+        (runtime, *usable_version(runtime)) for runtime in (get_runtime(entry.name) for entry in list_formats())
+    ]
     _print(report.doctor_table(environment, versions), arguments)
     _finish(
         arguments,
@@ -407,11 +413,17 @@ def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="make, prove and measure bundles of a model")
     parser.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
     parser.add_argument(
-        "--fmt", required=True, metavar="FMT[,FMT]", help="onnx, ort, openvino, trt, trt-rtx (or an alias)"
+        "--fmt",
+        required=True,
+        metavar="FMT[,FMT]",
+        help=f"{', '.join(entry.name for entry in list_formats())} (or an alias)",
     )
-    parser.add_argument("--precision", action="append", choices=("fp32", "fp16", "int8"), default=None)
-    for flag, value in (("--fp16", "fp16"), ("--half", "fp16"), ("--int8", "int8")):
-        parser.add_argument(flag, dest="precision", action="append_const", const=value, help=f"--precision {value}")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, default=None)
+    for policy in list_policies():
+        for flag in policy.flags:
+            parser.add_argument(
+                flag, dest="precision", action="append_const", const=policy.name, help=f"--precision {policy.name}"
+            )
     parser.add_argument(
         "--weights", metavar="FILE", help="a checkpoint; or the word official, which fetches the authors' own"
     )

@@ -13,8 +13,10 @@ from edgevit.errors import MissingError, UsageError
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
+from edgevit.formats import Format, get_format
 from edgevit.latency.measure import MeasurePlan
 from edgevit.pipeline.report import StageTime
+from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.registry import get_runtime
@@ -55,9 +57,9 @@ class ExportConfig:
             raise UsageError("name at least one format: --fmt onnx,ort,openvino")
         if len(set(self.formats)) != len(self.formats):
             raise UsageError(f"a format stands twice in {','.join(self.formats)}")
-        if self.options.compute_capabilities and "trt-rtx" not in self.formats:
+        if self.options.compute_capabilities and not any(entry.ahead_of_time for entry in self.targets):
             raise UsageError("--sm names the GPUs that --fmt trt-rtx compiles for; leave it out")
-        if self.options.workspace_mb is not None and not {"trt", "trt-rtx"} & set(self.formats):
+        if self.options.workspace_mb is not None and not any(entry.workspace for entry in self.targets):
             raise UsageError("--workspace is for TensorRT's builders: --fmt trt or trt-rtx; leave it out")
         if self.opset is not None and not OLDEST_OPSET <= self.opset <= CAPTURE_OPSET:
             raise UsageError(f"--opset is one of {OLDEST_OPSET} to {CAPTURE_OPSET}, not {self.opset}")
@@ -66,7 +68,7 @@ class ExportConfig:
         self._check_precision()
 
     def _check_trt_version(self, version: str) -> None:
-        if "trt" not in self.formats:
+        if not any(entry.versioned_parser for entry in self.targets):
             raise UsageError("--trt-version is for --fmt trt; leave it out")
         parse_version(version)
         try:
@@ -80,9 +82,9 @@ class ExportConfig:
             for name, value in given.items():
                 if value is not None:
                     raise UsageError(f"{name} is for a lower precision; fp32 needs none, edgevit eval measures it")
-        if self.options.precision == "int8" and self.calib is None:
+        if get_policy(self.options.precision).needs_calibration and self.calib is None:
             raise UsageError(
-                "int8 takes its ranges from photos like those that the model will see: "
+                f"{self.options.precision} takes its ranges from photos like those that the model will see: "
                 "give a folder of a hundred or more with --calib DIR"
             )
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
@@ -93,17 +95,23 @@ class ExportConfig:
             raise UsageError("--max-drop is a bound, and --no-verify lets nothing be judged; leave one of them out")
 
     @property
+    def targets(self) -> tuple[Format, ...]:
+        """The entries of the requested formats."""
+        return tuple(get_format(name) for name in self.formats)
+
+    @property
     def allowed_drop(self) -> float | None:
         """The drop in top-1 that is too much, as a share; None where nothing tells it."""
         return MAX_DROP if self.max_drop is None and self.eval is not None else self.max_drop
 
     def options_for(self, runtime: Runtime) -> BuildOptions:
         """The options without what is meant for another runtime of the recipe."""
-        return self.options if runtime.fmt == "trt-rtx" else replace(self.options, compute_capabilities=None)
+        return self.options if runtime.format.ahead_of_time else replace(self.options, compute_capabilities=None)
 
     def opset_for(self, fmt: str) -> int | None:
         """The opset asked for; that which an old TensorRT reads, where the bundle is for one."""
-        if self.opset is None and fmt == "trt" and parse_version(self.target_version) < (10, 0):
+        old_parser = get_format(fmt).versioned_parser and parse_version(self.target_version) < (10, 0)
+        if self.opset is None and old_parser:
             return OLDEST_OPSET
         return self.opset
 
@@ -114,9 +122,10 @@ class ExportConfig:
 
     def for_machine(self) -> ExportConfig:
         """The recipe, for the TensorRT of this machine where it builds with one and no other is asked for."""
-        if "trt" not in self.formats or self.trt_version is not None or not cuda.has_gpu():
+        versioned = [entry.name for entry in self.targets if entry.versioned_parser]
+        if not versioned or self.trt_version is not None or not cuda.has_gpu():
             return self
-        version, _ = usable_version(get_runtime("trt"))
+        version, _ = usable_version(get_runtime(versioned[0]))
         return self if version is None else replace(self, trt_version=".".join(version.split(".")[:2]))
 
 

@@ -35,7 +35,7 @@ def _baseline(
     graph: OnnxGraph, recipe: ExportConfig, item: BuiltBundle, folder: Path, clock: StageTimer
 ) -> Fp32Baseline:
     runtime, fmt = item.runtime, item.runtime.fmt
-    lowered = check(passes.lower(graph, fmt, opset=recipe.opset_for(fmt)))
+    lowered = check(passes.specialize(graph, fmt, opset=recipe.opset_for(fmt)))
     if item.built.engine is None:
         return Fp32Baseline(graph=lowered, built=None)
     options = replace(recipe.options_for(runtime), precision="fp32")
@@ -101,7 +101,7 @@ def _verdict(
 def _engine(item: BuiltBundle) -> Engine | None:
     """The engine, where one runs here: a file that is read node by node for us has no arithmetic and no speed of its
     own."""
-    return None if item.runtime.fmt == "onnx" else item.built.engine
+    return item.built.engine if item.runtime.format.deployable else None
 
 
 def _examine(

@@ -15,14 +15,16 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import cached_reach
 from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp16
-from edgevit.export.quantization.int8 import SCHEMES, layers_of
+from edgevit.export.quantization.int8 import layers_of
 from edgevit.export.quantization.sensitivity import Judge, QuantizationPlan, quantize_within
 from edgevit.files import cache_folder
+from edgevit.formats import get_format
 from edgevit.pipeline.config import ExportConfig, StageTimer
 from edgevit.pipeline.references import EvalDataset, ReferenceData
+from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
-from edgevit.runtimes.parity import POLICY, compare, references_for
+from edgevit.runtimes.parity import compare, references_for
 from edgevit.types import Array, Feeds, Run
 
 Typing: TypeAlias = PrecisionPlan | QuantizationPlan
@@ -81,7 +83,7 @@ def _to_int8(
     fmt: str,
     clock: StageTimer,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
-    load, scheme = _loader(recipe), SCHEMES[fmt]
+    load, scheme = _loader(recipe), get_format(fmt).require_int8()
     feeds = _batches(evidence.calibration, recipe)
     names = {name for layer in layers_of(graph) for name in (layer.activation, layer.output)}
     with clock.stage(f"{fmt}: calibrate"):
@@ -104,7 +106,7 @@ def _to_int8(
             on_layer=lambda done, total: clock.at(f"{fmt}: sensitivity, {done} of {total} layers"),
         )
         check(typed)
-    if scheme.rest == "fp32":
+    if scheme.float_dtype == "fp32":
         return typed, plan
     if graph.opset < _SCALES_IN_FP16:
         return typed, replace(plan, rest="fp32")
@@ -117,7 +119,7 @@ def _judge(graph: OnnxGraph, feeds: Sequence[Feeds], evidence: ReferenceData, re
     bound, batches = recipe.allowed_drop, recipe.options.batch_sizes[:1]
     exam = evidence.exam.spread(JUDGED_ON) if evidence.exam is not None else None
     asked = len(exam.images.paths) if exam is not None else len(feeds) * batches[0]
-    least = 1 - MARGIN * (1 - POLICY["int8"].cosine)
+    least = 1 - MARGIN * (1 - get_policy("int8").tolerance.cosine)
     photos = references_for(evidence.references, "int8")
     drop = None if bound is None else _drop(evaluator(graph, recipe), feeds, exam)
 

@@ -15,16 +15,18 @@ from rich.text import Text
 
 from edgevit import metrics as accuracy
 from edgevit.bundles.device import Answer
+from edgevit.formats import get_format
 from edgevit.images import sample_images
 from edgevit.latency import compare
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import Interval, Ratio, bounds
+from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import AccuracyReport
 from edgevit.pipeline.comparison import PrecisionComparison
+from edgevit.precisions import get_policy
 from edgevit.runtimes.base import ExecutedPrecision, Runtime, precision_json
-from edgevit.runtimes.parity import POLICY, OutputParity, ParityReport
-from edgevit.types import Precision
+from edgevit.runtimes.parity import OutputParity, ParityReport
+from edgevit.types import Interval, Precision
 
 if TYPE_CHECKING:  # what PyTorch knows of is not needed on a device
     from edgevit.models.spec import ModelSpec
@@ -72,7 +74,7 @@ class ExportReport:
         bundle = shlex.quote(str(self.bundles[-1].path))
         if self.unbuilt:
             return f"edgevit build {shlex.quote(str(self.unbuilt[0].path))}"
-        if self.classifies and not self.bundles[-1].missing and self.bundles[-1].fmt != "onnx":
+        if self.classifies and not self.bundles[-1].missing and get_format(self.bundles[-1].fmt).deployable:
             photo = min(str(sample_images()[0]), os.path.relpath(sample_images()[0]), key=len)
             return f"edgevit run {bundle} {shlex.quote(photo)} --top 5"
         return f"edgevit verify {bundle}"
@@ -147,7 +149,7 @@ def parity_table(results: Sequence[OutputParity]) -> Table:
             "pass" if result.passed else f"FAIL: {'; '.join(result.failures)}",
         )
     precisions = dict.fromkeys(result.precision for result in results)
-    table.caption = "; ".join(f"{precision}: {POLICY[precision]}" for precision in precisions)
+    table.caption = "; ".join(f"{precision}: {get_policy(precision).tolerance}" for precision in precisions)
     return table
 
 

@@ -50,7 +50,7 @@ def run(subject: LoadedModel, recipe: ExportConfig, progress: Progress | None = 
     require_images(subject, recipe.images)
     runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
     for runtime in runtimes:  # what is missing or in the way is said before the long work, not after it
-        if not runtime.builds_on_device:
+        if not runtime.format.builds_on_device:
             runtime.load()
         runtime.require_precision(recipe.options.precision)
         bundles.require_replaceable(recipe.out / _bundle_name(subject, recipe, runtime))
@@ -131,7 +131,7 @@ def _optimise(
 ) -> OnnxGraph:
     """The graph after our passes, and after onnxsim where that helps."""
     with clock.stage("graph passes"):
-        graph = passes.optimise(captured)
+        graph = passes.optimize(captured)
     first = references[0]
     rows = [0] * recipe.options.batch_sizes[0]
     feeds: dict[str, Array] = {name: array[rows] for name, array in first.inputs.items()}
@@ -145,8 +145,8 @@ def _make(
     options, fmt = recipe.options_for(runtime), runtime.fmt
     place = folder / _bundle_name(evidence.subject, recipe, runtime)
     with clock.stage(f"{fmt}: lower, check"):
-        lowered = check(passes.lower(graph, fmt, precision=options.precision, opset=recipe.opset_for(fmt)))
-        steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.builds_on_device else None
+        lowered = check(passes.specialize(graph, fmt, precision=options.precision, opset=recipe.opset_for(fmt)))
+        steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.format.builds_on_device else None
     typed, typing = to_precision(lowered, evidence, recipe, fmt, clock)
     with clock.stage(f"{fmt}: build"), writing(place):
         place.mkdir()

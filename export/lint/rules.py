@@ -33,7 +33,7 @@ from edgevit.export.lint.patterns import (
     head_channels,
     is_mish,
 )
-from edgevit.export.lint.targets import TITLES, Level, LintTarget, dotted, find_unsupported, newest_opset
+from edgevit.export.lint.targets import LINTABLE, Level, LintTarget, dotted, find_unsupported, newest_opset
 from edgevit.types import Array
 
 
@@ -362,7 +362,7 @@ def _max_row_sum(node: ir.Node, weight: Array) -> float:
     return float(magnitudes.sum(-2).max())  # (..., in, out)
 
 
-_ALL, _TRT = frozenset(TITLES), frozenset({"trt"})
+_ALL, _TRT = frozenset(LINTABLE), frozenset({"trt"})
 _COMPILERS = frozenset({"trt", "openvino"})
 
 RULES: tuple[Rule, ...] = (

@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias
 
 import onnx_ir as ir
 
-from edgevit.errors import UsageError, unknown_name
+from edgevit.errors import UsageError
+from edgevit.formats import get_format
 
 Level: TypeAlias = Literal["error", "warning", "note"]
 Version: TypeAlias = tuple[int, int]
@@ -22,8 +23,7 @@ Version: TypeAlias = tuple[int, int]
 DEFAULT_TENSORRT: Version = (10, 3)  # JetPack 6.1 and 6.2, the newest of JetPack 6
 OLDEST_TENSORRT: Version = (8, 5)  # JetPack 5
 NEWEST_MAJOR = 11
-TITLES = {"trt": "TensorRT", "openvino": "OpenVINO", "ort": "ONNX Runtime"}
-_ALIASES = {"tensorrt": "trt", "engine": "trt", "ov": "openvino", "onnxruntime": "ort"}
+LINTABLE = ("trt", "openvino", "ort")  # formats whose operators are listed here
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class LintTarget:
     version: Version = DEFAULT_TENSORRT
 
     def __str__(self) -> str:
-        return f"TensorRT {dotted(self.version)}" if self.fmt == "trt" else TITLES[self.fmt]
+        return f"TensorRT {dotted(self.version)}" if self.fmt == "trt" else get_format(self.fmt).title
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,7 @@ class Unsupported:
 def parse_target(text: str) -> LintTarget:
     """Parse `trt`, `trt:10.3`, `openvino`, `ort` or an alias. Raises UsageError for anything else."""
     name, colon, version = text.strip().lower().partition(":")
-    fmt = _ALIASES.get(name, name)
-    if fmt not in TITLES:
-        raise unknown_name("lint target", name, (*TITLES, *_ALIASES))
+    fmt = get_format(name, among=LINTABLE, kind="lint target").name
     if not colon:
         return LintTarget(fmt)
     if fmt != "trt":

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
 
-from edgevit.errors import unknown_name
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
-from edgevit.export.passes.decompose_group_norm import Form, decompose_group_norm
+from edgevit.export.passes.decompose_group_norm import decompose_group_norm
 from edgevit.export.passes.downgrade_opset import OLDEST as OLDEST_OPSET
 from edgevit.export.passes.downgrade_opset import downgrade_opset
 from edgevit.export.passes.eliminate_slices import eliminate_slices
@@ -29,9 +27,10 @@ from edgevit.export.passes.group_norm_from_moments import group_norm_from_moment
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
+from edgevit.formats import Format, GroupNormForm, get_format
 from edgevit.types import Precision
 
-__all__ = ["OLDEST_OPSET", "PASSES", "TARGETS", "Target", "lower", "optimise"]
+__all__ = ["OLDEST_OPSET", "PASSES", "optimize", "specialize"]
 
 Pass: TypeAlias = Callable[[ir.Model], None]
 
@@ -50,45 +49,26 @@ PASSES: tuple[tuple[str, Pass], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whom a graph is for: the opset that it reads, and the forms that it runs best."""
-
-    opset: int
-    group_norm: Form
-    # Into kernels: fewer of the forms of `group_norm_from_moments`, `pointwise_conv_to_matmul` and
-    # `canonicalize_attention`.
-    compiles: bool = False
-
-
-# By processor time of shiftvit_t, ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with `native`. TensorRT up
-# to 10.16 at least and TensorRT-RTX 1.7 take GroupNormalization with one group for a normalisation of each channel
-# by itself (NVIDIA/TensorRT issue 4756): fewer kernels, and wrong answers. `instance` they compute right.
-TARGETS: dict[str, Target] = {
-    "onnx": Target(opset=18, group_norm="instance"),
-    "ort": Target(opset=20, group_norm="instance"),
-    "openvino": Target(opset=21, group_norm="native"),
-    "trt": Target(opset=20, group_norm="instance", compiles=True),
-    "trt-rtx": Target(opset=20, group_norm="instance", compiles=True),
-}
-
-
-def optimise(graph: OnnxGraph) -> OnnxGraph:
-    """The graph after every rewrite that serves all targets."""
+def optimize(graph: OnnxGraph) -> OnnxGraph:
+    """Apply the passes that serve every format."""
     for name, rewrite in PASSES:
         graph = graph.apply(name, rewrite)
     return graph
 
 
-def lower(graph: OnnxGraph, target: str, *, precision: Precision = "fp32", opset: int | None = None) -> OnnxGraph:
-    """The graph in the opset and the forms of `target`, or in the opset asked for. Raises ExportError where the
-    opset cannot say it."""
-    if target not in TARGETS:
-        raise unknown_name("target", target, TARGETS)
-    wanted = TARGETS[target].opset if opset is None else opset
-    if TARGETS[target].compiles:
+def specialize(
+    graph: OnnxGraph, fmt: str | Format, *, precision: Precision = "fp32", opset: int | None = None
+) -> OnnxGraph:
+    """Rewrite an optimized graph into the opset and the operator forms of a format.
+
+    `opset` overrides the format's own. Raises ExportError if the graph cannot be written in it, UsageError for an
+    unknown format.
+    """
+    target = get_format(fmt) if isinstance(fmt, str) else fmt
+    wanted = target.opset if opset is None else opset
+    if target.passes == "tensorrt":
         graph = _for_kernels(graph, precision)
-    form: Form = TARGETS[target].group_norm if wanted >= 21 else "instance"
+    form: GroupNormForm = target.group_norm if wanted >= 21 else "instance"
     graph = graph.apply(f"decompose_group_norm:{form}", functools.partial(decompose_group_norm, form=form))
     if wanted < 20:
         graph = graph.apply("decompose_gelu", decompose_gelu)

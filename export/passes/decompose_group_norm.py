@@ -9,8 +9,6 @@ where they would do nothing.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import numpy as np
 import onnx_ir as ir
 
@@ -23,11 +21,10 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
+from edgevit.formats import GroupNormForm
 
-Form: TypeAlias = Literal["native", "instance"]
 
-
-def decompose_group_norm(model: ir.Model, form: Form) -> None:
+def decompose_group_norm(model: ir.Model, form: GroupNormForm) -> None:
     if form == "native":
         return
     for node in list(model.graph):

@@ -38,6 +38,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
 from edgevit.export.quantization.calibration import Reach
 from edgevit.export.quantization.dtypes import is_float, replace_output
+from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Precision
 
 Bits: TypeAlias = Literal["uint8", "int8"]
@@ -47,27 +48,6 @@ MULTIPLIED = "a depthwise convolution with several outputs a channel, which engi
 LEAST_SHARE = 0.001  # of the multiply-adds: less than that is sooner computed than quantised
 _LARGEST_BIAS = 2.0**30  # in steps of the sum; the products need room in 32 bits beside it
 _SMALLEST_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scheme:
-    """What a runtime makes integer arithmetic of."""
-
-    activations: Bits  # uint8 with a zero point, which VNNI multiplies by int8; or symmetric int8
-    framed: frozenset[str] = frozenset()  # operators that become integer ones only if their output is quantised too
-    whole_biases: bool = False  # biases are int32 in the graph; else they stay what they are
-    rest: Precision = "fp32"  # what is not quantised
-
-
-# ONNX Runtime makes QLinearConv only of what is framed, and QGemm only of what has a whole bias. OpenVINO needs
-# neither, and every rounding less is accuracy. TensorRT takes no zero points; its other kernels are fast in fp16.
-SCHEMES: Mapping[str, Scheme] = {
-    "onnx": Scheme(activations="uint8"),
-    "ort": Scheme(activations="uint8", framed=frozenset({"Conv"}), whole_biases=True),
-    "openvino": Scheme(activations="uint8"),
-    "trt": Scheme(activations="int8", rest="fp16"),
-    "trt-rtx": Scheme(activations="int8", rest="fp16"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +79,7 @@ def multiply_adds(graph: OnnxGraph) -> int:
     return sum(map(_multiply_adds, graph.model.graph))
 
 
-def quantize(graph: OnnxGraph, layers: Collection[str], reach: Mapping[str, Reach], *, scheme: Scheme) -> OnnxGraph:
+def quantize(graph: OnnxGraph, layers: Collection[str], reach: Mapping[str, Reach], *, scheme: Int8Scheme) -> OnnxGraph:
     """The graph with the layers of those names in int8. `reach` knows what they read and, where framed, what they make.
 
     Two layers that read one tensor share its rounding; others go on reading it as it was.
@@ -131,9 +111,9 @@ def channel_scales(weight: Array, axis: int, *, smallest: float = 0.0) -> Array:
 class _Quantizer:
     """Changes one model in place."""
 
-    def __init__(self, model: ir.Model, reach: Mapping[str, Reach], scheme: Scheme) -> None:
+    def __init__(self, model: ir.Model, reach: Mapping[str, Reach], scheme: Int8Scheme) -> None:
         self._graph, self._reach, self._scheme = model.graph, reach, scheme
-        self._smallest = _SMALLEST_SCALE[scheme.rest]
+        self._smallest = _SMALLEST_SCALE[scheme.float_dtype]
         self._weights: dict[tuple[ir.Value, int, bytes], ir.Value] = {}
 
     def quantize(self, names: AbstractSet[str]) -> None:
@@ -141,7 +121,7 @@ class _Quantizer:
         scales = {node: self._scale(node.inputs[0])[0] for node in layers}
         self._round_activations(layers)
         for node in layers:
-            bias = _bias(node) if self._scheme.whole_biases else None
+            bias = _bias(node) if self._scheme.int32_biases else None
             least = 0.0 if bias is None else np.abs(bias.array) / (scales[node] * _LARGEST_BIAS)
             weight_scales = self._quantize_weight(node, least)
             if bias is not None:
@@ -150,7 +130,7 @@ class _Quantizer:
     def _round_activations(self, layers: Sequence[ir.Node]) -> None:
         """One pair for each tensor that a layer reads, or that leaves a layer which is to be framed."""
         chosen = set(layers)
-        framed = dict.fromkeys(node.outputs[0] for node in layers if node.op_type in self._scheme.framed)
+        framed = dict.fromkeys(node.outputs[0] for node in layers if node.op_type in self._scheme.quantize_outputs_of)
         read = dict.fromkeys(value for node in layers if (value := node.inputs[0]) is not None)
         for value in {**read, **framed}:
             readers = [use for use in value.uses() if value in framed or (use.node in chosen and use.idx == 0)]

@@ -13,7 +13,8 @@ from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import Load, Reach
 from edgevit.export.quantization.fp16 import KeptNode
-from edgevit.export.quantization.int8 import Layer, Scheme, layers_of, multiply_adds, quantize
+from edgevit.export.quantization.int8 import Layer, layers_of, multiply_adds, quantize
+from edgevit.formats import Int8Scheme
 from edgevit.types import Feeds
 
 # Why the answers of a graph will not do; empty where they will.
@@ -61,7 +62,7 @@ def quantize_within(
     graph: OnnxGraph,
     reach: Mapping[str, Reach],
     *,
-    scheme: Scheme,
+    scheme: Int8Scheme,
     judge: Judge,
     feeds: Sequence[Feeds],
     load: Load,
@@ -114,7 +115,9 @@ def _measurable(layer: Layer, reach: Mapping[str, Reach]) -> Layer:
     return replace(layer, stays_float=layer.stays_float or _NOT_FINITE)
 
 
-def _quantized(graph: OnnxGraph, layers: Collection[Layer], reach: Mapping[str, Reach], scheme: Scheme) -> OnnxGraph:
+def _quantized(
+    graph: OnnxGraph, layers: Collection[Layer], reach: Mapping[str, Reach], scheme: Int8Scheme
+) -> OnnxGraph:
     return quantize(graph, [layer.name for layer in layers], reach, scheme=scheme)
 
 
@@ -122,7 +125,7 @@ def _noise_by_layer(
     graph: OnnxGraph,
     layers: Sequence[Layer],
     reach: Mapping[str, Reach],
-    scheme: Scheme,
+    scheme: Int8Scheme,
     feeds: Sequence[Feeds],
     load: Load,
     on_layer: OnLayer | None,
@@ -180,7 +183,7 @@ def _plan(
     layers: Sequence[Layer],
     reverted: Mapping[str, str],
     reach: Mapping[str, Reach],
-    scheme: Scheme,
+    scheme: Int8Scheme,
 ) -> QuantizationPlan:
     kept = tuple(
         KeptNode(name=layer.name, operator=layer.operator, reason=reason)
@@ -191,7 +194,7 @@ def _plan(
     whole = sum(layer.multiply_adds for layer in layers if layer.name not in names)
     return QuantizationPlan(
         activations=scheme.activations,
-        rest=scheme.rest,
+        rest=scheme.float_dtype,
         layers=len(layers),
         kept=kept,
         share=whole / multiply_adds(graph),

@@ -21,7 +21,6 @@ from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
 from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.runtimes.tensorrt.worker import build_in_child, record_here
-from edgevit.types import Precision
 
 JETSON = Path("/etc/nv_tegra_release")
 
@@ -30,12 +29,7 @@ class TensorRt(Runtime):
     """TensorRT on this machine's GPU; what it builds runs with this version, on this GPU and this system alone."""
 
     fmt: ClassVar[str] = "trt"
-    title: ClassVar[str] = "TensorRT"
     module: ClassVar[str] = "tensorrt"
-    extra: ClassVar[str] = "trt"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
-    builds_on_device: ClassVar[bool] = True
-    runs_on_device: ClassVar[bool] = True
 
     def load(self) -> ModuleType:
         """TensorRT's module, of a version that edgevit builds with. Raises MissingError with what to install."""

@@ -23,7 +23,7 @@ from edgevit.runtimes.tensorrt.cuda import Device, DeviceBuffer
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, compile_onnx, make_logger
 from edgevit.runtimes.tensorrt_rtx.kernels import KernelPlan, misreading, read_plan, target_name
-from edgevit.types import Array, Dim, Precision, TensorSpec
+from edgevit.types import Array, Dim, TensorSpec
 
 KERNELS = "model.kernels.json"  # the compiler's kernel list, which the engine itself does not show without a GPU
 _MAGIC = b"vtrt"
@@ -37,11 +37,7 @@ class TensorRtRtx(Runtime):
     """Builds anywhere; opens where there is a GPU of a compute capability that was built for."""
 
     fmt: ClassVar[str] = "trt-rtx"
-    title: ClassVar[str] = "TensorRT-RTX"
     module: ClassVar[str] = "tensorrt_rtx"
-    extra: ClassVar[str] = "trt-rtx"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
-    runs_on_device: ClassVar[bool] = True
 
     def build(self, model: Path, folder: Path, options: BuildOptions, *, timeout_s: float = TIMEOUT_S) -> Artifact:
         """Compiles in a child process. Refuses a graph that the parser gives another meaning than ONNX does."""

@@ -23,7 +23,8 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
 from tests.cli.test_main import USER_MODEL, status
-from tests.conftest import DATA, ON_CPU, Cifar10
+from tests.conftest import DATA, Cifar10
+from tests.helpers.formats import ON_CPU
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 200

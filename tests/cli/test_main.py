@@ -22,7 +22,7 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import build_parser, main
 from edgevit.models import registry
 from edgevit.runtimes.registry import get_runtime
-from tests.conftest import ON_CPU
+from tests.helpers.formats import ON_CPU
 
 PHOTO = Path(__file__).parents[2] / "edgevit" / "data" / "photos" / "chelsea.png"
 
@@ -318,7 +318,7 @@ def test_latency_side_by_side(
 
 def test_latency_against_an_unknown_name(bundle: Bundle, one_line: Callable[[], str]) -> None:
     assert status("latency", bundle.path, "--against", "tensorflow") == 2
-    assert "no runtime 'tensorflow'" in one_line()
+    assert "no format 'tensorflow'" in one_line()
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

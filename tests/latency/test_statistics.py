@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from edgevit.errors import UsageError
 from edgevit.latency import statistics
-from edgevit.latency.statistics import Interval, Ratio, Verdict
+from edgevit.latency.statistics import Ratio, Verdict
+from edgevit.types import Interval
 
 
 @pytest.mark.parametrize(

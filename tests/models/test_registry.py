@@ -15,7 +15,7 @@ from edgevit.models import loading as subject
 from edgevit.models import registry
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BatchRange, BuildOptions
-from edgevit.runtimes.parity import LEAST_DEPENDENCE
+from edgevit.runtimes.parity import MIN_INPUT_SENSITIVITY
 from tests.helpers.graphs import MAX_RANK, UNWANTED_OPERATORS, max_rank, unwanted_operators
 
 EVERYDAY = {"shiftvit_t_light", "mobileformer_26m", "vitae_t", "shuffle_deit_t", "shuffle_t2t_7",
@@ -34,7 +34,7 @@ def test_goes_the_whole_road(name: str, batch: str, tmp_path: Path) -> None:
     recipe = pipeline.ExportConfig(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
     report = pipeline.run(subject.from_name(name), recipe)
     assert report.parity.passed
-    assert min(result.dependence for result in report.parity.results) > LEAST_DEPENDENCE
+    assert min(result.dependence for result in report.parity.results) > MIN_INPUT_SENSITIVITY
     for bundle in report.bundles:
         graph = OnnxGraph.load(bundle.path / "model.onnx")
         assert unwanted_operators(graph) == {}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edgevit.errors import ParityError
-from edgevit.latency.statistics import Interval, Ratio
+from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.runtimes.parity import OutputParity, compare
-from edgevit.types import Reference
+from edgevit.types import Interval, Reference
 
 IMAGES = 1000
 FASTER = Ratio(0.476, Interval(0.45, 0.5), 64)

@@ -36,8 +36,9 @@ from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import compare, references_for
 from edgevit.types import Reference
 from tests.cli.test_main import status
-from tests.conftest import DATA, ON_CPU, Cifar10
+from tests.conftest import DATA, Cifar10
 from tests.export.quantization.test_int8 import answer, graph
+from tests.helpers.formats import ON_CPU
 from tests.helpers.onnx_files import needs_rtx
 from tests.pipeline.test_tensorrt import needs_no_tensorrt
 

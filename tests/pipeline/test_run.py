@@ -21,11 +21,11 @@ import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
 from edgevit.errors import ExportError, MissingError, ParityError, UsageError
+from edgevit.formats import get_format
 from edgevit.models.loading import from_module
 from edgevit.pipeline import bundle_writer as publishing
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
-from edgevit.runtimes import registry
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.pytorch import TorchEngine
@@ -443,7 +443,7 @@ def test_the_callers_module_keeps_its_mode(fails: bool, tmp_path: Path) -> None:
 
 
 def test_formats_and_aliases() -> None:
-    assert registry.resolve_format("ov") == "openvino"
-    assert registry.resolve_format("onnxruntime") == "ort"
+    assert get_format("ov").name == "openvino"
+    assert get_format("onnxruntime").name == "ort"
     with pytest.raises(UsageError, match="Did you mean 'openvino'"):
-        registry.resolve_format("openvno")
+        get_format("openvno")

@@ -146,7 +146,7 @@ def graph_of(name: str) -> tuple[Any, int]:
     """A model's graph after our passes, and its multiply-adds as PyTorch counts them."""
     model = edgevit.create_model(name)
     shape = (1, 3, 32, 32) if name.endswith("cifar10") else (1, 3, 224, 224)
-    return passes.optimise(capture(model, (torch.zeros(shape),), dynamic_batch=False).graph), multiply_adds(
+    return passes.optimize(capture(model, (torch.zeros(shape),), dynamic_batch=False).graph), multiply_adds(
         model, shape
     )
 
@@ -166,7 +166,7 @@ def runtime(request: pytest.FixtureRequest) -> str:
 def test_the_multiply_adds_are_those_of_the_model(name: str, runtime: str, tmp_path: Path) -> None:
     """Both products of attention included, on both sides."""
     graph, known = graph_of(name)
-    lowered = passes.lower(graph, runtime, precision="fp32", opset=None)
+    lowered = passes.specialize(graph, runtime, precision="fp32", opset=None)
     lowered.save(tmp_path / "graph.onnx")
     told = read_back(runtime, tmp_path / "graph.onnx", tmp_path)
     assert told.layers.keys() == told.multiply_adds.keys() == {"fp32"}

@@ -10,8 +10,8 @@ import pytest
 
 from edgevit.errors import ParityError
 from edgevit.pipeline.report import parity_table
-from edgevit.runtimes.parity import POLICY, ParityReport, compare
-from edgevit.types import Array, Precision, Reference, Run
+from edgevit.runtimes.parity import ParityReport, compare
+from edgevit.types import PRECISIONS, Array, Precision, Reference, Run
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.standard_normal((6, 12)).astype(np.float32)
@@ -73,7 +73,7 @@ def test_each_precision_has_its_tolerance(precision: Precision, passes: float, f
         judge(engine(rounded(fails)), precision).require()
 
 
-@pytest.mark.parametrize("precision", POLICY)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("wrong", [nan_in_one_value, infinity_in_one_value])
 def test_nan_and_infinity_always_fail(wrong: Callable[[Array], Array], precision: Precision) -> None:
     with pytest.raises(ParityError, match="NaN or infinity"):
@@ -85,7 +85,7 @@ def test_another_top1_fails() -> None:
         judge(engine(swap_best_two)).require()
 
 
-@pytest.mark.parametrize("precision", POLICY)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows_of_one_batch_that_disagree_fail(precision: Precision) -> None:
     """Rows after the first are off, but only in larger batches: no comparison row by row would show it."""
 

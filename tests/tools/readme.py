@@ -6,17 +6,16 @@ import re
 from itertools import groupby
 from pathlib import Path
 
+from edgevit.formats import Format, list_formats
 from edgevit.models import registry
-from edgevit.runtimes.base import Runtime
-from edgevit.runtimes.registry import ALIASES, FORMATS, get_runtime
 
 README = Path(__file__).parents[2] / "README.md"
 
 
 def support_matrix() -> str:
-    """The formats, from the runtimes' own words."""
+    """The formats."""
     lines = ["| `--fmt` | also | runtime | precisions | extra |", "|---|---|---|---|---|"]
-    return "\n".join([*lines, *(_format_row(get_runtime(fmt)) for fmt in FORMATS)])
+    return "\n".join([*lines, *map(_format_row, list_formats())])
 
 
 def models() -> str:
@@ -28,10 +27,9 @@ def models() -> str:
     return "\n".join(lines)
 
 
-def _format_row(runtime: Runtime) -> str:
-    aliases = ", ".join(f"`{alias}`" for alias, fmt in ALIASES.items() if fmt == runtime.fmt)
-    precisions = ", ".join(runtime.precisions)
-    return f"| `{runtime.fmt}` | {aliases} | {runtime.title} | {precisions} | `edgevit[{runtime.extra}]` |"
+def _format_row(entry: Format) -> str:
+    aliases = ", ".join(f"`{alias}`" for alias in entry.aliases)
+    return f"| `{entry.name}` | {aliases} | {entry.title} | {', '.join(entry.precisions)} | `edgevit[{entry.extra}]` |"
 
 
 TABLES = {"support": support_matrix, "models": models}

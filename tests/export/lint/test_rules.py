@@ -456,7 +456,7 @@ class VarMeanNorm(nn.Module):
 @pytest.mark.parametrize(("module", "rule"), [(DecomposedMish(), "activations"), (VarMeanNorm(), "layer-norm-nchw")])
 def test_operators_that_pytorch_decomposes_are_found(module: nn.Module, rule: str) -> None:
     captured = capture(module.eval(), [torch.rand(1, 8, 4, 4)], dynamic_batch=False).graph
-    found = lint(passes.lower(passes.optimise(captured), "trt"), parse_target("trt"))
+    found = lint(passes.specialize(passes.optimize(captured), "trt"), parse_target("trt"))
     assert [finding.rule for finding in found if finding.level == "warning"] == [rule]
 
 
@@ -514,7 +514,7 @@ class Shift(nn.Module):
 
 def test_an_assignment_to_a_slice_is_reported_with_its_module() -> None:
     module = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), shift=Shift()))
-    graph = passes.optimise(capture(module, [torch.zeros(2, 3, 4, 4)], dynamic_batch=True).graph)
+    graph = passes.optimize(capture(module, [torch.zeros(2, 3, 4, 4)], dynamic_batch=True).graph)
     found = [finding for finding in lint(graph, parse_target("trt")) if finding.rule == "scatter"]
     assert {(finding.level, finding.module) for finding in found} == {("error", "shift")}
 
@@ -523,20 +523,20 @@ def test_an_assignment_to_a_slice_is_reported_with_its_module() -> None:
 def captured() -> OnnxGraph:
     model = subject.from_name("shiftvit_cifar10")
     example = tuple(tensor.repeat(2, 1, 1, 1) for tensor in model.example)
-    return passes.optimise(capture(model.module, example, dynamic_batch=True).graph)
+    return passes.optimize(capture(model.module, example, dynamic_batch=True).graph)
 
 
 @pytest.mark.parametrize("target", ["trt", "trt:10.16", "trt:11.4", "openvino", "ort"])
 def test_a_graph_exported_for_a_target_has_no_findings(captured: OnnxGraph, target: str) -> None:
     fmt = target.partition(":")[0]
-    found = lint(passes.lower(captured, fmt), parse_target(target))
+    found = lint(passes.specialize(captured, fmt), parse_target(target))
     assert not has_errors(found)
     assert found == ()
 
 
 def test_a_graph_for_tensorrt_86_needs_opset_17(captured: OnnxGraph) -> None:
-    assert has_errors(lint(passes.lower(captured, "trt"), parse_target("trt:8.6")))
-    assert not has_errors(lint(passes.lower(captured, "trt", opset=17), parse_target("trt:8.6")))
+    assert has_errors(lint(passes.specialize(captured, "trt"), parse_target("trt:8.6")))
+    assert not has_errors(lint(passes.specialize(captured, "trt", opset=17), parse_target("trt:8.6")))
 
 
 def test_the_report_shows_node_reason_and_remedy() -> None:

@@ -14,7 +14,7 @@ import pytest
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
-from edgevit.export.passes import lower
+from edgevit.export.passes import specialize
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
@@ -583,7 +583,7 @@ def test_channels_last_leaves_the_rest(readers: str, outputs: str) -> None:
 )
 def test_kernels_are_spared_for_compilers(target: str, precision: Precision, norms: int, products: int) -> None:
     before = norm("y = Conv (n, v)", f"N, 4, {LARGE}").apply("fuse_affine", fuse_affine)
-    after = lower(before, target, precision=precision)
+    after = specialize(before, target, precision=precision)
     assert after.operators["InstanceNormalization"] == norms
     assert after.operators["MatMul"] == products
 
@@ -831,7 +831,7 @@ def test_lower_attention_leaves_the_rest(shapes: tuple[str, ...], outputs: str, 
 )
 def test_attention_is_lowered_where_it_fuses(target: str, precision: Precision, turned: int) -> None:
     before = parse(ATTENTION % ("5, 16", "16, 9", "12, 5", "", -2, "y = MatMul (v, w)"))
-    assert lower(before, target, precision=precision).operators["Transpose"] == 4 * turned
+    assert specialize(before, target, precision=precision).operators["Transpose"] == 4 * turned
 
 
 def test_lower_gelu_is_exact() -> None:
@@ -871,7 +871,7 @@ def test_lower_opset_turns_axes_into_an_attribute() -> None:
             y = ReduceMean <keepdims = 0, noop_with_empty_axes = 0> (x, axes)
         }}"""
     )
-    assert_same(before, lower(before.apply("cleanup", cleanup), "onnx", opset=17))
+    assert_same(before, specialize(before.apply("cleanup", cleanup), "onnx", opset=17))
 
 
 def test_a_pass_leaves_the_graph_it_was_given_as_it_was() -> None:

@@ -605,7 +605,7 @@ def test_the_trained_model_keeps_its_accuracy(cifar10: Cifar10) -> None:
         output_names=["y"],
         dynamic_batch=True,
     )
-    graph = check(passes.lower(passes.optimise(captured.graph), "trt"))
+    graph = check(passes.specialize(passes.optimize(captured.graph), "trt"))
     made, plan = typed(graph, cifar10.inputs[:8])
     assert (kept(plan), plan.casts) == ([], 2)
     run = load(emulate_fp16(check(made)))
@@ -630,7 +630,7 @@ def typed_model(name: str) -> tuple[OnnxGraph, PrecisionPlan, tuple[Reference, .
     captured = capture(
         subject.module, subject.example, input_names=subject.input_names, output_names=subject.output_names
     )
-    graph = check(passes.lower(passes.optimise(captured.graph), "trt-rtx", precision="fp16"))
+    graph = check(passes.specialize(passes.optimize(captured.graph), "trt-rtx", precision="fp16"))
     references = compute_references(subject, ["logits"])
     photos = references[0].inputs["images"]
     made, plan = to_fp16(graph, [{"images": photos[:1]}, {"images": photos[1:2]}], load=load)
@@ -692,7 +692,7 @@ def test_the_trained_model_in_the_forms_of_tensorrt(cifar10: Cifar10, monkeypatc
         input_names=("x",),
         output_names=("y",),
     ).graph
-    graph = check(passes.lower(passes.optimise(captured), "trt", precision="fp16"))
+    graph = check(passes.specialize(passes.optimize(captured), "trt", precision="fp16"))
     assert {"GroupNormalization", "InstanceNormalization"}.isdisjoint(graph.operators)
     assert graph.operators["MatMul"] == 18  # two in each of 9 blocks
     batch, wanted = cifar10.inputs[:100], cifar10.logits[:100]

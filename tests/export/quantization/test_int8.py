@@ -23,22 +23,22 @@ from edgevit.export.quantization.fp16 import emulate_fp16, to_fp16
 from edgevit.export.quantization.int8 import (
     GROUPED,
     MULTIPLIED,
-    SCHEMES,
-    Scheme,
     activation_scale,
     channel_scales,
     layers_of,
     multiply_adds,
     quantize,
 )
+from edgevit.formats import Int8Scheme
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.types import Array, Run
+from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import parse
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>'
 FRAMES = frozenset({"QuantizeLinear", "DequantizeLinear"})
-every_scheme = pytest.mark.parametrize("fmt", SCHEMES)
+every_scheme = pytest.mark.parametrize("fmt", INT8_SCHEMES)
 
 
 def noise(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:
@@ -62,7 +62,10 @@ def answer(graph: OnnxGraph, image: Array) -> Array:
 
 
 def quantised(
-    graph: OnnxGraph, *images: Array, scheme: Scheme = SCHEMES["openvino"], names: tuple[str, ...] | None = None
+    graph: OnnxGraph,
+    *images: Array,
+    scheme: Int8Scheme = INT8_SCHEMES["openvino"],
+    names: tuple[str, ...] | None = None,
 ) -> OnnxGraph:
     """The graph with the layers of these names in int8, or all that would gain; it has shown that it is valid."""
     reach = measure_reach(graph, [{"x": image} for image in images], load=load)
@@ -278,7 +281,7 @@ class Windows(nn.Module):
 def test_a_batch_that_is_folded_into_windows_is_counted(dynamic: bool) -> None:
     example = (torch.zeros(2 if dynamic else 1, 8, 6),)
     captured = capture(Windows(), example, dynamic_batch=dynamic).graph
-    whole = check(passes.lower(passes.optimise(captured), "onnx"))
+    whole = check(passes.specialize(passes.optimize(captured), "onnx"))
     assert [layer.multiply_adds for layer in layers_of(whole)] == [8 * 6 * 5, 8 * 5 * 3]
     assert multiply_adds(whole) == 8 * 6 * 5 + 8 * 5 * 3
 
@@ -289,7 +292,7 @@ def test_a_batch_that_is_folded_into_windows_is_counted(dynamic: bool) -> None:
 @every_scheme
 @every_case
 def test_a_layer_reads_integers_in_each_scheme(case: Case, fmt: str) -> None:
-    scheme = SCHEMES[fmt]
+    scheme = INT8_SCHEMES[fmt]
     made = quantised(case.graph(), case.image(), scheme=scheme)
     x, w = read(made, "a"), read(made, "a", 1)
     assert (x.dtype, x.source) == (scheme.activations.upper(), "x")
@@ -298,39 +301,39 @@ def test_a_layer_reads_integers_in_each_scheme(case: Case, fmt: str) -> None:
     assert w.scale.shape == (case.channels,)
     assert not w.zero.any()
     biased = read(made, case.biased, case.bias_index)
-    assert biased.dtype == ("INT32" if scheme.whole_biases else "FLOAT")
-    if scheme.whole_biases:
+    assert biased.dtype == ("INT32" if scheme.int32_biases else "FLOAT")
+    if scheme.int32_biases:
         assert np.array_equal(biased.scale, x.scale * w.scale)
         assert not biased.zero.any()
-    framed = case.operator in scheme.framed
+    framed = case.operator in scheme.quantize_outputs_of
     assert read(made, "y").dtype == ("UINT8" if framed else "FLOAT")
-    assert frames(made) == (1 + framed, 2 + framed + scheme.whole_biases)
+    assert frames(made) == (1 + framed, 2 + framed + scheme.int32_biases)
     assert stored(made) == {
         "w_int8": "INT8",
-        **({"b_int32": "INT32"} if scheme.whole_biases else {"b": "FLOAT"}),
+        **({"b_int32": "INT32"} if scheme.int32_biases else {"b": "FLOAT"}),
     }
 
 
 @every_scheme
 def test_symmetric_for_tensorrt_and_zero_points_for_the_others(fmt: str) -> None:
     case = CASES["Conv"]
-    made = quantised(case.graph(), case.image() + 1, scheme=SCHEMES[fmt])
+    made = quantised(case.graph(), case.image() + 1, scheme=INT8_SCHEMES[fmt])
     x = read(made, "a")
     if fmt.startswith("trt"):
         assert (x.dtype, int(x.zero)) == ("INT8", 0)
-        assert SCHEMES[fmt].rest == "fp16"
+        assert INT8_SCHEMES[fmt].float_dtype == "fp16"
     else:
         assert x.dtype == "UINT8"
         assert 0 < int(x.zero) < 128
-        assert SCHEMES[fmt].rest == "fp32"
+        assert INT8_SCHEMES[fmt].float_dtype == "fp32"
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt, scheme in SCHEMES.items() if scheme.rest == "fp16"])
+@pytest.mark.parametrize("fmt", [fmt for fmt, scheme in INT8_SCHEMES.items() if scheme.float_dtype == "fp16"])
 @every_case
 def test_what_is_not_int8_becomes_fp16(case: Case, fmt: str) -> None:
     """Scales and activations alike, and the answers hold."""
     whole, image = case.graph(), case.image()
-    made, _ = to_fp16(quantised(whole, image, scheme=SCHEMES[fmt]), [{"x": image}], load=load)
+    made, _ = to_fp16(quantised(whole, image, scheme=INT8_SCHEMES[fmt]), [{"x": image}], load=load)
     onnx.checker.check_model(ir.to_proto(made.model), full_check=True)
     for index in (0, 1):
         found = read(made, "a", index)
@@ -379,7 +382,7 @@ def test_the_graph_that_was_given_stays_as_it_was() -> None:
 def test_a_layer_that_makes_an_output_of_the_graph(fmt: str) -> None:
     text = "(float[batch, 4, 6, 6] x) => (float[batch, 8, 6, 6] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
     whole, image = graph(text, w=noise(8, 4, 3, 3), b=noise(8)), noise(2, 4, 6, 6)
-    made = quantised(whole, image, scheme=SCHEMES[fmt])
+    made = quantised(whole, image, scheme=INT8_SCHEMES[fmt])
     assert [spec.name for spec in made.outputs] == ["y"]
     assert snr_db(answer(whole, image), answer(made, image)) > 30
 
@@ -394,7 +397,7 @@ def test_a_layer_that_makes_an_output_of_the_graph(fmt: str) -> None:
 def test_a_convolution_that_makes_an_output_runs_in_integers(outputs: str, body: str) -> None:
     """Where ONNX Runtime needs the frame."""
     whole = graph(f"(float[batch, 4, 8, 8] x) => ({outputs}) {{ {body} }}", w=noise(8, 4, 3, 3))
-    typed = quantised(whole, noise(2, 4, 8, 8), scheme=SCHEMES["ort"])
+    typed = quantised(whole, noise(2, 4, 8, 8), scheme=INT8_SCHEMES["ort"])
     engine = OnnxRuntimeEngine(onnxruntime, typed.to_bytes(), BuildOptions(threads=1, precision="int8"))
     assert engine.executed_precision().share("int8") == 1
 
@@ -407,10 +410,10 @@ def test_a_weight_that_two_layers_share_is_stored_once(fmt: str) -> None:
         y = Gemm (c, w, b)
     }"""
     whole, image = graph(text, w=noise(6, 6, scale=0.4), b=noise(6)), noise(2, 6)
-    made = quantised(whole, image, scheme=SCHEMES[fmt])
+    made = quantised(whole, image, scheme=INT8_SCHEMES[fmt])
     assert [name for name, dtype in stored(made).items() if dtype == "INT8"] == ["w_int8"]
     assert read(made, "a", 1).source == read(made, "y", 1).source == "w_int8"
-    if SCHEMES[fmt].whole_biases:  # in the steps of either layer
+    if INT8_SCHEMES[fmt].int32_biases:  # in the steps of either layer
         assert [name for name, dtype in stored(made).items() if dtype == "INT32"] == ["b_int32", "b_int32_1"]
     assert snr_db(answer(whole, image), answer(made, image)) > 25
 
@@ -442,11 +445,11 @@ def test_a_framed_output_is_rounded_once_for_all_that_read_it() -> None:
         y = Add (a, b)
     }"""
     whole, image = graph(text, w=noise(4, 4, 1, 1), v=noise(4, 4, 1, 1, seed=1)), noise(2, 4, 6, 6)
-    made = quantised(whole, image, scheme=SCHEMES["ort"])
+    made = quantised(whole, image, scheme=INT8_SCHEMES["ort"])
     assert frames(made) == (3, 5)  # x, a and b; two weights
     assert read(made, "b").source == read(made, "y").source == "a"
     assert read(made, "y", 1).source == "b"
-    unframed = quantised(whole, image, scheme=SCHEMES["openvino"])
+    unframed = quantised(whole, image, scheme=INT8_SCHEMES["openvino"])
     assert frames(unframed) == (2, 4)
     assert [read(unframed, "y", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
 
@@ -464,7 +467,7 @@ def test_what_is_no_bias_stays_float(body: str, why: str) -> None:
     weights = {"w": noise(6, 6), "b": noise(6, seed=1), "wide": noise(7, 6, seed=2)}
     used = {name: array for name, array in weights.items() if f"{name})" in body}
     whole = graph(f"(float[batch, 7, 6] x) => (float[batch, 7, 6] y) {{ {body} }}", **used)
-    made = quantised(whole, noise(2, 7, 6), scheme=SCHEMES["ort"])
+    made = quantised(whole, noise(2, 7, 6), scheme=INT8_SCHEMES["ort"])
     assert "INT32" not in stored(made).values(), why
 
 
@@ -516,7 +519,7 @@ def test_fp16_holds_every_scale_of_tensorrt(case: Case, fmt: str) -> None:
     """As a normal number: half the bits of 1e-6 would be lost."""
     weight = noise(*case.weight, seed=1)
     np.moveaxis(weight, case.axis, 0)[1] *= 1e-6
-    made = quantised(case.graph(weight=weight), 1e-4 * case.image(), scheme=SCHEMES[fmt])
+    made = quantised(case.graph(weight=weight), 1e-4 * case.image(), scheme=INT8_SCHEMES[fmt])
     scales = [constant(value) for name, value in made.model.graph.initializers.items() if "_scale" in name]
     assert len(scales) == 2
     assert min(float(scale.min()) for scale in scales if scale is not None) == 2.0**-14
@@ -526,7 +529,7 @@ def test_fp16_holds_every_scale_of_tensorrt(case: Case, fmt: str) -> None:
 @every_case
 def test_the_nearest_integers_are_stored(case: Case, fmt: str) -> None:
     whole = case.graph()
-    made = quantised(whole, case.image(), scheme=SCHEMES[fmt])
+    made = quantised(whole, case.image(), scheme=INT8_SCHEMES[fmt])
     for name, (reader, index) in {"w": ("a", 1), "b": (case.biased, case.bias_index)}.items():
         found = read(made, reader, index)
         if found.dtype != "FLOAT":
@@ -570,7 +573,7 @@ def bound(case: Case, whole: OnnxGraph, made: OnnxGraph, image: Array) -> Array:
 def test_answers_move_by_half_a_step_at_most(case: Case, shift: float, fmt: str) -> None:
     """Relu at the end lets no difference grow."""
     whole, image = case.graph(), case.image() + np.float32(shift)
-    made = quantised(whole, image, scheme=SCHEMES[fmt])
+    made = quantised(whole, image, scheme=INT8_SCHEMES[fmt])
     difference = np.abs(answer(made, image) - answer(whole, image))
     allowed = bound(case, whole, made, image)
     assert (difference <= 1.0001 * allowed + 1e-5).all()
@@ -583,7 +586,7 @@ def test_padding_adds_true_zeros(fmt: str) -> None:
     """Zeros come back as zeros, though every value of the input lies between 2 and 3."""
     case = CASES["Conv"]
     whole = case.graph(bias=np.zeros(8, np.float32))
-    made = quantised(whole, 2 + np.abs(np.sin(case.image())), scheme=SCHEMES[fmt])
+    made = quantised(whole, 2 + np.abs(np.sin(case.image())), scheme=INT8_SCHEMES[fmt])
     black = np.zeros((1, 4, 6, 6), np.float32)
     assert not answer(made, black).any()
 
@@ -594,11 +597,11 @@ def test_a_dead_channel_gives_no_nan(case: Case, fmt: str) -> None:
     weight = noise(*case.weight, seed=1)
     np.moveaxis(weight, case.axis, 0)[1] = 0
     whole = case.graph(weight=weight, bias=np.zeros(case.channels, np.float32))
-    made = quantised(whole, case.image(), scheme=SCHEMES[fmt])
+    made = quantised(whole, case.image(), scheme=INT8_SCHEMES[fmt])
     got = answer(made, case.image())
     assert np.isfinite(got).all()
     assert snr_db(answer(whole, case.image()), got) > 25
-    assert np.isfinite(answer(quantised(whole, 0 * case.image(), scheme=SCHEMES[fmt]), case.image())).all()
+    assert np.isfinite(answer(quantised(whole, 0 * case.image(), scheme=INT8_SCHEMES[fmt]), case.image())).all()
 
 
 @every_scheme
@@ -609,7 +612,7 @@ def test_a_dead_channel_keeps_its_bias(case: Case, size: float, fmt: str) -> Non
     weight, bias = noise(*case.weight, seed=1), np.full(case.channels, 0.5, np.float32)
     np.moveaxis(weight, case.axis, 0)[1] *= size
     whole = case.graph(weight=weight, bias=bias)
-    made = quantised(whole, case.image(), scheme=SCHEMES[fmt])
+    made = quantised(whole, case.image(), scheme=INT8_SCHEMES[fmt])
     channels = 1 if case.operator == "Conv" else -1
     got = np.moveaxis(answer(made, case.image()), channels, 0)[1]
     step = float(np.ptp(answer(whole, case.image()))) / 255  # of a framed output, which all channels share
@@ -620,7 +623,7 @@ def test_a_dead_channel_keeps_its_bias(case: Case, size: float, fmt: str) -> Non
 @every_case
 def test_an_input_that_was_always_zero_keeps_the_bias(case: Case, fmt: str) -> None:
     whole = case.graph(bias=np.full(case.channels, 0.5, np.float32))
-    made = quantised(whole, 0 * case.image(), scheme=SCHEMES[fmt])
+    made = quantised(whole, 0 * case.image(), scheme=INT8_SCHEMES[fmt])
     assert answer(made, 0 * case.image()) == pytest.approx(0.5, abs=0.02)
 
 
@@ -654,14 +657,14 @@ def conv_net(seed: int) -> OnnxGraph:
 def test_a_small_net_keeps_its_answers(seed: int, fmt: str) -> None:
     whole = conv_net(seed)
     images = [noise(4, 3, 16, 16, seed=100 * seed + index) for index in range(3)]
-    made = quantised(whole, *images, scheme=SCHEMES[fmt])
+    made = quantised(whole, *images, scheme=INT8_SCHEMES[fmt])
     assert made.operators["DequantizeLinear"] >= 2 * 5
     want, got = (np.concatenate([load(each)({"x": image})["y"] for image in images]) for each in (whole, made))
     assert snr_db(want, got) > 30
 
 
 def test_onnx_runtime_makes_integers_of_every_layer_of_it() -> None:
-    made = quantised(conv_net(0), noise(4, 3, 16, 16), scheme=SCHEMES["ort"])
+    made = quantised(conv_net(0), noise(4, 3, 16, 16), scheme=INT8_SCHEMES["ort"])
     engine = OnnxRuntimeEngine(onnxruntime, made.to_bytes(), BuildOptions(threads=1, precision="int8"))
     assert engine.executed_precision().share("int8") == 1
 
@@ -669,7 +672,7 @@ def test_onnx_runtime_makes_integers_of_every_layer_of_it() -> None:
 def test_optimised_it_still_answers_the_same() -> None:
     """What ONNX Runtime joins, it computes as the graph says, up to a step."""
     whole, image = conv_net(0), noise(4, 3, 16, 16)
-    made = quantised(whole, image, scheme=SCHEMES["ort"])
+    made = quantised(whole, image, scheme=INT8_SCHEMES["ort"])
     fused: Mapping[str, Array] = OnnxRuntimeEngine(onnxruntime, made.to_bytes(), BuildOptions(threads=1)).run(
         {"x": image}
     )

@@ -14,7 +14,7 @@ import pytest
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import measure_reach
-from edgevit.export.quantization.int8 import SCHEMES, Layer, Scheme
+from edgevit.export.quantization.int8 import Layer
 from edgevit.export.quantization.sensitivity import (
     Judge,
     QuantizationPlan,
@@ -24,8 +24,10 @@ from edgevit.export.quantization.sensitivity import (
     _noise,
     quantize_within,
 )
+from edgevit.formats import Int8Scheme
 from edgevit.types import Array
 from tests.export.quantization.test_int8 import answer, graph, load, noise, snr_db
+from tests.helpers.formats import INT8_SCHEMES
 
 WIDTH, LAYERS = 8, 6
 OUTLIER = 1000.0
@@ -53,7 +55,11 @@ IMAGE = noise(64, WIDTH, seed=9)
 
 
 def mixed(
-    whole: OnnxGraph, judge: Judge, *, scheme: Scheme = SCHEMES["openvino"], told: list[tuple[int, int]] | None = None
+    whole: OnnxGraph,
+    judge: Judge,
+    *,
+    scheme: Int8Scheme = INT8_SCHEMES["openvino"],
+    told: list[tuple[int, int]] | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     feeds = [{"x": IMAGE}]
     made, plan = quantize_within(
@@ -114,7 +120,7 @@ def test_a_judge_that_is_content_at_once() -> None:
 @pytest.mark.parametrize("sensitive", range(1, LAYERS))
 def test_the_sensitive_layer_goes_back_to_float(sensitive: int, fmt: str) -> None:
     whole = chain(sensitive=sensitive)
-    made, plan = mixed(whole, at_least(whole, 20), scheme=SCHEMES[fmt])
+    made, plan = mixed(whole, at_least(whole, 20), scheme=INT8_SCHEMES[fmt])
     assert [node.name for node in plan.kept] == [NAMES[sensitive]]
     assert plan.kept == plan.reverted
     (kept,) = plan.kept
@@ -150,7 +156,7 @@ def test_a_layer_that_gains_nothing_is_kept_and_not_reverted() -> None:
     _, plan = quantize_within(
         whole,
         measure_reach(whole, feeds, load=load),
-        scheme=SCHEMES["ort"],
+        scheme=INT8_SCHEMES["ort"],
         judge=content_with(2),
         feeds=feeds,
         load=load,
@@ -210,7 +216,7 @@ def test_without_a_layer_there_is_no_int8(body: str) -> None:
     feeds = [{"x": noise(8, 8)}]
     reach = measure_reach(whole, feeds, load=load)
     with pytest.raises(PrecisionError, match="no layer that would gain by int8") as caught:
-        quantize_within(whole, reach, scheme=SCHEMES["ort"], judge=lambda _: "", feeds=feeds, load=load)
+        quantize_within(whole, reach, scheme=INT8_SCHEMES["ort"], judge=lambda _: "", feeds=feeds, load=load)
     assert caught.value.exit_status == 9
 
 
@@ -222,7 +228,7 @@ def test_a_graph_that_can_hardly_be_int8_is_refused() -> None:
     feeds = [{"x": noise(8, 8)}]
     reach = measure_reach(whole, feeds, load=load)
     with pytest.raises(PrecisionError, match="^33% of the graph's multiply-adds .* 50% have to be") as caught:
-        quantize_within(whole, reach, scheme=SCHEMES["ort"], judge=lambda _: "", feeds=feeds, load=load)
+        quantize_within(whole, reach, scheme=INT8_SCHEMES["ort"], judge=lambda _: "", feeds=feeds, load=load)
     assert caught.value.exit_status == 9
 
 
@@ -280,13 +286,13 @@ def test_a_layer_whose_reach_is_wrong_goes_back() -> None:
     reach = {**measure_reach(whole, feeds, load=load)}
     reach["h2"] = measure_reach(whole, [{"x": 0 * IMAGE}], load=load)["h2"]
     judge: Callable[[OnnxGraph], str] = at_least(whole, 20)
-    _, plan = quantize_within(whole, reach, scheme=SCHEMES["trt"], judge=judge, feeds=feeds, load=load)
+    _, plan = quantize_within(whole, reach, scheme=INT8_SCHEMES["trt"], judge=judge, feeds=feeds, load=load)
     assert [node.name for node in plan.reverted] == [NAMES[3]]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("scheme", INT8_SCHEMES.values(), ids=INT8_SCHEMES)
 @pytest.mark.parametrize("operator", ["Reciprocal", "Log"])
-def test_a_layer_that_reads_or_makes_infinity_stays_float(operator: str, scheme: Scheme) -> None:
+def test_a_layer_that_reads_or_makes_infinity_stays_float(operator: str, scheme: Int8Scheme) -> None:
     """It was a traceback, or a scale of infinity in the graph."""
     whole = graph(
         f"""(float[batch, {WIDTH}] x) => (float[batch, {WIDTH}] y) {{

@@ -234,7 +234,7 @@ def test_shiftvit_as_the_passes_lower_it_pays_nothing_for_its_shifts(tmp_path: P
     model = create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))
     randomise(model, seed=0)
     captured = capture(model, (torch.randn(1, 3, 64, 64),), input_names=["images"], output_names=["logits"])
-    lowered = passes.lower(passes.optimise(captured.graph), "trt-rtx")
+    lowered = passes.specialize(passes.optimize(captured.graph), "trt-rtx")
     lowered.save(tmp_path / "m.onnx")
     found = plan(tmp_path / "m.onnx")
     assert found.warnings == ()

@@ -1,0 +1,158 @@
+"""The output formats: one entry each, with everything that differs between them.
+
+To add a format, add its entry to `FORMATS`, its module to `runtimes/` and its extra to `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from edgevit.errors import PrecisionError, unknown_name
+from edgevit.types import Precision
+
+GroupNormForm: TypeAlias = Literal["native", "instance"]
+PassPipeline: TypeAlias = Literal["generic", "tensorrt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Scheme:
+    """The placement of QuantizeLinear and DequantizeLinear from which a runtime makes integer arithmetic."""
+
+    activations: Literal["uint8", "int8"]  # uint8 with a zero point, or symmetric int8
+    quantize_outputs_of: frozenset[str] = frozenset()  # operators that need a quantized output to run in int8
+    int32_biases: bool = False  # biases are int32 in the graph; else they keep their type
+    float_dtype: Precision = "fp32"  # of everything that is not quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """An output format and the runtime that runs it."""
+
+    name: str  # on the command line and in bundle names: "ort"
+    title: str  # in tables and messages: "ONNX Runtime"
+    runtime: str  # "module:class" of the `Runtime`, imported when it is needed
+    packages: tuple[str, ...]  # distributions that provide the runtime, for its version; the first one names it
+    extra: str  # edgevit's extra that installs it
+    precisions: tuple[Precision, ...]
+    opset: int  # ONNX opset of its graphs, unless --opset asks for another
+    group_norm: GroupNormForm
+    aliases: tuple[str, ...] = ()  # other names on the command line
+    passes: PassPipeline = "generic"
+    int8: Int8Scheme | None = None  # None: no int8
+    ahead_of_time: bool = False  # builds for GPUs that --sm names
+    workspace: bool = False  # takes --workspace
+    versioned_parser: bool = False  # graphs depend on the runtime's version: takes --trt-version
+    builds_on_device: bool = False  # a machine without the device exports the bundle without the engine
+    runs_on_device: bool = False  # a machine without the device cannot run the engine
+    deployable: bool = True  # False: an exchange format, whose speed is not measured
+
+    @property
+    def package(self) -> str:
+        """The name of the runtime's package in environments and baselines: "tensorrt_rtx"."""
+        return self.packages[0].replace("-", "_")
+
+    def require_int8(self) -> Int8Scheme:
+        """The int8 scheme. Raises PrecisionError if the format has none."""
+        if self.int8 is None:
+            raise PrecisionError(f"{self.title} does not run int8; it runs {', '.join(self.precisions)}")
+        return self.int8
+
+
+# Group normalization, by processor time of shiftvit_t: ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with
+# `native`. TensorRT up to 10.16 at least and TensorRT-RTX 1.7 compute GroupNormalization with one group as if every
+# channel were a group (NVIDIA/TensorRT issue 4756), which needs fewer kernels and gives wrong results; `instance` is
+# right there.
+#
+# int8: ONNX Runtime fuses Conv to QLinearConv only if its output is quantized, and Gemm to QGemm only if its bias is
+# int32. OpenVINO needs neither, and every rounding that is left out improves accuracy. TensorRT takes no zero points;
+# its float kernels are fast in fp16.
+FORMATS: tuple[Format, ...] = (
+    Format(
+        name="onnx",
+        title="ONNX",
+        runtime="edgevit.runtimes.onnxruntime:OnnxFile",
+        packages=("onnxruntime", "onnxruntime-gpu"),
+        extra="ort",
+        precisions=("fp32", "fp16", "int8"),  # a file holds any; the runtime that loads it decides the rest
+        opset=18,
+        group_norm="instance",
+        int8=Int8Scheme(activations="uint8"),
+        deployable=False,
+    ),
+    Format(
+        name="ort",
+        title="ONNX Runtime",
+        aliases=("onnxruntime",),
+        runtime="edgevit.runtimes.onnxruntime:OnnxRuntime",
+        packages=("onnxruntime", "onnxruntime-gpu"),
+        extra="ort",
+        precisions=("fp32", "int8"),
+        opset=20,
+        group_norm="instance",
+        int8=Int8Scheme(activations="uint8", quantize_outputs_of=frozenset({"Conv"}), int32_biases=True),
+    ),
+    Format(
+        name="openvino",
+        title="OpenVINO",
+        aliases=("ov",),
+        runtime="edgevit.runtimes.openvino:OpenVino",
+        packages=("openvino",),
+        extra="openvino",
+        precisions=("fp32", "int8"),
+        opset=21,
+        group_norm="native",
+        int8=Int8Scheme(activations="uint8"),
+    ),
+    Format(
+        name="trt",
+        title="TensorRT",
+        aliases=("tensorrt", "engine"),
+        runtime="edgevit.runtimes.tensorrt.runtime:TensorRt",
+        packages=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        extra="trt",
+        precisions=("fp32", "fp16", "int8"),
+        opset=20,
+        group_norm="instance",
+        passes="tensorrt",
+        int8=Int8Scheme(activations="int8", float_dtype="fp16"),
+        workspace=True,
+        versioned_parser=True,
+        builds_on_device=True,
+        runs_on_device=True,
+    ),
+    Format(
+        name="trt-rtx",
+        title="TensorRT-RTX",
+        runtime="edgevit.runtimes.tensorrt_rtx.runtime:TensorRtRtx",
+        packages=("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+        extra="trt-rtx",
+        precisions=("fp32", "fp16", "int8"),
+        opset=20,
+        group_norm="instance",
+        passes="tensorrt",
+        int8=Int8Scheme(activations="int8", float_dtype="fp16"),
+        ahead_of_time=True,
+        workspace=True,
+        runs_on_device=True,
+    ),
+)
+
+
+def list_formats() -> tuple[Format, ...]:
+    """All formats, in the order of tables."""
+    return FORMATS
+
+
+def get_format(name: str, *, among: Collection[str] | None = None, kind: str = "format") -> Format:
+    """The format with this name or alias, upper or lower case.
+
+    `among` restricts the choice to these names, and `kind` is the noun of the error message. Raises UsageError with
+    similar names.
+    """
+    choice = [entry for entry in FORMATS if among is None or entry.name in among]
+    for entry in choice:
+        if name.lower() in (entry.name, *entry.aliases):
+            return entry
+    raise unknown_name(kind, name, [known for entry in choice for known in (entry.name, *entry.aliases)])

@@ -1,0 +1,77 @@
+"""The precisions: one entry each, with everything that differs between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevit.errors import unknown_name
+from edgevit.types import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """The difference from PyTorch that is accepted. None: not judged."""
+
+    max_abs_of_std: float | None  # largest absolute difference, in standard deviations of PyTorch's output
+    cosine: float  # smallest cosine similarity of any row
+    snr_db: float | None  # smallest signal-to-noise ratio over all rows
+    agreement: float | None  # smallest fraction of rows with the same top-1 class
+
+    def __str__(self) -> str:
+        parts = [f"cosine >= {self.cosine:g}"]
+        if self.max_abs_of_std is not None:
+            parts.insert(0, f"max error <= {self.max_abs_of_std:g} std")
+        if self.snr_db is not None:
+            parts.append(f"SNR >= {self.snr_db:g} dB")
+        if self.agreement is not None:
+            parts.append(f"top-1 agreement >= {self.agreement:.1%}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionPolicy:
+    """A precision that can be requested, and how its engines are judged."""
+
+    name: Precision
+    tolerance: Tolerance
+    max_row_spread_std: float  # between rows of one batch that hold the same image, in std of PyTorch's output
+    photos_only: bool = False  # judged on photos alone if there are any, since its ranges are calibrated on photos
+    needs_calibration: bool = False  # requires --calib
+    flags: tuple[str, ...] = ()  # short forms of --precision on the command line
+
+
+POLICIES: tuple[PrecisionPolicy, ...] = (
+    PrecisionPolicy(
+        name="fp32",
+        tolerance=Tolerance(max_abs_of_std=1e-4, cosine=0.99999, snr_db=None, agreement=1.0),
+        max_row_spread_std=1e-4,
+    ),
+    PrecisionPolicy(
+        name="fp16",
+        tolerance=Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=40.0, agreement=0.995),
+        max_row_spread_std=1e-2,
+        flags=("--fp16", "--half"),
+    ),
+    PrecisionPolicy(
+        name="int8",
+        # The top-1 of int8 is judged as accuracy on labelled images, not as agreement on a few photos.
+        tolerance=Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None),
+        max_row_spread_std=1e-1,
+        photos_only=True,
+        needs_calibration=True,
+        flags=("--int8",),
+    ),
+)
+
+
+def list_policies() -> tuple[PrecisionPolicy, ...]:
+    """All precisions, from the highest to the lowest."""
+    return POLICIES
+
+
+def get_policy(name: str) -> PrecisionPolicy:
+    """The policy of a precision. Raises UsageError with similar names."""
+    for policy in POLICIES:
+        if policy.name == name:
+            return policy
+    raise unknown_name("precision", name, [policy.name for policy in POLICIES])
