@@ -22,6 +22,7 @@ from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError, UsageError
 from edgevit.export.graph import BATCH, OnnxGraph, PassRecord
+from edgevit.files import class_and_first_line
 
 _TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "torch._export", "torch.fx.experimental.symbolic_shapes")
 CAPTURE_OPSET = 21  # the first with a GroupNormalization whose scale and bias are a channel's own
@@ -180,5 +181,4 @@ def _summary(error: BaseException) -> str:
     """The first telling line of torch's long messages."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return class_and_first_line(error)

@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
+from edgevit.files import first_line
 
 
 def check(graph: OnnxGraph) -> OnnxGraph:
@@ -20,7 +21,7 @@ def check(graph: OnnxGraph) -> OnnxGraph:
     try:
         onnx.checker.check_model(proto, full_check=proto.ByteSize() < 2**31 - 1)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        raise ExportError(f"the graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"the graph is not valid ONNX: {first_line(error)}") from error
     untyped = [
         str(value.name)
         for node in inferred.model.graph.all_nodes()

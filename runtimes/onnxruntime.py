@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevit.errors import BuildError
+from edgevit.files import first_line
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
 from edgevit.runtimes.onnxruntime_precision import read_back
 from edgevit.types import Array, Dim, TensorSpec
@@ -147,7 +148,7 @@ class OnnxRuntimeEngine(Engine):
             )
         except Exception as error:  # the bindings raise one class a status, none public
             where = "the graph" if isinstance(self._source, bytes) else self._source
-            raise BuildError(f"ONNX Runtime cannot load {where}: {str(error).strip().splitlines()[0]}") from error
+            raise BuildError(f"ONNX Runtime cannot load {where}: {first_line(error)}") from error
 
     def close(self) -> None:
         self._session = None
@@ -167,7 +168,7 @@ def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) 
     try:
         answers: list[Array] = session.run(names, dict(feeds))
     except Exception as error:
-        raise BuildError(f"ONNX Runtime failed to run: {str(error).strip().splitlines()[0]}") from error
+        raise BuildError(f"ONNX Runtime failed to run: {first_line(error)}") from error
     return answers
 
 

@@ -14,7 +14,6 @@ It is written beside its final place and renamed into it: whoever looks sees a w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ import numpy as np
 
 from edgevit.bundles import manifest as manifest_form
 from edgevit.errors import BundleError, ExportError, UsageError
-from edgevit.files import file_sha256
+from edgevit.files import file_sha256, try_lock
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
 from edgevit.types import Reference
@@ -320,7 +319,7 @@ def _lock(folder: Path) -> IO[str]:
     part = folder / f"{_LOCK}.part"
     file = part.open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(file)
         os.replace(part, folder / _LOCK)
     except BaseException:
         file.close()
@@ -344,5 +343,4 @@ def _abandoned(folder: Path) -> Iterator[bool]:
         yield time.time() - folder.stat().st_mtime > _UNLOCKED_S
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
+        yield try_lock(file)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgevit.errors import CheckpointError
-from edgevit.files import file_sha256
+from edgevit.files import file_sha256, first_line
 
 # Where training scripts keep the weights, the published ones first: timm evaluates the averaged ("ema") weights.
 CONTAINERS = ("state_dict_ema", "state_dict", "model", "module")
@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle is a program gone wrong: it can fail with anything
-        raise CheckpointError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {first_line(error)}") from error
     return Weights(_state_dict(content, str(path)), file_sha256(path))
 
 
@@ -103,7 +103,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[1:2] or [_first_line(error)]  # the line above it names no parameter
+        first = str(error).strip().splitlines()[1:2] or [first_line(error)]  # the line above it names no parameter
         raise CheckpointError(f"{source} cannot be copied into {type(module).__name__}: {first[0].strip()}") from error
 
 
@@ -165,7 +165,3 @@ def _named(what: str, keys: Iterable[str]) -> list[str]:
         return []
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [f"{len(names)} {what}: {shown}"]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,6 +19,7 @@ from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError, UsageError
 from edgevit.export.capture import forward_names
+from edgevit.files import class_and_first_line
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints, registry
 from edgevit.models.downloads import OFFICIAL, OnDownload
@@ -221,7 +222,7 @@ def _import_file(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # user code, which may also leave the program
-        raise ExportError(f"{path} failed as it was imported: {_reason(error)}") from error
+        raise ExportError(f"{path} failed as it was imported: {class_and_first_line(error)}") from error
     return module
 
 
@@ -232,7 +233,7 @@ def _import_module(place: str) -> Any:
     except ModuleNotFoundError as error:
         raise UsageError(f"no Python module {place!r} ({error}); for a file write file.py:factory") from error
     except (Exception, SystemExit) as error:  # user code, which may also leave the program
-        raise ExportError(f"{place} failed as it was imported: {_reason(error)}") from error
+        raise ExportError(f"{place} failed as it was imported: {class_and_first_line(error)}") from error
 
 
 def _call(factory: Callable[[], Any], name: str) -> nn.Module:
@@ -241,16 +242,10 @@ def _call(factory: Callable[[], Any], name: str) -> nn.Module:
     except EdgevitError:
         raise
     except (Exception, SystemExit) as error:  # user code, which may also leave the program
-        raise ExportError(f"{name}() failed: {_reason(error)}") from error
+        raise ExportError(f"{name}() failed: {class_and_first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"{name}() gave a {type(module).__name__}, not a torch.nn.Module")
     return module.eval()
-
-
-def _reason(error: BaseException) -> str:
-    """An exception of the user's code in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from edgevit.errors import ExportError
+from edgevit.files import class_and_first_line
 from edgevit.images import find_images, read_image, sample_images, to_array
 from edgevit.models.loading import SEED, LoadedModel
 from edgevit.types import PHOTOS, Array, Reference
@@ -76,10 +77,9 @@ def _forward(model: LoadedModel, inputs: Sequence[torch.Tensor]) -> object:
         with torch.inference_mode():
             return model.module(*inputs)
     except (Exception, SystemExit) as error:  # user code may raise anything, or exit
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise ExportError(
             f"forward() of {model.name} failed on verification inputs, though the example input worked: "
-            f"{type(error).__name__}: {reason}"
+            f"{class_and_first_line(error)}"
         ) from error
 
 

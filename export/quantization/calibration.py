@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import onnx_ir.passes.common as common_passes
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.dtypes import is_float
+from edgevit.files import write_atomically
 from edgevit.types import Array, Feeds
 
 # Makes a graph ready to run; its answers come by output name.
@@ -72,10 +71,7 @@ def cached_reach(
     found = measure_reach(graph, feeds, load=load, names=names, on_feed=on_feed)
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, suffix=".part", ignore_cleanup_errors=True) as folder:
-            part = Path(folder) / file.name
-            part.write_text(json.dumps({name: [reach.lows, reach.highs] for name, reach in found.items()}), "utf-8")
-            os.replace(part, file)
+        write_atomically(file, json.dumps({name: [reach.lows, reach.highs] for name, reach in found.items()}))
     return found
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError
+from edgevit.files import write_atomically
 from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt.record import EngineRecord
 from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
@@ -192,22 +192,14 @@ def _use_timing_cache(trt: Any, config: Any, file: Path) -> None:
 
 
 def _keep_timing_cache(config: Any, file: Path) -> None:
-    """Writes the cache beside its place and renames it, so that no other build reads half of it.
-
-    A place that cannot be written costs the next build time, and not this one its engine.
-    """
+    """Write the timing cache for the next build. A folder that cannot be written is not an error."""
     cache = config.get_timing_cache()
     serialized = None if cache is None else cache.serialize()
     if serialized is None:
         return
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(bytes(serialized))
-        os.replace(part, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        write_atomically(file, bytes(serialized))
 
 
 # What TensorRT says meanwhile

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import struct
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevit.errors import BuildError
+from edgevit.files import write_atomically
 from edgevit.runtimes.base import Artifact, BatchRange, BuildOptions, Engine, ExecutedPrecision, Runtime
 from edgevit.runtimes.tensorrt.cuda import Device, DeviceBuffer
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
@@ -179,12 +179,9 @@ def read_engine(path: Path) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Writes a whole file or none."""
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_atomically(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise BuildError(f"cannot write {path}: {error.strerror}; free some space, or name another --out") from error
 
 

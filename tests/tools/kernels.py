@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import TypeAlias
 
 from edgevit.cli import progress
 from edgevit.errors import EdgevitError
+from edgevit.files import write_atomically
 from edgevit.models import loading as subject
 from edgevit.models import registry
 from edgevit.pipeline import run as pipeline
@@ -137,9 +137,7 @@ def keep(*rows: Row) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)
+    write_atomically(path, text)
 
 
 # The page
