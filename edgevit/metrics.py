@@ -17,8 +17,7 @@ import numpy as np
 from edgevit.datasets import LabelledImages
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, read_batch
-from edgevit.runtimes.base import Engine
-from edgevit.types import Array, Feeds, Interval, Run
+from edgevit.types import Array, Feeds, Interval, Run, RunnableEngine
 
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 
@@ -142,7 +141,7 @@ def evaluate(
     )
 
 
-def in_own_batches(engine: Engine, batch: int) -> Run:
+def in_own_batches(engine: RunnableEngine, batch: int) -> Run:
     """An engine under the common names of input and output, asked `batch` images at a time whatever it is given.
 
     So engines with different batches and names can be evaluated side by side.
@@ -159,7 +158,7 @@ def in_own_batches(engine: Engine, batch: int) -> Run:
     return run
 
 
-def class_count(engine: Engine) -> int:
+def class_count(engine: RunnableEngine) -> int:
     """The classes that an engine tells apart. Raises UsageError where it takes no photos or answers no classes."""
     shape = engine.outputs[0].shape
     classes = shape[1] if len(shape) == 2 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,16 @@ class Reference:
         """Return the inputs of `size` rows from `start` on, wrapping around at the last row."""
         rows = np.arange(start, start + size) % self.rows
         return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
+
+
+class RunnableEngine(Protocol):
+    """The part of an engine that needs no runtime to describe."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Compute the outputs by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ from typing import Any
 
 class _CallablePackage(ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        import edgevit
-
-        return edgevit.export_model(*arguments, **options)
+        return sys.modules["edgevit"].export_model(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _CallablePackage

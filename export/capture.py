@@ -7,7 +7,6 @@ subexpression pass removes first. So the export runs without it, and `passes` fi
 from __future__ import annotations
 
 import ast
-import inspect
 import logging
 import time
 import warnings
@@ -20,9 +19,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from edgevit.errors import EdgevitError, ExportError, UsageError
+from edgevit.errors import EdgevitError, ExportError
 from edgevit.export.graph import BATCH, OnnxGraph, PassRecord
 from edgevit.files import class_and_first_line
+from edgevit.models.loading import forward_names
 
 _TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "torch._export", "torch.fx.experimental.symbolic_shapes")
 CAPTURE_OPSET = 21  # the first with a GroupNormalization whose scale and bias are a channel's own
@@ -62,17 +62,6 @@ def capture(
     graph = OnnxGraph(model)
     record = PassRecord(name="capture", nodes_before=0, nodes_after=graph.node_count, elapsed_s=translated - start)
     return Captured(OnnxGraph(model, (record,)), traced - start, translated - traced)
-
-
-def forward_names(module: nn.Module, count: int) -> list[str]:
-    """The names of the first `count` parameters of `forward`. Raises UsageError where it takes fewer."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        names += [f"input_{index}" for index in range(len(names), count)]
-    if len(names) < count:
-        raise UsageError(f"{type(module).__name__}.forward takes {len(names)} tensors, and {count} were given")
-    return names[:count]
 
 
 def _trace(

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-import edgevit
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
 from edgevit.runtimes.base import OnPhase
@@ -98,7 +97,7 @@ def _started(job: Job, folder: Path, stderr: IO[bytes]) -> Iterator[subprocess.P
 
 
 def _start(job: Job, folder: Path, stderr: IO[bytes]) -> subprocess.Popen[str]:
-    root = str(Path(edgevit.__file__).resolve().parent.parent)
+    root = str(Path(errors.__file__).resolve().parent.parent)
     given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     paths = [root, *map(os.path.abspath, given)]  # the child has a folder of its own
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -18,7 +19,6 @@ import torch
 from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError, UsageError
-from edgevit.export.capture import forward_names
 from edgevit.files import class_and_first_line
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints, registry
@@ -104,6 +104,17 @@ def from_module(
         classes=None,
         origin={"family": None, "source": None, "options": {}, "weights": "as given", "weights_sha256": None},
     )
+
+
+def forward_names(module: nn.Module, count: int) -> list[str]:
+    """The names of the first `count` parameters of `forward`. Raises UsageError where it takes fewer."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        names += [f"input_{index}" for index in range(len(names), count)]
+    if len(names) < count:
+        raise UsageError(f"{type(module).__name__}.forward takes {len(names)} tensors, and {count} were given")
+    return names[:count]
 
 
 @contextmanager
