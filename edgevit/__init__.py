@@ -165,7 +165,7 @@ def load(
     from pathlib import Path
 
     from edgevit.bundles.bundle import Bundle
-    from edgevit.runtimes.registry import open_engine
+    from edgevit.bundles.engine import open_engine
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
     return open_engine(opened, threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir))

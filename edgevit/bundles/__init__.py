@@ -1,1 +1,1 @@
-"""Bundles: the folder a device opens, verifies and measures."""
+"""Bundles: the folder that a device opens, verifies, runs and measures."""

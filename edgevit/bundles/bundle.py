@@ -13,22 +13,18 @@ It is written beside its final place and renamed into it: whoever looks sees a w
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from edgevit.bundles import manifest as manifest_form
-from edgevit.errors import BundleError, ExportError, UsageError
-from edgevit.files import file_sha256, try_lock
+from edgevit.errors import BundleError, UsageError
+from edgevit.files import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
 from edgevit.types import Reference
@@ -39,9 +35,6 @@ MODEL = "model.onnx"
 REFERENCE = "reference.npz"
 CLASSES = "classes.txt"
 LATENCY = "latency.json"
-_STAGING = ".edgevit-"
-_LOCK = ".lock"
-_UNLOCKED_S = 60.0  # a living run has locked its folder by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +120,12 @@ class Bundle:
         return read_references(path)
 
 
+def display_names(bundles: Sequence[Bundle]) -> list[str]:
+    """Names of bundles in reports: the folder name, or the whole path if two bundles share it."""
+    names = [bundle.name for bundle in bundles]
+    return [bundle.name if names.count(bundle.name) == 1 else str(bundle.path) for bundle in bundles]
+
+
 def bundle_name(model: str, precision: str, fmt: str) -> str:
     return f"{model}-{precision}-{fmt}"
 
@@ -163,16 +162,6 @@ def model_file(path: Path) -> Path:
     return Bundle.open(path).model_path if path.is_dir() else path
 
 
-def write_references(path: Path, references: Sequence[Reference]) -> None:
-    arrays = {
-        f"{reference.kind}/{side}/{name}": array
-        for reference in references
-        for side, named in (("input", reference.inputs), ("output", reference.outputs))
-        for name, array in named.items()
-    }
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes its options for arrays
-
-
 def read_references(path: Path) -> tuple[Reference, ...]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     with np.load(path, allow_pickle=False) as archive:
@@ -180,90 +169,6 @@ def read_references(path: Path) -> tuple[Reference, ...]:
             kind, side, name = key.split("/", 2)
             found.setdefault(kind, {"input": {}, "output": {}})[side][name] = archive[key]
     return tuple(Reference(kind=kind, inputs=sides["input"], outputs=sides["output"]) for kind, sides in found.items())
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the manifest of a finished folder, with every other file's size and hash."""
-    files = [
-        {
-            "path": path.relative_to(folder).as_posix(),
-            "size_bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    ]
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **content, "files": files}, indent=2, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside the bundles' final place, to make them in; it is gone afterwards, whatever happens.
-
-    What a killed run left behind is cleared away by the next one: a living run holds a lock on its own.
-    Raises ExportError where `out` cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(out)
-        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
-        try:
-            lock = _lock(folder)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise ExportError(
-            f"cannot write to {out}: {error.strerror or error}; name another folder with --out"
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.close()
-
-
-def require_replaceable(target: Path) -> None:
-    """Raises ExportError where something that is no bundle stands in the place of a bundle to come."""
-    if os.path.lexists(target) and not (target / MANIFEST).is_file():
-        raise ExportError(f"{target} exists and is not a bundle; move it away, or name another folder with --out")
-
-
-def publish(targets: Mapping[Path, Path]) -> tuple[Bundle, ...]:
-    """Renames finished folders to their final places, in place of older bundles there: all of them, or none.
-
-    Raises ExportError where something that is no bundle stands there, or a folder cannot be renamed. Only SIGKILL or a
-    power cut between two renames leaves some of them done.
-    """
-    for target in targets.values():
-        require_replaceable(target)
-    for folder in targets:
-        for path in folder.rglob("*"):
-            _flush(path)
-    with contextlib.ExitStack() as undo:
-        for folder, target in targets.items():
-            older = folder.with_name(f"{folder.name}.replaced")  # goes with the staging folder
-            undo.callback(_put_back, folder, target, older)  # first: an interrupt can come right after a rename
-            try:
-                if target.exists():
-                    os.replace(target, older)
-                os.replace(folder, target)
-            except OSError as error:
-                raise ExportError(
-                    f"cannot write {target}: {error.strerror or error}; name another folder with --out"
-                ) from error
-        undo.pop_all()
-    return tuple(Bundle(target, read_manifest(target)) for target in targets.values())
-
-
-def _put_back(folder: Path, target: Path, older: Path) -> None:
-    """Undoes as much of a publishing as has been done; what another run has put there since stays."""
-    with contextlib.suppress(OSError):
-        if not folder.exists():
-            os.replace(target, folder)
-        if older.exists() and not target.exists():
-            os.replace(older, target)
 
 
 def _check_content(bundle: Bundle) -> None:
@@ -306,41 +211,3 @@ def _check_file(folder: Path, entry: Mapping[str, Any]) -> None:
             f"{path} is not the file that was exported: {size} bytes of {entry['size_bytes']}, or another hash; "
             "copy the bundle again, or export it again"
         )
-
-
-def _flush(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The folder's lock file, which gets its name once it is locked: whoever sees it unlocked sees a dead run's."""
-    part = folder / f"{_LOCK}.part"
-    file = part.open("w")
-    try:
-        try_lock(file)
-        os.replace(part, folder / _LOCK)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _clear_abandoned(out: Path) -> None:
-    for folder in out.glob(f"{_STAGING}*"):
-        with contextlib.suppress(OSError), _abandoned(folder) as abandoned:
-            if abandoned:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _abandoned(folder: Path) -> Iterator[bool]:
-    """Whether the run that made a folder is dead; its lock is held meanwhile. Raises OSError where it is alive."""
-    try:
-        file = (folder / _LOCK).open("r+")
-    except FileNotFoundError:  # just made, or half cleared away: only time tells
-        yield time.time() - folder.stat().st_mtime > _UNLOCKED_S
-        return
-    with file:
-        yield try_lock(file)

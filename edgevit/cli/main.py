@@ -190,12 +190,12 @@ def export_command(arguments: Arguments) -> int:
 
 def build_command(arguments: Arguments) -> int:
     """Builds a bundle's engine on this machine, and judges it; needs no PyTorch."""
-    from edgevit.bundles import device
+    from edgevit.bundles.build import build
     from edgevit.bundles.bundle import Bundle
     from edgevit.pipeline import report
 
     with _progress(arguments) as progress:
-        made, parity = device.build(
+        made, parity = build(
             Bundle.open(arguments.bundle),
             fmt=arguments.fmt,
             threads=arguments.threads,
@@ -210,11 +210,11 @@ def build_command(arguments: Arguments) -> int:
 
 def verify_command(arguments: Arguments) -> int:
     """Judges a bundle's engine again, from what the bundle carries; needs no PyTorch."""
-    from edgevit.bundles import device
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.verify import verify
     from edgevit.pipeline import report
 
-    parity = device.verify(Bundle.open(arguments.bundle), images=arguments.images, threads=arguments.threads)
+    parity = verify(Bundle.open(arguments.bundle), images=arguments.images, threads=arguments.threads)
     parity.require()
     _print(report.parity_table(parity.results), arguments)
     _finish(arguments, parity.to_json(), last_line=f"{arguments.bundle}: parity holds")
@@ -223,13 +223,11 @@ def verify_command(arguments: Arguments) -> int:
 
 def run_command(arguments: Arguments) -> int:
     """Answers what is on photos."""
-    from edgevit.bundles import device
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.predict import classify
     from edgevit.pipeline import report
 
-    answers = device.classify(
-        Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads
-    )
+    answers = classify(Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads)
     for part in report.answer_parts(answers):
         _print(part, arguments)
     _finish(arguments, {"answers": [answer.to_json() for answer in answers]})
@@ -238,13 +236,13 @@ def run_command(arguments: Arguments) -> int:
 
 def eval_command(arguments: Arguments) -> int:
     """Measures top-1 and top-5 on labelled images: of bundles, of PyTorch, side by side."""
-    from edgevit.bundles import device
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.evaluate import evaluate_bundles
     from edgevit.pipeline import report
 
     names = [name for name in arguments.bundle if _is_model(name)]
     with _image_progress() as on_progress:
-        found = device.evaluate_bundles(
+        found = evaluate_bundles(
             [Bundle.open(path) for path in arguments.bundle if not _is_model(path)],
             models=_models(names, arguments.weights),
             data=arguments.data,
@@ -261,8 +259,8 @@ def eval_command(arguments: Arguments) -> int:
 
 def latency_command(arguments: Arguments) -> int:
     """Measures bundles, and what they are to be held against, side by side in one process."""
-    from edgevit.bundles import device
-    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.benchmark import measure_bundles
+    from edgevit.bundles.bundle import Bundle, display_names
     from edgevit.latency import baseline, compare
     from edgevit.pipeline import report
 
@@ -271,9 +269,9 @@ def latency_command(arguments: Arguments) -> int:
     slowdown = 0.1 if arguments.max_slowdown is None else arguments.max_slowdown
     compare.require_allowance(slowdown)
     bundles = [Bundle.open(path) for path in arguments.bundle]
-    names = device.candidate_names(bundles)
+    names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
-    found = device.measure_bundles(
+    found = measure_bundles(
         bundles,
         against=[name.strip() for name in arguments.against.split(",") if name.strip()],
         threads=arguments.threads,

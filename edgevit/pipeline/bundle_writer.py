@@ -11,6 +11,7 @@ import torch
 
 import edgevit
 from edgevit.bundles import bundle as bundles
+from edgevit.bundles import store
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.sensitivity import QuantizationPlan
@@ -42,16 +43,16 @@ def publish(
     environment = Environment.capture()
     for item in made:
         with writing(item.folder):
-            bundles.write_references(item.folder / bundles.REFERENCE, evidence.references)
+            store.write_references(item.folder / bundles.REFERENCE, evidence.references)
             if subject.classes:
                 (item.folder / bundles.CLASSES).write_text("\n".join(subject.classes) + "\n", "utf-8")
             if latencies:
                 _write_latency(item, latencies)
             verdict = verdicts.get(item.runtime.fmt)
             manifest = _manifest(subject, recipe, item, judged, latencies, verdict, environment, clock.times)
-            bundles.write_manifest(item.folder, manifest)
+            store.write_manifest(item.folder, manifest)
     reports = [_bundle_report(item, recipe, verdicts.get(item.runtime.fmt)) for item in made]
-    bundles.publish({item.folder: recipe.out / item.folder.name for item in made})
+    store.publish({item.folder: recipe.out / item.folder.name for item in made})
     return ExportReport(
         model=subject.name,
         weights=str(subject.origin["weights"]),

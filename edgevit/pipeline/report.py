@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit import metrics as accuracy
-from edgevit.bundles.device import Answer
+from edgevit.bundles.predict import Prediction
 from edgevit.formats import get_format
 from edgevit.images import sample_images
 from edgevit.latency import compare
@@ -324,7 +324,7 @@ def model_json(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def answer_parts(answers: Iterable[Answer]) -> list[RenderableType]:
+def answer_parts(answers: Iterable[Prediction]) -> list[RenderableType]:
     """For each photo its path and its most likely classes."""
     parts: list[RenderableType] = []
     for answer in answers:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgevit.bundles import bundle as bundles
+from edgevit.bundles import store
 from edgevit.errors import ExportError
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -53,8 +54,8 @@ def run(subject: LoadedModel, recipe: ExportConfig, progress: Progress | None = 
         if not runtime.format.builds_on_device:
             runtime.load()
         runtime.require_precision(recipe.options.precision)
-        bundles.require_replaceable(recipe.out / _bundle_name(subject, recipe, runtime))
-    with bundles.staging(recipe.out) as folder, ExitStack() as engines:
+        store.require_replaceable(recipe.out / _bundle_name(subject, recipe, runtime))
+    with store.staging(recipe.out) as folder, ExitStack() as engines:
         captured = _capture(subject, recipe, clock)
         evidence = _gather(subject, captured, recipe, clock)
         judged = _judge_capture(captured, evidence.references, recipe, clock)

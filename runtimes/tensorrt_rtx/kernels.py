@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError, UsageError
 from edgevit.runtimes.base import COMPUTE_CAPABILITIES, UNKNOWN, BatchRange
 from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, Compiled, compile_onnx, module_of
@@ -287,7 +286,7 @@ class PlanComparison:
 
 
 def plan(path: Path, *, compute_capability: int = 86, batch: int = 1, timeout_s: float = TIMEOUT_S) -> KernelPlan:
-    """The final kernels of an ONNX file or a bundle, for one compute capability; a dynamic batch is taken as `batch`.
+    """The final kernels of an ONNX file, for one compute capability; a dynamic batch is taken as `batch`.
 
     Raises MissingError where TensorRT-RTX is not installed, BuildError where it does not compile the graph, UsageError
     for a batch other than 1 where the file's is fixed.
@@ -295,13 +294,12 @@ def plan(path: Path, *, compute_capability: int = 86, batch: int = 1, timeout_s:
     if compute_capability not in COMPUTE_CAPABILITIES:
         known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
         raise UsageError(f"no compute capability {compute_capability} to plan for; there are {known}: --sm 86")
-    model = Bundle.open(path).model_path if path.is_dir() else path
     batches = BatchRange(batch, batch, batch)
-    compiled = compile_onnx(model, compute_capabilities=(compute_capability,), batches=batches, timeout_s=timeout_s)
-    made = read_plan(compiled, model, (compute_capability,))
+    compiled = compile_onnx(path, compute_capabilities=(compute_capability,), batches=batches, timeout_s=timeout_s)
+    made = read_plan(compiled, path, (compute_capability,))
     if not compiled.dynamic_batch:
         if batch != 1:
-            raise UsageError(f"the batch of {model} is fixed, so that it cannot be {batch}; leave --batch out")
+            raise UsageError(f"the batch of {path} is fixed, so that it cannot be {batch}; leave --batch out")
         return made
     return replace(made, warnings=(*made.warnings, f"the batch is dynamic, and {batch} in this plan (--batch N)"))
 

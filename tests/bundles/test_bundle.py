@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 import edgevit
-from edgevit.bundles import bundle as bundles
+from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.engine import open_engine
 from edgevit.cli.main import main
 from edgevit.errors import BuildError, BundleError, ExportError
-from edgevit.runtimes.registry import open_engine
 
 
 def test_a_copy_works_anywhere(own_bundle: Bundle) -> None:
@@ -257,20 +257,20 @@ def test_a_newer_bundle_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "manifest.json").write_text("{}")
     (tmp_path / "model" / "old").write_text("old")
-    with bundles.staging(tmp_path) as folder:
+    with store.staging(tmp_path) as folder:
         (folder / "model").mkdir()
-        bundles.write_manifest(folder / "model", {key: {} for key in SECTIONS})
-        bundles.publish({folder / "model": tmp_path / "model"})
+        store.write_manifest(folder / "model", {key: {} for key in SECTIONS})
+        store.publish({folder / "model": tmp_path / "model"})
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "manifest.json"]
 
 
 def test_something_else_in_its_place_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.tex").write_text("mine")
-    with bundles.staging(tmp_path) as folder:
+    with store.staging(tmp_path) as folder:
         (folder / "model").mkdir()
         with pytest.raises(ExportError, match="is not a bundle"):
-            bundles.publish({folder / "model": tmp_path / "model"})
+            store.publish({folder / "model": tmp_path / "model"})
     assert (tmp_path / "model" / "thesis.tex").read_text() == "mine"
 
 
@@ -279,7 +279,7 @@ def two_bundles(folder: Path, out: Path) -> dict[Path, Path]:
     for name in ("first", "second"):
         (folder / name).mkdir(parents=True)
         (folder / name / "new").touch()
-        bundles.write_manifest(folder / name, {key: {} for key in SECTIONS})
+        store.write_manifest(folder / name, {key: {} for key in SECTIONS})
     (out / "first").mkdir()
     (out / "first" / "manifest.json").write_text("older")
     return {folder / name: out / name for name in ("first", "second")}
@@ -287,7 +287,7 @@ def two_bundles(folder: Path, out: Path) -> dict[Path, Path]:
 
 @pytest.mark.parametrize("obstacle", ["folder", "file", "dangling link"])
 def test_of_several_bundles_none_is_published_where_one_cannot_be(obstacle: str, tmp_path: Path) -> None:
-    with bundles.staging(tmp_path) as folder:
+    with store.staging(tmp_path) as folder:
         targets = two_bundles(folder, tmp_path)
         if obstacle == "folder":
             (tmp_path / "second").mkdir()
@@ -296,7 +296,7 @@ def test_of_several_bundles_none_is_published_where_one_cannot_be(obstacle: str,
         else:
             (tmp_path / "second").symlink_to("nowhere")
         with pytest.raises(ExportError, match="second exists and is not a bundle"):
-            bundles.publish(targets)
+            store.publish(targets)
     assert (tmp_path / "first" / "manifest.json").read_text() == "older"
 
 
@@ -317,11 +317,11 @@ def test_what_was_renamed_is_put_back_where_publishing_is_cut_off(
         if calls == failing:
             raise error
 
-    with bundles.staging(tmp_path) as folder:
+    with store.staging(tmp_path) as folder:
         targets = two_bundles(folder, tmp_path)
         monkeypatch.setattr(os, "replace", cut_off)
         with pytest.raises(ExportError if isinstance(error, OSError) else KeyboardInterrupt):
-            bundles.publish(targets)
+            store.publish(targets)
         assert all((made / "new").exists() for made in targets)
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
     assert (tmp_path / "first" / "manifest.json").read_text() == "older"
@@ -335,11 +335,11 @@ def test_a_run_that_was_faster_keeps_its_place(tmp_path: Path, monkeypatch: pyte
             (target / "theirs").mkdir(parents=True)
         replace(source, target)
 
-    with bundles.staging(tmp_path) as folder:
+    with store.staging(tmp_path) as folder:
         targets = two_bundles(folder, tmp_path)
         monkeypatch.setattr(os, "replace", late)
         with pytest.raises(ExportError, match="cannot write .*first"):
-            bundles.publish(targets)
+            store.publish(targets)
     assert [path.name for path in tmp_path.rglob("*")] == ["first", "theirs"]
 
 
@@ -348,7 +348,7 @@ def test_staging_clears_what_a_killed_run_left_and_spares_a_living_one(tmp_path:
         (tmp_path / f".edgevit-{name}" / "model").mkdir(parents=True)
     (tmp_path / ".edgevit-killed" / ".lock").touch()
     os.utime(tmp_path / ".edgevit-killed-before-it-was-locked", (0, time.time() - 61))
-    with bundles.staging(tmp_path) as living, bundles.staging(tmp_path) as other:
+    with store.staging(tmp_path) as living, store.staging(tmp_path) as other:
         assert set(tmp_path.iterdir()) == {living, other, tmp_path / ".edgevit-just-made"}
         assert [path.name for path in living.iterdir()] == [".lock"]
 
@@ -356,7 +356,7 @@ def test_staging_clears_what_a_killed_run_left_and_spares_a_living_one(tmp_path:
 STAGE_OFTEN = """
 import sys
 from pathlib import Path
-from edgevit.bundles.bundle import staging
+from edgevit.bundles.store import staging
 for _ in range(int(sys.argv[2])):
     with staging(Path(sys.argv[1])) as folder:
         (folder / "file").touch()
@@ -373,7 +373,7 @@ def test_runs_at_once_leave_each_others_folders_alone(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ExportError, match="--out"), bundles.staging(tmp_path / "file" / "out"):
+    with pytest.raises(ExportError, match="--out"), store.staging(tmp_path / "file" / "out"):
         pass
 
 
@@ -393,7 +393,7 @@ def test_a_kill_in_the_middle_leaves_no_bundle(number: signal.Signals, tmp_path:
     assert list(tmp_path.rglob("manifest.json")) == []
     if number is not signal.SIGKILL:
         assert list(tmp_path.iterdir()) == []
-    with bundles.staging(tmp_path):
+    with store.staging(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -411,7 +411,7 @@ def test_a_kill_during_onnxsim_leaves_nothing_that_no_run_clears(tmp_path: Path)
     process.kill()
     process.wait(timeout=120)
     assert list(tmp_path.rglob("before.onnx")) != []
-    with bundles.staging(out):
+    with store.staging(out):
         pass
     assert list(out.iterdir()) == []
     assert list(temporary.glob("edgevit-*")) == []

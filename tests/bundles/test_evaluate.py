@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 import edgevit
-from edgevit.bundles import bundle as bundles
-from edgevit.bundles import device
-from edgevit.bundles.bundle import Bundle
+from edgevit.bundles import store
+from edgevit.bundles.bundle import CLASSES, REFERENCE, Bundle
+from edgevit.bundles.evaluate import evaluate_bundles
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
 from tests.cli.test_main import USER_MODEL, status
@@ -143,7 +143,7 @@ def permuted(source: Bundle, folder: Path) -> Bundle:
     model.graph.initializer.append(order)
     model.graph.node.append(onnx.helper.make_node("Gather", ["unturned", "order"], [last], axis=1))
     onnx.save(model, engine)
-    bundles.write_manifest(copy, {key: value for key, value in source.manifest.items() if key != "files"})
+    store.write_manifest(copy, {key: value for key, value in source.manifest.items() if key != "files"})
     return Bundle.open(copy)
 
 
@@ -242,9 +242,9 @@ def test_wrong_data_is_one_line(
         (["nowhere-fp32-ort"], "no bundle at"),
         (["./nowhere"], "no bundle at"),
         (["BUNDLE", "--weights", "x.pth"], "--weights is for one model by its name"),
-        (["BUNDLE", "--against", "openvino"], "not 'openvino'; name a bundle beside the others"),
-        (["shiftvit_cifar10", "--against", "torch"], "is PyTorch already"),
-        (["BUNDLE", "BUNDLE"], "named twice"),
+        (["BUNDLE", "--against", "openvino"], "--against accepts only torch, got 'openvino'"),
+        (["shiftvit_cifar10", "--against", "torch"], "runs in PyTorch already"),
+        (["BUNDLE", "BUNDLE"], "given twice"),
         (["BUNDLE", "--limit", "0"], "at least one image, not 0"),
     ],
 )
@@ -262,7 +262,7 @@ def test_a_wrong_request_is_one_line(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"preprocessing": {"crop_pct": 0.5}}, "read photos differently"), ({"classes": None}, "different classes")],
+    [({"preprocessing": {"crop_pct": 0.5}}, "differ in preprocessing"), ({"classes": None}, "different classes")],
 )
 def test_contestants_that_do_not_compare_are_refused(
     change: dict[str, Any], message: str, made: Callable[[str], Bundle], photos: Path, tmp_path: Path
@@ -272,10 +272,10 @@ def test_contestants_that_do_not_compare_are_refused(
     manifest = json.loads(json.dumps({key: value for key, value in source.manifest.items() if key != "files"}))
     manifest["model"]["preprocessing"].update(change.get("preprocessing", {}))
     if "classes" in change:
-        (copy / bundles.CLASSES).unlink()
-    bundles.write_manifest(copy, manifest)
+        (copy / CLASSES).unlink()
+    store.write_manifest(copy, manifest)
     with pytest.raises(UsageError, match=message):
-        device.evaluate_bundles([source, Bundle.open(copy)], data=photos)
+        evaluate_bundles([source, Bundle.open(copy)], data=photos)
 
 
 def test_weights_that_have_changed_are_no_reference(
@@ -287,10 +287,10 @@ def test_weights_that_have_changed_are_no_reference(
     other = [
         replace(one, outputs={name: array + 1 for name, array in one.outputs.items()}) for one in source.references()
     ]
-    bundles.write_references(copy / bundles.REFERENCE, other)
-    bundles.write_manifest(copy, {key: value for key, value in source.manifest.items() if key != "files"})
-    with pytest.raises(UsageError, match="no longer answers"):
-        device.evaluate_bundles([Bundle.open(copy)], data=photos, against=["torch"])
+    store.write_references(copy / REFERENCE, other)
+    store.write_manifest(copy, {key: value for key, value in source.manifest.items() if key != "files"})
+    with pytest.raises(UsageError, match="no longer matches"):
+        evaluate_bundles([Bundle.open(copy)], data=photos, against=["torch"])
 
 
 def test_a_bundle_of_random_weights_says_so(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +299,7 @@ def test_a_bundle_of_random_weights_says_so(photos: Path, tmp_path: Path, capsys
     (tmp_path / "data" / "3").mkdir(parents=True)
     shutil.copy(next(photos.rglob("*.png")), tmp_path / "data" / "3")
     found = evaluated(capsys, random.path, "--data", tmp_path / "data")
-    assert found["notes"] == [f"{random.name} has random weights: its accuracy says nothing"]
+    assert found["notes"] == [f"{random.name} has random weights: its accuracy means nothing"]
 
 
 def test_a_device_needs_no_torch(made: Callable[[str], Bundle], photos: Path) -> None:

@@ -237,15 +237,16 @@ def test_verify_on_other_photos_asks_pytorch(bundle: Bundle, tmp_path: Path) -> 
 
 def test_verify_notices_another_answer(own_bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Reference answers of another model, with hashes made to fit: only the comparison itself can notice."""
-    from edgevit.bundles import bundle as bundles
+    from edgevit.bundles import store
+    from edgevit.bundles.bundle import REFERENCE
     from edgevit.types import Reference
 
     other = [
         Reference(kind=r.kind, inputs=r.inputs, outputs={name: array[:, ::-1] for name, array in r.outputs.items()})
         for r in own_bundle.references()
     ]
-    bundles.write_references(own_bundle.path / bundles.REFERENCE, other)
-    bundles.write_manifest(own_bundle.path, {k: v for k, v in own_bundle.manifest.items() if k != "files"})
+    store.write_references(own_bundle.path / REFERENCE, other)
+    store.write_manifest(own_bundle.path, {k: v for k, v in own_bundle.manifest.items() if k != "files"})
     assert status("verify", own_bundle.path, "--json", tmp_path / "verdict.json") == 6
     assert "parity failed" in capsys.readouterr().err
     verdict = json.loads((tmp_path / "verdict.json").read_text())
@@ -265,7 +266,7 @@ def test_run_answers_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     ("outputs", "bias", "expected", "message"),
-    [(1, 0.0, 2, "which are no classes"), (2, float("nan"), 6, "NaN or infinity, which is no class")],
+    [(1, 0.0, 2, "needs an image classifier"), (2, float("nan"), 6, "contain NaN or infinity")],
 )
 def test_run_answers_no_class_where_there_is_none(
     outputs: int, bias: float, expected: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.bundles import device
+from edgevit.bundles import benchmark
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
 from edgevit.latency.report import LatencyReport
@@ -42,7 +42,7 @@ def test_a_bundle_is_held_against_what_it_took_before(
 ) -> None:
     old = write(tmp_path / "old.json", report(noisy(10, seed=1), name=bundle.name))
     now = (report(noisy(10 * times, seed=2), name=bundle.name, run_id="now"),)
-    monkeypatch.setattr(device, "measure_bundles", lambda *_, **__: now)
+    monkeypatch.setattr(benchmark, "measure_bundles", lambda *_, **__: now)
     wrote = tmp_path / "now.json"
     assert main(["latency", str(bundle.path), "--baseline", old, *allowed, "--json", str(wrote)]) == status
     result = json.loads(wrote.read_text())  # written whatever the outcome
@@ -61,7 +61,7 @@ def test_a_slowdown_comes_before_what_cannot_be_told(
     names = [bundle.name, "other"]
     old = write(tmp_path / "old.json", *(report(noisy(10, seed=1), name=name) for name in names))
     now = tuple(report(noisy(ms, seed=2), name=name, run_id="now") for ms, name in zip((11, 20), names, strict=True))
-    monkeypatch.setattr(device, "measure_bundles", lambda *_, **__: now)
+    monkeypatch.setattr(benchmark, "measure_bundles", lambda *_, **__: now)
     assert main(["latency", *paths, "--baseline", old]) == 8
 
 
@@ -94,7 +94,7 @@ def test_a_baseline_of_something_else_is_refused(
 def test_an_allowance_that_is_none_is_refused_before_the_measurement(
     allowed: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "measure_bundles", lambda *_, **__: pytest.fail("measured for nothing"))
+    monkeypatch.setattr(benchmark, "measure_bundles", lambda *_, **__: pytest.fail("measured for nothing"))
     old = write(tmp_path / "old.json", report(noisy(10, seed=1), name=bundle.name))
     assert main(["latency", str(bundle.path), "--baseline", old, f"--max-slowdown={allowed}"]) == 2
 

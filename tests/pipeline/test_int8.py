@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 import edgevit
-from edgevit.bundles import bundle as bundles
+from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
@@ -304,7 +304,7 @@ def test_a_bundle_that_runs_in_fp32_after_all_is_status_9(
     for file in manifest(own, name)["runtime"]["engine_files"]:
         shutil.copy(source / file, copy / file)
     said = {key: value for key, value in manifest(own, name).items() if key not in ("files", "schema_version")}
-    bundles.write_manifest(copy, said)
+    store.write_manifest(copy, said)
     capsys.readouterr()
     assert status("verify", copy) == 9
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,0 +1,124 @@
+"""Measure the latency of bundles side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from edgevit.bundles.bundle import Bundle, display_names
+from edgevit.bundles.engine import load_engine, open_engine, require_precision
+from edgevit.bundles.source_model import recreate_model
+from edgevit.errors import MeasureError
+from edgevit.formats import get_format
+from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, candidate_from_engine, measure
+from edgevit.latency.memory import peak_memory_of
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.loading import Loading, timed_load
+from edgevit.runtimes.registry import get_runtime
+from edgevit.types import Array
+
+TORCH = "torch"
+_RUN_ONCE = "import sys; from edgevit.bundles.benchmark import run_once; run_once(*sys.argv[1:])"
+
+
+def measure_bundles(
+    bundles: Sequence[Bundle], *, against: Sequence[str] = (), threads: int | None = None, duration_s: float = 3.0
+) -> tuple[LatencyReport, ...]:
+    """Measure all bundles in interleaved rounds of one process; the first bundle is the reference of the ratios.
+
+    `against` adds candidates made from the first bundle: "torch" for its PyTorch model, or a format, built from its
+    ONNX file. Raises UsageError for an unknown name, MissingError if a runtime is not installed.
+    """
+    plan = MeasurePlan(
+        min_duration_s=duration_s,
+        max_duration_s=max(120.0, 2 * duration_s),
+        turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
+    )
+    others = [name if name == TORCH else get_format(name).name for name in against]
+    with ExitStack() as stack:
+        candidates = [
+            _bundle_candidate(stack, name, bundle, threads)
+            for name, bundle in zip(display_names(bundles), bundles, strict=True)
+        ]
+        for other in others:
+            if other == TORCH:
+                candidates.append(_torch_candidate(stack, bundles[0], threads))
+            else:
+                candidates.append(_other_runtime(stack, bundles[0], other, threads))
+        return measure(candidates, plan)
+
+
+def run_once(path: str, threads: str | None = None) -> None:
+    """Load a bundle's engine and run one batch. Runs in a process of its own, whose peak memory is measured."""
+    bundle = Bundle.open(path)
+    with open_engine(bundle, threads=int(threads) if threads is not None else None) as engine:
+        engine.run(_feeds(bundle))
+
+
+def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int | None) -> Candidate:
+    """The bundle's own engine, which has to run in the bundle's precision."""
+    peak_mb = _peak_memory_mb(bundle, threads)
+    engine, loading = timed_load(lambda: load_engine(bundle, threads=threads))
+    stack.enter_context(engine)
+    return candidate_from_engine(
+        name,
+        engine,
+        _feeds(bundle),
+        threads=threads,
+        loading=replace(loading, peak_memory_mb=peak_mb),
+        details={"precision": require_precision(bundle, engine).found},
+    )
+
+
+def _torch_candidate(stack: ExitStack, bundle: Bundle, threads: int | None) -> Candidate:
+    """PyTorch with the model that the bundle was exported from."""
+    from edgevit.runtimes.pytorch import TorchEngine
+
+    with load_engine(bundle, threads=threads) as engine:
+        inputs, outputs = engine.inputs, engine.outputs
+    loaded = timed_load(lambda: TorchEngine(recreate_model(bundle).module, inputs, outputs, threads=threads))
+    return _candidate(stack, TORCH, bundle, loaded, threads)
+
+
+def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Candidate:
+    """Another runtime on the bundle's ONNX file."""
+    runtime = get_runtime(fmt)
+    options = BuildOptions(threads=threads, dynamic_batch=bundle.options.dynamic_batch, batch=bundle.options.batch)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
+    artifact = runtime.build(bundle.model_path, folder, options)
+    return _candidate(stack, fmt, bundle, timed_load(lambda: runtime.open(artifact.path, options)), threads)
+
+
+def _candidate(
+    stack: ExitStack, name: str, bundle: Bundle, loaded: tuple[Engine, Loading], threads: int | None
+) -> Candidate:
+    """A loaded engine that is not the bundle's own; any precision is accepted, and reported."""
+    engine, loading = loaded
+    stack.enter_context(engine)
+    precision = engine.executed_precision().found
+    return candidate_from_engine(
+        name, engine, _feeds(bundle), threads=threads, loading=loading, details={"precision": precision}
+    )
+
+
+def _peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
+    """Peak memory of a process that loads the engine and runs once; None if it cannot be measured.
+
+    A separate process, because in this one the other candidates would add to the peak.
+    """
+    arguments = [str(bundle.path), *([str(threads)] if threads is not None else [])]
+    with contextlib.suppress(MeasureError):  # the engine may still load in this process
+        return peak_memory_of([sys.executable, "-c", _RUN_ONCE, *arguments])
+    return None
+
+
+def _feeds(bundle: Bundle) -> dict[str, Array]:
+    """One batch of the bundle's reference inputs."""
+    options = bundle.options
+    batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
+    return bundle.references()[0].batch(batch)

@@ -1,0 +1,61 @@
+"""Build a bundle's engine on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import replace
+
+from edgevit.bundles import store
+from edgevit.bundles.bundle import CLASSES, MODEL, REFERENCE, Bundle, bundle_name
+from edgevit.bundles.verify import engine_parity
+from edgevit.errors import MissingError
+from edgevit.latency.environment import Environment
+from edgevit.runtimes.base import OnPhase
+from edgevit.runtimes.build import build_engine, open_built
+from edgevit.runtimes.parity import ParityReport
+from edgevit.runtimes.registry import get_runtime
+
+
+def build(
+    bundle: Bundle,
+    *,
+    fmt: str | None = None,
+    threads: int | None = None,
+    workspace_mb: int | None = None,
+    on_phase: OnPhase | None = None,
+) -> tuple[Bundle, ParityReport]:
+    """Build an engine from the bundle's ONNX file, verify it, and publish a bundle that holds it.
+
+    The result replaces the bundle if the format is its own, and is written next to it otherwise. On any error the
+    bundle on disk is unchanged.
+
+    Raises MissingError if the runtime or its device is missing, BuildError if the build fails, PrecisionError if
+    another precision runs than was requested, ParityError if the engine's outputs are wrong.
+    """
+    runtime = get_runtime(fmt or bundle.fmt, on_phase)
+    same_format = runtime.fmt == bundle.fmt
+    inherited = bundle.options if same_format else replace(bundle.options, compute_capabilities=None)
+    options = replace(inherited, threads=threads, workspace_mb=workspace_mb)
+    runtime.require_precision(options.precision)
+    name = bundle_name(bundle.manifest["model"]["name"], options.precision, runtime.fmt)
+    target = bundle.path.resolve().parent / (bundle.name if same_format else name)
+    store.require_replaceable(target)  # before the build, which can take minutes
+    with store.staging(target.parent) as staging, ExitStack() as stack:
+        folder = staging / target.name
+        folder.mkdir()
+        for file in (MODEL, REFERENCE, CLASSES):
+            if (bundle.path / file).exists():
+                shutil.copyfile(bundle.path / file, folder / file)
+        built = build_engine(runtime, folder / MODEL, folder, options)
+        built = open_built(built, options, share=bundle.asked_share)
+        if built.engine is None:
+            raise MissingError(str(built.missing))
+        stack.enter_context(built.engine)
+        parity = engine_parity(built.engine, bundle.references(), options)
+        parity.require()
+        kept = {key: value for key, value in bundle.manifest.items() if key not in ("files", "schema_version")}
+        measured = {"parity": parity.to_json(), "latency": None, "environment": Environment.capture().to_json()}
+        store.write_manifest(folder, {**kept, **built.entries(folder, options), **measured})
+        (published,) = store.publish({folder: target})
+        return published, parity

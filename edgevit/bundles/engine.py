@@ -1,0 +1,57 @@
+"""Open a bundle's engine and check the precision that it runs in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.errors import MissingError
+from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision
+from edgevit.runtimes.registry import get_runtime
+
+
+def load_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
+    """Load the engine without reading back its precision; follow it with `require_precision`.
+
+    Raises MissingError if the engine has yet to be built on the device, PrecisionError if the precision that the
+    manifest records is not the one that was requested.
+    """
+    path, options = _engine_file(bundle, threads=threads, cache_dir=cache_dir)
+    return get_runtime(bundle.fmt).open(path, options)
+
+
+def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:
+    """Load the engine and check the precision of its layers. The fastest checked way to an engine.
+
+    Multiply-accumulates are not counted, since some runtimes load the model a second time for that: verify, eval and
+    latency call `load_engine` and `require_precision` instead.
+
+    Raises MissingError if the engine has yet to be built on the device, PrecisionError if another precision runs than
+    was requested.
+    """
+    path, options = _engine_file(bundle, threads=threads, cache_dir=cache_dir)
+    engine, executed = get_runtime(bundle.fmt).open_told(path, options)
+    try:
+        executed.require(options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def require_precision(bundle: Bundle, engine: Engine) -> ExecutedPrecision:
+    """Return the precision that the bundle's engine runs in; raise PrecisionError if it is not the requested one."""
+    executed = engine.executed_precision()
+    executed.require(bundle.options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
+    return executed
+
+
+def _engine_file(bundle: Bundle, *, threads: int | None, cache_dir: Path | None) -> tuple[Path, BuildOptions]:
+    """The engine file and its options, after a check of the precision that the manifest records."""
+    if bundle.engine_path is None:
+        raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
+    options = replace(bundle.options, threads=threads, cache_dir=cache_dir)
+    reported_by = f"{bundle.fmt}, by the manifest of {bundle.name},"
+    bundle.recorded_precision.require(options.precision, runtime=reported_by, expected=bundle.asked_share)
+    return bundle.engine_path, options

@@ -1,0 +1,71 @@
+"""Classify images with a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.engine import open_engine
+from edgevit.errors import ParityError, UsageError
+from edgevit.images import find_images, read_batch
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.types import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The most likely classes of one image, best first."""
+
+    image: Path
+    top: tuple[tuple[int, str, float], ...]  # class index, class name, probability
+
+    def to_json(self) -> dict[str, Any]:
+        top = [{"class": index, "name": name, "probability": probability} for index, name, probability in self.top]
+        return {"image": str(self.image), "top": top}
+
+
+def classify(
+    bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: int | None = None
+) -> tuple[Prediction, ...]:
+    """Return the `top` classes of each image, preprocessed as the bundle's manifest says.
+
+    A folder in `images` stands for all images below it. Raises ImageError for a file that is not a readable image.
+    """
+    if top < 1:
+        raise UsageError(f"--top must be at least 1, got {top}")
+    preprocessing, class_names = bundle.preprocessing, bundle.classes
+    paths = [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
+    predictions = []
+    with open_engine(bundle, threads=threads) as engine:
+        for path in paths:
+            logits = _logits(engine, read_batch([path], preprocessing), bundle.options)
+            predictions.append(Prediction(image=path, top=_top_classes(logits, class_names, top)))
+    return tuple(predictions)
+
+
+def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
+    """The logits of one photo, (classes,). The photo is repeated to fill the smallest batch that the engine takes."""
+    batch = options.dynamic_batch.minimum if options.dynamic_batch else options.batch
+    outputs = engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})
+    logits = outputs[engine.outputs[0].name]
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UsageError(
+            f"edgevit run needs an image classifier with logits (N, classes); this model outputs {engine.outputs[0]}; "
+            "use edgevit.load in Python"
+        )
+    if not np.isfinite(logits).all():
+        raise ParityError("the engine's logits contain NaN or infinity; check the bundle: edgevit verify BUNDLE")
+    first: Array = logits[0]
+    return first
+
+
+def _top_classes(logits: Array, class_names: Sequence[str] | None, top: int) -> tuple[tuple[int, str, float], ...]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = shifted / shifted.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple((int(i), class_names[i] if class_names else f"class {i}", float(probabilities[i])) for i in order)
