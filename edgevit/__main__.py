@@ -1,4 +1,4 @@
-"""`python -m edgevit`."""
+"""Run the command line: `python -m edgevit`."""
 
 import sys
 

@@ -1,25 +1,57 @@
-"""The error tree. Every error says what, where and the next step, and carries the command line's exit status."""
+"""Exceptions raised by edgevit. Each class carries the exit status of the command line.
+
+    EdgevitError               4
+      UsageError               2   (also a ValueError)
+        CheckpointError        2
+        ImageError             2
+        BundleError            2
+      MissingError             3
+      ExportError              4
+      BuildError               5
+      InferenceError           5
+      ParityError              6
+      MeasureError             7
+      RegressionError          8
+      PrecisionError           9
+
+Any other exception is a bug in edgevit: the command line writes its traceback to a log file and exits with 70.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+EXIT_STATUSES = {
+    0: "done",
+    1: "lint found errors",
+    2: "usage: a wrong name, option or file",
+    3: "a package or device is missing",
+    4: "export failed",
+    5: "build failed",
+    6: "parity failed",
+    7: "not measurable",
+    8: "slower than the baseline allows",
+    9: "the requested precision is not what runs",
+    INTERNAL_ERROR: "an error of edgevit itself",
+}
+
 
 class EdgevitError(Exception):
-    """Base of all errors that edgevit raises on purpose."""
+    """Base class of all errors that edgevit raises on purpose: the message says what is wrong and what to do."""
 
     exit_status = 4
 
 
 class UsageError(EdgevitError, ValueError):
-    """The request itself is wrong: an unknown name, a contradiction, a file that is not what it should be."""
+    """The request is wrong: an unknown name, contradictory options, or an unsuitable file."""
 
     exit_status = 2
 
 
 class CheckpointError(UsageError):
-    """A weights file cannot be read, or its keys are not the model's keys."""
+    """A weights file cannot be read, or its keys do not match the model."""
 
 
 class ImageError(UsageError):
@@ -27,29 +59,35 @@ class ImageError(UsageError):
 
 
 class BundleError(UsageError):
-    """A bundle is incomplete, changed after it was made, or not a bundle."""
+    """A folder is not a bundle, or a bundle is incomplete or was modified."""
 
 
 class MissingError(EdgevitError):
-    """A package or a device that the request needs is not here."""
+    """A required package or device is not available on this machine."""
 
     exit_status = 3
 
 
 class ExportError(EdgevitError):
-    """The module did not become a valid ONNX graph, or its bundle could not be written."""
+    """The module could not be converted to a valid ONNX graph, or its bundle could not be written."""
 
     exit_status = 4
 
 
 class BuildError(EdgevitError):
-    """A runtime did not make or did not load an engine."""
+    """A runtime failed to build or load an engine."""
+
+    exit_status = 5
+
+
+class InferenceError(EdgevitError):
+    """A loaded engine failed to run."""
 
     exit_status = 5
 
 
 class ParityError(EdgevitError):
-    """What the engine computes is not what PyTorch computes. `report` is the ParityReport, where there is one."""
+    """The engine's outputs differ from PyTorch's. `report` is the ParityReport, if there is one."""
 
     exit_status = 6
 
@@ -59,40 +97,34 @@ class ParityError(EdgevitError):
 
 
 class MeasureError(EdgevitError):
-    """No honest figure can be given for what was asked."""
+    """The measurement does not support the requested figure."""
 
     exit_status = 7
 
 
 class RegressionError(EdgevitError):
-    """Slower than the baseline allows."""
+    """An engine is slower than its baseline allows."""
 
     exit_status = 8
 
 
 class PrecisionError(EdgevitError):
-    """The precision that runs is not the precision asked for."""
+    """The engine does not run in the requested precision."""
 
     exit_status = 9
 
 
-class RemoteError(EdgevitError):
-    """A remote device did not do what it was asked."""
-
-    exit_status = 10
-
-
-_LISTED = 16  # a longer list of names helps nobody in an error
+_MAX_LISTED = 16  # longer lists are not printed in an error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not registered: `no runtime 'ovino'; there are … Did you mean 'openvino'?`."""
+    """Return the error for an unregistered name, which lists the known names and suggests the closest."""
     names = sorted(known)
-    listed = f"there are {', '.join(names)}" if len(names) <= _LISTED else f"there are {len(names)}: edgevit list"
-    return UsageError(f"no {kind} {name!r}; {listed}.{near_miss(name, names)}")
+    choices = f"choose from {', '.join(names)}" if len(names) <= _MAX_LISTED else "see edgevit list"
+    return UsageError(f"unknown {kind} {name!r}; {choices}.{did_you_mean(name, names)}")
 
 
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the names closest to a wrong one; empty where none is close."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that suggests the closest of the `known` names, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

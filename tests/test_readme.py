@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.cli.main import build_parser, main
+from edgevit.cli.main import command_line, main
 from tests.tools import readme
 
 TEXT = readme.README.read_text("utf-8")
@@ -29,7 +29,7 @@ def test_tables_follow_from_the_registries() -> None:
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_every_command_is_one_that_there_is(arguments: list[str]) -> None:
-    build_parser().parse_args(arguments)
+    command_line().parse_args(arguments)
 
 
 def test_the_quick_start_runs(

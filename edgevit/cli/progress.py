@@ -1,4 +1,4 @@
-"""Progress on stderr: a spinner and a line a stage on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a spinner and bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from edgevit.models.downloads import OnDownload
 
 _WEIGHTS = "official weights"
 _IMAGES = "images"
-_STEP = 10_000_000  # bytes a line, where nobody knows how many there are
+_BYTES_PER_LINE = 10_000_000  # if the size of the download is unknown
 
 
 @contextmanager
-def show() -> Iterator[Callable[[str, float | None], None]]:
-    """A function to call as a stage starts, with None, and as it ends, with its seconds."""
+def show_stages() -> Iterator[Callable[[str, float | None], None]]:
+    """Yield a function to call with None when a stage starts, and with its seconds when it ends."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _print_line
+        yield _print_stage
         return
     with console.status("starting") as status:
 
@@ -43,27 +43,38 @@ def show() -> Iterator[Callable[[str, float | None], None]]:
         yield on_stage
 
 
-def _print_line(name: str, elapsed_s: float | None) -> None:
+def _print_stage(name: str, elapsed_s: float | None) -> None:
     if elapsed_s is not None:
         print(f"  {name}: {elapsed_s:.1f} s", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def show_download() -> Iterator[OnDownload]:
-    """A function to call with the bytes that have come and the bytes there are; shows nothing until it is called."""
+    """Yield a function to call with the bytes received and the total, which may be None. Silent until called."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _print_tenths()
+        yield _download_lines()
         return
     with _bar(console, _WEIGHTS, DownloadColumn(), TransferSpeedColumn()) as on_download:
         yield on_download
 
 
 @contextmanager
-def _bar(console: Console, what: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar that is told what is done and what there is, and shows nothing until then."""
-    bar = Progress(TextColumn(what), BarColumn(), *columns, TimeRemainingColumn(), console=console)
-    task = bar.add_task(what, total=None)
+def show_images() -> Iterator[OnImages]:
+    """Yield a function to call with the number of processed images and the total. Silent until called."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _image_lines()
+        return
+    with _bar(console, _IMAGES, MofNCompleteColumn()) as on_images:
+        yield on_images
+
+
+@contextmanager
+def _bar(console: Console, title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a function that draws a bar; nothing is drawn before its first call."""
+    bar = Progress(TextColumn(title), BarColumn(), *columns, TimeRemainingColumn(), console=console)
+    task = bar.add_task(title, total=None)
 
     def on_progress(done: int, total: int | None) -> None:
         bar.start()
@@ -75,40 +86,31 @@ def _bar(console: Console, what: str, *columns: ProgressColumn) -> Iterator[Call
         bar.stop()
 
 
-def _print_tenths() -> OnDownload:
-    shown = -1
+def _download_lines() -> OnDownload:
+    """Return a function that prints a line for each tenth of a download."""
+    printed = -1
 
     def on_download(done: int, total: int | None) -> None:
-        nonlocal shown
-        tenth = done * 10 // total if total else done // _STEP
-        if tenth == shown:
+        nonlocal printed
+        step = done * 10 // total if total else done // _BYTES_PER_LINE
+        if step == printed:
             return
-        shown = tenth
-        far = f"{tenth * 10} % of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
-        print(f"  {_WEIGHTS}: {far}", file=sys.stderr, flush=True)
+        printed = step
+        amount = f"{step * 10} % of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
+        print(f"  {_WEIGHTS}: {amount}", file=sys.stderr, flush=True)
 
     return on_download
 
 
-@contextmanager
-def show_images() -> Iterator[OnImages]:
-    """A function to call with the images that are done and the images there are; shows nothing until it is called."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _print_image_tenths()
-        return
-    with _bar(console, _IMAGES, MofNCompleteColumn()) as on_images:
-        yield on_images
-
-
-def _print_image_tenths() -> OnImages:
-    shown = 0
+def _image_lines() -> OnImages:
+    """Return a function that prints a line for each tenth of the images."""
+    printed = 0
 
     def on_images(done: int, total: int) -> None:
-        nonlocal shown
+        nonlocal printed
         tenth = done * 10 // total
-        if tenth > shown:
-            shown = tenth
+        if tenth > printed:
+            printed = tenth
             print(f"  {_IMAGES}: {done} of {total}", file=sys.stderr, flush=True)
 
     return on_images

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from edgevit.cli.latency import latency_parts, latency_table
 from edgevit.errors import UsageError
 from edgevit.latency.clock import Probe
 from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
-from edgevit.pipeline.report import latency_json, latency_parts, latency_table
+from edgevit.pipeline.report import latency_json
 from tests.helpers import samples
 from tests.latency.test_measure import QUICK, work
 

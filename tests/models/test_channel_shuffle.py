@@ -139,7 +139,7 @@ def test_weights_without_rescaling_do_not_pass_for_learned_ones() -> None:
 
 @pytest.mark.parametrize("name", ["deit_t", "t2t_vit_7", "swin_xt"])
 def test_the_plain_networks_have_nothing_to_rescale(name: str) -> None:
-    with pytest.raises(UsageError, match=f"no option of {name} 'rescale'"):
+    with pytest.raises(UsageError, match=f"unknown option of {name} 'rescale'"):
         create_model(name, rescale="half")
 
 

@@ -151,7 +151,7 @@ def test_initialises_convolutions_by_their_outputs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blocks": (("up", 2, 16),)}, "no kind of block 'up'; there are down, keep"),
+        ({"blocks": (("up", 2, 16),)}, "unknown kind of block 'up'; choose from down, keep"),
         ({"blocks": (("down", 2, 15),)}, "multiple of 2"),
         ({"groups": 4, "blocks": (("down", 2, 18),)}, r"of groups \(4\), not 18"),
         ({"token_dim": 126}, "multiple of 4"),

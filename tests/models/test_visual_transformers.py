@@ -313,7 +313,7 @@ def test_classifies_the_mean_of_the_last_tokens_and_needs_no_last_projector(mode
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "equations"}, "no mode 'equations'; there are appendix, paper"),
+        ({"mode": "equations"}, "unknown mode 'equations'; choose from appendix, paper"),
         ({"block": "wide"}, "no residual block 'wide'"),
         ({"mode": "paper", "kqv_groups": 4}, "leave kqv_groups out"),
         ({"modules": 0}, "at least 1"),

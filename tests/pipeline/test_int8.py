@@ -20,6 +20,7 @@ from torch import nn
 import edgevit
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
+from edgevit.cli.export import report_parts
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
@@ -28,7 +29,6 @@ from edgevit.latency.measure import MeasurePlan
 from edgevit.metrics import wilson
 from edgevit.models.loading import class_names, from_module, from_name
 from edgevit.pipeline import precision as lower_precision
-from edgevit.pipeline import report
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.references import ReferenceData, calibration_inputs
@@ -327,7 +327,7 @@ def test_it_is_measured_against_fp32_in_the_same_run(small: Path, views: Path, t
     kept = manifest(tmp_path, "small_plain-int8-ort")["verdict"]
     assert (kept["sentence"], kept["time_ratio"]) == (verdict.sentence, verdict.time.value)
     printed = io.StringIO()
-    Console(width=10**4, file=printed).print(*report.run_parts(found))
+    Console(width=10**4, file=printed).print(*report_parts(found))
     assert verdict.sentence in printed.getvalue()
     latency = json.loads((tmp_path / "small_plain-int8-ort" / "latency.json").read_text())
     assert {each["name"] for each in latency} == {"torch", "ort", "ort fp32"}

@@ -16,10 +16,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
+from edgevit.cli.export import bundle_table
 from edgevit.errors import PrecisionError
 from edgevit.export import passes
 from edgevit.export.capture import capture
-from edgevit.pipeline.report import BundleReport, bundle_table
+from edgevit.pipeline.report import BundleReport
 from edgevit.runtimes.base import BuildOptions, ExecutedPrecision, by_precision, product_multiply_adds
 from edgevit.runtimes.build import Built
 from edgevit.runtimes.registry import get_runtime

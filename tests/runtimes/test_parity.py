@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from edgevit.cli.tables import parity_table
 from edgevit.errors import ParityError
-from edgevit.pipeline.report import parity_table
 from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import PRECISIONS, Array, Precision, Reference, Run
 

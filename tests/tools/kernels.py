@@ -220,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
 def _measure_all(keys: Iterable[Key]) -> list[str]:
     """Measures and keeps each row; what went wrong, a line each."""
     failed = []
-    with progress.show() as tell:
+    with progress.show_stages() as tell:
         for name, precision in keys:
             start = time.perf_counter()
             tell(f"{name} {precision}", None)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from torch import nn
 
-from edgevit.cli.lint_report import lint_json, lint_parts, lint_verdict
+from edgevit.cli.lint import lint_json, lint_parts, lint_summary
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.graph import OnnxGraph
@@ -558,7 +558,7 @@ def test_the_report_shows_node_reason_and_remedy() -> None:
 
 def test_the_report_of_a_clean_graph_has_no_table() -> None:
     target = parse_target("ort")
-    assert lint_verdict((), target) == "nothing found that ONNX Runtime would trip over"
+    assert lint_summary((), target) == "ONNX Runtime: no problems found"
     assert lint_json((), target)["passed"] is True
     assert len(lint_parts((), target)) == 1
 

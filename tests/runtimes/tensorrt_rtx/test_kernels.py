@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from edgevit.cli.plan_report import comparison_parts, comparison_table, plan_parts, plan_table
+from edgevit.cli.plan import comparison_parts, comparison_table, plan_parts, plan_table
 from edgevit.errors import BuildError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -161,7 +161,7 @@ def test_tables_show_every_kernel_and_every_total() -> None:
     table = printed(plan_table(sample_plan()))
     assert "layers.0.blocks.0.mlp.fc1" in table
     assert "copy shift" in table
-    assert "kernels of spatial shifts alone" in printed(comparison_table(sample_plan(), sample_plan(file="b.onnx")))
+    assert "kernels with only a spatial shift" in printed(comparison_table(sample_plan(), sample_plan(file="b.onnx")))
 
 
 # Real builds

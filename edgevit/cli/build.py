@@ -1,0 +1,46 @@
+"""`edgevit build`: build the engine of a bundle on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from edgevit.cli import parser as types
+from edgevit.cli.console import Console, as_invoked
+from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.tables import parity_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edgevit build`."""
+    parser.add_argument("bundle", type=types.path, metavar="BUNDLE")
+    parser.add_argument("--fmt", metavar="FMT", help="build for another runtime than the bundle's own")
+    add_threads(parser)
+    parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
+
+
+def run(arguments: Arguments, console: Console) -> int:
+    """Build and verify the engine of a bundle; PyTorch is not needed."""
+    from edgevit.bundles.build import build
+    from edgevit.bundles.bundle import Bundle
+
+    with console.stage_progress() as on_stage:
+        bundle, parity = build(
+            Bundle.open(arguments.bundle),
+            fmt=arguments.fmt,
+            threads=arguments.threads,
+            workspace_mb=arguments.workspace,
+            on_phase=lambda phase, done: on_stage(f"{phase} {done:.0%}", None),
+        )
+    console.print(parity_table(parity.results))
+    next_command = f"edgevit latency {shlex.quote(str(bundle.path))}"
+    console.finish({"path": str(bundle.path), "parity": parity.to_json()}, last_line=as_invoked(next_command))
+    return 0
+
+
+COMMAND = Command(
+    name="build",
+    help="build a bundle's engine on this machine, from its ONNX file",
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,197 @@
+"""Output of a command: tables on stdout, JSON to a file, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edgevit.cli.signals import Stop
+from edgevit.errors import EdgevitError, ParityError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    from edgevit.metrics import OnImages
+    from edgevit.models.downloads import OnDownload
+
+Part: TypeAlias = "str | Table"  # a line of text or a table
+OnStage: TypeAlias = Callable[[str, float | None], None]
+
+_PIPED_WIDTH = 140
+_UNENCODABLE = "edgevit.unencodable"
+
+
+class Console:
+    """Where a command writes. `json_path` is the argument of --json: a file, or "-" for stdout."""
+
+    def __init__(self, json_path: str | None = None, *, stop: Stop | None = None) -> None:
+        self.json_path = json_path
+        self.stop = stop or Stop()
+
+    def print(self, *parts: Part) -> None:
+        """Print tables and lines on stdout, unless stdout receives the JSON."""
+        if self.json_path != "-":
+            _print(_rich_console(), *parts)
+
+    def finish(self, result: dict[str, Any], *, last_line: str | None = None) -> None:
+        """Write the JSON result if requested, and print a last line: a command to paste, or the outcome."""
+        if self.json_path:
+            write_json(self.json_path, result)
+        if last_line is not None and self.json_path != "-":
+            print(last_line)
+
+    def fail(self, error: EdgevitError, *, result: dict[str, Any] | None = None) -> int:
+        """Report an error on stderr and as JSON, together with a partial `result`. Return its exit status."""
+        parity = _parity_of(error)
+        if parity is not None:
+            from edgevit.cli.tables import parity_table
+
+            _print(_rich_console(stderr=True), parity_table(parity.results))
+        print(f"edgevit: {error}", file=sys.stderr)
+        self.fail_json(str(error), error.exit_status, {"parity": parity.to_json()} if parity else {}, result)
+        return error.exit_status
+
+    def fail_json(self, message: str, exit_status: int, *results: dict[str, Any] | None) -> None:
+        """Write an error as JSON, if --json is given."""
+        if not self.json_path:
+            return
+        found = {key: value for result in results if result for key, value in result.items()}
+        with contextlib.suppress(UsageError):  # the JSON file itself may be what cannot be written
+            write_json(self.json_path, {"error": message, "exit_status": exit_status, **found})
+
+    @contextlib.contextmanager
+    def stage_progress(self) -> Iterator[OnStage]:
+        """Show stages on stderr. Yield a function to call with None when a stage starts, and with its seconds when
+        it ends. It raises SystemExit if a signal has arrived.
+        """
+        from edgevit.cli import progress
+
+        with progress.show_stages() as show:
+
+            def on_stage(name: str, elapsed_s: float | None) -> None:
+                self.stop.check()
+                show(name, elapsed_s)
+
+            yield on_stage
+
+    def download_progress(self) -> contextlib.AbstractContextManager[OnDownload]:
+        """Show a download on stderr."""
+        from edgevit.cli import progress
+
+        return progress.show_download()
+
+    def image_progress(self) -> contextlib.AbstractContextManager[OnImages]:
+        """Show the number of processed images on stderr."""
+        from edgevit.cli import progress
+
+        return progress.show_images()
+
+
+def redirect_user_output() -> contextlib.AbstractContextManager[object]:
+    """Send what the user's model code prints to stderr: stdout may be parsed as JSON."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def as_invoked(command: str) -> str:
+    """Return an `edgevit ...` command with the path of the running program if `edgevit` is not on PATH."""
+    program = sys.argv[0]
+    if Path(program).name != "edgevit" or shutil.which("edgevit") is not None:
+        return command
+    return f"{shlex.quote(program)}{command.removeprefix('edgevit')}"
+
+
+def prepare_streams() -> None:
+    """Make sure that all three standard streams are open and that stdout accepts any file name, in any locale."""
+    # Take the number of a closed stream: a file opened later would get it, and then receive the stream's output.
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the parent process
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # stays open
+    codecs.register_error(_UNENCODABLE, _encode_anyway)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_UNENCODABLE)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about images that it reads nevertheless
+
+
+def close_stdout() -> None:
+    """Redirect stdout to the null device, so that Python's flush at exit does not fail a second time."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def require_writable(json_path: str | None) -> None:
+    """Raise UsageError if no file can be written at `json_path`: before the long work, not after it."""
+    if json_path is None or json_path == "-":
+        return
+    folder = Path(json_path).absolute().parent
+    if Path(json_path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"cannot write {json_path}: not a file in a writable folder; choose another path for --json")
+
+
+def write_json(path: str, result: dict[str, Any]) -> None:
+    """Write a result to a file, which is replaced only by a complete one, or to stdout for "-"."""
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    target, part = Path(path), Path(f"{path}.part")
+    try:
+        if target.exists() and not target.is_file():  # a pipe or a device
+            target.write_text(text, "utf-8")
+            return
+        part.write_text(text, "utf-8")
+        part.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UsageError(f"cannot write {path}: {error.strerror}; choose another path for --json") from error
+
+
+def _print(console: RichConsole, *parts: Part) -> None:
+    from rich.text import Text
+
+    for part in parts:
+        if isinstance(part, str):
+            console.print(Text(part), soft_wrap=True)  # a command in a line must stay in one piece to be copied
+        else:
+            console.print(part)
+
+
+def _rich_console(*, stderr: bool = False) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    # Paths and names may contain brackets and colons, which are markup and emoji codes to rich.
+    console = RichConsole(stderr=stderr, markup=False, emoji=False)
+    if console.is_terminal and not stderr:
+        return console
+    return RichConsole(stderr=stderr, width=_PIPED_WIDTH, markup=False, emoji=False)
+
+
+def _parity_of(error: EdgevitError) -> Any:
+    """Return the ParityReport of an error, or None."""
+    if not isinstance(error, ParityError) or error.report is None:
+        return None
+    from edgevit.runtimes.parity import ParityReport
+
+    return error.report if isinstance(error.report, ParityReport) else None
+
+
+def _encode_anyway(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Error handler for characters that an encoding lacks: the raw bytes of a file name, or a backslash escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)

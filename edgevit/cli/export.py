@@ -1,0 +1,211 @@
+"""`edgevit export`: build, verify and measure the bundles of a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgevit.cli import parser as types
+from edgevit.cli.console import Console, Part, as_invoked, redirect_user_output
+from edgevit.cli.latency import latency_parts
+from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.tables import make_table, parity_table
+from edgevit.errors import MissingError, UsageError
+from edgevit.formats import list_formats
+from edgevit.precisions import list_policies
+from edgevit.types import PRECISIONS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgevit.pipeline.report import BundleReport, ExportReport, StageTime
+    from edgevit.runtimes.base import BuildOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edgevit export`."""
+    parser.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
+    parser.add_argument(
+        "--fmt",
+        required=True,
+        type=types.names,
+        metavar="FMT[,FMT]",
+        help=f"{', '.join(entry.name for entry in list_formats())}, or an alias",
+    )
+    parser.add_argument(
+        "--precision", action="append", choices=PRECISIONS, help="precision of the engine (default: fp32)"
+    )
+    for policy in list_policies():
+        for flag in policy.flags:
+            parser.add_argument(
+                flag,
+                dest="precision",
+                action="append_const",
+                const=policy.name,
+                help=f"same as --precision {policy.name}",
+            )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
+    parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
+    parser.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
+    parser.add_argument(
+        "--dynamic-batch", type=types.batch_range, metavar="MIN:OPT:MAX", help="dynamic batch size, instead of --batch"
+    )
+    parser.add_argument(
+        "--calib", type=types.path, metavar="DIR", help="calibration images for int8 and fp16; required for int8"
+    )
+    parser.add_argument(
+        "--eval", type=types.path, metavar="DIR", help="labeled images on which fp16 or int8 is compared with fp32"
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=types.percentage,
+        metavar="P%",
+        help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: the best one for the format)")
+    parser.add_argument(
+        "--images", type=types.path, metavar="DIR", help="images for the parity check (default: two included photos)"
+    )
+    add_threads(parser)
+    parser.add_argument(
+        "--sm",
+        type=types.compute_capabilities,
+        metavar="N[,N]",
+        help="compute capabilities for trt-rtx, such as 86,89,120 (default: portable)",
+    )
+    parser.add_argument(
+        "--trt-version",
+        metavar="V",
+        help="TensorRT version on the device (default: the installed one, or 10.3 if none can build here)",
+    )
+    parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
+    parser.add_argument(
+        "--out", type=types.path, default=Path(), metavar="DIR", help="folder for the bundles (default: current folder)"
+    )
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"
+    )
+    parser.add_argument("--no-latency", dest="latency", action="store_false", help="skip the latency measurement")
+
+
+def run(arguments: Arguments, console: Console) -> int:
+    """Export a model to one or several formats."""
+    options = _build_options(arguments)
+    _require_current_folder()
+    from edgevit.formats import get_format
+    from edgevit.models.loading import from_name
+    from edgevit.pipeline import run as pipeline
+
+    config = pipeline.ExportConfig(
+        formats=tuple(get_format(name).name for name in arguments.fmt),
+        options=options,
+        out=arguments.out,
+        opset=arguments.opset,
+        images=arguments.images,
+        calib=arguments.calib,
+        eval=arguments.eval,
+        max_drop=arguments.max_drop,
+        trt_version=arguments.trt_version,
+        verify=arguments.verify,
+        latency=arguments.latency,
+    )
+    with redirect_user_output(), console.download_progress() as on_download:
+        model = from_name(
+            arguments.model,
+            weights=arguments.weights,
+            num_classes=arguments.num_classes,
+            img_size=arguments.img_size,
+            batch=options.batch,
+            on_download=on_download,
+        )
+    with redirect_user_output(), console.stage_progress() as on_stage:
+        report = pipeline.run(model, config, on_stage)
+    console.print(*report_parts(report))
+    console.finish(report.to_json(), last_line=as_invoked(report.next_command))
+    for bundle in report.unbuilt:
+        print(f"edgevit: {bundle.missing}", file=sys.stderr)
+    return MissingError.exit_status if report.unbuilt else 0
+
+
+def _build_options(arguments: Arguments) -> BuildOptions:
+    from edgevit.runtimes.base import BatchRange, BuildOptions
+
+    precisions = sorted(set(arguments.precision or ["fp32"]))
+    if len(precisions) > 1:
+        raise UsageError(f"{' and '.join(precisions)} were both requested; choose one precision")
+    dynamic: BatchRange | None = BatchRange(*arguments.dynamic_batch) if arguments.dynamic_batch else None
+    if dynamic and arguments.batch is not None:
+        raise UsageError("--batch and --dynamic-batch exclude each other; give one of them")
+    return BuildOptions(
+        precision=precisions[0],
+        batch=1 if arguments.batch is None else arguments.batch,
+        dynamic_batch=dynamic,
+        threads=arguments.threads,
+        compute_capabilities=arguments.sm,
+        workspace_mb=arguments.workspace,
+    )
+
+
+def _require_current_folder() -> None:
+    """Raise UsageError if the current folder was deleted: PyTorch's libraries abort the process in that case."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder has been deleted; change to an existing one (cd)") from error
+
+
+def report_parts(report: ExportReport) -> list[Part]:
+    """Return the tables and notes of an export, in the order of its stages."""
+    parts: list[Part] = [stage_table(report.stages), bundle_table(report.bundles)]
+    notes = list(dict.fromkeys(note for bundle in report.bundles for note in bundle.notes))
+    if report.parity.results:
+        parts.append(parity_table(report.parity.results))
+        notes += report.parity.warnings
+    else:
+        notes.append("parity was not checked (--no-verify): the engines' outputs were not compared with PyTorch's")
+    for bundle in report.bundles:
+        if bundle.missing and bundle.size_bytes is not None:
+            notes.append(f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}")
+    if report.weights.startswith("random"):
+        notes.append("random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)")
+    parts += [f"note: {note}" for note in notes]
+    parts += latency_parts(report.latencies) if report.latencies else []
+    return parts + [f"{bundle.path}: {bundle.verdict.sentence}" for bundle in report.bundles if bundle.verdict]
+
+
+def stage_table(stages: Iterable[StageTime]) -> Table:
+    """Return the duration of each stage."""
+    table = make_table("Stages", "stage", "seconds")
+    for stage in stages:
+        table.add_row(stage.name, f"{stage.elapsed_s:.2f}")
+    return table
+
+
+def bundle_table(bundles: Iterable[BundleReport]) -> Table:
+    """Return one row for each bundle, with the requested precision and the precision of its layers."""
+    from edgevit.runtimes.base import ExecutedPrecision
+
+    table = make_table("Bundles", "bundle", "opset", "nodes", "MB", "requested", "runs (layers with weights)")
+    for bundle in bundles:
+        actual = bundle.precision_found or ExecutedPrecision()
+        layers = ", ".join(f"{count} {name}" for name, count in actual.layers.items())
+        table.add_row(
+            str(bundle.path),
+            str(bundle.opset),
+            str(bundle.nodes),
+            f"{bundle.size_bytes / 1e6:.1f}" if bundle.size_bytes is not None else "no engine",
+            bundle.precision_asked,
+            (layers or "not reported") if bundle.precision_asked == "fp32" else actual.summary,
+        )
+    return table
+
+
+COMMAND = Command(
+    name="export", help="export a model: build, verify and measure its bundles", add_arguments=add_arguments, run=run
+)

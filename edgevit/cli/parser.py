@@ -1,0 +1,128 @@
+"""argparse with suggestions for misspelled words, and the argument types that commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import edgevit
+from edgevit.errors import EXIT_STATUSES, did_you_mean
+
+if TYPE_CHECKING:
+    from edgevit.cli.console import Console
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command of the command line: `edgevit NAME`.
+
+    `run` receives the parsed arguments and the console and returns the exit status. Heavy imports belong inside it:
+    `edgevit --help` imports every command's module.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments, Console], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that reports an error in one line and suggests the closest names for a misspelled one."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"edgevit: {message}.{self._suggestion(message)} See: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _suggestion(self, message: str) -> str:
+        if "unrecognized arguments: " in message:
+            wrong = message.rpartition("unrecognized arguments: ")[2].split(" ")[0]
+            return did_you_mean(wrong, sorted(self._option_string_actions))
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        return did_you_mean(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+
+
+class _CommandParser(Parser):
+    """Parser of one command. Every command accepts --json."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("description", settings.get("help"))
+        super().__init__(**settings)
+        self.add_argument("--json", metavar="PATH", help="write the result as JSON; - writes to stdout, without tables")
+
+
+def build_parser(commands: Iterable[Command]) -> Parser:
+    """Return the parser of the whole command line."""
+    statuses = ", ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
+    parser = Parser(
+        prog="edgevit",
+        description="Export efficient vision models from PyTorch to engines for edge devices, and verify the result.",
+        epilog=f"Exit status: {statuses}.",
+    )
+    parser.add_argument("--version", action="version", version=f"edgevit {edgevit.__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
+    for command in commands:
+        subparser = subparsers.add_parser(command.name, help=command.help)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run, parser=subparser)
+    return parser
+
+
+def parse(parser: Parser, words: Sequence[str] | None = None) -> Arguments:
+    """Parse a command line. `arguments.run` is None if no command is given."""
+    parser.set_defaults(run=None, json=None)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:  # report them with the command's own options and its own --help
+        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads."""
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def path(text: str) -> Path:
+    """Argument type for a path. An empty string, as from an unset shell variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Argument type for a comma-separated list of names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def batch_range(text: str) -> tuple[int, int, int]:
+    """Argument type for MIN:OPT:MAX."""
+    parts = text.split(":")
+    if len(parts) != 3 or not all(_is_number(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIN:OPT:MAX, such as 1:4:8")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def percentage(text: str) -> float:
+    """Argument type for a percentage; returns a fraction: 0.005 for `0.5%`."""
+    try:
+        return float(text.removesuffix("%")) / 100
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage, such as 0.5%") from None
+
+
+def compute_capabilities(text: str) -> tuple[int, ...]:
+    """Argument type for a comma-separated list of compute capabilities."""
+    parts = text.split(",")
+    if not all(_is_number(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities, such as 86,89")
+    return tuple(int(part) for part in parts)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()

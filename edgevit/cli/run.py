@@ -1,0 +1,49 @@
+"""`edgevit run`: classify images with a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from edgevit.cli import parser as types
+from edgevit.cli.console import Console, Part
+from edgevit.cli.parser import Arguments, Command, add_threads
+
+if TYPE_CHECKING:
+    from edgevit.bundles.predict import Prediction
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edgevit run`."""
+    parser.add_argument("bundle", type=types.path, metavar="BUNDLE")
+    parser.add_argument("image", type=types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image (default: 5)")
+    add_threads(parser)
+
+
+def run(arguments: Arguments, console: Console) -> int:
+    """Print the most likely classes of each image."""
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.predict import classify
+
+    predictions = classify(Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads)
+    console.print(*prediction_parts(predictions))
+    console.finish({"answers": [prediction.to_json() for prediction in predictions]})
+    return 0
+
+
+def prediction_parts(predictions: Iterable[Prediction]) -> list[Part]:
+    """Return the path of each image and a table of its most likely classes."""
+    from rich.table import Table
+
+    parts: list[Part] = []
+    for prediction in predictions:
+        table = Table(box=None, show_header=False)
+        for _, name, probability in prediction.top:
+            table.add_row(f"{probability:6.1%}", name)
+        parts += [str(prediction.image), table]
+    return parts
+
+
+COMMAND = Command(name="run", help="classify images with a bundle", add_arguments=add_arguments, run=run)

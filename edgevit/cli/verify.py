@@ -1,0 +1,39 @@
+"""`edgevit verify`: compare a bundle's engine with PyTorch's reference outputs."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgevit.cli import parser as types
+from edgevit.cli.console import Console
+from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.tables import parity_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edgevit verify`."""
+    parser.add_argument("bundle", type=types.path, metavar="BUNDLE")
+    parser.add_argument(
+        "--images", type=types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
+    )
+    add_threads(parser)
+
+
+def run(arguments: Arguments, console: Console) -> int:
+    """Check parity with the reference outputs in the bundle, or with PyTorch itself."""
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.verify import verify
+
+    parity = verify(Bundle.open(arguments.bundle), images=arguments.images, threads=arguments.threads)
+    parity.require()
+    console.print(parity_table(parity.results))
+    console.finish(parity.to_json(), last_line=f"{arguments.bundle}: parity passed")
+    return 0
+
+
+COMMAND = Command(
+    name="verify",
+    help="compare a bundle's engine with PyTorch's reference outputs; needs no PyTorch",
+    add_arguments=add_arguments,
+    run=run,
+)
