@@ -1,15 +1,18 @@
-"""Types shared by all layers: arrays, precisions, tensor specifications and reference outputs."""
+"""Types shared by all layers: arrays, precisions, tensor specifications and reference outputs.
+
+NumPy is not imported with this module: `edgevit --help` needs the precisions and starts without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = "NDArray[Any]"
 Dim: TypeAlias = int | Literal["batch"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Feeds: TypeAlias = Mapping[str, Array]  # the inputs of one run by name
@@ -64,6 +67,8 @@ class Reference:
 
     def batch(self, size: int, start: int = 0) -> dict[str, Array]:
         """Return the inputs of `size` rows from `start` on, wrapping around at the last row."""
+        import numpy as np
+
         rows = np.arange(start, start + size) % self.rows
         return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
 

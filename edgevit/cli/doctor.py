@@ -29,9 +29,8 @@ def run(_arguments: Arguments, console: Console) -> int:
     from edgevit.runtimes.registry import get_runtime
 
     environment = Environment.capture()
-    versions = [
-        (runtime, *usable_version(runtime)) for runtime in (get_runtime(entry.name) for entry in list_formats())
-    ]
+    runtimes = [get_runtime(entry.name) for entry in list_formats()]
+    versions = [(runtime, *usable_version(runtime)) for runtime in runtimes]
     console.print(doctor_table(environment, versions))
     console.finish(
         {

@@ -40,13 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for policy in list_policies():
         for flag in policy.flags:
-            parser.add_argument(
-                flag,
-                dest="precision",
-                action="append_const",
-                const=policy.name,
-                help=f"same as --precision {policy.name}",
-            )
+            same_as = f"same as --precision {policy.name}"
+            parser.add_argument(flag, dest="precision", action="append_const", const=policy.name, help=same_as)
     parser.add_argument(
         "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
     )
