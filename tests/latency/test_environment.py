@@ -1,4 +1,4 @@
-"""What is read of a machine: of this one, and of boards as their files describe them."""
+"""Machine descriptions: of this machine, and of boards given by the contents of their system files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def machine(folder: Path, files: dict[str, str]) -> Path:
 
 
 def program(folder: Path, name: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program of that name, found first."""
+    """Put a program of that name first on PATH."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
     (folder / name).chmod(0o755)
@@ -83,13 +83,13 @@ def test_this_machine_is_captured_and_survives_json() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_linux_tells_processor_memory_and_load() -> None:
+def test_linux_reports_processor_memory_and_load() -> None:
     here = Environment.capture()
     assert here.cpu and here.memory_total_mb and here.state.load_average and here.state.busy_cpu_s
     assert here.affinity == tuple(sorted(os.sched_getaffinity(0)))
 
 
-def test_a_jetson_tells_its_board_release_power_mode_clocks_and_heat(
+def test_a_jetson_reports_board_release_power_mode_clocks_and_temperatures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path / "bin", "nvpmodel", "NV Power Mode: 15W\n0", monkeypatch)
@@ -105,10 +105,10 @@ def test_a_jetson_tells_its_board_release_power_mode_clocks_and_heat(
     assert list(board.state.clocks_mhz) == ["cpu0", "cpu2", "cpu10", "17000000.gpu"]
     assert board.state.temperatures_c == {"cpu-thermal thermal_zone0": 48.625}
     assert board.state.throttle_events == {"oc1_event_cnt": 2, "oc3_event_cnt": 0}
-    assert board.state.limits == {"cpufreq-cpu0 cooling_device1": 0}  # a fan that turns is no limit
+    assert board.state.limits == {"cpufreq-cpu0 cooling_device1": 0}  # the fan is not a limit
 
 
-def test_a_laptop_tells_turbo_profile_throttling_and_container(tmp_path: Path) -> None:
+def test_a_laptop_reports_turbo_profile_throttling_and_container(tmp_path: Path) -> None:
     laptop = Environment.capture(machine(tmp_path, LAPTOP))
     assert (laptop.board, laptop.cpu, laptop.boost) == ("A laptop", "A processor", False)
     assert (laptop.isa, laptop.power_mode) == (("avx2", "avx512_vnni", "avx512f"), "balanced")
@@ -117,19 +117,19 @@ def test_a_laptop_tells_turbo_profile_throttling_and_container(tmp_path: Path) -
     assert laptop.state.temperatures_c == {"coretemp temp1": 61}
 
 
-def test_an_nvidia_gpu_tells_name_driver_and_what_holds_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_nvidia_gpu_reports_name_driver_and_clock_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "bin", "nvidia-smi", "A GPU, 580.10", monkeypatch)
     assert Environment.capture(tmp_path).gpus == ("A GPU, driver 580.10",)
-    # Bit 0x1 says idle, which holds nothing back; 0x40 is heat. A Jetson's nvidia-smi knows little.
+    # Bit 0x1 means idle, which is no limit; 0x40 is thermal. nvidia-smi on a Jetson answers [N/A].
     program(tmp_path / "bin", "nvidia-smi", "61, 1410, 0x0000000000000041\n[N/A], [N/A], [N/A]", monkeypatch)
     state = MachineState.capture(tmp_path)
     assert state.temperatures_c == {"nvidia gpu 0": 61} and state.clocks_mhz == {"nvidia gpu 0": 1410}
     assert state.limits == {"nvidia gpu 0": 0x40}
 
 
-def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_system_files_is_described_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     bare = Environment.capture(tmp_path)
     assert (bare.board, bare.governor, bare.boost, bare.cpu_limit, bare.power_mode) == (None,) * 5
@@ -156,7 +156,7 @@ def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path, monkeypatch: p
         ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "250000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 2.5),
     ],
 )
-def test_the_limit_of_a_control_group_is_found(tmp_path: Path, files: dict[str, str], limit: float | None) -> None:
+def test_the_cpu_limit_of_a_control_group_is_found(tmp_path: Path, files: dict[str, str], limit: float | None) -> None:
     assert Environment.capture(machine(tmp_path, files)).cpu_limit == limit
 
 
@@ -165,7 +165,7 @@ def state(events: int, limit: int) -> MachineState:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict"),
+    ("before", "after", "expected"),
     [
         (state(3, 0), state(3, 0), False),
         (state(3, 0), state(4, 0), True),
@@ -173,17 +173,17 @@ def state(events: int, limit: int) -> MachineState:
         (state(3, 1), state(3, 0), True),
     ],
 )
-def test_throttling_shows_in_counters_that_rise_and_limits_that_hold(
-    before: MachineState, after: MachineState, verdict: bool
+def test_rising_counters_and_active_limits_mean_throttling(
+    before: MachineState, after: MachineState, expected: bool
 ) -> None:
-    assert throttled(before, after) == verdict
+    assert throttled(before, after) == expected
 
 
 @pytest.mark.parametrize(
     ("own", "busy", "idle", "share"),
     [(4.0, 4.0, 4.0, 0), (4.0, 6.0, 2.0, 0.25), (0.0, 8.0, 0.0, 1), (5.0, 4.0, 4.0, 0), (0.0, 0.0, 0.0, None)],
 )
-def test_the_share_of_others_is_what_is_busy_and_not_ours(
+def test_the_share_of_others_is_busy_time_without_our_own(
     own: float, busy: float, idle: float, share: float | None
 ) -> None:
     before = dataclasses.replace(samples.QUIET, own_cpu_s=0.0, busy_cpu_s=0.0, idle_cpu_s=0.0)
@@ -191,15 +191,15 @@ def test_the_share_of_others_is_what_is_busy_and_not_ours(
     assert others_share(before, after) == share
 
 
-def test_only_the_cores_of_this_process_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_cores_of_this_process_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     stat = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 0 50 800 50 0 0 10 70 0\ncpu1 999 0 0 0 0 0 0 0 0 0\nintr 5\n"
-    seen = MachineState.capture(machine(tmp_path, {"proc/stat": stat}))
-    each = 1 / os.sysconf("SC_CLK_TCK")
-    assert seen.busy_cpu_s == pytest.approx(160 * each) and seen.idle_cpu_s == pytest.approx(850 * each)
+    now = MachineState.capture(machine(tmp_path, {"proc/stat": stat}))
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    assert now.busy_cpu_s == pytest.approx(160 * tick_s) and now.idle_cpu_s == pytest.approx(850 * tick_s)
 
 
-def test_a_device_without_torch_and_onnx_can_measure() -> None:
+def test_measuring_imports_neither_torch_nor_onnx() -> None:
     probe = (
         "import sys; import edgevit.latency.measure, edgevit.latency.compare, edgevit.latency.environment as e; "
         "e.Environment.capture(); "
