@@ -22,8 +22,8 @@ from edgevit.bundles.bundle import CLASSES, REFERENCE, Bundle
 from edgevit.bundles.evaluate import evaluate_bundles
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
-from tests.cli.test_main import USER_MODEL, status
 from tests.conftest import DATA, Cifar10
+from tests.helpers.cli import USER_MODEL, status
 from tests.helpers.formats import ON_CPU
 
 ROOT = Path(__file__).parents[2]

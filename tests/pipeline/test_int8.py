@@ -35,9 +35,9 @@ from edgevit.pipeline.references import ReferenceData, calibration_inputs
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import compare, references_for
 from edgevit.types import Reference
-from tests.cli.test_main import status
 from tests.conftest import DATA, Cifar10
 from tests.export.quantization.test_int8 import answer, graph
+from tests.helpers.cli import status
 from tests.helpers.formats import ON_CPU
 from tests.helpers.onnx_files import needs_rtx
 from tests.pipeline.test_tensorrt import needs_no_tensorrt

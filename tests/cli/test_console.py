@@ -1,0 +1,83 @@
+"""Output: JSON files, full disks, closed streams and encodings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgevit.models import registry
+from tests.helpers.cli import PHOTO, shell, status
+
+
+def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[[], str], tmp_path: Path) -> None:
+    """Said before the work, which would have been for nothing."""
+    arguments = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(tmp_path / "out")]
+    assert status(*arguments, "--json", tmp_path / "no" / "folder.json") == 2
+    assert "--json" in one_line()
+    assert status(*arguments, "--json", tmp_path) == 2
+    assert "--json" in one_line()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_json_write_keeps_the_older_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("as it was")
+    (tmp_path / "kept.json.part").mkdir()  # where it is written first
+    assert status("list", "--json", kept) == 2
+    assert kept.read_text() == "as it was"
+    assert "choose another path for --json" in capsys.readouterr().err
+
+
+PRINT = """
+import sys
+from edgevit.cli.console import prepare_streams
+
+prepare_streams()
+for path in sys.argv[1:]:
+    print(path)
+"""
+
+
+@pytest.mark.parametrize("command", ["edgevit list > /dev/full", "edgevit list --json - > /dev/full"])
+def test_output_to_a_full_disk_is_one_line(command: str) -> None:
+    run = shell(command)
+    assert run.returncode == 2
+    assert run.stderr.splitlines() == ["edgevit: cannot read or write: No space left on device"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_stdout_cannot_encode_is_printed_nevertheless(encoding: str, tmp_path: Path) -> None:
+    """A traceback with status 1 came of it, behind an export that was done."""
+    for name in ("kätze", "k\udcff"):
+        shutil.copy(PHOTO, tmp_path / f"{name}.png")
+    run = subprocess.run(
+        [sys.executable, "-c", PRINT, *sorted(str(path) for path in tmp_path.iterdir())],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"k\xff.png" in run.stdout
+    assert "kätze.png".encode(encoding, "backslashreplace") in run.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_failure(closed: str, tmp_path: Path) -> None:
+    """Nor does a file that is opened later get the stream's number, and its output."""
+    run = shell(f"edgevit list --json {shlex.quote(str(tmp_path / 'models.json'))} {closed}")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert len(json.loads((tmp_path / "models.json").read_text())["models"]) == len(registry.list_models())
+
+
+def test_a_closed_pipe_ends_the_command_silently() -> None:
+    run = shell("edgevit list --json - | true")
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")

@@ -1,0 +1,48 @@
+"""edgevit doctor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgevit.runtimes.registry import get_runtime
+from tests.helpers.cli import status
+from tests.helpers.formats import ON_CPU
+
+
+def test_doctor_lists_the_runtimes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("doctor", "--json", "-") == 0
+    assert set(json.loads(capsys.readouterr().out)["runtimes"]) >= set(ON_CPU)
+    if get_runtime("trt").version() is None:
+        assert status("doctor") == 0
+        assert "pip install 'edgevit[trt]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "words"),
+    [
+        ("tensorrt", "raise ImportError('libnvinfer.so.10: cannot open shared object file')", "libnvinfer.so.10"),
+        ("tensorrt", "__version__ = '8.5.2.2'", "JetPack 5"),
+        ("tensorrt_rtx", "raise ImportError('libtensorrt_rtx.so.1: cannot open')", "libtensorrt_rtx.so.1"),
+    ],
+)
+def test_doctor_explains_why_an_installed_runtime_does_not_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    line: str,
+    words: str,
+) -> None:
+    (tmp_path / f"{module}.py").write_text(line)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    del sys.modules[module]  # imported anew, and forgotten after the test
+    assert status("doctor", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    fmt = "trt" if module == "tensorrt" else "trt-rtx"
+    assert found["runtimes"][fmt] is None
+    assert words in found["unusable"][fmt]

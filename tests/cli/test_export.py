@@ -1,0 +1,95 @@
+"""edgevit export."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgevit.bundles.bundle import Bundle
+from tests.helpers.cli import USER_MODEL, status
+from tests.helpers.formats import ON_CPU
+
+
+def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The user's own factory, through every format on the CPU, with everything that an export does."""
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    json_path = tmp_path / "report.json"
+    arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", ",".join(ON_CPU), "--img-size", "32"]
+    assert status(*arguments, "--out", tmp_path / "out", "--json", json_path) == 0
+    printed = capsys.readouterr().out
+    for fmt in ON_CPU:
+        assert Bundle.open(tmp_path / "out" / f"mine_build-fp32-{fmt}").manifest["latency"]
+    report = json.loads(json_path.read_text())
+    assert report["parity"]["passed"] is True
+    assert [row["name"] for row in report["latency"]] == ["torch", *ON_CPU]
+    assert "peak MB" not in printed  # nothing ran alone
+    command = printed.strip().splitlines()[-1]
+    assert command == report["next_command"]
+    assert status(*shlex.split(command)[1:]) == 0
+    assert "class " in capsys.readouterr().out  # without class names, a class is a number
+
+
+def test_export_suggests_verify_for_a_model_that_is_no_classifier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "maps.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(3, 2, 3)\n")
+    arguments = ["export", f"{tmp_path / 'maps.py'}:build", "--fmt", "ort", "--img-size", "16", "--no-latency"]
+    assert status(*arguments, "--out", tmp_path) == 0
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert command[:2] == ["edgevit", "verify"]
+    assert status(*command[1:]) == 0
+
+
+def test_prints_of_the_users_code_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = USER_MODEL.replace("        return self.head", "        print('traced')\n        return self.head")
+    (tmp_path / "own.py").write_text(text.replace("    return Tiny()", "    print('made')\n    return Tiny()"))
+    options = ("--fmt", "ort", "--img-size", "8", "--no-latency", "--out", tmp_path)
+    assert status("export", f"{tmp_path / 'own.py'}:build", *options, "--json", "-") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["model"] == "own_build"
+    assert "made" in printed.err and "traced" in printed.err
+
+
+def test_brackets_and_spaces_in_a_path_are_printed_unchanged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b [v1]" / "[" / "x]"
+    assert status("export", "shiftvit_cifar10", "--fmt", "ort", "--no-latency", "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "[v1]" in printed.replace("\n", "")
+    command = shlex.split(printed.strip().splitlines()[-1])
+    assert command[2] == str(out / "shiftvit_cifar10-fp32-ort")
+    assert status(*command[1:]) == 0
+    assert "cat" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected", "message"),
+    [("broken", 4, "no such checkpoint"), ("number", 2, "not a torch.nn.Module"), ("bild", 2, "no function 'bild'")],
+)
+def test_a_failing_factory_is_reported_in_one_line(
+    factory: str, expected: int, message: str, tmp_path: Path, one_line: Callable[[], str]
+) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    assert status("export", f"{tmp_path / 'mine.py'}:{factory}", "--fmt", "ort", "--out", tmp_path / "out") == expected
+    assert message in one_line()
+
+
+def test_a_syntax_error_in_the_users_file_is_reported(tmp_path: Path, one_line: Callable[[], str]) -> None:
+    (tmp_path / "mistake.py").write_text("def build(:")
+    assert status("export", f"{tmp_path / 'mistake.py'}:build", "--fmt", "ort", "--out", tmp_path / "out") == 4
+    assert "SyntaxError" in one_line()
+
+
+def test_a_deleted_current_folder_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[[], str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert status("export", "shiftvit_cifar10", "--fmt", "ort") == 2
+    assert "the current folder has been deleted" in one_line()

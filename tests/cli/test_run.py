@@ -1,0 +1,57 @@
+"""edgevit run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import edgevit
+from edgevit.bundles.bundle import Bundle
+from tests.helpers.cli import PHOTO, status
+
+
+def test_run_classifies_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("run", bundle.path, PHOTO, "--top", "2") == 0
+    printed = capsys.readouterr().out
+    assert "cat" in printed.splitlines()[1]
+    assert status("run", bundle.path, PHOTO.parent, "--top", "1", "--json", "-") == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert answers[0]["top"][0]["name"] == "cat"
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize(
+    ("outputs", "bias", "expected", "message"),
+    [(1, 0.0, 2, "needs an image classifier"), (2, float("nan"), 6, "contain NaN or infinity")],
+)
+def test_run_rejects_outputs_that_are_no_classes(
+    outputs: int, bias: float, expected: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only number of a regression was a class with 100 %, and NaN a traceback behind --json."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, outputs))
+    nn.init.constant_(module[1].bias, bias)  # type: ignore[arg-type]  # a Linear has one
+    made = edgevit.export(module, fmt="ort", example_input=torch.zeros(1, 3, 2, 2), verify=False, out=tmp_path)
+    capsys.readouterr()
+    assert status("run", made.path, PHOTO, "--json", tmp_path / "answers.json") == expected
+    assert message in capsys.readouterr().err
+
+
+def test_run_rejects_a_file_that_is_no_image(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no photo")
+    assert status("run", bundle.path, tmp_path / "text.jpg") == 2
+    assert "text.jpg" in one_line()
+    assert status("run", bundle.path, PHOTO, "--top", "0") == 2
+
+
+def test_a_warning_of_pillow_is_not_printed(
+    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff")
+    assert status("run", made("ort").path, tmp_path / "odd.jpg") == 0
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,58 @@
+"""Run command lines in a test."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from edgevit.cli.main import main
+
+PHOTO = Path(__file__).parents[2] / "edgevit" / "data" / "photos" / "chelsea.png"
+
+USER_MODEL = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    return Tiny()
+
+def broken():
+    raise OSError("no such checkpoint")
+
+def number():
+    return 3
+"""
+
+
+def status(*arguments: str | Path) -> int:
+    """Run a command in this process and return its exit status, also if it ends by SystemExit."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as leave:
+        assert isinstance(leave.code, int)
+        return leave.code
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which the first `edgevit` is the one under test."""
+    line = command.replace("edgevit", f"{shlex.quote(sys.executable)} -m edgevit", 1)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
