@@ -6,23 +6,20 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-import math
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
 from edgevit.formats import Format, get_format
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
-
-Shape: TypeAlias = tuple[int, ...]
 
 
 def available_cores() -> int:
@@ -120,151 +117,6 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
-
-
-UNKNOWN = "unknown"  # the precision of layers of which a runtime does not tell it
-# How much of what a graph asks for in a lower precision has to run in it: runtimes join and pad layers a little.
-LEAST_OF_ASKED = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutedPrecision:
-    """What really runs, read back from the runtime: layers and, where known, multiply-adds by element type."""
-
-    layers: Mapping[str, int] = field(default_factory=dict)  # of the layers that multiply: convolutions and products
-    multiply_adds: Mapping[str, int] = field(default_factory=dict)  # of the same layers, batch as run; empty: unknown
-
-    @property
-    def found(self) -> str:
-        """The precision that does most of the multiply-adds, or has most layers where multiply-adds are unknown;
-        "unknown" where the runtime does not say."""
-        known = self.multiply_adds or self.layers
-        return max(known, key=lambda name: known[name]) if known else UNKNOWN
-
-    def layer_share(self, precision: str) -> float:
-        """The part of the layers that runs in `precision`, 0 to 1; NaN where the runtime does not say."""
-        return _share(self.layers, precision)
-
-    def share(self, precision: str) -> float:
-        """The part of the multiply-adds that runs in `precision`, 0 to 1; of the layers where they are unknown."""
-        return _share(self.multiply_adds or self.layers, precision)
-
-    @property
-    def summary(self) -> str:
-        """The shares of each precision below fp32, such as "int8: 91 % of the layers, 97 % of the multiply-adds"; of
-        fp32 where nothing is below it."""
-        if not self.layers:
-            return "not told"
-        return "; ".join(self._shares_of(name) for name in (_lower(self.layers) or [self.found]))
-
-    def _shares_of(self, precision: str) -> str:
-        layers = f"{precision}: {_percent(self.layer_share(precision))} of the layers"
-        if not self.multiply_adds:
-            return layers
-        return f"{layers}, {_percent(self.share(precision))} of the multiply-adds"
-
-    def to_json(self) -> dict[str, Any]:
-        """What was found, in counts and shares."""
-        return {
-            "found": self.found,
-            "layers": dict(self.layers),
-            "multiply_adds": dict(self.multiply_adds),
-            "layer_shares": {name: self.layer_share(name) for name in self.layers},
-            "multiply_add_shares": {name: self.share(name) for name in self.multiply_adds},
-        }
-
-    def require(self, precision: Precision, *, runtime: str, expected: float | None = None) -> None:
-        """Raises PrecisionError where fp32 was asked for and something below runs, or less of `precision` than asked.
-
-        `expected` is the share of the multiply-adds, 0 to 1, that the graph holds in `precision`; 0.95 of it has to run
-        in it. Without it, and of a runtime that tells of layers alone, some layer has to. What a runtime does not tell
-        at all is not held against it.
-        """
-        if expected is not None and not 0 <= expected <= 1:  # NaN too: no comparison with it would ever fail
-            raise PrecisionError(
-                f"no share of {precision} can be held against what runs: the graph's own is {expected}; "
-                "count its multiply-adds again"
-            )
-        if precision == "fp32":
-            self._require_fp32(runtime)
-        elif self.layers and not self.layers.get(precision):
-            raise PrecisionError(
-                f"{precision} was asked for and {runtime} runs {dict(self.layers)}; "
-                f"this machine or this runtime has no {precision} arithmetic: ask for fp32"
-            )
-        elif expected is not None and self.multiply_adds and not self.share(precision) >= LEAST_OF_ASKED * expected:
-            raise PrecisionError(
-                f"{precision} was asked for in {_percent(expected)} of the multiply-adds, and {runtime} runs "
-                f"{self._shares_of(precision)}; build for another runtime, or ask for fp32"
-            )
-
-    def _require_fp32(self, runtime: str) -> None:
-        lower = {name: self.layers[name] for name in _lower(self.layers) if name != UNKNOWN}
-        if lower:
-            raise PrecisionError(
-                f"fp32 was asked for and {runtime} runs {lower} layers in lower precision; "
-                "forbid it in the runtime's settings, or ask for that precision"
-            )
-
-
-def precision_json(asked: Precision, found: ExecutedPrecision | None) -> dict[str, Any]:
-    """The entry of manifests and reports; `found` is None where nothing has run and nothing was told."""
-    told = ExecutedPrecision().to_json() | {"found": None} if found is None else found.to_json()
-    return {"asked": asked, **told}
-
-
-def _lower(layers: Mapping[str, int]) -> list[str]:
-    return [name for name in layers if name not in ("fp32", "fp64")]
-
-
-def _share(counts: Mapping[str, int], precision: str) -> float:
-    total = sum(counts.values())
-    return counts.get(precision, 0) / total if total else math.nan
-
-
-def _percent(share: float) -> str:
-    """A share in whole per cent; 0 and 100 are said of nothing and of all alone."""
-    if 0 < share < 0.005:
-        return "less than 1 %"
-    return "more than 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
-
-
-def by_precision(layers: Iterable[tuple[str, int | None]]) -> ExecutedPrecision:
-    """Layers that multiply, each with its precision and its multiply-adds, in sum; one that is not known makes all
-    multiply-adds unknown, since shares of the rest would be wrong."""
-    counts: Counter[str] = Counter()
-    multiply_adds: Counter[str] = Counter()
-    known = True
-    for precision, count in layers:
-        counts[precision] += 1
-        multiply_adds[precision] += count or 0
-        known = known and bool(count)
-    return ExecutedPrecision(dict(counts), dict(multiply_adds) if known else {})
-
-
-def convolution_multiply_adds(out: Shape, weights: Shape, channels: int) -> int | None:
-    """Of a convolution with all its `weights`, in any layout and any groups, to `out` with so many `channels`."""
-    return math.prod(out) * (math.prod(weights) // channels) if out and weights and channels else None
-
-
-def product_multiply_adds(left: Shape, out: Shape) -> int | None:
-    """Of a product of matrices, (..., M, K) or transposed (..., K, M) with anything to (..., M, N), by NumPy's rules.
-
-    None where the shapes are not such.
-    """
-    if not left or len(out) < len(left):  # times a vector
-        return math.prod(left) if left and out == left[:-1] else None
-    if len(left) == 1:
-        return math.prod(out) * left[0]
-    rows, batch = out[-2], zip(reversed(left[:-2]), reversed(out[:-2]), strict=False)
-    if rows not in left[-2:] or any(ours not in (1, theirs) for ours, theirs in batch):
-        return None
-    return math.prod(out) * (left[-1] if left[-2] == rows else left[-2])
-
-
-def attention_multiply_adds(query: Shape, key: Shape, out: Shape) -> int:
-    """Of both products of attention: query and out (..., M, D) in one layout, heads apart or not, key (..., N, D)."""
-    return (math.prod(query) + math.prod(out)) * key[-2]
 
 
 class Engine(ABC):
@@ -365,7 +217,7 @@ class Runtime(ABC):
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         """Loads an artefact that `build` wrote. Raises BuildError where it cannot be loaded."""
 
-    def open_told(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
+    def open_with_precision(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
         """An engine and the precision of its layers, for those who load it to work with it. Raises BuildError."""
         engine = self.open(artifact, options)
         try:

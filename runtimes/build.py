@@ -11,12 +11,13 @@ from typing import Any
 
 from edgevit.errors import MissingError
 from edgevit.files import cache_folder
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, precision_json
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
 from edgevit.runtimes.loading import Loading, timed_load
+from edgevit.runtimes.precision import ExecutedPrecision, precision_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
+class BuildResult:
     """What became of a build. Some engines need a device that this machine lacks, to be built or to run:
     then `missing` says what, and the rest is empty as far as it goes.
     """
@@ -66,7 +67,7 @@ def usable_version(runtime: Runtime) -> tuple[str | None, str]:
     return version, ""
 
 
-def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOptions) -> Built:
+def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOptions) -> BuildResult:
     """Builds the engine for `model` into `folder`. The result names what is missing where a device is.
 
     Raises BuildError, and MissingError where the runtime is one that could be installed here.
@@ -75,14 +76,14 @@ def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOpti
         with contextlib.suppress(MissingError):  # without a home folder every build times anew
             options = replace(options, cache_dir=cache_folder())
     try:
-        return Built(runtime=runtime, artifact=runtime.build(model, folder, options))
+        return BuildResult(runtime=runtime, artifact=runtime.build(model, folder, options))
     except MissingError as error:
         if not runtime.format.builds_on_device:
             raise
-        return Built(runtime=runtime, missing=str(error))
+        return BuildResult(runtime=runtime, missing=str(error))
 
 
-def open_built(built: Built, options: BuildOptions, *, share: float | None = None) -> Built:
+def open_built(built: BuildResult, options: BuildOptions, *, share: float | None = None) -> BuildResult:
     """Loads what was built, and reads back the precision that runs. Raises BuildError, PrecisionError.
 
     `share` of the multiply-adds stands in the graph in that precision, where it is known.

@@ -15,8 +15,9 @@ import numpy as np
 
 from edgevit.errors import BuildError
 from edgevit.files import first_line
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
 from edgevit.runtimes.onnxruntime_precision import read_back
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
@@ -52,7 +53,7 @@ class OnnxRuntime(Runtime):
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         return OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimised=self.optimised)
 
-    def open_told(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
+    def open_with_precision(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
         """The session notes its first inference, on zeros, so that no second one is loaded for it."""
         engine = OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimised=self.optimised, noted=True)
         return engine, engine.executed_layers()
@@ -89,7 +90,7 @@ class OnnxRuntimeEngine(Engine):
         self._layers: ExecutedPrecision | None = None
         if noted and self._tells:
             self._session, profile = self._noted(settings, batch=self.batches.minimum if self.batches else 1)
-            self._layers = replace(read_back(profile), multiply_adds={})
+            self._layers = replace(read_back(profile), macs={})
         else:
             self._session = self._load(settings)
         if self._session.get_providers() != [PROVIDER]:

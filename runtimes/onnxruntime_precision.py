@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgevit.runtimes.base import (
-    ExecutedPrecision,
-    Shape,
-    attention_multiply_adds,
-    by_precision,
-    convolution_multiply_adds,
-    product_multiply_adds,
-)
+from edgevit.macs import attention_macs, convolution_macs, matmul_macs
+from edgevit.runtimes.precision import ExecutedPrecision, sum_by_precision
+from edgevit.types import Shape
 
 # Where an operator has its weights among its inputs, (M, C/groups, kH, kW) whatever the layout of the data.
 _CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
@@ -26,7 +21,9 @@ def read_back(profile: Iterable[Mapping[str, Any]]) -> ExecutedPrecision:
     operators = [
         event["args"] for event in profile if event.get("cat") == "Node" and "op_name" in event.get("args", {})
     ]
-    return by_precision((_precision(told), _multiply_adds(told)) for told in operators if _multiplies(told["op_name"]))
+    return sum_by_precision(
+        (_precision(told), _multiply_adds(told)) for told in operators if _multiplies(told["op_name"])
+    )
 
 
 def _multiplies(op_name: str) -> bool:
@@ -50,11 +47,11 @@ def _multiply_adds(told: Mapping[str, Any]) -> int | None:
         return None
     if name in _CONVOLUTIONS and len(inputs) > _CONVOLUTIONS[name]:
         weights = inputs[_CONVOLUTIONS[name]]
-        return convolution_multiply_adds(outputs[0], weights, weights[0]) if weights else None
+        return convolution_macs(outputs[0], weights, weights[0]) if weights else None
     if name in _PRODUCTS:
-        return product_multiply_adds(inputs[0], outputs[0])
+        return matmul_macs(inputs[0], outputs[0])
     if name in _ATTENTIONS and len(inputs) >= 3 and min(len(shape) for shape in inputs[:3]) >= 3:
-        return attention_multiply_adds(inputs[0], inputs[1], outputs[0])
+        return attention_macs(inputs[0], inputs[1], outputs[0])
     return None
 
 

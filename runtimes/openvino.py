@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, ExecutedPrecision, Runtime, available_cores
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
 from edgevit.runtimes.openvino_precision import operators, read_back
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, Dim, TensorSpec
 
 DEVICE = "CPU"
@@ -109,13 +110,13 @@ class OpenVinoEngine(Engine):
             settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
             anew = read_back(self._ov.Core().compile_model(source, DEVICE, settings), asked)
             same = anew.layers.keys() == found.layers.keys()
-            found = replace(found, multiply_adds=anew.multiply_adds if same else {})
+            found = replace(found, macs=anew.macs if same else {})
         total = sum(operator.multiply_adds or 0 for operator in asked.values())
-        counted = sum(found.multiply_adds.values())
-        return found if abs(counted - total) <= 0.02 * total else replace(found, multiply_adds={})
+        counted = sum(found.macs.values())
+        return found if abs(counted - total) <= 0.02 * total else replace(found, macs={})
 
     def executed_layers(self) -> ExecutedPrecision:
-        return replace(read_back(self._compiled, operators(self._source())), multiply_adds={})
+        return replace(read_back(self._compiled, operators(self._source())), macs={})
 
     def _source(self) -> Any:
         """The graph that was compiled, with all its shapes known."""

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from edgevit.runtimes.base import (
-    ExecutedPrecision,
-    Shape,
-    attention_multiply_adds,
-    by_precision,
-    convolution_multiply_adds,
-    product_multiply_adds,
-)
+from edgevit.macs import attention_macs, convolution_macs, matmul_macs
+from edgevit.runtimes.precision import ExecutedPrecision, sum_by_precision
+from edgevit.types import Shape
 
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "f64": "fp64"}
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
@@ -45,7 +40,7 @@ def operators(model: Any) -> dict[str, Operator]:
 
 def read_back(compiled: Any, asked: Mapping[str, Operator]) -> ExecutedPrecision:
     """What a compiled model runs; `asked` has the graph's operators by name."""
-    return by_precision(_layers(compiled.get_runtime_model(), asked))
+    return sum_by_precision(_layers(compiled.get_runtime_model(), asked))
 
 
 def _layers(model: Any, asked: Mapping[str, Operator]) -> Iterator[tuple[str, int | None]]:
@@ -85,12 +80,12 @@ def _multiply_adds(kind: str, node: Any) -> int | None:
     if data is None or other is None or out is None:
         return None
     if kind in _CONVOLUTIONS:
-        return convolution_multiply_adds(out, other, out[1])
+        return convolution_macs(out, other, out[1])
     if kind == "Deconvolution":
-        return convolution_multiply_adds(data, other, data[1])
+        return convolution_macs(data, other, data[1])
     if kind in _PRODUCTS:
-        return product_multiply_adds(data, out)
-    return attention_multiply_adds(data, other, out)
+        return matmul_macs(data, out)
+    return attention_macs(data, other, out)
 
 
 def _shape(port: Any) -> Shape | None:

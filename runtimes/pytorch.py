@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgevit.errors import MissingError
-from edgevit.runtimes.base import Engine, ExecutedPrecision, available_cores
+from edgevit.runtimes.base import Engine, available_cores
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
 

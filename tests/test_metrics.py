@@ -17,7 +17,8 @@ from edgevit.datasets import LabelledImages
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, read_batch
 from edgevit.metrics import NO_ANSWER, AccuracyReport, Evaluation, agreement, drop_points, evaluate, wilson
-from edgevit.runtimes.base import Engine, ExecutedPrecision
+from edgevit.runtimes.base import Engine
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, Feeds, TensorSpec
 
 PLAIN = Preprocessing(input_size=(3, 4, 4), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))

@@ -71,7 +71,7 @@ def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int 
         _feeds(bundle),
         threads=threads,
         loading=replace(loading, peak_memory_mb=peak_mb),
-        details={"precision": require_precision(bundle, engine).found},
+        details={"precision": require_precision(bundle, engine).actual},
     )
 
 
@@ -100,7 +100,7 @@ def _candidate(
     """A loaded engine that is not the bundle's own; any precision is accepted, and reported."""
     engine, loading = loaded
     stack.enter_context(engine)
-    precision = engine.executed_precision().found
+    precision = engine.executed_precision().actual
     return candidate_from_engine(
         name, engine, _feeds(bundle), threads=threads, loading=loading, details={"precision": precision}
     )

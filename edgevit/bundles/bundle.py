@@ -26,7 +26,8 @@ from edgevit.bundles import manifest as manifest_form
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import file_sha256
 from edgevit.images import Preprocessing
-from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision
+from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Reference
 
 SCHEMA_VERSION = 1

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import MissingError
-from edgevit.runtimes.base import BuildOptions, Engine, ExecutedPrecision
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.registry import get_runtime
 
 
@@ -31,7 +32,7 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
     was requested.
     """
     path, options = _engine_file(bundle, threads=threads, cache_dir=cache_dir)
-    engine, executed = get_runtime(bundle.fmt).open_told(path, options)
+    engine, executed = get_runtime(bundle.fmt).open_with_precision(path, options)
     try:
         executed.require(options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
     except BaseException:

@@ -16,7 +16,8 @@ from edgevit.datasets import find_labelled
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
 from edgevit.metrics import AccuracyReport, OnImages
-from edgevit.runtimes.base import Engine, ExecutedPrecision
+from edgevit.runtimes.base import Engine
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _evaluate(
         images,
         first.preprocessing,
         batch=max(each.batch for each in candidates),
-        precisions={each.name: _executed_precision(each).found for each in candidates},
+        precisions={each.name: _executed_precision(each).actual for each in candidates},
         progress=on_progress,
     )
     notes = [f"{each.name} has random weights: its accuracy means nothing" for each in candidates if _is_random(each)]

@@ -184,7 +184,7 @@ def stage_table(stages: Iterable[StageTime]) -> Table:
 
 def bundle_table(bundles: Iterable[BundleReport]) -> Table:
     """Return one row for each bundle, with the requested precision and the precision of its layers."""
-    from edgevit.runtimes.base import ExecutedPrecision
+    from edgevit.runtimes.precision import ExecutedPrecision
 
     table = make_table("Bundles", "bundle", "opset", "nodes", "MB", "requested", "runs (layers with weights)")
     for bundle in bundles:

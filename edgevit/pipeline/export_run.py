@@ -11,7 +11,7 @@ from edgevit.errors import EdgevitError, ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.pipeline.precision import Typing
 from edgevit.runtimes.base import Runtime
-from edgevit.runtimes.build import Built
+from edgevit.runtimes.build import BuildResult
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
 
@@ -24,7 +24,7 @@ class BuiltBundle:
     folder: Path
     graph: OnnxGraph
     typing: Typing | None  # what is not in the precision asked for, where that is not fp32
-    built: Built
+    built: BuildResult
     parity: ParityReport
     steps: DeviceSteps | None  # how the device builds the engine, where only it can
 
@@ -34,7 +34,7 @@ class Fp32Baseline:
     """fp32 in the same runtime, which a lower precision is held against."""
 
     graph: OnnxGraph
-    built: Built | None  # where the engine in the lower precision runs here
+    built: BuildResult | None  # where the engine in the lower precision runs here
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from edgevit.latency import compare
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import bounds
 from edgevit.pipeline.comparison import PrecisionComparison
-from edgevit.runtimes.base import ExecutedPrecision, precision_json
 from edgevit.runtimes.parity import ParityReport
+from edgevit.runtimes.precision import ExecutedPrecision, precision_json
 from edgevit.types import Precision
 
 

@@ -31,7 +31,7 @@ from edgevit.pipeline.precision import evaluator, to_precision, typed_evaluator
 from edgevit.pipeline.references import ReferenceData, calibration_inputs, find_exam, require_images
 from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.base import OnPhase, Runtime
-from edgevit.runtimes.build import Built, build_engine, open_built
+from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
@@ -162,7 +162,7 @@ def _make(
     )
 
 
-def _require_inputs(built: Built, graph: OnnxGraph) -> None:
+def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
     """Raises ExportError where the engine lacks an input of the graph: OpenVINO leaves out what nothing depends on."""
     taken = {spec.name for spec in built.engine.inputs} if built.engine is not None else set()
     lost = [spec.name for spec in graph.inputs if spec.name not in taken]
@@ -189,7 +189,7 @@ def _steps(graph: OnnxGraph, recipe: ExportConfig, bundle: Path) -> DeviceSteps:
 def _judge(
     lowered: OnnxGraph,
     typed: OnnxGraph,
-    built: Built,
+    built: BuildResult,
     references: Sequence[Reference],
     recipe: ExportConfig,
     clock: StageTimer,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BatchRange, Engine, ExecutedPrecision
+from edgevit.runtimes.base import BatchRange, Engine
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.builder import failed, process_logger, type_name
 from edgevit.runtimes.tensorrt.inspector import executed_precision

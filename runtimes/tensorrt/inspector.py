@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import UNKNOWN, ExecutedPrecision
+from edgevit.runtimes.precision import UNKNOWN, ExecutedPrecision
 
 _TYPES = (  # the first pattern found in TensorRT's description of a tensor counts
     (r"bfloat16|bf16", "bf16"),

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.runtimes import subprocess_build as child
-from edgevit.runtimes.base import BatchRange, BuildOptions, ExecutedPrecision, OnPhase
+from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.subprocess_build import Json
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.builder import build_serialized_engine

@@ -18,7 +18,8 @@ import numpy as np
 
 from edgevit.errors import BuildError
 from edgevit.files import write_atomically
-from edgevit.runtimes.base import Artifact, BatchRange, BuildOptions, Engine, ExecutedPrecision, Runtime
+from edgevit.runtimes.base import Artifact, BatchRange, BuildOptions, Engine, Runtime
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt.cuda import Device, DeviceBuffer
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, compile_onnx, make_logger

@@ -1,4 +1,4 @@
-"""What runs is what the manifest says was asked for, whoever opens the bundle."""
+"""Every command that opens a bundle checks that the requested precision runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
 from edgevit.errors import PrecisionError
 from edgevit.runtimes import registry
-from edgevit.runtimes.base import Engine, ExecutedPrecision
+from edgevit.runtimes.base import Engine
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array
 
 PHOTO = Path(edgevit.__file__).parent / "data" / "photos" / "chelsea.png"
@@ -48,7 +49,7 @@ def test_a_manifest_that_contradicts_itself_is_status_9(
     capsys.readouterr()
     say(own_bundle, asked="fp16")
     assert main(arguments(command, own_bundle, labelled)) == 9
-    assert "fp16 was asked for" in capsys.readouterr().err.splitlines()[-1]
+    assert "requested fp16" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(PrecisionError):
         edgevit.load(own_bundle)
 
@@ -66,8 +67,8 @@ def test_an_engine_that_is_not_what_its_manifest_says_is_status_9(
     own = Bundle.open(shutil.copytree(made(fmt).path, tmp_path / "own"))
     say(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
     assert main(arguments(command, own, labelled)) == 9
-    assert "int8 was asked for and" in capsys.readouterr().err.splitlines()[-1]
-    with pytest.raises(PrecisionError, match="int8 was asked for and"):
+    assert "requested int8" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(PrecisionError, match="requested int8"):
         edgevit.load(own)
 
 
@@ -98,7 +99,7 @@ def test_an_engine_of_a_gpu_is_not_opened_in_another_precision(
     manifest = json.loads((own.path / "manifest.json").read_text())
     manifest["runtime"]["fmt"] = fmt
     (own.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(PrecisionError, match="fp32 was asked for"):
+    with pytest.raises(PrecisionError, match="requested fp32"):
         edgevit.load(own)
     assert engine.closed
     say(own, asked="fp16", layers={"fp16": 23}, multiply_adds={})

@@ -19,8 +19,9 @@ from edgevit.latency.measure import (
     candidate_from_engine,
     measure,
 )
-from edgevit.runtimes.base import Engine, ExecutedPrecision
+from edgevit.runtimes.base import Engine
 from edgevit.runtimes.loading import timed_load
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
 ANSWER = np.zeros(10, np.float32)

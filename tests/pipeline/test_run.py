@@ -181,7 +181,7 @@ def test_an_engine_knows_its_precision_wherever_the_process_has_gone(
     monkeypatch.chdir(bundle.path.parent)
     with edgevit.load(bundle.path.name) as engine:
         monkeypatch.chdir(tmp_path)
-        assert engine.executed_precision().found == "fp32"
+        assert engine.executed_precision().actual == "fp32"
 
 
 def test_a_folder_whose_name_is_not_utf_8(bundle: Bundle, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_model_from_the_cache_tells_its_layers(made: Callable[[str], Bundle], 
     assert path is not None
     told = []
     for _ in range(2):
-        engine, layers = get_runtime("openvino").open_told(path, options)
+        engine, layers = get_runtime("openvino").open_with_precision(path, options)
         told.append(layers)
         engine.close()
     assert list(tmp_path.iterdir()) != []

@@ -399,7 +399,7 @@ def test_a_convolution_that_makes_an_output_runs_in_integers(outputs: str, body:
     whole = graph(f"(float[batch, 4, 8, 8] x) => ({outputs}) {{ {body} }}", w=noise(8, 4, 3, 3))
     typed = quantised(whole, noise(2, 4, 8, 8), scheme=INT8_SCHEMES["ort"])
     engine = OnnxRuntimeEngine(onnxruntime, typed.to_bytes(), BuildOptions(threads=1, precision="int8"))
-    assert engine.executed_precision().share("int8") == 1
+    assert engine.executed_precision().fraction("int8") == 1
 
 
 @every_scheme
@@ -666,7 +666,7 @@ def test_a_small_net_keeps_its_answers(seed: int, fmt: str) -> None:
 def test_onnx_runtime_makes_integers_of_every_layer_of_it() -> None:
     made = quantised(conv_net(0), noise(4, 3, 16, 16), scheme=INT8_SCHEMES["ort"])
     engine = OnnxRuntimeEngine(onnxruntime, made.to_bytes(), BuildOptions(threads=1, precision="int8"))
-    assert engine.executed_precision().share("int8") == 1
+    assert engine.executed_precision().fraction("int8") == 1
 
 
 def test_optimised_it_still_answers_the_same() -> None:

@@ -60,7 +60,7 @@ def test_the_executed_precision_is_read_from_a_layer(content: Any, expected: dic
 def test_layers_are_counted_by_type() -> None:
     layers = [layer("gemm", "Half")] * 3 + [layer("CaskConvolution", LINEAR)] + [layer("kgen", "Float")] * 5
     found = executed_precision(json.dumps({"Layers": layers}))
-    assert (dict(found.layers), found.found) == ({"fp16": 3, "fp32": 1}, "fp16")
+    assert (dict(found.layers), found.actual) == ({"fp16": 3, "fp32": 1}, "fp16")
 
 
 @pytest.mark.parametrize("text", ["", "not JSON", "[]", "{}", '{"Layers": 3}'])
@@ -86,5 +86,5 @@ def test_another_precision_than_requested_is_an_error(requested: Any, content: d
     if passes:
         found.require(requested, runtime="TensorRT")
     else:
-        with pytest.raises(PrecisionError, match=f"{requested} was asked for"):
+        with pytest.raises(PrecisionError, match=f"requested {requested}"):
             found.require(requested, runtime="TensorRT")

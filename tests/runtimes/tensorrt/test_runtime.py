@@ -214,7 +214,7 @@ def test_an_engine_that_runs_another_precision_is_not_written(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, asked: Any, runs: str
 ) -> None:
     world.runs = runs
-    with pytest.raises(PrecisionError, match=f"{asked} was asked for") as error:
+    with pytest.raises(PrecisionError, match=f"requested {asked}") as error:
         runtime.build(model, tmp_path, BuildOptions(precision=asked))
     assert error.value.exit_status == 9
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -328,7 +328,7 @@ def test_a_child_that_dies_is_a_build_error(
     [
         ({"broken": "build"}, BuildError, "gave no engine.*build is broken"),
         ({"free": 500 * MB}, BuildError, "500 MB of GPU memory is free"),
-        ({"runs": "fp16"}, PrecisionError, "fp32 was asked for"),
+        ({"runs": "fp16"}, PrecisionError, "requested fp32"),
     ],
 )
 def test_what_the_child_says_is_an_error_of_its_own_kind(

@@ -102,11 +102,11 @@ def test_records_what_runs_beside_the_engine(folder: Path, tmp_path: Path) -> No
     made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, FP16)
     kernels = json.loads(made.files[1].read_text())
     assert kernels["precisions"] == {"fp16": 1}
-    assert built_precision(made.path).found == "fp16"  # with no GPU
-    with pytest.raises(PrecisionError, match="fp32 was asked for"):
+    assert built_precision(made.path).actual == "fp16"  # with no GPU
+    with pytest.raises(PrecisionError, match="requested fp32"):
         built_precision(made.path).require("fp32", runtime="TensorRT-RTX")
     made.files[1].unlink()
-    assert built_precision(made.path).found == "unknown"
+    assert built_precision(made.path).actual == "unknown"
     assert "proxy" in kernels["proxy"].lower()
 
 
@@ -377,7 +377,7 @@ def test_an_engine_answers_as_its_onnx_file(folder: Path, tmp_path: Path) -> Non
     made = TensorRtRtx().build(model, folder, BuildOptions())
     with TensorRtRtx().open(made.path, BuildOptions()) as engine, OnnxFile().open(model, BuildOptions()) as judge:
         np.testing.assert_allclose(engine.run(feeds)["y"], judge.run(feeds)["y"], rtol=0, atol=1e-4)
-        assert engine.executed_precision().found == "fp32"
+        assert engine.executed_precision().actual == "fp32"
 
 
 @needs_rtx

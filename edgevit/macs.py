@@ -1,0 +1,39 @@
+"""Multiply-accumulate operations (MACs) of layers, from their shapes."""
+
+from __future__ import annotations
+
+import math
+
+from edgevit.types import Shape
+
+
+def convolution_macs(out: Shape, weight: Shape, channels: int) -> int | None:
+    """Return the MACs of a convolution, grouped or not; None if a shape is empty.
+
+    `out` is the output shape and `weight` the shape of all weights, both in any layout; `channels` is the number of
+    output channels. For a transposed convolution pass its input shape and input channels instead.
+    """
+    return math.prod(out) * (math.prod(weight) // channels) if out and weight and channels else None
+
+
+def matmul_macs(left: Shape, out: Shape) -> int | None:
+    """Return the MACs of a matmul by NumPy's rules; None if the shapes do not belong to one.
+
+    `left` is (..., M, K) or its transpose (..., K, M), and `out` is (..., M, N).
+    """
+    if not left or len(out) < len(left):  # times a vector
+        return math.prod(left) if left and out == left[:-1] else None
+    if len(left) == 1:
+        return math.prod(out) * left[0]
+    rows, batch = out[-2], zip(reversed(left[:-2]), reversed(out[:-2]), strict=False)
+    if rows not in left[-2:] or any(size not in (1, out_size) for size, out_size in batch):
+        return None
+    return math.prod(out) * (left[-1] if left[-2] == rows else left[-2])
+
+
+def attention_macs(query: Shape, key: Shape, out: Shape) -> int:
+    """Return the MACs of both matmuls of attention.
+
+    `query` and `out` are (..., M, D) in one layout, with heads joined or apart, and `key` is (..., N, D).
+    """
+    return (math.prod(query) + math.prod(out)) * key[-2]
