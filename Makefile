@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(READY)
 	$(BIN)/edgevit export shiftvit_t --fmt openvino,ort --out demo
@@ -21,6 +21,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  # the generated pages and tables
+	$(BIN)/python -m tests.tools.readme
+	$(BIN)/python -m tests.tools.cli_reference
+	$(BIN)/python -m tests.tools.kernels
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgevit needs Python 3.10 or newer: make PYTHON=python3.11")'

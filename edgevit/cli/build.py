@@ -13,7 +13,7 @@ from edgevit.cli.tables import parity_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit build`."""
-    parser.add_argument("bundle", type=types.path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument("--fmt", metavar="FMT", help="build for another runtime than the bundle's own")
     add_threads(parser)
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")

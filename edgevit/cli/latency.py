@@ -23,7 +23,9 @@ _DEFAULT_MAX_SLOWDOWN = 0.1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit latency`."""
-    parser.add_argument("bundle", type=types.path, nargs="+", metavar="BUNDLE")
+    parser.add_argument(
+        "bundle", type=types.path, nargs="+", metavar="BUNDLE", help="a bundle folder; the first is the reference"
+    )
     add_threads(parser)
     parser.add_argument(
         "--duration", type=float, default=3.0, metavar="S", help="minimum seconds for each bundle (default: 3)"

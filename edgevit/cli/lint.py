@@ -24,7 +24,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit lint`."""
-    parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE")
+    parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
     parser.add_argument(
         "--target", required=True, metavar="TARGET", help="trt, trt:10.3 (with a version), openvino or ort"
     )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import edgevit
 from edgevit.errors import EXIT_STATUSES, did_you_mean
@@ -48,15 +48,6 @@ class Parser(argparse.ArgumentParser):
         return did_you_mean(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
 
 
-class _CommandParser(Parser):
-    """Parser of one command. Every command accepts --json."""
-
-    def __init__(self, **settings: Any) -> None:
-        settings.setdefault("description", settings.get("help"))
-        super().__init__(**settings)
-        self.add_argument("--json", metavar="PATH", help="write the result as JSON; - writes to stdout, without tables")
-
-
 def build_parser(commands: Iterable[Command]) -> Parser:
     """Return the parser of the whole command line."""
     statuses = ", ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
@@ -66,10 +57,14 @@ def build_parser(commands: Iterable[Command]) -> Parser:
         epilog=f"Exit status: {statuses}.",
     )
     parser.add_argument("--version", action="version", version=f"edgevit {edgevit.__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in commands:
-        subparser = subparsers.add_parser(command.name, help=command.help)
+        description = f"{command.help[0].upper()}{command.help[1:]}."
+        subparser = subparsers.add_parser(command.name, help=command.help, description=description)
         command.add_arguments(subparser)
+        subparser.add_argument(
+            "--json", metavar="PATH", help="write the result as JSON; - writes to stdout, without tables"
+        )
         subparser.set_defaults(run=command.run, parser=subparser)
     return parser
 

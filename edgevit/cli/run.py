@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit run`."""
-    parser.add_argument("bundle", type=types.path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument("image", type=types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image (default: 5)")
     add_threads(parser)

@@ -12,7 +12,7 @@ from edgevit.cli.tables import parity_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit verify`."""
-    parser.add_argument("bundle", type=types.path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument(
         "--images", type=types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
     )

@@ -1,8 +1,8 @@
-"""What NVIDIA's compiler makes of every registered model: `python -m tests.tools.kernels [NAME ...]` measures it anew.
+"""Count the kernels of every registered model: `python -m tests.tools.kernels [NAME ...]` writes docs/kernels.md.
 
-It exports each model as `edgevit export NAME --fmt trt-rtx --sm 86 --precision P` does, which takes TensorRT-RTX, 10
-to 60 s a row and no GPU, and writes the row into kernels.tsv and the page docs/kernels.md as soon as it has it. A run
-that was cut short goes on with `--missing`, which leaves out what the installed compiler has measured already.
+Without arguments only the page is written, from kernels.tsv. With model names, or `--all`, each model is exported as
+by `edgevit export NAME --fmt trt-rtx --sm 86 --precision P` and its row updated; this needs TensorRT-RTX and 10 to
+60 s per row, but no GPU. Rows are saved one by one: `--missing` continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from edgevit.types import Precision
 
 TABLE = Path(__file__).with_name("kernels.tsv")
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
-COMPUTE_CAPABILITY = 86  # Ampere, as in Jetson Orin, for whose own 87 this compiler does not build
+COMPUTE_CAPABILITY = 86  # Ampere; the compiler does not support 87, that of Jetson Orin
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+NOT_INSTALLED = "TensorRT-RTX is not installed (228 MB, Linux x86): pip install 'edgevit[trt-rtx]'"
 
 Key: TypeAlias = tuple[str, Precision]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One model in one precision, as `edgevit plan` counts it. What moves a few constant bytes does not count."""
+    """Totals of `edgevit plan` for one model in one precision; moves of a few constant bytes are not counted."""
 
     model: str
     precision: Precision
@@ -63,13 +64,13 @@ Rows: TypeAlias = Mapping[Key, Row]
 
 
 def measure(name: str, precision: Precision) -> Row:
-    """Exports a model and reads what the compiler listed. Raises the error of the stage that failed."""
+    """Export a model and read the compiler's kernel list. Raises the error of the failed stage."""
     options = BuildOptions(precision=precision, compute_capabilities=(COMPUTE_CAPABILITY,))
     with tempfile.TemporaryDirectory(prefix="edgevit-kernels-") as folder:
-        recipe = pipeline.ExportConfig(
+        config = pipeline.ExportConfig(
             formats=("trt-rtx",), options=options, out=Path(folder), verify=False, latency=False
         )
-        (bundle,) = pipeline.run(subject.from_name(name), recipe).bundles
+        (bundle,) = pipeline.run(subject.from_name(name), config).bundles
         plan = json.loads((bundle.path / KERNELS).read_text("utf-8"))
     totals = plan["totals"]
     return Row(
@@ -89,7 +90,7 @@ def measure(name: str, precision: Precision) -> Row:
 
 
 def read(text: str) -> dict[Key, Row]:
-    """The rows of the table's text."""
+    """Return the rows of a table's text."""
     rows = (_row(line) for line in csv.DictReader(io.StringIO(text), delimiter="\t"))
     return {row.key: row for row in rows}
 
@@ -108,8 +109,8 @@ def _row(line: Mapping[str, str]) -> Row:
     )
 
 
-def written(rows: Rows) -> str:
-    """The table's text, in the registry's order; rows of models that are no more are left out."""
+def format_table(rows: Rows) -> str:
+    """Return the table's text in the order of the registry; rows of unregistered models are dropped."""
     text = io.StringIO()
     names = [field.name for field in fields(Row)]
     writer = csv.DictWriter(text, names, delimiter="\t", lineterminator="\n")
@@ -119,19 +120,19 @@ def written(rows: Rows) -> str:
 
 
 def all_keys() -> list[Key]:
-    """What the table is to hold, in its order."""
+    """Return the keys of a complete table, in order."""
     return [(name, precision) for name in registry.list_models() for precision in PRECISIONS]
 
 
 def load() -> dict[Key, Row]:
-    """The table as it stands."""
+    """Return the rows of kernels.tsv."""
     return read(TABLE.read_text("utf-8")) if TABLE.exists() else {}
 
 
-def keep(*rows: Row) -> None:
-    """Puts rows into the table, and the table on the page."""
+def save(*rows: Row) -> None:
+    """Add or replace rows of the table, and write the page."""
     table = {**load(), **{row.key: row for row in rows}}
-    _replace(TABLE, written(table))
+    _replace(TABLE, format_table(table))
     PAGE.parent.mkdir(exist_ok=True)
     _replace(PAGE, page(table))
 
@@ -144,26 +145,26 @@ def _replace(path: Path, text: str) -> None:
 
 _HEAD = """# Kernels
 
-Into how many kernels NVIDIA's compiler makes each registered model, at a batch of one, and how many megabytes these \
-kernels read and write between them (their weights not counted).
+The number of kernels that NVIDIA's compiler makes of each registered model at batch size 1, and the megabytes that \
+these kernels read and write (weights not counted).
 
-**This is a proxy.** {compiler} compiled every model for compute capability {capability} (Ampere) with no GPU. \
-TensorRT itself fuses otherwise; a count is no latency, and neither is a number of bytes. The numbers compare one \
-graph with another under one compiler, which is what they are for: a change of the export that costs a model a kernel \
-is seen.
+**This is a proxy.** {compiler} compiled every model for compute capability {capability} (Ampere), with no GPU. \
+TensorRT itself fuses differently; a kernel count is no latency, and neither is a number of bytes. The numbers compare \
+one graph with another under one compiler: they show when a change of the export costs a model a kernel.
 
-* *attentions*: softmax attentions that became one kernel, and softmaxes that stayed outside of one.
+* *attentions*: softmax attentions that were fused into one kernel, and softmaxes that were not.
 * *copies*: kernels that move, reorder or convert elements and compute nothing.
 
-But for `shiftvit_cifar10` the weights are random; in fp16 the numbers that they lead to decide which nodes stay in \
-fp32. The command that makes a model's rows and this page from them, with no name all of them:
+The weights are random, except those of `shiftvit_cifar10`; in fp16 the activations decide which nodes stay in fp32. \
+This command measures a model and writes its rows and this page (`--all`: every model; no argument: only the page, \
+as `make docs` does):
 
 ```sh
 python -m tests.tools.kernels NAME
 ```
 
-`edgevit plan BUNDLE` shows the kernels behind a row one by one. The data: [tests/kernels.tsv](../tests/kernels.tsv). \
-A test builds the models again and compares.
+`edgevit plan BUNDLE` lists the kernels behind a row. The data is in \
+[tests/tools/kernels.tsv](../tests/tools/kernels.tsv); a test compiles the models again and compares.
 """
 _COLUMNS = (
     "| model | kernels fp32 | kernels fp16 | MB fp32 | MB fp16 | attentions fp32 | attentions fp16 | copies fp32 | "
@@ -172,7 +173,7 @@ _COLUMNS = (
 
 
 def page(rows: Rows) -> str:
-    """The page for people."""
+    """Return the text of docs/kernels.md."""
     compilers = sorted({f"TensorRT-RTX {row.tensorrt_rtx}" for row in rows.values()})
     parts = [_HEAD.format(compiler=" or ".join(compilers), capability=COMPUTE_CAPABILITY)]
     for family, names in groupby(registry.list_models(), key=lambda name: registry.get_spec(name).family):
@@ -200,38 +201,41 @@ def _attentions(row: Row) -> str:
 # The command
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measures what is asked for, smallest first. Status 1 where a model could not be measured."""
+def main(words: Sequence[str]) -> int:
+    """Measure the requested rows, smallest model first, and write the page. Return 1 if a model failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.kernels", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="registered models; none: all of them")
-    parser.add_argument("--missing", action="store_true", help="only rows that the installed compiler has not measured")
-    asked = parser.parse_args(arguments)
-    keys = [(name, precision) for name in asked.names or _smallest_first() for precision in PRECISIONS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help="measure these registered models")
+    parser.add_argument("--all", action="store_true", help="measure all models")
+    parser.add_argument("--missing", action="store_true", help="measure only what the installed compiler has not")
+    arguments = parser.parse_args(words)
+    save()  # the page may be outdated even if nothing is measured
+    if not (arguments.names or arguments.all or arguments.missing):
+        return 0
     version = get_runtime("trt-rtx").version()
     if version is None:
-        parser.error("TensorRT-RTX is not installed here (228 MB, Linux x86): pip install 'edgevit[trt-rtx]'")
-    known = {row.key for row in load().values() if asked.missing and row.tensorrt_rtx == version}
-    keep()  # the page as it is written now, whether or not anything is measured
-    failed = _measure_all([key for key in keys if key not in known])
-    sys.stderr.writelines(f"{line}\n" for line in failed)
-    return 1 if failed else 0
+        parser.error(NOT_INSTALLED)
+    measured = {row.key for row in load().values() if arguments.missing and row.tensorrt_rtx == version}
+    keys = [(name, precision) for name in arguments.names or _smallest_first() for precision in PRECISIONS]
+    failures = _measure_all([key for key in keys if key not in measured])
+    sys.stderr.writelines(f"{failure}\n" for failure in failures)
+    return 1 if failures else 0
 
 
 def _measure_all(keys: Iterable[Key]) -> list[str]:
-    """Measures and keeps each row; what went wrong, a line each."""
-    failed = []
-    with progress.show_stages() as tell:
+    """Measure and save each row. Return one line for each failure."""
+    failures = []
+    with progress.show_stages() as on_stage:
         for name, precision in keys:
             start = time.perf_counter()
-            tell(f"{name} {precision}", None)
+            on_stage(f"{name} {precision}", None)
             try:
                 row = measure(name, precision)
             except EdgevitError as error:
-                failed.append(f"{name} {precision}: {error}")
+                failures.append(f"{name} {precision}: {error}")
                 continue
-            keep(row)
-            tell(f"{name} {precision}: {row.kernels} kernels, {row.moved_mb:.1f} MB", time.perf_counter() - start)
-    return failed
+            save(row)
+            on_stage(f"{name} {precision}: {row.kernels} kernels, {row.moved_mb:.1f} MB", time.perf_counter() - start)
+    return failures
 
 
 def _smallest_first() -> list[str]:

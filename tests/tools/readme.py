@@ -1,4 +1,4 @@
-"""The tables of the README that follow from the registries: `python -m tests.tools.readme` writes them anew."""
+"""Write the tables of README that follow from the registries: `python -m tests.tools.readme`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def support_matrix() -> str:
-    """The formats."""
+    """Return the table of formats."""
     lines = ["| `--fmt` | also | runtime | precisions | extra |", "|---|---|---|---|---|"]
     return "\n".join([*lines, *map(_format_row, list_formats())])
 
 
 def models() -> str:
-    """The registered models by family."""
+    """Return the table of registered models by family."""
     lines = ["| family | names |", "|---|---|"]
     specs = sorted((registry.get_spec(name) for name in registry.list_models()), key=lambda spec: spec.family)
     for family, members in groupby(specs, key=lambda spec: spec.family):
@@ -36,7 +36,7 @@ TABLES = {"support": support_matrix, "models": models}
 
 
 def updated(text: str) -> str:
-    """The README's text with every table as it should be."""
+    """Return the text with every table brought up to date."""
     for name, table in TABLES.items():
         text, count = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
@@ -44,7 +44,7 @@ def updated(text: str) -> str:
             text,
             flags=re.DOTALL,
         )
-        assert count == 1, f"the README has no one place for the table {name!r}"
+        assert count == 1, f"README must contain the markers of table {name!r} exactly once"
     return text
 
 

@@ -1,8 +1,9 @@
-"""Every registered model is taken by NVIDIA's compiler and costs no more kernels than the table says (kernels.py)."""
+"""Every registered model compiles with TensorRT-RTX into no more kernels than tests/tools/kernels.tsv says."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,58 +22,72 @@ KEYS = [
 ]
 
 
-def complaint(found: Row, known: Row) -> str:
-    """What is to be done where a model no longer compiles to what the table says; "" where it does."""
-    anew = f"python -m tests.tools.kernels {known.model}"
-    who = f"{known.model} in {known.precision}"
+def difference(found: Row, known: Row) -> str:
+    """Return how a measured row differs from the table and what to do, or an empty string."""
+    update = f"python -m tests.tools.kernels {known.model}"
+    name = f"{known.model} in {known.precision}"
     if found.kernels > known.kernels:
         return (
-            f"{who} costs {found.kernels} kernels, and {known.kernels} by the table: find what has come apart in the "
-            f"export (edgevit plan BUNDLE); only where that is meant: {anew}"
+            f"{name} has {found.kernels} kernels, {known.kernels} in the table: find what is no longer fused "
+            f"(edgevit plan BUNDLE); if this is intended: {update}"
         )
     if found.kernels < known.kernels:
-        return f"{who} costs {found.kernels} kernels, {known.kernels} by the table; keep the table true: {anew}"
+        return f"{name} has {found.kernels} kernels, {known.kernels} in the table; update the table: {update}"
     if abs(found.moved_mb - known.moved_mb) > MB_CHANGE * known.moved_mb:
-        return f"{who} moves {found.moved_mb} MB, and {known.moved_mb} by the table; where that is meant: {anew}"
+        return f"{name} moves {found.moved_mb} MB, {known.moved_mb} in the table; if this is intended: {update}"
     if replace(found, moved_mb=known.moved_mb) != known:
-        return f"{who} is {found}, and {known} by the table; where that is meant: {anew}"
+        return f"{name} is {found}, {known} in the table; if this is intended: {update}"
     return ""
 
 
 @pytest.mark.parametrize(("name", "precision"), KEYS)
-def test_the_compiler_takes_it_and_makes_no_more_kernels(name: str, precision: Precision) -> None:
+def test_a_model_has_no_more_kernels_than_the_table_says(name: str, precision: Precision) -> None:
     version, known = get_runtime("trt-rtx").version(), ROWS.get((name, precision))
-    assert known is not None, f"the table lacks it: python -m tests.tools.kernels {name}"
+    if known is None:
+        pytest.skip(f"not measured yet: python -m tests.tools.kernels {name}")
     if version is None:
-        pytest.skip("TensorRT-RTX is not installed here (228 MB, Linux x86): pip install 'edgevit[trt-rtx]'")
+        pytest.skip(kernels.NOT_INSTALLED)
     if version != known.tensorrt_rtx:
         pytest.skip(
-            f"tests/kernels.tsv was measured by TensorRT-RTX {known.tensorrt_rtx}, and {version} is installed, which "
-            f"may fuse otherwise: pip install tensorrt-rtx-cu13=={known.tensorrt_rtx}, or python -m tests.tools.kernels"
+            f"measured with TensorRT-RTX {known.tensorrt_rtx}, but {version} is installed, which may fuse differently: "
+            f"pip install tensorrt-rtx-cu13=={known.tensorrt_rtx}, or python -m tests.tools.kernels --all"
         )
-    assert not (words := complaint(kernels.measure(name, precision), known)), words
+    assert not (text := difference(kernels.measure(name, precision), known)), text
 
 
-def test_every_model_has_its_rows_and_no_other() -> None:
-    lacking = [f"{name} {precision}" for name, precision in kernels.all_keys() if (name, precision) not in ROWS]
-    assert lacking == [], "measure what is lacking: python -m tests.tools.kernels --missing"
-    assert list(ROWS) == kernels.all_keys()
+def test_the_table_has_rows_of_registered_models_only() -> None:
+    assert list(ROWS) == [key for key in kernels.all_keys() if key in ROWS]
+
+
+def test_every_model_has_its_rows() -> None:
+    missing = [f"{name} {precision}" for name, precision in kernels.all_keys() if (name, precision) not in ROWS]
+    if missing:  # measuring needs the compiler, which a contributor of a model may not have
+        pytest.skip(f"no rows for {', '.join(missing)}: python -m tests.tools.kernels --missing")
 
 
 def test_one_compiler_measured_all_of_the_table() -> None:
     assert len({(row.tensorrt_rtx, row.compute_capability) for row in ROWS.values()}) == 1
 
 
-def test_the_table_and_the_page_are_as_their_command_writes_them() -> None:
-    anew = "write it anew: python -m tests.tools.kernels --missing"
-    assert kernels.written(ROWS) == kernels.TABLE.read_text("utf-8"), anew
-    assert kernels.page(ROWS) == kernels.PAGE.read_text("utf-8"), anew
+def test_the_table_and_the_page_are_up_to_date() -> None:
+    assert kernels.format_table(ROWS) == kernels.TABLE.read_text("utf-8"), "run make docs"
+    assert kernels.page(ROWS) == kernels.PAGE.read_text("utf-8"), "run make docs"
 
 
-def test_the_page_says_on_its_face_what_it_is() -> None:
-    face = " ".join(kernels.PAGE.read_text("utf-8").partition("## ")[0].split())
+def test_the_page_is_written_without_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_compiler(_fmt: str) -> None:
+        raise AssertionError("only measuring needs TensorRT-RTX")
+
+    monkeypatch.setattr(kernels, "get_runtime", no_compiler)
+    monkeypatch.setattr(kernels, "PAGE", tmp_path / "kernels.md")
+    assert kernels.main([]) == 0
+    assert (tmp_path / "kernels.md").read_text("utf-8") == kernels.page(ROWS)
+
+
+def test_the_page_starts_with_what_it_is() -> None:
+    introduction = " ".join(kernels.PAGE.read_text("utf-8").partition("## ")[0].split())
     for words in ("This is a proxy.", "TensorRT-RTX 1.", "python -m tests.tools.kernels", "no GPU", "no latency"):
-        assert words in face
+        assert words in introduction
 
 
 KNOWN = Row(
@@ -93,15 +108,15 @@ KNOWN = Row(
     [
         ({}, ""),
         ({"moved_mb": 30.8}, ""),
-        ({"kernels": 126}, "costs 126 kernels, and 125 by the table: find what has come apart"),
-        ({"kernels": 124}, "keep the table true: python -m tests.tools.kernels deit_t"),
+        ({"kernels": 126}, "has 126 kernels, 125 in the table: find what is no longer fused"),
+        ({"kernels": 124}, "update the table: python -m tests.tools.kernels deit_t"),
         ({"moved_mb": 31.1}, "moves 31.1 MB"),
         ({"moved_mb": 30.2}, "moves 30.2 MB"),
         ({"fused_attentions": 11, "unfused_softmaxes": 1}, "unfused_softmaxes=1"),
         ({"copies": 2}, "copies=2"),
     ],
 )
-def test_a_difference_is_told_with_what_to_do(changes: dict[str, Any], words: str) -> None:
-    found = complaint(replace(KNOWN, **changes), KNOWN)
-    assert words in found
-    assert bool(found) == bool(words)
+def test_a_difference_is_reported_with_what_to_do(changes: dict[str, Any], words: str) -> None:
+    text = difference(replace(KNOWN, **changes), KNOWN)
+    assert words in text
+    assert bool(text) == bool(words)
