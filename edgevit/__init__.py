@@ -1,10 +1,10 @@
-"""edgevit: efficient vision transformers from PyTorch to a proven engine on an edge device.
+"""edgevit: export efficient vision models from PyTorch to engines for edge devices, and verify the result.
 
     bundle = edgevit.export("shiftvit_t", fmt="openvino", out="bundles")
     with edgevit.load(bundle) as engine:
-        answer = engine.run({engine.inputs[0].name: images})
+        outputs = engine.run({engine.inputs[0].name: images})
 
-Importing this loads neither PyTorch nor a runtime.
+Importing edgevit imports neither PyTorch nor a runtime.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["create_model", "export", "list_models", "load"]
 
 
 def list_models(family: str | None = None) -> list[str]:
-    """The names of the registered models, of one family or of all. Raises UsageError for an unknown family."""
+    """Return the names of the registered models, or of one family. Raises UsageError for an unknown family."""
     from edgevit.models import registry
 
     return registry.list_models(family)
@@ -43,16 +43,20 @@ def create_model(
     on_download: OnDownload | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
+    """Return a registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
 
-    `weights` is a checkpoint file or a state dict, in the authors' naming or ours; without it they are those that
-    the registration includes (`shiftvit_cifar10`), or random. "official" fetches the authors' file, where it lies at
-    a plain address, into ~/.cache/edgevit (or $EDGEVIT_CACHE), once; `on_download` is told the bytes that have come
-    and the bytes there are. `num_classes` is 1000 where the registration says nothing else. `options` replace single
-    values of the variant's configuration (`embed_dim`, `depths`, …).
+    Args:
+        name: a name from `list_models`.
+        weights: a checkpoint file or a state dict, with the authors' parameter names or with edgevit's. "official"
+            downloads the authors' checkpoint once, into `$EDGEVIT_CACHE` or `~/.cache/edgevit`, if it has a plain
+            URL. None means the included weights (`shiftvit_cifar10`) or random ones.
+        num_classes: the number of logits; by default that of the registered model, usually 1000.
+        img_size: height and width of the input, or both as a tuple.
+        on_download: called with the bytes received and the total number of bytes.
+        options: replace single values of the model's configuration, such as `embed_dim` or `depths`.
 
-    Raises UsageError for an unknown name or option, CheckpointError where the weights do not fit, MissingError where
-    the authors' file cannot be had.
+    Raises UsageError for an unknown name or option, CheckpointError if the weights do not fit the model, and
+    MissingError if the authors' checkpoint cannot be downloaded.
     """
     from edgevit.models import registry
 
@@ -82,19 +86,31 @@ def export_model(
     verify: bool = True,
     latency: bool = False,
 ) -> Bundle:
-    """`edgevit.export`: makes a bundle of a registered model, of `module:factory` or of any module, and proves it.
+    """Export a model as a bundle and compare its outputs with PyTorch's; available as `edgevit.export`.
 
-    `calib` is a folder of photos that int8 and fp16 are chosen by, or the inputs themselves by name, (rows, …) each;
-    int8 needs it, fp16 makes do with edgevit's own two. `eval` is a folder of labelled images on which a lower
-    precision is held against fp32, and `max_drop` the share of top-1 that it may lose there (0.01 where nothing else
-    is said).
-    `example_input` is needed for a module of the user's own: a tensor, or one an input, batch first. `images` is a
-    folder of photos to judge parity on (edgevit carries two of its own). `sm` names the compute capabilities that
-    TensorRT-RTX compiles for, such as (86, 89), and `trt_version` the TensorRT of the device, such as "10.3".
+    Args:
+        model: a registered name, "package.module:factory", "file.py:factory" or a module. A module is exported in
+            eval mode and is returned to its previous mode.
+        fmt: a format or an alias, such as "onnx", "ort", "openvino", "trt" or "trt-rtx".
+        precision: "fp32", "fp16" or "int8".
+        calib: calibration data for fp16 and int8: a folder of images, or arrays (rows, ...) by input name. int8
+            requires it; fp16 uses two included photos by default.
+        eval: a folder of labeled images on which a lower precision is compared with fp32.
+        max_drop: the largest allowed loss of top-1 on `eval`, as a fraction (default: 0.01).
+        out: the folder in which the bundle is created.
+        example_input: a tensor with the batch first, or one for each input. Required for a module.
+        weights, num_classes, img_size: as for `create_model`; only for a model given by name.
+        batch: the static batch size.
+        dynamic_batch: (minimum, optimum, maximum), instead of `batch`.
+        opset: the ONNX opset; by default the best one for the format.
+        images: a folder of images for the parity check (default: two included photos).
+        threads: CPU threads of the runtime (default: all cores).
+        sm: compute capabilities that TensorRT-RTX compiles for, such as (86, 89).
+        trt_version: the TensorRT version of the device, such as "10.3".
+        verify: compare the outputs with PyTorch's.
+        latency: measure the latency.
 
-    A module of the user's own is exported in eval mode, and is in its own mode again afterwards.
-
-    Raises an EdgevitError, whose `exit_status` says which stage failed; nothing is left behind then.
+    Raises an EdgevitError whose `exit_status` tells the failed stage. No partial bundle remains.
     """
     from collections.abc import Mapping
     from pathlib import Path
@@ -102,17 +118,17 @@ def export_model(
     from edgevit.bundles.bundle import Bundle
     from edgevit.errors import UsageError
     from edgevit.formats import get_format
-    from edgevit.models import loading as subject
+    from edgevit.models import loading
     from edgevit.pipeline import run as pipeline
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
-    with subject.flags_restored(model):
+    with loading.flags_restored(model):
         if isinstance(model, str):
             if example_input is not None:
-                raise UsageError("example_input goes with a module; a model given by name is exported for img_size")
-            made = subject.from_name(
+                raise UsageError("example_input is for a module; a model given by name is exported for img_size")
+            loaded = loading.from_name(
                 model,
                 weights=weights,
                 num_classes=num_classes,
@@ -122,14 +138,14 @@ def export_model(
         else:
             if weights is not None or num_classes is not None or img_size is not None:
                 raise UsageError(
-                    "weights, num_classes and img_size go with a model given by name; set them on your module"
+                    "weights, num_classes and img_size are for a model given by name; apply them to your module"
                 )
-            made = subject.from_module(model, example_input=example_input, batch=batch)
-        recipe = pipeline.ExportConfig(
+            loaded = loading.from_module(model, example_input=example_input, batch=batch)
+        config = pipeline.ExportConfig(
             formats=(get_format(fmt).name,),
             options=BuildOptions(
                 precision=precision,
-                batch=made.batch,
+                batch=loaded.batch,
                 dynamic_batch=dynamic_batch,
                 threads=threads,
                 compute_capabilities=None if sm is None else tuple(sm),
@@ -144,11 +160,11 @@ def export_model(
             verify=verify,
             latency=latency,
         )
-        report = pipeline.run(made, recipe)
+        report = pipeline.run(loaded, config)
     return Bundle.open(report.bundles[0].path)
 
 
-export = export_model  # the package of that name calls it too: see export/__init__.py
+export = export_model  # the package edgevit.export is callable too: see export/__init__.py
 
 
 def load(
@@ -157,10 +173,15 @@ def load(
     threads: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Engine:
-    """The engine of a bundle, ready to run; needs no PyTorch. Use it in a `with` block.
+    """Open the engine of a bundle; PyTorch is not needed. Use it in a `with` block.
 
-    `cache_dir` is where a runtime that can keeps what it compiled, so that the next load is quicker (OpenVINO).
-    Raises BundleError where a file of the bundle is missing or changed, MissingError where its runtime is missing.
+    Args:
+        bundle: a Bundle or its folder.
+        threads: CPU threads of the runtime (default: all cores).
+        cache_dir: a folder for compiled code that makes the next load faster, if the runtime supports it (OpenVINO).
+
+    Raises BundleError if a file of the bundle is missing or was modified, and MissingError if its runtime is not
+    installed.
     """
     from pathlib import Path
 

@@ -1,0 +1,81 @@
+"""The public Python API: its names, its parameters, and a light import."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import edgevit
+from edgevit.errors import EXIT_STATUSES, EdgevitError, UsageError
+
+PARAMETERS = {
+    "list_models": "family",
+    "create_model": "name weights num_classes img_size on_download options",
+    "export": "model fmt precision calib eval max_drop out example_input weights num_classes img_size batch "
+    "dynamic_batch opset images threads sm trt_version verify latency",
+    "load": "bundle threads cache_dir",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(edgevit.__all__) == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_public_function_keeps_its_parameters(name: str) -> None:
+    function = edgevit.export_model if name == "export" else getattr(edgevit, name)
+    missing = set(PARAMETERS[name].split()) - set(inspect.signature(function).parameters)
+    assert missing == set()
+    assert function.__doc__
+
+
+def test_the_package_ships_its_types() -> None:
+    assert (Path(edgevit.__file__).parent / "py.typed").exists()
+
+
+def test_importing_edgevit_imports_no_package() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import edgevit\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "sys.exit(str(new) if new - set(sys.stdlib_module_names) - {'edgevit'} else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_export_and_load_return_arrays_by_name(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 5 * 5, 7)).train()
+    images = torch.rand(1, 3, 8, 8)
+    bundle = edgevit.export(module, fmt="ort", example_input=images, out=tmp_path)
+    assert module.training
+    assert bundle.path.parent == tmp_path
+    with edgevit.load(bundle) as engine:
+        (logits,) = engine.run({engine.inputs[0].name: images.numpy()}).values()
+    assert logits.shape == (1, 7)
+    assert torch.allclose(torch.from_numpy(logits), module.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"weights": "w.pth"}, {"num_classes": 3}, {"img_size": 64}])
+def test_options_of_a_name_are_rejected_for_a_module(options: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="for a model given by name"):
+        edgevit.export(nn.Identity(), example_input=torch.rand(1, 3, 8, 8), out=tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_an_example_input_is_rejected_for_a_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="example_input is for a module"):
+        edgevit.export("shiftvit_t", example_input=torch.rand(1, 3, 8, 8), out=tmp_path)
+
+
+def _subclasses(error: type[EdgevitError]) -> set[type[EdgevitError]]:
+    return {error}.union(*(_subclasses(child) for child in error.__subclasses__()))
+
+
+def test_every_error_has_a_documented_exit_status() -> None:
+    assert all(error.exit_status in EXIT_STATUSES for error in _subclasses(EdgevitError))
+    assert 1 not in {error.exit_status for error in _subclasses(EdgevitError)}  # Python's own status
