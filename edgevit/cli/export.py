@@ -21,7 +21,8 @@ from edgevit.types import PRECISIONS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgevit.pipeline.report import BundleReport, ExportReport, StageTime
+    from edgevit.pipeline.export_run import StageTime
+    from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.runtimes.base import BuildOptions
 
 

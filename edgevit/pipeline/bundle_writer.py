@@ -1,67 +1,80 @@
-"""The bundles as they are handed over: references, samples, manifest, and the report of the run."""
+"""Write the bundles and the export report."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import edgevit
-from edgevit.bundles import bundle as bundles
+from edgevit.bundles import bundle as bundle_files
 from edgevit.bundles import store
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import LatencyReport
+from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.comparison import PrecisionComparison
-from edgevit.pipeline.config import ExportConfig, StageTimer
-from edgevit.pipeline.export_run import BuiltBundle, writing
-from edgevit.pipeline.references import ReferenceData
-from edgevit.pipeline.report import BundleReport, ExportReport, StageTime, latency_figures
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun, StageTime, translate_write_errors
+from edgevit.pipeline.report import BundleReport, ExportReport, latency_figures
 from edgevit.runtimes.build import spec_entries
 from edgevit.runtimes.parity import ParityReport
-from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
 from edgevit.types import TensorSpec
 
 
-def publish(
-    evidence: ReferenceData,
-    recipe: ExportConfig,
-    captured: OnnxGraph,
-    judged: ParityReport,
-    made: Sequence[BuiltBundle],
+def write_bundles(
+    export: ExportRun,
+    bundles: Sequence[BuiltBundle],
+    *,
+    graph_parity: ParityReport,
     latencies: Mapping[str, LatencyReport],
-    verdicts: Mapping[str, PrecisionComparison],
-    clock: StageTimer,
+    comparisons: Mapping[str, PrecisionComparison],
 ) -> ExportReport:
-    subject = evidence.subject
+    """Complete the staged bundles, move them to the output folder and return the report.
+
+    `graph_parity` is the parity of the captured graph, which all bundles share.
+    Raises ExportError if a file cannot be written.
+    """
+    model, config = export.model, export.config
     environment = Environment.capture()
-    for item in made:
-        with writing(item.folder):
-            store.write_references(item.folder / bundles.REFERENCE, evidence.references)
-            if subject.classes:
-                (item.folder / bundles.CLASSES).write_text("\n".join(subject.classes) + "\n", "utf-8")
+    for bundle in bundles:
+        comparison = comparisons.get(bundle.fmt)
+        parity = graph_parity + bundle.parity if config.verify else None
+        with translate_write_errors(bundle.folder):
+            store.write_references(bundle.folder / bundle_files.REFERENCE, export.references.outputs)
+            if model.classes:
+                (bundle.folder / bundle_files.CLASSES).write_text("\n".join(model.classes) + "\n", "utf-8")
             if latencies:
-                _write_latency(item, latencies)
-            verdict = verdicts.get(item.runtime.fmt)
-            manifest = _manifest(subject, recipe, item, judged, latencies, verdict, environment, clock.times)
-            store.write_manifest(item.folder, manifest)
-    reports = [_bundle_report(item, recipe, verdicts.get(item.runtime.fmt)) for item in made]
-    store.publish({item.folder: recipe.out / item.folder.name for item in made})
+                _write_samples(bundle, latencies)
+            manifest = {
+                "edgevit_version": edgevit.__version__,
+                "model": _model_section(model),
+                "exporter": _exporter_section(bundle.graph, export.timer.times),
+                **bundle.built.entries(bundle.folder, bundle.options, notes=_device_notes(bundle)),
+                **spec_entries({"inputs": bundle.graph.inputs, "outputs": bundle.graph.outputs}),
+                "typing": bundle.precision_plan.to_json() if bundle.precision_plan else None,
+                "parity": parity.to_json() if parity is not None else None,
+                "latency": [latency_figures(report) for report in latencies.values()] or None,
+                "verdict": comparison.to_json() if comparison is not None else None,
+                "environment": environment.to_json(),
+            }
+            store.write_manifest(bundle.folder, manifest)
+    destinations = {bundle.folder: config.out / bundle.folder.name for bundle in bundles}
+    reports = [_bundle_report(bundle, destinations[bundle.folder], comparisons.get(bundle.fmt)) for bundle in bundles]
+    store.publish(destinations)
     return ExportReport(
-        model=subject.name,
-        weights=str(subject.origin["weights"]),
-        stages=tuple(clock.times),
-        captured_nodes=captured.node_count,
+        model=model.name,
+        weights=str(model.origin["weights"]),
+        stages=tuple(export.timer.times),
+        captured_nodes=export.captured.node_count,
         bundles=tuple(reports),
-        parity=sum((item.parity for item in made), judged),
+        parity=sum((bundle.parity for bundle in bundles), graph_parity),
         latencies=tuple(latencies.values()),
-        classifies=subject.preprocessing is not None and _has_classes(captured.outputs[0]),
+        classifies=model.preprocessing is not None and _has_classes(export.captured.outputs[0]),
     )
 
 
@@ -69,85 +82,65 @@ def _has_classes(output: TensorSpec) -> bool:
     return len(output.shape) == 2 and output.shape[1] != 1
 
 
-def _bundle_report(item: BuiltBundle, recipe: ExportConfig, verdict: PrecisionComparison | None) -> BundleReport:
-    artifact = item.built.artifact
-    notes = [f"{record.name} {record.note}" for record in item.graph.history if record.note]
-    if isinstance(item.typing, QuantizationPlan):
-        notes.append(f"{item.runtime.fmt}: {item.typing.summary}")
-        notes += [f"{item.runtime.fmt}: {node.name} stays in float: {node.reason}" for node in item.typing.reverted]
-    missing = item.built.missing
-    if item.steps is not None and missing is not None:
+def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionComparison | None) -> BundleReport:
+    artifact, steps, missing = bundle.built.artifact, bundle.device_steps, bundle.built.missing
+    notes = [f"{record.name} {record.note}" for record in bundle.graph.history if record.note]
+    if bundle.precision_plan is not None:
+        notes += [f"{bundle.fmt}: {note}" for note in bundle.precision_plan.notes()]
+    if steps is not None and missing is not None:
         tool = "with TensorRT's own tool (on a Jetson: /usr/src/tensorrt/bin/trtexec)"
-        notes.append(f"or, in the bundle's folder, {tool}: {item.steps.trtexec}")
-        here = missing.partition("; install it: pip")[0]  # not the device: the package alone would build nothing
-        missing = f"{item.steps.sentence} ({here})"
+        notes.append(f"or, in the bundle's folder, {tool}: {steps.trtexec}")
+        # No advice to install TensorRT on this machine: the package alone would build nothing.
+        reason = missing.partition("; install it: pip")[0]
+        missing = f"{steps.sentence} ({reason})"
     return BundleReport(
-        path=recipe.out / item.folder.name,
-        fmt=item.runtime.fmt,
-        title=item.runtime.title,
-        precision_asked=recipe.options.precision,
-        precision_found=item.built.precision,
-        nodes=item.graph.node_count,
-        opset=item.graph.opset,
+        path=path,
+        fmt=bundle.fmt,
+        title=bundle.runtime.title,
+        precision_asked=bundle.options.precision,
+        precision_found=bundle.built.precision,
+        nodes=bundle.graph.node_count,
+        opset=bundle.graph.opset,
         size_bytes=artifact.size_bytes if artifact else None,
         missing=missing,
         notes=(*notes, *(artifact.notes if artifact else ())),
-        verdict=verdict,
+        verdict=comparison,
     )
 
 
-def _device_notes(steps: DeviceSteps | None) -> tuple[str, ...]:
-    return () if steps is None else (steps.build, steps.trtexec)
+def _model_section(model: LoadedModel) -> dict[str, Any]:
+    preprocessing = model.preprocessing.to_json() if model.preprocessing else None
+    return {"name": model.name, **model.origin, "preprocessing": preprocessing}
 
 
-def _manifest(
-    subject: LoadedModel,
-    recipe: ExportConfig,
-    item: BuiltBundle,
-    judged: ParityReport,
-    latencies: Mapping[str, LatencyReport],
-    verdict: PrecisionComparison | None,
-    environment: Environment,
-    times: Sequence[StageTime],
-) -> dict[str, Any]:
+def _exporter_section(graph: OnnxGraph, stages: Sequence[StageTime]) -> dict[str, Any]:
     return {
-        "edgevit_version": edgevit.__version__,
-        "model": {
-            "name": subject.name,
-            **subject.origin,
-            "preprocessing": subject.preprocessing.to_json() if subject.preprocessing else None,
-        },
-        "exporter": {
-            "name": "torch.onnx.export(dynamo=True)",
-            "torch": torch.__version__,
-            "onnx": metadata.version("onnx"),
-            "onnx_ir": metadata.version("onnx-ir"),
-            "onnxsim": metadata.version("onnxsim"),
-            "capture_opset": CAPTURE_OPSET,
-            "opset": item.graph.opset,
-            "passes": [
-                {
-                    "name": r.name,
-                    "nodes_before": r.nodes_before,
-                    "nodes_after": r.nodes_after,
-                    "elapsed_s": r.elapsed_s,
-                    "note": r.note,
-                }
-                for r in item.graph.history
-            ],
-            "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in times],
-        },
-        **item.built.entries(item.folder, recipe.options_for(item.runtime), notes=_device_notes(item.steps)),
-        **spec_entries({"inputs": item.graph.inputs, "outputs": item.graph.outputs}),
-        "typing": item.typing.to_json() if item.typing else None,
-        "parity": (judged + item.parity).to_json() if recipe.verify else None,
-        "latency": [latency_figures(report) for report in latencies.values()] or None,
-        "verdict": verdict.to_json() if verdict is not None else None,
-        "environment": environment.to_json(),
+        "name": "torch.onnx.export(dynamo=True)",
+        "torch": torch.__version__,
+        "onnx": metadata.version("onnx"),
+        "onnx_ir": metadata.version("onnx-ir"),
+        "onnxsim": metadata.version("onnxsim"),
+        "capture_opset": CAPTURE_OPSET,
+        "opset": graph.opset,
+        "passes": [
+            {
+                "name": record.name,
+                "nodes_before": record.nodes_before,
+                "nodes_after": record.nodes_after,
+                "elapsed_s": record.elapsed_s,
+                "note": record.note,
+            }
+            for record in graph.history
+        ],
+        "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in stages],
     }
 
 
-def _write_latency(item: BuiltBundle, latencies: Mapping[str, LatencyReport]) -> None:
-    """Every sample of the run, of all contestants, beside the manifest's figures."""
+def _device_notes(bundle: BuiltBundle) -> tuple[str, ...]:
+    return () if bundle.device_steps is None else (bundle.device_steps.build, bundle.device_steps.trtexec)
+
+
+def _write_samples(bundle: BuiltBundle, latencies: Mapping[str, LatencyReport]) -> None:
+    """Write all samples of the run, of all candidates; the manifest holds the figures derived from them."""
     content = [report.to_json() for report in latencies.values()]
-    (item.folder / bundles.LATENCY).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")
+    (bundle.folder / bundle_files.LATENCY).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")

@@ -1,18 +1,27 @@
-"""Whether a lower precision is worth it: what it costs in accuracy and gains in time and size, against fp32."""
+"""Compare a lower precision with fp32: accuracy, latency and size."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgevit.errors import ParityError
+from edgevit.latency.compare import side_by_side
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import Drop, Evaluation, agreement, drop_points
+from edgevit.pipeline import fp32_baseline
+from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.export_run import BuiltBundle, StageTimer
+from edgevit.pipeline.fp32_baseline import Fp32Baseline
+from edgevit.pipeline.references import EvalDataset
 from edgevit.runtimes.parity import OutputParity
 from edgevit.types import Precision
 
-ENGINE = "the engine"  # was asked, and nothing in its place
+ENGINE = "the engine"
+GRAPH = "the ONNX graph"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,25 +30,27 @@ class PrecisionComparison:
 
     fmt: str
     precision: Precision
-    judged: str  # what was asked: the engine, or the typed graph where no engine runs here
-    parity: tuple[OutputParity, ...]  # of what was asked, against PyTorch
-    wanted: Evaluation | None  # fp32's answers to the labelled images
-    found: Evaluation | None
-    time: Ratio | None  # of the time of the lower precision to that of fp32, interleaved; None: not measured
+    measured_on: str  # ENGINE, or GRAPH if no engine runs here
+    parity: tuple[OutputParity, ...]  # with PyTorch
+    fp32_evaluation: Evaluation | None  # on the labelled images
+    evaluation: Evaluation | None
+    time_ratio: Ratio | None  # time / fp32's time, interleaved; None: not measured
     size_bytes: int | None
     fp32_size_bytes: int | None
-    allowed_drop: float | None = None  # of top-1, as a share of the labelled images; None: no bound was given
+    allowed_drop: float | None = None  # of top-1, as a fraction of the labelled images; None: no bound
 
     @property
     def drop(self) -> Drop | None:
         """Top-1 lost on the labelled images, in points."""
-        return drop_points(self.wanted, self.found) if self.wanted is not None and self.found is not None else None
+        if self.fp32_evaluation is None or self.evaluation is None:
+            return None
+        return drop_points(self.fp32_evaluation, self.evaluation)
 
     @property
     def agreement(self) -> float | None:
-        """The share of images with fp32's top-1: of the labelled images, else of the parity's rows with PyTorch's."""
-        if self.wanted is not None and self.found is not None:
-            return agreement(self.wanted, self.found)
+        """Fraction of labelled images with fp32's top-1; without them, of parity rows with PyTorch's top-1."""
+        if self.fp32_evaluation is not None and self.evaluation is not None:
+            return agreement(self.fp32_evaluation, self.evaluation)
         rows = [same for result in self.parity for same in result.same_top1]
         return sum(rows) / len(rows) if rows else None
 
@@ -52,62 +63,70 @@ class PrecisionComparison:
         return min((min(result.cosine) for result in self.parity), default=None)
 
     @property
-    def smaller(self) -> float | None:
-        """How many times smaller than fp32's files."""
+    def size_reduction(self) -> float | None:
+        """Size of fp32's files over the size of these."""
         return self.fp32_size_bytes / self.size_bytes if self.size_bytes and self.fp32_size_bytes else None
 
     @property
     def recommended(self) -> bool | None:
-        """No where it is slower than fp32 or loses more than is allowed (`--no-verify` lets that pass), yes where it is
-        faster and its accuracy has been measured on labelled images; None where that cannot be told."""
-        if self._loses_too_much or (self.time is not None and self.time.verdict == "slower"):
+        """False if slower than fp32 or less accurate than allowed; True if faster and accuracy was measured; else None.
+
+        Accuracy counts as measured only if fp32 itself is better than guessing.
+        """
+        if self._loses_too_much or (self.time_ratio is not None and self.time_ratio.verdict == "slower"):
             return False
-        if self.time is None or self.time.verdict == "cannot tell":
+        if self.time_ratio is None or self.time_ratio.verdict == "cannot tell":
             return None
-        return True if self.drop is not None and not self._by_chance else None
+        return True if self.drop is not None and not self._fp32_may_be_guessing else None
 
     @property
     def sentence(self) -> str:
-        """The verdict in one line."""
+        """The comparison in one line."""
         parts = [self._speed, *filter(None, (self._accuracy, self._size))]
         if self._loses_too_much:
-            return f"{self.precision} loses more than is allowed: not recommended ({', '.join(parts)})"
+            return f"{self.precision} loses more accuracy than allowed: not recommended ({', '.join(parts)})"
         if self.recommended is False:
             return f"{self.precision} is {parts[0]} than fp32 here: not recommended ({', '.join(parts[1:])})"
         return f"{self.precision}: {', '.join(parts)}"
 
     @property
     def _loses_too_much(self) -> bool:
-        return self.drop is not None and self.allowed_drop is not None and _exceeds(self.drop, self.allowed_drop)
+        # Allowed fractions that were computed from percentages are off by their rounding.
+        return (
+            self.drop is not None
+            and self.allowed_drop is not None
+            and self.drop.points > 100 * self.allowed_drop * (1 + 1e-9)
+        )
 
     @property
-    def _by_chance(self) -> bool:
-        """Whether fp32 itself may be right no more often than a guess: then nothing can be lost, and nothing shown."""
-        return self.wanted is not None and self.wanted.top1_interval.low <= 1 / self.wanted.class_count
+    def _fp32_may_be_guessing(self) -> bool:
+        """Whether fp32 may be right no more often than a guess; then there is no accuracy to lose."""
+        fp32 = self.fp32_evaluation
+        return fp32 is not None and fp32.top1_interval.low <= 1 / fp32.class_count
 
     @property
     def _speed(self) -> str:
-        if self.time is None:
+        ratio = self.time_ratio
+        if ratio is None:
             return "speed not measured here"
-        if self.time.verdict == "cannot tell":
-            doubt = f", {self.time.reason}" if self.time.reason else ""
-            return f"faster or slower, this run cannot tell (time / fp32 {self.time.value:.2f}{doubt})"
-        if self.time.verdict == "faster":
-            times = 1 / self.time.value
+        if ratio.verdict == "cannot tell":
+            reason = f", {ratio.reason}" if ratio.reason else ""
+            return f"no clear difference in speed (time / fp32 {ratio.value:.2f}{reason})"
+        if ratio.verdict == "faster":
+            times = 1 / ratio.value
             return f"{times:.{1 if times >= 1.1 else 2}f}x faster"
-        return f"{self.time.value:.2f}x slower"
+        return f"{ratio.value:.2f}x slower"
 
     @property
     def _accuracy(self) -> str:
-        drop = self.drop
-        if drop is None:
+        drop, fp32 = self.drop, self.fp32_evaluation
+        if drop is None or fp32 is None:
             return "accuracy not measured (--eval DIR)"
-        images = f"on {self.wanted.images} images" if self.wanted is not None else ""
-        if self.judged != ENGINE:
-            images += f" ({self.judged}; no engine has run)"
-        if self._by_chance and self.wanted is not None:
-            share = f"{self.wanted.top1:.1%} of {self.wanted.images} images"
-            return f"accuracy not told (fp32 itself is right on {share}, as guesses may be)"
+        if self._fp32_may_be_guessing:
+            return f"accuracy unknown (fp32 itself classifies {fp32.top1:.1%} of {fp32.images} images, as a guess may)"
+        images = f"on {fp32.images} images"
+        if self.measured_on != ENGINE:
+            images += f" ({self.measured_on}; no engine has run)"
         if drop.points == 0:
             return f"no accuracy lost {images}"
         points = f"{abs(drop.points):.{1 if abs(drop.points) >= 0.05 else 3}f}"
@@ -115,45 +134,85 @@ class PrecisionComparison:
 
     @property
     def _size(self) -> str:
-        return "" if self.smaller is None else f"{self.smaller:.1f}x smaller"
+        return "" if self.size_reduction is None else f"{self.size_reduction:.1f}x smaller"
 
-    def require(self, allowed_drop: float | None) -> None:
-        """Raises ParityError where more of top-1 is lost than allowed, as a share of the labelled images."""
-        drop = self.drop
-        if drop is not None and allowed_drop is not None and _exceeds(drop, allowed_drop):
+    def require_accuracy(self) -> None:
+        """Raise ParityError if more of top-1 is lost than `allowed_drop`."""
+        if self._loses_too_much and self.allowed_drop is not None:
             raise ParityError(
-                f"{self.fmt} in {self.precision} ({self.judged}) loses {drop} points of top-1, and "
-                f"{100 * allowed_drop:g} are allowed: calibrate with more photos, allow more with --max-drop, "
-                "or ask for another precision"
+                f"{self.fmt} in {self.precision} ({self.measured_on}) loses {self.drop} points of top-1, and "
+                f"{100 * self.allowed_drop:g} are allowed: calibrate with more photos, allow more with --max-drop, "
+                "or choose another precision"
             )
 
     def to_json(self) -> dict[str, Any]:
-        drop = self.drop
+        drop, ratio = self.drop, self.time_ratio
         return {
             "sentence": self.sentence,
             "recommended": self.recommended,
-            "judged": self.judged,
-            "images": self.wanted.images if self.wanted is not None else 0,
-            "top1": self.found.top1 if self.found is not None else None,
-            "top1_fp32": self.wanted.top1 if self.wanted is not None else None,
+            "judged": self.measured_on,
+            "images": self.fp32_evaluation.images if self.fp32_evaluation is not None else 0,
+            "top1": self.evaluation.top1 if self.evaluation is not None else None,
+            "top1_fp32": self.fp32_evaluation.top1 if self.fp32_evaluation is not None else None,
             "drop_points": None if drop is None else drop.points,
             "drop_points_interval": None if drop is None else bounds(drop.interval),
             "agreement": self.agreement,
             "snr_db": _finite(self.snr_db),
             "cosine": _finite(self.cosine),
-            "time_ratio": None if self.time is None else self.time.value,
-            "time_ratio_interval": None if self.time is None else bounds(self.time.interval),
-            "time_verdict": None if self.time is None else self.time.verdict,
+            "time_ratio": None if ratio is None else ratio.value,
+            "time_ratio_interval": None if ratio is None else bounds(ratio.interval),
+            "time_verdict": None if ratio is None else ratio.verdict,
             "size_bytes": self.size_bytes,
             "size_bytes_fp32": self.fp32_size_bytes,
         }
 
 
-def _exceeds(drop: Drop, allowed: float) -> bool:
-    """Whether more is lost than the share that is allowed; one that was a percentage is off by its rounding."""
-    return drop.points > 100 * allowed * (1 + 1e-9)
+def compare_with_fp32(
+    bundle: BuiltBundle,
+    baseline: Fp32Baseline,
+    *,
+    evaluations: tuple[Evaluation, Evaluation] | None,
+    latencies: Mapping[str, LatencyReport],
+    allowed_drop: float | None,
+) -> PrecisionComparison:
+    """Compare a bundle with its fp32 baseline. `evaluations` are fp32's and the bundle's on the labelled images."""
+    pair = [latencies[name] for name in (fp32_baseline.candidate_name(bundle.fmt), bundle.fmt) if name in latencies]
+    last_stage = bundle.parity.results[-1].stage if bundle.parity.results else ""
+    artifact = bundle.built.artifact
+    fp32_artifact = baseline.built.artifact if baseline.built is not None else None
+    return PrecisionComparison(
+        fmt=bundle.fmt,
+        precision=bundle.options.precision,
+        measured_on=ENGINE if bundle.deployable_engine is not None else GRAPH,
+        parity=tuple(result for result in bundle.parity.results if result.stage == last_stage),
+        fp32_evaluation=evaluations[0] if evaluations is not None else None,
+        evaluation=evaluations[1] if evaluations is not None else None,
+        time_ratio=side_by_side(pair)[1].ratio if len(pair) == 2 and bundle.deployable_engine is not None else None,
+        size_bytes=artifact.size_bytes if artifact is not None else None,
+        fp32_size_bytes=fp32_artifact.size_bytes if fp32_artifact is not None else None,
+        allowed_drop=allowed_drop,
+    )
+
+
+def evaluate_precision(
+    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: EvalDataset, timer: StageTimer
+) -> tuple[Evaluation, Evaluation]:
+    """Evaluate the fp32 baseline and the bundle on labelled images: the engines, or the graphs if none runs here."""
+    fmt, engine, threads = bundle.fmt, bundle.deployable_engine, bundle.options.threads
+    fp32_engine = baseline.built.engine if baseline.built is not None else None
+    candidates = {
+        fp32_baseline.candidate_name(fmt): fp32_engine.run
+        if fp32_engine is not None
+        else graph_evaluator(baseline.graph, threads=threads),
+        fmt: engine.run if engine is not None else fp16_evaluator(bundle.graph, threads=threads),
+    }
+    with timer.stage(f"{fmt}: accuracy"):
+        fp32_evaluation, evaluation = dataset.evaluate(
+            candidates, progress=lambda done, total: timer.update(f"{fmt}: accuracy, {done} of {total} images")
+        )
+    return fp32_evaluation, evaluation
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: an SNR is infinite where the answers are exactly PyTorch's."""
+    """Return None for infinity, which JSON lacks: the SNR is infinite if the outputs are exactly PyTorch's."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,51 +1,110 @@
-"""A bundle in the making, and fp32 beside it."""
+"""ExportRun, BuiltBundle and StageTimer: what the stages of one export share and hand on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from edgevit.errors import EdgevitError, ExportError
 from edgevit.export.graph import OnnxGraph
-from edgevit.pipeline.precision import Typing
-from edgevit.runtimes.base import Runtime
+from edgevit.export.quantization.fp16 import PrecisionPlan
+from edgevit.export.quantization.sensitivity import QuantizationPlan
+from edgevit.models.loading import LoadedModel
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.references import ReferenceData
+from edgevit.runtimes.base import BuildOptions, Engine, Runtime
 from edgevit.runtimes.build import BuildResult
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps
 
+# Called when a stage starts or advances (seconds None) and when it ends.
+Progress: TypeAlias = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    name: str
+    elapsed_s: float
+
+
+class StageTimer:
+    """Times the stages of an export and forwards them to the progress display."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self.times: list[StageTime] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block as one stage; a block that raises is not recorded."""
+        self.update(name)
+        start = time.perf_counter()
+        yield
+        self.record(name, time.perf_counter() - start)
+
+    def update(self, text: str) -> None:
+        """Show `text` as the current state, such as "ort: calibrate, 3 of 64 inputs"."""
+        if self._progress:
+            self._progress(text, None)
+
+    def record(self, name: str, elapsed_s: float) -> None:
+        """Add a stage that was timed elsewhere."""
+        self.times.append(StageTime(name, elapsed_s))
+        if self._progress:
+            self._progress(name, elapsed_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRun:
+    """One export in progress, once its model is captured and its references are computed."""
+
+    model: LoadedModel
+    config: ExportConfig
+    captured: OnnxGraph  # the graph as PyTorch exported it
+    references: ReferenceData
+    timer: StageTimer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltBundle:
-    """A bundle in the making: everything but its latency and its manifest."""
+    """A bundle in the staging folder: complete except for its latency and its manifest."""
 
     runtime: Runtime
     folder: Path
+    options: BuildOptions
     graph: OnnxGraph
-    typing: Typing | None  # what is not in the precision asked for, where that is not fp32
+    precision_plan: PrecisionPlan | QuantizationPlan | None  # None for fp32
     built: BuildResult
     parity: ParityReport
-    steps: DeviceSteps | None  # how the device builds the engine, where only it can
+    device_steps: DeviceSteps | None  # commands that build the engine on the device; None if it is built here
 
+    @property
+    def fmt(self) -> str:
+        return self.runtime.fmt
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fp32Baseline:
-    """fp32 in the same runtime, which a lower precision is held against."""
+    @property
+    def deployable_engine(self) -> Engine | None:
+        """The engine, if it runs here and is one to deploy.
 
-    graph: OnnxGraph
-    built: BuildResult | None  # where the engine in the lower precision runs here
+        An ONNX file for no particular runtime is not: ONNX Runtime executes it node by node as a reference, so it has
+        no arithmetic and no speed of its own.
+        """
+        return self.built.engine if self.runtime.format.deployable else None
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """A disk that is full, or a file that may not be written, in one line."""
+def translate_write_errors(folder: Path) -> Iterator[None]:
+    """Raise ExportError, in one line, for a full disk or a path that cannot be written."""
     try:
         yield
     except OSError as error:
         if isinstance(error, EdgevitError):
             raise
         raise ExportError(
-            f"cannot write {error.filename or place}: {error.strerror or error}; free some space, "
-            "or name another folder with --out"
+            f"cannot write {error.filename or folder}: {error.strerror or error}; free some space, "
+            "or choose another folder with --out"
         ) from error

@@ -15,15 +15,10 @@ from edgevit.latency import compare
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import bounds
 from edgevit.pipeline.comparison import PrecisionComparison
+from edgevit.pipeline.export_run import StageTime
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.precision import ExecutedPrecision, precision_json
 from edgevit.types import Precision
-
-
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    name: str
-    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

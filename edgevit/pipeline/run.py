@@ -1,6 +1,7 @@
-"""The road from a model to its bundles: every stage takes what the one before it made.
+"""Run the pipeline: model -> ONNX graph -> engine -> verified bundle.
 
-subject -> captured graph -> lowered graph -> artefact -> engine -> parity -> latency -> bundle
+Stages: capture, reference outputs, graph passes; for each format: specialize, convert to the precision, build, load,
+check parity; then latency and accuracy side by side; then all bundles are published together.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgevit.bundles import bundle as bundles
+from edgevit.bundles import bundle as bundle_files
 from edgevit.bundles import store
 from edgevit.errors import ExportError
 from edgevit.export import passes
@@ -18,17 +19,20 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.rules import lint
 from edgevit.export.lint.targets import parse_target
-from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import LatencyReport, candidate_from_engine, measure
 from edgevit.models.loading import LoadedModel
 from edgevit.models.reference import compute_references
-from edgevit.pipeline.bundle_writer import publish
-from edgevit.pipeline.config import ExportConfig, Progress, StageTimer
-from edgevit.pipeline.export_run import BuiltBundle, Fp32Baseline, writing
-from edgevit.pipeline.fp32_baseline import baselines_of, fp32_name, verdicts_of
-from edgevit.pipeline.precision import evaluator, to_precision, typed_evaluator
-from edgevit.pipeline.references import ReferenceData, calibration_inputs, find_exam, require_images
+from edgevit.pipeline import fp32_baseline
+from edgevit.pipeline.bundle_writer import write_bundles
+from edgevit.pipeline.calibration import calibration_inputs
+from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun, Progress, StageTimer, translate_write_errors
+from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines
+from edgevit.pipeline.precision import PrecisionConverter
+from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.base import OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
@@ -36,209 +40,259 @@ from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps, device_steps
-from edgevit.types import Array, Reference
 
 __all__ = ["ExportConfig", "run"]
 
 
-def run(subject: LoadedModel, recipe: ExportConfig, progress: Progress | None = None) -> ExportReport:
-    """Makes the bundles of `recipe`, proves them and publishes them together: all of them, or none.
+def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = None) -> ExportReport:
+    """Export `model` in every format of `config`, verify the bundles and publish them together: all or none.
 
-    Raises the error of the stage that failed, whose `exit_status` says which; nothing is left behind then.
+    Raises the error of the stage that failed; its `exit_status` is that of the command line. Nothing is left behind.
     """
-    clock = StageTimer(progress)
-    recipe = recipe.for_machine()
-    require_images(subject, recipe.images)
-    runtimes = [get_runtime(fmt, _telling(fmt, clock)) for fmt in recipe.formats]
-    for runtime in runtimes:  # what is missing or in the way is said before the long work, not after it
-        if not runtime.format.builds_on_device:
-            runtime.load()
-        runtime.require_precision(recipe.options.precision)
-        store.require_replaceable(recipe.out / _bundle_name(subject, recipe, runtime))
-    with store.staging(recipe.out) as folder, ExitStack() as engines:
-        captured = _capture(subject, recipe, clock)
-        evidence = _gather(subject, captured, recipe, clock)
-        judged = _judge_capture(captured, evidence.references, recipe, clock)
-        graph = _optimise(captured, evidence.references, recipe, folder, clock)
-        made = [_make(evidence, recipe, graph, runtime, folder, clock) for runtime in runtimes]
-        if recipe.verify:
-            sum((item.parity for item in made), judged).require()
-        baselines = baselines_of(graph, recipe, made, folder / "fp32", clock)
-        for built in (*(item.built for item in made), *(each.built for each in baselines.values())):
-            if built is not None and built.engine is not None:
+    timer = StageTimer(progress)
+    config = config.for_machine()
+    require_images(model, config.images)
+    runtimes = [get_runtime(fmt, _build_progress(fmt, timer)) for fmt in config.formats]
+    for runtime in runtimes:
+        _require_possible(runtime, config, model.name)
+    with store.staging(config.out) as folder, ExitStack() as engines:
+        captured = _capture(model, timer, dynamic_batch=config.options.dynamic_batch is not None)
+        references = _compute_references(model, config, captured, timer)
+        export = ExportRun(model=model, config=config, captured=captured, references=references, timer=timer)
+        graph_parity = _check_captured(export)
+        graph = _optimize(export, folder)
+        bundles = [_build_bundle(export, graph, runtime, folder) for runtime in runtimes]
+        if config.verify:
+            sum((bundle.parity for bundle in bundles), graph_parity).require()
+        baselines = _build_baselines(export, graph, bundles, folder)
+        candidates = _engines_by_name(bundles, baselines)
+        for built in candidates.values():
+            if built.engine is not None:
                 engines.enter_context(built.engine)
-        latencies = _measure(evidence, recipe, captured, made, baselines, clock)
-        verdicts = verdicts_of(evidence, recipe, made, baselines, latencies, clock)
-        return publish(evidence, recipe, captured, judged, made, latencies, verdicts, clock)
+        latencies = _measure_latency(export, candidates) if config.latency else {}
+        comparisons = _compare_precisions(export, bundles, baselines, latencies)
+        return write_bundles(export, bundles, graph_parity=graph_parity, latencies=latencies, comparisons=comparisons)
 
 
-def _bundle_name(subject: LoadedModel, recipe: ExportConfig, runtime: Runtime) -> str:
-    return bundles.bundle_name(subject.name, recipe.options.precision, runtime.fmt)
+def _require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -> None:
+    """Raise before the long work if a package is missing, or the folder of the bundle holds something else."""
+    if not runtime.format.builds_on_device:
+        runtime.load()
+    runtime.require_precision(config.options.precision)
+    store.require_replaceable(config.out / _bundle_name(model_name, config, runtime))
 
 
-def _telling(fmt: str, clock: StageTimer) -> OnPhase:
-    return lambda phase, done: clock.at(f"{fmt}: build, {phase} {done:.0%}")
+def _bundle_name(model_name: str, config: ExportConfig, runtime: Runtime) -> str:
+    return bundle_files.bundle_name(model_name, config.options.precision, runtime.fmt)
 
 
-def _capture(subject: LoadedModel, recipe: ExportConfig, clock: StageTimer) -> OnnxGraph:
-    example, dynamic = subject.example, recipe.options.dynamic_batch is not None
-    if dynamic and len(example[0]) == 1:  # PyTorch takes a batch of one for a constant
+def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
+    return lambda phase, done: timer.update(f"{fmt}: build, {phase} {done:.0%}")
+
+
+def _capture(model: LoadedModel, timer: StageTimer, *, dynamic_batch: bool) -> OnnxGraph:
+    """Capture the model. Raises ExportError if an output has no batch dimension."""
+    example = model.example
+    if dynamic_batch and len(example[0]) == 1:  # torch.export treats a batch of one as a constant
         example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
     captured = capture(
-        subject.module,
+        model.module,
         example,
-        dynamic_batch=dynamic,
-        input_names=subject.input_names,
-        output_names=subject.output_names,
+        dynamic_batch=dynamic_batch,
+        input_names=model.input_names,
+        output_names=model.output_names,
     )
-    clock.add("capture (torch.export)", captured.capture_s)
-    clock.add("translate to ONNX", captured.translate_s)
+    timer.record("capture (torch.export)", captured.capture_s)
+    timer.record("translate to ONNX", captured.translate_s)
     for spec in captured.graph.outputs:
         if not spec.shape:
-            raise ExportError(f"the output {spec} has no batch; return per-image results, with the batch as first axis")
-        if dynamic and spec.shape[0] != "batch":
-            raise ExportError(f"the output {spec} does not follow the batch; export with a static --batch")
+            raise ExportError(f"output {spec} has no batch dimension; return one result per image, batch first")
+        if dynamic_batch and spec.shape[0] != "batch":
+            raise ExportError(f"output {spec} has no dynamic batch dimension; export with a fixed --batch")
     return captured.graph
 
 
-def _gather(subject: LoadedModel, captured: OnnxGraph, recipe: ExportConfig, clock: StageTimer) -> ReferenceData:
-    """What the run is judged on; labelled images are looked for first, since nothing long depends on them."""
-    exam = None
-    if recipe.eval is not None:
-        exam = find_exam(subject, recipe.eval, captured.outputs[0], batch=recipe.options.batch_sizes[0])
-    with clock.stage("PyTorch's answers"):
-        references = compute_references(subject, [spec.name for spec in captured.outputs], images=recipe.images)
-    calibration = references[0].inputs if recipe.calib is None else calibration_inputs(subject, recipe.calib)
-    return ReferenceData(subject=subject, references=references, calibration=calibration, exam=exam)
+def _compute_references(
+    model: LoadedModel, config: ExportConfig, captured: OnnxGraph, timer: StageTimer
+) -> ReferenceData:
+    """Collect reference outputs, calibration inputs and labelled images; a wrong --eval folder fails first."""
+    dataset = None
+    if config.eval is not None:
+        dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch)
+    with timer.stage("reference outputs (PyTorch)"):
+        outputs = compute_references(model, [spec.name for spec in captured.outputs], images=config.images)
+    calibration = outputs[0].inputs if config.calib is None else calibration_inputs(model, config.calib)
+    return ReferenceData(outputs=outputs, calibration=calibration, eval_dataset=dataset)
 
 
-def _judge_capture(
-    captured: OnnxGraph, references: Sequence[Reference], recipe: ExportConfig, clock: StageTimer
-) -> ParityReport:
-    if not recipe.verify:
+def _check_captured(export: ExportRun) -> ParityReport:
+    """Compare the captured graph with PyTorch."""
+    config = export.config
+    if not config.verify:
         return ParityReport(())
-    with clock.stage("parity of the captured graph"):
-        return compare(
-            "ONNX",
-            evaluator(captured, recipe),
-            references,
-            precision="fp32",
-            batches=recipe.options.batch_sizes[:1],
-        )
+    with export.timer.stage("parity of the captured graph"):
+        run_graph = graph_evaluator(export.captured, threads=config.options.threads)
+        return compare("ONNX", run_graph, export.references.outputs, precision="fp32", batches=(config.batch,))
 
 
-def _optimise(
-    captured: OnnxGraph, references: Sequence[Reference], recipe: ExportConfig, folder: Path, clock: StageTimer
-) -> OnnxGraph:
-    """The graph after our passes, and after onnxsim where that helps."""
-    with clock.stage("graph passes"):
-        graph = passes.optimize(captured)
-    first = references[0]
-    rows = [0] * recipe.options.batch_sizes[0]
-    feeds: dict[str, Array] = {name: array[rows] for name, array in first.inputs.items()}
-    with clock.stage("onnxsim"):
-        return simplify(graph, lambda candidate: evaluator(candidate, recipe)(feeds), folder=folder)
+def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:
+    """Apply our passes, then onnxsim if that helps."""
+    threads = export.config.options.threads
+    with export.timer.stage("graph passes"):
+        graph = passes.optimize(export.captured)
+    feeds = export.references.first_rows(export.config.batch)
+    with export.timer.stage("onnxsim"):
+        return simplify(graph, lambda candidate: graph_evaluator(candidate, threads=threads)(feeds), folder=folder)
 
 
-def _make(
-    evidence: ReferenceData, recipe: ExportConfig, graph: OnnxGraph, runtime: Runtime, folder: Path, clock: StageTimer
-) -> BuiltBundle:
-    options, fmt = recipe.options_for(runtime), runtime.fmt
-    place = folder / _bundle_name(evidence.subject, recipe, runtime)
-    with clock.stage(f"{fmt}: lower, check"):
-        lowered = check(passes.specialize(graph, fmt, precision=options.precision, opset=recipe.opset_for(fmt)))
-        steps = _steps(lowered, recipe, recipe.out / place.name) if runtime.format.builds_on_device else None
-    typed, typing = to_precision(lowered, evidence, recipe, fmt, clock)
-    with clock.stage(f"{fmt}: build"), writing(place):
-        place.mkdir()
-        typed.save(place / bundles.MODEL)
-        built = build_engine(runtime, place / bundles.MODEL, place, options)
-    with clock.stage(f"{fmt}: load"):
-        built = open_built(built, options, share=typing.share if isinstance(typing, QuantizationPlan) else None)
-    _require_inputs(built, typed)
-    parity = _judge(lowered, typed, built, evidence.references, recipe, clock)
+def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: Path) -> BuiltBundle:
+    """Build one bundle in `folder`, load its engine if it runs here, and check parity."""
+    config, timer, fmt = export.config, export.timer, runtime.fmt
+    options = config.options_for(runtime)
+    bundle_folder = folder / _bundle_name(export.model.name, config, runtime)
+    with timer.stage(f"{fmt}: specialize, check"):
+        specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
+        steps = _plan_device_build(specialized, config, bundle_folder.name) if runtime.format.builds_on_device else None
+    converted, plan = _converter(export).convert(specialized, fmt)
+    with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
+        bundle_folder.mkdir()
+        converted.save(bundle_folder / bundle_files.MODEL)
+        built = build_engine(runtime, bundle_folder / bundle_files.MODEL, bundle_folder, options)
+    with timer.stage(f"{fmt}: load"):
+        built = open_built(built, options, share=plan.fraction if plan is not None else None)
+    _require_inputs(built, converted)
+    parity = _check_parity(export, specialized, converted, built)
     return BuiltBundle(
-        runtime=runtime, folder=place, graph=typed, typing=typing, built=built, parity=parity, steps=steps
+        runtime=runtime,
+        folder=bundle_folder,
+        options=options,
+        graph=converted,
+        precision_plan=plan,
+        built=built,
+        parity=parity,
+        device_steps=steps,
+    )
+
+
+def _converter(export: ExportRun) -> PrecisionConverter:
+    config = export.config
+    return PrecisionConverter(
+        precision=config.options.precision,
+        references=export.references,
+        batch=config.batch,
+        threads=config.options.threads,
+        check_parity=config.verify,
+        max_drop=config.allowed_drop,
+        timer=export.timer,
     )
 
 
 def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
-    """Raises ExportError where the engine lacks an input of the graph: OpenVINO leaves out what nothing depends on."""
-    taken = {spec.name for spec in built.engine.inputs} if built.engine is not None else set()
-    lost = [spec.name for spec in graph.inputs if spec.name not in taken]
-    if built.engine is not None and lost:
+    """Raise ExportError if the engine lacks an input of the graph: OpenVINO removes unused inputs."""
+    if built.engine is None:
+        return
+    present = {spec.name for spec in built.engine.inputs}
+    removed = [spec.name for spec in graph.inputs if spec.name not in present]
+    if removed:
         raise ExportError(
-            f"no output depends on the input {lost[0]}, which {built.runtime.title} leaves out; drop it from forward"
+            f"no output depends on input {removed[0]}, and {built.runtime.title} removes it; "
+            "remove the argument from forward()"
         )
 
 
-def _steps(graph: OnnxGraph, recipe: ExportConfig, bundle: Path) -> DeviceSteps:
-    """How the engine is built on the device, once the graph is seen to be one that TensorRT's parser takes.
+def _plan_device_build(graph: OnnxGraph, config: ExportConfig, bundle_name: str) -> DeviceSteps:
+    """Return the commands that build the engine on the device.
 
-    Raises ExportError with the first thing that it does not.
+    Raises ExportError with the first lint error: TensorRT's parser on the device would refuse the graph.
     """
-    target = parse_target(f"trt:{recipe.target_version}")
+    target = parse_target(f"trt:{config.target_version}")
     for finding in lint(graph, target):
         if finding.level == "error":
             module = f" (PyTorch module {finding.module})" if finding.module else ""
-            where = f"the graph is not fit for {target}, at {finding.node}{module}"
-            raise ExportError(f"{where}: {finding.why}; {finding.remedy}")
-    return device_steps(bundle, recipe.options, recipe.target_version, inputs=graph.inputs)
-
-
-def _judge(
-    lowered: OnnxGraph,
-    typed: OnnxGraph,
-    built: BuildResult,
-    references: Sequence[Reference],
-    recipe: ExportConfig,
-    clock: StageTimer,
-) -> ParityReport:
-    """The finished graph, and the engine where it runs here."""
-    if not recipe.verify:
-        return ParityReport(())
-    fmt, batches, precision = built.runtime.fmt, recipe.options.batch_sizes, recipe.options.precision
-    own = references_for(references, precision)
-    with clock.stage(f"{fmt}: parity"):
-        report = compare(
-            f"{fmt}: optimised ONNX", evaluator(lowered, recipe), references, precision="fp32", batches=batches[:1]
-        )
-        if typed is not lowered:
-            report += compare(
-                f"{fmt}: typed ONNX",
-                typed_evaluator(typed, recipe),
-                own,
-                precision=precision,
-                batches=batches[:1],
+            raise ExportError(
+                f"the graph cannot run on {target}: {finding.node}{module}: {finding.why}; {finding.remedy}"
             )
+    return device_steps(config.out / bundle_name, config.options, config.target_version, inputs=graph.inputs)
+
+
+def _check_parity(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, built: BuildResult) -> ParityReport:
+    """Compare with PyTorch: the specialized fp32 graph, the graph in lower precision, and the engine if it runs."""
+    if not export.config.verify:
+        return ParityReport(())
+    options, references, fmt = export.config.options, export.references.outputs, built.runtime.fmt
+    precision, batches, threads = options.precision, options.batch_sizes, options.threads
+    own = references_for(references, precision)
+    with export.timer.stage(f"{fmt}: parity"):
+        run_graph = graph_evaluator(specialized, threads=threads)
+        report = compare(f"{fmt}: optimized ONNX", run_graph, references, precision="fp32", batches=batches[:1])
+        if converted is not specialized:
+            run_graph = fp16_evaluator(converted, threads=threads)
+            report += compare(f"{fmt}: {precision} ONNX", run_graph, own, precision=precision, batches=batches[:1])
         if built.engine is not None:
             report += compare(f"{fmt}: engine", built.engine.run, own, precision=precision, batches=batches)
     return report
 
 
-def _measure(
-    evidence: ReferenceData,
-    recipe: ExportConfig,
-    captured: OnnxGraph,
-    made: Sequence[BuiltBundle],
-    baselines: Mapping[str, Fp32Baseline],
-    clock: StageTimer,
-) -> dict[str, LatencyReport]:
-    """PyTorch and every engine that runs here side by side, in one interleaved run."""
-    engines = {item.runtime.fmt: item.built for item in made}
-    engines |= {fp32_name(fmt): each.built for fmt, each in baselines.items() if each.built is not None}
-    running = {name: built for name, built in engines.items() if built.engine is not None}
-    if not recipe.latency or not running:
+def _build_baselines(
+    export: ExportRun, graph: OnnxGraph, bundles: Sequence[BuiltBundle], folder: Path
+) -> dict[str, Fp32Baseline]:
+    """Build an fp32 engine for each format, unless the bundles are fp32."""
+    if export.config.options.precision == "fp32":
         return {}
-    options, reference = recipe.options, evidence.references[0]
+
+    def specialize(fmt: str) -> OnnxGraph:
+        return passes.specialize(graph, fmt, opset=export.config.opset_for(fmt))
+
+    return build_fp32_baselines(bundles, specialize, folder / "fp32", export.timer)
+
+
+def _engines_by_name(bundles: Sequence[BuiltBundle], baselines: Mapping[str, Fp32Baseline]) -> dict[str, BuildResult]:
+    """Return the engines that run here by the name they are measured under."""
+    found = {bundle.fmt: bundle.built for bundle in bundles}
+    for fmt, baseline in baselines.items():
+        if baseline.built is not None:
+            found[fp32_baseline.candidate_name(fmt)] = baseline.built
+    return {name: built for name, built in found.items() if built.engine is not None}
+
+
+def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> dict[str, LatencyReport]:
+    """Measure PyTorch and all engines side by side, in one interleaved run."""
+    if not engines:
+        return {}
+    options, captured = export.config.options, export.captured
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
-    feeds = reference.batch(batch)
-    torch_engine = TorchEngine(evidence.subject.module, captured.inputs, captured.outputs, threads=options.threads)
+    feeds = export.references.outputs[0].batch(batch)
+    torch_engine = TorchEngine(export.model.module, captured.inputs, captured.outputs, threads=options.threads)
     candidates = [candidate_from_engine("torch", torch_engine, feeds, threads=options.threads)]
-    for name, built in running.items():
+    for name, built in engines.items():
         assert built.engine is not None
         candidates.append(
             candidate_from_engine(name, built.engine, feeds, threads=options.threads, loading=built.loading)
         )
-    with clock.stage("latency"):
-        return {report.name: report for report in measure(candidates, recipe.plan)}
+    with export.timer.stage("latency"):
+        return {report.name: report for report in measure(candidates, export.config.plan)}
+
+
+def _compare_precisions(
+    export: ExportRun,
+    bundles: Sequence[BuiltBundle],
+    baselines: Mapping[str, Fp32Baseline],
+    latencies: Mapping[str, LatencyReport],
+) -> dict[str, PrecisionComparison]:
+    """Compare each bundle in lower precision with fp32. Raises ParityError if one loses too much accuracy."""
+    dataset, found = export.references.eval_dataset, {}
+    for bundle in bundles:
+        baseline = baselines.get(bundle.fmt)
+        if baseline is None:
+            continue
+        comparison = compare_with_fp32(
+            bundle,
+            baseline,
+            evaluations=None if dataset is None else evaluate_precision(bundle, baseline, dataset, export.timer),
+            latencies=latencies,
+            allowed_drop=export.config.allowed_drop,
+        )
+        if export.config.verify:
+            comparison.require_accuracy()
+        found[bundle.fmt] = comparison
+    return found

@@ -86,6 +86,15 @@ class PrecisionPlan:
         """The PyTorch modules with a node in fp32."""
         return tuple(dict.fromkeys(node.name.rpartition("/")[0] for node in self.kept))
 
+    @property
+    def fraction(self) -> None:
+        """The fraction of MACs in fp16 is not known: a plan counts nodes."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Return what the export report says about the conversion: nothing for fp16."""
+        return []
+
     def to_json(self) -> dict[str, Any]:
         return {"summary": self.summary, **asdict(self)}
 

@@ -33,13 +33,13 @@ class QuantizationPlan:
     rest: str  # the precision of what is not int8
     layers: int  # convolutions and products with constant weights
     kept: tuple[KeptNode, ...]  # the layers that are not int8
-    share: float  # of all multiply-adds of the graph, what the int8 layers do
+    fraction: float  # of the graph's MACs that the int8 layers do
     photos: int  # calibration inputs
 
     @property
     def summary(self) -> str:
         quantised = self.layers - len(self.kept)
-        share = "more than 99.9%" if 0.9995 < self.share < 1 else f"{self.share:.1%}"
+        share = "more than 99.9%" if 0.9995 < self.fraction < 1 else f"{self.fraction:.1%}"
         return (
             f"{quantised} of {self.layers} layers in int8, {share} of all multiply-adds, "
             f"by {self.photos} calibration inputs"
@@ -50,8 +50,13 @@ class QuantizationPlan:
         """The layers that would gain by int8 and cost accuracy."""
         return tuple(node for node in self.kept if node.reason.startswith(_COSTLY))
 
+    def notes(self) -> list[str]:
+        """Return what the export report says about the conversion."""
+        return [self.summary, *(f"{node.name} stays in float: {node.reason}" for node in self.reverted)]
+
     def to_json(self) -> dict[str, Any]:
-        return {"summary": self.summary, **asdict(self)}
+        fields = asdict(self)
+        return {"summary": self.summary, "share": fields.pop("fraction"), **fields}
 
 
 _COSTLY = "costs accuracy"
@@ -197,6 +202,6 @@ def _plan(
         rest=scheme.float_dtype,
         layers=len(layers),
         kept=kept,
-        share=whole / multiply_adds(graph),
+        fraction=whole / multiply_adds(graph),
         photos=max(len(found.lows) for found in reach.values()),
     )

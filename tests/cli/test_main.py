@@ -23,7 +23,7 @@ from tests.helpers.cli import status
         (["exprot", "shiftvit_t"], 2, "Did you mean 'export'"),
         (["export", "shiftvitt", "--fmt", "ort"], 2, "Did you mean 'shiftvit_t'"),
         (["export", "shiftvit_t", "--fmt", "onxruntime"], 2, "Did you mean 'onnxruntime'"),
-        (["export", "shiftvit_t", "--fmt", "ort,ort"], 2, "stands twice"),
+        (["export", "shiftvit_t", "--fmt", "ort,ort"], 2, "duplicate format"),
         (["export", "shiftvit_t", "--fmt", "ort", "--precison", "fp16"], 2, "Did you mean '--precision'"),
         (["export", "shiftvit_t"], 2, "--fmt"),
         (["export", "shiftvit_t", "--fmt", "ort", "--fp16", "--int8"], 2, "choose one precision"),

@@ -49,17 +49,17 @@ def verdict(
     return PrecisionComparison(
         fmt="ort",
         precision=precision,  # type: ignore[arg-type]
-        judged="the engine",
+        measured_on="the engine",
         parity=parity(),
-        wanted=None if drop is None else evaluation(200),
-        found=None if drop is None else evaluation(200 + drop),
-        time=time,
+        fp32_evaluation=None if drop is None else evaluation(200),
+        evaluation=None if drop is None else evaluation(200 + drop),
+        time_ratio=time,
         size_bytes=size_bytes,
         fp32_size_bytes=36,
     )
 
 
-UNSURE = "int8: faster or slower, this run cannot tell (time / fp32"
+UNSURE = "int8: no clear difference in speed (time / fp32"
 UNMEASURED = "accuracy not measured (--eval DIR)"
 SENTENCES = [
     (FASTER, 4, "int8: 2.1x faster, 0.4 points worse on 1000 images, 3.6x smaller", True),
@@ -91,17 +91,18 @@ def test_what_loses_more_than_is_allowed_is_not_recommended() -> None:
     told = replace(verdict(FASTER, 400), allowed_drop=0.01)
     assert told.recommended is False
     assert told.sentence == (
-        "int8 loses more than is allowed: not recommended (2.1x faster, 40.0 points worse on 1000 images, 3.6x smaller)"
+        "int8 loses more accuracy than allowed: not recommended "
+        "(2.1x faster, 40.0 points worse on 1000 images, 3.6x smaller)"
     )
-    assert replace(told, time=None).recommended is False
+    assert replace(told, time_ratio=None).recommended is False
     assert replace(told, allowed_drop=0.4).recommended is True
 
 
 def test_a_model_that_guesses_shows_nothing_and_is_not_recommended() -> None:
     """Of random weights: what is right by chance alone cannot be lost."""
-    told = replace(verdict(), wanted=evaluation(895), found=evaluation(895))
+    told = replace(verdict(), fp32_evaluation=evaluation(895), evaluation=evaluation(895))
     assert told.recommended is None
-    unknown = "accuracy not told (fp32 itself is right on 10.5% of 1000 images, as guesses may be)"
+    unknown = "accuracy unknown (fp32 itself classifies 10.5% of 1000 images, as a guess may)"
     assert told.sentence == f"int8: 2.1x faster, {unknown}, 3.6x smaller"
 
 
@@ -109,14 +110,14 @@ def test_little_is_not_told_as_nothing() -> None:
     many = {"labels": (0,) * 10_000, "answers": (0,) * 10_000, "ranks": (0,) * 10_000}
     fp32 = replace(evaluation(0), **many)  # type: ignore[arg-type]
     lost = replace(evaluation(0), **{**many, "answers": (1, *many["answers"][1:]), "ranks": (1, *many["ranks"][1:])})  # type: ignore[arg-type]
-    told = replace(verdict(Ratio(0.97, Interval(0.96, 0.98), 64)), wanted=fp32, found=lost)
+    told = replace(verdict(Ratio(0.97, Interval(0.96, 0.98), 64)), fp32_evaluation=fp32, evaluation=lost)
     assert told.sentence == "int8: 1.03x faster, 0.010 points worse on 10000 images, 3.6x smaller"
 
 
 def test_it_does_not_speak_of_an_engine_that_has_not_run() -> None:
-    told = replace(verdict(None, precision="fp16", size_bytes=None), judged="the typed graph")
+    told = replace(verdict(None, precision="fp16", size_bytes=None), measured_on="the ONNX graph")
     assert told.sentence == (
-        "fp16: speed not measured here, 0.4 points worse on 1000 images (the typed graph; no engine has run)"
+        "fp16: speed not measured here, 0.4 points worse on 1000 images (the ONNX graph; no engine has run)"
     )
 
 
@@ -129,12 +130,12 @@ def test_it_speaks_of_its_own_precision() -> None:
 def test_a_size_that_is_not_known_is_not_told(size: int | None) -> None:
     told = verdict(size_bytes=size)
     assert told.sentence == "int8: 2.1x faster, 0.4 points worse on 1000 images"
-    assert told.smaller is None
+    assert told.size_reduction is None
 
 
 def test_agreement_is_of_labelled_images_where_there_are_any() -> None:
     """Two contestants that are equally often right need not agree."""
-    told = replace(verdict(), wanted=evaluation(100), found=evaluation(100, first=500))
+    told = replace(verdict(), fp32_evaluation=evaluation(100), evaluation=evaluation(100, first=500))
     assert told.agreement == 0.8
     assert told.drop is not None
     assert told.drop.points == 0
@@ -174,13 +175,13 @@ def test_the_parity_is_that_of_the_worst_output() -> None:
     ],
 )
 def test_more_than_is_allowed_is_refused(drop: int | None, allowed: float | None, raises: bool) -> None:
-    told = verdict(drop=drop)
+    told = replace(verdict(drop=drop), allowed_drop=allowed)
     if not raises:
-        told.require(allowed)
+        told.require_accuracy()
         return
     assert drop is not None and allowed is not None
     with pytest.raises(ParityError, match=f"ort in int8 .the engine. loses {drop / 10:.2f} ") as caught:
-        told.require(allowed)
+        told.require_accuracy()
     assert f"points of top-1, and {100 * allowed:g} are allowed" in str(caught.value)
     assert caught.value.exit_status == 6
 

@@ -30,8 +30,10 @@ from edgevit.metrics import wilson
 from edgevit.models.loading import class_names, from_module, from_name
 from edgevit.pipeline import precision as lower_precision
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.config import ExportConfig
-from edgevit.pipeline.references import ReferenceData, calibration_inputs
+from edgevit.pipeline.export_run import StageTimer
+from edgevit.pipeline.references import ReferenceData
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import compare, references_for
 from edgevit.types import Reference
@@ -99,8 +101,8 @@ def test_the_manifest_says_what_is_int8(trained: Mapping[str, Bundle], fmt: str)
     stages = {result["stage"]: result["precision"] for result in trained[fmt].manifest["parity"]["results"]}
     assert stages == {
         "ONNX": "fp32",
-        f"{fmt}: optimised ONNX": "fp32",
-        f"{fmt}: typed ONNX": "int8",
+        f"{fmt}: optimized ONNX": "fp32",
+        f"{fmt}: int8 ONNX": "int8",
         f"{fmt}: engine": "int8",
     }
 
@@ -117,7 +119,7 @@ def test_what_runs_is_what_was_asked_for(trained: Mapping[str, Bundle], fmt: str
 def test_the_verdict_is_kept(trained: Mapping[str, Bundle], fmt: str) -> None:
     verdict = trained[fmt].manifest["verdict"]
     assert verdict["images"] == LABELLED
-    assert verdict["judged"] == ("the typed graph" if fmt == "onnx" else "the engine")
+    assert verdict["judged"] == ("the ONNX graph" if fmt == "onnx" else "the engine")
     assert verdict["drop_points"] <= 0.5 or verdict["drop_points_interval"][0] <= 0.5
     assert wilson(round(LABELLED * verdict["agreement"]), LABELLED).high >= 0.975  # as far as so few can tell
     assert verdict["snr_db"] > 20
@@ -322,10 +324,10 @@ def test_it_is_measured_against_fp32_in_the_same_run(small: Path, views: Path, t
     )
     found = pipeline.run(from_name(f"{small}:plain", img_size=32), recipe)
     verdict = found.bundles[0].verdict
-    assert verdict is not None and verdict.time is not None
-    assert verdict.time.verdict in ("faster", "slower", "cannot tell")
+    assert verdict is not None and verdict.time_ratio is not None
+    assert verdict.time_ratio.verdict in ("faster", "slower", "cannot tell")
     kept = manifest(tmp_path, "small_plain-int8-ort")["verdict"]
-    assert (kept["sentence"], kept["time_ratio"]) == (verdict.sentence, verdict.time.value)
+    assert (kept["sentence"], kept["time_ratio"]) == (verdict.sentence, verdict.time_ratio.value)
     printed = io.StringIO()
     Console(width=10**4, file=printed).print(*report_parts(found))
     assert verdict.sentence in printed.getvalue()
@@ -400,7 +402,7 @@ def test_a_bound_that_cannot_be_reached_is_status_9(
     data, out = labelled(small, "ties", pieces(tmp_path / "many", 20), tmp_path / "data"), tmp_path / "out"
     assert export(small, "ties", out, "--calib", views, "--eval", data, "--max-drop", "0%") == 9
     line = last_line(capsys)
-    assert "int8 does not keep the answers: top-1 loses" in line
+    assert "int8 does not keep the answers: top-1 drops" in line
     assert "and 0.00% are allowed" in line
     assert list(out.iterdir()) == []
     assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
@@ -413,26 +415,31 @@ def test_what_is_counted_without_labels_is_not_called_accuracy() -> None:
         return graph("(float[batch, 4] x) => (float[batch, 4] y) { y = MatMul (x, w) }", w=weight)
 
     rows = np.eye(4, dtype=np.float32) + 1
-    whole, recipe = (
-        nearly_equal(0),
-        ExportConfig(formats=("ort",), options=BuildOptions(precision="int8"), calib={}, max_drop=0),
-    )
-    evidence = ReferenceData(
-        subject=from_module(nn.Linear(4, 4), example_input=torch.zeros(1, 4)),
-        references=(Reference(kind="photos", inputs={"x": rows}, outputs={"y": answer(whole, rows)}),),
+    whole = nearly_equal(0)
+    references = ReferenceData(
+        outputs=(Reference(kind="photos", inputs={"x": rows}, outputs={"y": answer(whole, rows)}),),
         calibration={"x": rows},
-        exam=None,
+        eval_dataset=None,
     )
-    judge = lower_precision._judge(whole, [{"x": rows[:1]}], evidence, recipe)
-    assert judge(whole) == ""
-    assert judge(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
+    converter = lower_precision.PrecisionConverter(
+        precision="int8",
+        references=references,
+        batch=1,
+        threads=None,
+        check_parity=True,
+        max_drop=0,
+        timer=StageTimer(),
+    )
+    rejection_reason = converter.acceptance_check(whole, [{"x": rows[:1]}])
+    assert rejection_reason(whole) == ""
+    assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
 
 
 def test_a_bound_needs_classes(small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(small, "tokens", tmp_path, "--calib", views, "--max-drop", "1%") == 2
-    assert "--max-drop counts classes" in last_line(capsys)
+    assert "--max-drop needs a classifier" in last_line(capsys)
     assert export(small, "tokens", tmp_path, "--calib", views, "--eval", views) == 2
-    assert "leave --eval out" in last_line(capsys)
+    assert "--eval needs an image classifier" in last_line(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -443,15 +450,15 @@ def test_a_bound_needs_classes(small: Path, views: Path, tmp_path: Path, capsys:
     ("options", "message"),
     [
         (["--int8"], "give a folder of a hundred or more with --calib DIR"),
-        (["--calib", "DIR"], "--calib is for a lower precision; fp32 needs none"),
-        (["--eval", "DIR"], "--eval is for a lower precision"),
-        (["--max-drop", "1%"], "--max-drop is for a lower precision"),
-        (["--int8", "--calib", "DIR", "--max-drop", "100%"], "a share of the images from 0 to below 1"),
+        (["--calib", "DIR"], "--calib requires --precision fp16 or int8"),
+        (["--eval", "DIR"], "--eval requires --precision"),
+        (["--max-drop", "1%"], "--max-drop requires --precision"),
+        (["--int8", "--calib", "DIR", "--max-drop", "100%"], "a fraction from 0 to below 1"),
         (["--int8", "--calib", "DIR", "--max-drop", "-1%"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "nan"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "much"], "not a percentage"),
         (["--int8", "--calib", "DIR", "--max-drop", "1%", "--no-verify"], "leave one of them out"),
-        (["--fp16", "--max-drop", "0%"], "judged on labelled images alone: give them with --eval DIR"),
+        (["--fp16", "--max-drop", "0%"], "needs labelled images; add --eval DIR"),
         (["--int8", "--fp16", "--calib", "DIR"], "two precisions were asked for"),
     ],
 )
@@ -489,7 +496,7 @@ def bad_folder(case: str, views: Path, folder: Path) -> Path:
         ("no image", "no image in"),
         ("broken", "torn.png"),
         ("black", "6 of 6 photos in"),
-        ("of one colour each", "show one colour and nothing else"),
+        ("of one colour each", "show a single color"),
     ],
 )
 def test_a_folder_that_nothing_is_told_from_is_refused(
@@ -541,7 +548,7 @@ def test_the_trained_model_keeps_its_bound_in_the_dark(
     options = ["--fmt", "ort", "--int8", "--eval", str(photos / "eval"), "--no-latency", "--out", str(tmp_path / "out")]
     black, dim = noise_in_the_dark(tmp_path / "black", 1), noise_in_the_dark(tmp_path / "dim")
     assert status("export", "shiftvit_cifar10", *options, "--calib", black) == 2
-    assert "show one colour and nothing else" in last_line(capsys)
+    assert "show a single color" in last_line(capsys)
     assert list((tmp_path / "out").iterdir()) == []
     assert status("export", "shiftvit_cifar10", *options, "--calib", dim) == 0
     found = manifest(tmp_path / "out", "shiftvit_cifar10-int8-ort")
@@ -638,16 +645,16 @@ def test_arrays_calibrate_what_takes_no_photos(fmt: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("calib", "message"),
     [
-        ({"images": ROWS}, r"calib holds the inputs \['images'\]; the model takes \['x'\]"),
-        ({"x": ROWS, "z": ROWS}, "calib holds the inputs"),
-        ({}, "calib holds the inputs"),
+        ({"images": ROWS}, r"calib has the inputs \['images'\]; the model takes \['x'\]"),
+        ({"x": ROWS, "z": ROWS}, "calib has the inputs"),
+        ({}, "calib has the inputs"),
         ({"x": ROWS[:0]}, "at least one"),
-        ({"x": ROWS.tolist()}, r"calib gives list for x; give a NumPy array, float32 of shape \['rows', 24\]"),
-        ({"x": ROWS[:, :23]}, r"calib gives float32 of shape \[64, 23\] for x; give float32 of shape"),
-        ({"x": ROWS[0]}, r"calib gives float32 of shape \[24\] for x"),
-        ({"x": ROWS.astype(np.float64)}, r"calib gives float64 of shape \[64, 24\] for x"),
-        ({"x": np.where(ROWS > 2, np.nan, ROWS)}, "calib holds NaN or infinity for x"),
-        (OWN_PHOTOS, "takes no photos; leave --calib out, or give arrays in Python"),
+        ({"x": ROWS.tolist()}, r"calib has a list for x; pass a NumPy array, float32 of shape \['rows', 24\]"),
+        ({"x": ROWS[:, :23]}, r"calib has float32 of shape \[64, 23\] for x; expected float32 of shape"),
+        ({"x": ROWS[0]}, r"calib has float32 of shape \[24\] for x"),
+        ({"x": ROWS.astype(np.float64)}, r"calib has float64 of shape \[64, 24\] for x"),
+        ({"x": np.where(ROWS > 2, np.nan, ROWS)}, "calib has NaN or infinity for x"),
+        (OWN_PHOTOS, "--calib needs a model with one image input"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(calib: Any, message: str) -> None:
@@ -679,7 +686,7 @@ def test_trt_writes_a_graph_of_symmetric_int8_and_fp16(small: Path, views: Path,
     path = tmp_path / "small_plain-int8-trt"
     found = manifest(tmp_path, path.name)
     assert (found["typing"]["activations"], found["typing"]["rest"]) == ("int8", "fp16")
-    assert found["verdict"]["judged"] == "the typed graph"
+    assert found["verdict"]["judged"] == "the ONNX graph"
     assert found["precision"]["found"] is None
     check_types_of_tensorrt(OnnxGraph.load(path / "model.onnx"))
 
@@ -741,7 +748,7 @@ def test_every_family_builds_for_tensorrt_rtx(name: str, way: str, tmp_path: Pat
     assert found["parity"]["passed"] is True
     assert found["runtime"]["engine_files"]
     assert found["precision"]["layers"].get(way, 0) > 0
-    assert found["verdict"]["judged"] == "the typed graph"
+    assert found["verdict"]["judged"] == "the ONNX graph"
 
 
 # The house
@@ -769,4 +776,4 @@ def test_nothing_of_others_quantises_or_tells(package: str) -> None:
     ],
 )
 def test_what_may_be_lost_while_layers_are_chosen(bound: float, images: int, lost: int, passes: bool) -> None:
-    assert ((100 * lost / images) / 100 <= lower_precision.tolerated(bound, images)) == passes
+    assert ((100 * lost / images) / 100 <= lower_precision.tolerance(bound, images)) == passes

@@ -97,7 +97,7 @@ def test_python_names_the_targets_too(tmp_path: Path) -> None:
 
 
 def test_a_version_of_tensorrt_is_for_tensorrt() -> None:
-    with pytest.raises(UsageError, match="--trt-version is for --fmt trt"):
+    with pytest.raises(UsageError, match="--trt-version requires --fmt trt"):
         ExportConfig(formats=("ort", "trt-rtx"), trt_version="10.3")
 
 
@@ -134,7 +134,7 @@ class InPlace(nn.Module):
 
 
 def test_what_the_target_cannot_parse_is_refused_before_the_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"not fit for TensorRT 10\.3, at /ScatterND.*torch\.cat"):
+    with pytest.raises(ExportError, match=r"cannot run on TensorRT 10\.3: /ScatterND.*torch\.cat"):
         edgevit.export(InPlace(), example_input=torch.rand(1, 4), fmt="trt", out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -273,8 +273,8 @@ def test_fp16_is_typed_in_the_graph_and_judged(tmp_path: Path) -> None:
     weights = [value for value in graph.model.graph.initializers.values() if value.name == "head.weight"]
     assert all(str(value.dtype) == "FLOAT16" for value in weights)
     stages = {result["stage"]: result["precision"] for result in bundle.manifest["parity"]["results"]}
-    assert stages["onnx: optimised ONNX"] == "fp32"
-    assert stages["onnx: typed ONNX"] == "fp16"
+    assert stages["onnx: optimized ONNX"] == "fp32"
+    assert stages["onnx: fp16 ONNX"] == "fp16"
     assert bundle.manifest["typing"]["kept"] == []
 
 

@@ -111,7 +111,7 @@ def test_a_judge_that_is_content_at_once() -> None:
     _, plan = mixed(chain(), judge, told=told)
     assert asked == [LAYERS]
     assert told == []  # nothing was measured
-    assert (plan.kept, plan.reverted, plan.share, plan.layers, plan.photos) == ((), (), 1.0, LAYERS, 1)
+    assert (plan.kept, plan.reverted, plan.fraction, plan.layers, plan.photos) == ((), (), 1.0, LAYERS, 1)
     assert (plan.activations, plan.rest) == ("uint8", "fp32")
     assert plan.summary == "6 of 6 layers in int8, 100.0% of all multiply-adds, by 1 calibration inputs"
 
@@ -128,7 +128,7 @@ def test_the_sensitive_layer_goes_back_to_float(sensitive: int, fmt: str) -> Non
     words, _, level = kept.reason.removesuffix(" dB").rpartition(" ")
     assert words == "costs accuracy: it alone in int8 leaves an SNR of"
     assert float(level) < 10
-    assert plan.share == pytest.approx(1 - 1 / LAYERS)
+    assert plan.fraction == pytest.approx(1 - 1 / LAYERS)
     assert snr_db(answer(whole, IMAGE), answer(made, IMAGE)) >= 20
 
 
@@ -137,7 +137,7 @@ def test_the_fewest_go_back(most: int) -> None:
     told: list[tuple[int, int]] = []
     _, plan = mixed(chain(), content_with(most), told=told)
     assert len(plan.reverted) == LAYERS - most
-    assert plan.share == pytest.approx(most / LAYERS)
+    assert plan.fraction == pytest.approx(most / LAYERS)
     assert told == [(index, LAYERS) for index in range(LAYERS)]
 
 

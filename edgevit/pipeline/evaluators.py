@@ -1,0 +1,23 @@
+"""Run an ONNX graph in ONNX Runtime without optimizations, as a reference."""
+
+from __future__ import annotations
+
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.quantization.fp16 import emulate_fp16
+from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
+from edgevit.types import Run
+
+
+def graph_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
+    """Return a function that runs `graph` node by node as written, without ONNX Runtime's own rewrites."""
+    engine = OnnxRuntimeEngine(OnnxFile().load(), graph.to_bytes(), BuildOptions(threads=threads), optimised=False)
+    return engine.run
+
+
+def fp16_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
+    """Return a function that runs `graph` with fp16 rounding emulated.
+
+    ONNX Runtime computes fp16 nodes in fp32 on a CPU, which hides overflows.
+    """
+    return graph_evaluator(emulate_fp16(graph), threads=threads)
