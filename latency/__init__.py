@@ -1,1 +1,1 @@
-"""An engine in, numbers that a stranger can reproduce out. Nothing here needs torch or onnx to be installed."""
+"""Latency measurement. Needs neither torch nor onnx."""

@@ -1,4 +1,4 @@
-"""A measurement of before as the bar for one of now: the file that `edgevit latency --json` wrote."""
+"""Check a measurement against a stored baseline: a file written by `edgevit latency --json`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import MeasureError, RegressionError, UsageError
+from edgevit.files import first_line
 from edgevit.latency.compare import gate
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 
-Baseline = Mapping[str, LatencyReport]  # by the candidate's name
+Baseline = Mapping[str, LatencyReport]  # by name of the candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineCheck:
-    """A candidate that was held against its baseline."""
+    """The comparison of one candidate with its baseline."""
 
     name: str
-    ratio: Ratio | None  # None where the two do not compare
-    allowed: float  # times its baseline
-    failure: MeasureError | RegressionError | None  # None: no slower than allowed, and shown to be
+    ratio: Ratio | None  # None if the two do not compare
+    allowed: float  # largest allowed ratio
+    failure: MeasureError | RegressionError | None  # None if the candidate is shown to be within the allowance
 
     @property
     def sentence(self) -> str:
         if self.ratio is None or self.ratio.interval is None:
-            return f"{self.name}: not shown to be as fast as its baseline allows"
+            return f"{self.name}: no comparison with its baseline"
         low, high = self.ratio.interval.low, self.ratio.interval.high
         interval = f"{low:.2f} to {high:.2f}; {self.allowed:g} allowed"
         return f"{self.name}: {self.ratio.value:.2f} times its baseline ({interval})"
@@ -44,18 +45,22 @@ class BaselineCheck:
 
 
 def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
-    """The reports of the candidates `names`. Raises UsageError where the file is none, or lacks one of them."""
+    """Return the reports of the candidates `names`, by name.
+
+    Raises UsageError if the file is not a baseline, or has no report of one of them.
+    """
     try:
         entries = json.loads(path.read_text("utf-8"))["latency"]
         reports = {str(entry["name"]): LatencyReport.from_json(entry["evidence"]) for entry in entries}
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise UsageError(
-            f"{path} is not what `edgevit latency BUNDLE --json FILE` wrote ({error}); measure a baseline again"
+            f"{path} is not a baseline ({first_line(error)}); write one with edgevit latency BUNDLE --json FILE"
         ) from error
-    lacking = [name for name in names if name not in reports]
-    if lacking:
+    missing = [name for name in names if name not in reports]
+    if missing:
         raise UsageError(
-            f"{path} holds no baseline of {lacking[0]}; it holds {', '.join(reports) or 'none'}: measure one of it too"
+            f"{path} has no baseline of {missing[0]}, only of {', '.join(reports) or 'nothing'}; "
+            f"measure {missing[0]} as well"
         )
     return {name: reports[name] for name in names}
 
@@ -63,7 +68,7 @@ def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
 def check_baseline(
     found: Sequence[LatencyReport], baseline: Baseline, *, max_slowdown: float
 ) -> tuple[BaselineCheck, ...]:
-    """Each candidate that has a baseline, held against it; `max_slowdown` 0.1 allows a tenth more time."""
+    """Compare each report that has a baseline; `max_slowdown` 0.1 allows 10 % more time."""
     return tuple(
         _check(report, baseline[report.name], max_slowdown=max_slowdown) for report in found if report.name in baseline
     )
@@ -79,6 +84,6 @@ def _check(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: floa
 
 
 def first_failure(checks: Sequence[BaselineCheck]) -> MeasureError | RegressionError | None:
-    """The first that is slower than allowed, else the first of which that cannot be told."""
+    """Return the first candidate's failure that is a slowdown, else the first that is a missing verdict, else None."""
     failures = [each.failure for each in checks if each.failure is not None]
     return min(failures, key=lambda failure: not isinstance(failure, RegressionError), default=None)

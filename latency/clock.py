@@ -1,4 +1,4 @@
-"""The clock, how fine it is, and how fast the machine was while it ran."""
+"""Clock resolution and a machine-speed probe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-now_ns = time.perf_counter_ns  # monotonic; on Linux CLOCK_MONOTONIC, which NTP slews and never sets back
+now_ns = time.perf_counter_ns  # CLOCK_MONOTONIC on Linux: NTP changes its rate but never sets it back
 
-_PROBE_VALUES = 4096  # 16 KB of float32: half of the smallest first-level cache
+_PROBE_VALUES = 4096  # 16 KB of float32: half of the smallest L1 data cache in use
 _PROBE_STEPS = 200
 _CACHE_LINE = 64
 _PROBE_TRIES = 5
@@ -19,14 +19,14 @@ _PROBE_TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One reading of `machine_speed`, and when it was taken (ns from the start of the measurement)."""
+    """One reading of `machine_speed_ms` and its time, in ns from the start of the measurement."""
 
     start_ns: int
     ms: float
 
 
 def resolution_ns(steps: int = 64) -> int:
-    """The smallest difference that two readings of the clock can show, in ns, measured over `steps` ticks."""
+    """Return the smallest difference between two readings of the clock, in ns, over `steps` ticks."""
     smallest = None
     for _ in range(steps):
         start = now_ns()
@@ -36,12 +36,12 @@ def resolution_ns(steps: int = 64) -> int:
     return smallest or 1
 
 
-def machine_speed() -> float:
-    """The time, in ms, of a fixed piece of single-threaded arithmetic: a yardstick for the machine, not for a model.
+def machine_speed_ms() -> float:
+    """Return the time of a fixed, single-threaded computation in ms: a measure of the machine, not of a model.
 
-    Its work never changes, so two readings differ only where the machine did: other processes, clocks, heat. It is
-    the median of five tries of 200 multiply-adds over 4096 float32 values, each well below a millisecond. It does
-    not see memory bandwidth or a GPU.
+    Two readings differ only if the machine changed: other processes, clocks, heat. The computation is the median of
+    five tries of 200 multiply-adds over 4096 float32 values, each well below a millisecond. It does not depend on
+    memory bandwidth or a GPU.
     """
     values = _aligned(_PROBE_VALUES)
     values.fill(0.5)
@@ -49,14 +49,14 @@ def machine_speed() -> float:
 
 
 def _aligned(count: int) -> NDArray[np.float32]:
-    """Memory that begins with a cache line: otherwise the address alone decides 13 % (on an EPYC core)."""
+    """Return an array that starts at a cache line; otherwise its address alone changes the time by 13 % (EPYC)."""
     raw = np.empty(4 * count + _CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % _CACHE_LINE
     return raw[start : start + 4 * count].view(np.float32)
 
 
 def _timed_steps(values: NDArray[np.float32]) -> float:
-    scale, offset = np.float32(0.75), np.float32(0.125)  # fixed point 0.5: no overflow, no subnormal numbers
+    scale, offset = np.float32(0.75), np.float32(0.125)  # 0.5 stays 0.5: no overflow, no subnormal numbers
     start = now_ns()
     for _ in range(_PROBE_STEPS):
         np.multiply(values, scale, out=values)

@@ -1,6 +1,6 @@
-"""Reports against each other: side by side from one run, or with a baseline of another run on the same machine.
+"""Compare reports of one run, or a report with a baseline.
 
-Ratios are of the time for one image, and "cannot tell" is an answer.
+A ratio is of the times per image. A verdict is "faster", "slower" or "cannot tell".
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio
 from edgevit.types import Interval
 
-# Two loads of one engine differ, always in the same direction while they live, because their memory lies elsewhere
-# (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with shiftvit_cifar10
-# on a quiet EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
+# Two loads of the same engine have different speeds for as long as they live, because their memory is laid out
+# differently (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with
+# shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a comparison; the first has no ratio, it is what the others are compared with."""
+    """One row of a comparison. `ratio` is None in the first row, with which the others are compared."""
 
     report: LatencyReport
     ratio: Ratio | None
 
 
 def side_by_side(reports: Sequence[LatencyReport]) -> tuple[Row, ...]:
-    """The reports of one interleaved run, each with its ratio to the first, paired round by round.
+    """Return the reports of one interleaved run, each with its ratio to the first, paired by round.
 
-    Raises MeasureError where they are not of one run: then nothing cancels what disturbed them.
+    Raises MeasureError if they come from different runs, in which changes of the machine do not cancel.
     """
     if not reports:
-        raise UsageError("nothing to compare; give the reports of one run")
+        raise UsageError("nothing to compare; pass the reports of one run")
     first, *others = reports
     for other in others:
         if other.run_id != first.run_id:
@@ -48,34 +48,38 @@ def side_by_side(reports: Sequence[LatencyReport]) -> tuple[Row, ...]:
 
 
 def against_baseline(report: LatencyReport, baseline: LatencyReport) -> Ratio:
-    """The ratio to a stored report of another run: of the medians, unpaired.
+    """Return the ratio to a stored report of another run: the ratio of the medians, unpaired.
 
-    The interval holds the ratio as measured and as corrected for the machine's own speed then and now (the probes),
-    so that a machine that was slower for one of them widens the interval instead of deciding the verdict.
-    Raises MeasureError where the machines, their settings, the runtimes or the inputs differ.
+    The interval contains both the measured ratio and the ratio corrected by the probes of the machine's speed, so that
+    a machine that was slower in one of the runs widens the interval instead of deciding the verdict.
+    Raises MeasureError if the machines, their settings, the runtimes or the inputs differ.
     """
     differences = (*_input_differences(report, baseline), *report.environment.differences(baseline.environment))
     if differences:
-        raise MeasureError(f"cannot tell: {'; '.join(differences)}. Measure the baseline again under these conditions")
+        raise MeasureError(
+            f"cannot compare with the baseline: {'; '.join(differences)}; measure the baseline again here"
+        )
     ratio = statistics.unpaired_ratio(_per_image(report), _per_image(baseline))
-    speed = 1.0  # above 1: the machine itself is slower now
+    speed = 1.0  # above 1 if the machine is slower now
     if report.probe_ms is not None and baseline.probe_ms is not None:
         speed = report.probe_ms / baseline.probe_ms
-    reason = _in_which_run(report, baseline)
-    return _judged(ratio, reason, slower=max(1.0, speed), faster=max(1.0, 1 / speed))
+    reason = _noise_reason(report, baseline)
+    return _widened(ratio, reason, slower=max(1.0, speed), faster=max(1.0, 1 / speed))
 
 
 def require_allowance(max_slowdown: float) -> None:
-    """Raises UsageError for what no gate allows: to be called before a long measurement."""
+    """Raise UsageError unless `max_slowdown` is finite and at least 0. Call it before a long measurement."""
     if not 0 <= max_slowdown < float("inf"):
-        raise UsageError(f"max_slowdown is a share from 0 up, as 0.1 for 10 %, not {max_slowdown}")
+        raise UsageError(
+            f"max_slowdown must be a finite fraction of at least 0, for example 0.1 for 10 %; got {max_slowdown}"
+        )
 
 
 def gate(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float) -> Ratio:
-    """The ratio to the baseline, the whole interval of which is allowed; `max_slowdown` 0.1 allows a tenth more time.
+    """Return the ratio to the baseline if its whole interval is allowed; `max_slowdown` 0.1 allows 10 % more time.
 
-    Raises RegressionError where the whole interval lies beyond that, MeasureError where it cannot be told or the two
-    do not compare.
+    Raises RegressionError if the whole interval is beyond the allowance, MeasureError if the interval contains the
+    allowance or the two reports do not compare.
     """
     require_allowance(max_slowdown)
     ratio, allowed = against_baseline(report, baseline), 1 + max_slowdown
@@ -85,26 +89,27 @@ def gate(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float)
     if low > allowed:
         raise RegressionError(
             f"{report.name} takes {ratio.value:.3f} times as long as its baseline ({report.p50_ms:.3f} ms, was "
-            f"{baseline.p50_ms:.3f} ms; at least {low:.3f} times with 99 % confidence, {allowed:g} allowed); find what "
-            "changed, or store a new baseline"
+            f"{baseline.p50_ms:.3f} ms; at least {low:.3f} times with 99 % confidence, {allowed:g} allowed); find the "
+            "cause, or store a new baseline"
         )
     if high > allowed:
         raise MeasureError(
             f"cannot tell whether {report.name} is slower than its baseline allows: {low:.3f} to {high:.3f} times, "
-            f"{allowed:g} allowed; measure longer, or allow more"
+            f"{allowed:g} allowed; measure longer with --duration, or raise --max-slowdown"
         )
     return ratio
 
 
 def _paired(report: LatencyReport, reference: LatencyReport) -> Ratio:
     ratio = statistics.paired_ratio(_per_image(report), _per_image(reference))
-    return _judged(ratio, report.noise_reason)
+    return _widened(ratio, report.noise_reason)
 
 
-def _judged(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 1.0) -> Ratio:
-    """The ratio with an interval that allows for what the samples cannot show, and the reason to withhold a verdict.
+def _widened(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 1.0) -> Ratio:
+    """Widen the interval for effects that the samples cannot show (memory layout, clocks).
 
-    `slower` and `faster` say by which factor the machine may have been so for the report.
+    `slower` and `faster` are the factors by which the machine may have been slower or faster for this report than for
+    the other one. `reason` withholds the verdict.
     """
     if ratio.interval is None:
         return ratio
@@ -113,8 +118,8 @@ def _judged(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 1
     return Ratio(ratio.value, Interval(low, high), ratio.rounds, reason)
 
 
-def _in_which_run(report: LatencyReport, baseline: LatencyReport) -> str:
-    """The reason why one of two separate runs gives no verdict."""
+def _noise_reason(report: LatencyReport, baseline: LatencyReport) -> str:
+    """Return why one of two separate runs allows no verdict; empty if both do."""
     if report.noise_reason:
         return report.noise_reason
     if baseline.noise_reason:

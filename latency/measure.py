@@ -1,8 +1,8 @@
-"""Candidates measured side by side: warm-up, then interleaved turns until there is enough to tell.
+"""Measure candidates side by side in interleaved rounds.
 
-What is timed is one call, from arrays on the host to arrays on the host, copies to and from a device included, with
-nothing queued ahead: the latency that an application waits for. Candidates share one process and take turns, so
-that what disturbs the machine disturbs all of them alike.
+One call is timed, from input arrays on the host to output arrays on the host. Copies to and from a device are included
+and nothing is queued ahead: this is the latency that an application waits for. Candidates share one process and take
+turns, so that a change of the machine's speed affects all of them alike.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from edgevit.errors import MeasureError, UsageError
+from edgevit.files import first_line
 from edgevit.latency import clock, statistics
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
@@ -30,24 +31,38 @@ __all__ = [
     "Candidate",
     "LatencyReport",
     "MeasurePlan",
+    "MeasureProgress",
+    "OnMeasure",
     "candidate_from_callable",
     "candidate_from_engine",
     "measure",
 ]
 
-Progress: TypeAlias = Callable[[str, float], None]  # what is being done, and the share of it that is, 0 to 1
+_MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
+_PROBE_INTERVAL_NS = 500_000_000
+_LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
+_MIN_TURNS = 2 * statistics.MIN_ROUNDS  # turns are shortened until the time allowed has room for so many
 
-_TICKS = 100  # a median of fewer ticks of the clock would be off by more than a percent
-_PROBE_EVERY_NS = 500_000_000
+
+@dataclass(frozen=True, slots=True)
+class MeasureProgress:
+    """How far a measurement is."""
+
+    stage: str  # "warm-up of NAME" or "measuring"
+    fraction: float  # of the stage, 0 to 1
+    remaining_s: float | None  # None during the warm-up
+
+
+OnMeasure: TypeAlias = Callable[[MeasureProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What takes part: `infer` runs one inference on one batch and returns its outputs as NumPy arrays (one, several,
-    or by name), so that they are computed when it returns.
+    """A callable to measure and what is known about it.
 
-    `details` holds what the caller knows and a reader needs: the artefact's hash, the precision found, whether
-    the engine replays a CUDA graph or waits spinning.
+    `infer` runs one inference on one batch and returns its outputs as NumPy arrays (one, a sequence or a mapping), so
+    that they are computed when it returns. `details` go into the report: hash of the artifact, precision, whether the
+    engine replays a CUDA graph.
     """
 
     name: str
@@ -71,15 +86,15 @@ def candidate_from_engine(
     loading: Loading | None = None,
     details: Mapping[str, str] | None = None,
 ) -> Candidate:
-    """An engine as a candidate. Runs its first inference, so give it an engine that has not run yet.
+    """Return a candidate that runs `engine` on `feeds`. Runs the first inference, so pass an engine that has not run.
 
-    Raises UsageError where the engine does not take the feeds, MeasureError where the inference fails.
+    Raises UsageError if the engine does not accept the feeds, MeasureError if the inference fails.
     """
     shapes = {spec.name: feeds[spec.name].shape for spec in engine.inputs if spec.name in feeds}
     return candidate_from_callable(
         name,
         functools.partial(engine.run, feeds),
-        batch=_batch(engine, feeds),
+        batch=_batch_size(engine, feeds),
         input_shapes=shapes,
         threads=threads,
         loading=loading,
@@ -97,14 +112,14 @@ def candidate_from_callable(
     loading: Loading | None = None,
     details: Mapping[str, str] | None = None,
 ) -> Candidate:
-    """Anything that runs one inference as a candidate; a PyTorch model joins as `lambda: model(images).numpy()`.
+    """Return a candidate that calls `infer`, for example `lambda: model(images).numpy()` for a PyTorch model.
 
-    Runs the first inference. Raises MeasureError where it fails.
+    Runs the first inference. Raises MeasureError if it fails.
     """
-    before = resident_mb()
-    _, duration, outputs = _timed(name, infer)
-    _require_answer(name, outputs)
-    rises = [loading.memory_rise_mb if loading else None, memory_rise_mb(before)]
+    before_mb = resident_mb()
+    _, duration_ns, outputs = _timed(name, infer)
+    _require_valid_outputs(name, outputs)
+    rises = [loading.memory_rise_mb if loading else None, memory_rise_mb(before_mb)]
     return Candidate(
         name=name,
         infer=infer,
@@ -112,7 +127,7 @@ def candidate_from_callable(
         input_shapes=dict(input_shapes or {}),
         threads=threads,
         load_s=loading.load_s if loading else None,
-        first_inference_ms=duration / 1e6,
+        first_inference_ms=duration_ns / 1e6,
         memory_rise_mb=sum(rise for rise in rises if rise is not None) if None not in rises else None,
         peak_memory_mb=loading.peak_memory_mb if loading else None,
         details=dict(details or {}),
@@ -120,44 +135,52 @@ def candidate_from_callable(
 
 
 def measure(
-    candidates: Sequence[Candidate], plan: MeasurePlan | None = None, progress: Progress | None = None
+    candidates: Sequence[Candidate], plan: MeasurePlan | None = None, on_progress: OnMeasure | None = None
 ) -> tuple[LatencyReport, ...]:
-    """A report for each candidate, in the order given, taken side by side by `plan` (`MeasurePlan()` where None).
+    """Measure candidates side by side and return one report each, in the order given.
 
-    `progress` is called between rounds, while nothing is timed. Raises MeasureError where no honest figure exists:
-    an inference fails or answers NaN or infinity, the clock is too coarse, `max_duration_s` ends before `min_runs`.
+    `plan` is `MeasurePlan()` by default. `on_progress` is called between rounds, while nothing is timed. A candidate
+    that is too slow for the plan gets fewer runs, which its report states. Raises MeasureError if an inference fails
+    or returns NaN or infinity, or if the clock is too coarse for it.
     """
-    _require_distinct(candidates)
-    plan, progress = plan or MeasurePlan(), progress or _untold
-    environment, resolution = Environment.capture(), clock.resolution_ns()
-    with _no_garbage_collection():
-        warm = []
-        for number, each in enumerate(candidates):
-            progress(f"warm-up of {each.name}", number / len(candidates))
-            warm.append(_warm_up(each, plan))
-            _require_fine_clock(each.name, warm[-1].median_ns, resolution)
-        records = [
-            _Record(each, max(1, round(1e9 * plan.turn_s / warmth.median_ns)))
-            for each, warmth in zip(candidates, warm, strict=True)
+    _require_distinct_names(candidates)
+    plan, on_progress = plan or MeasurePlan(), on_progress or _ignore
+    environment, resolution_ns = Environment.capture(), clock.resolution_ns()
+    begin_ns = clock.now_ns()
+    with _garbage_collection_off():
+        warmups = []
+        for number, candidate in enumerate(candidates):
+            on_progress(MeasureProgress(f"warm-up of {candidate.name}", number / len(candidates), None))
+            warmups.append(_warm_up(candidate, plan, max_s=plan.warmup_limit_s(len(candidates))))
+            _require_fine_clock(candidate.name, warmups[-1].median_ns, resolution_ns)
+        limit_s = _rounds_limit_s(plan, len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
+        turn_s = min(plan.turn_s, limit_s / (2 * _MIN_TURNS * len(candidates)))
+        recordings = [
+            _Recording(
+                candidate,
+                runs_per_turn=max(1, round(1e9 * turn_s / warmup.median_ns)),
+                settles=warmup.median_ns < _LONG_INFERENCE_NS,
+            )
+            for candidate, warmup in zip(candidates, warmups, strict=True)
         ]
-        probes = _run_rounds(records, plan, progress)
-    for record in records:
-        _require_fine_clock(record.candidate.name, float(np.median(record.durations_ns)), resolution)
+        probes = _run_rounds(recordings, plan, limit_s, on_progress)
+    for recording in recordings:
+        _require_fine_clock(recording.candidate.name, float(np.median(recording.durations_ns)), resolution_ns)
     shared = _Shared(
         run_id=uuid.uuid4().hex,
         probes=probes,
-        resolution_ns=resolution,
+        resolution_ns=resolution_ns,
         plan=plan,
         environment=environment,
         after=MachineState.capture(),
-        names=tuple(each.name for each in candidates),
+        names=tuple(candidate.name for candidate in candidates),
     )
-    return tuple(_report(record, warmth, shared) for record, warmth in zip(records, warm, strict=True))
+    return tuple(_report(recording, warmup, shared) for recording, warmup in zip(recordings, warmups, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Warmth:
-    """How a warm-up ended."""
+class _Warmup:
+    """The end of a warm-up."""
 
     runs: int
     steady: bool
@@ -165,25 +188,26 @@ class _Warmth:
 
 
 @dataclass(slots=True)
-class _Record:
-    """A candidate's samples while they are being taken."""
+class _Recording:
+    """A candidate's samples while they are recorded."""
 
     candidate: Candidate
     runs_per_turn: int
+    settles: bool  # whether a turn starts with unrecorded runs
     starts_ns: list[int] = field(default_factory=list)
     durations_ns: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     total_ns: int = 0
 
-    def done(self, plan: MeasurePlan) -> float:
-        """The share of what the plan asks for, 0 to 1."""
+    def done_fraction(self, plan: MeasurePlan) -> float:
+        """Return the fraction of the plan's runs and seconds that is recorded, 0 to 1."""
         runs = len(self.durations_ns) / plan.min_runs
         return min(1.0, runs, self.total_ns / (1e9 * plan.min_duration_s) if plan.min_duration_s else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shared:
-    """What the reports of one run have in common."""
+    """Facts that all reports of one run share."""
 
     run_id: str
     probes: tuple[Probe, ...]
@@ -194,125 +218,131 @@ class _Shared:
     names: tuple[str, ...]
 
 
-def _warm_up(candidate: Candidate, plan: MeasurePlan) -> _Warmth:
-    """Runs until the last three windows agree, or until the time for it is over."""
-    begin, runs = clock.now_ns(), 0
+def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float:
+    """Return the seconds that the rounds of `count` candidates may take after a warm-up of `elapsed_s`."""
+    limit_s = plan.max_duration_s * count
+    return limit_s if plan.max_total_s is None else max(0.0, min(limit_s, plan.max_total_s - elapsed_s))
+
+
+def _warm_up(candidate: Candidate, plan: MeasurePlan, *, max_s: float) -> _Warmup:
+    """Run until the last three windows agree, or for `max_s` seconds, but at least once."""
+    begin_ns, runs = clock.now_ns(), 0
     window: list[int] = []
     medians: list[float] = []
-    window_start = begin
+    window_start_ns = begin_ns
     while True:
-        start, duration, outputs = _timed(candidate.name, candidate.infer)
+        start_ns, duration_ns, outputs = _timed(candidate.name, candidate.infer)
         if not runs:
-            _require_answer(candidate.name, outputs)
-        runs, end = runs + 1, start + duration
-        window.append(duration)
-        if len(window) >= plan.warmup_window_runs and end - window_start >= 1e9 * plan.warmup_window_s:
+            _require_valid_outputs(candidate.name, outputs)
+        runs, end_ns = runs + 1, start_ns + duration_ns
+        window.append(duration_ns)
+        if len(window) >= plan.warmup_window_runs and end_ns - window_start_ns >= 1e9 * plan.warmup_window_s:
             medians.append(float(np.median(window)))
-            window, window_start = [], end
+            window, window_start_ns = [], end_ns
             if statistics.is_steady(medians, plan.warmup_tolerance):
-                return _Warmth(runs=runs, steady=True, median_ns=medians[-1])
-        if end - begin >= 1e9 * plan.warmup_max_s:
+                return _Warmup(runs=runs, steady=True, median_ns=medians[-1])
+        if end_ns - begin_ns >= 1e9 * max_s:
             last_ns = float(np.median(window)) if window else medians[-1]
-            return _Warmth(runs=runs, steady=False, median_ns=last_ns)
+            return _Warmup(runs=runs, steady=False, median_ns=last_ns)
 
 
-def _run_rounds(records: Sequence[_Record], plan: MeasurePlan, progress: Progress) -> tuple[Probe, ...]:
-    """Rounds until every candidate has enough. Returns the machine's speed before, between and after them."""
+def _run_rounds(
+    recordings: Sequence[_Recording], plan: MeasurePlan, limit_s: float, on_progress: OnMeasure
+) -> tuple[Probe, ...]:
+    """Run rounds until every candidate has enough samples, or until another round would exceed `limit_s`.
+
+    There is always one round. Returns the probes of the machine's speed before, between and after the rounds.
+    """
     random = np.random.default_rng(plan.seed)
-    origin = clock.now_ns()
-    probes = [_probe(origin)]
-    number = 0
-    while not _finished(records, plan, clock.now_ns() - origin):
-        for index in random.permutation(len(records)):
-            _take_turn(records[index], number, plan, origin)
+    origin_ns = clock.now_ns()
+    probes = [_probe(origin_ns)]
+    number, fraction, elapsed_s, round_s = 0, 0.0, 0.0, 0.0
+    while not number or (fraction < 1 and elapsed_s + round_s <= limit_s):
+        round_start_ns = clock.now_ns()
+        for index in random.permutation(len(recordings)):
+            _take_turn(recordings[index], number, plan, origin_ns)
         number += 1
-        if clock.now_ns() - origin - probes[-1].start_ns >= _PROBE_EVERY_NS:
-            probes.append(_probe(origin))
-            progress("measuring", min(record.done(plan) for record in records))
-    probes.append(_probe(origin))
-    progress("measuring", 1.0)
+        now_ns = clock.now_ns()
+        elapsed_s, round_s = (now_ns - origin_ns) / 1e9, (now_ns - round_start_ns) / 1e9
+        fraction = min(recording.done_fraction(plan) for recording in recordings)
+        if now_ns - origin_ns - probes[-1].start_ns >= _PROBE_INTERVAL_NS:
+            probes.append(_probe(origin_ns))
+            on_progress(_progress(fraction, elapsed_s, limit_s))
+    probes.append(_probe(origin_ns))
+    on_progress(MeasureProgress("measuring", 1.0, 0.0))
     return tuple(probes)
 
 
-def _finished(records: Sequence[_Record], plan: MeasurePlan, elapsed_ns: int) -> bool:
-    """Whether the rounds are over. Raises MeasureError where they end with too few runs."""
-    if all(record.done(plan) >= 1 for record in records):
-        return True
-    limit_s = plan.max_duration_s * len(records)
-    if elapsed_ns < 1e9 * limit_s:
-        return False
-    for record in records:
-        if len(record.durations_ns) < plan.min_runs:
-            raise MeasureError(
-                f"{record.candidate.name} ran {len(record.durations_ns)} of {plan.min_runs} times in the "
-                f"{limit_s:g} s that all candidates had; raise max_duration_s or lower min_runs"
-            )
-    return True
+def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgress:
+    """Return the progress of rounds that end when `fraction` is 1 or `limit_s` has passed."""
+    remaining_s = max(0.0, min(elapsed_s * (1 / fraction - 1), limit_s - elapsed_s))
+    return MeasureProgress("measuring", elapsed_s / (elapsed_s + remaining_s), remaining_s)
 
 
-def _take_turn(record: _Record, number: int, plan: MeasurePlan, origin: int) -> None:
-    """Unrecorded runs until the one before has left no trace, then the recorded ones."""
-    name, infer = record.candidate.name, record.candidate.infer
-    settled = clock.now_ns() + round(1e9 * plan.settle_s)
-    _timed(name, infer)
-    while clock.now_ns() < settled:
+def _take_turn(recording: _Recording, number: int, plan: MeasurePlan, origin_ns: int) -> None:
+    """Run unrecorded for `settle_s`, then record. The unrecorded runs refill the caches of this candidate."""
+    name, infer = recording.candidate.name, recording.candidate.infer
+    if recording.settles:
+        settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
         _timed(name, infer)
-    for _ in range(record.runs_per_turn):
-        start, duration, outputs = _timed(name, infer)
-        _require_answer(name, outputs)
-        record.starts_ns.append(start - origin)
-        record.durations_ns.append(duration)
-        record.rounds.append(number)
-        record.total_ns += duration
+        while clock.now_ns() < settled_ns:
+            _timed(name, infer)
+    for _ in range(recording.runs_per_turn):
+        start_ns, duration_ns, outputs = _timed(name, infer)
+        _require_valid_outputs(name, outputs)
+        recording.starts_ns.append(start_ns - origin_ns)
+        recording.durations_ns.append(duration_ns)
+        recording.rounds.append(number)
+        recording.total_ns += duration_ns
 
 
 def _timed(name: str, infer: Callable[[], object]) -> tuple[int, int, object]:
-    """One inference: its start and its duration in ns, and its outputs, which are freed outside the timed part."""
-    start = clock.now_ns()
+    """Run once and return start and duration in ns, and the outputs, which are freed outside the timed part."""
+    start_ns = clock.now_ns()
     try:
         outputs = infer()
     except UsageError:
         raise
     except Exception as error:
-        raise MeasureError(f"an inference of {name} failed ({error}); run it alone, or verify the bundle") from error
-    return start, clock.now_ns() - start, outputs
+        raise MeasureError(f"an inference of {name} failed ({first_line(error)}); run edgevit verify BUNDLE") from error
+    return start_ns, clock.now_ns() - start_ns, outputs
 
 
-def _require_answer(name: str, outputs: object) -> None:
-    """Raises MeasureError unless the outputs are finite numbers on the host."""
+def _require_valid_outputs(name: str, outputs: object) -> None:
+    """Raise MeasureError unless the outputs are finite numbers in host memory."""
     if isinstance(outputs, Mapping):
-        answers = list(outputs.values())
+        values = list(outputs.values())
     else:
-        answers = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-    for answer in answers or [None]:
-        if not isinstance(answer, np.ndarray | np.generic):
+        values = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    for value in values or [None]:
+        if not isinstance(value, np.ndarray | np.generic):
             raise MeasureError(
-                f"{name} answers with {type(answer).__name__}, and only NumPy arrays are known to be computed; "
-                "return the outputs as arrays, as in model(images).numpy()"
+                f"{name} returned {type(value).__name__} instead of a NumPy array, so its outputs may not be computed "
+                "yet; return arrays, as in model(images).numpy()"
             )
-        if answer.dtype.kind in "fc" and not np.isfinite(answer).all():
-            raise MeasureError(f"{name} answers with NaN or infinity, whose latency means nothing; verify the bundle")
+        if value.dtype.kind in "fc" and not np.isfinite(value).all():
+            raise MeasureError(f"{name} returned NaN or infinity; run edgevit verify BUNDLE")
 
 
 def _require_fine_clock(name: str, median_ns: float, resolution_ns: int) -> None:
-    if median_ns < _TICKS * resolution_ns:
+    if median_ns < _MIN_TICKS * resolution_ns:
         raise MeasureError(
             f"one inference of {name} takes {median_ns:.0f} ns and the clock ticks every {resolution_ns} ns; "
             "measure a larger batch, or several inferences in one call"
         )
 
 
-def _require_distinct(candidates: Sequence[Candidate]) -> None:
-    names = [each.name for each in candidates]
+def _require_distinct_names(candidates: Sequence[Candidate]) -> None:
+    names = [candidate.name for candidate in candidates]
     if not names:
-        raise UsageError("nothing to measure; give at least one candidate")
+        raise UsageError("nothing to measure; pass at least one candidate")
     if len(set(names)) < len(names):
-        raise UsageError(f"candidates need distinct names, not {', '.join(names)}")
+        raise UsageError(f"candidates need distinct names; got {', '.join(names)}")
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Python's collector would stop one candidate for what another left behind."""
+def _garbage_collection_off() -> Iterator[None]:
+    """Switch Python's collector off, which would stop one candidate to clean up after another."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -323,45 +353,45 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _probe(origin: int) -> Probe:
-    start = clock.now_ns()
-    return Probe(start - origin, clock.machine_speed())
+def _probe(origin_ns: int) -> Probe:
+    start_ns = clock.now_ns()
+    return Probe(start_ns - origin_ns, clock.machine_speed_ms())
 
 
-def _untold(stage: str, share: float) -> None:
-    """Progress that nobody asked for."""
+def _ignore(progress: MeasureProgress) -> None:
+    del progress
 
 
-def _batch(engine: Engine, feeds: Mapping[str, Array]) -> int:
-    """The images that one call takes: the dynamic axis of the first input, else its first axis."""
+def _batch_size(engine: Engine, feeds: Mapping[str, Array]) -> int:
+    """Return the images per call: the size of the first input's dynamic axis, else of its first axis."""
     spec = engine.inputs[0]
     shape = feeds[spec.name].shape if spec.name in feeds else ()
     axis = spec.shape.index("batch") if spec.is_dynamic else 0
     return shape[axis] if axis < len(shape) else 1
 
 
-def _report(record: _Record, warmth: _Warmth, shared: _Shared) -> LatencyReport:
-    each = record.candidate
+def _report(recording: _Recording, warmup: _Warmup, shared: _Shared) -> LatencyReport:
+    candidate = recording.candidate
     return LatencyReport(
-        name=each.name,
+        name=candidate.name,
         run_id=shared.run_id,
-        measured_with=tuple(name for name in shared.names if name != each.name),
-        samples_ms=tuple(duration / 1e6 for duration in record.durations_ns),
-        starts_ns=tuple(record.starts_ns),
-        rounds=tuple(record.rounds),
-        batch=each.batch,
-        input_shapes=each.input_shapes,
-        threads=each.threads,
-        load_s=each.load_s,
-        first_inference_ms=each.first_inference_ms,
-        memory_rise_mb=each.memory_rise_mb,
-        peak_memory_mb=each.peak_memory_mb,
-        steady=warmth.steady,
-        warmup_runs=warmth.runs,
+        measured_with=tuple(name for name in shared.names if name != candidate.name),
+        samples_ms=tuple(duration / 1e6 for duration in recording.durations_ns),
+        starts_ns=tuple(recording.starts_ns),
+        rounds=tuple(recording.rounds),
+        batch=candidate.batch,
+        input_shapes=candidate.input_shapes,
+        threads=candidate.threads,
+        load_s=candidate.load_s,
+        first_inference_ms=candidate.first_inference_ms,
+        memory_rise_mb=candidate.memory_rise_mb,
+        peak_memory_mb=candidate.peak_memory_mb,
+        steady=warmup.steady,
+        warmup_runs=warmup.runs,
         probes=shared.probes,
         clock_resolution_ns=shared.resolution_ns,
         plan=shared.plan,
         environment=shared.environment,
         after=shared.after,
-        details=each.details,
+        details=candidate.details,
     )

@@ -1,4 +1,4 @@
-"""Peak memory of a subprocess. Megabytes here are 2**20 bytes."""
+"""Peak memory of a subprocess, in MB of 2**20 bytes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from edgevit.errors import MeasureError
 
-# The command is a grandchild on purpose: Linux counts the memory of the process that forks as a peak of the child
-# (ru_maxrss survives exec), and whoever measures may hold gigabytes. This child holds a bare interpreter.
+# The command runs as a grandchild: Linux counts the memory of the forking process as a peak of its child (ru_maxrss
+# survives exec), and the measuring process may hold gigabytes. The child in between holds a bare interpreter.
 _WATCH = """
 import os, resource, sys
 answer = os.dup(1)
@@ -20,15 +20,15 @@ os.write(answer, b"%d %d" % (status, resource.getrusage(resource.RUSAGE_CHILDREN
 
 
 def peak_memory_of(command: Sequence[str]) -> float:
-    """The most memory that `command` held at once, run in a process of its own, in MB.
+    """Run `command` in a subprocess and return its peak memory in MB. A peak below about 8 MB cannot be measured.
 
-    About 8 MB are the least that can be told. Raises MeasureError where the command fails.
+    Raises MeasureError if the command fails.
     """
-    watcher = [sys.executable, "-S", "-c", _WATCH]
+    watcher = [sys.executable, "-I", "-S", "-c", _WATCH]  # -I: no module is imported from the current folder
     watch = subprocess.run([*watcher, *command], check=False, capture_output=True, text=True)
     status, _, peak = watch.stdout.partition(" ")
     if status != "0":
-        lines = watch.stderr.strip().splitlines() or ["it said nothing"]
+        lines = watch.stderr.strip().splitlines() or ["no output"]
         raise MeasureError(f"{' '.join(command)} ended with status {status or 'unknown'} ({lines[-1]}); run it by hand")
     bytes_each = 1 if sys.platform == "darwin" else 1024
     return int(peak) * bytes_each / 2**20

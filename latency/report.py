@@ -1,4 +1,4 @@
-"""What a measurement was to do and what it found: evidence is stored, every figure is derived from it."""
+"""LatencyReport and MeasurePlan: all samples are stored; statistics are derived."""
 
 from __future__ import annotations
 
@@ -19,27 +19,33 @@ from edgevit.types import Interval
 
 SCHEMA = 1
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
-_DRIFT = 0.1  # a report remarks on a tenth
-BUSY = 0.1  # the share of the cores that other processes may take before a measurement tells little
+_NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
+_BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
+_WARMUP_FRACTION = 0.25  # of `max_total_s`, for the warm-ups of all candidates together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurePlan:
-    """How to measure. Contradictions are refused here.
+    """How to measure. Raises UsageError if the values contradict each other.
 
     Warm-up: windows of at least `warmup_window_runs` runs and `warmup_window_s` seconds, until the medians of the
-    last three lie within `warmup_tolerance` of the middle one; after `warmup_max_s` seconds it ends without that.
+    last three are within `warmup_tolerance` of the middle one, or until `warmup_max_s` seconds have passed.
 
-    Rounds: each candidate takes one turn a round, in an order drawn from `seed`. A turn is at least one run and
-    `settle_s` seconds that are not recorded, in which the caches and the spinning threads of whoever ran before give
-    way, then the runs that are: as many as fill `turn_s` seconds at the warm-up's pace, and always as many, so that
-    a round in which the machine was slow weighs no less than another. Rounds end when every candidate has `min_runs`
-    samples and `min_duration_s` seconds of its own, or when they have taken `max_duration_s` seconds for each.
+    Rounds: each candidate takes one turn per round, in an order drawn from `seed`. A turn starts with unrecorded runs
+    for `settle_s` seconds, at least one, so that caches and spinning threads of the previous candidate no longer
+    matter; an inference of a second or more needs none. The recorded runs follow: as many as fill `turn_s` seconds at
+    the pace of the warm-up. The number is the same in every turn, so that a round in which the machine was slow has
+    the same weight as any other.
+
+    End: when every candidate has `min_runs` samples and `min_duration_s` seconds of them, or when the rounds have taken
+    `max_duration_s` seconds times the number of candidates, or when the whole measurement has taken `max_total_s`.
+    At least one round is run, so a single slow round may exceed the limit.
     """
 
     min_runs: int = 100
     min_duration_s: float = 3.0
     max_duration_s: float = 120.0
+    max_total_s: float | None = None  # warm-up included; None for no such limit
     warmup_window_runs: int = 5
     warmup_window_s: float = 0.1
     warmup_tolerance: float = 0.05
@@ -50,53 +56,64 @@ class MeasurePlan:
 
     def __post_init__(self) -> None:
         if self.min_runs < 1 or self.warmup_window_runs < 1:
-            raise UsageError("a measurement and a warm-up window hold at least one run")
+            raise UsageError("min_runs and warmup_window_runs must be at least 1")
         if not 0 <= self.min_duration_s <= self.max_duration_s < math.inf:
             raise UsageError(
-                f"durations need 0 <= min_duration_s <= max_duration_s, both finite, not {self.min_duration_s:g} and "
-                f"{self.max_duration_s:g}"
+                "durations must be finite, with 0 <= min_duration_s <= max_duration_s; got "
+                f"{self.min_duration_s:g} and {self.max_duration_s:g}"
             )
         times = (self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s)
         if not all(0 <= time < math.inf for time in times):
-            raise UsageError("times and tolerances of a measurement are finite and not negative")
+            raise UsageError("times and tolerances of a measurement must be finite and not negative")
+        if self.max_total_s is not None and not 0 < self.max_total_s < math.inf:
+            raise UsageError(f"the time for a measurement must be finite and above 0, not {self.max_total_s:g}")
+
+    def warmup_limit_s(self, candidates: int) -> float:
+        """Return the seconds that the warm-up of each candidate may take."""
+        if self.max_total_s is None:
+            return self.warmup_max_s
+        return min(self.warmup_max_s, _WARMUP_FRACTION * self.max_total_s / candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyReport:
-    """One candidate's measurement: host to host and synchronous, from arrays given to arrays returned.
+    """Every sample of one candidate, and the conditions of the measurement. Megabytes are 2**20 bytes.
 
-    Raises UsageError where the parts contradict each other. Megabytes are 2**20 bytes.
+    A sample is the time of one synchronous call, from host arrays to host arrays. Raises UsageError if the fields
+    contradict each other.
     """
 
     name: str
-    run_id: str  # reports of one interleaved run share it
+    run_id: str  # shared by the reports of one interleaved run
     measured_with: tuple[str, ...]  # the other candidates of the run, in the order given
-    samples_ms: tuple[float, ...]  # every one, in the order taken
+    samples_ms: tuple[float, ...]  # all of them, in the order of recording
     starts_ns: tuple[int, ...]  # from the start of the first round
-    rounds: tuple[int, ...]  # the round that each sample belongs to
+    rounds: tuple[int, ...]  # the round of each sample
     batch: int
     input_shapes: Mapping[str, tuple[int, ...]]
-    threads: int | None  # None: the runtime's own choice
+    threads: int | None  # None: the runtime chooses
     load_s: float | None
     first_inference_ms: float | None
-    memory_rise_mb: float | None  # of the process's resident memory, over the load and the first inference
-    peak_memory_mb: float | None  # the most that a process of its own held, which loaded it and ran it
-    steady: bool  # whether the warm-up settled
+    memory_rise_mb: float | None  # rise of the process's resident memory during load and first inference
+    peak_memory_mb: float | None  # peak of a fresh process that loads the engine and runs it once
+    steady: bool  # whether the warm-up reached a constant pace
     warmup_runs: int
-    probes: tuple[Probe, ...]  # the machine's speed before, between and after the rounds
+    probes: tuple[Probe, ...]  # machine speed before, between and after the rounds
     clock_resolution_ns: int
     plan: MeasurePlan
-    environment: Environment  # before
-    after: MachineState
-    details: Mapping[str, str] = field(default_factory=dict)  # what the caller knows: artefact's hash, precision, …
+    environment: Environment  # before the measurement
+    after: MachineState  # after the measurement
+    details: Mapping[str, str] = field(default_factory=dict)  # from the caller: hash of the artifact, precision
 
     def __post_init__(self) -> None:
         if not self.samples_ms or not len(self.samples_ms) == len(self.starts_ns) == len(self.rounds):
-            raise UsageError(f"the report of {self.name} does not hold one start and one round for each sample")
+            raise UsageError(
+                f"latency report of {self.name}: samples, starts and rounds must have the same length, at least 1"
+            )
         if not all(0 < sample < float("inf") for sample in self.samples_ms):
-            raise UsageError(f"the report of {self.name} holds samples that are no times")
+            raise UsageError(f"latency report of {self.name}: every sample must be a finite time above 0")
         if self.batch < 1:
-            raise UsageError(f"a batch holds at least one image, not {self.batch}")
+            raise UsageError(f"latency report of {self.name}: the batch must be at least 1, not {self.batch}")
 
     @property
     def runs(self) -> int:
@@ -104,17 +121,17 @@ class LatencyReport:
 
     @property
     def p50_ms(self) -> float:
-        """The median, whatever the number of runs; `p50_interval_ms` says how sure it is."""
+        """The median of all samples, for any number of runs; see `p50_interval_ms` for its accuracy."""
         return float(np.median(self.samples_ms))
 
     @property
     def p90_ms(self) -> float | None:
-        """None below 64 runs; `percentile(90)` says so."""
+        """None below 64 runs; `percentile(90)` gives the reason."""
         return self.percentile(90).value
 
     @property
     def p99_ms(self) -> float | None:
-        """None below 662 runs; `percentile(99)` says so."""
+        """None below 662 runs; `percentile(99)` gives the reason."""
         return self.percentile(99).value
 
     @property
@@ -127,94 +144,96 @@ class LatencyReport:
 
     @property
     def cv(self) -> float:
-        """The coefficient of variation, standard deviation over mean."""
+        """Coefficient of variation: standard deviation divided by mean."""
         return statistics.coefficient_of_variation(self.samples_ms)
 
     @property
     def throughput_per_s(self) -> float:
-        """Images a second, as measured: all images over all time, not one over the median."""
+        """Images per second: all images divided by the sum of all samples, not one divided by the median."""
         return 1e3 * self.batch * self.runs / float(np.sum(self.samples_ms))
 
     @property
     def p50_interval_ms(self) -> Interval | None:
-        """Where the median lies with 99 % confidence, from the medians of the rounds; None below eight rounds."""
+        """99 % confidence interval of the median, from the medians of the rounds; None below 8 rounds."""
         return statistics.median_interval(self.round_ms)
 
     @property
     def round_ms(self) -> NDArray[np.float64]:
-        """The median of each round, (rounds,): what pairs up between candidates."""
+        """Median of each round, (rounds,). Candidates of one run are paired by it."""
         first_of_round = np.flatnonzero(np.diff(self.rounds)) + 1
         return np.array([np.median(turn) for turn in np.split(np.array(self.samples_ms), first_of_round)])
 
     @property
     def probe_ms(self) -> float | None:
-        """The machine's speed over the whole measurement: the median of the probes."""
+        """Median of the machine-speed probes."""
         return float(np.median([probe.ms for probe in self.probes])) if self.probes else None
 
     @property
     def drift(self) -> float:
-        """The median of the second half of the rounds over that of the first: 1.2 is 20 % slower towards the end."""
+        """Median of the second half of the rounds divided by that of the first: 1.2 is 20 % slower at the end."""
         medians = self.round_ms
         half = len(medians) // 2
         return float(np.median(medians[-half:]) / np.median(medians[:half])) if half else 1.0
 
     @property
     def throttled(self) -> bool | None:
-        """Whether the machine slowed itself down meanwhile; None where it shows nothing to tell it by."""
+        """Whether the machine lowered its clocks during the measurement; None if the system does not report it."""
         return throttled(self.environment.state, self.after)
 
     @property
     def others_share(self) -> float | None:
-        """The share of the cores that other processes took meanwhile, 0 to 1; None where the system does not say."""
+        """Fraction of the cores used by other processes; None if the system does not report it."""
         return others_share(self.environment.state, self.after)
 
     @property
     def noise_reason(self) -> str:
-        """Why no verdict can rest on this report; empty where one can.
+        """Why no verdict can rest on this report; empty if one can.
 
-        Taking turns cancels what slows all alike. Other processes do not: an inference that is shorter than the
-        scheduler's slice escapes them and a longer one does not, and threads that wait for each other wait for them.
+        Turns cancel what slows all candidates alike. Other processes do not: an inference shorter than the scheduler's
+        time slice may escape them, a longer one does not, and threads that wait for each other wait for them too.
         """
         share = self.others_share or 0.0
-        return f"other processes took {100 * share:.0f} % of the cores; measure when they rest" if share > BUSY else ""
+        return f"other processes took {100 * share:.0f} % of the cores" if share > _BUSY_FRACTION else ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader must know before using the figures; empty where there is nothing."""
-        found = {
-            f"the warm-up did not settle within {self.plan.warmup_max_s:g} s": not self.steady,
-            f"stopped after {sum(self.samples_ms) / 1e3:.1f} s of {self.plan.min_duration_s:g} s": (
-                sum(self.samples_ms) < 1e3 * self.plan.min_duration_s
+        """Conditions that a reader must know to interpret the figures."""
+        seconds, warmup_s = sum(self.samples_ms) / 1e3, self.plan.warmup_limit_s(1 + len(self.measured_with))
+        conditions = {
+            f"the warm-up did not settle within {warmup_s:g} s": not self.steady,
+            f"stopped after {self.runs} of {self.plan.min_runs} runs": self.runs < self.plan.min_runs,
+            f"stopped after {seconds:.1f} s of {self.plan.min_duration_s:g} s": seconds < self.plan.min_duration_s,
+            f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > _NOTABLE_CHANGE,
+            f"the machine's own speed varied by {100 * self._speed_range():.0f} %": (
+                self._speed_range() > _NOTABLE_CHANGE
             ),
-            f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > _DRIFT,
-            f"the machine's own speed varied by {100 * self._speed_range():.0f} %": self._speed_range() > _DRIFT,
             "the machine throttled": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
         }
-        return tuple(warning for warning, holds in found.items() if holds)
+        return tuple(warning for warning, applies in conditions.items() if applies)
 
     def percentile(self, percent: float) -> Percentile:
-        """A percentile in ms, or the reason why these runs do not tell it."""
+        """Return a percentile in ms, or why there is none."""
         return statistics.percentile(self.samples_ms, percent)
 
     def to_json(self) -> dict[str, Any]:
-        """All evidence, for `json.dump`; `from_json` gives an equal report."""
+        """Return every field for `json.dump`; `from_json` gives an equal report."""
         fields = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
         return {"schema": SCHEMA, **fields}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyReport:
-        """The report that `to_json` wrote. Raises UsageError where it is not one."""
+        """Return the report that `to_json` wrote. Raises UsageError for anything else."""
         schema = data.get("schema") if isinstance(data, Mapping) else None
         if schema != SCHEMA:
             raise UsageError(f"not a latency report of schema {SCHEMA} (found {schema}); measure again")
         try:
             return cls(**_converted({name: value for name, value in data.items() if name != "schema"}))
         except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"the latency report is incomplete or changed ({error}); measure again") from error
+            raise UsageError(f"damaged latency report ({error}); measure again") from error
 
     def _speed_range(self) -> float:
-        """How far the slower probes (90th percentile) lie above the faster ones (10th), as a share."""
+        """Return by which fraction the slow probes (90th percentile) exceed the fast ones (10th percentile)."""
         if not self.probes:
             return 0.0
         fast, slow = np.percentile([probe.ms for probe in self.probes], [10, 90])
@@ -222,7 +241,7 @@ class LatencyReport:
 
 
 def _converted(data: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists and objects as the types of the fields."""
+    """Convert JSON's lists and objects to the types of the fields."""
     return {
         **{name: value for name, value in data.items() if name != _JSON_NAMES["measured_with"]},
         "measured_with": tuple(data[_JSON_NAMES["measured_with"]]),

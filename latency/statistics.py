@@ -1,12 +1,13 @@
-"""What samples of latency say, and how sure they are of it. Everything is seeded: equal samples, equal answers.
+"""Percentiles, bootstrap intervals and paired ratios. All random draws are seeded: equal samples give equal results.
 
 Percentiles are interpolated linearly between order statistics (Hyndman and Fan 1996, type 7; NumPy's default). No
-sample is ever removed: a slow inference is what the user will meet.
+sample is removed as an outlier: users experience slow inferences too.
 
-Consecutive inferences are not independent (a neighbour's load lasts longer than one of them), so intervals are taken
-over rounds, not over single runs, and the bootstrap draws blocks of consecutive rounds (Politis and Romano 1992). Of
-few rounds it is too sure: of eight independent ones its interval holds the truth 84 times in 100, not 99. So the
-interval of a ratio is what the bootstrap and the order statistics, exact for independent rounds, span together.
+Consecutive inferences are not independent, since the load of other processes outlasts a single one. So intervals are
+computed over rounds instead of runs, and the bootstrap draws blocks of consecutive rounds (Politis and Romano 1992).
+With few rounds the bootstrap interval is too narrow: with eight independent rounds it contains the true value in 84 of
+100 cases instead of 99. So the interval of a ratio is the union of the bootstrap's and that of the order statistics,
+which is exact for independent rounds.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ Values: TypeAlias = Sequence[float] | NDArray[np.float64]
 
 CONFIDENCE = 0.99
 RESAMPLES = 2000
-FEWEST_ROUNDS = 8  # with fewer, no two order statistics enclose the median with 99 % confidence: 1 - 2 / 2**8
+MIN_ROUNDS = 8  # with fewer, no two order statistics enclose the median with 99 % confidence: 1 - 2 / 2**8
 
 
 def bounds(interval: Interval | None) -> list[float] | None:
-    """An interval as JSON has it."""
+    """Return an interval as JSON stores it: [low, high], or None."""
     return None if interval is None else [interval.low, interval.high]
 
 
 @dataclass(frozen=True, slots=True)
 class Percentile:
-    """One percentile; `value` is None where the samples are too few to know it, and `reason` says so."""
+    """One percentile. `value` is None if there are too few samples for it; `reason` then says so."""
 
     percent: float
     value: float | None
@@ -46,10 +47,9 @@ class Percentile:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A candidate's time over the reference's: 0.5 is twice as fast, 2 twice as slow.
+    """A candidate's time divided by the reference's: 0.5 is twice as fast, 2 half as fast.
 
-    `interval` is None where there are too few rounds for one. `reason` says why there can be no verdict even where
-    the interval would give one.
+    `interval` is None if there are too few rounds. `reason` says why there is no verdict although there is an interval.
     """
 
     value: float
@@ -59,20 +59,21 @@ class Ratio:
 
     @property
     def verdict(self) -> Verdict:
-        """ "faster" or "slower" where the whole interval lies on one side of 1, else "cannot tell"."""
+        """ "faster" or "slower" if the whole interval is on that side of 1, else "cannot tell"."""
         if self.reason or self.interval is None or 1.0 in self.interval:
             return "cannot tell"
         return "faster" if self.interval.high < 1 else "slower"
 
 
 def runs_needed(percent: float) -> int:
-    """The fewest samples that a percentile may be told from: 11 for p50, 64 for p90, 662 for p99, 6636 for p99.9.
+    """Return how many samples a percentile needs: 11 for p50, 64 for p90, 662 for p99, 6636 for p99.9.
 
-    MLPerf Inference's early-stopping rule (inference_rules.adoc, appendix): with 99 % confidence at least two samples
-    lie above the true percentile, so that the estimate does not hang on the slowest one.
+    This is the early-stopping rule of MLPerf Inference (inference_rules.adoc, appendix): with 99 % confidence at least
+    two samples exceed the true percentile, so that the estimate does not depend on the slowest one alone.
+    Raises UsageError unless 50 <= percent < 100.
     """
     if not 50 <= percent < 100:
-        raise UsageError(f"percentiles from 50 to below 100 are given, not {percent}")
+        raise UsageError(f"percentile {percent:g} is not supported; use one from 50 to below 100")
     above = 1 - percent / 100
     runs = 2
     while (1 - above) ** runs + runs * above * (1 - above) ** (runs - 1) > 1 - CONFIDENCE:
@@ -81,40 +82,42 @@ def runs_needed(percent: float) -> int:
 
 
 def percentile(values: Values, percent: float) -> Percentile:
-    """The percentile of `values`, or the reason why there is none (`runs_needed`)."""
+    """Return the percentile of `values`, or why there is none (see `runs_needed`)."""
     needed = runs_needed(percent)
     if len(values) < needed:
-        return Percentile(percent, None, f"n too small: p{percent:g} needs {needed} runs, not {len(values)}")
+        return Percentile(percent, None, f"p{percent:g} needs {needed} runs, not {len(values)}")
     return Percentile(percent, float(np.percentile(values, percent)))
 
 
 def standard_deviation(values: Values) -> float:
-    """The sample standard deviation (n - 1); 0 for a single value."""
+    """Return the sample standard deviation (n - 1); 0 for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def coefficient_of_variation(values: Values) -> float:
-    """Standard deviation over mean."""
+    """Return the standard deviation divided by the mean."""
     return standard_deviation(values) / float(np.mean(values))
 
 
 def median_interval(values: Values) -> Interval | None:
-    """The interval of the median from order statistics: exact for any distribution, if the values are independent.
+    """Return the interval of the median from order statistics: exact for independent values of any distribution.
 
-    None where there are fewer than eight values.
+    It is None with fewer than `MIN_ROUNDS` values.
     """
     ordered, count = np.sort(values), len(values)
     rank = count // 2
     if rank == 0:
         return None
-    # The pair (rank, count + 1 - rank) encloses the median where between `rank` and `count - rank` of the values lie
-    # below it, a binomial chance. The pair is widened from the middle until that chance is enough.
-    log_chance = math.lgamma(count + 1) - math.lgamma(rank + 1) - math.lgamma(count - rank + 1) - count * math.log(2)
-    chance = math.exp(log_chance)
-    covered = chance if count % 2 == 0 else 2 * chance
-    while covered < CONFIDENCE:
-        chance *= rank / (count - rank + 1)
-        covered += 2 * chance
+    # The pair (rank, count + 1 - rank) encloses the median if `rank` to `count - rank` values are below it, which has
+    # a binomial probability. Widen the pair from the middle until that probability is at least CONFIDENCE.
+    log_probability = (
+        math.lgamma(count + 1) - math.lgamma(rank + 1) - math.lgamma(count - rank + 1) - count * math.log(2)
+    )
+    probability = math.exp(log_probability)
+    coverage = probability if count % 2 == 0 else 2 * probability
+    while coverage < CONFIDENCE:
+        probability *= rank / (count - rank + 1)
+        coverage += 2 * probability
         rank -= 1
         if rank == 0:
             return None
@@ -122,38 +125,40 @@ def median_interval(values: Values) -> Interval | None:
 
 
 def paired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
-    """The ratio of two candidates that took turns: the median over rounds of the ratio within a round.
+    """Return the ratio of two candidates that took turns: the median over rounds of the ratio within a round.
 
-    Both meet the same machine within a round, so what slows both cancels. Raises UsageError where the rounds do not
-    pair up.
+    Within a round both run on the same machine state, so whatever slows both cancels. `times` and `reference` have
+    one value per round, (rounds,). Raises UsageError if their lengths differ.
     """
     if len(times) != len(reference) or not len(times):
-        raise UsageError(f"rounds pair up one to one, not {len(times)} with {len(reference)}")
+        raise UsageError(
+            f"paired ratio of {len(times)} and {len(reference)} rounds; both need the same number, at least 1"
+        )
     logs = np.log(np.asarray(times, float)) - np.log(np.asarray(reference, float))
     return _ratio(float(np.median(logs)), _resampled_medians(logs, seed), median_interval(logs), len(logs))
 
 
 def unpaired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
-    """The ratio of the medians of two separate measurements.
+    """Return the ratio of the medians of two separate measurements, whose lengths may differ.
 
-    The intervals of the two medians make that of their difference by their distances from them, squared and added
-    (Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702).
+    The interval of the difference of two medians follows from the interval of each: the distances of their bounds from
+    the medians are added in quadrature (Zou and Donner, Statistics in Medicine 27 (2008), 1693-1702).
     """
     if not len(times) or not len(reference):
-        raise UsageError("a ratio needs rounds on both sides")
+        raise UsageError("a ratio needs at least one round of each measurement")
     above, below = np.log(np.asarray(times, float)), np.log(np.asarray(reference, float))
     resampled = _resampled_medians(above, seed) - _resampled_medians(below, seed + 1)
     value = float(np.median(above) - np.median(below))
-    return _ratio(value, resampled, _of_difference(above, below), min(len(above), len(below)))
+    return _ratio(value, resampled, _interval_of_difference(above, below), min(len(above), len(below)))
 
 
 def is_steady(window_medians: Values, tolerance: float) -> bool:
-    """Whether the last three windows of a warm-up agree: their medians lie within `tolerance` of the middle one."""
+    """Return whether the last three windows of a warm-up agree: medians within `tolerance` of the middle one."""
     low, middle, high = sorted(window_medians[-3:]) if len(window_medians) >= 3 else (0.0, 1.0, math.inf)
     return high - low <= tolerance * middle
 
 
-def _of_difference(above: NDArray[np.float64], below: NDArray[np.float64]) -> Interval | None:
+def _interval_of_difference(above: NDArray[np.float64], below: NDArray[np.float64]) -> Interval | None:
     first, second = median_interval(above), median_interval(below)
     if first is None or second is None:
         return None
@@ -165,20 +170,20 @@ def _of_difference(above: NDArray[np.float64], below: NDArray[np.float64]) -> In
 
 
 def _ratio(log_value: float, log_resampled: NDArray[np.float64], log_exact: Interval | None, rounds: int) -> Ratio:
-    """Taken in logarithms, so that swapping the candidates gives the inverse."""
+    """Return the ratio from logarithms, so that swapping the candidates gives the inverse."""
     value = math.exp(log_value)
     if log_exact is None:
-        return Ratio(value, None, rounds, f"an interval needs {FEWEST_ROUNDS} rounds, not {rounds}")
+        return Ratio(value, None, rounds, f"an interval needs {MIN_ROUNDS} rounds, not {rounds}")
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(log_resampled, [tail, 100 - tail])
     return Ratio(value, Interval(math.exp(min(low, log_exact.low)), math.exp(max(high, log_exact.high))), rounds)
 
 
 def _resampled_medians(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Medians of resamples drawn in blocks of n**(1/3) consecutive values, the last followed by the first."""
+    """Return medians of resamples drawn in blocks of n**(1/3) consecutive values; the first value follows the last."""
     random, count = np.random.default_rng(seed), len(values)
     length = math.ceil(count ** (1 / 3))
-    at_once = max(1, 1_000_000 // count)  # bounds the memory that many rounds take
+    at_once = max(1, 1_000_000 // count)  # limits memory if there are many rounds
     medians = []
     for done in range(0, RESAMPLES, at_once):
         shape = (min(at_once, RESAMPLES - done), math.ceil(count / length), 1)

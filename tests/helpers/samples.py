@@ -1,4 +1,4 @@
-"""Reports made of known samples, so that what is claimed of them can be worked out beforehand."""
+"""Latency reports of known samples, whose statistics are known in advance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIET = MachineState(
     idle_cpu_s=900.0,
 )
 AFTER = dataclasses.replace(QUIET, own_cpu_s=5.0, busy_cpu_s=104.1, idle_cpu_s=904.0)
-BUSY_AFTER = dataclasses.replace(AFTER, busy_cpu_s=107.0, idle_cpu_s=901.1)  # 3 of 8.1 seconds went to others
+BUSY_AFTER = dataclasses.replace(AFTER, busy_cpu_s=107.0, idle_cpu_s=901.1)  # other processes used 3 of 8.1 seconds
 
 BOARD = Environment(
     architecture="aarch64",
@@ -64,7 +64,7 @@ def report(
     environment: Environment = BOARD,
     after: MachineState = AFTER,
 ) -> LatencyReport:
-    """A report of `turns`, (rounds, runs in a turn), in ms."""
+    """Return a report of `turns`, (rounds, runs per turn), in ms."""
     samples = [(number, float(sample)) for number, turn in enumerate(turns) for sample in turn]
     return LatencyReport(
         name=name,
@@ -92,6 +92,6 @@ def report(
 
 
 def noisy(median_ms: float, *, seed: int, rounds: int = 40, runs: int = 5, noise: float = 0.02) -> NDArray[np.float64]:
-    """Turns around a known median, (rounds, runs), with the long tail that latencies have."""
+    """Return turns with a known median and a long tail, (rounds, runs), in ms."""
     random = np.random.default_rng(seed)
     return median_ms * np.exp(noise * random.standard_normal((rounds, runs)))

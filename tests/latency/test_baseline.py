@@ -1,4 +1,4 @@
-"""`edgevit latency --baseline`: what passes, what fails and what cannot be told, on known measurements."""
+"""`edgevit latency --baseline`: statuses 0, 2, 7 and 8 on known measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.samples import noisy, report
 
 
 def write(path: Path, *reports: LatencyReport) -> str:
-    """What `edgevit latency --json` writes of such reports."""
+    """Write the reports as `edgevit latency --json` does."""
     path.write_text(json.dumps({"latency": latency_json(reports)}))
     return str(path)
 
@@ -31,7 +31,7 @@ def bundle(made: Callable[[str], Bundle]) -> Bundle:
 @pytest.mark.parametrize(
     ("times", "allowed", "status"), [(1.0, [], 0), (1.2, [], 8), (1.2, ["--max-slowdown", "30%"], 0), (1.1, [], 7)]
 )
-def test_a_bundle_is_held_against_what_it_took_before(
+def test_a_bundle_is_compared_with_its_baseline(
     times: float,
     allowed: list[str],
     status: int,
@@ -43,18 +43,18 @@ def test_a_bundle_is_held_against_what_it_took_before(
     old = write(tmp_path / "old.json", report(noisy(10, seed=1), name=bundle.name))
     now = (report(noisy(10 * times, seed=2), name=bundle.name, run_id="now"),)
     monkeypatch.setattr(benchmark, "measure_bundles", lambda *_, **__: now)
-    wrote = tmp_path / "now.json"
-    assert main(["latency", str(bundle.path), "--baseline", old, *allowed, "--json", str(wrote)]) == status
-    result = json.loads(wrote.read_text())  # written whatever the outcome
+    written = tmp_path / "now.json"
+    assert main(["latency", str(bundle.path), "--baseline", old, *allowed, "--json", str(written)]) == status
+    result = json.loads(written.read_text())  # written for every status
     assert result.get("exit_status", 0) == status
-    (told,) = result["baseline"]
-    assert (told["name"], told["failure"] is None) == (bundle.name, status == 0)
+    (check,) = result["baseline"]
+    assert (check["name"], check["failure"] is None) == (bundle.name, status == 0)
     if status == 0:
         assert "times its baseline" in capsys.readouterr().out
-        assert told["ratio_interval"][0] < times < told["ratio_interval"][1]
+        assert check["ratio_interval"][0] < times < check["ratio_interval"][1]
 
 
-def test_a_slowdown_comes_before_what_cannot_be_told(
+def test_a_slowdown_takes_precedence_over_a_missing_verdict(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [str(bundle.path), shutil.copytree(bundle.path, str(tmp_path / "other"))]
@@ -66,8 +66,8 @@ def test_a_slowdown_comes_before_what_cannot_be_told(
 
 
 BROKEN = {
-    "no JSON": "{",
-    "another JSON": "[]",
+    "not JSON": "{",
+    "JSON of another kind": "[]",
     "a manifest": '{"latency": null}',
     "no evidence": '{"latency": [{"name": "a"}]}',
     "an old schema": '{"latency": [{"name": "a", "evidence": {"schema": 0}}]}',
@@ -75,32 +75,34 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_no_baseline_is_refused_before_the_measurement(content: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_damaged_baseline_is_a_usage_error_before_the_measurement(
+    content: str, bundle: Bundle, tmp_path: Path
+) -> None:
     (tmp_path / "old.json").write_text(content)
     assert main(["latency", str(bundle.path), "--baseline", str(tmp_path / "old.json")]) == 2
 
 
-def test_a_baseline_of_something_else_is_refused(
+def test_a_baseline_of_another_bundle_is_a_usage_error(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = write(tmp_path / "old.json", report(noisy(10, seed=1), name="another"))
     assert main(["latency", str(bundle.path), "--baseline", old]) == 2
-    assert f"holds no baseline of {bundle.name}; it holds another" in capsys.readouterr().err
+    assert f"has no baseline of {bundle.name}, only of another" in capsys.readouterr().err
     assert main(["latency", str(bundle.path), "--baseline", str(tmp_path / "none.json")]) == 2
     assert main(["latency", str(bundle.path), "--max-slowdown", "5%"]) == 2
 
 
 @pytest.mark.parametrize("allowed", ["-5%", "nan%", "inf%"])
-def test_an_allowance_that_is_none_is_refused_before_the_measurement(
+def test_an_invalid_allowance_is_a_usage_error_before_the_measurement(
     allowed: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "measure_bundles", lambda *_, **__: pytest.fail("measured for nothing"))
+    monkeypatch.setattr(benchmark, "measure_bundles", lambda *_, **__: pytest.fail("measured"))
     old = write(tmp_path / "old.json", report(noisy(10, seed=1), name=bundle.name))
     assert main(["latency", str(bundle.path), "--baseline", old, f"--max-slowdown={allowed}"]) == 2
 
 
-def test_a_real_measurement_is_a_baseline(bundle: Bundle, tmp_path: Path) -> None:
-    """Whether it is as fast the second time is up to the machine, which may be busy."""
+def test_the_result_of_a_measurement_is_a_baseline(bundle: Bundle, tmp_path: Path) -> None:
+    """A busy machine may give no verdict in the second measurement, status 7."""
     old = str(tmp_path / "old.json")
     measure = ["latency", str(bundle.path), "--duration", "0.2", "--threads", "1"]
     assert main([*measure, "--json", old]) == 0

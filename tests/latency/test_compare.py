@@ -1,4 +1,4 @@
-"""Ratios, verdicts and the gate, on reports whose truth is known."""
+"""Ratios, verdicts and the gate, on reports with known true ratios."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def paired(first: LatencyReport, second: LatencyReport) -> Ratio:
 @pytest.mark.parametrize(
     ("times", "verdict"), [(0.8, "faster"), (0.95, "faster"), (1.0, "cannot tell"), (1.05, "slower"), (2.0, "slower")]
 )
-def test_side_by_side_tells_the_faster_one(times: float, verdict: Verdict) -> None:
+def test_side_by_side_finds_the_faster_one(times: float, verdict: Verdict) -> None:
     ratio = paired(report(noisy(10, seed=1)), report(noisy(10 * times, seed=2), name="b"))
     assert ratio.interval is not None and times in ratio.interval
     assert ratio.verdict == verdict
 
 
-def test_what_two_loads_of_one_engine_differ_by_is_no_difference() -> None:
+def test_the_difference_between_two_loads_of_an_engine_gives_no_verdict() -> None:
     ratio = paired(report([[10.0] * 5] * 40), report([[9.95] * 5] * 40, name="b"))
     assert ratio.verdict == "cannot tell"
 
@@ -43,12 +43,12 @@ def test_the_first_row_is_the_reference() -> None:
     assert [round(row.ratio.value, 6) for row in rows if row.ratio] == [2, 4]
 
 
-def test_ratios_are_for_one_image() -> None:
+def test_ratios_are_per_image() -> None:
     ratio = paired(report([[2.0]] * 9, batch=1), report([[8.0]] * 9, name="b", batch=8))
     assert ratio.value == pytest.approx(0.5)
 
 
-def test_reports_of_different_runs_do_not_join() -> None:
+def test_reports_of_different_runs_do_not_compare_side_by_side() -> None:
     with pytest.raises(MeasureError, match="cannot tell: a and a were not measured side by side"):
         compare.side_by_side((report([[1.0]] * 9), OLD))
     with pytest.raises(UsageError):
@@ -95,9 +95,9 @@ def change(**changes: object) -> Environment:
         (change(packages={"numpy": "1.26.4"}), "onnxruntime: None here"),
     ],
 )
-def test_a_baseline_of_another_machine_is_refused(environment: Environment, difference: str) -> None:
+def test_a_baseline_of_another_machine_does_not_compare(environment: Environment, difference: str) -> None:
     here = report(noisy(10, seed=1), environment=environment)
-    with pytest.raises(MeasureError, match=f"cannot tell: {difference}") as caught:
+    with pytest.raises(MeasureError, match=f"cannot compare with the baseline: {difference}") as caught:
         compare.against_baseline(here, OLD)
     assert caught.value.exit_status == 7
     with pytest.raises(MeasureError):
@@ -112,13 +112,13 @@ def test_a_baseline_of_another_machine_is_refused(environment: Environment, diff
         change(memory_total_mb=100.0, kernel="6.1", container="docker"),
     ],
 )
-def test_what_does_not_decide_a_latency_does_not_forbid_the_comparison(environment: Environment) -> None:
+def test_differences_that_do_not_affect_latency_are_ignored(environment: Environment) -> None:
     assert compare.against_baseline(report(noisy(10, seed=2), environment=environment), OLD).interval is not None
 
 
 @pytest.mark.parametrize(("batch", "threads", "difference"), [(2, 1, "batch: 2 here, 1 there"), (1, 4, "threads: 4")])
-def test_a_baseline_of_other_inputs_is_refused(batch: int, threads: int, difference: str) -> None:
-    with pytest.raises(MeasureError, match=f"cannot tell: {difference}"):
+def test_a_baseline_of_other_inputs_does_not_compare(batch: int, threads: int, difference: str) -> None:
+    with pytest.raises(MeasureError, match=f"cannot compare with the baseline: {difference}"):
         compare.against_baseline(report(noisy(10, seed=1), batch=batch, threads=threads), OLD)
 
 
@@ -126,7 +126,7 @@ def test_a_baseline_of_other_inputs_is_refused(batch: int, threads: int, differe
     ("times", "allowed", "status"),
     [
         (1.0, 0.1, 0),
-        (1.0, 0.0, 7),  # as fast as before, as far as that can be told
+        (1.0, 0.0, 7),  # equal, but the interval contains 1
         (1.09, 0.1, 7),
         (1.1, 0.1, 7),
         (1.2, 0.1, 8),
@@ -135,36 +135,39 @@ def test_a_baseline_of_other_inputs_is_refused(batch: int, threads: int, differe
         (2.0, 0.5, 8),
     ],
 )
-def test_the_gate_passes_and_fails_only_when_sure(times: float, allowed: float, status: int) -> None:
+def test_the_gate_passes_and_fails_only_if_the_whole_interval_does(times: float, allowed: float, status: int) -> None:
     here = report(noisy(10 * times, seed=2))
     if status == 0:
         assert compare.gate(here, OLD, max_slowdown=allowed).value == pytest.approx(times, rel=0.05)
         return
-    words = {7: "cannot tell whether a is slower than its baseline allows", 8: r"takes [12]\.\d+ times as long as its"}
-    with pytest.raises((MeasureError, RegressionError), match=words[status]) as caught:
+    messages = {
+        7: "cannot tell whether a is slower than its baseline allows",
+        8: r"takes [12]\.\d+ times as long as its",
+    }
+    with pytest.raises((MeasureError, RegressionError), match=messages[status]) as caught:
         compare.gate(here, OLD, max_slowdown=allowed)
     assert caught.value.exit_status == status
 
 
-def test_noise_that_hides_the_slowdown_is_no_slowdown() -> None:
+def test_a_slowdown_within_the_noise_is_no_verdict() -> None:
     here, old = (report(noisy(ms, seed=seed, rounds=10, runs=1, noise=0.6)) for ms, seed in ((13, 5), (10, 6)))
     with pytest.raises(MeasureError, match="cannot tell whether a is slower"):
         compare.gate(here, old, max_slowdown=0.1)
 
 
-def test_a_few_rounds_tell_nothing() -> None:
+def test_too_few_rounds_are_no_verdict() -> None:
     with pytest.raises(MeasureError, match="an interval needs 8 rounds, not 3"):
         compare.gate(report([[20.0]] * 3), report([[10.0]] * 3), max_slowdown=0.1)
 
 
-def test_a_machine_that_is_slower_itself_is_no_slowdown() -> None:
-    here = report(noisy(14, seed=2), probe_ms=0.7)  # 1.4 times as slow, and so is the probe
+def test_a_slower_machine_is_no_slowdown_of_the_engine() -> None:
+    here = report(noisy(14, seed=2), probe_ms=0.7)  # 1.4 times as slow as the baseline, like the probe
     ratio = compare.against_baseline(here, OLD)
     assert ratio.verdict == "cannot tell" and ratio.value == pytest.approx(1.4, rel=0.05)
     with pytest.raises(MeasureError, match="cannot tell whether a is slower"):
         compare.gate(here, OLD, max_slowdown=0.1)
     with pytest.raises(RegressionError):
-        compare.gate(report(noisy(28, seed=2), probe_ms=0.7), OLD, max_slowdown=0.1)  # slower than the machine alone
+        compare.gate(report(noisy(28, seed=2), probe_ms=0.7), OLD, max_slowdown=0.1)  # slower than the machine explains
 
 
 HOT = dataclasses.replace(samples.AFTER, throttle_events={"oc1_event_cnt": 4})
@@ -179,13 +182,13 @@ HOT = dataclasses.replace(samples.AFTER, throttle_events={"oc1_event_cnt": 4})
         (samples.AFTER, HOT, "the machine throttled in the baseline run only"),
     ],
 )
-def test_a_disturbed_run_tells_nothing(after: MachineState, before: MachineState, reason: str) -> None:
+def test_a_disturbed_run_is_no_verdict(after: MachineState, before: MachineState, reason: str) -> None:
     here, old = report(noisy(20, seed=2), after=after), report(noisy(10, seed=1), after=before)
     assert compare.against_baseline(here, old).verdict == "cannot tell"
     with pytest.raises(MeasureError, match=reason):
         compare.gate(here, old, max_slowdown=0)
 
 
-def test_an_allowance_below_zero_is_refused() -> None:
+def test_a_negative_allowance_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="max_slowdown"):
         compare.gate(OLD, OLD, max_slowdown=-0.1)

@@ -1,4 +1,4 @@
-"""A report holds evidence and derives the rest."""
+"""Latency reports: statistics are derived from the stored samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers import samples
 from tests.latency.test_measure import QUICK, work
 
 
-def test_figures_are_those_of_the_samples() -> None:
+def test_statistics_are_those_of_the_samples() -> None:
     report = samples.report([[1, 2], [3, 4], [5, 105]], batch=2)
     assert report.runs == 6 and report.p50_ms == 3.5 and report.mean_ms == 20
     assert list(report.round_ms) == [1.5, 3.5, 55]
@@ -29,8 +29,7 @@ def test_figures_are_those_of_the_samples() -> None:
     assert report.p90_ms is None and report.p99_ms is None and report.p50_interval_ms is None
 
 
-def test_a_table_of_several_batches_names_them_all() -> None:
-    """It said `batch 1` of all, beside ms of four images and a ratio of one."""
+def test_a_table_of_several_batch_sizes_names_them_all() -> None:
     mixed = [samples.report([[2.0]] * 9, name="one"), samples.report([[6.0]] * 9, name="four", batch=4)]
     assert str(latency_table(mixed).caption).startswith("batches 1, 4 (a row's ms are of its whole batch, its ratio is")
     assert str(latency_table(mixed[:1]).caption).startswith("batch 1, 1 threads")
@@ -42,7 +41,7 @@ def test_a_table_of_several_batches_names_them_all() -> None:
     assert [each["ratio_interval"] for each in latency_json(mixed[:1])] == [None]
 
 
-def test_candidates_in_several_precisions_are_told_apart() -> None:
+def test_different_precisions_are_named_in_a_note() -> None:
     fp16 = samples.report([[2.0]] * 9, name="one")  # in fp16, as its details say
     int8 = dataclasses.replace(fp16, name="other", details={"precision": "int8"})
     notes = [str(part) for part in latency_parts([fp16, int8])[1:]]
@@ -51,18 +50,18 @@ def test_candidates_in_several_precisions_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(("runs", "known"), [(661, False), (662, True)])
-def test_p99_is_given_from_662_runs_on(runs: int, known: bool) -> None:
+def test_p99_needs_662_runs(runs: int, known: bool) -> None:
     report = samples.report([[1.0] * runs])
     assert (report.p99_ms is not None) == known and report.p90_ms == 1
-    assert ("n too small" in report.percentile(99).reason) != known
+    assert ("needs 662 runs" in report.percentile(99).reason) != known
 
 
-def test_the_interval_of_the_median_holds_the_truth() -> None:
+def test_the_interval_of_the_median_contains_the_true_value() -> None:
     interval = samples.report(samples.noisy(5.0, seed=1)).p50_interval_ms
     assert interval is not None and 5.0 in interval and interval.high / interval.low < 1.05
 
 
-def test_a_real_report_survives_json_unchanged() -> None:
+def test_a_report_is_unchanged_by_a_round_trip_through_json() -> None:
     reports = measure([Candidate(name=name, infer=work(1), input_shapes={"x": (1, 3)}) for name in "ab"], QUICK)
     for report in (*reports, samples.report([[0.1, 1 / 3], [1e-9, 2e9]])):
         again = LatencyReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
@@ -97,7 +96,7 @@ def put(name: str, value: object) -> Callable[[dict[str, Any]], object]:
         put("extra", 1),
     ],
 )
-def test_a_damaged_report_is_refused(damage: Callable[[dict[str, Any]], object]) -> None:
+def test_a_damaged_report_is_a_usage_error(damage: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(json.dumps(samples.report([[1, 2], [3, 4]]).to_json()))
     assert LatencyReport.from_json(data) == samples.report([[1, 2], [3, 4]])
     damage(data)
@@ -106,7 +105,7 @@ def test_a_damaged_report_is_refused(damage: Callable[[dict[str, Any]], object])
 
 
 @pytest.mark.parametrize("data", [[], None, "report", {}])
-def test_what_is_no_report_is_refused(data: Any) -> None:
+def test_anything_but_a_report_is_a_usage_error(data: Any) -> None:
     with pytest.raises(UsageError, match="not a latency report"):
         LatencyReport.from_json(data)
 
@@ -116,22 +115,22 @@ def hot(environment: Environment) -> Environment:
     return dataclasses.replace(environment, state=dataclasses.replace(environment.state, limits=limits))
 
 
-QUIET = samples.report([[1.0, 1.0]] * 10)
+IDLE = samples.report([[1.0, 1.0]] * 10)
 
 
 @pytest.mark.parametrize(
-    ("report", "doubt"),
+    ("report", "warning"),
     [
-        (dataclasses.replace(QUIET, steady=False), "the warm-up did not settle"),
+        (dataclasses.replace(IDLE, steady=False), "the warm-up did not settle"),
         (samples.report([[1.0]] * 10 + [[1.2]] * 10), "the second half took 1.20 times the first"),
         (
-            dataclasses.replace(QUIET, probes=(Probe(0, 0.5),) * 5 + (Probe(1, 0.6),) * 5),
+            dataclasses.replace(IDLE, probes=(Probe(0, 0.5),) * 5 + (Probe(1, 0.6),) * 5),
             "the machine's own speed varied by 20 %",
         ),
-        (dataclasses.replace(QUIET, environment=hot(samples.BOARD)), "the machine throttled"),
-        (dataclasses.replace(QUIET, after=samples.BUSY_AFTER), "other processes took 37 % of the cores"),
+        (dataclasses.replace(IDLE, environment=hot(samples.BOARD)), "the machine throttled"),
+        (dataclasses.replace(IDLE, after=samples.BUSY_AFTER), "other processes took 37 % of the cores"),
     ],
 )
-def test_a_report_says_what_makes_it_doubtful(report: LatencyReport, doubt: str) -> None:
-    assert QUIET.warnings == ()
-    assert len(report.warnings) == 1 and report.warnings[0].startswith(doubt)
+def test_a_report_warns_of_conditions_that_matter(report: LatencyReport, warning: str) -> None:
+    assert IDLE.warnings == ()
+    assert len(report.warnings) == 1 and report.warnings[0].startswith(warning)

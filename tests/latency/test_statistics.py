@@ -1,4 +1,4 @@
-"""What statistics claim of samples, against NumPy, against counted chances and against known truths."""
+"""Statistics compared with NumPy, with binomial probabilities and with known true values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgevit.types import Interval
     ("percent", "by_hand"),
     [(50, 350.5), (90, 630.1), (99, 693.01)],  # of 1, 2, …, 700: 1 + 699 * percent / 100
 )
-def test_percentiles_are_numpys_and_those_worked_out_by_hand(percent: float, by_hand: float) -> None:
+def test_percentiles_equal_numpys_and_those_computed_by_hand(percent: float, by_hand: float) -> None:
     values = np.random.default_rng(0).permutation(np.arange(1.0, 701.0))
     found = statistics.percentile(values, percent).value
     assert found == pytest.approx(by_hand)
@@ -27,19 +27,19 @@ def test_percentiles_are_numpys_and_those_worked_out_by_hand(percent: float, by_
 
 
 @pytest.mark.parametrize(("percent", "runs"), [(50, 11), (90, 64), (99, 662)])  # 64 and 662 as in MLPerf's rules
-def test_a_percentile_is_withheld_from_too_few_runs(percent: float, runs: int) -> None:
+def test_a_percentile_of_too_few_runs_is_withheld(percent: float, runs: int) -> None:
     enough, too_few = statistics.percentile(np.ones(runs), percent), statistics.percentile(np.ones(runs - 1), percent)
     assert enough.value == 1 and enough.reason == ""
-    assert too_few.value is None and too_few.reason == f"n too small: p{percent} needs {runs} runs, not {runs - 1}"
+    assert too_few.value is None and too_few.reason == f"p{percent} needs {runs} runs, not {runs - 1}"
 
 
 @pytest.mark.parametrize("percent", [-1, 10, 100, 101])
-def test_only_upper_percentiles_are_given(percent: float) -> None:
+def test_lower_percentiles_are_usage_errors(percent: float) -> None:
     with pytest.raises(UsageError, match="from 50 to below 100"):
         statistics.percentile([1.0], percent)
 
 
-def test_spread_is_that_of_a_sample() -> None:
+def test_the_standard_deviation_is_that_of_a_sample() -> None:
     assert statistics.standard_deviation([1, 2, 3, 4]) == pytest.approx(math.sqrt(5 / 3))
     assert statistics.coefficient_of_variation([1, 2, 3, 4]) == pytest.approx(math.sqrt(5 / 3) / 2.5)
     assert statistics.standard_deviation([7]) == 0
@@ -50,12 +50,12 @@ def test_spread_is_that_of_a_sample() -> None:
     # Binomial table: 1 - 2 / 2**8 = 99.2 %; 1 - 2 * (1 + 15 + 105) / 2**15 = 99.3 %, one rank further in 96.5 %.
     [(7, None), (8, Interval(1, 8)), (15, Interval(3, 13))],
 )
-def test_the_interval_of_a_median_is_the_exact_one(count: int, expected: Interval | None) -> None:
+def test_the_interval_of_a_median_is_exact(count: int, expected: Interval | None) -> None:
     assert statistics.median_interval(np.arange(count, 0.0, -1)) == expected
 
 
 @pytest.mark.parametrize("count", [8, 33, 200, 5000])
-def test_the_interval_of_a_median_covers_the_truth(count: int) -> None:
+def test_the_interval_of_a_median_contains_the_true_value(count: int) -> None:
     random = np.random.default_rng(count)
     samples = [np.exp(random.standard_normal(count)) for _ in range(300)]  # a true median of 1, and a long tail
     intervals = [statistics.median_interval(each) for each in samples]
@@ -63,30 +63,30 @@ def test_the_interval_of_a_median_covers_the_truth(count: int) -> None:
 
 
 def shared_drift(rounds: int, seed: int) -> NDArray[np.float64]:
-    """A machine that doubles its times halfway and wanders meanwhile."""
+    """Return the slowness of a machine that halves its speed midway and drifts, (rounds,)."""
     random = np.random.default_rng(seed)
     halves = np.where(np.arange(rounds) < rounds // 2, 1.0, 2.0)
     return halves * np.exp(0.02 * np.cumsum(random.standard_normal(rounds)))
 
 
-def test_drift_that_both_share_cancels_in_the_paired_ratio_and_not_in_the_medians() -> None:
+def test_shared_drift_cancels_in_the_paired_ratio_but_not_in_the_unpaired() -> None:
     machine, random = shared_drift(61, seed=3), np.random.default_rng(4)
     first = 5.0 * machine * np.exp(0.01 * random.standard_normal(61))
     second = 5.5 * machine * np.exp(0.01 * random.standard_normal(61))
     paired, unpaired = statistics.paired_ratio(second, first), statistics.unpaired_ratio(second, first)
     assert paired.value == pytest.approx(1.1, rel=0.01) and paired.verdict == "slower"
     assert unpaired.verdict == "cannot tell"
-    # One after the other, the faster one even looks much slower.
+    # Measured one after the other, the faster one would look much slower.
     one_after_the_other = np.median(first[31:]) / np.median(second[:31])
     assert one_after_the_other > 1.5
 
 
-def test_equal_candidates_are_told_apart_hardly_ever() -> None:
+def test_equal_candidates_rarely_get_a_verdict() -> None:
     wrong = 0
     for seed in range(200):
         random = np.random.default_rng(seed)
         noise = random.standard_normal((2, 60))
-        for step in range(1, 60):  # what disturbs one round still lingers in the next
+        for step in range(1, 60):  # a disturbance of one round continues in the next
             noise[:, step] += 0.5 * noise[:, step - 1]
         ratio = statistics.paired_ratio(*np.exp(0.05 * noise))
         wrong += ratio.verdict != "cannot tell"
@@ -95,10 +95,10 @@ def test_equal_candidates_are_told_apart_hardly_ever() -> None:
 
 @pytest.mark.parametrize("ratio", [statistics.paired_ratio, statistics.unpaired_ratio])
 @pytest.mark.parametrize("rounds", [8, 12])
-def test_the_interval_of_a_ratio_holds_the_truth_from_the_fewest_rounds_on(
+def test_the_interval_of_a_ratio_contains_the_true_value_with_the_fewest_rounds(
     ratio: Callable[..., Ratio], rounds: int
 ) -> None:
-    """The bootstrap alone missed it in 16 of 100 of eight rounds, with 99 % promised."""
+    """The bootstrap alone misses it in 16 of 100 measurements of eight rounds, at a confidence of 99 %."""
     random = np.random.default_rng(rounds)
     times = [np.exp(0.05 * random.standard_normal((2, rounds))) for _ in range(200)]
     intervals = [ratio(first, second, seed=seed).interval for seed, (first, second) in enumerate(times)]
@@ -107,19 +107,19 @@ def test_the_interval_of_a_ratio_holds_the_truth_from_the_fewest_rounds_on(
 
 def test_swapping_the_candidates_inverts_the_ratio() -> None:
     first, second = np.exp(np.random.default_rng(0).standard_normal((2, 40)))
-    there, back = statistics.paired_ratio(first, second), statistics.paired_ratio(second, first)
-    assert there.interval is not None and back.interval is not None
-    assert there.value == pytest.approx(1 / back.value)
-    assert there.interval.low == pytest.approx(1 / back.interval.high)
+    ratio, inverse = statistics.paired_ratio(first, second), statistics.paired_ratio(second, first)
+    assert ratio.interval is not None and inverse.interval is not None
+    assert ratio.value == pytest.approx(1 / inverse.value)
+    assert ratio.interval.low == pytest.approx(1 / inverse.interval.high)
 
 
-def test_equal_samples_give_equal_answers() -> None:
+def test_equal_samples_give_equal_ratios() -> None:
     first, second = np.exp(np.random.default_rng(0).standard_normal((2, 40)))
     assert statistics.paired_ratio(first, second) == statistics.paired_ratio(first, second)
     assert statistics.unpaired_ratio(first, second) == statistics.unpaired_ratio(first, second)
 
 
-def test_many_rounds_are_resampled_in_pieces() -> None:
+def test_many_rounds_are_resampled_in_parts() -> None:
     interval = statistics.paired_ratio(np.full(3000, 2.0), np.ones(3000)).interval
     assert interval is not None and (interval.low, interval.high) == pytest.approx((2, 2))
 
@@ -140,15 +140,15 @@ def test_a_verdict_needs_an_interval_on_one_side_of_1(interval: Interval | None,
 
 
 @pytest.mark.parametrize("rounds", [1, 7])
-def test_a_few_rounds_tell_nothing_however_clear_they_look(rounds: int) -> None:
+def test_too_few_rounds_give_no_verdict_however_clear(rounds: int) -> None:
     for ratio in (statistics.paired_ratio, statistics.unpaired_ratio):
         found = ratio(np.full(rounds, 2.0), np.ones(rounds))
         assert found.value == pytest.approx(2) and found.verdict == "cannot tell"
         assert found.reason == f"an interval needs 8 rounds, not {rounds}"
 
 
-def test_rounds_that_do_not_pair_up_are_refused() -> None:
-    with pytest.raises(UsageError, match="one to one"):
+def test_unequal_numbers_of_rounds_are_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="the same number"):
         statistics.paired_ratio([1.0, 2.0], [1.0])
 
 
