@@ -84,7 +84,7 @@ def report(
         warmup_runs=40,
         probes=(Probe(0, probe_ms), Probe(10_000, probe_ms)),
         clock_resolution_ns=40,
-        plan=MeasurePlan(min_duration_s=0),
+        plan=MeasurePlan(min_runs=1, min_duration_s=0),
         environment=environment,
         after=after,
         details={"precision": "fp16"},

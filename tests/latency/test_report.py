@@ -31,7 +31,7 @@ def test_statistics_are_those_of_the_samples() -> None:
 
 def test_a_table_of_several_batch_sizes_names_them_all() -> None:
     mixed = [samples.report([[2.0]] * 9, name="one"), samples.report([[6.0]] * 9, name="four", batch=4)]
-    assert str(latency_table(mixed).caption).startswith("batches 1, 4 (a row's ms are of its whole batch, its ratio is")
+    assert str(latency_table(mixed).caption).startswith("batches 1, 4 (times are per batch, ratios per image)")
     assert str(latency_table(mixed[:1]).caption).startswith("batch 1, 1 threads")
     row = latency_json(mixed)[1]
     assert row["ratio"] == pytest.approx(0.75) and row["verdict"] == "faster"
@@ -45,7 +45,7 @@ def test_different_precisions_are_named_in_a_note() -> None:
     fp16 = samples.report([[2.0]] * 9, name="one")  # in fp16, as its details say
     int8 = dataclasses.replace(fp16, name="other", details={"precision": "int8"})
     notes = [str(part) for part in latency_parts([fp16, int8])[1:]]
-    assert notes == ["note: not of one precision: one fp16, other int8"]
+    assert notes == ["note: different precisions: one fp16, other int8"]
     assert latency_parts([fp16, dataclasses.replace(fp16, name="other")])[1:] == []
 
 
