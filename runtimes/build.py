@@ -1,19 +1,16 @@
-"""From an ONNX file to a loaded engine, on a workstation and on a device alike, and what the manifest says of it."""
+"""From an ONNX file to a loaded engine, on a workstation and on a device alike."""
 
 from __future__ import annotations
 
 import contextlib
-import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edgevit.errors import MissingError
 from edgevit.files import cache_folder
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
 from edgevit.runtimes.loading import Loading, timed_load
-from edgevit.runtimes.precision import ExecutedPrecision, precision_json
+from edgevit.runtimes.precision import ExecutedPrecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,31 +25,6 @@ class BuildResult:
     loading: Loading | None = None
     precision: ExecutedPrecision | None = None  # None: neither has it run here, nor did the build tell
     missing: str | None = None
-
-    def entries(self, folder: Path, options: BuildOptions, *, notes: Sequence[str] = ()) -> dict[str, Any]:
-        """The manifest's sections about the engine."""
-        dynamic = options.dynamic_batch
-        return {
-            "build": {
-                "batch": options.batch,
-                "dynamic_batch": [dynamic.minimum, dynamic.optimum, dynamic.maximum] if dynamic else None,
-                "build_s": self.artifact.build_s if self.artifact else None,
-                "compute_capabilities": options.compute_capabilities,
-                "notes": [*notes, *(self.artifact.notes if self.artifact else ())],
-                "missing": self.missing,
-            },
-            "runtime": {
-                "fmt": self.runtime.fmt,
-                "name": self.runtime.title,
-                "version": usable_version(self.runtime)[0],
-                "engine_files": [file.relative_to(folder).as_posix() for file in self.artifact.files]
-                if self.artifact
-                else [],
-                "system": platform.system(),
-                "machine": platform.machine(),
-            },
-            "precision": precision_json(options.precision, self.precision),
-        }
 
 
 def usable_version(runtime: Runtime) -> tuple[str | None, str]:
@@ -103,11 +75,3 @@ def open_built(built: BuildResult, options: BuildOptions, *, share: float | None
     precision = engine.executed_precision()
     precision.require(options.precision, runtime=built.runtime.title, expected=share)
     return replace(built, engine=engine, loading=loading, precision=precision)
-
-
-def spec_entries(specs: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's sections about inputs and outputs, from tensor specs by section."""
-    return {
-        section: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in tensors]
-        for section, tensors in specs.items()
-    }

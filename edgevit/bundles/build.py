@@ -7,7 +7,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from edgevit.bundles import store
-from edgevit.bundles.bundle import CLASSES, MODEL, REFERENCE, Bundle, bundle_name
+from edgevit.bundles.bundle import Bundle, bundle_name
+from edgevit.bundles.manifest import (
+    CLASSES_FILE,
+    MODEL_FILE,
+    REFERENCE_FILE,
+    BuildRecord,
+    PrecisionRecord,
+    RuntimeRecord,
+    read_manifest,
+)
 from edgevit.bundles.verify import engine_parity
 from edgevit.errors import MissingError
 from edgevit.latency.environment import Environment
@@ -38,24 +47,31 @@ def build(
     inherited = bundle.options if same_format else replace(bundle.options, compute_capabilities=None)
     options = replace(inherited, threads=threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)
-    name = bundle_name(bundle.manifest["model"]["name"], options.precision, runtime.fmt)
+    name = bundle_name(bundle.manifest.model.name, options.precision, runtime.fmt)
     target = bundle.path.resolve().parent / (bundle.name if same_format else name)
     store.require_replaceable(target)  # before the build, which can take minutes
     with store.staging(target.parent) as staging, ExitStack() as stack:
         folder = staging / target.name
         folder.mkdir()
-        for file in (MODEL, REFERENCE, CLASSES):
+        for file in (MODEL_FILE, REFERENCE_FILE, CLASSES_FILE):
             if (bundle.path / file).exists():
                 shutil.copyfile(bundle.path / file, folder / file)
-        built = build_engine(runtime, folder / MODEL, folder, options)
-        built = open_built(built, options, share=bundle.asked_share)
+        built = build_engine(runtime, folder / MODEL_FILE, folder, options)
+        built = open_built(built, options, share=bundle.quantized_fraction)
         if built.engine is None:
             raise MissingError(str(built.missing))
         stack.enter_context(built.engine)
         parity = engine_parity(built.engine, bundle.references(), options)
         parity.require()
-        kept = {key: value for key, value in bundle.manifest.items() if key not in ("files", "schema_version")}
-        measured = {"parity": parity.to_json(), "latency": None, "environment": Environment.capture().to_json()}
-        store.write_manifest(folder, {**kept, **built.entries(folder, options), **measured})
-        (published,) = store.publish({folder: target})
-        return published, parity
+        manifest = replace(
+            bundle.manifest,
+            build=BuildRecord.of(built, options),
+            runtime=RuntimeRecord.of(built, folder),
+            precision=PrecisionRecord(requested=options.precision, executed=built.precision),
+            parity=parity.to_json(),
+            latency=None,
+            environment=Environment.capture().to_json(),
+        )
+        store.write_manifest(folder, manifest)
+        store.publish({folder: target})
+        return Bundle(target, read_manifest(target)), parity

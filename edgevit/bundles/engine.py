@@ -34,7 +34,7 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
     path, options = _engine_file(bundle, threads=threads, cache_dir=cache_dir)
     engine, executed = get_runtime(bundle.fmt).open_with_precision(path, options)
     try:
-        executed.require(options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
+        executed.require(options.precision, runtime=bundle.fmt, expected=bundle.quantized_fraction)
     except BaseException:
         engine.close()
         raise
@@ -44,7 +44,7 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
 def require_precision(bundle: Bundle, engine: Engine) -> ExecutedPrecision:
     """Return the precision that the bundle's engine runs in; raise PrecisionError if it is not the requested one."""
     executed = engine.executed_precision()
-    executed.require(bundle.options.precision, runtime=bundle.fmt, expected=bundle.asked_share)
+    executed.require(bundle.options.precision, runtime=bundle.fmt, expected=bundle.quantized_fraction)
     return executed
 
 
@@ -54,5 +54,5 @@ def _engine_file(bundle: Bundle, *, threads: int | None, cache_dir: Path | None)
         raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
     options = replace(bundle.options, threads=threads, cache_dir=cache_dir)
     reported_by = f"{bundle.fmt}, by the manifest of {bundle.name},"
-    bundle.recorded_precision.require(options.precision, runtime=reported_by, expected=bundle.asked_share)
+    bundle.recorded_precision.require(options.precision, runtime=reported_by, expected=bundle.quantized_fraction)
     return bundle.engine_path, options

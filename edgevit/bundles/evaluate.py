@@ -126,7 +126,7 @@ def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
         batch=dynamic.optimum if dynamic else bundle.options.batch,
         preprocessing=bundle.preprocessing,
         classes=bundle.classes,
-        weights=str(bundle.manifest["model"]["weights"]),
+        weights=bundle.manifest.model.weights,
     )
 
 

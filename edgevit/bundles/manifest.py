@@ -1,79 +1,455 @@
-"""What stands in a bundle's manifest, and of which type: a damaged one is told by the first thing that is not so."""
+"""The manifest of a bundle: typed dataclasses for manifest.json, to and from JSON."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
 
-# The form of a JSON value: a type; None; a list of one form; a tuple of forms, any of which will do; a mapping with the
-# forms of its keys, of which those that end in "?" may be missing, and "*" stands for any.
-Form: TypeAlias = "type | list[Form] | tuple[Form, ...] | Mapping[str, Form] | None"
-_NUMBER: Form = (int, float)
-_TENSORS: Form = [{"name": str, "dtype": str, "shape": [(int, str)]}]
-MANIFEST: Mapping[str, Form] = {
-    "model": {
-        "name": str,
-        "source": (None, str),
-        "weights": str,
-        "preprocessing": (
-            None,
-            {"input_size": [int], "interpolation": str, "crop_pct": _NUMBER, "mean": [_NUMBER], "std": [_NUMBER]},
-        ),
-        "num_classes?": (None, int),  # of registered models
-        "options": dict,
-    },
-    "files": [{"path": str, "size_bytes": int, "sha256": str}],
-    "runtime": {"fmt": str, "engine_files": [str]},
-    "precision": {"asked": str, "layers?": {"*": int}, "multiply_adds?": {"*": int}},
-    "build": {"batch": int, "dynamic_batch": (None, [int]), "compute_capabilities?": (None, [int])},
-    "inputs": _TENSORS,
-    "outputs": _TENSORS,
-    "typing?": (None, {"share?": (None, int, float)}),
-}
-SECTIONS = frozenset(key for key in MANIFEST if not key.endswith("?"))  # none of them may be missing
-_SHOWN = 40  # letters of a wrong value, in an error
+from edgevit.errors import BundleError, UsageError
+from edgevit.images import Preprocessing
+from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.build import BuildResult, usable_version
+from edgevit.runtimes.precision import ExecutedPrecision, precision_json
+from edgevit.types import PRECISIONS, Dim, Precision, TensorSpec
+from edgevit.untrusted import (
+    InvalidError,
+    Json,
+    JsonObject,
+    any_object,
+    integer,
+    list_of,
+    nullable,
+    number,
+    object_of,
+    one_of,
+    read_json,
+    text,
+)
 
+SCHEMA_VERSION = 1
+READABLE_VERSIONS = (1,)
 
-def fault(manifest: Mapping[str, Any]) -> str | None:
-    """The first thing in a manifest that is not as it must be; None where all is."""
-    found = _fault(manifest, MANIFEST, "")
-    if found is None and ":" not in (manifest["model"]["source"] or ":"):  # a registered model knows its classes
-        found = _fault(manifest["model"], {"num_classes": int}, "model")
-    return found
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+REFERENCE_FILE = "reference.npz"
+CLASSES_FILE = "classes.txt"
+LATENCY_FILE = "latency.json"
 
+MAX_MANIFEST_BYTES = 64 << 20
+# Limits that no real bundle comes near; a damaged or hostile manifest must not make edgevit allocate gigabytes.
+MAX_BATCH = 1 << 16
+MAX_SIDE = 1 << 13  # pixels of a preprocessed photo
+MAX_RANK = 32
+MIN_CROP_PCT = 0.05
+MAX_SECONDS = 1e9
 
-def _fault(value: Any, form: Form, where: str) -> str | None:
-    if isinstance(form, tuple):
-        faults = [_fault(value, one, where) for one in form]
-        return None if None in faults else faults[-1]
-    if isinstance(form, Mapping):
-        return _fault_of_object(value, form, where)
-    if isinstance(form, list):
-        if not isinstance(value, list):
-            return f"{where} is {_short(value)}, no list"
-        faults = [_fault(each, form[0], f"{where}[{index}]") for index, each in enumerate(value)]
-        return next((fault for fault in faults if fault), None)
-    kind = type(None) if form is None else form
-    if isinstance(value, kind) and not isinstance(value, bool):  # which Python counts among the whole numbers
-        return None
-    return f"{where} is {_short(value)}, not of the type {kind.__name__}"
+_SHA256 = text(most=64)
 
 
-def _fault_of_object(value: Any, form: Mapping[str, Form], where: str) -> str | None:
-    if not isinstance(value, Mapping):
-        return f"{where} is {_short(value)}, no object"
-    for key, part in (dict.fromkeys(value, form["*"]) if "*" in form else form).items():
-        name = key.rstrip("?")
-        place = f"{where}.{name}".lstrip(".")
-        if name in value:
-            if fault := _fault(value[name], part, place):
-                return fault
-        elif name == key:
-            return f"{place} is missing"
-    return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """The model that was exported.
+
+    `source` is a registered name or the user's `file.py:factory`; None for a module that was in memory. `weights` says
+    where the weights came from.
+    """
+
+    name: str
+    source: str | None
+    weights: str
+    weights_sha256: str | None = None
+    family: str | None = None
+    options: Json = field(default_factory=dict)
+    num_classes: int | None = None  # of registered models
+    preprocessing: Preprocessing | None = None  # None if the input is not an image
+
+    @property
+    def is_registered(self) -> bool:
+        return self.source is not None and ":" not in self.source
+
+    def to_json(self) -> dict[str, Any]:
+        classes = {} if self.num_classes is None else {"num_classes": self.num_classes}
+        return {
+            "name": self.name,
+            "family": self.family,
+            "source": self.source,
+            "options": dict(self.options),
+            **classes,
+            "weights": self.weights,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
+        }
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> ModelRecord:
+        fields = JsonObject.of(value, place)
+        source = fields.read("source", nullable(text()))
+        count = integer(1, MAX_BATCH)
+        if source is not None and ":" not in source:
+            num_classes: int | None = fields.read("num_classes", count)
+        else:
+            num_classes = fields.read_or("num_classes", nullable(count), None)
+        return cls(
+            name=fields.read("name", text(most=255)),
+            source=source,
+            weights=fields.read("weights", text()),
+            weights_sha256=fields.read_or("weights_sha256", nullable(_SHA256), None),
+            family=fields.read_or("family", nullable(text(most=255)), None),
+            options=fields.read("options", any_object),
+            num_classes=num_classes,
+            preprocessing=fields.read("preprocessing", nullable(_parse_preprocessing)),
+        )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRecord:
+    """One step of the graph's way from PyTorch to the ONNX file."""
+
+    name: str
+    nodes_before: int
+    nodes_after: int
+    elapsed_s: float
+    note: str = ""
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> PassRecord:
+        fields = JsonObject.of(value, place)
+        return cls(
+            name=fields.read("name", text()),
+            nodes_before=fields.read("nodes_before", integer()),
+            nodes_after=fields.read("nodes_after", integer()),
+            elapsed_s=fields.read("elapsed_s", number(0, MAX_SECONDS)),
+            note=fields.read_or("note", text(), ""),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """One stage of the export and its duration."""
+
+    name: str
+    elapsed_s: float
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> StageRecord:
+        fields = JsonObject.of(value, place)
+        return cls(name=fields.read("name", text()), elapsed_s=fields.read("elapsed_s", number(0, MAX_SECONDS)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterRecord:
+    """The packages and steps that made the ONNX file."""
+
+    name: str
+    torch: str
+    onnx: str
+    onnx_ir: str
+    onnxsim: str | None
+    capture_opset: int
+    opset: int
+    passes: tuple[PassRecord, ...]
+    stages: tuple[StageRecord, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "passes": [asdict(each) for each in self.passes],
+            "stages": [asdict(each) for each in self.stages],
+        }
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> ExporterRecord:
+        fields = JsonObject.of(value, place)
+        version = text(most=255)
+        return cls(
+            name=fields.read("name", text()),
+            torch=fields.read("torch", version),
+            onnx=fields.read("onnx", version),
+            onnx_ir=fields.read("onnx_ir", version),
+            onnxsim=fields.read_or("onnxsim", nullable(version), None),
+            capture_opset=fields.read("capture_opset", integer(1, 1000)),
+            opset=fields.read("opset", integer(1, 1000)),
+            passes=fields.read("passes", list_of(PassRecord.parse)),
+            stages=fields.read("stages", list_of(StageRecord.parse)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRecord:
+    """What the engine was built for, and how that went."""
+
+    batch: int
+    dynamic_batch: BatchRange | None = None
+    build_s: float | None = None
+    compute_capabilities: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+    missing: str | None = None  # the package or device without which the engine could not be built or run
+
+    @classmethod
+    def of(cls, built: BuildResult, options: BuildOptions, *, notes: Sequence[str] = ()) -> BuildRecord:
+        artifact = built.artifact
+        return cls(
+            batch=options.batch,
+            dynamic_batch=options.dynamic_batch,
+            build_s=artifact.build_s if artifact else None,
+            compute_capabilities=options.compute_capabilities,
+            notes=(*notes, *(artifact.notes if artifact else ())),
+            missing=built.missing,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        dynamic = self.dynamic_batch
+        return {
+            "batch": self.batch,
+            "dynamic_batch": [dynamic.minimum, dynamic.optimum, dynamic.maximum] if dynamic else None,
+            "build_s": self.build_s,
+            "compute_capabilities": list(self.compute_capabilities) if self.compute_capabilities else None,
+            "notes": list(self.notes),
+            "missing": self.missing,
+        }
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> BuildRecord:
+        fields = JsonObject.of(value, place)
+        batch = integer(1, MAX_BATCH)
+        dynamic = fields.read("dynamic_batch", nullable(list_of(batch, least=3, most=3)))
+        capabilities = fields.read_or("compute_capabilities", nullable(list_of(integer(1, 10_000), most=100)), None)
+        return cls(
+            batch=fields.read("batch", batch),
+            dynamic_batch=BatchRange(*dynamic) if dynamic else None,
+            build_s=fields.read_or("build_s", nullable(number(0, MAX_SECONDS)), None),
+            compute_capabilities=capabilities or None,
+            notes=fields.read_or("notes", list_of(text(most=1 << 16)), ()),
+            missing=fields.read_or("missing", nullable(text(most=1 << 16)), None),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeRecord:
+    """The runtime that runs the engine, and the engine's files."""
+
+    fmt: str
+    name: str = ""
+    version: str | None = None
+    engine_files: tuple[str, ...] = ()  # relative to the bundle; the first is the one to open; empty if not built yet
+    system: str = ""
+    machine: str = ""
+
+    @classmethod
+    def of(cls, built: BuildResult, folder: Path) -> RuntimeRecord:
+        files = built.artifact.files if built.artifact else ()
+        return cls(
+            fmt=built.runtime.fmt,
+            name=built.runtime.title,
+            version=usable_version(built.runtime)[0],
+            engine_files=tuple(file.relative_to(folder).as_posix() for file in files),
+            system=platform.system(),
+            machine=platform.machine(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"engine_files": list(self.engine_files)}
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> RuntimeRecord:
+        fields = JsonObject.of(value, place)
+        short = text(most=255)
+        return cls(
+            fmt=fields.read("fmt", short),
+            name=fields.read_or("name", short, ""),
+            version=fields.read_or("version", nullable(short), None),
+            engine_files=fields.read("engine_files", list_of(text(), most=1000)),
+            system=fields.read_or("system", short, ""),
+            machine=fields.read_or("machine", short, ""),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionRecord:
+    """The precision that was requested and the one that ran; `executed` is None if nothing has run or reported it."""
+
+    requested: Precision
+    executed: ExecutedPrecision | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return precision_json(self.requested, self.executed)
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> PrecisionRecord:
+        fields = JsonObject.of(value, place)
+        requested = cast("Precision", fields.read("asked", one_of(*PRECISIONS)))
+        counts, nothing = object_of(integer(), most=100), dict[str, int]()
+        layers, macs = fields.read_or("layers", counts, nothing), fields.read_or("multiply_adds", counts, nothing)
+        reported = fields.read_or("found", nullable(text(most=255)), None) is not None or layers or macs
+        return cls(requested=requested, executed=ExecutedPrecision(layers, macs) if reported else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """A file of the bundle; `path` is relative to the folder, with forward slashes."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> FileRecord:
+        fields = JsonObject.of(value, place)
+        return cls(
+            path=fields.read("path", text(most=1024)),
+            size_bytes=fields.read("size_bytes", integer()),
+            sha256=fields.read("sha256", _SHA256),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The content of manifest.json.
+
+    Reports (`precision_plan`, `parity`, `latency`, `comparison`, `environment`) are kept as the JSON that their own
+    classes write; edgevit does not act on them, apart from `quantized_fraction`.
+    """
+
+    model: ModelRecord
+    build: BuildRecord
+    runtime: RuntimeRecord
+    precision: PrecisionRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[FileRecord, ...] = ()
+    edgevit_version: str = ""
+    exporter: ExporterRecord | None = None
+    precision_plan: Json | None = None  # nodes kept out of the requested precision; None for fp32
+    parity: Json | None = None  # None if the export was not verified
+    latency: tuple[Json, ...] | None = None
+    comparison: Json | None = None  # accuracy, latency and size against fp32
+    environment: Json = field(default_factory=dict)
+
+    @property
+    def options(self) -> BuildOptions:
+        """The options that the engine was built with. Raises UsageError if they contradict each other."""
+        return BuildOptions(
+            precision=self.precision.requested,
+            batch=self.build.batch,
+            dynamic_batch=self.build.dynamic_batch,
+            compute_capabilities=self.build.compute_capabilities,
+        )
+
+    @property
+    def quantized_fraction(self) -> float | None:
+        """The fraction of MACs that the graph holds in the requested precision; None if they were not counted."""
+        return _parse_fraction(self.precision_plan, "typing") if self.precision_plan is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "edgevit_version": self.edgevit_version,
+            "model": self.model.to_json(),
+            "exporter": self.exporter.to_json() if self.exporter else None,
+            "build": self.build.to_json(),
+            "runtime": self.runtime.to_json(),
+            "precision": self.precision.to_json(),
+            "inputs": [_tensor_json(spec) for spec in self.inputs],
+            "outputs": [_tensor_json(spec) for spec in self.outputs],
+            "typing": self.precision_plan,
+            "parity": self.parity,
+            "latency": list(self.latency) if self.latency is not None else None,
+            "verdict": self.comparison,
+            "environment": self.environment,
+            "files": [asdict(each) for each in self.files],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """Check every field. Raises InvalidError naming the first that is missing or wrong."""
+        fields = JsonObject.of(value)
+        try:
+            manifest = cls(
+                model=fields.read("model", ModelRecord.parse),
+                build=fields.read("build", BuildRecord.parse),
+                runtime=fields.read("runtime", RuntimeRecord.parse),
+                precision=fields.read("precision", PrecisionRecord.parse),
+                inputs=fields.read("inputs", list_of(_parse_tensor, most=1000)),
+                outputs=fields.read("outputs", list_of(_parse_tensor, most=1000)),
+                files=fields.read("files", list_of(FileRecord.parse, most=10_000)),
+                edgevit_version=fields.read_or("edgevit_version", text(most=255), ""),
+                exporter=fields.read_or("exporter", nullable(ExporterRecord.parse), None),
+                precision_plan=fields.read_or("typing", nullable(any_object), None),
+                parity=fields.read_or("parity", nullable(any_object), None),
+                latency=fields.read_or("latency", nullable(list_of(any_object)), None),
+                comparison=fields.read_or("verdict", nullable(any_object), None),
+                environment=fields.read_or("environment", any_object, {}),
+            )
+            _ = manifest.options, manifest.quantized_fraction
+        except UsageError as error:  # each value is valid, but not together with the others
+            raise InvalidError(str(error)) from error
+        return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle folder. Raises BundleError if there is none, or it cannot be read or is invalid."""
+    path = folder / MANIFEST_FILE
+    try:
+        content = read_json(path, limit_bytes=MAX_MANIFEST_BYTES)
+        _require_version(folder, JsonObject.of(content))
+        return Manifest.from_json(content)
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise BundleError(f"no bundle at {folder}; make one: edgevit export MODEL --fmt ort") from error
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}") from error
+    except NotADirectoryError as error:
+        raise BundleError(f"no bundle at {folder}; make one: edgevit export MODEL --fmt ort") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    except InvalidError as error:
+        raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+
+
+def _require_version(folder: Path, fields: JsonObject) -> None:
+    version = fields.read("schema_version", integer())
+    if version not in READABLE_VERSIONS:
+        made_by = fields.read_or("edgevit_version", text(most=255), "unknown")
+        known = " and ".join(str(each) for each in READABLE_VERSIONS)
+        raise BundleError(
+            f"{folder} has schema version {version}, and this edgevit reads {known}; "
+            f"use the edgevit that wrote it ({made_by}), or export again"
+        )
+
+
+def _parse_preprocessing(value: Any, place: str) -> Preprocessing:
+    fields = JsonObject.of(value, place)
+    channel_values = list_of(number(-1e6, 1e6), least=1, most=4)
+    channels, height, width = fields.read("input_size", list_of(integer(1, MAX_SIDE), least=3, most=3))
+    try:
+        return Preprocessing(
+            input_size=(channels, height, width),
+            interpolation=fields.read("interpolation", text(most=255)),
+            crop_pct=fields.read("crop_pct", number(MIN_CROP_PCT, 1)),
+            mean=fields.read("mean", channel_values),
+            std=fields.read("std", channel_values),
+        )
+    except UsageError as error:
+        raise InvalidError(f"{place}: {error}") from error
+
+
+def _parse_tensor(value: Any, place: str) -> TensorSpec:
+    fields = JsonObject.of(value, place)
+    return TensorSpec(
+        name=fields.read("name", text()),
+        dtype=fields.read("dtype", text(most=32)),
+        shape=fields.read("shape", list_of(_parse_dim, most=MAX_RANK)),
+    )
+
+
+def _parse_dim(value: Any, place: str) -> Dim:
+    return "batch" if value == "batch" else integer()(value, place)
+
+
+def _parse_fraction(plan: Json, place: str) -> float | None:
+    return JsonObject.of(plan, place).read_or("share", nullable(number(0, 1)), None)
+
+
+def _tensor_json(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}

@@ -30,24 +30,32 @@ def recreate_model(bundle: Bundle) -> LoadedModel:
     from edgevit.models import loading, registry
     from edgevit.models.initialization import randomise
 
-    model = bundle.manifest["model"]
-    source, batch, weights = model["source"], bundle.options.batch, Path(model["weights"])
+    model = bundle.manifest.model
+    source, batch, weights = model.source, bundle.options.batch, Path(model.weights)
     if source is None:
         raise UsageError(f"{bundle.name} was exported from a module in memory, which cannot be created again by name")
     if ":" in source:
-        size = bundle.manifest["inputs"][0]["shape"][2]
+        size = _image_size(bundle)
         return loading.from_name(source, weights=weights if weights.is_file() else None, img_size=size, batch=batch)
     module = registry.create_model(
         source,
         weights if weights.is_file() else None,
-        model["num_classes"],
+        model.num_classes,
         img_size=bundle.preprocessing.input_size[1:],
-        **model["options"],
+        **model.options,
     )
     recreated = loading.from_module(module, batch=batch)
     if str(recreated.origin["weights"]).startswith("random"):
         randomise(module, seed=loading.SEED)
     return recreated
+
+
+def _image_size(bundle: Bundle) -> int:
+    """Height of the images that a user's model takes."""
+    shape = bundle.manifest.inputs[0].shape if bundle.manifest.inputs else ()
+    if len(shape) != 4 or not isinstance(shape[2], int):
+        raise UsageError(f"{bundle.name} takes no images, so its model cannot be created again from its name")
+    return shape[2]
 
 
 def recreate_matching_model(bundle: Bundle) -> LoadedModel:
@@ -64,7 +72,7 @@ def recreate_matching_model(bundle: Bundle) -> LoadedModel:
             if not np.allclose(outputs[name], stored, rtol=0, atol=_TOLERANCE_STD * float(stored.std())):
                 raise UsageError(
                     f"the PyTorch model no longer matches {bundle.name}: its weights "
-                    f"({bundle.manifest['model']['weights']}) changed or moved; export it again"
+                    f"({bundle.manifest.model.weights}) changed or moved; export it again"
                 )
     return recreated
 
@@ -74,5 +82,5 @@ def new_references(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
     recreated = recreate_matching_model(bundle)
     from edgevit.models.reference import compute_references
 
-    output_names = [output["name"] for output in bundle.manifest["outputs"]]
+    output_names = [spec.name for spec in bundle.manifest.outputs]
     return compute_references(recreated, output_names, images=images)

@@ -9,12 +9,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from edgevit.bundles.bundle import MANIFEST, SCHEMA_VERSION, Bundle, read_manifest
+from edgevit.bundles.manifest import MANIFEST_FILE, FileRecord, Manifest
 from edgevit.errors import ExportError
 from edgevit.files import file_sha256, try_lock
 from edgevit.types import Reference
@@ -51,11 +52,11 @@ def staging(out: Path) -> Iterator[Path]:
 
 def require_replaceable(target: Path) -> None:
     """Raise ExportError if `target` exists and is not a bundle."""
-    if os.path.lexists(target) and not (target / MANIFEST).is_file():
+    if os.path.lexists(target) and not (target / MANIFEST_FILE).is_file():
         raise ExportError(f"{target} exists and is not a bundle; move it away, or choose another folder: --out")
 
 
-def publish(targets: Mapping[Path, Path]) -> tuple[Bundle, ...]:
+def publish(targets: Mapping[Path, Path]) -> None:
     """Rename finished folders to their final places, replacing older bundles there: all of them, or none.
 
     `targets` maps each staged folder to its place. Raises ExportError if something other than a bundle is in the way,
@@ -79,7 +80,6 @@ def publish(targets: Mapping[Path, Path]) -> tuple[Bundle, ...]:
                     f"cannot write {target}: {error.strerror or error}; choose another folder: --out"
                 ) from error
         undo.pop_all()
-    return tuple(Bundle(target, read_manifest(target)) for target in targets.values())
 
 
 def write_references(path: Path, references: Sequence[Reference]) -> None:
@@ -93,19 +93,15 @@ def write_references(path: Path, references: Sequence[Reference]) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes keywords for its own options
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the manifest of a finished folder, with the size and hash of every other file in it."""
-    files = [
-        {
-            "path": path.relative_to(folder).as_posix(),
-            "size_bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a finished folder; its `files` are replaced by the size and hash of every other file."""
+    files = tuple(
+        FileRecord(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    ]
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **content, "files": files}, indent=2, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", "utf-8")
+        if path.is_file() and path.name != MANIFEST_FILE
+    )
+    content = json.dumps(replace(manifest, files=files).to_json(), indent=2, allow_nan=False)
+    (folder / MANIFEST_FILE).write_text(content + "\n", "utf-8")
 
 
 def _put_back(folder: Path, target: Path, older: Path) -> None:

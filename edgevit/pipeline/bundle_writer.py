@@ -6,13 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import edgevit
-from edgevit.bundles import bundle as bundle_files
 from edgevit.bundles import store
+from edgevit.bundles.manifest import (
+    CLASSES_FILE,
+    LATENCY_FILE,
+    REFERENCE_FILE,
+    BuildRecord,
+    ExporterRecord,
+    Manifest,
+    ModelRecord,
+    PassRecord,
+    PrecisionRecord,
+    RuntimeRecord,
+    StageRecord,
+)
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.graph import OnnxGraph
 from edgevit.latency.environment import Environment
@@ -21,7 +32,6 @@ from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport, latency_figures
-from edgevit.runtimes.build import spec_entries
 from edgevit.runtimes.parity import ParityReport
 from edgevit.types import TensorSpec
 
@@ -45,23 +55,26 @@ def write_bundles(
         comparison = comparisons.get(bundle.fmt)
         parity = graph_parity + bundle.parity if config.verify else None
         with translate_write_errors(bundle.folder):
-            store.write_references(bundle.folder / bundle_files.REFERENCE, export.references.outputs)
+            store.write_references(bundle.folder / REFERENCE_FILE, export.references.outputs)
             if model.classes:
-                (bundle.folder / bundle_files.CLASSES).write_text("\n".join(model.classes) + "\n", "utf-8")
+                (bundle.folder / CLASSES_FILE).write_text("\n".join(model.classes) + "\n", "utf-8")
             if latencies:
                 _write_samples(bundle, latencies)
-            manifest = {
-                "edgevit_version": edgevit.__version__,
-                "model": _model_section(model),
-                "exporter": _exporter_section(bundle.graph, export.timer.times),
-                **bundle.built.entries(bundle.folder, bundle.options, notes=_device_notes(bundle)),
-                **spec_entries({"inputs": bundle.graph.inputs, "outputs": bundle.graph.outputs}),
-                "typing": bundle.precision_plan.to_json() if bundle.precision_plan else None,
-                "parity": parity.to_json() if parity is not None else None,
-                "latency": [latency_figures(report) for report in latencies.values()] or None,
-                "verdict": comparison.to_json() if comparison is not None else None,
-                "environment": environment.to_json(),
-            }
+            manifest = Manifest(
+                edgevit_version=edgevit.__version__,
+                model=_model_record(model),
+                exporter=_exporter_record(bundle.graph, export.timer.times),
+                build=BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
+                runtime=RuntimeRecord.of(bundle.built, bundle.folder),
+                precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
+                inputs=bundle.graph.inputs,
+                outputs=bundle.graph.outputs,
+                precision_plan=bundle.precision_plan.to_json() if bundle.precision_plan else None,
+                parity=parity.to_json() if parity is not None else None,
+                latency=tuple(latency_figures(report) for report in latencies.values()) or None,
+                comparison=comparison.to_json() if comparison is not None else None,
+                environment=environment.to_json(),
+            )
             store.write_manifest(bundle.folder, manifest)
     destinations = {bundle.folder: config.out / bundle.folder.name for bundle in bundles}
     reports = [_bundle_report(bundle, destinations[bundle.folder], comparisons.get(bundle.fmt)) for bundle in bundles]
@@ -108,32 +121,31 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
     )
 
 
-def _model_section(model: LoadedModel) -> dict[str, Any]:
-    preprocessing = model.preprocessing.to_json() if model.preprocessing else None
-    return {"name": model.name, **model.origin, "preprocessing": preprocessing}
+def _model_record(model: LoadedModel) -> ModelRecord:
+    return ModelRecord(name=model.name, preprocessing=model.preprocessing, **model.origin)
 
 
-def _exporter_section(graph: OnnxGraph, stages: Sequence[StageTime]) -> dict[str, Any]:
-    return {
-        "name": "torch.onnx.export(dynamo=True)",
-        "torch": torch.__version__,
-        "onnx": metadata.version("onnx"),
-        "onnx_ir": metadata.version("onnx-ir"),
-        "onnxsim": metadata.version("onnxsim"),
-        "capture_opset": CAPTURE_OPSET,
-        "opset": graph.opset,
-        "passes": [
-            {
-                "name": record.name,
-                "nodes_before": record.nodes_before,
-                "nodes_after": record.nodes_after,
-                "elapsed_s": record.elapsed_s,
-                "note": record.note,
-            }
-            for record in graph.history
-        ],
-        "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in stages],
-    }
+def _exporter_record(graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterRecord:
+    return ExporterRecord(
+        name="torch.onnx.export(dynamo=True)",
+        torch=torch.__version__,
+        onnx=metadata.version("onnx"),
+        onnx_ir=metadata.version("onnx-ir"),
+        onnxsim=metadata.version("onnxsim"),
+        capture_opset=CAPTURE_OPSET,
+        opset=graph.opset,
+        passes=tuple(
+            PassRecord(
+                name=each.name,
+                nodes_before=each.nodes_before,
+                nodes_after=each.nodes_after,
+                elapsed_s=each.elapsed_s,
+                note=each.note,
+            )
+            for each in graph.history
+        ),
+        stages=tuple(StageRecord(name=stage.name, elapsed_s=stage.elapsed_s) for stage in stages),
+    )
 
 
 def _device_notes(bundle: BuiltBundle) -> tuple[str, ...]:
@@ -143,4 +155,4 @@ def _device_notes(bundle: BuiltBundle) -> tuple[str, ...]:
 def _write_samples(bundle: BuiltBundle, latencies: Mapping[str, LatencyReport]) -> None:
     """Write all samples of the run, of all candidates; the manifest holds the figures derived from them."""
     content = [report.to_json() for report in latencies.values()]
-    (bundle.folder / bundle_files.LATENCY).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")
+    (bundle.folder / LATENCY_FILE).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevit.bundles import bundle as bundle_files
+from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.pipeline.export_run import BuiltBundle, StageTimer, translate_write_errors
@@ -42,6 +42,6 @@ def _build_baseline(bundle: BuiltBundle, graph: OnnxGraph, folder: Path, timer: 
     options = replace(bundle.options, precision="fp32")
     with timer.stage(f"{bundle.fmt}: fp32 baseline"), translate_write_errors(folder):
         folder.mkdir(parents=True)
-        graph.save(folder / bundle_files.MODEL)
-        built = build_engine(bundle.runtime, folder / bundle_files.MODEL, folder, options)
+        graph.save(folder / MODEL_FILE)
+        built = build_engine(bundle.runtime, folder / MODEL_FILE, folder, options)
         return Fp32Baseline(graph=graph, built=open_built(built, options))

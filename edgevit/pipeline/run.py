@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from edgevit.bundles import bundle as bundle_files
 from edgevit.bundles import store
+from edgevit.bundles.bundle import bundle_name
+from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.errors import ExportError
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -83,7 +84,7 @@ def _require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -
 
 
 def _bundle_name(model_name: str, config: ExportConfig, runtime: Runtime) -> str:
-    return bundle_files.bundle_name(model_name, config.options.precision, runtime.fmt)
+    return bundle_name(model_name, config.options.precision, runtime.fmt)
 
 
 def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
@@ -156,8 +157,8 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
     converted, plan = _converter(export).convert(specialized, fmt)
     with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
         bundle_folder.mkdir()
-        converted.save(bundle_folder / bundle_files.MODEL)
-        built = build_engine(runtime, bundle_folder / bundle_files.MODEL, bundle_folder, options)
+        converted.save(bundle_folder / MODEL_FILE)
+        built = build_engine(runtime, bundle_folder / MODEL_FILE, bundle_folder, options)
     with timer.stage(f"{fmt}: load"):
         built = open_built(built, options, share=plan.fraction if plan is not None else None)
     _require_inputs(built, converted)

@@ -18,8 +18,9 @@ from PIL import Image
 
 import edgevit
 from edgevit.bundles import store
-from edgevit.bundles.bundle import CLASSES, REFERENCE, Bundle
+from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.evaluate import evaluate_bundles
+from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
 from tests.conftest import DATA, Cifar10
@@ -143,7 +144,7 @@ def permuted(source: Bundle, folder: Path) -> Bundle:
     model.graph.initializer.append(order)
     model.graph.node.append(onnx.helper.make_node("Gather", ["unturned", "order"], [last], axis=1))
     onnx.save(model, engine)
-    store.write_manifest(copy, {key: value for key, value in source.manifest.items() if key != "files"})
+    store.write_manifest(copy, source.manifest)
     return Bundle.open(copy)
 
 
@@ -269,10 +270,10 @@ def test_contestants_that_do_not_compare_are_refused(
 ) -> None:
     source = made("ort")
     copy = shutil.copytree(source.path, tmp_path / "other")
-    manifest = json.loads(json.dumps({key: value for key, value in source.manifest.items() if key != "files"}))
-    manifest["model"]["preprocessing"].update(change.get("preprocessing", {}))
+    preprocessing = replace(source.preprocessing, **change.get("preprocessing", {}))
+    manifest = replace(source.manifest, model=replace(source.manifest.model, preprocessing=preprocessing))
     if "classes" in change:
-        (copy / CLASSES).unlink()
+        (copy / CLASSES_FILE).unlink()
     store.write_manifest(copy, manifest)
     with pytest.raises(UsageError, match=message):
         evaluate_bundles([source, Bundle.open(copy)], data=photos)
@@ -287,8 +288,8 @@ def test_weights_that_have_changed_are_no_reference(
     other = [
         replace(one, outputs={name: array + 1 for name, array in one.outputs.items()}) for one in source.references()
     ]
-    store.write_references(copy / REFERENCE, other)
-    store.write_manifest(copy, {key: value for key, value in source.manifest.items() if key != "files"})
+    store.write_references(copy / REFERENCE_FILE, other)
+    store.write_manifest(copy, source.manifest)
     with pytest.raises(UsageError, match="no longer matches"):
         evaluate_bundles([Bundle.open(copy)], data=photos, against=["torch"])
 

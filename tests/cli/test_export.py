@@ -22,7 +22,7 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     assert status(*arguments, "--out", tmp_path / "out", "--json", json_path) == 0
     printed = capsys.readouterr().out
     for fmt in ON_CPU:
-        assert Bundle.open(tmp_path / "out" / f"mine_build-fp32-{fmt}").manifest["latency"]
+        assert Bundle.open(tmp_path / "out" / f"mine_build-fp32-{fmt}").manifest.latency
     report = json.loads(json_path.read_text())
     assert report["parity"]["passed"] is True
     assert [row["name"] for row in report["latency"]] == ["torch", *ON_CPU]

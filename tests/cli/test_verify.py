@@ -29,15 +29,15 @@ def test_verify_detects_different_outputs(
 ) -> None:
     """Reference answers of another model, with hashes made to fit: only the comparison itself can notice."""
     from edgevit.bundles import store
-    from edgevit.bundles.bundle import REFERENCE
+    from edgevit.bundles.manifest import REFERENCE_FILE
     from edgevit.types import Reference
 
     other = [
         Reference(kind=r.kind, inputs=r.inputs, outputs={name: array[:, ::-1] for name, array in r.outputs.items()})
         for r in own_bundle.references()
     ]
-    store.write_references(own_bundle.path / REFERENCE, other)
-    store.write_manifest(own_bundle.path, {k: v for k, v in own_bundle.manifest.items() if k != "files"})
+    store.write_references(own_bundle.path / REFERENCE_FILE, other)
+    store.write_manifest(own_bundle.path, own_bundle.manifest)
     assert status("verify", own_bundle.path, "--json", tmp_path / "verdict.json") == 6
     assert "parity failed" in capsys.readouterr().err
     verdict = json.loads((tmp_path / "verdict.json").read_text())

@@ -20,6 +20,7 @@ from torch import nn
 import edgevit
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.manifest import read_manifest
 from edgevit.cli.export import report_parts
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
@@ -91,14 +92,14 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[s
 
 
 def test_the_manifest_says_what_is_int8(trained: Mapping[str, Bundle], fmt: str) -> None:
-    typing = trained[fmt].manifest["typing"]
+    typing = trained[fmt].manifest.to_json()["typing"]
     assert (typing["layers"], typing["activations"], typing["photos"]) == (23, "uint8", CALIBRATION)
     assert [(node["name"], node["reason"].split(":")[0]) for node in typing["kept"]] == [
         ("head/Gemm", "too small to gain by it")
     ]
     assert 0.999 < typing["share"] < 1
     assert typing["summary"].startswith("22 of 23 layers in int8")
-    stages = {result["stage"]: result["precision"] for result in trained[fmt].manifest["parity"]["results"]}
+    stages = {result["stage"]: result["precision"] for result in trained[fmt].manifest.to_json()["parity"]["results"]}
     assert stages == {
         "ONNX": "fp32",
         f"{fmt}: optimized ONNX": "fp32",
@@ -109,7 +110,7 @@ def test_the_manifest_says_what_is_int8(trained: Mapping[str, Bundle], fmt: str)
 
 @counted
 def test_what_runs_is_what_was_asked_for(trained: Mapping[str, Bundle], fmt: str) -> None:
-    manifest = trained[fmt].manifest
+    manifest = trained[fmt].manifest.to_json()
     assert manifest["precision"]["asked"] == manifest["precision"]["found"] == "int8"
     assert manifest["precision"]["multiply_add_shares"]["int8"] >= 0.95 * manifest["typing"]["share"]
     with edgevit.load(trained[fmt]) as engine:
@@ -117,7 +118,7 @@ def test_what_runs_is_what_was_asked_for(trained: Mapping[str, Bundle], fmt: str
 
 
 def test_the_verdict_is_kept(trained: Mapping[str, Bundle], fmt: str) -> None:
-    verdict = trained[fmt].manifest["verdict"]
+    verdict = trained[fmt].manifest.to_json()["verdict"]
     assert verdict["images"] == LABELLED
     assert verdict["judged"] == ("the ONNX graph" if fmt == "onnx" else "the engine")
     assert verdict["drop_points"] <= 0.5 or verdict["drop_points_interval"][0] <= 0.5
@@ -305,8 +306,7 @@ def test_a_bundle_that_runs_in_fp32_after_all_is_status_9(
     copy = Path(shutil.copytree(own / name, tmp_path / "swapped"))
     for file in manifest(own, name)["runtime"]["engine_files"]:
         shutil.copy(source / file, copy / file)
-    said = {key: value for key, value in manifest(own, name).items() if key not in ("files", "schema_version")}
-    store.write_manifest(copy, said)
+    store.write_manifest(copy, read_manifest(own / name))
     capsys.readouterr()
     assert status("verify", copy) == 9
     (line,) = capsys.readouterr().err.splitlines()
@@ -632,10 +632,10 @@ def test_arrays_calibrate_what_takes_no_photos(fmt: str, tmp_path: Path) -> None
     module = Mlp()
     bundle = edgevit.export(module, fmt=fmt, precision="int8", calib={"x": ROWS}, example_input=torch.zeros(1, 24),
                             batch=4, out=tmp_path)  # fmt: skip
-    typing = bundle.manifest["typing"]
+    typing = bundle.manifest.to_json()["typing"]
     assert typing["photos"] == 16  # batches of four
     assert typing["share"] > 0.9
-    assert bundle.manifest["precision"]["multiply_add_shares"]["int8"] >= 0.95 * typing["share"]
+    assert bundle.manifest.to_json()["precision"]["multiply_add_shares"]["int8"] >= 0.95 * typing["share"]
     with edgevit.load(bundle) as engine, torch.inference_mode():
         found = next(iter(engine.run({"x": ROWS[:4]}).values()))
         wanted = module(torch.from_numpy(ROWS[:4])).numpy()

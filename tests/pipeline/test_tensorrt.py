@@ -91,7 +91,7 @@ def test_python_names_the_targets_too(tmp_path: Path) -> None:
     """What differs between the two versions is Gelu, an operator from opset 20 on."""
     for version, opset in (("8.6", 17), ("10.3", 20)):
         bundle = edgevit.export("shiftvit_cifar10", fmt="trt", trt_version=version, out=tmp_path, verify=False)
-        assert bundle.manifest["exporter"]["opset"] == opset
+        assert bundle.manifest.to_json()["exporter"]["opset"] == opset
     with pytest.raises(UsageError, match="no compute capability 87 to build for"):
         edgevit.export("shiftvit_cifar10", fmt="trt-rtx", sm=[87], out=tmp_path)
 
@@ -153,7 +153,7 @@ def test_trt_rtx_makes_a_real_engine_without_a_gpu(tmp_path: Path) -> None:
     assert bundle.engine_path is not None
     assert bundle.engine_path.read_bytes()[:4] == b"vtrt"
     assert bundle.options.compute_capabilities == (86, 89)
-    assert bundle.manifest["precision"]["found"] == "fp32"  # as the compiler listed its kernels
+    assert bundle.manifest.to_json()["precision"]["found"] == "fp32"  # as the compiler listed its kernels
     bundle.engine_path.write_bytes(bundle.engine_path.read_bytes()[:-1])
     with pytest.raises(BundleError):
         edgevit.load(bundle)
@@ -272,13 +272,13 @@ def test_fp16_is_typed_in_the_graph_and_judged(tmp_path: Path) -> None:
     assert [spec.dtype for spec in (*graph.inputs, *graph.outputs)] == ["float32", "float32"]
     weights = [value for value in graph.model.graph.initializers.values() if value.name == "head.weight"]
     assert all(str(value.dtype) == "FLOAT16" for value in weights)
-    stages = {result["stage"]: result["precision"] for result in bundle.manifest["parity"]["results"]}
+    stages = {result["stage"]: result["precision"] for result in bundle.manifest.to_json()["parity"]["results"]}
     assert stages["onnx: optimized ONNX"] == "fp32"
     assert stages["onnx: fp16 ONNX"] == "fp16"
-    assert bundle.manifest["typing"]["kept"] == []
+    assert bundle.manifest.to_json()["typing"]["kept"] == []
 
 
 @needs_rtx
 def test_fp16_runs_as_fp16(tmp_path: Path) -> None:
     bundle = edgevit.export("shiftvit_cifar10", fmt="trt-rtx", precision="fp16", out=tmp_path)
-    assert set(bundle.manifest["precision"]["layers"]) == {"fp16"}
+    assert set(bundle.manifest.to_json()["precision"]["layers"]) == {"fp16"}

@@ -16,6 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.manifest import PrecisionRecord
 from edgevit.cli.export import bundle_table
 from edgevit.errors import PrecisionError
 from edgevit.export import passes
@@ -177,7 +178,7 @@ def test_the_multiply_adds_are_those_of_the_model(name: str, runtime: str, tmp_p
 
 
 def test_the_manifest_has_them_for_the_batch_that_ran(made: Callable[[str], Bundle], runtime: str) -> None:
-    precision = made(runtime).manifest["precision"]
+    precision = made(runtime).manifest.precision.to_json()
     assert precision == {
         "asked": "fp32",
         "found": "fp32",
@@ -188,8 +189,8 @@ def test_the_manifest_has_them_for_the_batch_that_ran(made: Callable[[str], Bund
     }
 
 
-def test_a_manifest_of_what_has_not_run_claims_nothing(tmp_path: Path) -> None:
-    entry = BuildResult(runtime=get_runtime("trt")).entries(tmp_path, BuildOptions(precision="fp16"))["precision"]
+def test_a_manifest_of_what_has_not_run_claims_nothing() -> None:
+    entry = PrecisionRecord(requested="fp16", executed=BuildResult(runtime=get_runtime("trt")).precision).to_json()
     counts: dict[str, Any] = {"layers": {}, "multiply_adds": {}, "layer_shares": {}, "multiply_add_shares": {}}
     assert entry == {"asked": "fp16", "found": None, **counts}
 
