@@ -1,10 +1,15 @@
-"""The passes, one rewrite a file, and the order in which a graph takes them on its way to a target."""
+"""Pass pipelines: PASSES for all formats, and one tuple per format pipeline.
+
+A pass rewrites a model in place. To add one, write its file, add one line to a tuple here, and write
+`tests/export/passes/test_<pass>.py`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
@@ -13,8 +18,7 @@ from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
-from edgevit.export.passes.downgrade_opset import OLDEST as OLDEST_OPSET
-from edgevit.export.passes.downgrade_opset import downgrade_opset
+from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, downgrade_opset
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
@@ -27,32 +31,80 @@ from edgevit.export.passes.group_norm_from_moments import group_norm_from_moment
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
-from edgevit.formats import Format, GroupNormForm, get_format
+from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
 
-__all__ = ["OLDEST_OPSET", "PASSES", "optimize", "specialize"]
+__all__ = ["FORMAT_PASSES", "OLDEST_OPSET", "PASSES", "FormatPass", "PassTarget", "optimize", "specialize"]
 
 Pass: TypeAlias = Callable[[ir.Model], None]
 
-# The rewrites that serve every target, in order.
-PASSES: tuple[tuple[str, Pass], ...] = (
-    ("cleanup", cleanup),
-    ("fold_constants", fold_constants),
-    ("freeze_reshape_shapes", freeze_reshape_shapes),
-    ("eliminate_slices", eliminate_slices),
-    ("fuse_slices", fuse_slices),
-    ("fuse_batchnorm", fuse_batchnorm),
-    ("fuse_affine", fuse_affine),
-    ("push_scale_to_query", push_scale_to_query),
-    ("fuse_channel_shuffle", fuse_channel_shuffle),
-    ("push_gather_through_concat", push_gather_through_concat),
+
+@dataclass(frozen=True, slots=True)
+class PassTarget:
+    """The format, precision and opset that a graph is specialized for."""
+
+    format: Format
+    precision: Precision
+    opset: int
+
+    @property
+    def has_native_group_norm(self) -> bool:
+        """Whether GroupNormalization of opset 21 stays in the graph."""
+        return self.format.group_norm == "native" and self.opset >= 21
+
+    @property
+    def is_int8(self) -> bool:
+        return self.precision == "int8"
+
+
+@dataclass(frozen=True, slots=True)
+class FormatPass:
+    """A pass in the pipeline of a format; `options` are its keyword arguments, `applies` whether it runs at all."""
+
+    rewrite: Callable[..., None]
+    applies: Callable[[PassTarget], bool] = lambda _: True
+    options: Callable[[PassTarget], Mapping[str, Any]] = lambda _: {}
+
+
+# For all formats, in this order.
+PASSES: tuple[Pass, ...] = (
+    cleanup,
+    fold_constants,
+    freeze_reshape_shapes,
+    eliminate_slices,
+    fuse_slices,
+    fuse_batchnorm,
+    fuse_affine,
+    push_scale_to_query,
+    fuse_channel_shuffle,
+    push_gather_through_concat,
 )
+
+# For all formats, after the passes that only some formats need.
+_GENERIC: tuple[FormatPass, ...] = (
+    FormatPass(decompose_group_norm, applies=lambda target: not target.has_native_group_norm),
+    FormatPass(decompose_gelu, applies=lambda target: target.opset < 20),
+    FormatPass(downgrade_opset, options=lambda target: {"opset": target.opset}),
+)
+
+# Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
+_TENSORRT: tuple[FormatPass, ...] = (
+    FormatPass(group_norm_from_moments, options=lambda target: {"channels_last": not target.is_int8}),
+    FormatPass(pointwise_conv_to_matmul, applies=lambda target: not target.is_int8),
+    FormatPass(fold_attention_bias, applies=lambda target: not target.is_int8),
+    FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
+)
+
+FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
+    "generic": _GENERIC,
+    "tensorrt": (*_TENSORRT, *_GENERIC),
+}
 
 
 def optimize(graph: OnnxGraph) -> OnnxGraph:
-    """Apply the passes that serve every format."""
-    for name, rewrite in PASSES:
-        graph = graph.apply(name, rewrite)
+    """Apply the passes for all formats."""
+    for rewrite in PASSES:
+        graph = graph.apply(rewrite.__name__, rewrite)
     return graph
 
 
@@ -64,23 +116,16 @@ def specialize(
     `opset` overrides the format's own. Raises ExportError if the graph cannot be written in it, UsageError for an
     unknown format.
     """
-    target = get_format(fmt) if isinstance(fmt, str) else fmt
-    wanted = target.opset if opset is None else opset
-    if target.passes == "tensorrt":
-        graph = _for_kernels(graph, precision)
-    form: GroupNormForm = target.group_norm if wanted >= 21 else "instance"
-    graph = graph.apply(f"decompose_group_norm:{form}", functools.partial(decompose_group_norm, form=form))
-    if wanted < 20:
-        graph = graph.apply("decompose_gelu", decompose_gelu)
-    return graph.apply(f"downgrade_opset:{wanted}", functools.partial(downgrade_opset, opset=wanted))
+    entry = get_format(fmt) if isinstance(fmt, str) else fmt
+    target = PassTarget(entry, precision, entry.opset if opset is None else opset)
+    for item in FORMAT_PASSES[entry.passes]:
+        if item.applies(target):
+            options = item.options(target)
+            graph = graph.apply(_record_name(item, options), functools.partial(item.rewrite, **options))
+    return graph
 
 
-def _for_kernels(graph: OnnxGraph, precision: Precision) -> OnnxGraph:
-    """The graph in the forms of which TensorRT's compiler makes few kernels. What int8 layers read stays as it is."""
-    floating = precision != "int8"
-    graph = graph.apply("group_norm_from_moments", functools.partial(group_norm_from_moments, turned=floating))
-    if floating:
-        graph = graph.apply("pointwise_conv_to_matmul", pointwise_conv_to_matmul).apply(
-            "fold_attention_bias", fold_attention_bias
-        )
-    return graph.apply("canonicalize_attention", canonicalize_attention) if precision == "fp16" else graph
+def _record_name(item: FormatPass, options: Mapping[str, Any]) -> str:
+    """Name of a pass in the graph's history: "downgrade_opset(opset=20)"."""
+    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"{item.rewrite.__name__}({arguments})" if arguments else item.rewrite.__name__

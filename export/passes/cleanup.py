@@ -1,7 +1,7 @@
-"""Tidy: what the exporter repeats is kept once, and what nothing reads is dropped.
+"""Inline functions, merge duplicate nodes and initializers, and remove unused nodes.
 
-The exporter writes every axis and every pad as a Constant of its own, cast and reshaped; equal ones fall together
-here, before anything expensive looks at the graph.
+The exporter writes each axis and pad as a separate Constant with its own Cast and Reshape. They are merged first, so
+that later passes see a small graph.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common_passes
 
 
 def cleanup(model: ir.Model) -> None:
+    """Apply onnx_ir's clean-up passes."""
     for rewrite in (
         common_passes.InlinePass(),
         common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

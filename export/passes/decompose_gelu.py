@@ -1,4 +1,4 @@
-"""Gelu as the operators that opsets before 20 have: x / 2 (1 + erf(x / sqrt 2)), the exact form."""
+"""Write Gelu with Erf, for opsets before 20: x / 2 (1 + erf(x / sqrt 2)), the exact form."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from edgevit.export.ir_helpers import copy_shape_and_type, initializer, remove_u
 
 
 def decompose_gelu(model: ir.Model) -> None:
+    """Replace each Gelu. Raises ExportError for its tanh approximation."""
     for node in list(model.graph):
         if node.op_type == "Gelu" and not node.domain:
-            _lower(node, model.graph)
+            _decompose(node, model.graph)
     remove_unused(model)
 
 
-def _lower(node: ir.Node, graph: ir.Graph) -> None:
+def _decompose(node: ir.Node, graph: ir.Graph) -> None:
     if node.attributes.get_string("approximate", "none") != "none":
-        raise ExportError(f"{node.name}: the tanh form of GELU needs opset 20; ask for --opset 20 or nn.GELU()")
+        raise ExportError(f"{node.name}: the tanh approximation of GELU needs opset 20; use --opset 20 or nn.GELU()")
     x, dtype = node.inputs[0], node.outputs[0].dtype
     numpy_type = dtype.numpy() if dtype is not None else np.dtype(np.float32)
 

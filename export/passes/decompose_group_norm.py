@@ -1,10 +1,11 @@
-"""GroupNormalization-21 in a form that every engine computes right.
+"""Write GroupNormalization as InstanceNormalization, which every engine computes correctly.
 
-The operator normalises over the channels of a group and all pixels, then applies a scale and a bias a channel. Older
-runtimes lack it, and NVIDIA's parsers (TensorRT up to 10.16, TensorRT-RTX 1.7) misread it, and opset 18's operator of
-the same name, where there is one group: they normalise each channel by itself. The form `instance` is equal to it:
-(N, C, H, W) -> (N, groups, C/groups * H * W), InstanceNormalization, and back, and then Mul and Add, which are left out
-where they would do nothing.
+GroupNormalization of opset 21 normalizes over the channels of a group and all pixels, then applies a scale and a bias
+per channel. Older runtimes do not support it. NVIDIA's parsers (TensorRT up to 10.16, TensorRT-RTX 1.7) misread it, and
+also that of opset 18, if there is one group: they normalize each channel separately.
+
+The replacement is equivalent: Reshape (N, C, H, W) to (N, groups, C/groups * H * W), InstanceNormalization, Reshape
+back, then Mul and Add, which are omitted if they have no effect.
 """
 
 from __future__ import annotations
@@ -21,31 +22,29 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
-from edgevit.formats import GroupNormForm
 
 
-def decompose_group_norm(model: ir.Model, form: GroupNormForm) -> None:
-    if form == "native":
-        return
+def decompose_group_norm(model: ir.Model) -> None:
+    """Replace each GroupNormalization. Raises ExportError if its input has a dynamic axis besides the batch."""
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and not node.domain:
-            normalised = _instance(node, model.graph)
-            replace_value(node.outputs[0], scale_and_shift(node, normalised, model.graph))
+            normalized = _instance_norm(node, model.graph)
+            replace_value(node.outputs[0], scale_and_shift(node, normalized, model.graph))
     remove_unused(model)
 
 
-def scale_and_shift(node: ir.Node, normalised: ir.Value, graph: ir.Graph) -> ir.Value:
-    """The norm's scale and bias applied to (N, C, …) that is normalised already."""
+def scale_and_shift(node: ir.Node, normalized: ir.Value, graph: ir.Graph) -> ir.Value:
+    """Apply the scale and bias of a GroupNormalization to an already normalized tensor (N, C, ...)."""
     column = [-1, *([1] * (len(static_shape(node)) - 2))]  # (C, 1, 1)
     for op_type, index, neutral in (("Mul", 1, 1), ("Add", 2, 0)):
         values = constant(node.inputs[index])
         if values is not None and np.all(values == neutral):
             continue
-        applied = ir.node(op_type, [normalised, _column(node, graph, index, column)], name=f"{node.name}_{op_type}")
+        applied = ir.node(op_type, [normalized, _column(node, graph, index, column)], name=f"{node.name}_{op_type}")
         graph.insert_before(node, applied)
-        copy_shape_and_type(applied.outputs[0], normalised)
-        normalised = applied.outputs[0]
-    return normalised
+        copy_shape_and_type(applied.outputs[0], normalized)
+        normalized = applied.outputs[0]
+    return normalized
 
 
 def _column(node: ir.Node, graph: ir.Graph, index: int, column: list[int]) -> ir.Value:
@@ -57,13 +56,14 @@ def _column(node: ir.Node, graph: ir.Graph, index: int, column: list[int]) -> ir
     return reshaped.outputs[0]
 
 
-def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
+def _instance_norm(node: ir.Node, graph: ir.Graph) -> ir.Value:
+    """Normalize the node's input without scale and bias; return it in its original shape."""
     groups = node.attributes.get_int("num_groups")
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     shape = static_shape(node)
     flat = int64_initializer(graph, f"{node.name}.groups", [0, groups, -1])
     back = int64_initializer(graph, f"{node.name}.shape", list(shape))
-    ones, zeros = _neutral(node, graph, groups)
+    ones, zeros = _unit_scale_and_bias(node, graph, groups)
     nodes = [ir.node("Reshape", [node.inputs[0], flat], name=f"{node.name}_flatten")]
     nodes.append(
         ir.node(
@@ -77,7 +77,7 @@ def _instance(node: ir.Node, graph: ir.Graph) -> ir.Value:
     return _insert(nodes, node, graph)
 
 
-def _neutral(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[ir.Value, ir.Value]:
+def _unit_scale_and_bias(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[ir.Value, ir.Value]:
     dtype = node.inputs[0].dtype.numpy() if node.inputs[0] is not None and node.inputs[0].dtype else np.float32
     return (
         initializer(graph, f"{node.name}.ones", np.ones(groups, dtype)),
@@ -94,9 +94,9 @@ def _insert(nodes: list[ir.Node], before: ir.Node, graph: ir.Graph) -> ir.Value:
 
 
 def static_shape(node: ir.Node) -> tuple[int, ...]:
-    """The input's shape, with -1 for a dynamic batch."""
+    """Return the shape of a node's input, with -1 for a dynamic batch; ExportError for other dynamic axes."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     known = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else [-1, -1]
     if -1 in known[1:]:
-        raise ExportError(f"{node.name}: only the batch may be dynamic, and the shape is {shape}")
+        raise ExportError(f"{node.name}: only the batch may be dynamic, but its input has the shape {shape}")
     return tuple(known)

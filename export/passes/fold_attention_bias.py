@@ -1,14 +1,14 @@
-"""The biases of q, k and v where they cost no kernel of their own.
+"""Fold the key and value biases of attention into neighboring layers.
 
-In softmax(q k^T) v a linear layer made q, k and v, and moves have split them into heads.
+In softmax(q k^T) v, linear layers compute q, k and v, which Reshape and Transpose nodes split into heads.
 
-* A bias of k adds the same to every score of a query, and the softmax does not see it: it goes.
-* A bias of v comes out as it went in, since the weights of a query sum to one. Moves and a linear layer follow, and it
-  becomes part of that layer's bias: b + b_v W.
-* A bias of q is added behind the moves, to the heads.
+* The bias of k adds the same value to all scores of a query, which does not change the softmax: it is removed.
+* The bias of v passes through unchanged, because the weights of a query sum to one. It is folded into the bias of the
+  linear layer that follows: b + b_v W.
+* The bias of q is added after the split, to the heads.
 
-Of the joint product without a bias TensorRT-RTX 1.7 writes k and v where its attention reads them; with one in front of
-the split it copies q, k and v, a kernel each.
+TensorRT-RTX 1.7 writes k and v of a joint matmul without a bias directly to the buffers that its attention reads. With
+a bias before the split it copies q, k and v, with one kernel each.
 """
 
 from __future__ import annotations
@@ -29,67 +29,69 @@ from edgevit.export.ir_helpers import (
 )
 from edgevit.types import Array
 
-_WIDEST = 64  # channels of a single head: of 96 and 192 it would no longer be fused, of several heads with 96 it is
-_BATCH = 2  # what stands for a dynamic batch where moves are followed
+# Single heads wider than this lose fusion: 96 and 192 channels do; several heads of 96 channels stay fused.
+_MAX_SINGLE_HEAD = 64
+_BATCH = 2  # example size of a dynamic batch, to follow layout operators with arrays
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """q, k or v: the sum with its bias, its channels of that, and the nodes from there to the product that reads it."""
+    """One of q, k and v, from the Add of its bias to the matmul that reads it."""
 
     add: ir.Node
-    split: ir.Node | None
-    value: ir.Value  # (…, tokens, channels)
+    split: ir.Node | None  # divides the channels of `add` into q, k and v
+    value: ir.Value  # (..., tokens, channels)
     bias: Array  # (channels,)
-    path: tuple[ir.Node, ...]
+    path: tuple[ir.Node, ...]  # nodes between `value` and the matmul
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The linear layer behind an attention, and the moves that lead to it."""
+    """The linear layer after an attention, and the layout operators before it."""
 
-    moves: tuple[ir.Node, ...]
-    product: ir.Node
+    path: tuple[ir.Node, ...]
+    matmul: ir.Node
     add: ir.Node
 
 
 def fold_attention_bias(model: ir.Model) -> None:
+    """Move the biases of each attention whose q, k, v and output come from linear layers with a bias."""
     for node in list(model.graph):
-        if node.op_type == "Softmax" and _is_over_the_last(node):
-            _lower(node, model.graph)
+        if node.op_type == "Softmax" and _is_over_last_axis(node):
+            _fold(node, model.graph)
     remove_unused(model)
 
 
-def _is_over_the_last(softmax: ir.Node) -> bool:
+def _is_over_last_axis(softmax: ir.Node) -> bool:
     return softmax.attributes.get_int("axis", -1) in (-1, len(softmax.outputs[0].shape or ()) - 1)
 
 
-def _lower(softmax: ir.Node, graph: ir.Graph) -> None:
-    scores, mixed = _scores(softmax.inputs[0]), only_consumer(softmax.outputs[0])
-    if scores is None or mixed is None or mixed.op_type != "MatMul" or mixed.inputs[0] is not softmax.outputs[0]:
+def _fold(softmax: ir.Node, graph: ir.Graph) -> None:
+    scores, product = _scores(softmax.inputs[0]), only_consumer(softmax.outputs[0])
+    if scores is None or product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
         return
-    q, k, v = (_part(value) for value in (*scores.inputs, mixed.inputs[1]))
-    output = _output(mixed)
-    if q is None or k is None or v is None or output is None or not _are_all_that_is_read((q, k, v)):
+    q, k, v = (_part(value) for value in (*scores.inputs, product.inputs[1]))
+    output = _output(product)
+    if q is None or k is None or v is None or output is None or not _are_only_consumers((q, k, v)):
         return
-    if _is_one_wide_head(q):
+    if _is_wide_single_head(q):
         return
-    turned = next((node for node in q.path if node.op_type == "Transpose"), None)
-    shift = _shift(v, mixed, output)
-    if turned is None or shift is None or not _is_unseen(k):
+    transpose = next((node for node in q.path if node.op_type == "Transpose"), None)
+    shift = _shift(v, product, output)
+    if transpose is None or shift is None or not _is_uniform_over_tokens(k):
         return
-    _add_to_heads(q, turned, graph)
+    _add_to_heads(q, transpose, graph)
     _add_to_layer(output, shift, graph)
     for add in {part.add for part in (q, k, v)}:
-        product = next(value for value in add.inputs if value is not None and constant(value) is None)
-        replace_value(add.outputs[0], product)
+        unbiased = next(value for value in add.inputs if value is not None and constant(value) is None)
+        replace_value(add.outputs[0], unbiased)
 
 
-# What there is
+# Matching
 
 
 def _scores(value: ir.Value | None) -> ir.Node | None:
-    """The product q k^T that `value` is, once it is scaled and masks and position biases are added."""
+    """Return the matmul q k^T from which `value` comes through scales, masks and position biases; else None."""
     node = value.producer() if value is not None else None
     if value is None or node is None or only_consumer(value) is None:
         return None
@@ -101,30 +103,31 @@ def _scores(value: ir.Value | None) -> ir.Node | None:
 
 
 def _is_scaling(node: ir.Node) -> bool:
-    """Whether the node multiplies, or divides, by one constant number."""
+    """Whether the node multiplies or divides by a constant scalar."""
     factor = constant(node.inputs[1]) if node.op_type in ("Div", "Mul") else None
     return factor is not None and factor.size == 1
 
 
 def _part(value: ir.Value | None) -> Part | None:
+    """Return the part whose path ends at `value`, an input of a matmul of the attention."""
     path: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None and only_consumer(value) is not None:
         if node.op_type == "Split" and node.inputs[0] is not None:
-            return _summed(node.inputs[0].producer(), node, value, path)
+            return _biased(node.inputs[0].producer(), node, value, path)
         if node.op_type == "Add":
-            return _summed(node, None, value, path)
-        if not (_is_move(node) or _is_scaling(node)):
+            return _biased(node, None, value, path)
+        if not (_is_layout(node) or _is_scaling(node)):
             return None
         path.insert(0, node)
         value = node.inputs[0]
     return None
 
 
-def _is_move(node: ir.Node) -> bool:
+def _is_layout(node: ir.Node) -> bool:
     return node.op_type == "Transpose" or (node.op_type == "Reshape" and constant(node.inputs[1]) is not None)
 
 
-def _summed(add: ir.Node | None, split: ir.Node | None, value: ir.Value, path: Sequence[ir.Node]) -> Part | None:
+def _biased(add: ir.Node | None, split: ir.Node | None, value: ir.Value, path: Sequence[ir.Node]) -> Part | None:
     bias = _bias_of_layer(add)
     if add is None or bias is None or value.shape is None:
         return None
@@ -135,61 +138,62 @@ def _summed(add: ir.Node | None, split: ir.Node | None, value: ir.Value, path: S
             break
         start += width
     width = value.shape[-1]
-    if not isinstance(width, int) or (split is not None and not _splits_the_last(split, add)):
+    if not isinstance(width, int) or (split is not None and not _splits_last_axis(split, add)):
         return None
     return Part(add, split, value, bias[start : start + width], tuple(path))
 
 
-def _splits_the_last(split: ir.Node, add: ir.Node) -> bool:
-    """Whether the node, and no other, reads the sum, and parts its last axis."""
+def _splits_last_axis(split: ir.Node, add: ir.Node) -> bool:
+    """Whether the Split is the only consumer of the sum and divides its last axis."""
     last = len(add.outputs[0].shape or ()) - 1
     return only_consumer(add.outputs[0]) is split and split.attributes.get_int("axis", 0) in (-1, last)
 
 
 def _bias_of_layer(add: ir.Node | None) -> Array | None:
-    """The bias (channels,) where the node adds one to a product with constant weights."""
+    """Return the bias (channels,) that the node adds to a matmul with constant weights; else None."""
     if add is None or add.op_type != "Add":
         return None
-    for product, bias in (add.inputs, add.inputs[::-1]):
-        vector, node = constant(bias), product.producer() if product is not None else None
-        if vector is not None and vector.ndim == 1 and node is not None and _is_product_with_weights(node):
+    for unbiased, bias in (add.inputs, add.inputs[::-1]):
+        vector, node = constant(bias), unbiased.producer() if unbiased is not None else None
+        if vector is not None and vector.ndim == 1 and node is not None and _has_constant_matrix(node):
             return vector
     return None
 
 
-def _is_product_with_weights(node: ir.Node) -> bool:
+def _has_constant_matrix(node: ir.Node) -> bool:
     weights = constant(node.inputs[1]) if node.op_type == "MatMul" else None
     return weights is not None and weights.ndim == 2
 
 
-def _output(mixed: ir.Node) -> Output | None:
-    moves: list[ir.Node] = []
-    node = only_consumer(mixed.outputs[0])
-    while node is not None and _is_move(node):
-        moves.append(node)
+def _output(product: ir.Node) -> Output | None:
+    """Return the linear layer that reads the attention's result; None if there is none or it has no bias."""
+    path: list[ir.Node] = []
+    node = only_consumer(product.outputs[0])
+    while node is not None and _is_layout(node):
+        path.append(node)
         node = only_consumer(node.outputs[0])
-    if node is None or not _is_product_with_weights(node):
+    if node is None or not _has_constant_matrix(node):
         return None
     add = only_consumer(node.outputs[0])
-    return Output(tuple(moves), node, add) if add is not None and _bias_of_layer(add) is not None else None
+    return Output(tuple(path), node, add) if add is not None and _bias_of_layer(add) is not None else None
 
 
-def _is_one_wide_head(q: Part) -> bool:
-    heads = q.path[0].outputs[0].shape if q.path else None  # (…, tokens, heads, channels)
-    return heads is not None and heads[-1] == len(q.bias) > _WIDEST
+def _is_wide_single_head(q: Part) -> bool:
+    heads = q.path[0].outputs[0].shape if q.path else None  # (..., tokens, heads, channels)
+    return heads is not None and heads[-1] == len(q.bias) > _MAX_SINGLE_HEAD
 
 
-def _are_all_that_is_read(parts: Sequence[Part]) -> bool:
-    """Whether nothing else reads the sums."""
+def _are_only_consumers(parts: Sequence[Part]) -> bool:
+    """Whether q, k and v are the only outputs of their Split."""
     read = {part.value for part in parts}
     return all(part.split is None or read.issuperset(part.split.outputs) for part in parts)
 
 
-# Where a bias goes
+# Rewriting
 
 
 def _follow(array: Array, path: Sequence[ir.Node]) -> Array:
-    """What the moves and the scalings of `path` make of `array`. Raises ValueError where it does not fit."""
+    """Apply the layout operators and scales of `path` to an array. Raises ValueError if the shapes do not match."""
     for node in path:
         if node.op_type == "Transpose":
             array = array.transpose(node.attributes.get_ints("perm", range(array.ndim)[::-1]))
@@ -202,53 +206,55 @@ def _follow(array: Array, path: Sequence[ir.Node]) -> Array:
     return array
 
 
-def _spread(part: Part) -> Array:
-    """The bias at each token."""
+def _at_all_tokens(part: Part) -> Array:
+    """Broadcast the bias to all tokens."""
     assert part.value.shape is not None
     shape = [dim if isinstance(dim, int) else _BATCH for dim in part.value.shape]
     return np.broadcast_to(part.bias, shape)
 
 
-def _is_unseen(k: Part) -> bool:
-    """Whether the bias of k (…, channels, tokens) is the same for all tokens."""
+def _is_uniform_over_tokens(k: Part) -> bool:
+    """Whether the bias of k (..., channels, tokens), after its path, is the same for all tokens."""
     try:
-        operand = _follow(_spread(k), k.path)
+        operand = _follow(_at_all_tokens(k), k.path)
     except ValueError:
         return False
     return bool(np.all(operand == operand[..., :1]))
 
 
-def _shift(v: Part, mixed: ir.Node, output: Output) -> Array | None:
-    """What the bias of v adds to the input of the layer behind the attention, (channels,)."""
+def _shift(v: Part, product: ir.Node, output: Output) -> Array | None:
+    """Return the vector (channels,) that the bias of v adds to the output layer's input; None if it is no vector."""
     try:
-        operand = _follow(_spread(v), v.path)  # (…, tokens, channels)
+        operand = _follow(_at_all_tokens(v), v.path)  # (..., tokens, channels)
         if not np.all(operand == operand[..., :1, :]):
             return None
-        tokens = mixed.outputs[0].shape[-2] if mixed.outputs[0].shape is not None else None
+        tokens = product.outputs[0].shape[-2] if product.outputs[0].shape is not None else None
         rows = np.repeat(operand[..., :1, :], tokens if isinstance(tokens, int) else 1, axis=-2)
-        added = _follow(rows, output.moves)
+        added = _follow(rows, output.path)
     except ValueError:
         return None
     vector = added.reshape(-1, added.shape[-1])
     return vector[0] if np.all(vector == vector[0]) else None
 
 
-def _add_to_heads(q: Part, turned: ir.Node, graph: ir.Graph) -> None:
-    heads = _follow(_spread(q), q.path[: q.path.index(turned) + 1])
+def _add_to_heads(q: Part, transpose: ir.Node, graph: ir.Graph) -> None:
+    """Add the bias of q after the Transpose that splits it into heads."""
+    heads = _follow(_at_all_tokens(q), q.path[: q.path.index(transpose) + 1])
     for axis in range(heads.ndim):
         first = heads.take([0], axis)
         heads = first if np.all(heads == first) else heads
-    value = turned.outputs[0]
+    value = transpose.outputs[0]
     add = ir.node("Add", [value, initializer(graph, f"{q.add.name}.query", heads)], name=f"{q.add.name}_query")
     copy_shape_and_type(add.outputs[0], value)
-    graph.insert_after(turned, add)
+    graph.insert_after(transpose, add)
     for use in list(value.uses()):
         if use.node is not add:
             use.node.replace_input_with(use.idx, add.outputs[0])
 
 
 def _add_to_layer(output: Output, shift: Array, graph: ir.Graph) -> None:
-    weights = np.asarray(constant(output.product.inputs[1]))  # (channels, outputs)
+    """Add to the output layer's bias what a shift of its input adds to its output."""
+    weights = np.asarray(constant(output.matmul.inputs[1]))  # (channels, outputs)
     for index, value in enumerate(output.add.inputs):
         bias = constant(value)
         if bias is not None:

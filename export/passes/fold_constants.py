@@ -1,8 +1,8 @@
-"""Constant folding: what can be computed now is, and shape arithmetic of static shapes with it.
+"""Fold constants and static shape arithmetic.
 
-onnxscript's folder does the work, and only the folder: its optimiser's rewrite rules also drop `x + c` for a c below
-1e-8, which is the epsilon of linear attention. Results above 16 MB stay computed at run time, so that a file does not
-grow by an expanded table.
+Uses onnxscript's constant folder without the rewrite rules of its optimizer, because these replace `x + c` by `x` for
+c < 1e-8, which is the epsilon of linear attention. Results above 16 MB are not folded, so that expanded tables do not
+enlarge the file.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
-LARGEST_RESULT_BYTES = 16 * 1024 * 1024
+MAX_RESULT_BYTES = 16 * 1024 * 1024
 
 
 def fold_constants(model: ir.Model) -> None:
+    """Fold constants, then merge duplicates and remove unused nodes."""
     optimizer.fold_constants_ir(
         model,
         onnx_shape_inference=True,
-        input_size_limit=LARGEST_RESULT_BYTES,
-        output_size_limit=LARGEST_RESULT_BYTES,
+        input_size_limit=MAX_RESULT_BYTES,
+        output_size_limit=MAX_RESULT_BYTES,
     )
     for rewrite in (
         common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

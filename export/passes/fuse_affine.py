@@ -1,11 +1,11 @@
-"""A per-channel affine map in front of a convolution becomes part of its weights.
+"""Fold a per-channel affine map into the following layer.
 
-For a convolution without padding, W * (a x + c) = (W a) * x + (sum of W c over each output's inputs): exact, because
-no zero that padding adds would have to be mapped too. The same holds for a linear layer behind a mean over the
-pixels, since the mean of an affine map is the affine map of the mean.
+For a convolution without padding, W * (a x + c) = (W a) * x + (sum of W c over the inputs of each output). With padding
+this would be wrong, because the padded zeros are not mapped. It also holds for a linear layer after a mean over the
+pixels, because the mean of an affine map is the affine map of the mean.
 
-The affine maps are a GroupNormalization's scale and bias (the normalisation itself stays) and a BatchNormalization in
-front of a layer (which goes).
+Affine maps are the scale and bias of a GroupNormalization, whose normalization stays, and a BatchNormalization before a
+layer, which is removed.
 """
 
 from __future__ import annotations
@@ -31,21 +31,25 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Affine:
+    """The map y = scale x + shift of each channel."""
+
     scale: Vector  # (C,)
     shift: Vector  # (C,)
 
 
 def fuse_affine(model: ir.Model) -> None:
+    """Fold the affine map of each norm into the layer that reads it, if nothing else does."""
     for node in list(model.graph):
         affine = _affine_of(node)
-        layer = _layer_behind(node)
-        if affine is not None and layer is not None and _takes(layer):
+        layer = _next_layer(node)
+        if affine is not None and layer is not None and _can_absorb(layer):
             _absorb(layer, affine, model.graph)
-            _neutralise(node, model.graph)
+            _remove_affine(node, model.graph)
     remove_unused(model)
 
 
 def _affine_of(node: ir.Node) -> Affine | None:
+    """Return the affine map of a norm with constant parameters; None if it has none."""
     constants = [constant(value) for value in node.inputs[1:]]
     if any(array is None for array in constants):
         return None
@@ -60,21 +64,21 @@ def _affine_of(node: ir.Node) -> Affine | None:
     return None
 
 
-def _layer_behind(node: ir.Node) -> ir.Node | None:
-    """The convolution that alone reads the node, or the Gemm that reads its mean over the pixels."""
+def _next_layer(node: ir.Node) -> ir.Node | None:
+    """Return the Conv that is the only consumer of a node, or the Gemm that reads its mean over the pixels."""
     follower = only_consumer(node.outputs[0])
     if follower is None or follower.op_type == "Conv":
         return follower if follower is None or follower.inputs[0] is node.outputs[0] else None
     if not is_global_mean(follower):
         return None
-    behind = only_consumer(follower.outputs[0])
-    while behind is not None and behind.op_type in ("Flatten", "Squeeze"):
-        behind = only_consumer(behind.outputs[0])
-    return behind if behind is not None and behind.op_type == "Gemm" else None
+    layer = only_consumer(follower.outputs[0])
+    while layer is not None and layer.op_type in ("Flatten", "Squeeze"):
+        layer = only_consumer(layer.outputs[0])
+    return layer if layer is not None and layer.op_type == "Gemm" else None
 
 
-def _takes(layer: ir.Node) -> bool:
-    """Whether the layer's weights are constants and its algebra is W x + b with no padding."""
+def _can_absorb(layer: ir.Node) -> bool:
+    """Whether the layer computes W x + b with constant weights and without padding."""
     if not has_constant_weights(layer):
         return False
     attributes = layer.attributes
@@ -85,11 +89,12 @@ def _takes(layer: ir.Node) -> bool:
 
 
 def _absorb(layer: ir.Node, affine: Affine, graph: ir.Graph) -> None:
+    """Replace the layer by one whose weights and bias include the affine map of its input."""
     weight = constant(layer.inputs[1])
     assert weight is not None
     bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 and layer.inputs[2] is not None else None
     outputs_last = layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0)
-    matrix = np.moveaxis(weight, -1, 0) if outputs_last else weight  # (out, in / groups, …)
+    matrix = np.moveaxis(weight, -1, 0) if outputs_last else weight  # (out, in / groups, ...)
     scale, shift = (_per_weight(vector, matrix.shape, layer) for vector in (affine.scale, affine.shift))
     added = (matrix * shift).reshape(matrix.shape[0], -1).sum(1)
     scaled = (matrix * scale).astype(weight.dtype)
@@ -108,14 +113,15 @@ def _absorb(layer: ir.Node, affine: Affine, graph: ir.Graph) -> None:
 
 
 def _per_weight(vector: Vector, shape: tuple[int, ...], layer: ir.Node) -> Vector:
-    """The per-channel `vector` laid along the weight's input axis: (out or 1, in / groups, 1, …)."""
+    """Arrange a per-channel vector along the weight's input axis: (out or 1, in / groups, 1, ...)."""
     groups = layer.attributes.get_int("group", 1) if layer.op_type == "Conv" else 1
     by_group = vector.reshape(groups, -1)  # (groups, in / groups)
     rows = np.repeat(by_group, shape[0] // groups, axis=0)  # (out, in / groups)
     return rows.reshape(*rows.shape, *([1] * (len(shape) - 2)))
 
 
-def _neutralise(node: ir.Node, graph: ir.Graph) -> None:
+def _remove_affine(node: ir.Node, graph: ir.Graph) -> None:
+    """Bypass a BatchNormalization; set scale and bias of a GroupNormalization to ones and zeros."""
     if node.op_type == "BatchNormalization":
         source = node.inputs[0]
         assert source is not None

@@ -1,7 +1,9 @@
-"""BatchNormalization behind a layer with weights becomes part of it.
+"""Fold BatchNormalization into the preceding Conv or Gemm.
 
-y = scale (x - mean) / sqrt(var + eps) + bias is an affine map a channel, so behind Conv or Gemm
-W' = W a and b' = (b - mean) a + bias, with a = scale / sqrt(var + eps) along the output channels.
+y = scale (x - mean) / sqrt(var + eps) + bias is an affine map per channel. With a = scale / sqrt(var + eps) along the
+output channels, the folded layer has the weights W' = W a and the bias b' = (b - mean) a + bias, computed in float64.
+
+onnxscript's `fuse_batchnorm` rules compute in float32 and skip layers whose weights another node reads.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from edgevit.export.ir_helpers import constant, initializer, only_consumer, remo
 
 
 def fuse_batchnorm(model: ir.Model) -> None:
+    """Fold each BatchNormalization that is the only consumer of a Conv or Gemm with constant weights."""
     for node in list(model.graph):
         if node.op_type == "BatchNormalization":
             _fold(node, model.graph)
@@ -26,7 +29,7 @@ def _fold(norm: ir.Node, graph: ir.Graph) -> None:
         return
     weight = constant(layer.inputs[1])
     statistics = [constant(value) for value in norm.inputs[1:5]]
-    if weight is None or any(array is None for array in statistics) or not _plain(layer):
+    if weight is None or any(array is None for array in statistics) or not _is_affine(layer):
         return
     scale, bias, mean, var = (np.asarray(array, np.float64) for array in statistics)
     multiplier = scale / np.sqrt(var + norm.attributes.get_float("epsilon", 1e-5))
@@ -46,8 +49,8 @@ def _fold(norm: ir.Node, graph: ir.Graph) -> None:
     replace_value(norm.outputs[0], folded.outputs[0])
 
 
-def _plain(layer: ir.Node) -> bool:
-    """Whether the layer computes x W + b: Gemm has factors and a transposed input that would change the algebra."""
+def _is_affine(layer: ir.Node) -> bool:
+    """Whether the layer computes x W + b with a constant bias; Gemm can also scale its terms and transpose x."""
     if len(layer.inputs) > 2 and layer.inputs[2] is not None and constant(layer.inputs[2]) is None:
         return False
     attributes = layer.attributes

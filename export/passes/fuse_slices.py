@@ -1,7 +1,7 @@
-"""Slice(Slice(x, axes A), axes B) = Slice(x, axes A and B), where A and B share no axis.
+"""Merge consecutive Slice nodes on different axes.
 
-PyTorch slices one axis at a time: `x[:, :8, :, 1:]` comes as two nodes, and a shifted feature map as nine slices
-where five do.
+Slice(Slice(x, axes A), axes B) = Slice(x, axes A and B) if A and B are disjoint. PyTorch exports one node per axis:
+`x[:, :8, :, 1:]` becomes two nodes, and the shift of a feature map nine nodes instead of five.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from edgevit.types import Array
 
 
 def fuse_slices(model: ir.Model) -> None:
+    """Merge each Slice into the Slice that produces its input; the latter stays if it has other consumers."""
     for node in list(model.graph):
         if node.op_type == "Slice":
             _merge_into_producer(node, model.graph)
@@ -37,7 +38,7 @@ def _merge_into_producer(outer: ir.Node, graph: ir.Graph) -> None:
 
 
 def _parameters(node: ir.Node) -> tuple[Array, Array, Array, Array] | None:
-    """starts, ends, axes (from 0) and steps, where all are constants."""
+    """Return starts, ends, nonnegative axes and steps; None if any of them is not constant."""
     starts, ends = constant(node.inputs[1]), constant(node.inputs[2])
     if starts is None or ends is None:
         return None

@@ -1,18 +1,21 @@
-"""A normalisation over all channels and pixels, by the mean and the variance of each channel.
+"""Compute GroupNorm over all channels from per-channel moments.
 
-A compiler splits so long a sum in two. Here the halves are written out (Chan, Golub and LeVeque 1979, equal counts),
-mean = E[m_c], var = E[v_c + (m_c - mean)^2], y = (x - mean) / sqrt(var + epsilon), and the second is put where it needs
-no kernel of its own. Who reads the result decides where that is:
+A compiler splits a sum over all channels and pixels in two. This pass writes the two steps explicitly (Chan, Golub and
+LeVeque 1979, equal counts), with the mean m_c and variance v_c of each channel:
 
-* A convolution: the channels are turned last, and each pixel sums up the moments of the channels anew. The means are
-  written as x - (x - m_c), a number a pixel, so that these sums and the normalisation become one kernel, as a
-  LayerNormalization does. Then the channels are turned back; `pointwise_conv_to_matmul` takes it from there.
-* The mean over the pixels: it is (m_c - mean) / sqrt(var + epsilon), and no pixel is normalised.
-* Anything else: the second sums stay a kernel. Behind a convolution, which writes pixel by pixel, the first sums are
-  those over the channels of each pixel.
+    mean = E[m_c], var = E[v_c + (m_c - mean)^2], y = (x - mean) / sqrt(var + epsilon)
 
-TensorRT-RTX 1.7 makes 168 kernels of shiftvit_t, which move 112 MB in fp16 and 237 MB in fp32; with
-InstanceNormalization it makes 210, which move 259 MB and 356 MB.
+The second step is placed where it needs no separate kernel, depending on the consumer of the result:
+
+* Convolution: the tensor is transposed to NHWC, and each pixel sums the moments of all channels again. The means are
+  written as x - (x - m_c), one value per pixel, so that the sums and the normalization fuse into one kernel, like those
+  of a LayerNormalization. Then it is transposed back to NCHW, where `pointwise_conv_to_matmul` continues.
+* Mean over the pixels: the result is (m_c - mean) / sqrt(var + epsilon), and no pixel is normalized.
+* Other consumers: the second step stays a separate kernel. If the input comes from a convolution, which writes pixel by
+  pixel, the first step sums over the channels of each pixel instead of the pixels of each channel.
+
+For shiftvit_t, TensorRT-RTX 1.7 makes 168 kernels, which move 112 MB in fp16 and 237 MB in fp32; with
+InstanceNormalization it makes 210 kernels, which move 259 MB and 356 MB.
 """
 
 from __future__ import annotations
@@ -34,15 +37,18 @@ from edgevit.export.ir_helpers import (
 )
 from edgevit.export.passes.decompose_group_norm import scale_and_shift, static_shape
 
-_ONE_KERNEL = 12288  # numbers; so many TensorRT-RTX 1.7 normalises in one kernel as they are
+_MAX_SINGLE_KERNEL = 12288  # values that TensorRT-RTX 1.7 normalizes in one kernel
 _PIXELS, _CHANNELS = [2, 3], [1]
 
 
-def group_norm_from_moments(model: ir.Model, *, turned: bool) -> None:
-    """`turned`: whether the channels are turned last in front of a convolution."""
+def group_norm_from_moments(model: ir.Model, *, channels_last: bool) -> None:
+    """Replace each GroupNormalization with one group and a large input.
+
+    `channels_last` allows NHWC before a convolution.
+    """
     for node in list(model.graph):
         if _is_large(node):
-            _lower(node, model.graph, turned=turned)
+            _decompose(node, model.graph, channels_last=channels_last)
     remove_unused(model)
 
 
@@ -50,23 +56,24 @@ def _is_large(node: ir.Node) -> bool:
     if node.op_type != "GroupNormalization" or node.domain or node.attributes.get_int("num_groups") != 1:
         return False
     shape = static_shape(node)
-    return len(shape) == 4 and math.prod(shape[1:]) > _ONE_KERNEL
+    return len(shape) == 4 and math.prod(shape[1:]) > _MAX_SINGLE_KERNEL
 
 
-def _lower(node: ir.Node, graph: ir.Graph, *, turned: bool) -> None:
-    reader, steps = only_consumer(node.outputs[0]), _Steps(node, graph)
-    if reader is not None and is_global_mean(reader):
-        average = scale_and_shift(node, _average(steps), graph)
-        if len(reader.outputs[0].shape or ()) == 2:
-            average = steps.shaped("flatten", average, [0, -1])
-        replace_value(reader.outputs[0], average)
+def _decompose(node: ir.Node, graph: ir.Graph, *, channels_last: bool) -> None:
+    consumer, steps = only_consumer(node.outputs[0]), _Steps(node, graph)
+    if consumer is not None and is_global_mean(consumer):
+        average = scale_and_shift(node, _pixel_mean(steps), graph)
+        if len(consumer.outputs[0].shape or ()) == 2:
+            average = steps.reshape("flatten", average, [0, -1])
+        replace_value(consumer.outputs[0], average)
         return
-    normalised = _at_each_pixel(steps) if turned and reader is not None and reader.op_type == "Conv" else _plain(steps)
-    replace_value(node.outputs[0], scale_and_shift(node, normalised, graph))
+    before_convolution = consumer is not None and consumer.op_type == "Conv"
+    normalized = _in_nhwc(steps) if channels_last and before_convolution else _in_nchw(steps)
+    replace_value(node.outputs[0], scale_and_shift(node, normalized, graph))
 
 
 class _Steps:
-    """Puts nodes in front of a norm, each named `<norm>_<step>`. A typed fp16 graph keeps them in fp32."""
+    """Inserts nodes before a norm, each named `<norm>_<step>`. A mixed-precision graph keeps them in fp32."""
 
     def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
         assert node.inputs[0] is not None
@@ -86,40 +93,43 @@ class _Steps:
             "ReduceMean", name, value, int64_initializer(self._graph, f"{self._node.name}.axes", axes), keepdims=1
         )
 
-    def shaped(self, name: str, value: ir.Value, shape: list[int]) -> ir.Value:
+    def reshape(self, name: str, value: ir.Value, shape: list[int]) -> ir.Value:
         return self("Reshape", name, value, int64_initializer(self._graph, f"{self._node.name}.shape", shape))
 
 
-def _average(steps: _Steps) -> ir.Value:
+def _pixel_mean(steps: _Steps) -> ir.Value:
+    """Compute the mean over the pixels of the normalized tensor, (N, C, 1, 1)."""
     means, variances = _first_moments(steps, _PIXELS)
-    return steps.shaped("average", _normalise(steps, means, means, variances), [0, -1, 1, 1])  # (N, C, 1, 1)
+    return steps.reshape("average", _normalise(steps, means, means, variances), [0, -1, 1, 1])
 
 
-def _at_each_pixel(steps: _Steps) -> ir.Value:
+def _in_nhwc(steps: _Steps) -> ir.Value:
+    """Normalize in NHWC, with the second step repeated at each pixel."""
     means, variances = _first_moments(steps, _PIXELS)
-    x = steps("Transpose", "turn", steps.x, perm=NCHW_TO_NHWC)  # (N, H, W, C), and the moments are (N, 1, 1, C)
+    x = steps("Transpose", "turn", steps.x, perm=NCHW_TO_NHWC)  # (N, H, W, C); the moments are (N, 1, 1, C)
     means = steps("Sub", "means_at_pixels", x, steps("Sub", "from_means", x, means))  # (N, H, W, C)
     return steps("Transpose", "turn_back", _normalise(steps, x, means, variances), perm=NHWC_TO_NCHW)
 
 
-def _plain(steps: _Steps) -> ir.Value:
-    maker = steps.x.producer()
-    first = _CHANNELS if maker is not None and maker.op_type == "Conv" else _PIXELS
+def _in_nchw(steps: _Steps) -> ir.Value:
+    """Normalize in NCHW, with the second step as a separate kernel."""
+    source = steps.x.producer()
+    first = _CHANNELS if source is not None and source.op_type == "Conv" else _PIXELS
     return _normalise(steps, steps.x, *_first_moments(steps, first))
 
 
 def _first_moments(steps: _Steps, axes: list[int]) -> tuple[ir.Value, ir.Value]:
-    """The means and the variances over `axes`, each as a row: (N, 1, 1, C), or (N, 1, 1, H * W)."""
+    """Compute the means and variances over `axes`, each (N, 1, 1, C) or (N, 1, 1, H * W)."""
     mean = steps.mean("first_mean", steps.x, axes)
-    apart = steps("Sub", "from_first_mean", steps.x, mean)
-    variance = steps.mean("first_variance", steps("Mul", "square", apart, apart), axes)
-    return steps.shaped("means", mean, [0, 1, 1, -1]), steps.shaped("variances", variance, [0, 1, 1, -1])
+    centered = steps("Sub", "from_first_mean", steps.x, mean)
+    variance = steps.mean("first_variance", steps("Mul", "square", centered, centered), axes)
+    return steps.reshape("means", mean, [0, 1, 1, -1]), steps.reshape("variances", variance, [0, 1, 1, -1])
 
 
 def _normalise(steps: _Steps, x: ir.Value, means: ir.Value, variances: ir.Value) -> ir.Value:
-    """`x` normalised by the moments of the last axis of `means` and `variances`."""
+    """Normalize `x` by the moments that the last axis of `means` and `variances` combines to."""
     mean = steps.mean("mean", means, [-1])
-    apart = steps("Sub", "apart", means, mean)
-    spread = steps("Add", "spread", variances, steps("Mul", "apart_square", apart, apart))
+    deviations = steps("Sub", "apart", means, mean)
+    spread = steps("Add", "spread", variances, steps("Mul", "apart_square", deviations, deviations))
     variance = steps("Add", "variance", steps.mean("mean_spread", spread, [-1]), steps.epsilon)
     return steps("Div", "normalise", steps("Sub", "centre", x, mean), steps("Sqrt", "deviation", variance))

@@ -1,9 +1,9 @@
-"""Attention's scale stands on the query: softmax(c (Q K)) = softmax((c Q) K).
+"""Scale the query instead of the attention scores: softmax(c (Q K)) = softmax((c Q) K).
 
-Both products are linear in Q, so the numbers are the same but for rounding. The query has a head's width where the
-scores have the length of the sequence, so that less is multiplied; and in fp16 the unscaled scores are what overflows
-first. Only a product of two activations whose scaled result goes into a Softmax is changed, past an Add for a mask or
-a position bias.
+The product is linear in Q, so the results are equal up to rounding. A query has one value per head channel, a row of
+scores one per key, so fewer values are scaled; and in fp16 the unscaled scores are the first values to overflow. The
+pass applies to a product of two activations whose scaled result is read by a Softmax, also through the Add of a mask
+or a position bias.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from edgevit.export.ir_helpers import (
 )
 from edgevit.types import Array
 
-_MASKS = frozenset({"Add", "Sub", "Where"})  # may stand between the scale and the Softmax
+_MASKS = frozenset({"Add", "Sub", "Where"})  # may lie between the scale and the Softmax
 
 
 def push_scale_to_query(model: ir.Model) -> None:
+    """Move the scale of each attention."""
     for node in list(model.graph):
         if node.op_type == "MatMul":
             _move_scale(model.graph, node)
@@ -49,7 +50,7 @@ def _move_scale(graph: ir.Graph, product: ir.Node) -> None:
 
 
 def _scale(node: ir.Node, scores: ir.Value) -> Array | None:
-    """The one number that a Mul or a Div applies to the scores; None where it does anything else."""
+    """Return the scalar by which a Mul or Div scales the scores; None if the node does anything else."""
     if node.op_type not in ("Mul", "Div") or (node.op_type == "Div" and node.inputs[0] is not scores):
         return None
     number = constant(node.inputs[1] if node.inputs[0] is scores else node.inputs[0])

@@ -13,6 +13,7 @@ from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.types import Array
 
 BATCH = 3  # the batch size for a dynamic batch
+HEADER = '<ir_version: 10, opset_import: ["" : 21]>'  # of a graph in ONNX's text syntax, as it is captured
 
 # Operators that an optimized graph never contains: each costs copies in some engine or is rejected by its parser.
 UNWANTED_OPERATORS = frozenset({
@@ -28,6 +29,21 @@ def parse(text: str, **weights: Array) -> OnnxGraph:
     for name, array in weights.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
     return OnnxGraph(ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True)))
+
+
+def noise(*shape: int, seed: int = 1, offset: float = 0.0) -> Array:
+    """Return seeded float32 noise around `offset`."""
+    return (offset + np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def batchnorm_parameters(channels: int) -> dict[str, Array]:
+    """Return scale, bias, mean and variance of a BatchNormalization that changes every channel."""
+    return {
+        "scale": noise(channels, seed=2, offset=1),
+        "bias": noise(channels, seed=3),
+        "mean": noise(channels, seed=4),
+        "var": np.abs(noise(channels, seed=5)) + 0.5,
+    }
 
 
 def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:

@@ -459,7 +459,9 @@ def test_the_statistics_of_a_norm_by_moments_stay() -> None:
         gamma=np.ones(6, np.float32),
         beta=np.zeros(6, np.float32),
     )
-    graph = check(graph.apply("group_norm_from_moments", functools.partial(group_norm_from_moments, turned=True)))
+    graph = check(
+        graph.apply("group_norm_from_moments", functools.partial(group_norm_from_moments, channels_last=True))
+    )
     made, plan = typed(graph, noise(2, 6, 64, 64, scale=30))
     floating = [node.op_type for node in graph.model.graph if node.op_type not in ("Conv", "Relu", "Transpose")]
     assert kept(plan) == floating

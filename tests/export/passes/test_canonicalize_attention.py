@@ -1,0 +1,66 @@
+"""Attention in the form that TensorRT fuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgevit.export.passes.canonicalize_attention import canonicalize_attention
+from tests.helpers.graphs import HEADER, assert_same, parse
+
+ATTENTION = f"""{HEADER} g (float[N, 2, %s] a, float[N, 2, %s] b, float[N, 2, %s] v) => (float[N, 2, M, C] y%s) {{
+    s = MatMul (a, b)
+    w = Softmax <axis = %d> (s)
+    %s
+}}"""
+
+
+@pytest.mark.parametrize("axis", [-2, 2])
+def test_transposed_attention_is_transposed_back(axis: int) -> None:
+    """Keys (5, 16) times pixels (16, 9), normalized over the keys; values (12, 5) times the result."""
+    before = parse(ATTENTION % ("5, 16", "16, 9", "12, 5", "", axis, "y = MatMul (v, w)"))
+    after = before.apply("canonicalize_attention", canonicalize_attention)
+    assert after.operators == {"MatMul": 2, "Softmax": 1, "Transpose": 4}
+    (softmax,) = (node for node in after.model.graph if node.op_type == "Softmax")
+    assert softmax.attributes.get_int("axis", 0) == -1
+    assert list(softmax.outputs[0].shape or ())[2:] == [9, 5]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("axis", [-1, 3])
+def test_q_and_k_are_padded_to_the_width_of_v(axis: int) -> None:
+    before = parse(ATTENTION % ("9, 8", "8, 5", "5, 12", "", axis, "y = MatMul (w, v)"))
+    after = before.apply("canonicalize_attention", canonicalize_attention)
+    assert after.operators == {"MatMul": 2, "Softmax": 1, "Pad": 2}
+    (scores, _) = (node for node in after.model.graph if node.op_type == "MatMul")
+    assert [list(value.shape or ())[2:] for value in scores.inputs if value is not None] == [[9, 12], [12, 5]]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "outputs", "axis", "readers"),
+    [
+        pytest.param(("9, 8", "8, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="already canonical"),
+        pytest.param(("9, 8", "8, 5", "5, 17"), "", -1, "y = MatMul (w, v)", id="too much padding"),
+        pytest.param(("9, 12", "12, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="wider than v"),
+        pytest.param(("5, 8", "8, 9", "8, 5"), "", -2, "y = MatMul (v, w)", id="narrow heads"),
+        pytest.param(("5, 16", "16, 9", "16, 5"), "", -1, "y = MatMul (v, w)", id="not over the keys"),
+        pytest.param(
+            ("12, 16", "16, 12", "12, 16"), "", -2, "y = MatMul (w, v)", id="not over the keys, not transposed"
+        ),
+        pytest.param(
+            ("9, 8", "8, 12", "5, 9"), "", -1, "y = MatMul (v, w)", id="transposed without transposed softmax"
+        ),
+        pytest.param(("9, 8", "8, 5", "5, 12"), "", -2, "y = MatMul (w, v)", id="softmax over the queries"),
+        pytest.param(
+            ("5, 16", "16, 9", "16, 5"), ", float[N, 2, 5, 9] w", -2, "y = MatMul (v, w)", id="weights are an output"
+        ),
+        pytest.param(
+            ("5, 16", "16, 9", "16, 5"), ", float[N, 2, 5, 9] s", -2, "y = MatMul (v, w)", id="scores are an output"
+        ),
+    ],
+)
+def test_other_attention_stays(shapes: tuple[str, ...], outputs: str, axis: int, readers: str) -> None:
+    before = parse(ATTENTION % (*shapes, outputs, axis, readers))
+    after = before.apply("canonicalize_attention", canonicalize_attention)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)

@@ -1,0 +1,68 @@
+"""Pass pipelines of formats."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+from edgevit.export import passes
+from edgevit.export.passes import specialize
+from edgevit.export.passes.fuse_affine import fuse_affine
+from edgevit.types import Precision
+from tests.helpers.graphs import HEADER, noise, parse
+
+NORM = f"""{HEADER} g (float[N, 4, 64, 64] x) => (float[N, 4, 64, 64] y) <float[N, 4, 64, 64] n> {{
+    a = Relu (x)
+    n = GroupNormalization <num_groups = 1, epsilon = 0.01> (a, scale, bias)
+    y = Conv (n, w)
+}}"""
+ATTENTION = f"""{HEADER} g (float[N, 2, 5, 16] a, float[N, 2, 16, 9] b, float[N, 2, 12, 5] v) => (float[N, 2, 12, 9] y) {{
+    s = MatMul (a, b)
+    w = Softmax <axis = -2> (s)
+    y = MatMul (v, w)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "norms", "products"),
+    [
+        ("trt", "fp32", 0, 1),
+        ("trt-rtx", "fp16", 0, 1),
+        ("trt", "int8", 0, 0),  # inputs of int8 layers stay as they were calibrated
+        ("ort", "fp32", 1, 0),
+        ("onnx", "fp16", 1, 0),
+    ],
+)
+def test_tensorrt_gets_moments_and_matmuls_except_in_int8(
+    target: str, precision: Precision, norms: int, products: int
+) -> None:
+    before = parse(NORM, scale=noise(4, offset=1), bias=noise(4, seed=2), w=noise(4, 4, 1, 1))
+    after = specialize(before.apply("fuse_affine", fuse_affine), target, precision=precision)
+    assert after.operators["InstanceNormalization"] == norms
+    assert after.operators["MatMul"] == products
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "is_transposed"), [("trt", "fp16", 1), ("trt", "fp32", 0), ("ort", "fp16", 0)]
+)
+def test_attention_is_canonicalized_for_tensorrt_in_fp16(target: str, precision: Precision, is_transposed: int) -> None:
+    before = parse(ATTENTION)
+    assert specialize(before, target, precision=precision).operators["Transpose"] == 4 * is_transposed
+
+
+def test_passes_are_recorded_with_their_options() -> None:
+    graph = specialize(parse(NORM, scale=noise(4, offset=1), bias=noise(4), w=noise(4, 4, 1, 1)), "onnx", opset=17)
+    names = [record.name for record in graph.history]
+    assert names == ["decompose_group_norm", "decompose_gelu", "downgrade_opset(opset=17)"]
+
+
+def test_a_pass_needs_one_line_in_a_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
+    def relu_to_tanh(model: ir.Model) -> None:
+        for node in model.graph:
+            if node.op_type == "Relu":
+                node.op_type = "Tanh"
+
+    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES, relu_to_tanh))
+    graph = passes.optimize(parse(f"{HEADER} g (float[N, 4] x) => (float[N, 4] y) {{ y = Relu (x) }}"))
+    assert dict(graph.operators) == {"Tanh": 1}
+    assert graph.history[-1].name == "relu_to_tanh"
