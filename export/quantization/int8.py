@@ -25,7 +25,6 @@ loses 5 dB.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
+from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.quantization.calibration import Reach
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.formats import Int8Scheme
@@ -67,16 +67,11 @@ def layers_of(graph: OnnxGraph) -> tuple[Layer, ...]:
 
     Grouped convolutions gain least and stay float, but for a graph that does most of its work in them.
     """
-    total = multiply_adds(graph)
+    total = graph_macs(graph)
     layers = tuple(_layer(node, total) for node in graph.model.graph if _weight(node) is not None)
     if sum(layer.multiply_adds for layer in layers if not layer.stays_float) >= total / 2:
         return layers
     return tuple(replace(layer, stays_float="") if layer.stays_float == GROUPED else layer for layer in layers)
-
-
-def multiply_adds(graph: OnnxGraph) -> int:
-    """Of all convolutions and products for one image, those of attention included."""
-    return sum(map(_multiply_adds, graph.model.graph))
 
 
 def quantize(graph: OnnxGraph, layers: Collection[str], reach: Mapping[str, Reach], *, scheme: Int8Scheme) -> OnnxGraph:
@@ -209,7 +204,7 @@ def _describe(value: ir.Value, name: str, shape: ir.Shape | None, dtype: ir.Data
 
 
 def _layer(node: ir.Node, total: int) -> Layer:
-    count = _multiply_adds(node)
+    count = node_macs(node)
     return Layer(
         name=str(node.name),
         operator=node.op_type,
@@ -224,9 +219,9 @@ def _why_float(node: ir.Node, share: float) -> str:
     if share < LEAST_SHARE:
         return f"too small to gain by it: {share:.2%} of the multiply-adds"
     groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
-    if groups == 1 or _dims(node.outputs[0])[1] == groups:
+    if groups == 1 or static_shape(node.outputs[0])[1] == groups:
         return ""
-    return GROUPED if _dims(node.inputs[1])[1] > 1 else MULTIPLIED
+    return GROUPED if static_shape(node.inputs[1])[1] > 1 else MULTIPLIED
 
 
 def _weight(node: ir.Node) -> Array | None:
@@ -239,36 +234,8 @@ def _weight(node: ir.Node) -> Array | None:
     return None if constant(node.inputs[0]) is not None or _flag(node, "transA") else weight
 
 
-def _multiply_adds(node: ir.Node) -> int:
-    """Of one image; 0 where the node is no convolution, transposed or not, and no product."""
-    if (
-        node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-        or len(node.inputs) < 2
-        or node.inputs[1] is None
-    ):
-        return 0
-    terms = _dims(node.inputs[1])
-    outputs = math.prod(_dims(node.outputs[0]))
-    if node.op_type == "ConvTranspose":  # every value of the input meets its channel's whole kernels
-        return math.prod(_dims(node.inputs[0])) * math.prod(terms[1:])
-    if node.op_type == "Conv":
-        return outputs * math.prod(terms[1:])
-    return outputs * (terms[1] if _flag(node, "transB") else terms[-2:][0])  # of a vector its length
-
-
 def _flag(node: ir.Node, name: str) -> bool:
     return node.attributes.get_int(name, 0) == 1
-
-
-def _dims(value: ir.Value | None) -> list[int]:
-    """The shape, for a batch of one where that is dynamic."""
-    dims = value.shape if value is not None and value.shape is not None else ()
-    return [dim if isinstance(dim, int) else _times_batch(str(dim)) for dim in dims]
-
-
-def _times_batch(dim: str) -> int:
-    """What a batch of one makes of a dimension such as `4*batch`, windows of a photo as rows."""
-    return math.prod(int(factor) for factor in dim.split("*") if factor.strip().isdigit())
 
 
 def _channel_axis(node: ir.Node) -> int:
@@ -298,7 +265,7 @@ def _bias(node: ir.Node) -> _Bias | None:
         return None
     value = reader.inputs[index]
     array = constant(value)
-    channels = _dims(node.outputs[0])[1 if node.op_type == "Conv" else -1]
+    channels = static_shape(node.outputs[0])[1 if node.op_type == "Conv" else -1]
     if value is None or array is None or array.shape != (channels,):
         return None
     return _Bias(reader, index, value, array)

@@ -11,9 +11,10 @@ import numpy as np
 
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import Load, Reach
 from edgevit.export.quantization.fp16 import KeptNode
-from edgevit.export.quantization.int8 import Layer, layers_of, multiply_adds, quantize
+from edgevit.export.quantization.int8 import Layer, layers_of, quantize
 from edgevit.formats import Int8Scheme
 from edgevit.types import Feeds
 
@@ -84,10 +85,10 @@ def quantize_within(
     able = [layer for layer in layers if not layer.stays_float]
     if not able:
         raise PrecisionError("the graph has no layer that would gain by int8; ask for --precision fp16 or fp32")
-    least = LEAST_SHARE * multiply_adds(graph)
+    least = LEAST_SHARE * graph_macs(graph)
     if (most_int8 := sum(layer.multiply_adds for layer in able)) < least:
         raise PrecisionError(
-            f"{most_int8 / multiply_adds(graph):.0%} of the graph's multiply-adds are in layers that can be int8, and "
+            f"{most_int8 / graph_macs(graph):.0%} of the graph's multiply-adds are in layers that can be int8, and "
             f"{LEAST_SHARE:.0%} have to be; ask for --precision fp16 or fp32"
         )
     everything = _quantized(graph, able, reach, scheme)
@@ -202,6 +203,6 @@ def _plan(
         rest=scheme.float_dtype,
         layers=len(layers),
         kept=kept,
-        fraction=whole / multiply_adds(graph),
+        fraction=whole / graph_macs(graph),
         photos=max(len(found.lows) for found in reach.values()),
     )

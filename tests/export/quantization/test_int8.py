@@ -18,6 +18,7 @@ from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
+from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import Reach, measure_reach
 from edgevit.export.quantization.fp16 import emulate_fp16, to_fp16
 from edgevit.export.quantization.int8 import (
@@ -26,7 +27,6 @@ from edgevit.export.quantization.int8 import (
     activation_scale,
     channel_scales,
     layers_of,
-    multiply_adds,
     quantize,
 )
 from edgevit.formats import Int8Scheme
@@ -183,7 +183,7 @@ def test_a_layer_and_its_multiply_adds(case: Case) -> None:
     (layer,) = layers_of(case.graph())
     assert (layer.name, layer.operator, layer.activation, layer.output) == ("net/a", case.operator, "x", "a")
     assert (layer.multiply_adds, layer.stays_float) == (case.multiply_adds, "")
-    assert multiply_adds(case.graph()) == case.multiply_adds
+    assert graph_macs(case.graph()) == case.multiply_adds
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ ATTENTION = """(float[batch, 5, 6] x) => (float[batch, 5, 6] y) {
 def test_a_product_of_two_activations_is_no_layer_and_counts() -> None:
     whole = graph(ATTENTION, wq=noise(6, 6), wk=noise(6, 6, seed=1))
     assert [layer.name for layer in layers_of(whole)] == ["net/q", "net/k"]
-    assert multiply_adds(whole) == 2 * 5 * 36 + 2 * 5 * 5 * 6
+    assert graph_macs(whole) == 2 * 5 * 36 + 2 * 5 * 5 * 6
     made = quantised(whole, noise(2, 5, 6))
     assert {read(made, name, index).dtype for name in ("s", "y") for index in (0, 1)} == {"FLOAT"}
 
@@ -243,12 +243,12 @@ def test_a_transposed_convolution_is_no_layer_and_counts(groups: int) -> None:
         w=noise(4, 8, 4, 4),
     )
     assert layers_of(whole) == ()
-    assert multiply_adds(whole) == 4 * 36 * 8 * 16
+    assert graph_macs(whole) == 4 * 36 * 8 * 16
 
 
 def test_a_product_with_a_vector_is_counted() -> None:
     whole = graph("(float[batch, 6] x) => (float[batch] y) { y = MatMul (x, v) }", v=noise(6))
-    assert multiply_adds(whole) == 6
+    assert graph_macs(whole) == 6
     assert layers_of(whole) == ()
 
 
@@ -283,7 +283,7 @@ def test_a_batch_that_is_folded_into_windows_is_counted(dynamic: bool) -> None:
     captured = capture(Windows(), example, dynamic_batch=dynamic).graph
     whole = check(passes.specialize(passes.optimize(captured), "onnx"))
     assert [layer.multiply_adds for layer in layers_of(whole)] == [8 * 6 * 5, 8 * 5 * 3]
-    assert multiply_adds(whole) == 8 * 6 * 5 + 8 * 5 * 3
+    assert graph_macs(whole) == 8 * 6 * 5 + 8 * 5 * 3
 
 
 # The form
