@@ -1,7 +1,8 @@
-"""From an ONNX file to an engine's bytes, by one builder for TensorRT 8.6, 10 and 11.
+"""Build a serialized engine from an ONNX file with TensorRT 8.6, 10 or 11.
 
-From 10 on, the precision stands in the graph and the network is strongly typed; 8.6 alone takes builder flags. What
-is for some versions only is a function of its own, marked by `@versions`.
+From TensorRT 10 on, the graph's types are the precision and the network is strongly typed; 8.6 has builder flags
+instead. Code for some versions only takes the module's type for these versions (versions.py): mypy reports a call that
+is not behind `is_86` or `is_10`. TensorRT reports a failure by None, False or an empty list, so each result is checked.
 """
 
 from __future__ import annotations
@@ -11,228 +12,237 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, EdgevitError
 from edgevit.files import write_atomically
 from edgevit.runtimes.base import BuildOptions, OnPhase
+from edgevit.runtimes.tensorrt import api
 from edgevit.runtimes.tensorrt.record import EngineRecord
 from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
-from edgevit.runtimes.tensorrt.versions import Line, supported_line, versions
+from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModule10, TensorRtModule86, is_10, is_86
 from edgevit.types import Precision, TensorSpec
 
-_NO_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's words
+_OUT_OF_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's messages
 
 
 def build_serialized_engine(
-    trt: Any, model: Path, options: BuildOptions, record: EngineRecord, *, workspace: int, on_phase: OnPhase | None
+    trt: TensorRtModule,
+    model: Path,
+    options: BuildOptions,
+    record: EngineRecord,
+    *,
+    workspace: int,
+    on_phase: OnPhase | None,
 ) -> bytes:
-    """The engine's bytes. Raises BuildError with TensorRT's own words."""
-    line, logger = supported_line(record.tensorrt), process_logger(trt)
-    logger.take()  # what went before is not this build's
+    """Return the engine of the ONNX file `model`, with a workspace of at most `workspace` bytes.
+
+    Raises BuildError with TensorRT's own message if it fails.
+    """
+    logger = process_logger(trt)
+    logger.take()  # errors logged before this build
     monitor = None
     try:
         builder = trt.Builder(logger)
-        network = builder.create_network(_weakly_typed(trt) if line == "8.6" else _strongly_typed(trt))
-        _parse(trt, network, model, line)
+        network = builder.create_network(_network_flags(trt))
+        _parse(trt, network, model)
         config = _configure(trt, builder, options, workspace)
         _add_profile(trt, builder, config, _inputs(network), options)
-        if line == "8.6":
+        if is_86(trt):
             _allow_precision(trt, config, network, options.precision)
         cache_file = _cache_file(options, record)
         if cache_file is not None:
             _use_timing_cache(trt, config, cache_file)
-        if line != "8.6" and on_phase is not None:
+        if is_10(trt) and on_phase is not None:
             monitor = _watch(trt, config, on_phase)
         serialized = builder.build_serialized_network(network, config)
-    except (RuntimeError, TypeError, ValueError) as error:  # what pybind11 makes of a null pointer, among others
-        raise failed(trt, "the builder stopped", str(error)) from error
+    except (RuntimeError, TypeError, ValueError) as error:  # pybind11 raises TypeError for a null pointer
+        raise failure(trt, "the builder stopped", str(error)) from error
     if monitor is not None:
-        monitor.raise_what_stopped_it()
+        monitor.reraise()
     if serialized is None:
-        raise failed(trt, "the build gave no engine")
+        raise failure(trt, "the build returned no engine")
     if cache_file is not None:
         _keep_timing_cache(config, cache_file)
     return bytes(serialized)
 
 
-def failed(trt: Any, what: str, *told: str, remedy: str | None = None) -> BuildError:
-    """The error for a failure that TensorRT only logs; its first words are nearest to the cause."""
-    logger = process_logger(trt)
-    words = [*told, *logger.take()]
-    said = " ".join(" ".join(words[:2]).split())
-    if any(re.search(_NO_MEMORY, word) for word in words):
-        remedy = "free memory of the GPU (on a Jetson: add swap), or give a smaller --workspace"
+def failure(
+    trt: TensorRtModule, what: str, *messages: str, remedy: str | None = None, kind: type[EdgevitError] = BuildError
+) -> EdgevitError:
+    """Return the error for a failure that TensorRT only logs. Its first messages are nearest to the cause."""
+    lines = [*messages, *process_logger(trt).take()]
+    reason = " ".join(" ".join(lines[:2]).split())
+    if any(re.search(_OUT_OF_MEMORY, line) for line in lines):
+        remedy = "free GPU memory (on a Jetson: add swap), or reduce --workspace"
     elif remedy is None:
-        remedy = f"edgevit lint BUNDLE --target trt:{_target(trt)} may tell more"
-    return BuildError(f"TensorRT: {what}: {said or 'it gives no reason'}; {remedy}")
+        remedy = f"check the graph: edgevit lint BUNDLE --target trt:{_target(trt)}"
+    return kind(f"TensorRT: {what}: {reason or 'no reason reported'}; {remedy}")
 
 
-def _target(trt: Any) -> str:
-    """TensorRT's version as --target and --trt-version take it."""
+def _target(trt: TensorRtModule) -> str:
+    """Return TensorRT's version in the form of --target and --trt-version."""
     return ".".join(str(trt.__version__).split(".")[:2])
-
-
-def type_name(dtype: Any) -> str:
-    """The name of one of TensorRT's element types; the numbers behind the names differ between versions."""
-    return str(dtype.name)
 
 
 # The network
 
 
-@versions("8.6")
-def _weakly_typed(trt: Any) -> int:
-    return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+def _network_flags(trt: TensorRtModule) -> int:
+    if is_86(trt):
+        return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    if is_10(trt):  # TensorRT 11 accepts the flag, and knows no other networks
+        return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return 0
 
 
-@versions("10", "11")
-def _strongly_typed(trt: Any) -> int:
-    """The flag that 10 needs and 11 takes for granted."""
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-
-
-def _parse(trt: Any, network: Any, model: Path, line: Line) -> None:
+def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) -> None:
     parser = trt.OnnxParser(network, process_logger(trt))
-    if line == "8.6":
-        _normalise_natively(trt, parser)
+    if is_86(trt):
+        # A layer for InstanceNormalization, the default from 10 on; 8.6 looks for a plugin, which is not loaded.
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(model)):
-        faults = (parser.get_error(index) for index in range(parser.num_errors))
-        told = [_told(fault) if line == "8.6" else _told_by_name(fault) for fault in faults]
-        remedy = f"export it for this TensorRT: --trt-version {_target(trt)}, which names what does not fit"
-        raise failed(trt, f"its parser does not read {model.name}", *told, remedy=remedy)
-    if not network.num_outputs:  # it takes any file for a model with nothing in it
+        errors = [_error_text(trt, parser.get_error(index)) for index in range(parser.num_errors)]
+        remedy = f"export for this TensorRT with --trt-version {_target(trt)}, which names what is not supported"
+        raise failure(trt, f"its parser cannot read {model.name}", *errors, remedy=remedy)
+    if not network.num_outputs:  # the parser reads any file as an empty model
         raise BuildError(f"{model.name} is not an ONNX model, or it is damaged; export it again")
 
 
-@versions("8.6")
-def _normalise_natively(trt: Any, parser: Any) -> None:
-    """InstanceNormalization as a layer, as from 10 on; 8.6 would look for a plugin, which nobody has loaded."""
-    parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+def _error_text(trt: TensorRtModule, error: api.ParserError) -> str:
+    if is_10(trt):
+        named = cast(api.ParserError10, error)
+        return f"{named.desc()} (node {named.node_name()}, {named.node_operator()})"
+    return f"{error.desc()} (node {error.node()})"
 
 
-@versions("8.6")
-def _told(fault: Any) -> str:
-    return f"{fault.desc()} (node {fault.node()})"
-
-
-@versions("10", "11")
-def _told_by_name(fault: Any) -> str:
-    return f"{fault.desc()} (node {fault.node_name()}, {fault.node_operator()})"
-
-
-def _inputs(network: Any) -> tuple[TensorSpec, ...]:
+def _inputs(network: api.INetworkDefinition) -> tuple[TensorSpec, ...]:
     tensors = (network.get_input(index) for index in range(network.num_inputs))
-    return tuple(tensor_spec(tensor.name, type_name(tensor.dtype), tuple(tensor.shape)) for tensor in tensors)
+    return tuple(tensor_spec(tensor.name, tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors)
 
 
 # The configuration
 
 
-def _configure(trt: Any, builder: Any, options: BuildOptions, workspace: int) -> Any:
+def _configure(trt: TensorRtModule, builder: api.Builder, options: BuildOptions, workspace: int) -> api.IBuilderConfig:
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells names alone
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the inspector reports names only
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     if config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) != workspace:
-        raise BuildError(f"TensorRT takes no workspace of {workspace} bytes; give another --workspace")
+        raise BuildError(f"TensorRT does not accept a workspace of {workspace} bytes; set another --workspace")
     if options.precision == "fp32":
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: it multiplies fp32 with 10 bits of mantissa
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default: it multiplies fp32 with a 10-bit mantissa
     return config
 
 
-def _add_profile(trt: Any, builder: Any, config: Any, inputs: Sequence[TensorSpec], options: BuildOptions) -> None:
+def _add_profile(
+    trt: TensorRtModule,
+    builder: api.Builder,
+    config: api.IBuilderConfig,
+    inputs: Sequence[TensorSpec],
+    options: BuildOptions,
+) -> None:
     shapes = profile_shapes(inputs, options)
     if not shapes:
         return
     profile = builder.create_optimization_profile()
-    for name, (smallest, frequent, largest) in shapes.items():
-        profile.set_shape(name, smallest, frequent, largest)
+    for name, (smallest, optimum, largest) in shapes.items():
+        profile.set_shape(name, smallest, optimum, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise failed(trt, f"the batches {options.dynamic_batch} make no valid profile")
+        raise failure(trt, f"the dynamic batch {options.dynamic_batch} is not a valid profile")
 
 
-@versions("8.6")
-def _allow_precision(trt: Any, config: Any, network: Any, precision: Precision) -> None:
-    """Lets 8.6 compute in lower precision: its networks are weakly typed, and the graph's types only a wish."""
+def _allow_precision(
+    trt: TensorRtModule86, config: api.IBuilderConfig, network: api.INetworkDefinition, precision: Precision
+) -> None:
+    """Allow lower precision. Networks of 8.6 are weakly typed: the graph's types do not set the precision."""
     if precision == "int8":
         config.set_flag(trt.BuilderFlag.INT8)
     layers = (network.get_layer(index) for index in range(network.num_layers))
-    if precision == "fp16" or any(_makes_half(trt, layer) for layer in layers):
+    if precision == "fp16" or any(_has_half_output(trt, layer) for layer in layers):
         config.set_flag(trt.BuilderFlag.FP16)
 
 
-@versions("8.6")
-def _makes_half(trt: Any, layer: Any) -> bool:
-    tensors = (layer.get_output(index) for index in range(layer.num_outputs))
-    return any(tensor is not None and tensor.dtype == trt.DataType.HALF for tensor in tensors)
+def _has_half_output(trt: TensorRtModule, layer: api.ILayer) -> bool:
+    outputs = (layer.get_output(index) for index in range(layer.num_outputs))
+    return any(tensor is not None and tensor.dtype == trt.DataType.HALF for tensor in outputs)
 
 
 # The timing cache
 
 
 def _cache_file(options: BuildOptions, record: EngineRecord) -> Path | None:
-    """One file for each version and GPU: a cache from elsewhere is refused, or misleads."""
+    """Return the timing cache for this version and GPU; timings of another GPU are rejected or misleading."""
     if options.cache_dir is None:
         return None
     gpu = "".join(letter if letter.isalnum() else "-" for letter in record.gpu)
     return options.cache_dir / f"tensorrt-{record.tensorrt}-{gpu}-sm{record.compute_capability}.timing"
 
 
-def _use_timing_cache(trt: Any, config: Any, file: Path) -> None:
-    """Starts from the timings of earlier builds; a damaged file, or one from another device, costs time alone."""
-    kept = b""
+def _use_timing_cache(trt: TensorRtModule, config: api.IBuilderConfig, file: Path) -> None:
+    """Start from the timings of earlier builds, or from none if the file is damaged or of another device."""
+    content = b""
     with contextlib.suppress(OSError):  # absent, or another user's
-        kept = file.read_bytes()
-    for content in (kept, b""):
-        cache = config.create_timing_cache(content)
+        content = file.read_bytes()
+    for candidate in (content, b""):
+        cache = config.create_timing_cache(candidate)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
             process_logger(trt).take()
             return
-    raise failed(trt, "it takes no timing cache, not even an empty one")
+    raise failure(trt, "it accepts no timing cache, not even an empty one")
 
 
-def _keep_timing_cache(config: Any, file: Path) -> None:
-    """Write the timing cache for the next build. A folder that cannot be written is not an error."""
+def _keep_timing_cache(config: api.IBuilderConfig, file: Path) -> None:
+    """Save the timings for the next build. If they cannot be written, the next build takes longer."""
     cache = config.get_timing_cache()
     serialized = None if cache is None else cache.serialize()
-    if serialized is None:
-        return
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, bytes(serialized))
+    if serialized is not None:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, bytes(serialized))
 
 
-# What TensorRT says meanwhile
+# TensorRT's callbacks
+
+
+class ErrorLog(api.ILogger, Protocol):
+    """A logger that keeps errors and prints nothing."""
+
+    def take(self) -> list[str]:
+        """Return the errors logged since the last call."""
 
 
 @functools.cache
-def process_logger(trt: Any) -> Any:
-    """The process's one logger: TensorRT uses the first that it is given, and ignores all later ones."""
+def process_logger(trt: TensorRtModule) -> ErrorLog:
+    """Return the process's only logger: TensorRT uses the first logger it is given and ignores later ones."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
-        """Keeps errors until they are asked for, and prints nothing."""
-
+    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._errors: list[str] = []
 
-        def log(self, severity: Any, msg: str) -> None:
+        def log(self, severity: api.Enumerator, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self._errors.append(msg)
 
         def take(self) -> list[str]:
-            """The errors since the last time."""
             errors, self._errors = self._errors, []
             return errors
 
     return Log()
 
 
-@versions("10", "11")
-def _watch(trt: Any, config: Any, on_phase: OnPhase) -> Any:
-    """Tells `on_phase` of every step of the build, and ends the build where that raises, as an interrupt does."""
+class Monitor(api.IProgressMonitor10, Protocol):
+    """A progress monitor that keeps the exception which stopped the build."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT has no types
+    def reraise(self) -> None:
+        """Raise that exception, if there is one."""
+
+
+def _watch(trt: TensorRtModule10, config: api.IBuilderConfig, on_phase: OnPhase) -> Monitor:
+    """Call `on_phase` after each step of the build; an exception it raises, such as an interrupt, stops the build."""
+
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
         """No exception may leave the methods that TensorRT calls: it would end the process."""
 
         def __init__(self) -> None:
@@ -254,10 +264,10 @@ def _watch(trt: Any, config: Any, on_phase: OnPhase) -> Any:
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
 
-        def raise_what_stopped_it(self) -> None:
+        def reraise(self) -> None:
             if self._stopped_by is not None:
                 raise self._stopped_by
 
-    monitor = Monitor()
-    config.progress_monitor = monitor
+    monitor: Monitor = ProgressMonitor()
+    cast(api.IBuilderConfig10, config).progress_monitor = monitor
     return monitor

@@ -1,6 +1,6 @@
-"""The few calls of CUDA's driver that an engine needs: a device, a stream, buffers on the device, copies to and fro.
+"""Minimal CUDA driver bindings: a device, a stream, device buffers and copies.
 
-Through ctypes and the driver's own library, which is wherever a GPU is: nothing to install. Calls and constants by
+They call the driver's own library by ctypes, so that there is nothing to install. Functions and constants follow
 NVIDIA's CUDA Driver API reference.
 """
 
@@ -19,13 +19,13 @@ from edgevit.types import Array
 DRIVER = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _SUCCESS = 0
-# Not initialised, a stub in the driver's place, driver too old, no device, no such device, a driver that is not the
-# kernel's own, one that does not fit the GPU.
+# Not initialized, stub library, driver too old, no device, invalid device, driver and kernel module differ, driver does
+# not support the GPU.
 _ABSENT = frozenset({3, 34, 35, 100, 101, 803, 804})
 
 _Pointer = ctypes.c_uint64  # CUdeviceptr
 _Handle = ctypes.c_void_p  # CUcontext, CUstream
-# Argument types of every call used here; all return CUresult. With no types, ctypes would cut pointers to 32 bits.
+# Argument types of every function used here; all return CUresult. Without them, ctypes truncates pointers to 32 bits.
 _CALLS: dict[str, Sequence[Any]] = {
     "cuInit": (ctypes.c_uint,),
     "cuGetErrorString": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
@@ -46,7 +46,7 @@ _CALLS: dict[str, Sequence[Any]] = {
 
 
 def has_gpu() -> bool:
-    """Whether there is a GPU here; nothing is set up on it."""
+    """Whether this machine has a usable GPU. Creates no CUDA context."""
     try:
         driver = _load_driver()
     except MissingError:
@@ -56,9 +56,9 @@ def has_gpu() -> bool:
 
 
 class Device:
-    """A GPU and one stream on it. It shares the context in which CUDA's runtime, and so TensorRT, works.
+    """A GPU and one stream on it, in the primary context, which the CUDA runtime and TensorRT use too.
 
-    Raises MissingError where there is no driver or no GPU. Use it in a `with` block, or close it.
+    Raises MissingError if there is no driver or no GPU. Use it in a `with` block, or close it.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -77,16 +77,16 @@ class Device:
 
     @property
     def stream(self) -> int:
-        """The stream's handle, as TensorRT takes it."""
+        """The stream's handle, as TensorRT expects it."""
         return self._stream.value or 0
 
     def call(self, name: str, *arguments: Any, types: Sequence[Any] | None = None) -> None:
-        """Calls the driver's function `name`; `types` are those of its arguments, for one that this file does not use.
+        """Call the driver's function `name`; `types` are its argument types, for functions not listed in this file.
 
-        Raises MissingError where it finds no GPU, BuildError with the driver's own words where it fails otherwise.
+        Raises MissingError if it finds no GPU, BuildError with the driver's message if it fails otherwise.
         """
         function = getattr(self._driver, name)
-        if types is not None and not function.argtypes:  # once: this stands in the path of an inference
+        if types is not None and not function.argtypes:  # set once: this runs in every inference
             function.argtypes, function.restype = list(types), ctypes.c_int
         status = function(*arguments)
         if status == _SUCCESS:
@@ -95,29 +95,31 @@ class Device:
         self._driver.cuGetErrorString(status, ctypes.byref(text))
         reason = f"{(text.value or b'unknown error').decode()} ({name}: {status})"
         if status in _ABSENT:
-            raise MissingError(f"no NVIDIA GPU can be used here: {reason}; run this on a machine that has one")
-        raise BuildError(f"the GPU failed: {reason}; see that nothing else fills its memory: nvidia-smi")
+            raise MissingError(
+                f"no usable NVIDIA GPU: {reason}; run this on a machine with one, or check the driver: nvidia-smi"
+            )
+        raise BuildError(f"CUDA error: {reason}; check with nvidia-smi that no other process fills the GPU's memory")
 
     def attribute(self, number: int) -> int:
-        """What the driver tells of the device under CU_DEVICE_ATTRIBUTE_*'s number."""
+        """Return the device attribute with the number of a CU_DEVICE_ATTRIBUTE_* constant."""
         value = ctypes.c_int()
         self.call("cuDeviceGetAttribute", ctypes.byref(value), number, self._handle)
         return value.value
 
     def activate(self) -> None:
-        """Makes this device the calling thread's own: CUDA keeps that a thread."""
+        """Make this device current in the calling thread."""
         self.call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size_bytes: int) -> DeviceBuffer:
-        """A buffer on the device, uninitialised. Raises BuildError where the device's memory does not hold it."""
+        """Return an uninitialized buffer on the device. Raises BuildError if there is not enough device memory."""
         return DeviceBuffer(self, size_bytes)
 
     def synchronize(self) -> None:
-        """Waits for all that was put on the stream. Raises BuildError where any of it failed."""
+        """Wait for all work on the stream. Raises BuildError if any of it failed."""
         self.call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Gives the stream and the context back; buffers must be freed before."""
+        """Release the stream and the context. Free all buffers before."""
         if self._context:
             self.activate()
             if self._stream:
@@ -135,7 +137,7 @@ class Device:
 
 
 class DeviceBuffer:
-    """Bytes on the device. Copies are put on the device's stream: synchronise before reading what they bring."""
+    """Bytes on the device. Copies run on the device's stream: synchronize before you read their result."""
 
     def __init__(self, device: Device, size_bytes: int) -> None:
         self._device = device
@@ -145,12 +147,12 @@ class DeviceBuffer:
         self.address = pointer.value
 
     def upload(self, array: Array) -> None:
-        """Copies `array`, C-contiguous, to the start of the buffer; it must live until the stream has run."""
+        """Copy a C-contiguous array to the start of the buffer; keep the array until the stream is synchronized."""
         self._check(array)
         self._device.call("cuMemcpyHtoDAsync_v2", self.address, array.ctypes.data, array.nbytes, self._device.stream)
 
     def download(self, array: Array) -> None:
-        """Fills `array`, C-contiguous, from the start of the buffer; it holds the bytes once the stream has run."""
+        """Copy the start of the buffer into a C-contiguous array; it is filled once the stream is synchronized."""
         self._check(array)
         self._device.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, self.address, array.nbytes, self._device.stream)
 
@@ -162,7 +164,7 @@ class DeviceBuffer:
     def _check(self, array: Array) -> None:
         if not array.flags.c_contiguous or array.nbytes > self.size_bytes:
             shape = f"{array.dtype}{list(np.shape(array))}"
-            raise BuildError(f"a buffer of {self.size_bytes} bytes does not hold {shape} in one piece; open it again")
+            raise BuildError(f"a buffer of {self.size_bytes} bytes cannot hold {shape}; load the engine again")
 
 
 def _load_driver() -> ctypes.CDLL:
@@ -170,7 +172,7 @@ def _load_driver() -> ctypes.CDLL:
         driver = ctypes.CDLL(DRIVER)
     except OSError as error:
         raise MissingError(
-            f"no NVIDIA driver here ({DRIVER} is absent), so no GPU to run on; run this on a machine that has one"
+            f"no NVIDIA driver ({DRIVER} not found); run this on a machine with an NVIDIA GPU"
         ) from error
     for name, types in _CALLS.items():
         call = getattr(driver, name)

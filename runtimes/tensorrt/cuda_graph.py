@@ -1,6 +1,6 @@
-"""What a GPU engine needs of CUDA's driver beyond plain buffers: free memory, page-locked arrays, captured graphs.
+"""Pinned memory and CUDA graphs.
 
-Calls and constants by NVIDIA's CUDA Driver API reference, through the driver that `cuda.Device` loaded.
+Functions and constants follow NVIDIA's CUDA Driver API reference; the driver is the one that `cuda.Device` loaded.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, InferenceError
 from edgevit.runtimes.tensorrt.cuda import Device
 from edgevit.types import Array
 
-_INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED: the GPU works in the host's memory, as on a Jetson
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on allocating
+_INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED: the GPU uses the host's memory, as on a Jetson
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate memory meanwhile
 
 _Handle = ctypes.c_void_p
 _HandlePointer = ctypes.POINTER(_Handle)
@@ -35,19 +35,19 @@ _CALLS: dict[str, Sequence[Any]] = {
 
 
 def free_memory(device: Device) -> int:
-    """The bytes that are free on the device."""
+    """Return the number of free bytes on the device."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     _call(device, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
     return free.value
 
 
 def shares_memory(device: Device) -> bool:
-    """Whether device and host have one memory, as on a Jetson."""
+    """Whether the device uses the host's memory, as on a Jetson."""
     return bool(device.attribute(_INTEGRATED))
 
 
 class PinnedMemory:
-    """Page-locked host memory: the only kind that copies run from and to without a stop on the way."""
+    """Page-locked host memory, which the GPU copies from and to without a staging copy."""
 
     def __init__(self, device: Device, size_bytes: int) -> None:
         self._device, self._pointer = device, _Handle()
@@ -57,7 +57,7 @@ class PinnedMemory:
         )
 
     def array(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """The start of the memory as an array; it shares the memory and must not outlive it."""
+        """Return an array on the start of the memory; it must not be used after `free`."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         return self._bytes[:size].view(dtype).reshape(shape)
 
@@ -68,14 +68,14 @@ class PinnedMemory:
 
 
 class CapturedGraph:
-    """Work that was recorded once and is launched as a whole: one call in place of one a kernel."""
+    """A recorded sequence of kernels and copies, launched with one call instead of one call each."""
 
     def __init__(self, device: Device, graph: _Handle) -> None:
         self._device, self._graph, self._ready = device, graph, _Handle()
         _call(device, "cuGraphInstantiateWithFlags", ctypes.byref(self._ready), graph, 0)
 
     def launch(self) -> None:
-        """Puts the work on the device's stream. It reads and writes the memory that it was recorded with."""
+        """Enqueue the graph on the device's stream. It reads and writes the buffers it was recorded with."""
         _call(self._device, "cuGraphLaunch", self._ready, self._device.stream)
 
     def free(self) -> None:
@@ -87,16 +87,16 @@ class CapturedGraph:
 
 
 def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
-    """Records what `work` puts on the device's stream, without running it; None where it cannot be recorded."""
+    """Record what `work` enqueues on the device's stream, without running it; return None if CUDA cannot record it."""
     graph = _Handle()
     try:
         _call(device, "cuStreamBeginCapture_v2", device.stream, _THREAD_LOCAL)
         try:
             work()
-        finally:  # a stream left in capture would run nothing more
+        finally:  # a stream left in capture mode runs nothing
             _call(device, "cuStreamEndCapture", device.stream, ctypes.byref(graph))
         return CapturedGraph(device, graph)
-    except BuildError:
+    except (BuildError, InferenceError):
         if graph:
             with contextlib.suppress(BuildError):
                 _call(device, "cuGraphDestroy", graph)

@@ -1,54 +1,48 @@
-"""A TensorRT engine in this process: its buffers, its stream, and one inference after another.
-
-Names as in tensorrt_builder.py.
-"""
+"""A TensorRT engine in this process: its buffers, its stream, its CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, InferenceError
 from edgevit.runtimes.base import BatchRange, Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
-from edgevit.runtimes.tensorrt.builder import failed, process_logger, type_name
+from edgevit.runtimes.tensorrt.builder import failure, process_logger
 from edgevit.runtimes.tensorrt.inspector import executed_precision
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
+from edgevit.runtimes.tensorrt.versions import TensorRtModule
 from edgevit.types import Array, TensorSpec
 
-_AGAIN = "build it again here: edgevit build BUNDLE"
+_REBUILD = "rebuild it here: edgevit build BUNDLE"
 
 
 class TensorRtEngine(Engine):
-    """An engine with its buffers. A shape's first inference is run as it comes, later ones as one captured CUDA graph.
+    """An engine with its buffers. The first inference of a shape runs directly, later ones as one CUDA graph.
 
-    Copies to and from the device are part of every inference.
+    Every inference includes the copies to and from the device.
     """
 
     fmt = "trt"
 
-    def __init__(self, trt: Any, content: bytes) -> None:
+    def __init__(self, trt: TensorRtModule, content: bytes) -> None:
         self._trt = trt
-        self._runtime: Any = None
-        self._engine: Any = None
-        self._context: Any = None
         self._batch: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._buffers: dict[str, cuda.DeviceBuffer] = {}
         self._pinned: dict[str, cuda_graph.PinnedMemory] = {}
-        self._views: dict[str, Array] = {}  # of the page-locked memory, in the shapes of the batch of now
+        self._views: dict[str, Array] = {}  # arrays on the pinned memory, in the shapes of the current batch
         self._graph: cuda_graph.CapturedGraph | None = None
         self._tried_capture = False
         with ExitStack() as stack:
             self._device = stack.enter_context(cuda.Device())
-            stack.callback(self._let_go)
+            stack.callback(self._release_tensorrt)
             self._load(trt, content)
-            self.inputs, self.outputs = self._ends(trt)
-            self.batches = self._bounds()
+            self.inputs, self.outputs = self._specs(trt)
+            self.batches = self._profile()
             stack.callback(self._free)
             self._set_batch(self.batches.maximum if self.batches else 1)
             self._allocate()
@@ -60,21 +54,24 @@ class TensorRtEngine(Engine):
         self._stack.close()
 
     def executed_precision(self) -> ExecutedPrecision:
-        """By the layers of the engine that multiply, as its inspector tells them."""
+        """Precision of the engine's convolutions and matmuls, from its inspector."""
         inspector = self._engine.create_engine_inspector()
         if inspector is None:
-            raise failed(self._trt, "the engine has no inspector")
-        inspector.execution_context = self._context  # or the types of a dynamic engine are not told
+            raise failure(self._trt, "the engine has no inspector")
+        inspector.execution_context = self._context  # without it the types of a dynamic engine are not reported
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return executed_precision(text)
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        self._device.activate()  # a thread's own, and this may be another thread
-        dynamic = [spec for spec in self.inputs if spec.is_dynamic]
-        self._set_batch(len(feeds[dynamic[0].name]) if dynamic else 1)
-        for spec in self.inputs:
-            np.copyto(self._views[spec.name], feeds[spec.name])
-        self._run()
+        try:
+            self._device.activate()  # the current device is per thread, and this may be another thread
+            dynamic = [spec for spec in self.inputs if spec.is_dynamic]
+            self._set_batch(len(feeds[dynamic[0].name]) if dynamic else 1)
+            for spec in self.inputs:
+                np.copyto(self._views[spec.name], feeds[spec.name])
+            self._run()
+        except BuildError as error:  # of CUDA
+            raise InferenceError(str(error)) from error
         return {spec.name: self._views[spec.name].copy() for spec in self.outputs}
 
     def _run(self) -> None:
@@ -84,91 +81,94 @@ class TensorRtEngine(Engine):
             return
         self._enqueue()
         self._device.synchronize()
-        if not self._tried_capture:  # TensorRT has set itself up for the shape: now its work can be recorded
+        if not self._tried_capture:  # after its first run TensorRT is set up for the shape, and can be recorded
             self._tried_capture = True
             self._graph = cuda_graph.capture(self._device, self._enqueue)
-            process_logger(self._trt).take()  # what cannot be recorded is no error, and not the next one's reason
+            process_logger(self._trt).take()  # a failed capture is no error, and not the cause of the next one
 
     def _enqueue(self) -> None:
         for spec in self.inputs:
             self._buffers[spec.name].upload(self._views[spec.name])
         if not self._context.execute_async_v3(self._device.stream):
-            raise failed(self._trt, "the engine does not run", remedy=_AGAIN)
+            raise failure(self._trt, "inference failed", remedy=_REBUILD, kind=InferenceError)
         for spec in self.outputs:
             self._buffers[spec.name].download(self._views[spec.name])
 
-    def _load(self, trt: Any, content: bytes) -> None:
+    def _load(self, trt: TensorRtModule, content: bytes) -> None:
         logger = process_logger(trt)
         logger.take()
         try:
             self._runtime = trt.Runtime(logger)
-        except TypeError as error:  # what pybind11 makes of a null pointer
-            raise failed(
-                trt, "it does not start", str(error), remedy="see that it fits the driver: nvidia-smi"
-            ) from error
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise failed(trt, "the engine does not load, it may be damaged", remedy=_AGAIN)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise failed(trt, "the engine gets no memory to run in", remedy="free memory of the GPU: nvidia-smi")
+        except TypeError as error:  # pybind11 raises it for a null pointer
+            remedy = "check that its version supports the driver: nvidia-smi"
+            raise failure(trt, "cannot start", str(error), remedy=remedy) from error
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise failure(trt, "cannot load the engine, it may be damaged", remedy=_REBUILD)
+        self._engine = engine
+        context = engine.create_execution_context()
+        if context is None:
+            raise failure(trt, "not enough memory to run the engine", remedy="free GPU memory: nvidia-smi")
+        self._context = context
 
-    def _ends(self, trt: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs, in the engine's order."""
+    def _specs(self, trt: TensorRtModule) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return the specs of inputs and outputs, in the engine's order."""
         inputs: list[TensorSpec] = []
         outputs: list[TensorSpec] = []
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
-            dtype = self._engine.get_tensor_dtype(name)
-            shape = self._engine.get_tensor_shape(name)
-            spec = tensor_spec(name, type_name(dtype), tuple(shape))
+            dtype = self._engine.get_tensor_dtype(name).name
+            spec = tensor_spec(name, dtype, tuple(self._engine.get_tensor_shape(name)))
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             (inputs if is_input else outputs).append(spec)
         return tuple(inputs), tuple(outputs)
 
-    def _bounds(self) -> BatchRange | None:
-        """The batches of the engine's first profile, the only one that we build."""
+    def _profile(self) -> BatchRange | None:
+        """Return the batch sizes of the engine's only profile; None if its batch is fixed."""
         for spec in self.inputs:
             if spec.is_dynamic:
-                bounds = self._engine.get_tensor_profile_shape(spec.name, 0)
-                return BatchRange(*(shape[0] for shape in bounds))
+                shapes = self._engine.get_tensor_profile_shape(spec.name, 0)
+                return BatchRange(*(shape[0] for shape in shapes))
         return None
 
     def _set_batch(self, batch: int) -> None:
-        """Gives every dynamic input its shape; what was captured for another is dropped."""
+        """Set the shape of every dynamic input, and drop the CUDA graph of another batch size."""
         if batch == self._batch:
             return
         self._drop_graph()
         for spec in self.inputs:
             if spec.is_dynamic and not self._context.set_input_shape(spec.name, spec.with_batch(batch)):
-                raise failed(self._trt, f"the engine does not take {spec} at a batch of {batch}")
+                raise failure(self._trt, f"the engine does not accept {spec} with a batch of {batch}")
         try:
             names = self._context.infer_shapes()
         except RuntimeError as error:
-            raise failed(self._trt, f"no shapes follow from a batch of {batch}", str(error)) from error
+            raise failure(self._trt, f"cannot infer shapes for a batch of {batch}", str(error)) from error
         if names:
-            raise failed(self._trt, f"the shapes of {', '.join(names)} stay unknown")
+            raise failure(self._trt, f"the shapes of {', '.join(names)} are unknown")
         self._shapes = {
             spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*self.inputs, *self.outputs)
         }
         if any(size < 0 for shape in self._shapes.values() for size in shape):
-            raise BuildError(f"an output's shape depends on the data ({self._shapes}), which edgevit has no buffer for")
-        self._view()
+            raise BuildError(
+                f"the shape of an output depends on the input's values ({self._shapes}), which edgevit does not "
+                "support; export a model with fixed output shapes"
+            )
+        self._make_views()
         self._batch = batch
 
-    def _view(self) -> None:
+    def _make_views(self) -> None:
         dtypes = {spec.name: spec.dtype for spec in (*self.inputs, *self.outputs)}
         self._views = {name: pinned.array(self._shapes[name], dtypes[name]) for name, pinned in self._pinned.items()}
 
     def _allocate(self) -> None:
-        """Buffers for the largest batch, which is set."""
+        """Allocate buffers for the current batch size, which is the largest."""
         for spec in (*self.inputs, *self.outputs):
             size = int(np.prod(self._shapes[spec.name], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
             self._pinned[spec.name] = cuda_graph.PinnedMemory(self._device, size)
             self._buffers[spec.name] = self._device.allocate(size)
             if not self._context.set_tensor_address(spec.name, self._buffers[spec.name].address):
-                raise failed(self._trt, f"the engine takes no buffer for {spec}")
-        self._view()
+                raise failure(self._trt, f"the engine does not accept a buffer for {spec}")
+        self._make_views()
 
     def _drop_graph(self) -> None:
         self._tried_capture = False
@@ -184,8 +184,7 @@ class TensorRtEngine(Engine):
         for pinned in self._pinned.values():
             pinned.free()
 
-    def _let_go(self) -> None:
-        """Drops TensorRT's objects, each before the one that it came from."""
-        self._context = None
-        self._engine = None
-        self._runtime = None
+    def _release_tensorrt(self) -> None:
+        """Drop TensorRT's objects, each before the one that created it."""
+        for name in ("_context", "_engine", "_runtime"):
+            self.__dict__.pop(name, None)

@@ -3,22 +3,71 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Literal, TypeAlias, TypeVar
+from types import ModuleType
+from typing import Any, Literal, Protocol, TypeAlias, TypeGuard, cast
 
 from edgevit.errors import MissingError
+from edgevit.runtimes.tensorrt import api
 
 Line: TypeAlias = Literal["8.6", "10", "11"]
-Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def versions(*_lines: Line) -> Callable[[Function], Function]:
-    """Mark a function as written for some TensorRT versions only; functions without the mark are for all of them.
+class TensorRtModule(Protocol):
+    """The names of the module `tensorrt` that all supported versions have, TensorRT-RTX included."""
 
-    It does nothing at run time. tests/runtimes/tensorrt/test_api.py checks the function against the API of these
-    versions, and that functions for more versions call it inside an `if`.
-    """
-    return lambda function: function
+    __version__: str
+    Builder: api.BuilderFactory
+    OnnxParser: api.ParserFactory
+    Runtime: api.RuntimeFactory
+    ILogger: type[Any]  # a base class of ours, with the members of api.ILogger
+    INormalizationLayer: type[Any]
+    BuilderFlag: api.BuilderFlag
+    DataType: api.DataType
+    LayerInformationFormat: api.LayerInformationFormat
+    LayerType: api.LayerType
+    MemoryPoolType: api.MemoryPoolType
+    OnnxParserFlag: api.OnnxParserFlag
+    ProfilingVerbosity: api.ProfilingVerbosity
+    TensorIOMode: api.TensorIOMode
+
+    def __hash__(self) -> int: ...
+
+
+class TensorRtModule86(TensorRtModule, Protocol):
+    """The module of TensorRT 8.6."""
+
+    BuilderFlag: api.BuilderFlag86
+    NetworkDefinitionCreationFlag: api.NetworkDefinitionCreationFlag86
+
+
+class TensorRtModule10(TensorRtModule, Protocol):
+    """The module of TensorRT 10 and newer."""
+
+    NetworkDefinitionCreationFlag: api.NetworkDefinitionCreationFlag10
+    IProgressMonitor: type[Any]  # a base class of ours, with the members of api.IProgressMonitor10
+
+
+class TensorRtModuleRtx(TensorRtModule10, Protocol):
+    """The module `tensorrt_rtx`."""
+
+    ComputeCapability: object
+
+    def nptype(self, dtype: api.Enumerator, /) -> type[Any]: ...
+
+
+def supported_module(module: ModuleType) -> TensorRtModule:
+    """Return the module `tensorrt`, typed. Raises MissingError if edgevit does not support its version."""
+    supported_line(module.__version__)
+    return cast(TensorRtModule, module)
+
+
+def is_86(trt: TensorRtModule) -> TypeGuard[TensorRtModule86]:
+    return supported_line(trt.__version__) == "8.6"
+
+
+def is_10(trt: TensorRtModule) -> TypeGuard[TensorRtModule10]:
+    """Whether the version is 10 or newer."""
+    return supported_line(trt.__version__) != "8.6"
 
 
 def supported_line(version: str) -> Line:

@@ -1,8 +1,8 @@
-"""A TensorRT build in a child process: what the parent asks for and gets back, and what the child does.
+"""The subprocess that builds.
 
-All that touches TensorRT's builder happens in the child (`python -m edgevit.runtimes.tensorrt.worker FOLDER`), the
-reading back of the precision included, which needs the engine loaded: the parent holds no GPU memory meanwhile. See
-child.py.
+Everything that touches TensorRT's builder happens in the subprocess (`python -m edgevit.runtimes.tensorrt.worker
+FOLDER`), and so does reading back the precision, which loads the engine: the parent process holds no GPU memory during
+a build. See subprocess_build.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from edgevit.runtimes import subprocess_build as child
+from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.subprocess_build import Json
@@ -24,13 +23,14 @@ from edgevit.runtimes.tensorrt.builder import build_serialized_engine
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.memory import FreeMemory, host_free_bytes, workspace_bytes
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
+from edgevit.runtimes.tensorrt.versions import TensorRtModule, supported_module
 
 MODULE = "tensorrt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """An engine that a child wrote, and what it found."""
+    """An engine written by the subprocess, and what it reported about it."""
 
     path: Path
     record: EngineRecord
@@ -41,14 +41,15 @@ class BuiltEngine:
 # The parent's side
 
 
-def build_in_child(model: Path, folder: Path, options: BuildOptions, *, on_phase: OnPhase | None = None) -> BuiltEngine:
-    """Builds `model` for this machine's GPU; the engine lies in `folder`.
+def build_in_subprocess(
+    model: Path, folder: Path, options: BuildOptions, *, on_phase: OnPhase | None = None
+) -> BuiltEngine:
+    """Build `model` for this machine's GPU and write the engine into `folder`.
 
-    Raises BuildError with TensorRT's own words, or where the child crashed or was killed, and MissingError without a
-    GPU.
+    Raises BuildError with TensorRT's message if the build fails, crashes or is killed, MissingError without a GPU.
     """
-    request = {"model": str(model.resolve()), "tells": on_phase is not None, "options": _to_json(options)}
-    report = child.run(_job(model), request, folder, on_phase=on_phase)
+    request = {"model": str(model.resolve()), "reports_phases": on_phase is not None, "options": _to_json(options)}
+    report = subprocess_build.run(_job(model), request, folder, on_phase=on_phase)
     return BuiltEngine(
         path=folder / ENGINE_FILE,
         record=EngineRecord(**report["record"]),
@@ -57,16 +58,16 @@ def build_in_child(model: Path, folder: Path, options: BuildOptions, *, on_phase
     )
 
 
-def _job(model: Path) -> child.Job:
-    return child.Job(
+def _job(model: Path) -> subprocess_build.Job:
+    return subprocess_build.Job(
         module="edgevit.runtimes.tensorrt.worker",
         builder="TensorRT",
         model=model.name,
-        when_killed="stop what else runs (on a Jetson: sudo systemctl isolate multi-user.target), add swap, or give a "
-        "smaller --workspace",
-        when_crashed="a graph can do that to TensorRT: try another --opset; edgevit lint BUNDLE --target trt:VERSION "
-        "may tell more",
-        when_broken="see that TensorRT is whole: edgevit doctor",
+        when_killed="stop other processes (on a Jetson: sudo systemctl isolate multi-user.target), add swap, or "
+        "reduce --workspace",
+        when_crashed="some graphs crash TensorRT: try another --opset, or check the graph: edgevit lint BUNDLE "
+        "--target trt:VERSION",
+        when_broken="check the TensorRT installation: edgevit doctor",
     )
 
 
@@ -80,31 +81,32 @@ def _to_json(options: BuildOptions) -> Json:
     }
 
 
-# The child's side
+# The subprocess's side
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Builds what the folder's request asks for, and writes the engine and a report beside it."""
-    return child.serve(work, arguments)
+    """Serve the request in the folder that `arguments` name."""
+    return subprocess_build.serve(work, arguments)
 
 
 def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
-    """Builds the engine, loads it, and reads back which precision runs."""
-    trt, model, options = importlib.import_module(MODULE), Path(request["model"]), _from_json(request["options"])
+    """Build the engine, load it, and read back the precision that runs."""
+    trt = supported_module(importlib.import_module(MODULE))
+    model, options = Path(request["model"]), _from_json(request["options"])
     with cuda.Device() as device:
         record = record_here(trt, device)
-        workspace = workspace_bytes(options.workspace_mb, _memory(device), model.stat().st_size)
+        workspace = workspace_bytes(options.workspace_mb, _free_memory(device), model.stat().st_size)
         content = build_serialized_engine(
-            trt, model, options, record, workspace=workspace, on_phase=on_phase if request["tells"] else None
+            trt, model, options, record, workspace=workspace, on_phase=on_phase if request["reports_phases"] else None
         )
-        with TensorRtEngine(trt, content) as judged:
-            precision = judged.executed_precision()
+        with TensorRtEngine(trt, content) as engine:
+            precision = engine.executed_precision()
     (folder / ENGINE_FILE).write_bytes(content)
     return {"record": asdict(record), "precision": asdict(precision), "workspace": workspace}
 
 
-def record_here(trt: Any, device: cuda.Device) -> EngineRecord:
-    """What an engine that is built here is bound to."""
+def record_here(trt: TensorRtModule, device: cuda.Device) -> EngineRecord:
+    """Return the record of engines built on this machine."""
     return EngineRecord(
         tensorrt=trt.__version__,
         compute_capability=f"{device.compute_capability // 10}.{device.compute_capability % 10}",
@@ -113,7 +115,7 @@ def record_here(trt: Any, device: cuda.Device) -> EngineRecord:
     )
 
 
-def _memory(device: cuda.Device) -> FreeMemory:
+def _free_memory(device: cuda.Device) -> FreeMemory:
     meminfo, free = Path("/proc/meminfo"), cuda_graph.free_memory(device)
     return FreeMemory(
         device_free=free,

@@ -1,7 +1,7 @@
-"""TensorRT-RTX's compiler in a child process: an ONNX file in, an engine and the compiler's own account of it out.
+"""Compile in a subprocess and collect the compiler's report.
 
-The compiler needs no GPU. It keeps state between builds of one process, and some graphs crash it: so each build has a
-process of its own (child.py). This file is both sides: `compile_onnx` is the parent's, `main` the child's
+The compiler needs no GPU. It keeps state between builds in one process, and some graphs crash it, so each build runs in
+a subprocess of its own (subprocess_build.py). `compile_onnx` is the parent's side, `main` the subprocess's
 (`python -m edgevit.runtimes.tensorrt_rtx.compiler FOLDER`).
 """
 
@@ -15,38 +15,39 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgevit.errors import BuildError, MissingError
-from edgevit.runtimes import subprocess_build as child
+from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, OnPhase
 from edgevit.runtimes.subprocess_build import Json
+from edgevit.runtimes.tensorrt import api
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
+from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModuleRtx
 
 MODULE = "tensorrt_rtx"
 INSTALL = "install it (Linux, x86): pip install 'edgevit[trt-rtx]'"
 TIMEOUT_S = 1800.0  # ShiftViT-B takes 10 s on one core
 
-# What NVIDIA's words mean for the user.
+# Patterns in NVIDIA's messages, and what the user can do.
 _REMEDIES = (
-    ("same input types|must have same type", "every tensor has its type for good: add the Cast that is missing here"),
-    ("HW-specific", "name compute capabilities that have this type (fp8: 89 and 120), or ask for another --precision"),
-    ("Turing", "leave 75 out of --sm, or ask for --precision fp16"),
+    ("same input types|must have same type", "types are not converted implicitly: add a Cast in front of this node"),
+    ("HW-specific", "set --sm to compute capabilities with this type (fp8: 89 and 120), or use another --precision"),
+    ("Turing", "remove 75 from --sm, or use --precision fp16"),
     ("ONNX model|in the file", "export it again"),
-    ("does not compile for compute capability", "name another, or install another version"),
+    ("does not compile for compute capability", "use another --sm, or install another version"),
     ("bad_alloc|out of memory|OutOfMemory", "free some memory, or build for fewer compute capabilities at once"),
-    ("only the batch may be dynamic", "give every other dimension a number"),
-    ("a range was asked for", "or ask for the one batch that it has"),
+    ("only the batch may be dynamic", "export with fixed sizes for the other dimensions"),
+    ("the graph has a fixed batch", "or remove the range"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What a build left, and what the compiler said about it.
+    """A compiled engine and the compiler's report.
 
-    `layers` is its final kernel list as it prints it. `operators` has the ONNX operator of each node by name.
-    `misread` names the nodes that the parser gave another meaning than ONNX does. `dynamic_batch`: the file leaves the
-    batch open.
+    `layers` is the final kernel list as printed. `operators` maps node names to ONNX operators. `misread` names the
+    nodes that the parser interprets differently from ONNX. `dynamic_batch` tells whether the file's batch is dynamic.
     """
 
     engine: bytes
@@ -66,15 +67,15 @@ def compile_onnx(
     workspace_mb: int | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Compiled:
-    """The engine of the ONNX file `model` for GPUs of the named compute capabilities; None: the portable default.
+    """Compile the ONNX file `model` for GPUs of some compute capabilities; None is the compiler's portable default.
 
-    A dynamic batch becomes a range, or is pinned where `batches` holds one number only. Raises MissingError where
-    TensorRT-RTX is not installed, BuildError where it refuses the graph, crashes, is killed, or takes too long.
+    A dynamic batch becomes a range, or is fixed if `batches` has one size only. Raises MissingError if TensorRT-RTX is
+    not installed, BuildError if it rejects the graph, crashes, is killed, or takes too long.
     """
     if importlib.util.find_spec(MODULE) is None:
         raise MissingError(f"TensorRT-RTX is not installed here; {INSTALL}")
     if not model.is_file():
-        raise BuildError(f"no ONNX file at {model}; make one: edgevit export MODEL --fmt onnx")
+        raise BuildError(f"no ONNX file at {model}; create one: edgevit export MODEL --fmt onnx")
     start = time.perf_counter()
     request = {
         "model": str(model.resolve()),
@@ -84,7 +85,7 @@ def compile_onnx(
     }
     with tempfile.TemporaryDirectory(prefix="edgevit-rtx-") as name:
         folder = Path(name)
-        report = child.run(_job(model), request, folder, timeout_s=timeout_s)
+        report = subprocess_build.run(_job(model), request, folder, timeout_s=timeout_s)
         if report["errors"]:
             raise BuildError(_refusal(model, report["errors"]))
         engine = (folder / ENGINE_FILE).read_bytes()
@@ -100,45 +101,45 @@ def compile_onnx(
 
 
 def module_of(node: str) -> str:
-    """The PyTorch module in a node's name `<module path>/<operator>`; "" where it has none."""
+    """Return the PyTorch module in a node's name `<module path>/<operator>`, or "" if it has none."""
     return node.rpartition("/")[0]
 
 
 # The parent's side
 
 
-def _job(model: Path) -> child.Job:
-    return child.Job(
+def _job(model: Path) -> subprocess_build.Job:
+    return subprocess_build.Job(
         module="edgevit.runtimes.tensorrt_rtx.compiler",
         builder="TensorRT-RTX",
         model=model.name,
         when_killed="free some memory, or build for fewer compute capabilities at once",
-        when_crashed="a graph can do that to TensorRT-RTX: try another --opset or another version of tensorrt-rtx-cu13",
-        when_broken=f"see that tensorrt-rtx-cu13 is whole: {INSTALL}",
-        when_late="build for fewer compute capabilities at once, or a smaller model",
+        when_crashed="some graphs crash TensorRT-RTX: try another --opset or another version of tensorrt-rtx-cu13",
+        when_broken=f"reinstall tensorrt-rtx-cu13: {INSTALL}",
+        when_late="build for fewer compute capabilities at once, or use a smaller model",
     )
 
 
 def _refusal(model: Path, errors: Sequence[Json]) -> str:
-    """The first error in one line: the file, the node, its PyTorch module, the reason, the remedy."""
+    """Return the first error in one line: the file, the node, its PyTorch module, the reason, the remedy."""
     error = errors[0]
     node, reason = error["node"], _reason(error["reason"])
-    where = ""
+    place = ""
     if node:
         module = module_of(node)
-        where = f", the node {node} ({error['operator']}" + (f", PyTorch module {module})" if module else ")")
-    return f"TensorRT-RTX refuses {model.name}{where}: {reason.removeprefix(f'{node}: ')}; {_remedy(reason)}"
+        place = f", node {node} ({error['operator']}" + (f", PyTorch module {module})" if module else ")")
+    return f"TensorRT-RTX rejects {model.name}{place}: {reason.removeprefix(f'{node}: ')}; {_remedy(reason)}"
 
 
 def _reason(text: str) -> str:
-    """NVIDIA's own words without its file names, and without the complaint about the GPU that is not needed."""
+    """Return NVIDIA's message without its file names and without the error about the GPU, which is not needed."""
     lines = [line for line in text.splitlines() if "cudaError 35" not in line and not line.startswith("Invalid Node")]
     joined = " ".join(line.strip() for line in lines)
     joined = re.sub(r"\.? In \w+ at /\S+?:\d+\)?", "", joined)
     joined = re.sub(r"^(\w+::\w+: )?Error Code \d+: (API Usage Error|Myelin|Internal Error) ?\(?", "", joined)
     joined = re.sub(r"^\[[^\]]*\] ", "", joined)
     joined = re.sub(r"Assertion failed: .*?: ", "", joined, count=1).strip(" .)")
-    joined = re.sub(r'^[^"]* && "([^"]*)"$', r"\1", joined).strip(" .")  # an assertion's own words
+    joined = re.sub(r'^[^"]* && "([^"]*)"$', r"\1", joined).strip(" .")  # the text of an assertion
     if joined in ("", "false") or re.search(r"Plugin not found|not found in plugin registry", joined):
         return "this operator is not supported"
     return joined
@@ -148,50 +149,54 @@ def _remedy(reason: str) -> str:
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, reason):
             return remedy
-    return "rewrite that part of the module, or use another runtime"
+    return "rewrite that part of the module, or use another --fmt"
 
 
-# The child's side
+# The subprocess's side
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Builds what the folder's request asks for and writes the engine and a report beside it."""
-    return child.serve(_work, arguments)
+    """Serve the request in the folder that `arguments` name."""
+    return subprocess_build.serve(_work, arguments)
 
 
 def _work(request: Json, folder: Path, _on_phase: OnPhase) -> Json:
     try:
-        trt = importlib.import_module(MODULE)
-    except ImportError as error:  # its files are there, and what they need is not
-        raise MissingError(f"TensorRT-RTX does not load here ({error}); {INSTALL}") from error
+        trt = cast(TensorRtModuleRtx, importlib.import_module(MODULE))
+    except ImportError as error:  # installed, but a library it needs is missing
+        raise MissingError(f"cannot import TensorRT-RTX ({error}); {INSTALL}") from error
     return _build(trt, request, folder / ENGINE_FILE)
 
 
-def _build(trt: Any, request: Json, target: Path) -> Json:
+def _build(trt: TensorRtModuleRtx, request: Json, target: Path) -> Json:
     log = make_logger(trt, verbose=True)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(request["model"]):
-        return {"errors": [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]}
-    if not network.num_outputs:  # the parser takes any file for a model with nothing in it
-        return _failed("the file is not an ONNX model, or it is damaged")
+        return {
+            "errors": [
+                _parser_error(cast(api.ParserError10, parser.get_error(index))) for index in range(parser.num_errors)
+            ]
+        }
+    if not network.num_outputs:  # the parser reads any file as an empty model
+        return _error("the file is not an ONNX model, or it is damaged")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps 10 bits of 23
+    config.clear_flag(trt.BuilderFlag.TF32)  # TF32 multiplies fp32 with a 10-bit mantissa
     if request["workspace_mb"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mb"] << 20)
     dynamic = any(-1 in tuple(network.get_input(index).shape) for index in range(network.num_inputs))
-    problem = _set_targets(trt, config, request["compute_capabilities"]) or _set_batches(
+    problem = _set_targets(trt, cast(api.IBuilderConfigRtx, config), request["compute_capabilities"]) or _set_batches(
         builder, network, config, request["batches"]
     )
     if problem:
-        return _failed(problem)
+        return _error(problem)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        reason = log.errors[-1] if log.errors else "the compiler gave no engine and no reason"
+        reason = log.errors[-1] if log.errors else "the compiler returned no engine and no reason"
         named = [(node, operator) for node, operator in log.operators if node and node in reason]
-        return _failed(reason, *max(named, key=lambda pair: len(pair[0]), default=("", "")))
+        return _error(reason, *max(named, key=lambda pair: len(pair[0]), default=("", "")))
     with target.open("wb") as file:
         file.write(engine)
     operators = dict(log.operators)
@@ -205,20 +210,20 @@ def _build(trt: Any, request: Json, target: Path) -> Json:
     }
 
 
-def make_logger(trt: Any, *, verbose: bool) -> Any:
-    """A TensorRT logger that keeps errors, the kernel list and the operators of nodes, and prints nothing.
+def make_logger(trt: TensorRtModule, *, verbose: bool) -> Any:
+    """Return a logger that keeps errors, the kernel list and the operators of nodes, and prints nothing.
 
-    The first logger of a process is the only one that TensorRT uses.
+    TensorRT uses the first logger of a process only.
     """
 
-    class Log(trt.ILogger):  # type: ignore[misc]  # the package has no types
+    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
             self.operators: list[tuple[str, str]] = []
             self.layers = ""
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: api.Enumerator, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
             elif not verbose:
@@ -231,16 +236,16 @@ def make_logger(trt: Any, *, verbose: bool) -> Any:
     return Log()
 
 
-def _parser_error(error: Any) -> Json:
+def _parser_error(error: api.ParserError10) -> Json:
     return {"reason": error.desc(), "node": error.node_name(), "operator": error.node_operator()}
 
 
-def _failed(reason: str, node: str = "", operator: str = "") -> Json:
+def _error(reason: str, node: str = "", operator: str = "") -> Json:
     return {"errors": [{"reason": reason, "node": node, "operator": operator}]}
 
 
-def _set_targets(trt: Any, config: Any, capabilities: Sequence[int] | None) -> str:
-    """Names the GPUs to compile for; the reason where that cannot be done, else ""."""
+def _set_targets(trt: TensorRtModuleRtx, config: api.IBuilderConfigRtx, capabilities: Sequence[int] | None) -> str:
+    """Set the GPUs to compile for. Return the reason if that fails, else ""."""
     if capabilities is None:
         return ""
     config.num_compute_capabilities = len(capabilities)
@@ -251,13 +256,15 @@ def _set_targets(trt: Any, config: Any, capabilities: Sequence[int] | None) -> s
     return ""
 
 
-def _set_batches(builder: Any, network: Any, config: Any, batches: Sequence[int]) -> str:
-    """Gives the dynamic batch its range, or pins it; the reason where that cannot be done, else ""."""
+def _set_batches(
+    builder: api.Builder, network: api.INetworkDefinition, config: api.IBuilderConfig, batches: Sequence[int]
+) -> str:
+    """Set the range of a dynamic batch, or fix it. Return the reason if that fails, else ""."""
     profile, ranged = builder.create_optimization_profile(), False
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         shape = tuple(tensor.shape)
         if -1 in shape[1:]:
-            return f"the input {tensor.name} has the shape {list(shape)} in the file, and only the batch may be dynamic"
+            return f"the input {tensor.name} has the shape {list(shape)}, and only the batch may be dynamic"
         if -1 not in shape:
             continue
         if batches[0] == batches[2]:
@@ -266,23 +273,24 @@ def _set_batches(builder: Any, network: Any, config: Any, batches: Sequence[int]
         profile.set_shape(tensor.name, *((batch, *shape[1:]) for batch in batches))
         ranged = True
     if batches[0] != batches[2] and not ranged:
-        return "the batch is fixed in the file, and a range was asked for: export with --dynamic-batch"
+        return "the graph has a fixed batch, and a range was requested: export with --dynamic-batch"
     if ranged and config.add_optimization_profile(profile) < 0:
-        return f"the batches {batches} make no optimization profile"
+        return f"the batches {batches} are not a valid optimization profile"
     return ""
 
 
-def _per_channel_norms(trt: Any, network: Any) -> Iterable[str]:
-    """The names of normalisations of several channels that keep one mean a channel.
+def _per_channel_norms(trt: TensorRtModuleRtx, network: api.INetworkDefinition) -> Iterable[str]:
+    """Yield the names of normalization layers over several channels with one mean per channel.
 
-    That is right for an InstanceNormalization. The parser makes one of each GroupNormalization with a single group
-    too, by leaving the channels out of the axes (NVIDIA/TensorRT issue 4756), and says nothing.
+    That is right for InstanceNormalization. The parser also makes such a layer of a GroupNormalization with one group:
+    it leaves the channels out of the axes, without a warning (NVIDIA/TensorRT issue 4756).
     """
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if layer.type == trt.LayerType.NORMALIZATION:
-            layer.__class__ = trt.INormalizationLayer  # how TensorRT's Python casts a layer to its kind
-            over_channels = layer.axes & 0b10
-            if layer.num_groups == 1 and not over_channels and layer.get_input(0).shape[1] != 1:
+            layer.__class__ = trt.INormalizationLayer  # the cast to a subclass in TensorRT's Python API
+            norm = cast(api.INormalizationLayer, layer)
+            over_channels = norm.axes & 0b10
+            if norm.num_groups == 1 and not over_channels and norm.get_input(0).shape[1] != 1:
                 yield layer.name
 
 

@@ -1,32 +1,34 @@
-"""A stand-in for one version of TensorRT and for a GPU: its names are that version's, and its engines double numbers.
+"""Fake TensorRT for one API version, and a fake GPU.
 
-Every class and method that the version's API lacks, by `tensorrt_api.tsv`, is taken out, so code for another version
-fails here as it would there. `World` says what is to go wrong, and keeps what was asked for.
+The fake has the classes and methods of one version and no others, by `tensorrt_api.tsv`, so code written for another
+version fails as it would with that version. Its engines double their input. `World` sets what fails, and records calls.
 """
 
 from __future__ import annotations
 
+import csv
 import enum
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from edgevit.runtimes import subprocess_build as child
+from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import OnPhase
 from edgevit.runtimes.subprocess_build import Json
 from edgevit.runtimes.tensorrt import cuda, cuda_graph, worker
 from edgevit.runtimes.tensorrt.cuda_graph import PinnedMemory
 from edgevit.types import Array
-from tests.runtimes.tensorrt.test_api import matrix
 
-# The version that TensorRT calls itself, by the matrix's name for it.
+API_TABLE = Path(__file__).parents[1] / "runtimes" / "tensorrt" / "tensorrt_api.tsv"
+# TensorRT's `__version__`, by the column of the table.
 VERSIONS = {
     "cu12_8.6.1": "8.6.1",
     "cu12_10.3.0": "10.3.0",
@@ -39,15 +41,15 @@ WORDS = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
 
 @dataclass
 class World:
-    """What the stand-in is to do, and what was done to it."""
+    """What the fake does, and what was called."""
 
-    runs: str = "fp32"  # the precision that its engines tell
+    runs: str = "fp32"  # the precision that its engines report
     shape: tuple[int, ...] = (1, 4)
     layer_types: tuple[str, ...] = ("FLOAT",)  # of the parsed network
-    broken: str = ""  # the step that fails, as TensorRT fails: without an exception
-    raising: str = ""  # the step that pybind11 makes a TypeError of
+    broken: str = ""  # the step that fails as TensorRT does: without an exception
+    raising: str = ""  # the step that raises TypeError, as pybind11 does for a null pointer
     steps: int = 3  # of a build
-    dies: int = 0  # the signal that ends the process in the middle of a build
+    dies: int = 0  # the signal that kills the process during a build
     cached: bytes = b"timings"
     capturable: bool = True
     integrated: bool = False
@@ -60,8 +62,8 @@ class World:
     launched: int = 0
 
 
-def stand_ins(world: World) -> list[tuple[Any, str, Any]]:
-    """What stands in for the GPU: the module, the name in it, and the value."""
+def fake_gpu(world: World) -> list[tuple[Any, str, Any]]:
+    """What replaces the GPU: the module, the name in it, and the fake."""
     return [
         (cuda, "Device", lambda: FakeDevice(world)),
         (cuda_graph, "PinnedMemory", FakePinned),
@@ -71,7 +73,7 @@ def stand_ins(world: World) -> list[tuple[Any, str, Any]]:
     ]
 
 
-# The text of a module `tensorrt` for a child process, which puts the stand-in in its own place.
+# Source of a module `tensorrt` for a subprocess, which replaces itself by the fake.
 MODULE = """
 from tests.fakes.tensorrt import World, install
 install({column!r}, World(**{world!r}))
@@ -79,22 +81,30 @@ install({column!r}, World(**{world!r}))
 
 
 def install(column: str, world: World) -> None:
-    """TensorRT and a GPU for the whole of this process."""
+    """Install the fake TensorRT and the fake GPU in this process."""
     sys.modules["tensorrt"] = fake_tensorrt(column, world)
-    for module, name, value in stand_ins(world):
+    for module, name, value in fake_gpu(world):
         setattr(module, name, value)
 
 
-def run_here(_job: child.Job, request: Json, folder: Path, *, on_phase: OnPhase | None = None) -> Json:
-    """`child.run` in this process, for the builder's sake; what travels is JSON all the same."""
+def run_here(_job: subprocess_build.Job, request: Json, folder: Path, *, on_phase: OnPhase | None = None) -> Json:
+    """`subprocess_build.run` in this process; request and report still pass through JSON."""
     report = worker.work(json.loads(json.dumps(request)), folder, on_phase or (lambda *_: None))
     answer: Json = json.loads(json.dumps(report))
     return answer
 
 
+@cache
+def api_table() -> dict[str, dict[str, bool]]:
+    """The API table: name -> version -> whether that version has it."""
+    with API_TABLE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return {row.pop("name"): {version: mark == "x" for version, mark in row.items()} for row in rows}
+
+
 def fake_tensorrt(column: str, world: World) -> ModuleType:
-    """The module of the version that the matrix calls `column`."""
-    has = {name for name, versions in matrix().items() if versions[column]}
+    """Return a fake module `tensorrt` of the version in a column of the table."""
+    has = {name for name, versions in api_table().items() if versions[column]}
     module: Any = ModuleType("tensorrt")
     module.__version__ = VERSIONS[column]
     members: dict[str, dict[str, int]] = {}
@@ -102,7 +112,7 @@ def fake_tensorrt(column: str, world: World) -> ModuleType:
         owner, _, member = name.rpartition(".")
         if owner in ENUMS and member.isupper():
             members.setdefault(owner, {})[member] = len(members.get(owner, {}))
-    if "STRONGLY_TYPED" in members["NetworkDefinitionCreationFlag"]:  # its number has changed
+    if "STRONGLY_TYPED" in members["NetworkDefinitionCreationFlag"]:  # its number differs
         number = 0 if VERSIONS[column].startswith("11") else 1
         members["NetworkDefinitionCreationFlag"] = {"STRONGLY_TYPED": number}
         if number:
@@ -111,13 +121,13 @@ def fake_tensorrt(column: str, world: World) -> ModuleType:
     for enumeration, names in members.items():
         setattr(module, enumeration, enum.IntEnum(enumeration, names))
     for title, cls in _classes(module, world).items():
-        if title in has or title not in matrix():
+        if title in has or title not in api_table():
             setattr(module, title, _restricted(title, cls, has))
     return module  # type: ignore[no-any-return]
 
 
 def _restricted(title: str, cls: type, has: set[str]) -> type:
-    """A class without the methods that the version has not."""
+    """Return the class without the methods that the version lacks."""
     own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     return type(title, (), {name: own[name] for name in own if name.startswith("_") or f"{title}.{name}" in has})
 
@@ -129,7 +139,7 @@ ENUMS = frozenset({
 
 
 def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one class after another
-    """The classes of all versions."""
+    """Return the classes of all versions, by name."""
 
     def fails(step: str) -> bool:
         if world.raising == step:
@@ -344,8 +354,8 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             vars(self)["execution_context"] = None
 
         def get_engine_information(self, form: Any) -> str:
-            told = WORDS[self._plan["runs"]]
-            layers = [{"Name": "fc", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": told}]}]
+            description = WORDS[self._plan["runs"]]
+            layers = [{"Name": "fc", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": description}]}]
             return json.dumps({"Layers": layers}) if self.execution_context is not None else "{}"  # type: ignore[attr-defined]
 
     return {name: cls for name, cls in locals().items() if isinstance(cls, type)}
@@ -355,7 +365,7 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
 
 
 class FakeDevice:
-    """A GPU of compute capability 8.7 whose stream runs at once."""
+    """A GPU of compute capability 8.7 whose stream runs immediately."""
 
     stream = 7
 
@@ -397,7 +407,7 @@ class FakeBuffer:
 
 
 class FakePinned(PinnedMemory):
-    """The real class on ordinary memory."""
+    """PinnedMemory on ordinary memory."""
 
     def __init__(self, device: Any, size_bytes: int) -> None:
         self._world: World = device.world
@@ -409,7 +419,7 @@ class FakePinned(PinnedMemory):
 
 
 def fake_capture(device: FakeDevice, work: Callable[[], None]) -> Any:
-    """Keeps the work itself, in place of a record of it."""
+    """Keep the work itself instead of a recording of it."""
     if not device.world.capturable:
         return None
     device.world.captured += 1

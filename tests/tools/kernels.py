@@ -29,7 +29,7 @@ from edgevit.models import registry
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
-from edgevit.runtimes.tensorrt_rtx.runtime import KERNELS
+from edgevit.runtimes.tensorrt_rtx.runtime import KERNELS_FILE
 from edgevit.types import Precision
 
 TABLE = Path(__file__).with_name("kernels.tsv")
@@ -71,7 +71,7 @@ def measure(name: str, precision: Precision) -> Row:
             formats=("trt-rtx",), options=options, out=Path(folder), verify=False, latency=False
         )
         (bundle,) = pipeline.run(subject.from_name(name), config).bundles
-        plan = json.loads((bundle.path / KERNELS).read_text("utf-8"))
+        plan = json.loads((bundle.path / KERNELS_FILE).read_text("utf-8"))
     totals = plan["totals"]
     return Row(
         model=name,

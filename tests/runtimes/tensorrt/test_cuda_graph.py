@@ -129,7 +129,7 @@ def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: c
 def test_a_driver_that_finds_no_gpu_is_a_missing_device(driver: Driver, status: int) -> None:
     driver.status = status
     driver.refuses = "cuInit"
-    with pytest.raises(MissingError, match=rf"no NVIDIA GPU can be used here: .*cuInit: {status}"):
+    with pytest.raises(MissingError, match=rf"no usable NVIDIA GPU: .*cuInit: {status}"):
         cuda.Device()
     assert not cuda.has_gpu()
     driver.refuses = ""

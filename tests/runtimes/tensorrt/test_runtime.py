@@ -19,19 +19,20 @@ import numpy as np
 import pytest
 
 import edgevit
-from edgevit.errors import BuildError, EdgevitError, MissingError, PrecisionError, UsageError
-from edgevit.runtimes import subprocess_build as child
+from edgevit.errors import BuildError, EdgevitError, InferenceError, MissingError, PrecisionError, UsageError
+from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.build import build_engine as build_bundle_engine
 from edgevit.runtimes.tensorrt import cuda_graph
 from edgevit.runtimes.tensorrt import runtime as tensorrt
-from edgevit.runtimes.tensorrt.builder import failed, process_logger
+from edgevit.runtimes.tensorrt.builder import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB
 from edgevit.runtimes.tensorrt.runtime import TensorRt
+from edgevit.runtimes.tensorrt.versions import supported_module
 from edgevit.types import Array, TensorSpec
-from tests.fakes.tensorrt import MODULE, PARTS, VERSIONS, World, fake_tensorrt, run_here, stand_ins
+from tests.fakes.tensorrt import MODULE, PARTS, VERSIONS, World, fake_gpu, fake_tensorrt, run_here
 
-# The whole road, on the stand-in
+# Builds
 
 
 @pytest.fixture(params=VERSIONS)
@@ -53,11 +54,11 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch, world: World, column: str) -> TensorRt:
-    """TensorRT of each version on a GPU, as far as our code can tell; it builds in this process."""
+    """TensorRT with the fake of each version and the fake GPU; builds run in this process."""
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(column, world))
-    for module, name, value in stand_ins(world):
+    for module, name, value in fake_gpu(world):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(child, "run", run_here)
+    monkeypatch.setattr(subprocess_build, "run", run_here)
     return TensorRt()
 
 
@@ -65,7 +66,7 @@ def is_86(column: str) -> bool:
     return VERSIONS[column].startswith("8.6")
 
 
-def test_a_build_writes_the_engine_byte_clean_and_beside_it_what_it_is_bound_to(
+def test_a_build_writes_the_bare_engine_and_a_record_beside_it(
     runtime: TensorRt, model: Path, tmp_path: Path, column: str
 ) -> None:
     artifact = runtime.build(model, tmp_path, BuildOptions())
@@ -78,7 +79,7 @@ def test_a_build_writes_the_engine_byte_clean_and_beside_it_what_it_is_bound_to(
 
 
 @pytest.mark.parametrize("precision", PARTS)
-def test_the_precision_stands_in_the_graph_and_only_86_takes_flags(
+def test_only_86_gets_precision_flags(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str, precision: Any
 ) -> None:
     world.runs = precision
@@ -87,13 +88,13 @@ def test_the_precision_stands_in_the_graph_and_only_86_takes_flags(
     assert flags == ([f"set {precision.upper()}"] if is_86(column) and precision != "fp32" else [])
     assert ("clear TF32" in world.calls) == (precision == "fp32")
     assert "verbosity DETAILED" in world.calls
-    # 10 and 11 have no need to be asked.
+    # The default of 10 and 11.
     assert ("parser NATIVE_INSTANCENORM" in world.calls) == is_86(column)
     # EXPLICIT_BATCH is number 0; STRONGLY_TYPED is number 1 in 10 and number 0 in 11.
     assert f"network {2 if VERSIONS[column].startswith('10') else 1}" in world.calls
 
 
-def test_86_may_use_fp16_where_the_graph_says_it(
+def test_86_may_use_fp16_if_the_graph_has_fp16_tensors(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
 ) -> None:
     world.runs, world.layer_types = "int8", ("FLOAT", "HALF")
@@ -102,7 +103,9 @@ def test_86_may_use_fp16_where_the_graph_says_it(
     assert flags == (["set INT8", "set FP16"] if is_86(column) else [])
 
 
-def test_a_dynamic_batch_becomes_a_profile(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+def test_a_dynamic_batch_becomes_an_optimization_profile(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
     world.shape = (-1, 4)
     runtime.build(model, tmp_path, BuildOptions(dynamic_batch=BatchRange(1, 2, 8)))
     assert "shape x [1, 2, 8]" in world.calls
@@ -111,22 +114,22 @@ def test_a_dynamic_batch_becomes_a_profile(runtime: TensorRt, model: Path, tmp_p
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        ("parser", "does not read"),
+        ("parser", "cannot read"),
         ("empty", "not an ONNX model"),
-        ("workspace", "takes no workspace"),
-        ("profile", "no valid profile"),
-        ("cache", "no timing cache"),
-        ("build", "gave no engine.*build is broken"),
-        ("engine", "does not load.*engine is broken"),
-        ("context", "no memory to run in"),
+        ("workspace", "does not accept a workspace"),
+        ("profile", "not a valid profile"),
+        ("cache", "accepts no timing cache"),
+        ("build", "returned no engine.*build is broken"),
+        ("engine", "cannot load.*engine is broken"),
+        ("context", "not enough memory to run"),
         ("inspector", "no inspector"),
-        ("shape", "at a batch of 8"),
-        ("infer", "shapes of y stay unknown"),
-        ("data-dependent", "depends on the data"),
-        ("address", "takes no buffer"),
+        ("shape", "with a batch of 8"),
+        ("infer", "shapes of y are unknown"),
+        ("data-dependent", "depends on the input's values"),
+        ("address", "does not accept a buffer"),
     ],
 )
-def test_a_failure_that_tensorrt_only_logs_is_an_error_and_leaves_nothing(
+def test_a_failure_that_tensorrt_only_logs_is_an_error_and_leaves_no_files(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str, words: str
 ) -> None:
     world.broken, world.shape = step, (-1, 4)
@@ -137,18 +140,20 @@ def test_a_failure_that_tensorrt_only_logs_is_an_error_and_leaves_nothing(
     assert (world.buffers, world.pinned, world.devices) == ({}, 0, 0)
 
 
-def test_an_error_tells_of_its_own_build_alone(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
-    told = []
+def test_an_error_has_the_messages_of_its_own_build_only(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    messages = []
     for step in ("parser", "build"):
         world.broken = step
         with pytest.raises(BuildError) as error:
             runtime.build(model, tmp_path, BuildOptions())
-        told.append(str(error.value))
-    assert ("parser is broken" in told[0], "parser is broken" in told[1]) == (True, False)
+        messages.append(str(error.value))
+    assert ("parser is broken" in messages[0], "parser is broken" in messages[1]) == (True, False)
 
 
 @pytest.mark.parametrize(("step", "words"), [("builder", "nullptr"), ("runtime", "nullptr"), ("infer", "do not agree")])
-def test_what_the_bindings_raise_is_an_error(
+def test_an_exception_of_the_bindings_is_a_build_error(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str, words: str
 ) -> None:
     world.raising = step
@@ -157,42 +162,42 @@ def test_what_the_bindings_raise_is_an_error(
     assert world.devices == 0
 
 
-def test_the_parser_s_words_name_the_node(
+def test_a_parser_error_names_the_node(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
 ) -> None:
     world.broken = "parser"
-    where = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
-    with pytest.raises(BuildError, match=rf"Unsupported operator \({where}\)"):
+    place = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
+    with pytest.raises(BuildError, match=rf"Unsupported operator \({place}\)"):
         runtime.build(model, tmp_path, BuildOptions())
 
 
-def test_a_failure_ends_with_what_to_do_about_it(
+def test_a_failure_ends_with_a_remedy(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
 ) -> None:
     target = ".".join(VERSIONS[column].split(".")[:2])
     for step, remedy in (
-        ("parser", f"export it for this TensorRT: --trt-version {target}"),
+        ("parser", f"export for this TensorRT with --trt-version {target}"),
         ("build", f"edgevit lint BUNDLE --target trt:{target}"),
-        ("engine", "build it again here: edgevit build BUNDLE"),
-        ("context", "free memory of the GPU"),
+        ("engine", "rebuild it here: edgevit build BUNDLE"),
+        ("context", "free GPU memory"),
     ):
         world.broken = step
         with pytest.raises(BuildError) as error:
             runtime.build(model, tmp_path, BuildOptions())
         assert remedy in str(error.value)
-        assert str(tmp_path) not in str(error.value)  # the folder of a build that failed is gone
+        assert str(tmp_path) not in str(error.value)  # the folder of a failed build no longer exists
 
 
 @pytest.mark.parametrize(
     "words", ["Requested amount of GPU memory (1 bytes) could not be allocated: OutOfMemory", "std::bad_alloc"]
 )
-def test_a_builder_without_memory_says_so(runtime: TensorRt, words: str) -> None:
-    error = failed(runtime.load(), "the build gave no engine", words)
-    assert "free memory of the GPU" in str(error)
+def test_a_builder_that_runs_out_of_memory_says_so(runtime: TensorRt, words: str) -> None:
+    error = failure(supported_module(runtime.load()), "the build gave no engine", words)
+    assert "free GPU memory" in str(error)
     assert "lint" not in str(error)
 
 
-def test_the_timings_of_a_build_are_kept_where_nobody_names_a_place(
+def test_timings_are_kept_in_the_cache_folder_by_default(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "kept"))
@@ -203,31 +208,35 @@ def test_the_timings_of_a_build_are_kept_where_nobody_names_a_place(
     assert "cache timings" in world.calls
 
 
-def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file where a folder should be")
-    made = runtime.build(model, tmp_path, BuildOptions(cache_dir=tmp_path / "cache"))
-    assert made.path.is_file()
+def test_a_timing_cache_that_cannot_be_written_does_not_fail_the_build(
+    runtime: TensorRt, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file instead of a folder")
+    artifact = runtime.build(model, tmp_path, BuildOptions(cache_dir=tmp_path / "cache"))
+    assert artifact.path.is_file()
 
 
-@pytest.mark.parametrize(("asked", "runs"), [("fp16", "fp32"), ("fp32", "fp16"), ("int8", "fp16")])
+@pytest.mark.parametrize(("requested", "runs"), [("fp16", "fp32"), ("fp32", "fp16"), ("int8", "fp16")])
 def test_an_engine_that_runs_another_precision_is_not_written(
-    runtime: TensorRt, model: Path, tmp_path: Path, world: World, asked: Any, runs: str
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, requested: Any, runs: str
 ) -> None:
     world.runs = runs
-    with pytest.raises(PrecisionError, match=f"requested {asked}") as error:
-        runtime.build(model, tmp_path, BuildOptions(precision=asked))
+    with pytest.raises(PrecisionError, match=f"requested {requested}") as error:
+        runtime.build(model, tmp_path, BuildOptions(precision=requested))
     assert error.value.exit_status == 9
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_build_that_does_not_fit_is_not_begun(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+def test_a_build_that_does_not_fit_into_memory_is_not_started(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
     world.free = 500 * MB
     with pytest.raises(BuildError, match="500 MB of GPU memory is free"):
         runtime.build(model, tmp_path, BuildOptions())
     assert world.calls == []
 
 
-def test_the_timing_cache_is_a_file_that_the_next_build_starts_from(
+def test_the_next_build_starts_from_the_timing_cache(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
 ) -> None:
     options = BuildOptions(cache_dir=tmp_path / "cache")
@@ -243,14 +252,14 @@ def test_the_timing_cache_is_a_file_that_the_next_build_starts_from(
 
 
 @pytest.mark.usefixtures("runtime")
-def test_progress_is_told_where_tensorrt_tells_it(model: Path, tmp_path: Path, column: str) -> None:
-    told: list[tuple[str, float]] = []
-    TensorRt(lambda phase, done: told.append((phase, round(done, 2)))).build(model, tmp_path, BuildOptions())
-    assert told == ([] if is_86(column) else [("Building", 0.33), ("Building", 0.67), ("Building", 1.0)])
+def test_progress_is_reported_from_10_on(model: Path, tmp_path: Path, column: str) -> None:
+    steps: list[tuple[str, float]] = []
+    TensorRt(lambda phase, done: steps.append((phase, round(done, 2)))).build(model, tmp_path, BuildOptions())
+    assert steps == ([] if is_86(column) else [("Building", 0.33), ("Building", 0.67), ("Building", 1.0)])
 
 
 @pytest.mark.usefixtures("runtime")
-def test_an_interrupt_ends_the_build(model: Path, tmp_path: Path, column: str) -> None:
+def test_an_interrupt_stops_the_build(model: Path, tmp_path: Path, column: str) -> None:
     def interrupt(_phase: str, _done: float) -> None:
         raise KeyboardInterrupt
 
@@ -260,17 +269,17 @@ def test_an_interrupt_ends_the_build(model: Path, tmp_path: Path, column: str) -
         assert not (tmp_path / "model.engine").exists()
 
 
-def test_a_named_compute_capability_is_refused(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="leave --sm out"):
+def test_compute_capabilities_are_an_error(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="remove --sm"):
         runtime.build(model, tmp_path, BuildOptions(compute_capabilities=(86,)))
 
 
-# The build's own process, on the stand-in
+# Builds in a subprocess
 
 
 @pytest.fixture
-def in_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., TensorRt]:
-    """TensorRT 10.3 with a real child, whose world is as told; in this process it can be imported and no more."""
+def in_subprocess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., TensorRt]:
+    """TensorRT with a real subprocess, which has the fake of 10.3; in this process the module is empty."""
     module = ModuleType("tensorrt")
     vars(module)["__version__"] = "10.3.0"
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -292,32 +301,32 @@ def bundle(tmp_path: Path) -> Path:
     return place
 
 
-def test_a_build_has_a_process_of_its_own(in_child: Callable[..., TensorRt], model: Path, bundle: Path) -> None:
+def test_a_build_runs_in_a_subprocess(in_subprocess: Callable[..., TensorRt], model: Path, bundle: Path) -> None:
     options = BuildOptions(
         precision="fp16", dynamic_batch=BatchRange(1, 2, 8), workspace_mb=256, cache_dir=bundle / "cache"
     )
-    told: list[float] = []
-    runtime = in_child(lambda _phase, done: told.append(round(done, 2)), runs="fp16", shape=(-1, 4))
+    progress: list[float] = []
+    runtime = in_subprocess(lambda _phase, done: progress.append(round(done, 2)), runs="fp16", shape=(-1, 4))
     artifact = runtime.build(model, bundle, options)
     assert artifact.path.read_bytes() == b'vplan{"runs": "fp16"}'
     record = json.loads((bundle / "engine.json").read_text("utf-8"))
     assert (record["tensorrt"], record["layers"], record["workspace_bytes"]) == ("10.3.0", {"fp16": 1}, 256 * MB)
     assert sorted(path.name for path in bundle.iterdir()) == ["cache", "engine.json", "model.engine"]
-    assert told == [0.33, 0.67, 1.0]
+    assert progress == [0.33, 0.67, 1.0]
 
 
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGKILL, "was killed, as systems do when memory runs out; stop what else runs.*smaller --workspace"),
-        (signal.SIGSEGV, "crashed with SIGSEGV; a graph can do that to TensorRT.*edgevit lint"),
+        (signal.SIGKILL, "was killed, as systems do when memory runs out; stop other processes.*reduce --workspace"),
+        (signal.SIGSEGV, "crashed with SIGSEGV; some graphs crash TensorRT.*edgevit lint"),
     ],
 )
-def test_a_child_that_dies_is_a_build_error(
-    in_child: Callable[..., TensorRt], model: Path, bundle: Path, number: signal.Signals, words: str
+def test_a_subprocess_that_dies_is_a_build_error(
+    in_subprocess: Callable[..., TensorRt], model: Path, bundle: Path, number: signal.Signals, words: str
 ) -> None:
     with pytest.raises(BuildError, match=words) as raised:
-        in_child(dies=int(number)).build(model, bundle, BuildOptions())
+        in_subprocess(dies=int(number)).build(model, bundle, BuildOptions())
     assert raised.value.exit_status == 5
     assert "model.onnx" in str(raised.value)
     assert list(bundle.iterdir()) == []
@@ -326,13 +335,13 @@ def test_a_child_that_dies_is_a_build_error(
 @pytest.mark.parametrize(
     ("world", "error", "words"),
     [
-        ({"broken": "build"}, BuildError, "gave no engine.*build is broken"),
+        ({"broken": "build"}, BuildError, "returned no engine.*build is broken"),
         ({"free": 500 * MB}, BuildError, "500 MB of GPU memory is free"),
         ({"runs": "fp16"}, PrecisionError, "requested fp32"),
     ],
 )
-def test_what_the_child_says_is_an_error_of_its_own_kind(
-    in_child: Callable[..., TensorRt],
+def test_an_error_in_the_subprocess_keeps_its_class(
+    in_subprocess: Callable[..., TensorRt],
     model: Path,
     bundle: Path,
     world: dict[str, Any],
@@ -340,29 +349,29 @@ def test_what_the_child_says_is_an_error_of_its_own_kind(
     words: str,
 ) -> None:
     with pytest.raises(error, match=words):
-        in_child(**world).build(model, bundle, BuildOptions())
+        in_subprocess(**world).build(model, bundle, BuildOptions())
     assert list(bundle.iterdir()) == []
 
 
-def test_without_a_gpu_the_child_says_so(
-    monkeypatch: pytest.MonkeyPatch, in_child: Callable[..., TensorRt], model: Path, bundle: Path
+def test_a_build_without_a_gpu_is_a_missing_error(
+    monkeypatch: pytest.MonkeyPatch, in_subprocess: Callable[..., TensorRt], model: Path, bundle: Path
 ) -> None:
-    runtime = in_child()
+    runtime = in_subprocess()
     (bundle.parent / "packages" / "tensorrt.py").write_text("__version__ = '10.3.0'\n", "utf-8")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on a machine with one
-    with pytest.raises(MissingError, match="no NVIDIA") as raised:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in case this machine has one
+    with pytest.raises(MissingError, match="NVIDIA") as raised:
         runtime.build(model, bundle, BuildOptions())
     assert raised.value.exit_status == 3
 
 
-# The engine, on the stand-in
+# Engines
 
 
 def rows(count: int, start: float = 0.0) -> dict[str, Array]:
     return {"x": (start + np.arange(4 * count, dtype=np.float32)).reshape(count, 4)}
 
 
-def test_an_engine_runs_and_its_outputs_belong_to_the_caller(
+def test_later_inferences_do_not_overwrite_earlier_outputs(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World
 ) -> None:
     options = BuildOptions()
@@ -380,7 +389,7 @@ def test_an_engine_runs_and_its_outputs_belong_to_the_caller(
 
 
 @pytest.mark.parametrize("capturable", [True, False])
-def test_later_inferences_of_a_shape_are_one_captured_graph(
+def test_later_inferences_of_a_shape_launch_a_cuda_graph(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, *, capturable: bool
 ) -> None:
     world.capturable, world.shape = capturable, (-1, 4)
@@ -397,39 +406,39 @@ def test_later_inferences_of_a_shape_are_one_captured_graph(
     assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
 
 
-def test_an_engine_that_does_not_run_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+def test_a_failed_inference_is_an_inference_error(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
     options = BuildOptions()
     with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
         world.broken = "execute"
-        with pytest.raises(BuildError, match="does not run.*execute is broken"):
+        with pytest.raises(InferenceError, match="inference failed: execute is broken"):
             engine.run(rows(1))
 
 
-def test_what_could_not_be_recorded_is_not_the_reason_of_the_next_error(
+def test_errors_of_a_failed_capture_are_not_reported_later(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt: Any = runtime.load()
 
-    def refuse(_device: object, _work: object) -> None:
+    def fail(_device: object, _work: object) -> None:
         process_logger(trt).log(trt.ILogger.ERROR, "operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(cuda_graph, "capture", refuse)
+    monkeypatch.setattr(cuda_graph, "capture", fail)
     options = BuildOptions()
     with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
         engine.run(rows(1))
         world.broken = "execute"
-        with pytest.raises(BuildError, match="does not run: execute is broken"):
+        with pytest.raises(InferenceError, match="inference failed: execute is broken"):
             engine.run(rows(1))
 
 
-def test_an_engine_from_elsewhere_is_never_given_to_tensorrt(
+def test_an_engine_of_another_machine_is_never_loaded(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World
 ) -> None:
     options = BuildOptions()
     path = runtime.build(model, tmp_path, options).path
     record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
     (tmp_path / "engine.json").write_text(json.dumps(record | {"tensorrt": "10.3.0.26"}), "utf-8")
-    world.raising = "runtime"  # it would be told otherwise
+    world.raising = "runtime"  # loading it would fail
     with pytest.raises(BuildError, match=f"edgevit build {tmp_path}"):
         runtime.open(path, options)
     assert world.devices == 0
@@ -439,7 +448,7 @@ def test_a_truncated_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path
     options = BuildOptions()
     path = runtime.build(model, tmp_path, options).path
     path.write_bytes(b"")
-    with pytest.raises(BuildError, match="does not load, it may be damaged"):
+    with pytest.raises(BuildError, match="cannot load the engine, it may be damaged"):
         runtime.open(path, options)
 
 
@@ -447,7 +456,7 @@ def test_a_truncated_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path
 
 
 @pytest.mark.parametrize("version", ["8.5.2.2", "9.3.0", "12.1"])
-def test_a_version_that_is_refused_is_refused_at_the_door(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_an_unsupported_version_is_an_error_on_import(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     module = ModuleType("tensorrt")
     vars(module)["__version__"] = version
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -456,17 +465,17 @@ def test_a_version_that_is_refused_is_refused_at_the_door(monkeypatch: pytest.Mo
     assert error.value.exit_status == 3
 
 
-def test_a_machine_without_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not there
+def test_a_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not installed
     monkeypatch.setattr(tensorrt, "JETSON", tmp_path / "absent")
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt\]'"):
         TensorRt().load()
     monkeypatch.setattr(tensorrt, "JETSON", tmp_path)
-    with pytest.raises(MissingError, match="comes with JetPack.*--system-site-packages"):
+    with pytest.raises(MissingError, match="JetPack's TensorRT.*--system-site-packages"):
         TensorRt().load()
 
 
-def test_nothing_of_tensorrt_is_loaded_for_the_plan() -> None:
+def test_importing_the_runtime_imports_neither_tensorrt_nor_torch_nor_onnx() -> None:
     code = (
         "import sys, edgevit.runtimes.tensorrt.runtime; assert not {'tensorrt', 'torch', 'onnx'} & sys.modules.keys()"
     )

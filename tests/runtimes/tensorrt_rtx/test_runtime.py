@@ -1,4 +1,4 @@
-"""TensorRT-RTX: real builds with no GPU, each in a child process whose end, of any kind, is one clear line."""
+"""TensorRT-RTX: real builds without a GPU, and every way in which the subprocess can fail."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def relu(path: Path, batch: str = "1") -> Path:
     )
 
 
-# What may be asked for
+# Compute capabilities
 
 
 @pytest.mark.parametrize("capabilities", [(86,), (80, 86, 89, 120, 121), None])
-def test_takes_the_compute_capabilities_that_it_compiles_for(capabilities: tuple[int, ...] | None) -> None:
+def test_supported_compute_capabilities_are_accepted(capabilities: tuple[int, ...] | None) -> None:
     assert BuildOptions(compute_capabilities=capabilities).compute_capabilities == capabilities
 
 
@@ -66,12 +66,12 @@ def test_takes_the_compute_capabilities_that_it_compiles_for(capabilities: tuple
         ((75,), "no fp32 products for compute capability 75.*fp16"),
     ],
 )
-def test_refuses_compute_capabilities_at_the_door(capabilities: tuple[int, ...], words: str) -> None:
+def test_unsupported_compute_capabilities_are_an_error(capabilities: tuple[int, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         BuildOptions(compute_capabilities=capabilities)
 
 
-def test_turing_takes_fp16() -> None:
+def test_turing_supports_fp16() -> None:
     assert BuildOptions(precision="fp16", compute_capabilities=(75,)).compute_capabilities == (75,)
 
 
@@ -80,29 +80,29 @@ def test_turing_takes_fp16() -> None:
 
 @needs_rtx
 @pytest.mark.parametrize(("capabilities", "words"), [(None, "portable default"), ((86, 89, 120), "sm 86, 89, 120")])
-def test_builds_with_no_gpu(
+def test_a_build_needs_no_gpu(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capabilities: tuple[int, ...] | None,
     words: str,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)  # other tests load it
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)  # other tests import it
     options = BuildOptions(precision="fp16", compute_capabilities=capabilities)
     made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, options)
     assert [file.name for file in made.files] == ["model.engine", "model.kernels.json"]
     assert sorted(file.name for file in folder.iterdir()) == ["model.engine", "model.kernels.json"]
     assert made.path.read_bytes().startswith(b"vtrt")
     assert words in made.notes[0]
-    assert "tensorrt_rtx" not in sys.modules  # its native state stays out of this process
+    assert "tensorrt_rtx" not in sys.modules  # its native state stays in the subprocess
 
 
 @needs_rtx
-def test_records_what_runs_beside_the_engine(folder: Path, tmp_path: Path) -> None:
+def test_the_kernel_list_and_precision_are_stored_beside_the_engine(folder: Path, tmp_path: Path) -> None:
     made = TensorRtRtx().build(shift_block(tmp_path / "m.onnx"), folder, FP16)
     kernels = json.loads(made.files[1].read_text())
     assert kernels["precisions"] == {"fp16": 1}
-    assert built_precision(made.path).actual == "fp16"  # with no GPU
+    assert built_precision(made.path).actual == "fp16"  # without a GPU
     with pytest.raises(PrecisionError, match="requested fp32"):
         built_precision(made.path).require("fp32", runtime="TensorRT-RTX")
     made.files[1].unlink()
@@ -111,7 +111,7 @@ def test_records_what_runs_beside_the_engine(folder: Path, tmp_path: Path) -> No
 
 
 @needs_rtx
-def test_one_file_gives_one_engine(folder: Path, tmp_path: Path) -> None:
+def test_builds_are_deterministic(folder: Path, tmp_path: Path) -> None:
     model = shift_block(tmp_path / "m.onnx")
     first = TensorRtRtx().build(model, folder, FP16).path.read_bytes()
     assert TensorRtRtx().build(model, folder, FP16).path.read_bytes() == first
@@ -122,18 +122,20 @@ def test_a_dynamic_batch_becomes_a_range(folder: Path, tmp_path: Path) -> None:
     options = BuildOptions(dynamic_batch=BatchRange(1, 2, 4), compute_capabilities=(86,))
     made = TensorRtRtx().build(relu(tmp_path / "m.onnx", "batch"), folder, options)
     (kernel,) = json.loads(made.files[1].read_text())["kernels"]
-    assert kernel["inputs"][0]["shape"] == [2, 4, 8, 8]  # counted at the optimum
+    assert kernel["inputs"][0]["shape"] == [2, 4, 8, 8]  # for the optimum batch
 
 
 @needs_rtx
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ("1, 4, 8, 8", "the batch is fixed in the file.*--dynamic-batch"),
+        ("1, 4, 8, 8", "the graph has a fixed batch.*--dynamic-batch"),
         ("batch, 4, h, 8", "only the batch may be dynamic"),
     ],
 )
-def test_refuses_a_range_that_the_file_does_not_have(folder: Path, tmp_path: Path, shape: str, words: str) -> None:
+def test_a_range_requires_a_dynamic_batch_and_nothing_else_dynamic(
+    folder: Path, tmp_path: Path, shape: str, words: str
+) -> None:
     model = save_graph(tmp_path / "m.onnx", f"g (float[{shape}] x) => (float[{shape}] y)", {"a/Relu": "y = Relu(x)"})
     options = BuildOptions(dynamic_batch=BatchRange(1, 2, 4), compute_capabilities=(86,))
     with pytest.raises(BuildError, match=words):
@@ -142,7 +144,7 @@ def test_refuses_a_range_that_the_file_does_not_have(folder: Path, tmp_path: Pat
 
 
 @needs_rtx
-def test_says_that_int8_here_tells_nothing_of_speed(folder: Path, tmp_path: Path) -> None:
+def test_an_int8_build_notes_that_its_kernels_do_not_show_its_speed(folder: Path, tmp_path: Path) -> None:
     model = save_graph(
         tmp_path / "m.onnx",
         """g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y)
@@ -196,10 +198,10 @@ UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)
         (UNKNOWN, r"head\.det/Det \(Det, PyTorch module head\.det\): this operator is not supported"),
     ],
 )
-def test_names_the_node_that_it_refuses(folder: Path, tmp_path: Path, graph: Graph, words: str) -> None:
+def test_a_rejected_node_is_named(folder: Path, tmp_path: Path, graph: Graph, words: str) -> None:
     signature, nodes, weights = graph
     model = save_graph(tmp_path / "bad.onnx", signature, nodes, weights)
-    with pytest.raises(BuildError, match=r"bad\.onnx, the node " + words) as raised:
+    with pytest.raises(BuildError, match=r"bad\.onnx, node " + words) as raised:
         TensorRtRtx().build(model, folder, FP32)
     assert raised.value.exit_status == 5
     assert "\n" not in str(raised.value)
@@ -234,11 +236,11 @@ def test_refuses_the_norm_that_its_parser_reads_wrong(folder: Path, tmp_path: Pa
 
 @needs_rtx
 @pytest.mark.parametrize("groups", [2, 4])
-def test_takes_the_norms_that_its_parser_reads_right(folder: Path, tmp_path: Path, groups: int) -> None:
+def test_group_norms_that_the_parser_reads_correctly_are_accepted(folder: Path, tmp_path: Path, groups: int) -> None:
     assert TensorRtRtx().build(norm(tmp_path / "m.onnx", groups, 21), folder, FP32).path.exists()
 
 
-# The child's end
+# The subprocess
 
 
 @needs_rtx
@@ -249,7 +251,9 @@ def test_takes_the_norms_that_its_parser_reads_right(folder: Path, tmp_path: Pat
         (signal.SIGSEGV, "crashed with SIGSEGV"),
     ],
 )
-def test_a_child_that_dies_is_a_build_error(folder: Path, tmp_path: Path, number: signal.Signals, words: str) -> None:
+def test_a_subprocess_that_dies_is_a_build_error(
+    folder: Path, tmp_path: Path, number: signal.Signals, words: str
+) -> None:
     model, found = shift_block(tmp_path / "m.onnx"), []
 
     def build() -> None:
@@ -271,30 +275,32 @@ def test_a_child_that_dies_is_a_build_error(folder: Path, tmp_path: Path, number
 def is_our_compiler(entry: Path) -> bool:
     try:
         parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        return parent == os.getpid() and b"rtx_compiler" in (entry / "cmdline").read_bytes()
-    except OSError:  # it ended meanwhile
+        return parent == os.getpid() and b"tensorrt_rtx.compiler" in (entry / "cmdline").read_bytes()
+    except OSError:  # the process has ended
         return False
 
 
 def our_compiler() -> int:
-    """The child process in which this process compiles, once it is there."""
+    """Wait for this process's compiler subprocess and return its process id."""
     until = time.monotonic() + 20
     while time.monotonic() < until:
         for entry in Path("/proc").glob("[0-9]*"):
             if is_our_compiler(entry):
                 return int(entry.name)
         time.sleep(0.005)
-    raise AssertionError("no child process was started")
+    raise AssertionError("no subprocess was started")
 
 
 @needs_rtx
-def test_a_build_without_end_is_stopped(folder: Path, tmp_path: Path) -> None:
+def test_a_build_that_takes_too_long_is_stopped(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"did not finish m\.onnx in 0\.05 s"):
         TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32, timeout_s=0.05)
     assert not list(folder.iterdir())
 
 
-def test_says_how_to_install_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_says_how_to_install_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rtx_compiler, "MODULE", "tensorrt_rtx_that_is_not_there")
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt-rtx\]'") as raised:
         TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32)
@@ -302,28 +308,28 @@ def test_says_how_to_install_it(folder: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("broken", ["ImportError('libtensorrt_rtx.so.1: cannot open')", "ModuleNotFoundError('x')"])
-def test_a_package_that_does_not_load_is_a_missing_one(
+def test_a_package_that_cannot_be_imported_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     (tmp_path / "tensorrt_rtx.py").write_text(f"raise {broken}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(MissingError, match=r"does not load here .*pip install 'edgevit\[trt-rtx\]'"):
+    with pytest.raises(MissingError, match=r"cannot import TensorRT-RTX .*pip install 'edgevit\[trt-rtx\]'"):
         plan(relu(tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize("reason", ["Unexpected exception std::bad_alloc", "OutOfMemory (Requested size was 8 bytes)"])
-def test_a_compiler_without_memory_is_not_the_modules_fault(reason: str) -> None:
-    told = rtx_compiler._refusal(Path("m.onnx"), [{"node": "", "operator": "", "reason": reason}])
-    assert "free some memory" in told
-    assert "rewrite" not in told
+def test_running_out_of_memory_does_not_blame_the_module(reason: str) -> None:
+    message = rtx_compiler._refusal(Path("m.onnx"), [{"node": "", "operator": "", "reason": reason}])
+    assert "free some memory" in message
+    assert "rewrite" not in message
 
 
 # Opening
 
 
 def engine_file(path: Path, *, size: int | None = None, magic: bytes = b"vtrt", cut: int = 0) -> Path:
-    """A file with an engine's header, as TensorRT-RTX 1.7 writes it, and nothing behind it that would run."""
+    """Write a file with the header of a TensorRT-RTX 1.7 engine and no engine in it."""
     content = bytearray(4096)
     content[:4] = magic
     content[16:24] = (len(content) if size is None else size).to_bytes(8, "little")
@@ -334,49 +340,49 @@ def engine_file(path: Path, *, size: int | None = None, magic: bytes = b"vtrt", 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cut": 1}, "has 4095 bytes of 4096; copy the bundle again"),
+        ({"cut": 1}, "truncated: 4095 of 4096 bytes; export or copy the bundle again"),
         ({"cut": 4090}, r"is not a TensorRT-RTX engine \(6 bytes\)"),
         ({"cut": 4096}, r"is not a TensorRT-RTX engine \(0 bytes\)"),
         ({"magic": b"ftrt"}, "is not a TensorRT-RTX engine"),
-        ({"size": 5000}, "has 4096 bytes of 5000"),
+        ({"size": 5000}, "truncated: 4096 of 5000 bytes"),
     ],
 )
-def test_refuses_a_damaged_engine_before_loading_it(tmp_path: Path, changes: dict[str, int], words: str) -> None:
+def test_a_damaged_engine_is_an_error_before_it_is_loaded(tmp_path: Path, changes: dict[str, int], words: str) -> None:
     path = engine_file(tmp_path / "model.engine", **changes)  # type: ignore[arg-type]
     with pytest.raises(BuildError, match=words):
         TensorRtRtx().open(path, FP32)
 
 
-def test_refuses_an_engine_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_engine_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="cannot read the engine"):
         TensorRtRtx().open(tmp_path / "model.engine", FP32)
 
 
-@pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU: nothing is missing")
-def test_opening_needs_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no NVIDIA driver|no NVIDIA GPU") as raised:
+@pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU")
+def test_loading_requires_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no NVIDIA driver|no usable NVIDIA GPU") as raised:
         TensorRtRtx().open(engine_file(tmp_path / "model.engine"), FP32)
     assert raised.value.exit_status == 3
     assert "\n" not in str(raised.value)
 
 
 @needs_rtx
-def test_a_built_engine_passes_the_check_of_its_file(folder: Path, tmp_path: Path) -> None:
+def test_a_truncated_engine_is_an_error(folder: Path, tmp_path: Path) -> None:
     path = TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32).path
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(BuildError, match=f"has {len(whole) - 1} bytes of {len(whole)}"):
+    with pytest.raises(BuildError, match=f"truncated: {len(whole) - 1} of {len(whole)} bytes"):
         TensorRtRtx().open(path, FP32)
 
 
 @needs_rtx
-@pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU here: engines are built and not run")
-def test_an_engine_answers_as_its_onnx_file(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU")
+def test_an_engine_computes_what_its_onnx_file_computes(folder: Path, tmp_path: Path) -> None:
     model = shift_block(tmp_path / "m.onnx", "float")
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 24, 16, 16)).astype(np.float32)}
     made = TensorRtRtx().build(model, folder, BuildOptions())
-    with TensorRtRtx().open(made.path, BuildOptions()) as engine, OnnxFile().open(model, BuildOptions()) as judge:
-        np.testing.assert_allclose(engine.run(feeds)["y"], judge.run(feeds)["y"], rtol=0, atol=1e-4)
+    with TensorRtRtx().open(made.path, BuildOptions()) as engine, OnnxFile().open(model, BuildOptions()) as reference:
+        np.testing.assert_allclose(engine.run(feeds)["y"], reference.run(feeds)["y"], rtol=0, atol=1e-4)
         assert engine.executed_precision().actual == "fp32"
 
 
