@@ -7,7 +7,6 @@ it: its result is then left out, and the record says why.
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ import onnx_ir as ir
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import remove_unused
+from edgevit.subprocesses import run_python
 from edgevit.types import Array
 
 TIME_BOX_S = 60.0
@@ -78,13 +78,7 @@ def _run(graph: OnnxGraph, folder: Path | None, time_box_s: float, child: str) -
         before, after = Path(place) / "before.onnx", Path(place) / "after.onnx"
         light, weights = _without_weights(graph)
         light.save(before)
-        done = subprocess.run(
-            [sys.executable, "-c", child, str(before), str(after)],
-            capture_output=True,
-            text=True,
-            timeout=time_box_s,
-            check=False,
-        )
+        done = run_python(str(before), str(after), code=child, timeout_s=time_box_s)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
             ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"

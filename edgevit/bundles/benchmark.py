@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from edgevit.latency.memory import peak_memory_of
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.registry import get_runtime
+from edgevit.subprocesses import python_command
 from edgevit.types import Array
 
 TORCH = "torch"
@@ -113,7 +113,7 @@ def _peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
     """
     arguments = [str(bundle.path), *([str(threads)] if threads is not None else [])]
     with contextlib.suppress(MeasureError):  # the engine may still load in this process
-        return peak_memory_of([sys.executable, "-c", _RUN_ONCE, *arguments])
+        return peak_memory_of(python_command(*arguments, code=_RUN_ONCE, is_child=False))
     return None
 
 

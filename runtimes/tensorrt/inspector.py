@@ -33,7 +33,7 @@ def executed_precision(information: str) -> ExecutedPrecision:
     nothing of its inside, so that layer is not counted. Raises BuildError if the text is not inspector output.
     """
     try:
-        layers = list(json.loads(information)["Layers"])
+        layers = list(json.loads(information, strict=False)["Layers"])  # some versions write raw control characters
     except (ValueError, KeyError, TypeError) as error:
         raise BuildError(
             f"cannot read the layers from TensorRT's engine inspector ({error}); check the TensorRT installation: "
@@ -57,12 +57,27 @@ def _kernel_name(layer: Mapping[str, Any]) -> str:
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
-    weights = layer.get("Weights")
-    tensors = [*layer.get("Inputs", ())[:1], weights if isinstance(weights, Mapping) else {}, *layer.get("Outputs", ())]
-    for tensor in tensors:
+    for tensor in (*_data_input(layer), *_mappings([layer.get("Weights")]), *_mappings(layer.get("Outputs"))):
         description = " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Datatype", "DataType", "Type"))
         for pattern, name in _TYPES:
             if re.search(pattern, description, re.IGNORECASE):
                 # TF32 reads fp32 and multiplies with a 10-bit mantissa; only the kernel's name shows it.
                 return "tf32" if name == "fp32" and "tf32" in str(layer.get("TacticName", "")).lower() else name
     return UNKNOWN
+
+
+def _data_input(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the first of the inputs with the most dimensions: not a scale, a bias or another factor."""
+    inputs = _mappings(layer.get("Inputs"))
+    return [max(inputs, key=_rank)] if inputs else []
+
+
+def _rank(tensor: Mapping[str, Any]) -> int:
+    """Return the number of dimensions larger than 1, or dynamic."""
+    shape = tensor.get("Dimensions")
+    return sum(size != 1 for size in shape) if isinstance(shape, list) else 0
+
+
+def _mappings(values: object) -> list[Mapping[str, Any]]:
+    """Return the mappings in a list; some versions write null instead of an empty list."""
+    return [value for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []

@@ -1,8 +1,8 @@
-"""The compiler's final kernel list of an ONNX file: what fused, what only copies, and where each kernel came from.
+"""Parse and compare the compiler's kernel list.
 
-TensorRT-RTX prints the list as it builds, with no GPU: one line a kernel, with the tensors that it reads and writes and
-the ONNX nodes that went into it. That makes rewrites of a graph comparable where no GPU is. It is a proxy, and `PROXY`
-says how far it carries.
+TensorRT-RTX prints the list during a build, without a GPU: one line for each kernel, with the tensors it reads and
+writes and the ONNX nodes it implements. So the effect of a graph rewrite is visible on a machine without a GPU. The
+list is a proxy for TensorRT; `PROXY` states its limits.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from edgevit.runtimes.precision import UNKNOWN
 from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, Compiled, compile_onnx, module_of
 
 PROXY = (
-    "A proxy: TensorRT-RTX compiled this with no GPU. TensorRT itself fuses otherwise; counts and bytes are no "
-    "latency; int8 and fp8 stand unfused here and say nothing of speed; plans compare on one compute capability only."
+    "A proxy: TensorRT-RTX compiled this without a GPU. TensorRT fuses differently; kernel counts and bytes are no "
+    "latency; int8 and fp8 are not fused here; compare plans of one compute capability only."
 )
 
-# By the compiler's names for element types.
+# Bits per element, by the compiler's names of element types.
 _BITS = {"Int64": 64, "Float": 32, "Int32": 32, "Half": 16, "BFloat16": 16, "BF16": 16, "Int8": 8, "UInt8": 8,
          "Bool": 8, "FP8": 8, "E8M0": 8, "FP4": 4, "Int4": 4}  # fmt: skip
 _PRECISIONS = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16", "Int8": "int8", "FP8": "fp8",
                "FP4": "fp4", "Int4": "int4"}  # fmt: skip
-# Lines of the list that launch nothing: two streams that wait for each other, and shapes worked out on the host.
+# Lines of the list that launch no kernel: synchronization of two streams, and shapes computed on the host.
 _NO_KERNELS = frozenset({"signal", "wait", "shape_call"})
-# The compiler's names for operations that move or convert elements and compute nothing.
+# The compiler's names of operations that only move or convert elements.
 _COPYING = frozenset({"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast", "Gath", "Padd"})
 _MULTIPLYING = frozenset({"Corr", "Fc"})
 _SHIFTING = frozenset({"Slice", "Pad", "Concat", "ScatterND"})
@@ -50,7 +50,7 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")  # the compiler puts a unit se
 
 @dataclass(frozen=True, slots=True)
 class KernelTensor:
-    """A tensor that a kernel reads or writes; `dtype` as the compiler calls it."""
+    """A tensor that a kernel reads or writes, with the compiler's name of its element type."""
 
     name: str
     dtype: str
@@ -63,30 +63,30 @@ class KernelTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One kernel as the compiler lists it. What it does is read from the compiler's name and from its ONNX nodes."""
+    """A line of the kernel list. The kernel's name and its ONNX nodes tell what it does."""
 
     name: str
     kind: str
-    inputs: tuple[KernelTensor, ...]  # each once, however often the kernel reads it
+    inputs: tuple[KernelTensor, ...]  # without duplicates
     constants: tuple[KernelTensor, ...]  # weights
     outputs: tuple[KernelTensor, ...]
-    nodes: tuple[str, ...]  # ONNX nodes by name
-    operators: tuple[str, ...]  # of the nodes
+    nodes: tuple[str, ...]  # names of ONNX nodes
+    operators: tuple[str, ...]  # ONNX operators of the nodes
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The PyTorch modules that it computes a part of."""
+        """The PyTorch modules that it implements a part of."""
         return tuple(dict.fromkeys(module for module in map(module_of, self.nodes) if module))
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The compiler's own operations in it, in order; none for a kernel of a library."""
+        """The compiler's operations in it, in order; empty for a kernel from a library."""
         fused = re.fullmatch(r"__myl_(\w+?)_myl\d+_\d+", self.name)
         return tuple(re.findall(r"[A-Z][a-z0-9]*", fused[1])) if fused else ()
 
     @property
     def bytes_read(self) -> int:
-        """Of its inputs, without its weights."""
+        """Bytes of its inputs, without weights."""
         return sum(tensor.size_bytes for tensor in self.inputs)
 
     @property
@@ -99,50 +99,50 @@ class Kernel:
 
     @property
     def is_constant_move(self) -> bool:
-        """Whether it only puts down a few numbers, such as a counter of split sums at zero: nothing worth counting."""
+        """Whether it only writes a few constants, such as a counter for split sums; such kernels are not counted."""
         return not self.inputs and self.is_copy and self.bytes_written <= 64
 
     @property
     def is_copy(self) -> bool:
-        """Whether it moves, pads, reorders or converts elements and computes nothing."""
+        """Whether it only moves, pads, reorders or converts elements."""
         return bool(self.operations) and _COPYING.issuperset(self.operations)
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is attention in one kernel: both products and the softmax between them."""
+        """Whether it is fused attention: both matmuls and the softmax between them."""
         return "mha" in self.name.lower()
 
     @property
     def is_softmax(self) -> bool:
-        """Whether it computes a softmax on its own, outside of fused attention."""
+        """Whether it computes a softmax outside of fused attention."""
         exponentials = "Exp" in self.operations or self.kind == "softmax"
         return exponentials and "Softmax" in self.operators and not self.is_attention
 
     @property
     def is_norm(self) -> bool:
-        """Whether it computes a part of a normalisation, as an operator of its own or as nodes named after one."""
+        """Whether it computes a part of a normalization, by its ONNX operators or the names of its nodes."""
         return any(node.rpartition("/")[2].startswith(_NORMS) for node in self.nodes) or any(
             operator in _NORMS for operator in self.operators
         )
 
     @property
     def is_shift(self) -> bool:
-        """Whether a spatial shift, slices put together anew, is a kernel of its own here, fused with nothing."""
+        """Whether it is a spatial shift (slices that are concatenated again) and nothing else."""
         return self.is_copy and bool(self.operators) and _SHIFTING.issuperset(self.operators)
 
     @property
     def fuses_shift(self) -> bool:
-        """Whether a spatial shift rides in it at no kernel of its own."""
+        """Whether a spatial shift is fused into it."""
         return not self.is_copy and {"Slice", "Concat"}.issubset(self.operators)
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a convolution or a product of matrices."""
+        """Whether it is a convolution or a matmul."""
         return self.kind in ("correlation", "gemm") or self.is_attention or not _MULTIPLYING.isdisjoint(self.operations)
 
     @property
     def precision(self) -> str:
-        """The element type of its largest input, which names what a product runs in."""
+        """The element type of its largest input, which is the precision of a matmul."""
         tensors = self.inputs or self.outputs
         if not tensors:
             return UNKNOWN
@@ -166,14 +166,14 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """A plan in numbers. None of them counts the moves of a few constant bytes."""
+    """Totals of a plan, without kernels that only write a few constants."""
 
     kernels: int
     bytes_read: int
     bytes_written: int
     bytes_weights: int
     copies: int
-    shift_kernels: int  # what the spatial shifts cost in kernels of their own
+    shift_kernels: int  # kernels that are only a spatial shift
     fused_shifts: int
     norm_kernels: int
     fused_attentions: int
@@ -182,13 +182,13 @@ class Totals:
 
     @property
     def bytes_moved(self) -> int:
-        """Read and written, without weights."""
+        """Bytes read and written, without weights."""
         return self.bytes_read + self.bytes_written
 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """The kernels of one file for one compute capability, in the order in which they run."""
+    """The kernels of one file for one compute capability, in execution order."""
 
     file: str
     compute_capabilities: tuple[int, ...] | None
@@ -198,7 +198,7 @@ class KernelPlan:
 
     @cached_property
     def launched(self) -> tuple[Kernel, ...]:
-        """The kernels without the moves of a few constant bytes."""
+        """The kernels without those that only write a few constants."""
         return tuple(kernel for kernel in self.kernels if not kernel.is_constant_move)
 
     @cached_property
@@ -220,20 +220,20 @@ class KernelPlan:
 
     @cached_property
     def precisions(self) -> Mapping[str, int]:
-        """Kernels that multiply, by precision."""
+        """Number of convolution and matmul kernels by precision."""
         return dict(Counter(kernel.precision for kernel in self.kernels if kernel.multiplies))
 
     @cached_property
     def modules(self) -> Mapping[str, int]:
-        """Kernels by PyTorch module; one that serves several modules counts for the first, "" for none."""
+        """Number of kernels by PyTorch module: the first if there are several, "" if there is none."""
         return dict(Counter(next(iter(kernel.modules), "") for kernel in self.launched))
 
     def compare(self, other: KernelPlan) -> PlanComparison:
-        """This plan and another side by side. Raises UsageError where their numbers do not compare."""
+        """Compare this plan with another. Raises UsageError if compiler or compute capability differ."""
         if self.compute_capabilities != other.compute_capabilities or self.compiler != other.compiler:
             raise UsageError(
-                f"{self.file} was compiled for {self.target} by TensorRT-RTX {self.compiler} and {other.file} for "
-                f"{other.target} by {other.compiler}, and such plans do not compare; make both with one --sm"
+                f"cannot compare: {self.file} was compiled for {self.target} by TensorRT-RTX {self.compiler}, "
+                f"{other.file} for {other.target} by {other.compiler}; use the same --sm and version for both"
             )
         return PlanComparison(self, other)
 
@@ -264,13 +264,13 @@ class PlanComparison:
 
     @property
     def totals(self) -> tuple[tuple[str, int, int], ...]:
-        """Each total by name, of the first and of the second plan."""
+        """Each total: its name, and its value in the first and in the second plan."""
         first, second = asdict(self.first.totals), asdict(self.second.totals)
         return tuple((name, first[name], second[name]) for name in first)
 
     @property
     def modules(self) -> tuple[tuple[str, int, int], ...]:
-        """The PyTorch modules whose number of kernels differs."""
+        """The PyTorch modules whose numbers of kernels differ."""
         first, second = self.first.modules, self.second.modules
         names = dict.fromkeys((*first, *second))
         rows = ((name, first.get(name, 0), second.get(name, 0)) for name in names)
@@ -287,28 +287,28 @@ class PlanComparison:
 
 
 def plan(path: Path, *, compute_capability: int = 86, batch: int = 1, timeout_s: float = TIMEOUT_S) -> KernelPlan:
-    """The final kernels of an ONNX file, for one compute capability; a dynamic batch is taken as `batch`.
+    """Compile an ONNX file and return its kernels; `batch` is the size of a dynamic batch.
 
-    Raises MissingError where TensorRT-RTX is not installed, BuildError where it does not compile the graph, UsageError
-    for a batch other than 1 where the file's is fixed.
+    Raises MissingError if TensorRT-RTX is not installed, BuildError if it cannot compile the graph, UsageError for an
+    unknown compute capability, or for a batch other than 1 if the file has a fixed batch.
     """
     if compute_capability not in COMPUTE_CAPABILITIES:
         known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
-        raise UsageError(f"no compute capability {compute_capability} to plan for; there are {known}: --sm 86")
+        raise UsageError(f"unsupported compute capability {compute_capability}; use one of {known}: --sm 86")
     batches = BatchRange(batch, batch, batch)
     compiled = compile_onnx(path, compute_capabilities=(compute_capability,), batches=batches, timeout_s=timeout_s)
-    made = read_plan(compiled, path, (compute_capability,))
+    result = read_plan(compiled, path, (compute_capability,))
     if not compiled.dynamic_batch:
         if batch != 1:
-            raise UsageError(f"the batch of {path} is fixed, so that it cannot be {batch}; leave --batch out")
-        return made
-    return replace(made, warnings=(*made.warnings, f"the batch is dynamic, and {batch} in this plan (--batch N)"))
+            raise UsageError(f"{path} has a fixed batch, so it cannot be {batch}; remove --batch")
+        return result
+    return replace(result, warnings=(*result.warnings, f"the batch is dynamic; this plan is for {batch} (--batch N)"))
 
 
 def read_plan(
     compiled: Compiled, model: Path, compute_capabilities: tuple[int, ...] | None, *, batch: int = 1
 ) -> KernelPlan:
-    """The plan that a build's own account tells; `batch` stands in for a dynamic batch."""
+    """Return the plan in a compiler's report; `batch` is the size of a dynamic batch."""
     warnings = []
     if compiled.misread:
         warnings.append(misreading(compiled))
@@ -322,37 +322,37 @@ def read_plan(
 
 
 def misreading(compiled: Compiled) -> str:
-    """What to tell of normalisations that the compiler computes otherwise than ONNX says."""
+    """Return the message about normalizations that the compiler computes differently from ONNX."""
     count, first = len(compiled.misread), compiled.misread[0]
     return (
-        f"TensorRT-RTX {compiled.version} computes GroupNormalization with one group channel by channel "
-        f"(NVIDIA/TensorRT issue 4756), here in {count} nodes, the first {first}: its kernels are not this model's "
-        "and its answers wrong; write the node as InstanceNormalization on (N, 1, C*H*W)"
+        f"TensorRT-RTX {compiled.version} computes GroupNormalization with one group for each channel "
+        f"separately (NVIDIA/TensorRT issue 4756), in {count} nodes, the first is {first}: its kernels and results are "
+        "wrong; replace the node by InstanceNormalization on (N, 1, C*H*W)"
     )
 
 
 def target_name(compute_capabilities: tuple[int, ...] | None) -> str:
-    """Compute capabilities as people write them."""
+    """Return compute capabilities for messages: `sm 86, 89`."""
     if compute_capabilities is None:
         return "the portable default"
     return "sm " + ", ".join(str(capability) for capability in compute_capabilities)
 
 
 def parse_layers(text: str, operators: Mapping[str, str], *, batch: int = 1) -> tuple[Kernel, ...]:
-    """The kernels of the compiler's message `Layers:`. `operators` has the ONNX operator of each node.
+    """Parse the compiler's message `Layers:`; `operators` maps node names to ONNX operators.
 
-    Raises BuildError where the message is not of the form that is known.
+    Raises BuildError if the message has another form.
     """
     lines = [(line, kind[1]) for line in text.split("\n") if (kind := re.match(r"Name: .*?, LayerType: (\w+),", line))]
     if not lines:
-        raise BuildError(_unreadable("no line of it names a layer"))
+        raise BuildError(_unknown_form("no line names a layer"))
     return tuple(_kernel(line, operators, batch) for line, kind in lines if kind not in _NO_KERNELS)
 
 
 def _kernel(line: str, operators: Mapping[str, str], batch: int) -> Kernel:
     found = _LINE.fullmatch(line)
     if found is None:
-        raise BuildError(_unreadable(line[:120]))
+        raise BuildError(_unknown_form(line[:120]))
     nodes = tuple(dict.fromkeys(_NODE.findall(found["metadata"])))
     return Kernel(
         name=found["name"],
@@ -366,7 +366,7 @@ def _kernel(line: str, operators: Mapping[str, str], batch: int) -> Kernel:
 
 
 def _operator_in(node: str) -> str:
-    """The operator in a name `<module path>/<operator>[_n]`, for a node that the parser did not tell of."""
+    """Return the operator in a name `<module path>/<operator>[_n]`, for a node that the parser did not report."""
     return re.sub(r"_\d+$", "", node.rpartition("/")[2])
 
 
@@ -378,8 +378,8 @@ def _tensors(text: str, batch: int) -> tuple[KernelTensor, ...]:
     return tuple(dict.fromkeys(tensors))
 
 
-def _unreadable(what: str) -> str:
+def _unknown_form(reason: str) -> str:
     return (
-        f"the kernel list of this TensorRT-RTX is not of the form that edgevit reads ({what}); "
-        "install the version that it was written for: pip install tensorrt-rtx-cu13==1.7.1.116"
+        f"cannot parse the kernel list of this TensorRT-RTX version ({reason}); install the supported version: "
+        "pip install tensorrt-rtx-cu13==1.7.1.116"
     )

@@ -1,4 +1,4 @@
-"""Child processes and every way in which they end. This file is the child's as well, in its last lines."""
+"""Builds in a subprocess, and every way in which it can end. This file is also the module that the subprocess runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
-from edgevit.runtimes import subprocess_build as child
+from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import OnPhase
 from edgevit.runtimes.subprocess_build import Json
 
-JOB = child.Job(
+JOB = subprocess_build.Job(
     module="tests.runtimes.test_subprocess_build",
     builder="Builder",
     model="vit.onnx",
@@ -31,36 +31,35 @@ ERRORS = sorted(name for name, cls in vars(errors).items() if isinstance(cls, ty
 
 
 def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
-    """What a request asks of the child."""
+    """Do in the subprocess what a request says."""
     sys.stdout.write("noise of a library\n")
     for step in range(request.get("steps", 0)):
         on_phase("Building", (step + 1) / request["steps"])
     if "raises" in request:
-        raise getattr(errors, request["raises"])("what went wrong; what to do")
+        raise getattr(errors, request["raises"])("what is wrong; what to do")
     if "signal" in request:
         os.kill(os.getpid(), request["signal"])
     if "breaks" in request:
-        raise RuntimeError("half of it is missing")
+        raise RuntimeError("a library is missing")
     if "ends" in request:
         os._exit(request["ends"])
     if "takes" in request:
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # stands for a machine without that much
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # like a machine with less memory
         bytearray(request["takes"])
     if "bytes" in request:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))  # stands for a disk that is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))  # like a full disk
         (folder / "model.engine").write_bytes(b"x" * request["bytes"])
     time.sleep(request.get("sleep_s", 0))
     score = Path("/proc/self/oom_score_adj")
     return {
         "pid": os.getpid(),
         "oom_score": int(score.read_text()) if score.exists() else 1000,
-        "path": sys.path[0],
-        "paths": sys.path,
+        "path": sys.path,
     }
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended keeps its number, and no command line, until its parent asks."""
+    """Whether a process runs; one that has ended has no command line, but keeps its number until its parent waits."""
     try:
         os.kill(pid, 0)
         return not Path("/proc/self").exists() or Path(f"/proc/{pid}/cmdline").read_bytes() != b""
@@ -68,27 +67,17 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_report_comes_back_from_another_process(tmp_path: Path) -> None:
-    report = child.run(JOB, {}, tmp_path)
+def test_the_report_comes_from_another_process(tmp_path: Path) -> None:
+    report = subprocess_build.run(JOB, {}, tmp_path)
     assert report["pid"] != os.getpid()
-    assert report["oom_score"] == 1000  # where memory runs out, it goes before this process
-    assert Path(report["path"]) == tmp_path  # no stray module of the user's folder is taken for a library
-
-
-def test_a_path_that_the_user_gave_leads_to_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["libraries", ""]))
-    (tmp_path / "child").mkdir()
-    paths = child.run(JOB, {}, tmp_path / "child")["paths"]
-    assert str(tmp_path / "libraries") in paths
-    assert str(tmp_path / "child" / "libraries") not in paths
-    assert str(tmp_path) not in paths
+    assert report["oom_score"] == 1000  # when memory runs out, Linux kills it first
+    assert str(tmp_path) not in report["path"]  # its current folder
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_of_ours_crosses_as_itself(tmp_path: Path, name: str) -> None:
-    with pytest.raises(EdgevitError, match="what went wrong; what to do") as raised:
-        child.run(JOB, {"raises": name}, tmp_path)
+def test_an_error_of_the_subprocess_keeps_its_class(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EdgevitError, match="what is wrong; what to do") as raised:
+        subprocess_build.run(JOB, {"raises": name}, tmp_path)
     assert type(raised.value) is getattr(errors, name)
 
 
@@ -102,73 +91,74 @@ def test_every_error_of_ours_crosses_as_itself(tmp_path: Path, name: str) -> Non
         ({"signal": signal.SIGSEGV}, "crashed with SIGSEGV; try another graph"),
         ({"signal": signal.SIGABRT}, "crashed with SIGABRT; try another graph"),
         ({"signal": 40}, "crashed with signal 40; try another graph"),
-        ({"breaks": True}, r"ended with status 1 \(RuntimeError: half of it is missing\); install it again"),
+        ({"breaks": True}, r"ended with status 1 \(RuntimeError: a library is missing\); install it again"),
         ({"ends": 0}, "ended with status 0; install it again"),
         ({"takes": 1 << 40}, r"vit\.onnx ran out of memory \(MemoryError\); free some memory"),
-        ({"bytes": 2000}, r"^cannot read or write \S+: File too large; free some space$"),
+        ({"bytes": 2000}, r"^cannot read or write \S+: File too large; free disk space$"),
     ],
 )
-def test_every_end_of_the_child_is_one_clear_line(tmp_path: Path, request_: Json, words: str) -> None:
+def test_a_subprocess_that_fails_is_an_error_in_one_line(tmp_path: Path, request_: Json, words: str) -> None:
     with pytest.raises(BuildError, match=words) as raised:
-        child.run(JOB, request_, tmp_path)
+        subprocess_build.run(JOB, request_, tmp_path)
     assert raised.value.exit_status == 5
     assert "\n" not in str(raised.value)
 
 
-def test_a_child_without_end_is_stopped(tmp_path: Path) -> None:
+def test_a_subprocess_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(BuildError, match=r"did not finish vit\.onnx in 0\.5 s and was stopped; build a smaller"):
-        child.run(JOB, {"sleep_s": 60}, tmp_path, timeout_s=0.5)
+        subprocess_build.run(JOB, {"sleep_s": 60}, tmp_path, timeout_s=0.5)
     assert time.monotonic() - start < 30
 
 
-def test_progress_comes_as_it_is_made_and_noise_does_not(tmp_path: Path) -> None:
-    told: list[tuple[str, float]] = []
-    child.run(JOB, {"steps": 4}, tmp_path, on_phase=lambda phase, done: told.append((phase, done)))
-    assert told == [("Building", 0.25), ("Building", 0.5), ("Building", 0.75), ("Building", 1.0)]
+def test_progress_is_reported_and_other_output_is_not(tmp_path: Path) -> None:
+    steps: list[tuple[str, float]] = []
+    subprocess_build.run(JOB, {"steps": 4}, tmp_path, on_phase=lambda phase, done: steps.append((phase, done)))
+    assert steps == [("Building", 0.25), ("Building", 0.5), ("Building", 0.75), ("Building", 1.0)]
 
 
-def test_an_interrupt_ends_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_kills_the_subprocess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_phase: str, _done: float) -> None:
         raise KeyboardInterrupt
 
     pids: list[int] = []
-    started = child._start
+    original = subprocess_build._start
 
     def start(*arguments: object) -> object:
-        process = started(*arguments)  # type: ignore[arg-type]
+        process = original(*arguments)  # type: ignore[arg-type]
         pids.append(process.pid)
         return process
 
-    monkeypatch.setattr(child, "_start", start)
-    begun = time.monotonic()
+    monkeypatch.setattr(subprocess_build, "_start", start)
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        child.run(JOB, {"steps": 1, "sleep_s": 60}, tmp_path, on_phase=interrupt)
-    assert time.monotonic() - begun < 30
+        subprocess_build.run(JOB, {"steps": 1, "sleep_s": 60}, tmp_path, on_phase=interrupt)
+    assert time.monotonic() - started < 30
     assert [alive(pid) for pid in pids] == [False]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system tells no process's children")
-def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc/PID/task/TID/children")
+def test_the_subprocess_of_a_killed_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from edgevit.runtimes import subprocess_build as child
+from edgevit.runtimes import subprocess_build
 from tests.runtimes.test_subprocess_build import JOB
-child.run(JOB, {{"steps": 1, "sleep_s": 60}}, Path({str(tmp_path)!r}), on_phase=lambda *_: print("builds", flush=True))
+request = {{"steps": 1, "sleep_s": 60}}
+subprocess_build.run(JOB, request, Path({str(tmp_path)!r}), on_phase=lambda *_: print("builds", flush=True))
 """
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "builds\n"
-        (own,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         parent.kill()
     for _ in range(100):
-        if not alive(int(own)):
+        if not alive(int(child)):
             return
         time.sleep(0.1)
-    pytest.fail("the child goes on building")
+    pytest.fail("the subprocess is still running")
 
 
 if __name__ == "__main__":
-    sys.exit(child.serve(work, sys.argv[1:]))
+    sys.exit(subprocess_build.serve(work, sys.argv[1:]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from edgevit.errors import BuildError, PrecisionError
 from edgevit.runtimes.tensorrt.inspector import executed_precision
 
+RECORDINGS = Path(__file__).with_name("recordings")
 LINEAR, CHANNELS = "Row major linear FP32", "Channel major FP16 format where channel % 8 == 0"
 INT8 = "Thirty-two wide channel vectorized row major Int8 format."
 
@@ -42,6 +45,22 @@ def layer(kind: str, *types: str, key: str = "Format/Datatype", **more: Any) -> 
         # A dynamic input has no type; the weights have one
         (layer("CaskConvolution", "N/A due to dynamic shapes", Weights={"Type": "Half", "Count": 9}), {"fp16": 1}),
         (layer("CaskConvolution", "Unknown format", Outputs=[]), {"unknown": 1}),
+        # An int8 matmul with a float scale in front of its matrices
+        (
+            layer(
+                "gemm",
+                "Float",
+                Inputs=[
+                    {"Name": "scale", "Dimensions": [1152], "Format/Datatype": "Float"},
+                    {"Name": "a", "Dimensions": [1, 49, 384], "Format/Datatype": "Int8"},
+                    {"Name": "b", "Dimensions": [384, 1152], "Format/Datatype": "Int8"},
+                ],
+            ),
+            {"int8": 1},
+        ),
+        # No inputs
+        (layer("CaskConvolution", LINEAR, Inputs=None, Outputs=None), {"unknown": 1}),
+        (layer("CaskConvolution", LINEAR, Inputs=None, Outputs=None, Weights={"Type": "Half"}), {"fp16": 1}),
         # Neither convolution nor matmul
         (layer("kgen", "Half", Name="__myl_MoveConc_myl0_1"), {}),
         (layer("kgen", "Half", Name="__myl_AddSqrtDivMulCastAdd", TacticName="__myl_AddSqrtDiv_0x23"), {}),
@@ -61,6 +80,39 @@ def test_layers_are_counted_by_type() -> None:
     layers = [layer("gemm", "Half")] * 3 + [layer("CaskConvolution", LINEAR)] + [layer("kgen", "Float")] * 5
     found = executed_precision(json.dumps({"Layers": layers}))
     assert (dict(found.layers), found.actual) == ({"fp16": 3, "fp32": 1}, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("trt8_resnet18_fp16", {"fp16": 21}),
+        ("trt8_resnet18_fp32", {"tf32": 20, "fp32": 1}),
+        ("trt8_resnet18_int8", {"int8": 21}),
+        ("trt8_mobilenetv2_int8", {"int8": 53}),
+        ("trt10.1_reformat", {}),
+    ],
+)
+def test_the_precision_of_recorded_engines(name: str, expected: dict[str, int]) -> None:
+    text = (RECORDINGS / f"{name}.json").read_text("utf-8")
+    assert dict(executed_precision(text).layers) == expected
+
+
+def test_the_precision_of_a_recorded_tf32_matmul() -> None:
+    line = (RECORDINGS / "trt10.8_gemm.txt").read_text("utf-8")
+    inputs = [
+        {"Name": name, "Dimensions": json.loads(shape), "Format/Datatype": dtype}
+        for name, shape, dtype in re.findall(r"\{ Name: (\S+), Dimensions: (\S+), Format/Datatype: (\w+) \}", line)
+    ]
+    kind, tactic = re.search(r"LayerType: (\w+)", line), re.search(r"TacticName: (\w+)", line)
+    assert kind is not None
+    assert tactic is not None
+    recorded = {"Name": "matMul1", "LayerType": kind[1], "Inputs": inputs[:4], "TacticName": tactic[1]}
+    assert dict(executed_precision(json.dumps({"Layers": [recorded]})).layers) == {"tf32": 1}
+
+
+def test_raw_control_characters_are_read() -> None:
+    text = json.dumps({"Layers": [layer("gemm", "Half")]}).replace('"layer"', '"a\x1f\tb"')
+    assert dict(executed_precision(text).layers) == {"fp16": 1}
 
 
 @pytest.mark.parametrize("text", ["", "not JSON", "[]", "{}", '{"Layers": 3}'])

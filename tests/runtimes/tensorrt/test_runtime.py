@@ -288,7 +288,7 @@ def in_subprocess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[.
         place = tmp_path / "packages"
         place.mkdir()
         (place / "tensorrt.py").write_text(MODULE.format(column="cu12_10.3.0", world=world), "utf-8")
-        monkeypatch.setenv("PYTHONPATH", str(place))
+        monkeypatch.syspath_prepend(place)
         return TensorRt(on_phase)
 
     return make

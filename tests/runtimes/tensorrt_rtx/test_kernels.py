@@ -1,4 +1,4 @@
-"""The compiler's kernel list: read from a recorded sample, and from real builds that tell good rewrites from bad."""
+"""The compiler's kernel list: parsed from a recorded sample, and from real builds of good and bad graphs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sample_plan(**changes: object) -> KernelPlan:
         ("patch_embed.proj/Conv", {"multiplies"}, 4 * 224 * 224 * 2, 96 * 56 * 56 * 2, "fp16"),
         ("__myl_Move_", {"is_copy", "is_norm", "is_constant_move"}, 0, 4, "unknown"),
         ("__myl_CorrDiv", {"multiplies"}, 96 * 56 * 56 * 2, 192 * 56 * 56 * 2, "fp16"),
-        # The block's input stands five times in the line and is read once; so do two edges of 8 channels.
+        # The block's input appears five times in the line and is read once, as are two edges of 8 channels.
         ("__myl_SlicSlicConcSlicConcSlicConcSlicConcConcReshCastMean_", {"is_norm", "fuses_shift"},
          (96 * 56 * 56 + 2 * 8 * 56) * 2 + 4, None, "fp16"),
         ("__myl_Tran_", {"is_copy"}, 96 * 56 * 56 * 2, 96 * 56 * 56 * 2, "fp16"),
@@ -63,7 +63,9 @@ def sample_plan(**changes: object) -> KernelPlan:
         ("__mye91214+", {"multiplies"}, 197 * 192 * 4, 3 * 197 * 192 * 4, "fp32"),
     ],
 )  # fmt: skip
-def test_reads_what_a_kernel_is(start: str, flags: set[str], read: int, written: int, precision: str) -> None:
+def test_a_kernels_kind_and_sizes_are_parsed(
+    start: str, flags: set[str], read: int, written: int, precision: str
+) -> None:
     (kernel,) = (kernel for kernel in sample() if kernel.name.startswith(start))
     assert {flag for flag in FLAGS if getattr(kernel, flag)} == flags
     assert kernel.bytes_read == (kernel.bytes_read if read is None else read)
@@ -71,7 +73,7 @@ def test_reads_what_a_kernel_is(start: str, flags: set[str], read: int, written:
     assert kernel.precision == precision or precision == "unknown"
 
 
-def test_reads_which_module_a_kernel_is_from() -> None:
+def test_a_kernels_modules_and_operators_are_parsed() -> None:
     kernels = {kernel.name: kernel for kernel in sample()}
     fused = kernels["__myl_CorrDivCastErfCastAddMulMul_myl0_11"]
     assert fused.modules == ("layers.0.blocks.0.mlp.act", "layers.0.blocks.0.mlp.fc1")
@@ -80,34 +82,34 @@ def test_reads_which_module_a_kernel_is_from() -> None:
     assert kernels["__myl_Tran_myl0_2"].modules == ()  # the compiler's own layout copy
 
 
-def test_the_parsers_word_on_an_operator_goes_before_the_name() -> None:
+def test_the_parsers_operator_takes_precedence_over_the_nodes_name() -> None:
     operators = {"patch_embed.norm/GroupNormalization_normalise": "InstanceNormalization"}
     (kernel,) = (kernel for kernel in parse_layers(SAMPLE, operators) if kernel.is_constant_move)
     assert kernel.operators == ("InstanceNormalization",)
 
 
-def test_lines_that_launch_nothing_are_no_kernels() -> None:
+def test_lines_that_launch_no_kernel_are_not_counted() -> None:
     assert "LayerType: signal" in SAMPLE
     assert len(sample()) == SAMPLE.count("LayerType: ") - 1
 
 
-def test_a_dynamic_batch_counts_as_the_batch_that_is_given() -> None:
+def test_a_dynamic_batch_has_the_given_size() -> None:
     dynamic = SAMPLE.replace("Dimensions: [1,", "Dimensions: [-1,")
     one, two = (sum(kernel.bytes_read for kernel in parse_layers(dynamic, {}, batch=batch)) for batch in (1, 2))
     assert one == sum(kernel.bytes_read for kernel in sample())
-    assert one < two < 2 * one  # the attention's three heads stand first in its shapes
+    assert one < two < 2 * one  # the attention's shapes start with its three heads
 
 
 @pytest.mark.parametrize("text", ["", "Layers:\n", SAMPLE.replace("Outputs: [", "Results: [")])
-def test_refuses_a_list_of_another_form(text: str) -> None:
-    with pytest.raises(BuildError, match="not of the form that edgevit reads"):
+def test_a_list_of_another_form_is_an_error(text: str) -> None:
+    with pytest.raises(BuildError, match="cannot parse the kernel list"):
         parse_layers(text, {})
 
 
 # The plan
 
 
-def test_totals_leave_out_moves_of_constants() -> None:
+def test_totals_exclude_constant_moves() -> None:
     totals = sample_plan().totals
     assert (totals.kernels, totals.constant_moves) == (10, 1)
     assert totals.bytes_read == sum(kernel.bytes_read for kernel in sample())
@@ -116,13 +118,13 @@ def test_totals_leave_out_moves_of_constants() -> None:
     assert (totals.fused_attentions, totals.unfused_softmaxes, totals.norm_kernels) == (1, 1, 2)
 
 
-def test_products_count_by_type() -> None:
+def test_matmuls_are_counted_by_precision() -> None:
     assert sample_plan().precisions == {"fp16": 3, "fp32": 1}
 
 
 @pytest.mark.parametrize("changes", [{"compute_capabilities": (89,)}, {"compiler": "1.8.0.1"}])
-def test_plans_for_other_targets_do_not_compare(changes: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="such plans do not compare"):
+def test_plans_for_different_targets_cannot_be_compared(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="cannot compare: "):
         sample_plan().compare(sample_plan(**changes))
 
 
@@ -134,7 +136,7 @@ def test_a_comparison_names_the_modules_that_differ() -> None:
     assert json.loads(json.dumps(comparison.to_json()))["totals"]["kernels"] == [10, 9]
 
 
-def test_is_written_as_json() -> None:
+def test_a_plan_converts_to_json() -> None:
     written = json.loads(json.dumps(sample_plan().to_json(), allow_nan=False))
     assert written["proxy"] == PROXY
     assert written["kernels"][1]["modules"] == ["patch_embed.proj"]
@@ -149,7 +151,7 @@ def printed(*parts: object) -> str:
     return console.file.getvalue()
 
 
-def test_tables_say_on_their_face_that_they_are_a_proxy() -> None:
+def test_tables_say_that_they_are_a_proxy() -> None:
     one, other = sample_plan(), sample_plan(file="b.onnx", warnings=("read with care",))
     for text in (printed(*plan_parts(one)), printed(*comparison_parts(one, other))):
         assert "proxy" in text
@@ -168,7 +170,7 @@ def test_tables_show_every_kernel_and_every_total() -> None:
 
 
 @needs_rtx
-def test_a_shift_rides_in_the_norm_behind_it(tmp_path: Path) -> None:
+def test_a_shift_is_fused_into_the_norm_after_it(tmp_path: Path) -> None:
     found = plan(shift_block(tmp_path / "m.onnx"))
     assert (found.totals.shift_kernels, found.totals.fused_shifts) == (0, 1)
     assert found.totals.norm_kernels > 0
@@ -177,8 +179,8 @@ def test_a_shift_rides_in_the_norm_behind_it(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_shift_with_nothing_behind_it_is_a_kernel(tmp_path: Path) -> None:
-    """The same counting must be able to find a cost."""
+def test_a_shift_with_nothing_after_it_is_a_kernel(tmp_path: Path) -> None:
+    """The counter-test: a shift that costs a kernel is counted."""
     model = save_graph(
         tmp_path / "m.onnx",
         """g (float16[1, 8, 16, 16] x) => (float16[1, 8, 16, 16] y)
@@ -201,8 +203,8 @@ def test_attention_fuses_in_fp16_and_not_in_fp32(tmp_path: Path, dtype: str, fus
 
 
 @needs_rtx
-def test_warns_of_a_norm_that_the_compiler_reads_wrong(tmp_path: Path) -> None:
-    """Fewer kernels that compute something else are no better plan."""
+def test_a_norm_that_the_compiler_misreads_is_a_warning(tmp_path: Path) -> None:
+    """Its kernels are fewer, and compute something else."""
     model = save_graph(
         tmp_path / "m.onnx",
         "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)",
@@ -216,21 +218,21 @@ def test_warns_of_a_norm_that_the_compiler_reads_wrong(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_dynamic_batch_is_planned_for_one_and_says_so(tmp_path: Path) -> None:
+def test_a_dynamic_batch_is_one_by_default_with_a_warning(tmp_path: Path) -> None:
     linear = {"fc/Gemm": "y = Gemm (x, w)"}
     model = save_graph(tmp_path / "m.onnx", "g (float[N, 4] x) => (float[N, 4] y)", linear, {"w": (4, 4)})
-    assert plan(model).warnings == ("the batch is dynamic, and 1 in this plan (--batch N)",)
+    assert plan(model).warnings == ("the batch is dynamic; this plan is for 1 (--batch N)",)
     larger = plan(model, batch=8)
-    assert larger.warnings == ("the batch is dynamic, and 8 in this plan (--batch N)",)
+    assert larger.warnings == ("the batch is dynamic; this plan is for 8 (--batch N)",)
     assert larger.totals.bytes_written == 8 * plan(model).totals.bytes_written
     fixed = save_graph(tmp_path / "m.onnx", "g (float[1, 4] x) => (float[1, 4] y)", linear, {"w": (4, 4)})
     assert plan(fixed).warnings == ()
-    with pytest.raises(UsageError, match="is fixed, so that it cannot be 8"):
+    with pytest.raises(UsageError, match="has a fixed batch, so it cannot be 8"):
         plan(fixed, batch=8)
 
 
 @needs_rtx
-def test_shiftvit_as_the_passes_lower_it_pays_nothing_for_its_shifts(tmp_path: Path) -> None:
+def test_an_exported_shiftvit_has_no_kernels_for_shifts(tmp_path: Path) -> None:
     model = create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))
     randomise(model, seed=0)
     captured = capture(model, (torch.randn(1, 3, 64, 64),), input_names=["images"], output_names=["logits"])
@@ -242,6 +244,6 @@ def test_shiftvit_as_the_passes_lower_it_pays_nothing_for_its_shifts(tmp_path: P
 
 
 @needs_rtx
-def test_plans_for_known_compute_capabilities_only(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no compute capability 87"):
+def test_an_unknown_compute_capability_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unsupported compute capability 87"):
         plan(tmp_path / "m.onnx", compute_capability=87)
