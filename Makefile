@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all lint docs wheel clean
 
 demo: $(READY)
 	$(BIN)/edgevit export shiftvit_t --fmt openvino,ort --out demo
@@ -27,6 +27,9 @@ docs: $(READY)  # the generated pages and tables
 	$(BIN)/python -m tests.tools.cli_reference
 	$(BIN)/python -m tests.tools.kernels
 
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgevit needs Python 3.10 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
@@ -34,4 +37,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo dist
