@@ -28,7 +28,9 @@ class TinyNet(nn.Module):
         self.head = nn.Linear(32, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(images).mean((2, 3)))
+        features: torch.Tensor = self.features(images)  # (N, 32, H/4, W/4)
+        scores: torch.Tensor = self.head(features.mean((2, 3)))  # (N, classes)
+        return scores
 
 
 def build() -> nn.Module:

@@ -20,4 +20,5 @@ photo = next(path for path in sample_images() if path.stem == "chelsea")
 with edgevit.load(bundle) as engine:
     images = read_batch([photo], bundle.preprocessing)  # (1, 3, 32, 32)
     logits = engine.run({engine.inputs[0].name: images})["logits"]  # (1, 10)
-print(f"{photo.name}: {bundle.classes[logits[0].argmax()]}")
+classes = bundle.classes or ()
+print(f"{photo.name}: {classes[logits[0].argmax()]}")

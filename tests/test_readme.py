@@ -15,7 +15,6 @@ from tests.tools import readme
 ROOT = readme.README.parent
 TEXT = readme.README.read_text("utf-8")
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", TEXT, flags=re.DOTALL)
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 @pytest.fixture
@@ -47,9 +46,3 @@ def test_every_block_runs_as_pasted_in_order(clone: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "cat" in done.stdout
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_relative_link_leads_to_a_file(document: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text("utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
