@@ -10,7 +10,7 @@ from pathlib import Path
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.device import verify
+from edgevit.bundles.verify import verify
 from edgevit.images import read_batch
 
 bundle = Bundle.open(sys.argv[1])  # checks the hash of every file
