@@ -172,7 +172,7 @@ def report_parts(report: ExportReport) -> list[Part]:
         notes.append("random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)")
     parts += [f"note: {note}" for note in notes]
     parts += latency_parts(report.latencies) if report.latencies else []
-    return parts + [f"{bundle.path}: {bundle.verdict.sentence}" for bundle in report.bundles if bundle.verdict]
+    return parts + [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
 
 
 def stage_table(stages: Iterable[StageTime]) -> Table:
@@ -189,15 +189,15 @@ def bundle_table(bundles: Iterable[BundleReport]) -> Table:
 
     table = make_table("Bundles", "bundle", "opset", "nodes", "MB", "requested", "runs (layers with weights)")
     for bundle in bundles:
-        actual = bundle.precision_found or ExecutedPrecision()
+        actual = bundle.actual_precision or ExecutedPrecision()
         layers = ", ".join(f"{count} {name}" for name, count in actual.layers.items())
         table.add_row(
             str(bundle.path),
             str(bundle.opset),
             str(bundle.nodes),
             f"{bundle.size_bytes / 1e6:.1f}" if bundle.size_bytes is not None else "no engine",
-            bundle.precision_asked,
-            (layers or "not reported") if bundle.precision_asked == "fp32" else actual.summary,
+            bundle.requested_precision,
+            (layers or "not reported") if bundle.requested_precision == "fp32" else actual.summary,
         )
     return table
 

@@ -110,14 +110,14 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
         path=path,
         fmt=bundle.fmt,
         title=bundle.runtime.title,
-        precision_asked=bundle.options.precision,
-        precision_found=bundle.built.precision,
+        requested_precision=bundle.options.precision,
+        actual_precision=bundle.built.precision,
         nodes=bundle.graph.node_count,
         opset=bundle.graph.opset,
         size_bytes=artifact.size_bytes if artifact else None,
         missing=missing,
         notes=(*notes, *(artifact.notes if artifact else ())),
-        verdict=comparison,
+        comparison=comparison,
     )
 
 

@@ -1,4 +1,4 @@
-"""What an export did and found, and its JSON form."""
+"""ExportReport and BundleReport: what an export did and found."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from edgevit.types import Precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleReport:
-    """One bundle that was made."""
+    """One bundle of an export."""
 
     path: Path
     fmt: str
     title: str
-    precision_asked: Precision
-    precision_found: ExecutedPrecision | None  # None: nothing has run here
+    requested_precision: Precision
+    actual_precision: ExecutedPrecision | None  # None: no engine has run here
     nodes: int
     opset: int
-    size_bytes: int | None  # None: there is no engine yet
-    missing: str | None  # what this machine lacks to build the engine, or to run it
+    size_bytes: int | None  # of the engine; None: it is not built yet
+    missing: str | None  # the package or device that this machine lacks to build or run the engine
     notes: tuple[str, ...]
-    verdict: PrecisionComparison | None = None  # on a lower precision, against fp32
+    comparison: PrecisionComparison | None = None  # with fp32; None for fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """Everything that an export did and found."""
+    """The results of one export."""
 
     model: str
     weights: str
@@ -49,11 +49,11 @@ class ExportReport:
     bundles: tuple[BundleReport, ...]
     parity: ParityReport
     latencies: tuple[LatencyReport, ...]
-    classifies: bool  # photos: it takes them, and answers a row of classes
+    classifies: bool  # whether the model maps photos to classes
 
     @property
     def next_command(self) -> str:
-        """What the user does next, ready to paste."""
+        """The command to run next, ready to paste."""
         bundle = shlex.quote(str(self.bundles[-1].path))
         if self.unbuilt:
             return f"edgevit build {shlex.quote(str(self.unbuilt[0].path))}"
@@ -64,7 +64,7 @@ class ExportReport:
 
     @property
     def unbuilt(self) -> tuple[BundleReport, ...]:
-        """The bundles that have no engine yet: it has to be built on the device."""
+        """The bundles whose engine has to be built on the device."""
         return tuple(bundle for bundle in self.bundles if bundle.size_bytes is None)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,13 +77,13 @@ class ExportReport:
                 {
                     "path": str(bundle.path),
                     "fmt": bundle.fmt,
-                    "precision": precision_json(bundle.precision_asked, bundle.precision_found),
+                    "precision": precision_json(bundle.requested_precision, bundle.actual_precision),
                     "nodes": bundle.nodes,
                     "opset": bundle.opset,
                     "size_bytes": bundle.size_bytes,
                     "missing": bundle.missing,
                     "notes": list(bundle.notes),
-                    "verdict": bundle.verdict.to_json() if bundle.verdict else None,
+                    "verdict": bundle.comparison.to_json() if bundle.comparison else None,
                 }
                 for bundle in self.bundles
             ],
@@ -94,7 +94,7 @@ class ExportReport:
 
 
 def latency_figures(report: LatencyReport) -> dict[str, Any]:
-    """The figures of a report by name, without its samples."""
+    """Return the figures of a report by name, without its samples."""
     return {
         "name": report.name,
         "p50_ms": report.p50_ms,
@@ -116,7 +116,7 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
 
 
 def latency_json(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
-    """Figures, ratios to the first and every sample."""
+    """Return the figures of each report, its ratio to the first report, and all samples."""
     rows = compare.side_by_side(reports) if reports else ()
     return [
         {

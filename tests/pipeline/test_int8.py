@@ -323,7 +323,7 @@ def test_it_is_measured_against_fp32_in_the_same_run(small: Path, views: Path, t
         plan=MeasurePlan(min_runs=16, min_duration_s=0.1, warmup_max_s=0.5, turn_s=0.01),
     )
     found = pipeline.run(from_name(f"{small}:plain", img_size=32), recipe)
-    verdict = found.bundles[0].verdict
+    verdict = found.bundles[0].comparison
     assert verdict is not None and verdict.time_ratio is not None
     assert verdict.time_ratio.verdict in ("faster", "slower", "cannot tell")
     kept = manifest(tmp_path, "small_plain-int8-ort")["verdict"]
