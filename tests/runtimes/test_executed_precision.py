@@ -469,6 +469,6 @@ def test_the_processor_runs_int8_and_not_fp16(runtime: str, precision: Any, *, a
 def test_the_report_states_the_shares(asked: Any, told: ExecutedPrecision | None, cell: str) -> None:
     made = BundleReport(
         path=Path("vit"), fmt="ort", title="ORT", requested_precision=asked, actual_precision=told, nodes=1, opset=20,
-        size_bytes=1, missing=None, verdict=None, notes=(),
+        size_bytes=1, missing=None, comparison=None, notes=(),
     )  # fmt: skip
     assert list(bundle_table([made]).columns[-1].cells) == [cell]
