@@ -1,1 +1,1 @@
-"""A graph in, an artefact and an engine out; one file a runtime. Nothing here needs torch or onnx to be installed."""
+"""Inference runtimes: build engines from ONNX files and run them. Needs neither torch nor onnx."""

@@ -1,4 +1,4 @@
-"""What every runtime is to the rest: options in, an artefact built, an engine opened, outputs by name."""
+"""Interfaces of all runtimes: build options, artifacts, engines and the runtime itself."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
 
 
 def available_cores() -> int:
-    """The processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-MOST_THREADS = 1024  # more would only wait for one another; runtimes start as many as they are told to
-# What TensorRT-RTX compiles for with no GPU: Turing, Ampere, Ada, Blackwell. Jetson Orin (87) is not among them.
+MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
+# GPUs for which TensorRT-RTX compiles without a GPU: Turing, Ampere, Ada, Blackwell. Jetson Orin (87) is not supported.
 COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-TURING = 75  # has no fp32 products in TensorRT-RTX
+TURING = 75  # TensorRT-RTX has no fp32 matmuls for it
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRange:
-    """The batches that an engine with a dynamic batch takes, and the one that it is tuned for."""
+    """Smallest and largest batch of an engine with a dynamic batch, and the one that it is optimized for."""
 
     minimum: int
     optimum: int
@@ -51,27 +51,27 @@ class BatchRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What an engine is built for. Contradictions are refused here, at the door."""
+    """Options of a build. Raises UsageError for invalid values and contradictions."""
 
     precision: Precision = "fp32"
     batch: int = 1
     dynamic_batch: BatchRange | None = None
-    threads: int | None = None  # None: as many as the machine has
+    threads: int | None = None  # None: one per core
     workspace_mb: int | None = None
-    cache_dir: Path | None = None  # a runtime's own cache of compiled models, where it keeps one
-    compute_capabilities: tuple[int, ...] | None = None  # of GPUs, for builds ahead of time; None: the portable default
+    cache_dir: Path | None = None  # for the runtime's cache of compiled models or timings
+    compute_capabilities: tuple[int, ...] | None = None  # of the GPUs to compile for; None: a portable engine
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.batch < 1:
-            raise UsageError(f"a batch holds at least one image, not {self.batch}")
+            raise UsageError(f"the batch must be at least one image, not {self.batch}")
         if self.dynamic_batch and self.batch not in (1, self.dynamic_batch.optimum):
             raise UsageError("give either a batch or a dynamic batch, not both")
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise UsageError(f"an engine runs on at least one thread and at most {MOST_THREADS}, not {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"the number of threads must be at least 1 and at most {MAX_THREADS}, not {self.threads}")
         if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise UsageError(f"a workspace holds at least 1 MB, not {self.workspace_mb}")
+            raise UsageError(f"the workspace must be at least 1 MB, not {self.workspace_mb}")
         if self.compute_capabilities is not None:
             _check_capabilities(self.compute_capabilities, self.precision)
 
@@ -87,23 +87,25 @@ class BuildOptions:
 def _check_capabilities(capabilities: tuple[int, ...], precision: Precision) -> None:
     known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
     if not capabilities or len(set(capabilities)) != len(capabilities):
-        raise UsageError(f"name each compute capability once, out of {known}; leave --sm out for the portable default")
+        raise UsageError(
+            f"invalid --sm: name each compute capability once, from {known}; omit --sm for a portable engine"
+        )
     unknown = [capability for capability in capabilities if capability not in COMPUTE_CAPABILITIES]
     if unknown:
         raise UsageError(
-            f"no compute capability {unknown[0]} to build for ahead of time; there are {known}. "
-            "For other GPUs, Jetson Orin's 87 included, build on the device: --fmt trt"
+            f"no compute capability {unknown[0]} for ahead-of-time builds; choose from {known}. "
+            "For other GPUs, such as Jetson Orin (87), build on the device: --fmt trt"
         )
     if TURING in capabilities and precision == "fp32":
         raise UsageError(
-            f"TensorRT-RTX has no fp32 products for compute capability {TURING}; "
-            "ask for --precision fp16, or leave that one out"
+            f"TensorRT-RTX has no fp32 matmuls for compute capability {TURING}; "
+            f"use --precision fp16, or omit {TURING} from --sm"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """What a build left on disk: the files, the first of which is the one to open."""
+    """Files that a build wrote; `path`, the first of them, is the one to open."""
 
     fmt: str
     files: tuple[Path, ...]
@@ -120,35 +122,38 @@ class Artifact:
 
 
 class Engine(ABC):
-    """A loaded engine. `run` checks what goes in; subclasses compute in `_infer`. Use it in a `with` block.
+    """A loaded engine, to be used in a `with` block.
 
-    Outputs belong to the caller: the next call does not overwrite them.
+    `run` checks its inputs; subclasses compute in `_infer`. Output arrays are not overwritten by the next call.
     """
 
     fmt: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    batches: BatchRange | None = None  # what a dynamic batch is bounded by; None where it is not
+    batches: BatchRange | None = None  # bounds of a dynamic batch; None: static, or unbounded
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Output arrays by name. Raises UsageError for wrong names, dtypes or shapes."""
+        """Run one inference and return the output arrays by name.
+
+        Raises UsageError for wrong names, dtypes or shapes, InferenceError if the runtime fails.
+        """
         self._check(feeds)
         return self._infer(feeds)
 
     @abstractmethod
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Computes; `feeds` has been checked."""
+        """Run one inference; `feeds` has been checked."""
 
     @abstractmethod
     def executed_precision(self) -> ExecutedPrecision:
-        """The precision that runs, read back from what the runtime compiled."""
+        """Return layers and MACs by precision, read back from the compiled model."""
 
     def executed_layers(self) -> ExecutedPrecision:
-        """The same, without the multiply-adds where these would be had by loading the model again."""
+        """Return layers by precision, without MACs if counting them would load the model a second time."""
         return self.executed_precision()
 
     def close(self) -> None:  # noqa: B027  # most engines have nothing to release
-        """Releases the engine. It cannot run afterwards."""
+        """Release the engine. It cannot run afterwards."""
 
     def __enter__(self) -> Engine:
         return self
@@ -159,14 +164,14 @@ class Engine(ABC):
         self.close()
 
     def _require_open(self, session: object) -> None:
-        """Raises UsageError where `session`, which `close` gives up, is gone."""
+        """Raise UsageError if `session`, which `close` sets to None, is None."""
         if session is None:
-            raise UsageError("the engine is closed; load it again, and run it inside the `with` block")
+            raise UsageError("the engine is closed; load it again and run it inside the `with` block")
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         names = {spec.name for spec in self.inputs}
         if not isinstance(feeds, Mapping):
-            raise UsageError(f"the engine takes arrays by name, {{name: array}}, not {type(feeds).__name__}")
+            raise UsageError(f"the engine takes a dict of arrays, {{name: array}}, not {type(feeds).__name__}")
         if feeds.keys() != names:
             raise UsageError(f"the engine takes the inputs {sorted(names)}, not {sorted(map(str, feeds))}")
         batches = set()
@@ -185,18 +190,18 @@ class Engine(ABC):
             raise UsageError(f"the engine takes batches of {self.batches} (MIN:OPT:MAX), not {max(batches)}")
 
 
-# Called with the phase of a build and how much of it is done, 0 to 1.
+# Called with the phase of a build and its progress, 0 to 1.
 OnPhase: TypeAlias = Callable[[str, float], None]
 
 
 class Runtime(ABC):
-    """A runtime: builds an artefact from an ONNX file, and opens one as an engine."""
+    """An inference runtime: builds artifacts from ONNX files and opens them as engines."""
 
-    fmt: ClassVar[str]  # the name of its format
-    module: ClassVar[str]  # the Python module that is imported
+    fmt: ClassVar[str]  # name of its format
+    module: ClassVar[str]  # Python module of the runtime
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:
-        """`on_phase` is told how far a build is, by a runtime that takes minutes and can tell."""
+        """`on_phase` is called during builds that take minutes, if the runtime reports progress."""
         self._on_phase = on_phase
 
     @property
@@ -211,14 +216,14 @@ class Runtime(ABC):
 
     @abstractmethod
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
-        """Writes the engine files for the ONNX file `model` into `folder`. Raises BuildError."""
+        """Build the engine of the ONNX file `model` into `folder`. Raises BuildError."""
 
     @abstractmethod
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
-        """Loads an artefact that `build` wrote. Raises BuildError where it cannot be loaded."""
+        """Load an artifact that `build` wrote. Raises BuildError if that fails."""
 
     def open_with_precision(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
-        """An engine and the precision of its layers, for those who load it to work with it. Raises BuildError."""
+        """Load an artifact and read back the precision of its layers in one step. Raises BuildError."""
         engine = self.open(artifact, options)
         try:
             return engine, engine.executed_layers()
@@ -227,11 +232,11 @@ class Runtime(ABC):
             raise
 
     def built_precision(self, artifact: Path) -> ExecutedPrecision | None:
-        """What the build tells of the precision, for an engine that cannot run here; None where it tells nothing."""
+        """Return the precision that the build reported, for an engine that cannot run here; None if unknown."""
         return None
 
     def version(self) -> str | None:
-        """The installed version; None where the runtime is not installed."""
+        """Return the installed version; None if the runtime is not installed."""
         if importlib.util.find_spec(self.module) is None:
             return None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -239,16 +244,16 @@ class Runtime(ABC):
         return str(getattr(self.load(), "__version__", "unknown"))
 
     def load(self) -> ModuleType:
-        """The runtime's Python module. Raises MissingError with the command that installs it."""
+        """Import the runtime's Python module. Raises MissingError with the command that installs it."""
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
             raise MissingError(
-                f"{self.title} is not installed here ({error}); install it: pip install 'edgevit[{self.format.extra}]'"
+                f"{self.title} is not installed ({error}); install it: pip install 'edgevit[{self.format.extra}]'"
             ) from error
 
     def require_precision(self, precision: Precision) -> None:
-        """Raises PrecisionError where this runtime cannot run `precision` on this machine."""
+        """Raise PrecisionError if this runtime does not run `precision` on this machine."""
         known = self.format.precisions
         if precision not in known:
             raise PrecisionError(f"{self.title} does not run {precision} here; it runs {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""From an ONNX file to a loaded engine, on a workstation and on a device alike."""
+"""Build and load an engine; report what is missing on this machine."""
 
 from __future__ import annotations
 
@@ -15,37 +15,43 @@ from edgevit.runtimes.precision import ExecutedPrecision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """What became of a build. Some engines need a device that this machine lacks, to be built or to run:
-    then `missing` says what, and the rest is empty as far as it goes.
+    """The outcome of a build.
+
+    If the engine needs a device that this machine lacks, to be built or to run, `missing` names it, and the later
+    fields are None.
     """
 
     runtime: Runtime
     artifact: Artifact | None = None
     engine: Engine | None = None
     loading: Loading | None = None
-    precision: ExecutedPrecision | None = None  # None: neither has it run here, nor did the build tell
+    precision: ExecutedPrecision | None = None  # None: it has not run here, and the build reported none
     missing: str | None = None
 
 
 def usable_version(runtime: Runtime) -> tuple[str | None, str]:
-    """The version of the runtime that works here; None, and why, where it is absent, broken or of a refused version."""
+    """Return the installed version and an empty string, or None and the reason why the runtime cannot be used.
+
+    It may be missing, broken, or of a version that is not supported.
+    """
     try:
         version = runtime.version()
         if version is None:
             return None, f"missing: pip install 'edgevit[{runtime.format.extra}]'"
-        runtime.load()  # its files may be there and what they need not
+        runtime.load()  # the package may be installed while a library that it needs is not
     except MissingError as error:
         return None, str(error)
     return version, ""
 
 
 def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOptions) -> BuildResult:
-    """Builds the engine for `model` into `folder`. The result names what is missing where a device is.
+    """Build the engine of the ONNX file `model` into `folder`.
 
-    Raises BuildError, and MissingError where the runtime is one that could be installed here.
+    If the build needs a device that this machine lacks, the result says so in `missing`. Raises BuildError, or
+    MissingError if a package is missing.
     """
     if runtime.format.builds_on_device and options.cache_dir is None:
-        with contextlib.suppress(MissingError):  # without a home folder every build times anew
+        with contextlib.suppress(MissingError):  # without a home folder, kernels are timed again in every build
             options = replace(options, cache_dir=cache_folder())
     try:
         return BuildResult(runtime=runtime, artifact=runtime.build(model, folder, options))
@@ -55,10 +61,10 @@ def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOpti
         return BuildResult(runtime=runtime, missing=str(error))
 
 
-def open_built(built: BuildResult, options: BuildOptions, *, share: float | None = None) -> BuildResult:
-    """Loads what was built, and reads back the precision that runs. Raises BuildError, PrecisionError.
+def open_built(built: BuildResult, options: BuildOptions, *, expected_fraction: float | None = None) -> BuildResult:
+    """Load a built engine and check the precision that it runs in. Raises BuildError or PrecisionError.
 
-    `share` of the multiply-adds stands in the graph in that precision, where it is known.
+    `expected_fraction` is the fraction of MACs, 0 to 1, that the graph has in the requested precision, if known.
     """
     artifact = built.artifact
     if artifact is None:
@@ -68,10 +74,10 @@ def open_built(built: BuildResult, options: BuildOptions, *, share: float | None
     except MissingError as error:
         if not built.runtime.format.runs_on_device:
             raise
-        told = built.runtime.built_precision(artifact.path)
-        if told is not None:
-            told.require(options.precision, runtime=built.runtime.title, expected=share)
-        return replace(built, missing=str(error), precision=told)
+        reported = built.runtime.built_precision(artifact.path)
+        if reported is not None:
+            reported.require(options.precision, runtime=built.runtime.title, expected=expected_fraction)
+        return replace(built, missing=str(error), precision=reported)
     precision = engine.executed_precision()
-    precision.require(options.precision, runtime=built.runtime.title, expected=share)
+    precision.require(options.precision, runtime=built.runtime.title, expected=expected_fraction)
     return replace(built, engine=engine, loading=loading, precision=precision)

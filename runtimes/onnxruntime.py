@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, and the ONNX file itself, which ONNX Runtime reads for us without touching it."""
+"""ONNX Runtime on CPU, and unoptimized sessions of it that serve as the reference for an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, InferenceError
 from edgevit.files import first_line
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
-from edgevit.runtimes.onnxruntime_precision import read_back
+from edgevit.runtimes.onnxruntime_precision import read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, Dim, TensorSpec
 
@@ -34,40 +34,43 @@ _DTYPES = {
 
 
 class OnnxRuntime(Runtime):
-    """The CPU provider, on the graph as it was exported; ONNX Runtime optimises it for this machine as it loads."""
+    """ONNX Runtime's CPU provider; it optimizes the exported graph for this machine each time it loads it."""
 
     fmt: ClassVar[str] = "ort"
     module: ClassVar[str] = "onnxruntime"
-    optimised: ClassVar[bool] = True
+    optimized: ClassVar[bool] = True
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
-        """ONNX Runtime's artefact is the ONNX file: its optimised form would fit no other machine."""
+        """Copy the ONNX file and check that it loads.
+
+        The optimized graph is not stored: it would be specific to this machine's processor.
+        """
         self.require_precision(options.precision)
         start = time.perf_counter()
         target = folder / "model.onnx"
         if model.resolve() != target.resolve():
             shutil.copyfile(model, target)
-        self.open(target, options).close()  # a file that does not load is no artefact
+        self.open(target, options).close()
         return Artifact(fmt=self.fmt, files=(target,), build_s=time.perf_counter() - start)
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
-        return OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimised=self.optimised)
+        return OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimized=self.optimized)
 
     def open_with_precision(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
-        """The session notes its first inference, on zeros, so that no second one is loaded for it."""
-        engine = OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimised=self.optimised, noted=True)
+        """Load an artifact and profile its first inference, so that no second session is needed for the precision."""
+        engine = OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimized=self.optimized, profile=True)
         return engine, engine.executed_layers()
 
 
 class OnnxFile(OnnxRuntime):
-    """The ONNX file, read node by node with no optimisation: what the file itself says, as a judge reads it."""
+    """The ONNX file itself, run node by node without optimizations, as a reference."""
 
     fmt: ClassVar[str] = "onnx"
-    optimised: ClassVar[bool] = False
+    optimized: ClassVar[bool] = False
 
 
 class OnnxRuntimeEngine(Engine):
-    """A session with the provider that was asked for, or none at all."""
+    """A session with the CPU provider. Raises BuildError if it would run on another one."""
 
     def __init__(
         self,
@@ -76,25 +79,25 @@ class OnnxRuntimeEngine(Engine):
         options: BuildOptions,
         *,
         fmt: str = "ort",
-        optimised: bool = True,
-        noted: bool = False,
+        optimized: bool = True,
+        profile: bool = False,
     ) -> None:
-        """`noted`: the session runs once, on zeros, and notes which layers ran."""
-        self._ort, self._optimised, self._precision = ort, optimised, options.precision
+        """`ort` is the module onnxruntime; `profile=True` runs the session once, on zeros, and records its layers."""
+        self._ort, self._optimized, self._precision = ort, optimized, options.precision
         self._source = model if isinstance(model, bytes) else _source(model)
         self.fmt = fmt
         self.batches = options.dynamic_batch
-        settings = _settings(ort, optimised=optimised)
+        settings = _settings(ort, optimized=optimized)
         settings.intra_op_num_threads = options.threads or available_cores()
         settings.inter_op_num_threads = 1
         self._layers: ExecutedPrecision | None = None
-        if noted and self._tells:
-            self._session, profile = self._noted(settings, batch=self.batches.minimum if self.batches else 1)
-            self._layers = replace(read_back(profile), macs={})
+        if profile and self._reports_precision:
+            self._session, events = self._profile(settings, batch=self.batches.minimum if self.batches else 1)
+            self._layers = replace(read_precision(events), macs={})
         else:
             self._session = self._load(settings)
         if self._session.get_providers() != [PROVIDER]:
-            raise BuildError(f"ONNX Runtime runs on {self._session.get_providers()}, not on {PROVIDER} alone")
+            raise BuildError(f"ONNX Runtime runs on {self._session.get_providers()} instead of only {PROVIDER}")
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
@@ -104,85 +107,85 @@ class OnnxRuntimeEngine(Engine):
         return dict(zip(names, _run(self._session, names, feeds), strict=True))
 
     @property
-    def _tells(self) -> bool:
-        """Nothing is claimed of a typed file that is only read for us: processors without fp16 emulate it."""
-        return self._optimised or self._precision == "fp32"
+    def _reports_precision(self) -> bool:
+        """False for an unoptimized session of a reduced-precision graph: fp16 may be emulated in fp32 there."""
+        return self._optimized or self._precision == "fp32"
 
     def executed_precision(self) -> ExecutedPrecision:
-        """By the operators that a session like this one runs, from its own profile of one inference on zeros."""
-        if not self._tells:
+        """Return layers and MACs from the profile of one inference, on zeros, in a second session."""
+        if not self._reports_precision:
             return ExecutedPrecision()
-        settings = _settings(self._ort, optimised=self._optimised)
-        # The same operators, in layouts that show their shapes: weights that are packed are not told at all, and
-        # convolutions in blocks of channels with their channels rounded up.
+        settings = _settings(self._ort, optimized=self._optimized)
+        # The same operators in layouts that show their shapes: the profile omits packed weights, and rounds the
+        # channels of convolutions in blocked layouts up.
         settings.add_session_config_entry("session.disable_prepacking", "1")
         batch = self.batches.optimum if self.batches else 1
-        return read_back(self._noted(settings, batch=batch, without=("NchwcTransformer",))[1])
+        return read_precision(self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1])
 
     def executed_layers(self) -> ExecutedPrecision:
         return self.executed_precision() if self._layers is None else self._layers
 
-    def _noted(
-        self, settings: Any, *, batch: int, without: Sequence[str] = ()
+    def _profile(
+        self, settings: Any, *, batch: int, disabled: Sequence[str] = ()
     ) -> tuple[Any, Iterable[Mapping[str, Any]]]:
-        """A session, and what it noted of one inference on zeros; it notes nothing of the later ones."""
+        """Return a new session and the profile events of one inference on zeros; later ones are not profiled."""
         with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._load(settings, without=without)
+            session = self._load(settings, disabled=disabled)
             specs = [_spec(value) for value in session.get_inputs()]
             _run(session, None, {spec.name: np.zeros(spec.with_batch(batch), spec.dtype) for spec in specs})
             try:
                 return session, json.loads(Path(session.end_profiling()).read_text())
             except (OSError, ValueError) as error:
                 raise BuildError(
-                    f"ONNX Runtime could not note in {folder} what it runs ({error}); is that disk full? "
-                    "Make room there, or name another place in TMPDIR"
+                    f"ONNX Runtime could not write its profile to {folder} ({error}); is the disk full? "
+                    "Free some space, or set TMPDIR to another folder"
                 ) from error
 
-    def _load(self, settings: Any, *, without: Sequence[str] = ()) -> Any:
-        # ONNX Runtime would quantise what a graph leaves in fp32 between quantised neighbours, by one scale a tensor.
-        disabled = ["WeightBiasQuantization", *without]
+    def _load(self, settings: Any, *, disabled: Sequence[str] = ()) -> Any:
+        # WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.
+        disabled_optimizers = ["WeightBiasQuantization", *disabled]
         try:
             return self._ort.InferenceSession(
-                self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled
+                self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled_optimizers
             )
-        except Exception as error:  # the bindings raise one class a status, none public
-            where = "the graph" if isinstance(self._source, bytes) else self._source
-            raise BuildError(f"ONNX Runtime cannot load {where}: {first_line(error)}") from error
+        except Exception as error:  # the bindings raise a private class for each status
+            name = "the graph" if isinstance(self._source, bytes) else self._source
+            raise BuildError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
 
     def close(self) -> None:
         self._session = None
 
 
 def _source(model: Path) -> str | bytes:
-    """What a session is made of, now and again later, wherever the process has gone since."""
-    place = str(model.absolute())
+    """Return what a session is created from, now and later, even if the current folder changes in between."""
+    path = str(model.absolute())
     try:
-        place.encode()
-    except UnicodeEncodeError:  # a name that is not UTF-8, which ONNX Runtime takes for no path
+        path.encode()
+    except UnicodeEncodeError:  # ONNX Runtime refuses paths that are not UTF-8
         return model.read_bytes()
-    return place
+    return path
 
 
 def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
     try:
-        answers: list[Array] = session.run(names, dict(feeds))
+        outputs: list[Array] = session.run(names, dict(feeds))
     except Exception as error:
-        raise BuildError(f"ONNX Runtime failed to run: {first_line(error)}") from error
-    return answers
+        raise InferenceError(f"ONNX Runtime failed to run the model: {first_line(error)}") from error
+    return outputs
 
 
-def _settings(ort: Any, *, optimised: bool) -> Any:
+def _settings(ort: Any, *, optimized: bool) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     levels = ort.GraphOptimizationLevel
-    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     return settings
 
 
 def _spec(value: Any) -> TensorSpec:
     shape: list[Dim] = [dim if isinstance(dim, int) else "batch" for dim in value.shape]
     if value.type not in _DTYPES:
-        raise BuildError(f"the model's {value.name} is a {value.type}, which edgevit does not feed")
+        raise BuildError(f"unsupported dtype {value.type} of {value.name}; supported are {', '.join(_DTYPES.values())}")
     return TensorSpec(value.name, _DTYPES[value.type], tuple(shape))

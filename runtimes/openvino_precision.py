@@ -1,4 +1,4 @@
-"""What of a compiled OpenVINO model multiplies, in which precision, and how much: by what the plugin says of it."""
+"""Executed precision and MACs from OpenVINO's runtime model."""
 
 from __future__ import annotations
 
@@ -11,70 +11,72 @@ from edgevit.types import Shape
 
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "f64": "fp64"}
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
-_PRODUCTS = frozenset({"FullyConnected", "MatMul"})
+_MATMULS = frozenset({"FullyConnected", "MatMul"})
 _ATTENTIONS = frozenset({"ScaledAttn", "MHA", "ScaledDotProductAttention"})
-_MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | _ATTENTIONS | {"Deconvolution"}
-# Several operators compiled into one layer: what multiplies in it is told by their names alone.
+_MULTIPLYING = _CONVOLUTIONS | _MATMULS | _ATTENTIONS | {"Deconvolution"}
+# A layer into which several operators were compiled; only their names show which of them multiply.
 _COMPILED = "Subgraph"
 
 
 class Operator(NamedTuple):
-    """An operator of a graph that multiplies."""
+    """An operator that multiplies."""
 
-    products: int
-    multiply_adds: int | None  # None where the shapes do not tell
+    matmuls: int  # 2 for attention, 1 for every other
+    macs: int | None  # None if its shapes are unknown
 
 
-def operators(model: Any) -> dict[str, Operator]:
-    """The operators of a graph that multiply, by name."""
-    found = {}
+def multiplying_operators(model: Any) -> dict[str, Operator]:
+    """Return the operators of an OpenVINO model that multiply, by name."""
+    operators = {}
     for node in model.get_ops():
         kind = node.get_type_name()
         if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
             kind = "Deconvolution"
         if kind in _MULTIPLYING:
-            products = 2 if kind in _ATTENTIONS else 1
-            found[node.get_friendly_name()] = Operator(products, _multiply_adds(kind, node))
-    return found
+            operators[node.get_friendly_name()] = Operator(2 if kind in _ATTENTIONS else 1, _macs(kind, node))
+    return operators
 
 
-def read_back(compiled: Any, asked: Mapping[str, Operator]) -> ExecutedPrecision:
-    """What a compiled model runs; `asked` has the graph's operators by name."""
-    return sum_by_precision(_layers(compiled.get_runtime_model(), asked))
+def read_precision(compiled: Any, operators: Mapping[str, Operator]) -> ExecutedPrecision:
+    """Return the layers of a compiled model that multiply, by precision; `operators` are those of its source model."""
+    return sum_by_precision(_layers(compiled.get_runtime_model(), operators))
 
 
-def _layers(model: Any, asked: Mapping[str, Operator]) -> Iterator[tuple[str, int | None]]:
-    """The precision and the multiply-adds of each layer that multiplies."""
+def _layers(model: Any, operators: Mapping[str, Operator]) -> Iterator[tuple[str, int | None]]:
+    """Yield the precision and the MACs of each layer that multiplies."""
     for node in model.get_ops():
-        kind = _told(node, "layerType")
+        kind = _runtime_info(node, "layerType")
         if kind not in _MULTIPLYING and kind != _COMPILED:
             continue
-        runs = _told(node, "runtimePrecision")
-        precision = _PRECISIONS.get(runs.lower(), runs)
+        reported = _runtime_info(node, "runtimePrecision")
+        precision = _PRECISIONS.get(reported.lower(), reported)
         if kind in _MULTIPLYING - _ATTENTIONS:
-            yield precision, _multiply_adds(kind, node)
+            yield precision, _macs(kind, node)
             continue
-        inside = [asked[name] for name in _told(node, "originalLayersNames").split(",") if name in asked]
-        counts = [operator.multiply_adds for operator in inside]
-        if kind == _COMPILED and precision == "int8" and not _multiplies_int8(node, inside):
+        names = _runtime_info(node, "originalLayersNames").split(",")
+        fused = [operators[name] for name in names if name in operators]
+        counts = [operator.macs for operator in fused]
+        if kind == _COMPILED and precision == "int8" and not _multiplies_int8(node, fused):
             precision = "fp32"
-        if inside or kind in _ATTENTIONS:
+        if fused or kind in _ATTENTIONS:
             yield precision, None if None in counts else sum(count or 0 for count in counts)
 
 
-def _told(node: Any, name: str) -> str:
+def _runtime_info(node: Any, name: str) -> str:
     return str(node.get_rt_info()[name].astype(str))
 
 
-def _multiplies_int8(node: Any, inside: Sequence[Operator]) -> bool:
-    """Whether all that several products in one layer multiply comes in 8 bits; one such input makes the plugin call the
-    whole layer so, with the others in fp32."""
+def _multiplies_int8(node: Any, fused: Sequence[Operator]) -> bool:
+    """Return whether all matmuls in one layer multiply 8-bit inputs.
+
+    The plugin reports int8 for the whole layer if a single input has 8 bits, even if the others are fp32.
+    """
     types = [port.get_element_type().to_string() for port in node.inputs()]
-    return sum(name in ("i8", "u8") for name in types) > sum(operator.products for operator in inside)
+    return sum(name in ("i8", "u8") for name in types) > sum(operator.matmuls for operator in fused)
 
 
-def _multiply_adds(kind: str, node: Any) -> int | None:
-    """Of an operator or a layer, by its shapes: data are (N, C, ...) whatever their layout in memory."""
+def _macs(kind: str, node: Any) -> int | None:
+    """Return the MACs of an operator or a layer from its shapes, which are (N, C, ...) in every memory layout."""
     inputs, out = [_shape(port) for port in node.inputs()], _shape(node.output(0))
     data, other = inputs[0], inputs[1] if len(inputs) > 1 else None
     if data is None or other is None or out is None:
@@ -83,7 +85,7 @@ def _multiply_adds(kind: str, node: Any) -> int | None:
         return convolution_macs(out, other, out[1])
     if kind == "Deconvolution":
         return convolution_macs(data, other, data[1])
-    if kind in _PRODUCTS:
+    if kind in _MATMULS:
         return matmul_macs(data, out)
     return attention_macs(data, other, out)
 

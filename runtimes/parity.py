@@ -1,7 +1,7 @@
-"""Whether two engines compute the same: several measures at once, a tolerance a precision, and a verdict.
+"""Compare engine outputs with reference outputs.
 
-The evidence is kept row by row; the verdict is derived from it. A NaN, an infinity, and rows of one batch that
-disagree about one image always fail.
+Several measures are taken row by row and stored; pass or fail is derived from them and the tolerance of the precision.
+NaN or infinity, and rows of one batch that disagree about the same image, always fail.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
 from edgevit.types import PHOTOS, Array, Precision, Reference, Run
 
-# Below this, an output hardly depends on its input, and agreement about it proves little.
+# Spread between rows over spread within them. Below this, an output hardly depends on its input.
 MIN_INPUT_SENSITIVITY = 1e-3
 
 
 def references_for(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:
-    """The references that a precision is judged on: int8 on photos where there are any, since its ranges fit photos
-    and cut noise off; the others on all."""
+    """Return the references that a precision is judged on.
+
+    int8 is judged on photos alone if there are any: its ranges are calibrated on photos and clip noise.
+    """
     photos = tuple(reference for reference in references if reference.kind == PHOTOS)
     return photos if get_policy(precision).photos_only and photos else tuple(references)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputParity:
-    """One output of one stage on one kind of input: every row's differences."""
+    """The differences of one output from PyTorch's, for one stage and one kind of input."""
 
     stage: str
     kind: str
@@ -39,14 +41,14 @@ class OutputParity:
     precision: Precision
     batch: int
     std: float  # of PyTorch's output
-    max_abs: tuple[float, ...]  # a row
-    cosine: tuple[float, ...]  # a row
+    max_abs: tuple[float, ...]  # largest absolute difference of each row
+    cosine: tuple[float, ...]  # cosine similarity of each row
     noise_power: float  # mean squared difference over all rows
     signal_power: float  # mean square of PyTorch's output
-    same_top1: tuple[bool, ...]  # a row; empty where the output has no classes
+    same_top1: tuple[bool, ...]  # of each row; empty if the output is not (rows, classes)
     finite: bool
     rows_differ: float  # largest difference between rows of one batch that hold the same image
-    dependence: float  # spread between PyTorch's rows over the spread within them
+    input_sensitivity: float  # spread between PyTorch's rows over the spread within them
 
     @property
     def max_abs_of_std(self) -> float:
@@ -66,24 +68,24 @@ class OutputParity:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every reason why this output does not pass; empty where it does."""
+        """The reasons why this output does not pass; empty if it passes."""
         if not self.finite:
             return ("it holds NaN or infinity",)
         policy = get_policy(self.precision)
         allowed, rows_allowed = policy.tolerance, policy.max_row_spread_std * self.std
-        found = []
-        # Written as "not within", so that a NaN in a measure fails too.
+        failures = []
+        # "not within" instead of "beyond", so that a measure that is NaN fails too.
         if allowed.max_abs_of_std is not None and not self.max_abs_of_std <= allowed.max_abs_of_std:
-            found.append(f"max error {self.max_abs_of_std:.1e} std, allowed {allowed.max_abs_of_std:g}")
+            failures.append(f"max error {self.max_abs_of_std:.1e} std, allowed {allowed.max_abs_of_std:g}")
         if not min(self.cosine) >= allowed.cosine:
-            found.append(f"cosine {min(self.cosine):.6f}, at least {allowed.cosine:g}")
+            failures.append(f"cosine {min(self.cosine):.6f}, at least {allowed.cosine:g}")
         if allowed.snr_db is not None and not self.snr_db >= allowed.snr_db:
-            found.append(f"SNR {self.snr_db:.1f} dB, at least {allowed.snr_db:g}")
+            failures.append(f"SNR {self.snr_db:.1f} dB, at least {allowed.snr_db:g}")
         if allowed.agreement is not None and self.agreement is not None and not self.agreement >= allowed.agreement:
-            found.append(f"top-1 agreement {self.agreement:.1%}, at least {allowed.agreement:.1%}")
+            failures.append(f"top-1 agreement {self.agreement:.1%}, at least {allowed.agreement:.1%}")
         if not self.rows_differ <= rows_allowed:
-            found.append(f"rows of one batch differ by {self.rows_differ:.1e} on the same image")
-        return tuple(found)
+            failures.append(f"rows of one batch differ by {self.rows_differ:.1e} on the same image")
+        return tuple(failures)
 
     @property
     def passed(self) -> bool:
@@ -92,7 +94,7 @@ class OutputParity:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """All outputs of all stages, in the order of the stages."""
+    """The comparisons of all outputs of all stages, in the order of the stages."""
 
     results: tuple[OutputParity, ...]
 
@@ -101,28 +103,29 @@ class ParityReport:
         return bool(self.results) and all(result.passed for result in self.results)
 
     @property
-    def guilty_stage(self) -> str | None:
-        """The first stage that fails: later ones may only inherit its fault."""
+    def first_failed_stage(self) -> str | None:
+        """The first stage that fails; later stages may fail because of it."""
         return next((result.stage for result in self.results if not result.passed), None)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        idle = {r.output for r in self.results if r.dependence < MIN_INPUT_SENSITIVITY}
+        insensitive = {r.output for r in self.results if r.input_sensitivity < MIN_INPUT_SENSITIVITY}
         return tuple(
-            f"the output {name} hardly depends on the input: that it agrees proves little" for name in sorted(idle)
+            f"output {name} hardly depends on the input, so that its parity proves little"
+            for name in sorted(insensitive)
         )
 
     def require(self) -> None:
-        """Raises ParityError that names the guilty stage and the measures."""
+        """Raise ParityError with the first stage that fails and its measures, or if nothing was compared."""
         for result in self.results:
             if not result.passed:
                 raise ParityError(
-                    f"parity failed at the stage {result.stage!r}, output {result.output!r} on {result.kind}: "
+                    f"parity failed at stage {result.stage!r}, output {result.output!r} on {result.kind}: "
                     f"{'; '.join(result.failures)} ({result.precision}: {get_policy(result.precision).tolerance})",
                     report=self,
                 )
         if not self.results:
-            raise ParityError("nothing was compared; give reference images with --images")
+            raise ParityError("nothing was compared; give reference images with --images DIR")
 
     def __add__(self, other: ParityReport) -> ParityReport:
         return ParityReport((*self.results, *other.results))
@@ -130,31 +133,37 @@ class ParityReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
-            "guilty_stage": self.guilty_stage,
+            "guilty_stage": self.first_failed_stage,
             "results": [
-                _told({**asdict(r), "passed": r.passed, "snr_db": r.snr_db, "failures": list(r.failures)})
+                _for_json({**_fields(r), "passed": r.passed, "snr_db": r.snr_db, "failures": list(r.failures)})
                 for r in self.results
             ],
         }
 
 
+def _fields(result: OutputParity) -> dict[str, Any]:
+    """Return the fields under their JSON keys."""
+    return {"dependence" if name == "input_sensitivity" else name: value for name, value in asdict(result).items()}
+
+
 def compare(
     stage: str, run: Run, references: Sequence[Reference], *, precision: Precision, batches: Sequence[int] = (1,)
 ) -> ParityReport:
-    """Runs every reference at every batch and compares each row with PyTorch's answer.
+    """Run every reference at every batch size and compare each row with PyTorch's outputs.
 
-    Each batch is run a second time filled with copies of one image, whose rows must agree with each other.
+    `stage` names what runs in the report. Each batch above 1 is run a second time with copies of one image, whose rows
+    must agree with each other. Raises ParityError if an output has another shape than PyTorch's.
     """
     results = []
     for reference in references:
         for batch in batches:
-            answers = _run_rows(run, reference, batch)
+            outputs = _run_rows(run, reference, batch)
             spread = _spread_of_copies(run, reference, batch) if batch > 1 else {}
             results += [
                 _compare_output(
                     name,
                     np.asarray(expected),
-                    answers[name],
+                    outputs[name],
                     stage=stage,
                     kind=reference.kind,
                     precision=precision,
@@ -167,27 +176,28 @@ def compare(
 
 
 def _run_rows(run: Run, reference: Reference, batch: int) -> dict[str, Array]:
-    """The answers to every row, run `batch` rows at a time."""
+    """Return the outputs for every row, run `batch` rows at a time."""
     pieces: dict[str, list[Array]] = {name: [] for name in reference.outputs}
     for start in range(0, reference.rows, batch):
-        answers = run(reference.batch(batch, start))
+        outputs = run(reference.batch(batch, start))
         for name, parts in pieces.items():
-            parts.append(answers[name])
+            parts.append(outputs[name])
     return {name: np.concatenate(parts)[: reference.rows] for name, parts in pieces.items()}
 
 
 def _spread_of_copies(run: Run, reference: Reference, batch: int) -> dict[str, float]:
+    """Return the largest difference between rows of a batch of copies of the first image, by output."""
     rows = np.zeros(batch, np.int64)
-    answers = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
+    outputs = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
     return {
-        name: float(np.abs(answers[name].astype(np.float64) - answers[name][:1]).max()) for name in reference.outputs
+        name: float(np.abs(outputs[name].astype(np.float64) - outputs[name][:1]).max()) for name in reference.outputs
     }
 
 
 def _compare_output(
     name: str,
     expected: Array,
-    answer: Array,
+    actual: Array,
     *,
     stage: str,
     kind: str,
@@ -195,10 +205,10 @@ def _compare_output(
     batch: int,
     rows_differ: float,
 ) -> OutputParity:
-    if expected.shape != answer.shape:
-        raise ParityError(f"{stage}: {name} has the shape {answer.shape}, and PyTorch's has {expected.shape}")
+    if expected.shape != actual.shape:
+        raise ParityError(f"{stage}: output {name} has the shape {actual.shape}, but PyTorch's has {expected.shape}")
     want = expected.reshape(len(expected), -1).astype(np.float64)  # (rows, values)
-    got = answer.reshape(len(answer), -1).astype(np.float64)
+    got = actual.reshape(len(actual), -1).astype(np.float64)
     finite = bool(np.isfinite(got).all())
     difference = np.abs(got - want)
     classes = expected.ndim == 2 and expected.shape[1] > 1
@@ -216,7 +226,7 @@ def _compare_output(
         same_top1=tuple((want.argmax(1) == got.argmax(1)).tolist()) if classes else (),
         finite=finite,
         rows_differ=rows_differ,
-        dependence=float(want.std(0).mean() / (want.std() or 1.0)) if len(want) > 1 else 1.0,
+        input_sensitivity=float(want.std(0).mean() / (want.std() or 1.0)) if len(want) > 1 else 1.0,
     )
 
 
@@ -224,15 +234,15 @@ def _cosine(want: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.f
     norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
     products: NDArray[np.float64] = (want * got).sum(1)
     both_zero = (want == 0).all(1) & (got == 0).all(1)
-    with np.errstate(invalid="ignore"):  # infinities are judged elsewhere
+    with np.errstate(invalid="ignore"):  # infinities fail by `finite`
         cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
     return np.where(both_zero, 1.0, cosine)
 
 
-def _told(value: Any) -> Any:
-    """The value for JSON, which knows no NaN and no infinity: null in their place."""
+def _for_json(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _told(each) for name, each in value.items()}
+        return {name: _for_json(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_told(each) for each in value]
+        return [_for_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

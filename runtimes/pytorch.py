@@ -1,4 +1,4 @@
-"""PyTorch itself behind the engine's protocol: the judge of parity, and one of the contestants in a measurement."""
+"""PyTorch as an Engine: the reference of parity checks, and a candidate in latency measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgevit.types import Array, TensorSpec
 
 
 class TorchEngine(Engine):
-    """A module run eagerly in fp32 on the CPU."""
+    """A PyTorch module, run eagerly in fp32 on the CPU."""
 
     fmt = "torch"
 
@@ -29,11 +29,11 @@ class TorchEngine(Engine):
         self.outputs = tuple(outputs)
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        # Copies: a module may work in place on its input, or answer with a view of it.
+        # torch.tensor copies: a module may modify its input in place, or return a view of it.
         tensors = [self._torch.tensor(feeds[spec.name]) for spec in self.inputs]
         with self._torch.inference_mode():
-            answer = self._module(*tensors)
-        values = [answer] if isinstance(answer, self._torch.Tensor) else self._flatten(answer)
+            result = self._module(*tensors)
+        values = [result] if isinstance(result, self._torch.Tensor) else self._flatten(result)
         return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
 
     def executed_precision(self) -> ExecutedPrecision:
@@ -42,9 +42,9 @@ class TorchEngine(Engine):
 
 
 def load_torch() -> Any:
-    """The torch module. Raises MissingError with the command that installs it."""
+    """Import torch. Raises MissingError with the command that installs it."""
     try:
         import torch
     except ImportError as error:
-        raise MissingError("PyTorch is not installed here; install it: pip install 'edgevit[export]'") from error
+        raise MissingError("PyTorch is not installed; install it: pip install 'edgevit[export]'") from error
     return torch

@@ -11,7 +11,7 @@ from edgevit.types import Run
 
 def graph_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
     """Return a function that runs `graph` node by node as written, without ONNX Runtime's own rewrites."""
-    engine = OnnxRuntimeEngine(OnnxFile().load(), graph.to_bytes(), BuildOptions(threads=threads), optimised=False)
+    engine = OnnxRuntimeEngine(OnnxFile().load(), graph.to_bytes(), BuildOptions(threads=threads), optimized=False)
     return engine.run
 
 

@@ -160,7 +160,7 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
         converted.save(bundle_folder / MODEL_FILE)
         built = build_engine(runtime, bundle_folder / MODEL_FILE, bundle_folder, options)
     with timer.stage(f"{fmt}: load"):
-        built = open_built(built, options, share=plan.fraction if plan is not None else None)
+        built = open_built(built, options, expected_fraction=plan.fraction if plan is not None else None)
     _require_inputs(built, converted)
     parity = _check_parity(export, specialized, converted, built)
     return BuiltBundle(

@@ -49,7 +49,7 @@ def batchnorm_parameters(channels: int) -> dict[str, Array]:
 def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:
     """Run a graph on seeded noise in ONNX Runtime without optimizations; return the outputs by name."""
     random = np.random.default_rng(seed)
-    engine = OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False)
+    engine = OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimized=False)
     feeds = {spec.name: random.standard_normal(spec.with_batch(BATCH)).astype(spec.dtype) for spec in engine.inputs}
     return engine.run(feeds)
 

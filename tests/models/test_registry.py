@@ -34,7 +34,7 @@ def test_goes_the_whole_road(name: str, batch: str, tmp_path: Path) -> None:
     recipe = pipeline.ExportConfig(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
     report = pipeline.run(subject.from_name(name), recipe)
     assert report.parity.passed
-    assert min(result.dependence for result in report.parity.results) > MIN_INPUT_SENSITIVITY
+    assert min(result.input_sensitivity for result in report.parity.results) > MIN_INPUT_SENSITIVITY
     for bundle in report.bundles:
         graph = OnnxGraph.load(bundle.path / "model.onnx")
         assert unwanted_operators(graph) == {}

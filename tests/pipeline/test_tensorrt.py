@@ -92,7 +92,7 @@ def test_python_names_the_targets_too(tmp_path: Path) -> None:
     for version, opset in (("8.6", 17), ("10.3", 20)):
         bundle = edgevit.export("shiftvit_cifar10", fmt="trt", trt_version=version, out=tmp_path, verify=False)
         assert bundle.manifest.to_json()["exporter"]["opset"] == opset
-    with pytest.raises(UsageError, match="no compute capability 87 to build for"):
+    with pytest.raises(UsageError, match="no compute capability 87 for ahead-of-time builds"):
         edgevit.export("shiftvit_cifar10", fmt="trt-rtx", sm=[87], out=tmp_path)
 
 

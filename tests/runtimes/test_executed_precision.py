@@ -1,4 +1,4 @@
-"""What runs is read back: layers and multiply-adds by precision, held against what is known and what was asked."""
+"""Executed precision: layers and MACs by precision, compared with known counts and the requested precision."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from tests.helpers.onnx_files import save_graph
 
 MOSTLY = ExecutedPrecision({"int8": 20, "fp32": 2}, {"int8": 970, "fp32": 30})
 HALF = ExecutedPrecision({"int8": 20, "fp32": 2}, {"int8": 500, "fp32": 500})
-LAYERS_ALONE = ExecutedPrecision({"fp16": 3, "fp32": 1})
-NOTHING_TOLD = ExecutedPrecision()
+LAYERS_ONLY = ExecutedPrecision({"fp16": 3, "fp32": 1})
+NOTHING_REPORTED = ExecutedPrecision()
 
 
-# Shares
+# Fractions
 
 
 @pytest.mark.parametrize(
-    ("told", "found", "summary"),
+    ("executed", "actual", "summary"),
     [
         (MOSTLY, "int8", "int8: 91 % of the layers, 97 % of the MACs"),
-        (LAYERS_ALONE, "fp16", "fp16: 75 % of the layers"),
-        (NOTHING_TOLD, "unknown", "not reported"),
+        (LAYERS_ONLY, "fp16", "fp16: 75 % of the layers"),
+        (NOTHING_REPORTED, "unknown", "not reported"),
         (ExecutedPrecision({"fp32": 4}, {"fp32": 9}), "fp32", "fp32: 100 % of the layers, 100 % of the MACs"),
         (  # most layers are small
             ExecutedPrecision({"int8": 3, "fp32": 1}, {"int8": 1, "fp32": 999}),
@@ -63,19 +63,19 @@ NOTHING_TOLD = ExecutedPrecision()
         ),
     ],
 )
-def test_a_precision_is_stated_in_shares(told: ExecutedPrecision, found: str, summary: str) -> None:
-    assert (told.actual, told.summary) == (found, summary)
+def test_the_summary_gives_fractions(executed: ExecutedPrecision, actual: str, summary: str) -> None:
+    assert (executed.actual, executed.summary) == (actual, summary)
 
 
-def test_shares_are_of_multiply_adds_where_they_are_known() -> None:
+def test_fractions_are_of_macs_if_they_are_known() -> None:
     assert (MOSTLY.fraction("int8"), MOSTLY.layer_fraction("int8")) == (0.97, 20 / 22)
-    assert (LAYERS_ALONE.fraction("fp16"), LAYERS_ALONE.layer_fraction("int8")) == (0.75, 0)
-    assert math.isnan(NOTHING_TOLD.fraction("int8"))
-    assert math.isnan(NOTHING_TOLD.layer_fraction("int8"))
+    assert (LAYERS_ONLY.fraction("fp16"), LAYERS_ONLY.layer_fraction("int8")) == (0.75, 0)
+    assert math.isnan(NOTHING_REPORTED.fraction("int8"))
+    assert math.isnan(NOTHING_REPORTED.layer_fraction("int8"))
 
 
 @pytest.mark.parametrize("count", [None, 0])
-def test_one_layer_that_is_not_known_makes_all_multiply_adds_unknown(count: int | None) -> None:
+def test_one_layer_with_unknown_macs_makes_all_macs_unknown(count: int | None) -> None:
     assert sum_by_precision([("int8", 90), ("fp32", 10)]) == ExecutedPrecision(
         {"int8": 1, "fp32": 1}, {"int8": 90, "fp32": 10}
     )
@@ -83,7 +83,7 @@ def test_one_layer_that_is_not_known_makes_all_multiply_adds_unknown(count: int 
 
 
 @pytest.mark.parametrize(
-    ("told", "asked", "expected", "refused"),
+    ("executed", "requested", "expected", "refused"),
     [
         (MOSTLY, "int8", 1.0, None),
         (MOSTLY, "int8", 0.97, None),
@@ -100,23 +100,23 @@ def test_one_layer_that_is_not_known_makes_all_multiply_adds_unknown(count: int 
         (HALF, "fp32", None, "requested fp32, but ORT runs 20 int8 layers"),
         (ExecutedPrecision({"fp32": 9}, {"fp32": 9}), "fp32", None, None),
         (ExecutedPrecision({"fp32": 9}, {"fp32": 9}), "int8", 0.9, "no int8 arithmetic"),
-        # A share of the multiply-adds says nothing of a share of the layers
-        (LAYERS_ALONE, "fp16", 0.99, None),
-        (LAYERS_ALONE, "int8", 0.99, "no int8 arithmetic"),
-        (NOTHING_TOLD, "fp16", 0.99, None),
+        # A fraction of the MACs implies nothing about the fraction of layers
+        (LAYERS_ONLY, "fp16", 0.99, None),
+        (LAYERS_ONLY, "int8", 0.99, "no int8 arithmetic"),
+        (NOTHING_REPORTED, "fp16", 0.99, None),
         (ExecutedPrecision({"fp32": 9, "unknown": 2}), "fp32", None, None),
         (ExecutedPrecision({"fp32": 9, "unknown": 2, "tf32": 1}), "fp32", None, "ORT runs 1 tf32 layers"),
-        (NOTHING_TOLD, "fp16", math.nan, r"invalid fp16 fraction in the manifest \(nan\)"),
+        (NOTHING_REPORTED, "fp16", math.nan, r"invalid fp16 fraction in the manifest \(nan\)"),
     ],
 )  # fmt: skip
-def test_less_than_asked_is_status_9(
-    told: ExecutedPrecision, asked: Any, expected: float | None, refused: str | None
+def test_less_than_the_requested_precision_is_status_9(
+    executed: ExecutedPrecision, requested: Any, expected: float | None, refused: str | None
 ) -> None:
     if refused is None:
-        told.require(asked, runtime="ORT", expected=expected)
+        executed.require(requested, runtime="ORT", expected=expected)
     else:
         with pytest.raises(PrecisionError, match=refused) as caught:
-            told.require(asked, runtime="ORT", expected=expected)
+            executed.require(requested, runtime="ORT", expected=expected)
         assert caught.value.exit_status == 9
 
 
@@ -138,16 +138,16 @@ def test_less_than_asked_is_status_9(
         ((3, 49, 16), (16,), None),
     ],
 )
-def test_products_are_counted_by_their_left_side(left: Any, out: Any, count: int | None) -> None:
+def test_macs_of_a_matmul_follow_from_its_left_input(left: Any, out: Any, count: int | None) -> None:
     assert matmul_macs(left, out) == count
 
 
-# What the runtimes tell
+# Reports of the runtimes
 
 
 @cache
 def graph_of(name: str) -> tuple[Any, int]:
-    """A model's graph after our passes, and its multiply-adds as PyTorch counts them."""
+    """Return the optimized graph of a model and its MACs as PyTorch counts them."""
     model = edgevit.create_model(name)
     shape = (1, 3, 32, 32) if name.endswith("cifar10") else (1, 3, 224, 224)
     return passes.optimize(capture(model, (torch.zeros(shape),), dynamic_batch=False).graph), multiply_adds(
@@ -167,17 +167,17 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("name", ["shiftvit_cifar10", "deit_t"])
-def test_the_multiply_adds_are_those_of_the_model(name: str, runtime: str, tmp_path: Path) -> None:
-    """Both products of attention included, on both sides."""
+def test_macs_are_those_of_the_model(name: str, runtime: str, tmp_path: Path) -> None:
+    """Including both matmuls of attention."""
     graph, known = graph_of(name)
     lowered = passes.specialize(graph, runtime, precision="fp32", opset=None)
     lowered.save(tmp_path / "graph.onnx")
-    told = read_back(runtime, tmp_path / "graph.onnx", tmp_path)
-    assert told.layers.keys() == told.macs.keys() == {"fp32"}
-    assert told.macs["fp32"] == known
+    executed = read_back(runtime, tmp_path / "graph.onnx", tmp_path)
+    assert executed.layers.keys() == executed.macs.keys() == {"fp32"}
+    assert executed.macs["fp32"] == known
 
 
-def test_the_manifest_has_them_for_the_batch_that_ran(made: Callable[[str], Bundle], runtime: str) -> None:
+def test_the_manifest_has_macs_for_the_batch_that_ran(made: Callable[[str], Bundle], runtime: str) -> None:
     precision = made(runtime).manifest.precision.to_json()
     assert precision == {
         "asked": "fp32",
@@ -189,16 +189,16 @@ def test_the_manifest_has_them_for_the_batch_that_ran(made: Callable[[str], Bund
     }
 
 
-def test_a_manifest_of_what_has_not_run_claims_nothing() -> None:
+def test_an_engine_that_has_not_run_has_no_precision() -> None:
     entry = PrecisionRecord(requested="fp16", executed=BuildResult(runtime=get_runtime("trt")).precision).to_json()
     counts: dict[str, Any] = {"layers": {}, "multiply_adds": {}, "layer_shares": {}, "multiply_add_shares": {}}
     assert entry == {"asked": "fp16", "found": None, **counts}
 
 
-# Graphs of which every product is known
+# Graphs with known MACs
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
-QUANTISED_INPUT = "i = QuantizeLinear(x, s, z) d = DequantizeLinear(i, s, z)"
+QUANTIZED_INPUT = "i = QuantizeLinear(x, s, z) d = DequantizeLinear(i, s, z)"
 SCALES = "float s = {0.02}, uint8 z = {128}, int8 zero = {0}"
 
 
@@ -211,7 +211,7 @@ SCALES = "float s = {0.02}, uint8 z = {128}, int8 zero = {0}"
             {"fp32": 6 * 4 * 4 * 4 * 9},
             {"fp32": 6 * 4 * 4 * 4 * 9},
         ),
-        (  # a convolution back: not read from ONNX Runtime's profile
+        (  # transposed: not in ONNX Runtime's profile
             """g (float[1, 8, 5, 5] x, float[8, 6, 2, 2] w) => (float[1, 6, 10, 10] y)
              { y = ConvTranspose <strides = [2, 2]> (x, w) }""",
             {},
@@ -258,31 +258,31 @@ SCALES = "float s = {0.02}, uint8 z = {128}, int8 zero = {0}"
             {"fp32": 7 * 5 * (24 + 12)},
             None,
         ),
-        (  # both sides are quantised as it runs
+        (  # both inputs are quantized
             f"""g (float[7, 16] x) => (float[7, 2] y) <{SCALES}, int8[16, 2] w = {{{', '.join(['3'] * 32)}}}>
-             {{ {QUANTISED_INPUT} e = DequantizeLinear(w, s, zero) y = MatMul(d, e) }}""",
+             {{ {QUANTIZED_INPUT} e = DequantizeLinear(w, s, zero) y = MatMul(d, e) }}""",
             {"int8": 7 * 16 * 2},
             {"int8": 7 * 16 * 2},
         ),
-        (  # Q and DQ stand before a convolution that ONNX Runtime does not fuse them into: it multiplies floats
+        (  # ONNX Runtime does not fuse Q and DQ into this convolution, which multiplies floats
             f"""g (float[1, 2, 8, 8] x) => (float[1, 2, 8, 8] y) <{SCALES}, int8[2, 2, 1, 1] w = {{1, 2, 3, 4}}>
-             {{ {QUANTISED_INPUT} e = DequantizeLinear(w, s, zero) y = Conv(d, e) }}""",
+             {{ {QUANTIZED_INPUT} e = DequantizeLinear(w, s, zero) y = Conv(d, e) }}""",
             {"fp32": 2 * 64 * 2},
             {"int8": 2 * 64 * 2},
         ),
     ],
 )  # fmt: skip
-def test_what_multiplies_is_counted_where_it_runs(
+def test_known_macs_are_counted(
     text: str, by_ort: dict[str, int], by_openvino: dict[str, int] | None, tmp_path: Path
 ) -> None:
     onnx.save(onnx.parser.parse_model(f"{HEAD}\n{text}"), tmp_path / "graph.onnx")
-    told = read_back("ort", tmp_path / "graph.onnx", tmp_path, precision="int8")
-    assert told.macs == by_ort
-    assert told.layers
+    executed = read_back("ort", tmp_path / "graph.onnx", tmp_path, precision="int8")
+    assert executed.macs == by_ort
+    assert executed.layers
     if by_openvino is not None:
-        told = read_back("openvino", tmp_path / "graph.onnx", tmp_path, precision="int8")
-        assert told.macs == by_openvino
-        assert told.layers
+        executed = read_back("openvino", tmp_path / "graph.onnx", tmp_path, precision="int8")
+        assert executed.macs == by_openvino
+        assert executed.layers
 
 
 def conv_net(folder: Path) -> Path:
@@ -363,7 +363,7 @@ class Noise(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-def quantised(
+def quantized(
     source: Path,
     shape: tuple[int, ...],
     *,
@@ -371,8 +371,8 @@ def quantised(
     operators: tuple[str, ...] | None = None,
     symmetric: bool = False,
 ) -> Path:
-    """`source` with Q and DQ around all nodes of some `operators`, or of all, but the nodes `without`."""
-    target = source.with_name("quantised.onnx")
+    """Quantize all nodes of the given `operators`, or of all operators, except the nodes `without`."""
+    target = source.with_name("quantized.onnx")
     quantize_static(
         source,
         target,
@@ -392,35 +392,35 @@ def quantised(
     ("without", "layers", "counts"),
     [
         ((), {"int8": 4}, {"int8": CONVS}),
-        # ONNX Runtime would quantise it all the same, from the look of its neighbours
+        # By default ONNX Runtime would quantize it too, since its neighbors are quantized
         (("point",), {"int8": 3, "fp32": 1}, {"int8": CONVS - POINT, "fp32": POINT}),
     ],
 )
-def test_quantised_convolutions_run_in_int8(
+def test_quantized_convolutions_run_in_int8(
     without: tuple[str, ...], layers: dict[str, int], counts: dict[str, int], runtime: str, tmp_path: Path
 ) -> None:
-    model = quantised(conv_net(tmp_path), (1, 3, 32, 32), without=without)
-    told = read_back(runtime, model, tmp_path, precision="int8")
-    assert (told.layers, told.macs) == (layers, counts)
-    told.require("int8", runtime=runtime, expected=counts["int8"] / CONVS)
+    model = quantized(conv_net(tmp_path), (1, 3, 32, 32), without=without)
+    executed = read_back(runtime, model, tmp_path, precision="int8")
+    assert (executed.layers, executed.macs) == (layers, counts)
+    executed.require("int8", runtime=runtime, expected=counts["int8"] / CONVS)
     if without:
         with pytest.raises(PrecisionError, match="100 % of the MACs, but"):
-            told.require("int8", runtime=runtime, expected=1.0)
+            executed.require("int8", runtime=runtime, expected=1.0)
 
 
 @pytest.mark.parametrize(
     ("without", "in_fp32"), [(("scores", "mix"), ATTENTION), (("scores", "mix", "fc1"), ATTENTION + FC1)]
 )
-def test_quantised_products_run_in_int8(without: tuple[str, ...], in_fp32: int, runtime: str, tmp_path: Path) -> None:
-    model = quantised(transformer_block(tmp_path), (1, 49, 64), without=without, operators=("MatMul",))
-    told = read_back(runtime, model, tmp_path, precision="int8")
-    assert told.layers["int8"] == 6 - ("fc1" in without)
-    assert told.macs == {"int8": BLOCK - in_fp32, "fp32": in_fp32}
-    told.require("int8", runtime=runtime, expected=1 - in_fp32 / BLOCK)
+def test_quantized_matmuls_run_in_int8(without: tuple[str, ...], in_fp32: int, runtime: str, tmp_path: Path) -> None:
+    model = quantized(transformer_block(tmp_path), (1, 49, 64), without=without, operators=("MatMul",))
+    executed = read_back(runtime, model, tmp_path, precision="int8")
+    assert executed.layers["int8"] == 6 - ("fc1" in without)
+    assert executed.macs == {"int8": BLOCK - in_fp32, "fp32": in_fp32}
+    executed.require("int8", runtime=runtime, expected=1 - in_fp32 / BLOCK)
 
 
-def test_a_model_from_the_cache_tells_the_same(tmp_path: Path) -> None:
-    """OpenVINO forgets in its cache what it fused."""
+def test_a_model_from_the_cache_has_the_same_macs(tmp_path: Path) -> None:
+    """OpenVINO's cache does not keep the names of fused operators."""
     runtime, options = get_runtime("openvino"), BuildOptions(threads=1, cache_dir=tmp_path / "cache")
     model = runtime.build(transformer_block(tmp_path), tmp_path, options).path
     for _ in range(2):
@@ -429,22 +429,22 @@ def test_a_model_from_the_cache_tells_the_same(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("*.blob"))) == 1
 
 
-def test_a_layer_of_several_products_is_int8_where_all_of_them_are(tmp_path: Path) -> None:
-    """OpenVINO calls attention int8 whose values alone are: queries and keys are multiplied in fp32."""
-    model = quantised(transformer_block(tmp_path), (1, 49, 64), without=("scores", "q", "k"), symmetric=True)
-    told = read_back("openvino", model, tmp_path, precision="int8")
+def test_a_layer_of_several_matmuls_is_int8_only_if_all_are(tmp_path: Path) -> None:
+    """OpenVINO reports int8 for attention in which only the values are int8; queries and keys are fp32."""
+    model = quantized(transformer_block(tmp_path), (1, 49, 64), without=("scores", "q", "k"), symmetric=True)
+    executed = read_back("openvino", model, tmp_path, precision="int8")
     linear = 49 * 64 * 64
-    assert told.macs["fp32"] >= 2 * linear + ATTENTION // 2
-    assert sum(told.macs.values()) == BLOCK
+    assert executed.macs["fp32"] >= 2 * linear + ATTENTION // 2
+    assert sum(executed.macs.values()) == BLOCK
 
 
-def test_a_model_quantised_as_it_runs_is_int8(tmp_path: Path) -> None:
+def test_dynamic_quantization_is_int8(tmp_path: Path) -> None:
     quantize_dynamic(transformer_block(tmp_path), tmp_path / "dynamic.onnx", weight_type=QuantType.QInt8)
-    told = read_back("ort", tmp_path / "dynamic.onnx", tmp_path, precision="int8")
-    assert told.macs == {"int8": BLOCK - ATTENTION, "fp32": ATTENTION}
+    executed = read_back("ort", tmp_path / "dynamic.onnx", tmp_path, precision="int8")
+    assert executed.macs == {"int8": BLOCK - ATTENTION, "fp32": ATTENTION}
 
 
-# Before and after
+# Runtimes and reports
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", True), ("int8", True), ("fp16", False)])
@@ -457,18 +457,18 @@ def test_the_processor_runs_int8_and_not_fp16(runtime: str, precision: Any, *, a
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "cell"),
+    ("requested", "executed", "cell"),
     [
         ("int8", MOSTLY, MOSTLY.summary),
-        ("fp16", LAYERS_ALONE, LAYERS_ALONE.summary),
+        ("fp16", LAYERS_ONLY, LAYERS_ONLY.summary),
         ("fp32", ExecutedPrecision({"fp32": 23}, {"fp32": 5}), "23 fp32"),
         ("int8", None, "not reported"),
         ("fp32", None, "not reported"),
     ],
 )
-def test_the_report_states_the_shares(asked: Any, told: ExecutedPrecision | None, cell: str) -> None:
+def test_the_report_shows_the_summary(requested: Any, executed: ExecutedPrecision | None, cell: str) -> None:
     made = BundleReport(
-        path=Path("vit"), fmt="ort", title="ORT", requested_precision=asked, actual_precision=told, nodes=1, opset=20,
-        size_bytes=1, missing=None, comparison=None, notes=(),
+        path=Path("vit"), fmt="ort", title="ORT", requested_precision=requested, actual_precision=executed, nodes=1,
+        opset=20, size_bytes=1, missing=None, comparison=None, notes=(),
     )  # fmt: skip
     assert list(bundle_table([made]).columns[-1].cells) == [cell]

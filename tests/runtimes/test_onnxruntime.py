@@ -1,4 +1,4 @@
-"""What is ONNX Runtime's own: it tells what it runs by noting it, in a file, while it runs."""
+"""ONNX Runtime: executed precision from its profile file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgevit.errors import BuildError
 
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The sessions that are made."""
+    """The sessions that have been created."""
     made: list[Any] = []
     session = onnxruntime.InferenceSession
 
@@ -31,7 +31,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def test_a_model_is_loaded_once_and_tells_its_layers(made: Callable[[str], Bundle], sessions: list[Any]) -> None:
+def test_a_model_is_loaded_once_and_reports_its_layers(made: Callable[[str], Bundle], sessions: list[Any]) -> None:
     bundle = made("ort")
     sessions.clear()
     with edgevit.load(bundle) as engine:
@@ -39,29 +39,31 @@ def test_a_model_is_loaded_once_and_tells_its_layers(made: Callable[[str], Bundl
         assert len(sessions) == 1
         assert sessions[0].get_session_options().enable_profiling
         engine.run({engine.inputs[0].name: np.zeros((1, 3, 32, 32), np.float32)})
-        assert sessions[0].end_profiling() == ""  # nothing is noted any more
+        assert sessions[0].end_profiling() == ""  # profiling has ended
 
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # bytes a file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # bytes per file
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_notes_that_cannot_be_written_are_said(made: Callable[[str], Bundle]) -> None:
+def test_a_profile_that_cannot_be_written_is_a_build_error(made: Callable[[str], Bundle]) -> None:
     bundle = made("ort")
     with (
         full_disk(),
-        pytest.raises(BuildError, match="is that disk full[?] Make room there, or name another place in TMPDIR"),
+        pytest.raises(BuildError, match="is the disk full[?] Free some space, or set TMPDIR"),
     ):
         edgevit.load(bundle)
 
 
-def test_no_notes_are_left(made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_profile_is_left_behind(
+    made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = made("ort")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with edgevit.load(bundle) as engine:

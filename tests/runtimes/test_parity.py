@@ -1,4 +1,4 @@
-"""Parity on made-up engines: what must pass passes, and every way to be wrong is caught and named."""
+"""Parity of small fake engines: correct ones pass, and every kind of error is detected and named."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STD = float(REFERENCE.outputs["y"].std())
 
 
 def engine(change: Callable[[Array], Array] = lambda y: y) -> Run:
-    """An engine that computes the reference, and then `change`s it."""
+    """Return an engine that computes the reference outputs and applies `change` to them."""
 
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
         return {"y": change(feeds["x"] @ WEIGHT)}
@@ -29,13 +29,13 @@ def engine(change: Callable[[Array], Array] = lambda y: y) -> Run:
     return run
 
 
-def judge(run: Run, precision: Precision = "fp32", batches: tuple[int, ...] = (1,)) -> ParityReport:
+def parity(run: Run, precision: Precision = "fp32", batches: tuple[int, ...] = (1,)) -> ParityReport:
     return compare("engine", run, [REFERENCE], precision=precision, batches=batches)
 
 
-def rounded(share: float) -> Callable[[Array], Array]:
-    """Adds noise of `share` standard deviations at most."""
-    return lambda y: y + np.float32(share * STD) * np.sin(np.arange(y.size, dtype=np.float32)).reshape(y.shape)
+def rounded(max_error: float) -> Callable[[Array], Array]:
+    """Add noise of at most `max_error` standard deviations."""
+    return lambda y: y + np.float32(max_error * STD) * np.sin(np.arange(y.size, dtype=np.float32)).reshape(y.shape)
 
 
 def nan_in_one_value(y: Array) -> Array:
@@ -57,9 +57,9 @@ def swap_best_two(y: Array) -> Array:
 
 @pytest.mark.parametrize("batches", [(1,), (4,), (1, 2, 16)])
 def test_an_equal_engine_passes(batches: tuple[int, ...]) -> None:
-    report = judge(engine(), batches=batches)
+    report = parity(engine(), batches=batches)
     report.require()
-    assert report.guilty_stage is None
+    assert report.first_failed_stage is None
     assert [result.batch for result in report.results] == list(batches)
     assert all(len(result.max_abs) == 6 for result in report.results)
 
@@ -68,48 +68,48 @@ def test_an_equal_engine_passes(batches: tuple[int, ...]) -> None:
     ("precision", "passes", "fails"), [("fp32", 5e-5, 2e-4), ("fp16", 5e-3, 5e-2), ("int8", 5e-2, 0.5)]
 )
 def test_each_precision_has_its_tolerance(precision: Precision, passes: float, fails: float) -> None:
-    judge(engine(rounded(passes)), precision).require()
+    parity(engine(rounded(passes)), precision).require()
     with pytest.raises(ParityError):
-        judge(engine(rounded(fails)), precision).require()
+        parity(engine(rounded(fails)), precision).require()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("wrong", [nan_in_one_value, infinity_in_one_value])
 def test_nan_and_infinity_always_fail(wrong: Callable[[Array], Array], precision: Precision) -> None:
     with pytest.raises(ParityError, match="NaN or infinity"):
-        judge(engine(wrong), precision).require()
+        parity(engine(wrong), precision).require()
 
 
 def test_another_top1_fails() -> None:
     with pytest.raises(ParityError, match="top-1 agreement"):
-        judge(engine(swap_best_two)).require()
+        parity(engine(swap_best_two)).require()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows_of_one_batch_that_disagree_fail(precision: Precision) -> None:
-    """Rows after the first are off, but only in larger batches: no comparison row by row would show it."""
+    """Rows after the first are wrong, but only in larger batches."""
 
     def leak(y: Array) -> Array:
         y[1:] += np.float32(0.3 * STD)
         return y
 
     with pytest.raises(ParityError, match="rows of one batch differ"):
-        judge(engine(leak), precision, batches=(1, 4)).require()
+        parity(engine(leak), precision, batches=(1, 4)).require()
 
 
-def test_the_first_stage_that_fails_is_the_guilty_one() -> None:
+def test_the_first_stage_that_fails_is_named() -> None:
     report = (
-        judge(engine())
-        + compare("optimised", engine(rounded(1.0)), [REFERENCE], precision="fp32")
-        + judge(engine(rounded(1.0)))
+        parity(engine())
+        + compare("optimized", engine(rounded(1.0)), [REFERENCE], precision="fp32")
+        + parity(engine(rounded(1.0)))
     )
-    assert report.guilty_stage == "optimised"
-    with pytest.raises(ParityError, match="stage 'optimised'") as caught:
+    assert report.first_failed_stage == "optimized"
+    with pytest.raises(ParityError, match="stage 'optimized'") as caught:
         report.require()
     assert caught.value.report is report
 
 
-def test_nothing_compared_is_no_pass() -> None:
+def test_an_empty_report_does_not_pass() -> None:
     assert not ParityReport(()).passed
     with pytest.raises(ParityError, match="nothing was compared"):
         ParityReport(()).require()
@@ -117,10 +117,10 @@ def test_nothing_compared_is_no_pass() -> None:
 
 def test_another_shape_fails() -> None:
     with pytest.raises(ParityError, match="has the shape"):
-        judge(engine(lambda y: y[:, :-1]))
+        parity(engine(lambda y: y[:, :-1]))
 
 
-def test_an_output_that_ignores_its_input_is_remarked_on() -> None:
+def test_an_output_that_ignores_its_input_is_a_warning() -> None:
     constant = Reference(kind="photos", inputs={"x": INPUTS}, outputs={"y": np.tile(WEIGHT[:1], (6, 1))})
 
     def ignore_input(feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -129,16 +129,16 @@ def test_an_output_that_ignores_its_input_is_remarked_on() -> None:
     report = compare("engine", ignore_input, [constant], precision="fp32")
     assert report.passed
     assert "hardly depends on the input" in report.warnings[0]
-    assert judge(engine()).warnings == ()
+    assert parity(engine()).warnings == ()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_fails_and_can_be_told(value: float) -> None:
-    """An engine that overflows ends in a verdict and a table, not in a traceback."""
-    wanted = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
-    broken = wanted.copy()
+def test_outputs_that_are_not_finite_fail_and_can_be_reported(value: float) -> None:
+    """An engine that overflows fails parity; report and table still work."""
+    expected = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    broken = expected.copy()
     broken[1, 2] = value
-    reference = Reference(kind="photos", inputs={"x": wanted}, outputs={"y": wanted})
+    reference = Reference(kind="photos", inputs={"x": expected}, outputs={"y": expected})
     report = compare(
         "engine", lambda feeds: {"y": broken[: len(feeds["x"])]}, [reference], precision="int8", batches=(2,)
     )

@@ -53,7 +53,7 @@ class Loads:
 
     def __call__(self, graph: OnnxGraph) -> Callable[[Feeds], Mapping[str, Array]]:
         self.count += 1
-        return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False).run
+        return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimized=False).run
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ HEAD = '<ir_version: 10, opset_import: ["" : 21]>'
 
 
 def load(graph: OnnxGraph) -> Callable[[Feeds], Mapping[str, Array]]:
-    return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False).run
+    return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimized=False).run
 
 
 def noise(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:

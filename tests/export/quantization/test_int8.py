@@ -54,7 +54,7 @@ def graph(text: str, **weights: Array) -> OnnxGraph:
 
 
 def load(graph: OnnxGraph) -> Run:
-    return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimised=False).run
+    return OnnxRuntimeEngine(onnxruntime, graph.to_bytes(), BuildOptions(threads=1), optimized=False).run
 
 
 def answer(graph: OnnxGraph, image: Array) -> Array:

@@ -63,7 +63,7 @@ def test_supported_compute_capabilities_are_accepted(capabilities: tuple[int, ..
         ((86, 90), "no compute capability 90"),
         ((86, 86), "each compute capability once"),
         ((), "each compute capability once"),
-        ((75,), "no fp32 products for compute capability 75.*fp16"),
+        ((75,), "no fp32 matmuls for compute capability 75.*fp16"),
     ],
 )
 def test_unsupported_compute_capabilities_are_an_error(capabilities: tuple[int, ...], words: str) -> None:
