@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgevit.bundles.bundle import Bundle
+    from edgevit.formats import Int8Range
     from edgevit.models.downloads import OnDownload
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.types import Array, Precision
@@ -70,6 +71,7 @@ def export_model(
     precision: Precision = "fp32",
     calib: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     eval: str | os.PathLike[str] | None = None,  # noqa: A002  # as on the command line
+    int8_range: Int8Range = "safe",
     max_drop: float | None = None,
     out: str | os.PathLike[str] = ".",
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
@@ -96,6 +98,7 @@ def export_model(
         calib: calibration data for fp16 and int8: a folder of images, or arrays (rows, ...) by input name. int8
             requires it; fp16 uses two included photos by default.
         eval: a folder of labeled images on which a lower precision is compared with fp32.
+        int8_range: "safe", or "full" for int8 weights that x86 processors need VNNI for.
         max_drop: the largest allowed loss of top-1 on `eval`, as a fraction (default: 0.01).
         out: the folder in which the bundle is created.
         example_input: a tensor with the batch first, or one for each input. Required for a module.
@@ -155,6 +158,7 @@ def export_model(
             images=Path(images) if images is not None else None,
             calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
             eval=Path(eval) if eval is not None else None,
+            int8_range=int8_range,
             max_drop=max_drop,
             trt_version=trt_version,
             verify=verify,

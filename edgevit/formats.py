@@ -14,6 +14,7 @@ from edgevit.types import Precision
 
 GroupNormForm: TypeAlias = Literal["native", "instance"]
 PassPipeline: TypeAlias = Literal["generic", "tensorrt"]
+Int8Range: TypeAlias = Literal["safe", "full"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,9 @@ class Int8Scheme:
     quantize_outputs_of: frozenset[str] = frozenset()  # operators that need a quantized output to run in int8
     int32_biases: bool = False  # biases are int32 in the graph; else they keep their type
     float_dtype: Precision = "fp32"  # of everything that is not quantized
+    # "full": weights up to +-127. "safe": so small that no two products with uint8 overflow 16 bits, as they would on
+    # x86 processors without VNNI.
+    weight_range: Int8Range = "safe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,11 @@ class Format:
     def package(self) -> str:
         """The name of the runtime's package in environments and baselines: "tensorrt_rtx"."""
         return self.packages[0].replace("-", "_")
+
+    @property
+    def int8_on_cpu(self) -> bool:
+        """Whether its engines multiply 8-bit integers on the processor."""
+        return self.int8 is not None and self.deployable and not self.runs_on_device
 
     def require_int8(self) -> Int8Scheme:
         """The int8 scheme. Raises PrecisionError if the format has none."""
@@ -116,7 +125,7 @@ FORMATS: tuple[Format, ...] = (
         opset=20,
         group_norm="instance",
         passes="tensorrt",
-        int8=Int8Scheme(activations="int8", float_dtype="fp16"),
+        int8=Int8Scheme(activations="int8", float_dtype="fp16", weight_range="full"),
         workspace=True,
         versioned_parser=True,
         builds_on_device=True,
@@ -132,7 +141,7 @@ FORMATS: tuple[Format, ...] = (
         opset=20,
         group_norm="instance",
         passes="tensorrt",
-        int8=Int8Scheme(activations="int8", float_dtype="fp16"),
+        int8=Int8Scheme(activations="int8", float_dtype="fp16", weight_range="full"),
         ahead_of_time=True,
         workspace=True,
         runs_on_device=True,

@@ -136,6 +136,13 @@ def one_of(*choices: str) -> Parser[str]:
     return parse
 
 
+def boolean(value: Any, place: str) -> bool:
+    """Parse true or false."""
+    if not isinstance(value, bool):
+        raise InvalidError(f"{place} is {shorten(value)}, not true or false")
+    return value
+
+
 def nullable(parse: Parser[T]) -> Parser[T | None]:
     """A value or null."""
     return lambda value, place: None if value is None else parse(value, place)

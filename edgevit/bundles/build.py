@@ -18,6 +18,7 @@ from edgevit.bundles.manifest import (
     read_manifest,
 )
 from edgevit.bundles.verify import engine_parity
+from edgevit.cpu import require_vnni
 from edgevit.errors import MissingError
 from edgevit.latency.environment import Environment
 from edgevit.runtimes.base import OnPhase
@@ -47,6 +48,8 @@ def build(
     inherited = bundle.options if same_format else replace(bundle.options, compute_capabilities=None)
     options = replace(inherited, threads=threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)
+    if bundle.needs_vnni(runtime.fmt):
+        require_vnni(bundle.name)
     name = bundle_name(bundle.manifest.model.name, options.precision, runtime.fmt)
     target = bundle.path.resolve().parent / (bundle.name if same_format else name)
     store.require_replaceable(target)  # before the build, which can take minutes

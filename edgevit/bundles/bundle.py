@@ -32,6 +32,7 @@ from edgevit.bundles.manifest import (
 )
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import file_sha256
+from edgevit.formats import get_format
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -80,6 +81,15 @@ class Bundle:
     def quantized_fraction(self) -> float | None:
         """The fraction of MACs that the graph holds in the requested precision; None if they were not counted."""
         return self.manifest.quantized_fraction
+
+    def needs_vnni(self, fmt: str | None = None) -> bool:
+        """Whether an x86 processor without VNNI computes the bundle wrongly, in its own format or in `fmt`.
+
+        The weights of int8 bundles that do not record it have the full range.
+        """
+        if self.options.precision != "int8" or not get_format(fmt or self.fmt).int8_on_cpu:
+            return False
+        return self.manifest.needs_vnni
 
     @property
     def engine_path(self) -> Path | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
+from edgevit.cpu import require_vnni
 from edgevit.errors import MissingError
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -16,7 +17,7 @@ def load_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
     """Load the engine without reading back its precision; follow it with `require_precision`.
 
     Raises MissingError if the engine has yet to be built on the device, PrecisionError if the precision that the
-    manifest records is not the one that was requested.
+    manifest records is not the one that was requested, or if this processor would compute the engine wrongly.
     """
     path, options = _engine_file(bundle, threads=threads, cache_dir=cache_dir)
     return get_runtime(bundle.fmt).open(path, options)
@@ -49,10 +50,12 @@ def require_precision(bundle: Bundle, engine: Engine) -> ExecutedPrecision:
 
 
 def _engine_file(bundle: Bundle, *, threads: int | None, cache_dir: Path | None) -> tuple[Path, BuildOptions]:
-    """The engine file and its options, after a check of the precision that the manifest records."""
+    """The engine file and its options, after a check of the processor and of the precision in the manifest."""
     if bundle.engine_path is None:
         raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
     options = replace(bundle.options, threads=threads, cache_dir=cache_dir)
+    if bundle.needs_vnni():
+        require_vnni(bundle.name)
     reported_by = f"{bundle.fmt}, by the manifest of {bundle.name},"
     bundle.recorded_precision.require(options.precision, runtime=reported_by, expected=bundle.quantized_fraction)
     return bundle.engine_path, options

@@ -19,6 +19,7 @@ from edgevit.untrusted import (
     Json,
     JsonObject,
     any_object,
+    boolean,
     integer,
     list_of,
     nullable,
@@ -309,7 +310,7 @@ class Manifest:
     """The content of manifest.json.
 
     Reports (`precision_plan`, `parity`, `latency`, `comparison`, `environment`) are kept as the JSON that their own
-    classes write; edgevit does not act on them, apart from `quantized_fraction`.
+    classes write; edgevit does not act on them, apart from `quantized_fraction` and `needs_vnni`.
     """
 
     model: ModelRecord
@@ -341,6 +342,11 @@ class Manifest:
     def quantized_fraction(self) -> float | None:
         """The fraction of MACs that the graph holds in the requested precision; None if they were not counted."""
         return _parse_fraction(self.precision_plan, "typing") if self.precision_plan is not None else None
+
+    @property
+    def needs_vnni(self) -> bool:
+        """Whether int8 weights overflow on x86 processors without VNNI; True if the manifest does not say."""
+        return self.precision_plan is None or _parse_needs_vnni(self.precision_plan, "typing")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -382,7 +388,7 @@ class Manifest:
                 comparison=fields.read_or("verdict", nullable(any_object), None),
                 environment=fields.read_or("environment", any_object, {}),
             )
-            _ = manifest.options, manifest.quantized_fraction
+            _ = manifest.options, manifest.quantized_fraction, manifest.needs_vnni
         except UsageError as error:  # each value is valid, but not together with the others
             raise InvalidError(str(error)) from error
         return manifest
@@ -449,6 +455,10 @@ def _parse_dim(value: Any, place: str) -> Dim:
 
 def _parse_fraction(plan: Json, place: str) -> float | None:
     return JsonObject.of(plan, place).read_or("share", nullable(number(0, 1)), None)
+
+
+def _parse_needs_vnni(plan: Json, place: str) -> bool:
+    return JsonObject.of(plan, place).read_or("needs_vnni", boolean, default=True)
 
 
 def _tensor_json(spec: TensorSpec) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part, as_invoked, redirect_user_output
@@ -14,7 +14,7 @@ from edgevit.cli.latency import latency_parts
 from edgevit.cli.parser import Arguments, Command, add_threads
 from edgevit.cli.tables import make_table, parity_table
 from edgevit.errors import MissingError, UsageError
-from edgevit.formats import list_formats
+from edgevit.formats import Int8Range, list_formats
 from edgevit.precisions import list_policies
 from edgevit.types import PRECISIONS
 
@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P%",
         help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
     )
+    parser.add_argument(
+        "--int8-range",
+        choices=get_args(Int8Range),
+        default="safe",
+        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
+    )
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: the best one for the format)")
     parser.add_argument(
         "--images", type=types.path, metavar="DIR", help="images for the parity check (default: two included photos)"
@@ -106,6 +112,7 @@ def run(arguments: Arguments, console: Console) -> int:
         images=arguments.images,
         calib=arguments.calib,
         eval=arguments.eval,
+        int8_range=arguments.int8_range,
         max_drop=arguments.max_drop,
         trt_version=arguments.trt_version,
         verify=arguments.verify,

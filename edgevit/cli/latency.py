@@ -10,6 +10,7 @@ from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command, add_threads
 from edgevit.cli.tables import fixed, make_table
+from edgevit.cpu import int8_instructions
 from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def latency_table(reports: Sequence[LatencyReport]) -> Table:
     table.caption = (
         f"{_batches(reports)}, {first.threads or 'all'} threads, one process, turns in random order; "
         "-: too few runs for the percentile (p90 needs 64, p99 662). "
-        f"{first.environment.cpu or first.environment.architecture}"
+        f"{first.environment.cpu or first.environment.architecture} ({int8_instructions(first.environment.isa)})"
     )
     return table
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgevit.cpu import int8_instructions
 from edgevit.errors import ParityError
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport
@@ -37,6 +38,7 @@ class PrecisionComparison:
     time_ratio: Ratio | None  # time / fp32's time, interleaved; None: not measured
     size_bytes: int | None
     fp32_size_bytes: int | None
+    instructions: str = ""  # that int8 ran on, such as "avx2"; empty for other precisions
     allowed_drop: float | None = None  # of top-1, as a fraction of the labelled images; None: no bound
 
     @property
@@ -106,9 +108,12 @@ class PrecisionComparison:
 
     @property
     def _speed(self) -> str:
-        ratio = self.time_ratio
-        if ratio is None:
+        if self.time_ratio is None:
             return "speed not measured here"
+        text = self._speed_of(self.time_ratio)
+        return f"{text} ({self.instructions})" if self.instructions else text
+
+    def _speed_of(self, ratio: Ratio) -> str:
         if ratio.verdict == "cannot tell":
             reason = f", {ratio.reason}" if ratio.reason else ""
             return f"no clear difference in speed (time / fp32 {ratio.value:.2f}{reason})"
@@ -178,11 +183,11 @@ def compare_with_fp32(
     """Compare a bundle with its fp32 baseline. `evaluations` are fp32's and the bundle's on the labelled images."""
     pair = [latencies[name] for name in (fp32_baseline.candidate_name(bundle.fmt), bundle.fmt) if name in latencies]
     last_stage = bundle.parity.results[-1].stage if bundle.parity.results else ""
-    artifact = bundle.built.artifact
+    artifact, precision = bundle.built.artifact, bundle.options.precision
     fp32_artifact = baseline.built.artifact if baseline.built is not None else None
     return PrecisionComparison(
         fmt=bundle.fmt,
-        precision=bundle.options.precision,
+        precision=precision,
         measured_on=ENGINE if bundle.deployable_engine is not None else GRAPH,
         parity=tuple(result for result in bundle.parity.results if result.stage == last_stage),
         fp32_evaluation=evaluations[0] if evaluations is not None else None,
@@ -190,6 +195,7 @@ def compare_with_fp32(
         time_ratio=side_by_side(pair)[1].ratio if len(pair) == 2 and bundle.deployable_engine is not None else None,
         size_bytes=artifact.size_bytes if artifact is not None else None,
         fp32_size_bytes=fp32_artifact.size_bytes if fp32_artifact is not None else None,
+        instructions=int8_instructions(pair[0].environment.isa) if pair and precision == "int8" else "",
         allowed_drop=allowed_drop,
     )
 

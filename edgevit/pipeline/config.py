@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
-from edgevit.errors import MissingError, UsageError
+from edgevit.errors import MissingError, UsageError, unknown_name
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
-from edgevit.formats import Format, get_format
+from edgevit.formats import Format, Int8Range, get_format
 from edgevit.latency.report import MeasurePlan
 from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions, Runtime
@@ -39,6 +39,7 @@ class ExportConfig:
     images: Path | None = None  # photos for parity; None: those that come with edgevit
     calib: Calibration | None = None
     eval: Path | None = None  # labelled images that a lower precision is evaluated on
+    int8_range: Int8Range = "safe"  # of int8 weights; x86 processors without VNNI compute "full" wrongly
     max_drop: float | None = None  # of top-1, as a fraction; None: DEFAULT_MAX_DROP with `eval`, else no bound
     trt_version: str | None = None  # of the device; None: see `target_version`
     verify: bool = True  # whether parity with PyTorch is checked
@@ -78,6 +79,10 @@ class ExportConfig:
                     raise UsageError(
                         f"{name} requires --precision fp16 or int8; the accuracy of fp32 is measured by edgevit eval"
                     )
+        if self.int8_range not in get_args(Int8Range):
+            raise unknown_name("int8 range", self.int8_range, get_args(Int8Range))
+        if self.int8_range == "full" and self.options.precision != "int8":
+            raise UsageError("--int8-range requires --precision int8; leave one of them out")
         if get_policy(self.options.precision).needs_calibration and self.calib is None:
             raise UsageError(
                 f"{self.options.precision} needs calibration photos like those the model will see: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.fp16 import emulate_fp16
+from edgevit.export.quantization.emulation import emulate_fp16
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
 from edgevit.types import Run

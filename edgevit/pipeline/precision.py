@@ -17,7 +17,7 @@ from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.int8 import layers_of
 from edgevit.export.quantization.sensitivity import Judge, QuantizationPlan, quantize_within
 from edgevit.files import cache_folder
-from edgevit.formats import get_format
+from edgevit.formats import Int8Range, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.references import EvalDataset, ReferenceData
@@ -43,6 +43,7 @@ class PrecisionConverter:
     check_parity: bool
     max_drop: float | None  # the fraction of top-1 that may be lost; None: no bound
     timer: StageTimer
+    int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
 
     def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
         """Return the graph in the requested precision, and the plan that lists the nodes kept out of it; None for fp32.
@@ -90,6 +91,8 @@ class PrecisionConverter:
 
     def _to_int8(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, QuantizationPlan]:
         scheme, feeds = get_format(fmt).require_int8(), self._feeds(self.references.calibration)
+        if self.int8_range == "full":
+            scheme = replace(scheme, weight_range="full")
         ranges = self._activation_ranges(graph, feeds, fmt)
         with self.timer.stage(f"{fmt}: quantize"):
             quantized, plan = quantize_within(

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
 from edgevit.bundles.manifest import MODEL_FILE
+from edgevit.cpu import require_vnni
 from edgevit.errors import ExportError
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -80,6 +81,8 @@ def _require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -
     if not runtime.format.builds_on_device:
         runtime.load()
     runtime.require_precision(config.options.precision)
+    if config.int8_range == "full" and runtime.format.int8_on_cpu:
+        require_vnni(f"{model_name} for {runtime.fmt}")
     store.require_replaceable(config.out / _bundle_name(model_name, config, runtime))
 
 
@@ -184,6 +187,7 @@ def _converter(export: ExportRun) -> PrecisionConverter:
         threads=config.options.threads,
         check_parity=config.verify,
         max_drop=config.allowed_drop,
+        int8_range=config.int8_range,
         timer=export.timer,
     )
 

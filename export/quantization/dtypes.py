@@ -1,4 +1,4 @@
-"""Types in a graph: which inputs ONNX lets be fp16, a model retyped node by node, and a judge of typed graphs."""
+"""Change element types node by node and insert Casts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, module_of
 from edgevit.types import Array
 
@@ -116,7 +115,7 @@ def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> No
     if io == "fp16":
         halves += [value for value in model.graph.inputs if is_float(value)]
     for value in halves:
-        _set_type(value, FP16)
+        set_type(value, FP16)
         producer = value.producer()
         if producer is not None and producer.op_type == "Cast":
             producer.attributes["to"] = ir.AttrInt64("to", int(FP16))
@@ -134,7 +133,7 @@ def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> No
     common_passes.NameFixPass()(model)  # a value of the model may have had the name of a Cast's result
 
 
-def _set_type(value: ir.Value, dtype: ir.DataType) -> None:
+def set_type(value: ir.Value, dtype: ir.DataType) -> None:
     """Gives the value a type of its own: the old one may be shared with values of other models."""
     value.type = ir.TensorType(dtype)
 
@@ -147,7 +146,7 @@ def _retype_weight(graph: ir.Graph, value: ir.Value, uses: _Uses) -> None:
         return
     if len(half_uses) == len(list(value.uses())) and not value.is_graph_output():
         value.const_value = ir.tensor(to_half(array), name=value.name)
-        _set_type(value, FP16)
+        set_type(value, FP16)
         return
     half = initializer(graph, f"{value.name}_fp16", to_half(array))
     for use in half_uses:
@@ -168,7 +167,7 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.V
         graph.insert_before(graph[0], cast)
     made = cast.outputs[0]
     made.name, made.shape = result, value.shape
-    _set_type(made, dtype)
+    set_type(made, dtype)
     casts[value] = made
     return made
 
@@ -185,56 +184,3 @@ def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, *, suffix: str
         if output is old:
             graph.outputs[index] = new
     old.name, new.name = f"{old.name}_{suffix}", old.name
-
-
-# The judge
-
-
-def emulate_fp16(graph: OnnxGraph) -> OnnxGraph:
-    """A graph in fp32 that computes what a typed graph says: whatever that types as fp16 is rounded to fp16.
-
-    ONNX Runtime's CPU provider has next to no fp16 arithmetic. It computes a typed graph in fp32 and drops the rounding
-    between operators: a graph that overflows on an engine gives fine answers there. Here the roundings are Casts of the
-    graph's own, which ONNX Runtime obeys. Within an operator this sums up in fp32, as engines do.
-    """
-    return graph.apply("emulate_fp16", _emulate)
-
-
-def _emulate(model: ir.Model) -> None:
-    for value in model.graph.initializers.values():
-        array = constant(value) if value.dtype == FP16 else None
-        if array is not None:
-            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
-            _set_type(value, FP32)
-    for value in model.graph.inputs:
-        if value.dtype == FP16:
-            _set_type(value, FP32)
-    for node in list(model.graph.all_nodes()):
-        for value in node.outputs:
-            if value.dtype == FP16:
-                _round(node, value)
-
-
-def _round(node: ir.Node, value: ir.Value) -> None:
-    """Lets all readers of a value read it rounded to fp16, in fp32."""
-    graph = node.graph
-    if graph is None or node.op_type in MOVING:  # moved values have been rounded before
-        _set_type(value, FP32)
-        return
-    readers = list(value.uses())
-    narrowing = node  # a Cast to fp16 of the graph's own does it, for any other node there is one more
-    if node.op_type != "Cast":
-        _set_type(value, FP32)
-        narrowing = ir.node("Cast", [value], {"to": int(FP16)}, name=f"{node.name}_round")
-        graph.insert_after(node, narrowing)
-    narrow = narrowing.outputs[0]
-    widening = ir.node("Cast", [narrow], {"to": int(FP32)}, name=f"{node.name}_widen")
-    graph.insert_after(narrowing, widening)
-    wide = widening.outputs[0]
-    narrow.shape = wide.shape = value.shape
-    _set_type(narrow, FP16)
-    _set_type(wide, FP32)
-    for use in readers:
-        use.node.replace_input_with(use.idx, wide)
-    if value.is_graph_output():
-        replace_output(graph, value, wide, suffix="unrounded")

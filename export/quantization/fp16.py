@@ -36,7 +36,6 @@ from edgevit.export.quantization.calibration import Load, measure_reach
 from edgevit.export.quantization.dtypes import (
     InterfaceType,
     computes,
-    emulate_fp16,
     is_float,
     retype,
     to_half,
@@ -44,7 +43,7 @@ from edgevit.export.quantization.dtypes import (
 from edgevit.export.quantization.fp16_rules import LARGEST, SMALLEST_NORMAL, Scene, decide
 from edgevit.types import Feeds
 
-__all__ = ["KeptNode", "PrecisionPlan", "WeightRange", "emulate_fp16", "to_fp16"]
+__all__ = ["KeptNode", "PrecisionPlan", "WeightRange", "to_fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,13 +38,14 @@ from edgevit.export.ir_helpers import constant, initializer, module_of, only_con
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.quantization.calibration import Reach
 from edgevit.export.quantization.dtypes import is_float, replace_output
-from edgevit.formats import Int8Scheme
+from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.types import Array, Precision
 
 Bits: TypeAlias = Literal["uint8", "int8"]
 
 GROUPED = "a grouped convolution, which engines run little faster in integers, or slower"
 MULTIPLIED = "a depthwise convolution with several outputs a channel, which engines run slowly in integers"
+MAX_PAIR_SUM = 128  # of two weights of one sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
 LEAST_SHARE = 0.001  # of the multiply-adds: less than that is sooner computed than quantised
 _LARGEST_BIAS = 2.0**30  # in steps of the sum; the products need room in 32 bits beside it
 _SMALLEST_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
@@ -96,11 +97,42 @@ def activation_scale(reach: Reach, bits: Bits, *, smallest: float = 0.0) -> tupl
     return np.asarray(scale, np.float32), np.asarray(round(-low / scale), np.uint8)
 
 
-def channel_scales(weight: Array, axis: int, *, smallest: float = 0.0) -> Array:
-    """The scales of a weight's output channels, (channels,)."""
+def channel_scales(weight: Array, axis: int, *, weight_range: Int8Range = "full", smallest: float = 0.0) -> Array:
+    """Return the scales of a weight's output channels, (channels,).
+
+    For "safe" weights the two largest of one sign in a channel sum to 127.5 steps at most: once each is rounded to the
+    nearest integer, to `MAX_PAIR_SUM` at most.
+    """
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    scales: Array = np.maximum(np.abs(weight).max(others) / 127, smallest).astype(np.float32)
-    return scales
+    scales: Array = np.abs(weight).max(others) / 127
+    if weight_range == "safe":
+        scales = np.maximum(scales, _pair_sums(weight, axis) / (MAX_PAIR_SUM - 0.5))
+    return np.maximum(scales, smallest).astype(np.float32)
+
+
+def needs_vnni(graph: OnnxGraph) -> bool:
+    """Whether products of the QDQ graph's int8 weights with uint8 can overflow on an x86 processor without VNNI.
+
+    Such processors sum the products in pairs in 16-bit integers that saturate (`vpmaddubsw`). Which products make a
+    pair depends on how a runtime lays out its weights; all belong to one output channel. So no pair overflows, for
+    any input and any layout, if no two weights of one sign in a channel sum to more than `MAX_PAIR_SUM`.
+    """
+    for node in graph.model.graph:
+        weight = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is not None and weight.dtype == np.int8 and weight.ndim > 1:
+            axis = node.attributes.get_int("axis", 1)
+            if _pair_sums(weight.astype(np.int32), axis).max(initial=0) > MAX_PAIR_SUM:
+                return True
+    return False
+
+
+def _pair_sums(weight: Array, axis: int) -> Array:
+    """Return the largest magnitude of a sum of two weights of one sign in each output channel, (channels,)."""
+    channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    signed = np.concatenate([channels, -channels]).clip(0)
+    count = min(2, signed.shape[1])
+    sums: Array = np.partition(signed, -count, axis=1)[:, -count:].sum(1).reshape(2, -1).max(0)
+    return sums
 
 
 class _Quantizer:
@@ -160,7 +192,8 @@ class _Quantizer:
         weight, axis = node.inputs[1], _channel_axis(node)
         array = constant(weight)
         assert weight is not None and array is not None
-        scales = np.maximum(channel_scales(array, axis, smallest=self._smallest), least).astype(np.float32)
+        scales = channel_scales(array, axis, weight_range=self._scheme.weight_range, smallest=self._smallest)
+        scales = np.maximum(scales, least).astype(np.float32)
         key = (weight, axis, scales.tobytes())
         if key not in self._weights:
             along = scales.reshape([-1 if index == axis else 1 for index in range(array.ndim)])

@@ -14,7 +14,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import Load, Reach
 from edgevit.export.quantization.fp16 import KeptNode
-from edgevit.export.quantization.int8 import Layer, layers_of, quantize
+from edgevit.export.quantization.int8 import Layer, layers_of, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
 from edgevit.types import Feeds
 
@@ -36,6 +36,8 @@ class QuantizationPlan:
     kept: tuple[KeptNode, ...]  # the layers that are not int8
     fraction: float  # of the graph's MACs that the int8 layers do
     photos: int  # calibration inputs
+    weight_range: str  # "safe" or "full", see Int8Scheme
+    needs_vnni: bool  # whether an x86 processor without VNNI computes the graph wrongly
 
     @property
     def summary(self) -> str:
@@ -94,7 +96,7 @@ def quantize_within(
     everything = _quantized(graph, able, reach, scheme)
     complaint = judge(everything)
     if not complaint:
-        return everything, _plan(graph, layers, {}, reach, scheme)
+        return everything, _plan(everything, graph, layers, {}, reach, scheme)
     noise = _noise_by_layer(graph, able, reach, scheme, feeds, load, on_layer)
     order = sorted(able, key=lambda layer: -noise[layer.name])
     most = _most_reverted(order, least)
@@ -110,7 +112,8 @@ def quantize_within(
         layer.name: f"{_COSTLY}: it alone in int8 leaves an SNR of {_decibel(noise[layer.name]):.0f} dB"
         for layer in order[:count]
     }
-    return _quantized(graph, order[count:], reach, scheme), _plan(graph, layers, reverted, reach, scheme)
+    quantized = _quantized(graph, order[count:], reach, scheme)
+    return quantized, _plan(quantized, graph, layers, reverted, reach, scheme)
 
 
 def _measurable(layer: Layer, reach: Mapping[str, Reach]) -> Layer:
@@ -185,6 +188,7 @@ def _fewest(order: Sequence[Layer], most: int, content: Callable[[int], bool]) -
 
 
 def _plan(
+    quantized: OnnxGraph,
     graph: OnnxGraph,
     layers: Sequence[Layer],
     reverted: Mapping[str, str],
@@ -205,4 +209,6 @@ def _plan(
         kept=kept,
         fraction=whole / graph_macs(graph),
         photos=max(len(found.lows) for found in reach.values()),
+        weight_range=scheme.weight_range,
+        needs_vnni=needs_vnni(quantized),
     )

@@ -21,7 +21,8 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.quantization.dtypes import InterfaceType, retype
-from edgevit.export.quantization.fp16 import PrecisionPlan, emulate_fp16, to_fp16
+from edgevit.export.quantization.emulation import emulate_fp16
+from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.models.loading import from_name
 from edgevit.models.reference import compute_references
 from edgevit.models.registry import create_model

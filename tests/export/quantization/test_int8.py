@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgevit.cpu import saturates_int8
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
@@ -20,16 +21,18 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
 from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import Reach, measure_reach
-from edgevit.export.quantization.fp16 import emulate_fp16, to_fp16
+from edgevit.export.quantization.emulation import emulate_fp16, emulate_saturation
+from edgevit.export.quantization.fp16 import to_fp16
 from edgevit.export.quantization.int8 import (
     GROUPED,
     MULTIPLIED,
     activation_scale,
     channel_scales,
     layers_of,
+    needs_vnni,
     quantize,
 )
-from edgevit.formats import Int8Scheme
+from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.types import Array, Run
@@ -513,6 +516,14 @@ def test_the_scales_of_channels() -> None:
     assert np.allclose(channel_scales(weight, 1, smallest=0.015), [0.015, 0.02, 0.015])
 
 
+def test_the_scales_of_safe_channels() -> None:
+    """By the two largest of one sign, if these are more than a single one may be."""
+    weight = np.asarray([[1.27, -0.1, 0.1], [1.0, 0.9, -0.2], [-0.3, -1.0, -1.0], [0, 0, 0]], np.float32)
+    found = channel_scales(weight, 0, weight_range="safe")
+    assert np.allclose(found, [1.37 / 127.5, 1.9 / 127.5, 2 / 127.5, 0])
+    assert np.allclose(channel_scales(weight[:1, :2], 0, weight_range="safe"), [0.01])  # one of each sign: 8 bits
+
+
 @pytest.mark.parametrize("fmt", ["trt", "trt-rtx"])
 @every_case
 def test_fp16_holds_every_scale_of_tensorrt(case: Case, fmt: str) -> None:
@@ -525,11 +536,17 @@ def test_fp16_holds_every_scale_of_tensorrt(case: Case, fmt: str) -> None:
     assert min(float(scale.min()) for scale in scales if scale is not None) == 2.0**-14
 
 
+def largest_pair(channel: Array) -> int:
+    """The largest magnitude of the sum of two values of one sign."""
+    values = np.sort(channel.astype(int).ravel())
+    return max(int(values[-2:].clip(0).sum()), int(-values[:2].clip(None, 0).sum()))
+
+
 @every_scheme
 @every_case
 def test_the_nearest_integers_are_stored(case: Case, fmt: str) -> None:
-    whole = case.graph()
-    made = quantised(whole, case.image(), scheme=INT8_SCHEMES[fmt])
+    whole, scheme = case.graph(), INT8_SCHEMES[fmt]
+    made = quantised(whole, case.image(), scheme=scheme)
     for name, (reader, index) in {"w": ("a", 1), "b": (case.biased, case.bias_index)}.items():
         found = read(made, reader, index)
         if found.dtype != "FLOAT":
@@ -538,7 +555,10 @@ def test_the_nearest_integers_are_stored(case: Case, fmt: str) -> None:
             assert integers is not None and wanted is not None
             steps = found.scale.reshape([-1 if axis == found.axis else 1 for axis in range(wanted.ndim)])
             assert (np.abs(integers * steps.astype(float) - wanted) <= 0.5001 * steps).all()
-            assert name != "w" or np.abs(integers).max() == 127
+            if name == "w" and scheme.weight_range == "full":
+                assert np.abs(integers).max() == 127
+            elif name == "w":  # as large as no pair of products overflows
+                assert 127 <= max(largest_pair(channel) for channel in np.moveaxis(integers, case.axis, 0)) <= 128
 
 
 # Numbers
@@ -677,3 +697,89 @@ def test_optimised_it_still_answers_the_same() -> None:
         {"x": image}
     )
     assert snr_db(answer(made, image), fused["y"]) > 35
+
+
+# Processors without VNNI
+
+
+def convs_and_products(weight_range: Int8Range, fmt: str = "ort") -> tuple[OnnxGraph, Array]:
+    """A QDQ graph, and an image that overflows it most: all of its values large."""
+    whole, images = conv_net(1), [noise(4, 3, 16, 16, seed=index) for index in range(3)]
+    return quantised(whole, *images, scheme=replace(INT8_SCHEMES[fmt], weight_range=weight_range)), np.abs(images[0])
+
+
+def saturated(graph: OnnxGraph) -> OnnxGraph:
+    """The graph as processors without VNNI compute it."""
+    return check(emulate_saturation(graph))
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "ort", "openvino"])
+@every_case
+def test_safe_weights_do_not_saturate(case: Case, fmt: str) -> None:
+    made = quantised(case.graph(), case.image(), scheme=INT8_SCHEMES[fmt])
+    assert not needs_vnni(made)
+    for image in (case.image(), np.full(case.input, 1e9, np.float32), np.full(case.input, -1e9, np.float32)):
+        assert answer(saturated(made), image) == pytest.approx(answer(made, image), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "ort", "openvino"])
+@every_case
+def test_weights_of_the_full_range_saturate(case: Case, fmt: str) -> None:
+    """Large values times large weights of one sign overflow the most."""
+    whole = case.graph(weight=1 + 0.1 * np.abs(noise(*case.weight, seed=1)))
+    image = 1 + 0.1 * np.abs(case.image())
+    made = quantised(whole, image, scheme=replace(INT8_SCHEMES[fmt], weight_range="full"))
+    assert needs_vnni(made)
+    assert snr_db(answer(made, image), answer(saturated(made), image)) < 15
+
+
+def test_a_net_with_full_weights_is_wrong_without_vnni_and_right_with_safe_ones() -> None:
+    """On every machine: today's graph passes what the one with 8 bits fails."""
+    image = noise(4, 3, 16, 16)
+    want = answer(conv_net(1), image)
+    full, safe = (convs_and_products(weights)[0] for weights in ("full", "safe"))
+    assert snr_db(want, answer(full, image)) > 35
+    assert snr_db(want, answer(saturated(full), image)) < 30
+    assert snr_db(want, answer(safe, image)) > 35
+    assert snr_db(want, answer(saturated(safe), image)) > 35
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_pair_of_safe_weights_overflows(seed: int) -> None:
+    """Of any distribution and shape, rounded as they are stored, in either order of axes."""
+    random = np.random.default_rng(seed)
+    weight = random.standard_t(2, size=(random.integers(1, 40), random.integers(1, 40))).astype(np.float32)
+    weight *= 10 ** random.uniform(-6, 6)
+    for axis in (0, 1):
+        scales = channel_scales(weight, axis, weight_range="safe", smallest=2.0**-60)
+        whole = np.rint(weight / (scales[:, None] if axis == 0 else scales))
+        assert max(largest_pair(channel) for channel in np.moveaxis(whole, axis, 0)) <= 128
+        assert np.abs(whole).max() <= 127
+
+
+def test_a_pair_counts_if_it_overflows() -> None:
+    def graph_with(*weights: int) -> OnnxGraph:
+        text = """(uint8[batch, 3] x) => (float[batch, 1] y) {
+            a = DequantizeLinear (x, s, z)
+            b = DequantizeLinear <axis = 1> (w, t, i)
+            y = MatMul (a, b)
+        }"""
+        one = {"s": np.float32(1), "t": np.ones(1, np.float32), "z": np.uint8(0), "i": np.zeros(1, np.int8)}
+        return parse(f"{HEAD} g {text}", w=np.asarray(weights, np.int8)[:, None], **map_arrays(one))
+
+    assert not needs_vnni(graph_with(127, -127, 1))
+    assert not needs_vnni(graph_with(-64, 3, -64))
+    assert needs_vnni(graph_with(-65, 3, -64))
+    assert needs_vnni(graph_with(2, 127, 3))
+
+
+def map_arrays(values: Mapping[str, object]) -> dict[str, Array]:
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+@pytest.mark.skipif(not saturates_int8(), reason="this processor does not saturate")
+@pytest.mark.parametrize("weights", ["full", "safe"])
+def test_the_emulation_computes_what_onnx_runtime_does_here(weights: Int8Range) -> None:
+    made, image = convs_and_products(weights)
+    fused = OnnxRuntimeEngine(onnxruntime, made.to_bytes(), BuildOptions(threads=1)).run({"x": image})
+    assert snr_db(answer(saturated(made), image), fused["y"]) > 35

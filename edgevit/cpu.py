@@ -1,0 +1,53 @@
+"""The processor's integer instructions, and which int8 graphs they compute correctly.
+
+An x86 processor without VNNI multiplies uint8 by int8 with `vpmaddubsw`, which sums the products in pairs in 16-bit
+integers that saturate: 255 * 127 * 2 does not fit. VNNI and AMX sum in 32 bits. So does Arm, with and without its dot
+product instructions.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection
+from pathlib import Path
+
+from edgevit.errors import PrecisionError
+
+VNNI = ("amx_int8", "avx512_vnni", "avx_vnni")
+# The first one that a processor has decides how a runtime multiplies 8-bit integers.
+_INT8_INSTRUCTIONS = (*VNNI, "avx512f", "avx2", "avx", "sse4_2", "i8mm", "asimddp", "asimd", "neon")
+_X86 = frozenset({"x86_64", "amd64", "i386", "i486", "i586", "i686", "x86"})
+
+
+def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Return the instruction set flags of the first core in /proc/cpuinfo; empty if there is no such file."""
+    try:
+        text = (root / "proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def int8_instructions(flags: Collection[str]) -> str:
+    """Return the instructions that int8 products run on, such as "avx2" or "avx512_vnni"; "unknown" without flags."""
+    return next((name for name in _INT8_INSTRUCTIONS if name in flags), "unknown")
+
+
+def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | None = None) -> bool:
+    """Whether sums of two uint8 x int8 products can saturate here: on x86 without VNNI, or if its flags are unknown."""
+    found = cpu_flags() if flags is None else flags
+    return (architecture or platform.machine()).lower() in _X86 and not any(name in found for name in VNNI)
+
+
+def require_vnni(subject: str) -> None:
+    """Raise PrecisionError if this processor would compute `subject`, an int8 graph that needs VNNI, wrongly."""
+    flags = cpu_flags()
+    if saturates_int8(flags):
+        raise PrecisionError(
+            f"{subject} has full-range int8 weights, whose products overflow on an x86 processor without VNNI (this "
+            f"one has {int8_instructions(flags)}); export it again without --int8-range full"
+        )
