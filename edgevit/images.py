@@ -1,12 +1,13 @@
-"""Photos to arrays, bound to the model: calibration, parity, accuracy and `run` all read images through here.
+"""Image preprocessing, shared by calibration, parity, evaluation and `edgevit run`.
 
-The keys of `Preprocessing` are those of timm's `pretrained_cfg`, so that a model's published evaluation protocol
-carries over by name.
+The fields of `Preprocessing` have the names of timm's `pretrained_cfg`, so that a model's published settings can be
+copied.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -22,8 +23,11 @@ from edgevit.errors import ImageError, UsageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+MAX_SIDE = 65535  # the largest side of a JPEG; Pillow needs 16 bytes and more for each row of a narrow image
+MAX_PIXELS = 89_478_485  # 256 MB in RGB; the number from which Pillow warns of a decompression bomb
+_MAX_RESIZED_PIXELS = 1 << 25  # of the resized image that the input is cropped from
 _WHITE_16 = 65535
-_LONGEST = 16  # times what is seen of a photo: a strip of pixels, scaled whole, would fill the memory
+_MAX_ASPECT = 16  # of the cropped region; resizing a long strip of pixels as a whole would exhaust memory
 
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -34,7 +38,10 @@ _FILTERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a photo becomes a model's input: resize the shorter side, crop the centre, normalise."""
+    """How an image becomes a model's input: resize the shorter side, crop the center, normalize.
+
+    Raises UsageError if the values contradict each other.
+    """
 
     input_size: tuple[int, int, int] = (3, 224, 224)  # channels, height, width
     interpolation: str = "bicubic"
@@ -45,13 +52,21 @@ class Preprocessing:
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
         if channels not in (1, 3):
-            raise UsageError(f"photos have 1 or 3 channels, and input_size says {channels}")
+            raise UsageError(f"input_size needs 1 or 3 channels, not {channels}")
         if min(height, width) < 1 or not 0 < self.crop_pct <= 1:
-            raise UsageError(f"no photo can be cut to {height}x{width} with crop_pct {self.crop_pct}")
+            raise UsageError(
+                f"invalid input_size {height}x{width} or crop_pct {self.crop_pct}; "
+                "sizes must be at least 1, and 0 < crop_pct <= 1"
+            )
+        if max(height, width) > MAX_SIDE or height * width > _MAX_RESIZED_PIXELS * self.crop_pct**2:
+            raise UsageError(
+                f"input_size {height}x{width} with crop_pct {self.crop_pct} needs images of more than "
+                f"{_MAX_RESIZED_PIXELS / 1e6:.0f} megapixels; use a smaller input_size"
+            )
         if self.interpolation not in _FILTERS:
-            raise UsageError(f"no interpolation {self.interpolation!r}; there are {', '.join(_FILTERS)}")
+            raise UsageError(f"unknown interpolation {self.interpolation!r}; use one of {', '.join(_FILTERS)}")
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise UsageError("mean and std need one value a channel, and std above 0")
+            raise UsageError("mean and std need one value per channel, and std must be above 0")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,34 +84,49 @@ class Preprocessing:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The photo at `path`, upright (EXIF) and in RGB, whatever its mode (grey, palette, alpha, CMYK, 16 bits).
+    """Return the image at `path` in RGB and upright (EXIF). Gray, palette, alpha, CMYK and 16 bits are converted.
 
-    Raises ImageError with the file's name where it cannot be read, or where nothing says what is white in it.
+    Raises ImageError if the file cannot be read or its value range is unknown.
     """
     try:
-        with Image.open(path) as image:
-            return _to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        with _open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_8_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"cannot read the image {path}: {error}") from error
 
 
+def _open(path: Path) -> Image.Image:
+    """Open an image without decoding it. Raises ValueError if it has more than `MAX_PIXELS` or `MAX_SIDE` pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error here
+        image = Image.open(path)
+    if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{image.width}x{image.height} pixels are too many; resize it to at most "
+            f"{MAX_PIXELS / 1e6:.0f} megapixels and {MAX_SIDE} pixels per side"
+        )
+    return image
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Pillow cuts 16-bit greys off at 255 as it converts them; here they are scaled. Raises ValueError."""
+    """Scale 16-bit gray values to 8 bits; Pillow would clip them at 255. Raises ValueError if the range is unknown."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > _WHITE_16:
-        raise ValueError("nothing says what is white in it; save it with 8 or 16 bits")
+        raise ValueError("unknown value range; convert it to 8 or 16 bits")
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """A photo as the model's input, (C, H, W) float32: shorter side to size / crop_pct, centre crop, normalise."""
+    """Return the model's input, (C, H, W) float32: shorter side to size / crop_pct, center crop, normalize."""
     channels, height, width = preprocessing.input_size
     scaled = [math.floor(side / preprocessing.crop_pct) for side in (height, width)]
     ratio = max(scaled[0] / image.height, scaled[1] / image.width)
-    image = _middle(image, math.ceil(_LONGEST * scaled[1] / ratio), math.ceil(_LONGEST * scaled[0] / ratio))
-    # At least the scaled size on both sides: rounding must never leave a crop smaller than the input.
+    image = _center(image, math.ceil(_MAX_ASPECT * scaled[1] / ratio), math.ceil(_MAX_ASPECT * scaled[0] / ratio))
+    # At least the scaled size on both sides: after rounding, the image must not be smaller than the crop.
     size = (max(scaled[1], round(image.width * ratio)), max(scaled[0], round(image.height * ratio)))
     if size != image.size:
         image = image.resize(size, _FILTERS[preprocessing.interpolation])
@@ -109,8 +139,8 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.flo
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
 
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of an image, with at most so many pixels a side."""
+def _center(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return the center of an image, at most `width` x `height` pixels."""
     if image.width <= width and image.height <= height:
         return image
     width, height = min(width, image.width), min(height, image.height)
@@ -119,12 +149,12 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def read_batch(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Several photos as one array, (N, C, H, W) float32. Raises ImageError naming the first that cannot be read."""
+    """Return images as one array, (N, C, H, W) float32. Raises ImageError for the first that cannot be read."""
     return np.stack([to_array(read_image(path), preprocessing) for path in paths])
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below `folder`, sorted by name. Raises UsageError where there is none."""
+    """Return the image files in `folder` and its subfolders, sorted by path. Raises UsageError if there is none."""
     if not folder.is_dir():
         raise UsageError(f"no folder of images at {folder}")
     paths = images_below(folder)
@@ -138,10 +168,10 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Hidden files are not counted: some systems leave `._photo.jpg`, which is no photo."""
+    """Return whether `path` is a file with an image suffix that is not hidden (macOS writes `._photo.jpg`)."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def sample_images() -> list[Path]:
-    """The two photos that edgevit carries (see data/photos/LICENSE.md): real input where the user names none."""
+    """Return the two photos in the package (see data/photos/LICENSE.md), used if the user gives no images."""
     return find_images(Path(str(resources.files("edgevit"))) / "data" / "photos")

@@ -1,7 +1,7 @@
-"""How often engines are right on labelled images, side by side, and how sure that is.
+"""Top-1, top-5, agreement and their confidence intervals.
 
-The evidence is every image's predicted class and the rank of its true one; shares and intervals follow from it. An
-answer that holds NaN or infinity is wrong, whatever stands beside it, and is counted.
+The predicted class of every image and the rank of its true class are stored; accuracies and intervals are derived from
+them. A prediction with NaN or infinity in its logits is wrong, and is counted.
 """
 
 from __future__ import annotations
@@ -14,56 +14,56 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgevit.datasets import LabelledImages
+from edgevit.datasets import ImageDataset
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, read_batch
 from edgevit.types import Array, Feeds, Interval, Run, RunnableEngine
 
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 
-INPUT, OUTPUT = "images", "logits"  # as registered models name theirs
-CONFIDENCE = 0.95  # of every interval here
-NO_ANSWER = -1  # the predicted class where the answer holds NaN or infinity
-_Z = 1.959963984540054  # the 97.5th percentile of the normal distribution: two sides of 95 %
+INPUT, OUTPUT = "images", "logits"  # names of the input and output of registered models
+CONFIDENCE = 0.95  # of every interval in this module
+NO_PREDICTION = -1  # the predicted class if the logits contain NaN or infinity
+_Z = 1.959963984540054  # the 97.5th percentile of the normal distribution, for two-sided 95 %
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One candidate's answers to every image: the evidence, and the shares that follow from it."""
+    """The predictions of one candidate for every image, and the accuracies derived from them."""
 
     name: str
-    precision: str  # that runs, as far as the runtime tells
+    precision: str  # the executed precision, as reported by the runtime
     class_count: int
     labels: tuple[int, ...]
-    answers: tuple[int, ...]  # the predicted class; NO_ANSWER where it holds NaN or infinity
-    ranks: tuple[int, ...]  # of the true class, 0 the best; class_count where there is no answer
+    predictions: tuple[int, ...]  # predicted classes; NO_PREDICTION if the logits contain NaN or infinity
+    ranks: tuple[int, ...]  # of the true classes, 0 is the best; class_count if there is no prediction
 
     @property
     def images(self) -> int:
         return len(self.labels)
 
     @property
-    def right(self) -> tuple[bool, ...]:
-        """For each image whether the predicted class is the true one."""
+    def correct(self) -> tuple[bool, ...]:
+        """Whether the predicted class is the true one, for each image."""
         return tuple(rank == 0 for rank in self.ranks)
 
     @property
     def not_finite(self) -> int:
-        """The answers that hold NaN or infinity."""
-        return self.answers.count(NO_ANSWER)
+        """The number of predictions with NaN or infinity."""
+        return self.predictions.count(NO_PREDICTION)
 
     @property
     def top1(self) -> float:
-        return sum(self.right) / self.images
+        return sum(self.correct) / self.images
 
     @property
     def top5(self) -> float | None:
-        """None with fewer than six classes, where it says nothing."""
+        """None with fewer than six classes, for which it is always 1."""
         return sum(rank < 5 for rank in self.ranks) / self.images if self.class_count > 5 else None
 
     @property
     def top1_interval(self) -> Interval:
-        return wilson(sum(self.right), self.images)
+        return wilson(sum(self.correct), self.images)
 
     @property
     def top5_interval(self) -> Interval | None:
@@ -72,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Top-1 lost against a reference on the same images, in percentage points; below 0 where it is gained."""
+    """Top-1 lost against a reference on the same images, in percentage points; negative if it is gained."""
 
     points: float
     interval: Interval  # in points
@@ -83,18 +83,18 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyReport:
-    """Several candidates on the same images; the first is the reference of the others."""
+    """Evaluations of several candidates on the same images; the first is the reference of the others."""
 
     paths: tuple[Path, ...]
-    how: str  # the classes of the images were found
+    description: str  # how the classes of the images were found
     evaluations: tuple[Evaluation, ...]
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, and every image's answer."""
+        """Return every figure and the prediction for every image."""
         reference = self.evaluations[0]
         return {
-            "how": self.how,
+            "how": self.description,
             "confidence": CONFIDENCE,
             "notes": list(self.notes),
             "paths": [str(path) for path in self.paths],
@@ -104,7 +104,7 @@ class AccuracyReport:
 
 def evaluate(
     candidates: Mapping[str, Run],
-    images: LabelledImages,
+    images: ImageDataset,
     preprocessing: Preprocessing,
     *,
     batch: int = 1,
@@ -113,18 +113,19 @@ def evaluate(
     precisions: Mapping[str, str] | None = None,
     progress: OnImages | None = None,
 ) -> tuple[Evaluation, ...]:
-    """Asks every candidate about every image; each image is read once, and all are given the same array.
+    """Run every candidate on every image. Each image is read once, and all candidates get the same array.
 
-    Every call holds exactly `batch` images, the last filled up by starting over, as engines with a fixed batch need.
-    `precisions` names what each candidate runs in, for the record. Raises ImageError for the first image that cannot
-    be read, UsageError where an answer is not one row of logits an image.
+    Every call has exactly `batch` images, as engines with a fixed batch need; the last one is filled up by repetition.
+    `precisions` are the executed precisions by candidate, for the report. Raises ImageError for the first image that
+    cannot be read, UsageError if an output is not one row of logits per image.
     """
     found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in candidates}
     done, total = 0, len(images.paths)
     for photos, labels in _batches(images, preprocessing, batch):
         for name, run in candidates.items():
-            answer = run({input_name: _filled(photos, batch)})[output_name]
-            found[name].append(_judged(_logits(answer, batch, images.class_count, name)[: len(labels)], labels))
+            output = run({input_name: _filled(photos, batch)})[output_name]
+            logits = _require_logits(output, batch, images.class_count, name)[: len(labels)]
+            found[name].append(_predict(logits, labels))
         done += len(labels)
         if progress is not None:
             progress(done, total)
@@ -134,7 +135,7 @@ def evaluate(
             precision=(precisions or {}).get(name, "unknown"),
             class_count=images.class_count,
             labels=images.labels,
-            answers=tuple(np.concatenate([answers for answers, _ in parts]).tolist()),
+            predictions=tuple(np.concatenate([predictions for predictions, _ in parts]).tolist()),
             ranks=tuple(np.concatenate([ranks for _, ranks in parts]).tolist()),
         )
         for name, parts in found.items()
@@ -142,9 +143,9 @@ def evaluate(
 
 
 def in_own_batches(engine: RunnableEngine, batch: int) -> Run:
-    """An engine under the common names of input and output, asked `batch` images at a time whatever it is given.
+    """Return a function that runs `engine` with the common names of input and output, `batch` images at a time.
 
-    So engines with different batches and names can be evaluated side by side.
+    It allows engines with different batch sizes and names to be evaluated side by side.
     """
 
     def run(feeds: Feeds) -> dict[str, Array]:
@@ -159,57 +160,59 @@ def in_own_batches(engine: RunnableEngine, batch: int) -> Run:
 
 
 def class_count(engine: RunnableEngine) -> int:
-    """The classes that an engine tells apart. Raises UsageError where it takes no photos or answers no classes."""
+    """Return the number of classes of an engine. Raises UsageError unless it maps one input to logits (N, classes)."""
     shape = engine.outputs[0].shape
     classes = shape[1] if len(shape) == 2 else None
     if len(engine.inputs) != 1 or not isinstance(classes, int) or classes < 2:
         raise UsageError(
-            f"the model takes {', '.join(map(str, engine.inputs))} and answers {engine.outputs[0]}: "
-            "accuracy is of classes, (images, classes), from one input"
+            "accuracy needs one image input and logits (N, classes); the model has "
+            f"{', '.join(map(str, engine.inputs))} and {engine.outputs[0]}"
         )
     return classes
 
 
 def agreement(first: Evaluation, second: Evaluation) -> float:
-    """The share of the images with the same predicted class; two answers that are not finite do not agree."""
+    """Return the fraction of images with the same predicted class; without a prediction there is no agreement."""
     pairs = _paired(first, second)
-    return sum(one == other != NO_ANSWER for one, other in pairs) / len(pairs)
+    return sum(one == other != NO_PREDICTION for one, other in pairs) / len(pairs)
 
 
 def drop_points(reference: Evaluation, other: Evaluation) -> Drop:
-    """What `other` loses against `reference`, with an interval from the images that only one of them has right.
+    """Return the top-1 that `other` loses against `reference`, with a 95 % interval.
 
-    With b images that the reference alone has right, and c that the other alone has, of n, the drop is (b - c) / n.
-    Its plain normal interval (McNemar's setting) has no width where b = c = 0, as if a few images proved equality; so
-    half an image is added to each of the four cells first: "Wald+2" of Agresti and Min, Statistics in Medicine 24
-    (2005), 729-740.
+    If of n images b are correct in the reference only and c in the other only, the drop is (b - c) / n. Its normal
+    interval (McNemar's setting) has no width for b = c = 0, as if a few images proved equality. So half an image is
+    added to each of the four cells first: "Wald+2" of Agresti and Min, Statistics in Medicine 24 (2005), 729-740.
+    Raises UsageError if the two were evaluated on different images.
     """
     _paired(reference, other)
-    pairs = list(zip(reference.right, other.right, strict=True))
+    pairs = list(zip(reference.correct, other.correct, strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     count = len(pairs) + 2
-    centre = (lost - won) / count
+    center = (lost - won) / count
     half = _Z * math.sqrt(lost + won + 1 - (lost - won) ** 2 / count) / count
-    interval = Interval(100 * max(-1.0, centre - half), 100 * min(1.0, centre + half))
+    interval = Interval(100 * max(-1.0, center - half), 100 * min(1.0, center + half))
     return Drop(100 * (lost - won) / len(pairs), interval)
 
 
-def wilson(right: int, images: int) -> Interval:
-    """The 95 % score interval of a share.
+def wilson(correct: int, images: int) -> Interval:
+    """Return the 95 % score interval of the fraction `correct / images`.
 
     Wilson, Journal of the American Statistical Association 22 (1927), 209-212; method 3 of Newcombe, Statistics in
     Medicine 17 (1998), 857-872.
     """
-    share, spread = right / images, _Z**2 / images
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
-    return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))  # against rounding
+    fraction, spread = correct / images, _Z**2 / images
+    center = (fraction + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(fraction * (1 - fraction) / images + spread / (4 * images)) / (1 + spread)
+    return Interval(max(0.0, min(fraction, center - half)), min(1.0, max(fraction, center + half)))  # despite rounding
 
 
-def _batches(images: LabelledImages, preprocessing: Preprocessing, batch: int) -> Iterator[tuple[Array, Array]]:
-    """The images and their classes, at most `batch` at a time: (n, C, H, W) and (n,)."""
+def _batches(images: ImageDataset, preprocessing: Preprocessing, batch: int) -> Iterator[tuple[Array, Array]]:
+    """Yield images and their classes, at most `batch` at a time: (n, C, H, W) and (n,)."""
     if batch < 1 or not images.paths:
-        raise UsageError(f"accuracy needs images and a batch of at least 1, not {len(images.paths)} and {batch}")
+        raise UsageError(
+            f"accuracy needs images and a batch of at least 1; got {len(images.paths)} images and a batch of {batch}"
+        )
     labels = np.asarray(images.labels)
     for start in range(0, len(labels), batch):
         part = slice(start, start + batch)
@@ -217,32 +220,31 @@ def _batches(images: LabelledImages, preprocessing: Preprocessing, batch: int) -
 
 
 def _filled(photos: Array, batch: int) -> Array:
-    """Exactly `batch` photos, by starting over where there are fewer."""
+    """Return exactly `batch` photos; fewer are repeated from the first on."""
     return photos if len(photos) == batch else photos[np.arange(batch) % len(photos)]
 
 
-def _logits(answer: Array, batch: int, classes: int, name: str) -> Array:
-    if answer.shape != (batch, classes):
+def _require_logits(output: Array, batch: int, classes: int, name: str) -> Array:
+    if output.shape != (batch, classes):
         raise UsageError(
-            f"{name} answers {list(answer.shape)} to {batch} images, not [{batch}, {classes}]: "
-            "accuracy is of classes, one row an image"
+            f"{name} returned shape {list(output.shape)} for {batch} images; accuracy needs logits [{batch}, {classes}]"
         )
-    return answer
+    return output
 
 
-def _judged(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """The predicted class and the rank of the true one; between equal logits the lower class comes first."""
+def _predict(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the predicted classes and the ranks of the true ones; of equal logits the lower class ranks first."""
     classes = logits.shape[1]
     true = logits[np.arange(len(labels)), labels][:, None]  # (n, 1)
     before = (logits > true) | ((logits == true) & (np.arange(classes) < labels[:, None]))
     finite = np.isfinite(logits).all(1)
-    return np.where(finite, logits.argmax(1), NO_ANSWER), np.where(finite, before.sum(1), classes)
+    return np.where(finite, logits.argmax(1), NO_PREDICTION), np.where(finite, before.sum(1), classes)
 
 
 def _paired(first: Evaluation, second: Evaluation) -> list[tuple[int, int]]:
     if first.labels != second.labels:
-        raise UsageError(f"{first.name} and {second.name} were not asked about the same images; evaluate them together")
-    return list(zip(first.answers, second.answers, strict=True))
+        raise UsageError(f"{first.name} and {second.name} were evaluated on different images; evaluate them together")
+    return list(zip(first.predictions, second.predictions, strict=True))
 
 
 def _figures(evaluation: Evaluation, reference: Evaluation) -> dict[str, Any]:
@@ -261,5 +263,5 @@ def _figures(evaluation: Evaluation, reference: Evaluation) -> dict[str, Any]:
         "agreement": None if first else agreement(reference, evaluation),
         "drop_points": None if drop is None else drop.points,
         "drop_points_interval": None if drop is None else asdict(drop.interval),
-        "evidence": {"labels": evaluation.labels, "answers": evaluation.answers, "ranks": evaluation.ranks},
+        "evidence": {"labels": evaluation.labels, "answers": evaluation.predictions, "ranks": evaluation.ranks},
     }

@@ -1,7 +1,9 @@
-"""Photos of every kind come in upright, in RGB, cut and normalised as the model's authors evaluate."""
+"""Image preprocessing: every mode becomes RGB and upright, cropped and normalized as in the authors' evaluation."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from edgevit.images import Preprocessing, find_images, read_batch, read_image, s
 PLAIN = Preprocessing(input_size=(3, 8, 8), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
 
-def test_normalises_by_channel() -> None:
+def test_normalizes_by_channel() -> None:
     image = Image.new("RGB", (8, 8), (255, 0, 51))
     array = to_array(image, Preprocessing(input_size=(3, 8, 8), crop_pct=1.0))
     expected = (np.array([1, 0, 0.2]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -22,8 +24,8 @@ def test_normalises_by_channel() -> None:
     assert np.allclose(array, expected[:, None, None], atol=1e-6)
 
 
-def test_resizes_the_shorter_side_and_crops_the_centre() -> None:
-    """A 16x8 image whose left and right quarters are black keeps its white centre alone."""
+def test_resizes_the_shorter_side_and_crops_the_center() -> None:
+    """Of a 16x8 image whose left and right quarters are black, only the white center is left."""
     image = Image.new("RGB", (16, 8))
     image.paste((255, 255, 255), (4, 0, 12, 8))
     assert to_array(image, PLAIN).min() == 1
@@ -31,19 +33,40 @@ def test_resizes_the_shorter_side_and_crops_the_centre() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 300), (300, 7), (1, 1), (224, 225)])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
-def test_gives_the_input_size_for_any_photo(size: tuple[int, int], crop_pct: float) -> None:
+def test_any_photo_gets_the_input_size(size: tuple[int, int], crop_pct: float) -> None:
     preprocessing = Preprocessing(input_size=(3, 32, 24), crop_pct=crop_pct)
     assert to_array(Image.new("RGB", size), preprocessing).shape == (3, 32, 24)
 
 
 @pytest.mark.parametrize("size", [(60000, 1), (1, 60000)])
-def test_a_strip_is_not_scaled_whole(size: tuple[int, int]) -> None:
-    """Its shorter side at 256 pixels, it would take 12 GB; its middle is what is seen of it."""
+def test_a_strip_is_cropped_before_it_is_resized(size: tuple[int, int]) -> None:
+    """With its shorter side resized to 256 pixels it would take 12 GB."""
     strip = Image.new("RGB", size)
     strip.paste((255, 255, 255), (size[0] // 2 - 1, size[1] // 2 - 1, size[0] // 2 + 2, size[1] // 2 + 2))
     array = to_array(strip, Preprocessing(input_size=(3, 224, 224), mean=(0, 0, 0), std=(1, 1, 1)))
     assert array.shape == (3, 224, 224)
     assert array.min() > 0.9
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return the start of a gray PNG, as far as its size can be read."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 150_000_000), (65536, 1), (12_000, 12_000), (2**31 - 1, 2**31 - 1)])
+def test_an_image_of_too_many_pixels_is_rejected_before_it_is_decoded(
+    width: int, height: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Pillow takes 4.4 GB to read a PNG of 1 x 150,000,000 pixels."""
+    (tmp_path / "bomb.png").write_bytes(png_header(width, height))
+    with pytest.raises(ImageError, match=r"bomb\.png: .*pixel"):
+        read_image(tmp_path / "bomb.png")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
@@ -54,29 +77,29 @@ def test_reads_every_mode(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif")])
-def test_16_bits_are_scaled_and_not_cut_off(dtype: type, suffix: str, tmp_path: Path) -> None:
+def test_16_bits_are_scaled_and_not_clipped(dtype: type, suffix: str, tmp_path: Path) -> None:
     values: np.ndarray = np.array([[0, 257, 32896, 65535]]).astype(dtype)
     Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
     assert np.asarray(read_image(tmp_path / f"deep.{suffix}"))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 @pytest.mark.parametrize("values", [np.zeros((2, 2), np.float32), np.full((2, 2), 70000, np.int32)])
-def test_an_image_without_a_known_white_is_refused(values: np.ndarray, tmp_path: Path) -> None:
+def test_an_image_of_unknown_value_range_is_an_error(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "data.tif")
-    with pytest.raises(ImageError, match=r"data\.tif: nothing says what is white"):
+    with pytest.raises(ImageError, match=r"data\.tif: unknown value range"):
         read_image(tmp_path / "data.tif")
 
 
 def test_turns_photos_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 2))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
-def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(content)
     with pytest.raises(ImageError, match=r"broken\.png"):
         read_batch([tmp_path / "broken.png"], PLAIN)
@@ -89,11 +112,11 @@ def test_a_truncated_photo_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "half.png")
 
 
-def test_finds_images_and_says_when_there_are_none(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         find_images(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "._a.jpg").write_text("what some systems leave beside a photo")
+    (tmp_path / "._a.jpg").write_text("written by macOS")
     with pytest.raises(UsageError, match="no image in"):
         find_images(tmp_path)
     (tmp_path / "class").mkdir()
@@ -103,12 +126,21 @@ def test_finds_images_and_says_when_there_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"crop_pct": 0}, {"interpolation": "cubic"}, {"mean": (0.5,)}, {"std": (0, 1, 1)}, {"input_size": (2, 8, 8)}],
+    [
+        {"crop_pct": 0},
+        {"interpolation": "cubic"},
+        {"mean": (0.5,)},
+        {"std": (0, 1, 1)},
+        {"input_size": (2, 8, 8)},
+        {"input_size": (3, 30000, 30000)},
+        {"input_size": (3, 1, 2**63)},
+        {"crop_pct": 1e-6},
+    ],
 )
-def test_refuses_contradictions(wrong: dict[str, object]) -> None:
+def test_contradictions_are_usage_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Preprocessing(**wrong)  # type: ignore[arg-type]
 
 
-def test_survives_json() -> None:
+def test_a_round_trip_through_json_changes_nothing() -> None:
     assert Preprocessing.from_json(PLAIN.to_json()) == PLAIN

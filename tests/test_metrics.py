@@ -1,4 +1,4 @@
-"""Accuracy counts what is right and nothing else, and its intervals are those of the literature."""
+"""Accuracy metrics: counts on known predictions, and intervals compared with published ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from edgevit import metrics as accuracy
-from edgevit.datasets import LabelledImages
+from edgevit.datasets import ImageDataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, read_batch
-from edgevit.metrics import NO_ANSWER, AccuracyReport, Evaluation, agreement, drop_points, evaluate, wilson
+from edgevit.metrics import NO_PREDICTION, AccuracyReport, Evaluation, agreement, drop_points, evaluate, wilson
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, Feeds, TensorSpec
@@ -25,17 +25,17 @@ PLAIN = Preprocessing(input_size=(3, 4, 4), crop_pct=1.0, mean=(0, 0, 0), std=(1
 CLASSES = 10
 
 
-def shades(folder: Path, count: int) -> LabelledImages:
-    """Images of ten greys; the class is the grey."""
+def shades(folder: Path, count: int) -> ImageDataset:
+    """Write images in ten shades of gray; the class is the shade."""
     labels = tuple(index * 7 % CLASSES for index in range(count))
     paths = tuple(folder / f"{index}.png" for index in range(count))
     for path, label in zip(paths, labels, strict=True):
         Image.new("RGB", (4, 4), (25 * label,) * 3).save(path)
-    return LabelledImages(paths=paths, labels=labels, class_count=CLASSES, how="by shade")
+    return ImageDataset(paths=paths, labels=labels, class_count=CLASSES, description="by shade")
 
 
 def by_shade(feeds: Feeds) -> dict[str, Array]:
-    """A perfect judge of greys: the nearer the shade of a class, the larger its logit."""
+    """A perfect classifier of shades: the nearer the shade of a class, the larger its logit."""
     shade = feeds["images"].mean((1, 2, 3)) * 255 / 25  # (N,)
     return {"logits": (-np.abs(shade[:, None] - np.arange(CLASSES))).astype(np.float32)}
 
@@ -44,7 +44,7 @@ def changed(change: Callable[[Array], Array]) -> Callable[[Feeds], dict[str, Arr
     return lambda feeds: {"logits": change(by_shade(feeds)["logits"])}
 
 
-def one(run: Any, images: LabelledImages, **options: Any) -> Evaluation:
+def one(run: Any, images: ImageDataset, **options: Any) -> Evaluation:
     (found,) = evaluate({"it": run}, images, PLAIN, **options)
     return found
 
@@ -55,21 +55,21 @@ def evaluation(ranks: list[int], answers: list[int] | None = None, *, class_coun
         precision="fp32",
         class_count=class_count,
         labels=(0,) * len(ranks),
-        answers=tuple(answers or [0 if rank == 0 else 1 for rank in ranks]),
+        predictions=tuple(answers or [0 if rank == 0 else 1 for rank in ranks]),
         ranks=tuple(ranks),
     )
 
 
 def paired(both: int, lost: int, won: int, neither: int) -> tuple[Evaluation, Evaluation]:
-    """A reference and another with so many images right in both, in the first alone, in the second alone, in none."""
+    """Return two evaluations, given the images correct in both, in the first only, in the second only, in neither."""
     first = [0] * both + [0] * lost + [1] * won + [1] * neither
     second = [0] * both + [1] * lost + [0] * won + [1] * neither
     return evaluation(first), evaluation(second)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 20, 64])
-def test_every_image_is_asked_once_whatever_the_batch(batch: int, tmp_path: Path) -> None:
-    """An engine with a fixed batch is given exactly that many rows; what fills the last ones up is not counted."""
+def test_every_image_counts_once_for_any_batch_size(batch: int, tmp_path: Path) -> None:
+    """An engine with a fixed batch gets exactly that many rows; the rows that fill the last batch do not count."""
     images, sizes = shades(tmp_path, 20), []
 
     def run(feeds: Feeds) -> dict[str, Array]:
@@ -80,13 +80,13 @@ def test_every_image_is_asked_once_whatever_the_batch(batch: int, tmp_path: Path
     found = one(run, images, batch=batch, progress=lambda done, total: seen.append((done, total)))
     assert set(sizes) == {batch}
     assert len(sizes) == math.ceil(20 / batch)
-    assert found.answers == found.labels == images.labels
+    assert found.predictions == found.labels == images.labels
     assert found.top1 == found.top5 == 1
     assert seen[-1] == (20, 20)
     assert len(seen) == len(sizes)
 
 
-def test_images_are_read_once_for_all_contestants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_read_once_for_all_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, read = shades(tmp_path, 10), []
     fed: dict[str, list[Array]] = {"a": [], "b": []}
 
@@ -107,35 +107,35 @@ def test_images_are_read_once_for_all_contestants(tmp_path: Path, monkeypatch: p
     ("change", "top1", "top5"),
     [
         (lambda logits: logits, 1.0, 1.0),
-        (lambda logits: logits[:, ::-1], 0.0, 0.2),  # only classes 4 and 5 stay near their place
+        (lambda logits: logits[:, ::-1], 0.0, 0.2),  # only classes 4 and 5 stay near their position
         (lambda logits: np.roll(logits, 1, axis=1), 0.0, 0.9),  # class 0 has the logit of class 9
-        (np.zeros_like, 0.1, 0.5),  # one answer for all is right as often as its class is there
+        (np.zeros_like, 0.1, 0.5),  # a constant prediction is correct as often as its class occurs
         (lambda logits: logits.astype(np.float16), 1.0, 1.0),
     ],
     ids=["right", "mirrored", "shifted by one", "constant", "fp16"],
 )
-def test_a_wrong_engine_is_seen_as_wrong(change: Any, top1: float, top5: float, tmp_path: Path) -> None:
+def test_a_wrong_engine_has_a_lower_accuracy(change: Any, top1: float, top5: float, tmp_path: Path) -> None:
     found = one(changed(change), shades(tmp_path, 20), batch=4)
     assert found.top1 == pytest.approx(top1)
     assert found.top5 == pytest.approx(top5)
 
 
-def test_rank_and_answer_agree_on_ties() -> None:
+def test_rank_and_prediction_agree_on_ties() -> None:
     """Equal logits: the lower class comes first, for the rank as for NumPy's argmax."""
     logits = np.array([[1, 3, 3, 0], [2, 2, 2, 2], [0, 1, 2, 3]], np.float32)
     for labels, ranks in [([1, 0, 3], [0, 0, 0]), ([2, 1, 2], [1, 1, 1]), ([3, 3, 0], [3, 3, 3])]:
-        answers, found = accuracy._judged(logits, np.array(labels))
-        assert answers.tolist() == [1, 0, 3]
+        predictions, found = accuracy._predict(logits, np.array(labels))
+        assert predictions.tolist() == [1, 0, 3]
         assert found.tolist() == ranks
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["the true class", "another class", "all"])
-def test_an_answer_that_is_not_finite_is_wrong_and_counted(value: float, where: str, tmp_path: Path) -> None:
+def test_a_prediction_that_is_not_finite_is_wrong_and_counted(value: float, where: str, tmp_path: Path) -> None:
     images = shades(tmp_path, 20)
 
     def spoil(logits: Array) -> Array:
-        """Every answer about class 3."""
+        """Replace logits of every image of class 3."""
         rows = logits.argmax(1) == 3
         columns = {"the true class": [3], "another class": [8], "all": list(range(CLASSES))}[where]
         logits[np.ix_(rows, columns)] = value
@@ -144,25 +144,25 @@ def test_an_answer_that_is_not_finite_is_wrong_and_counted(value: float, where: 
     found = one(changed(spoil), images, batch=4)
     assert found.not_finite == images.labels.count(3) == 2
     assert found.top1 == found.top5 == 0.9
-    assert found.answers.count(NO_ANSWER) == 2
+    assert found.predictions.count(NO_PREDICTION) == 2
     assert agreement(found, found) == 0.9
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 11), (3, 10), (4, 10, 1)])
-def test_what_is_no_row_of_logits_an_image_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"it answers .* to 4 images, not \[4, 10\]"):
+def test_outputs_other_than_one_row_per_image_are_a_usage_error(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"it returned shape .* for 4 images; accuracy needs logits \[4, 10\]"):
         one(lambda _: {"logits": np.zeros(shape, np.float32)}, shades(tmp_path, 4), batch=4)
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     images = shades(tmp_path, 8)
     images.paths[5].write_bytes(images.paths[5].read_bytes()[:40])
     with pytest.raises(ImageError, match=r"5\.png"):
         one(by_shade, images, batch=4)
 
 
-def test_no_image_is_no_accuracy() -> None:
-    nothing = LabelledImages(paths=(), labels=(), class_count=CLASSES, how="")
+def test_accuracy_without_images_is_a_usage_error() -> None:
+    nothing = ImageDataset(paths=(), labels=(), class_count=CLASSES, description="")
     with pytest.raises(UsageError, match="needs images"):
         one(by_shade, nothing)
 
@@ -178,7 +178,7 @@ def test_no_image_is_no_accuracy() -> None:
         ("I;16", ".png"),
     ],
 )
-def test_photos_of_every_kind_are_judged(mode: str, suffix: str, tmp_path: Path) -> None:
+def test_photos_of_every_mode_are_evaluated(mode: str, suffix: str, tmp_path: Path) -> None:
     paths = []
     for label in range(CLASSES):
         paths.append(tmp_path / f"{label}{suffix}")
@@ -186,12 +186,12 @@ def test_photos_of_every_kind_are_judged(mode: str, suffix: str, tmp_path: Path)
             Image.fromarray(np.full((8, 8), 25 * label * 257, np.uint16)).save(paths[-1])
         else:
             Image.new("RGB", (8, 8), (25 * label,) * 3).convert(mode).save(paths[-1])
-    images = LabelledImages(paths=tuple(paths), labels=tuple(range(CLASSES)), class_count=CLASSES, how="")
+    images = ImageDataset(paths=tuple(paths), labels=tuple(range(CLASSES)), class_count=CLASSES, description="")
     assert one(by_shade, images, batch=4).top1 == 1
 
 
 class Fixed(Engine):
-    """The judge of greys as an engine with its own names and a batch that it insists on."""
+    """The classifier of shades as an engine with its own names and a fixed batch."""
 
     fmt = "fixed"
 
@@ -206,15 +206,15 @@ class Fixed(Engine):
         return ExecutedPrecision()
 
 
-def test_engines_of_different_batches_and_names_side_by_side(tmp_path: Path) -> None:
+def test_engines_with_different_batches_and_names_are_evaluated_side_by_side(tmp_path: Path) -> None:
     runs = {str(batch): accuracy.in_own_batches(Fixed(batch), batch) for batch in (1, 3, 8)}
     found = evaluate(runs, shades(tmp_path, 19), PLAIN, batch=8)
     assert [one.top1 for one in found] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("classes", [(), (1,), (10, 7, 7), ("batch",)])
-def test_an_engine_that_answers_no_classes_is_refused(classes: tuple[Any, ...]) -> None:
-    with pytest.raises(UsageError, match="accuracy is of classes"):
+def test_an_engine_without_logits_is_a_usage_error(classes: tuple[Any, ...]) -> None:
+    with pytest.raises(UsageError, match="accuracy needs one image input and logits"):
         accuracy.class_count(Fixed(4, classes))
 
 
@@ -222,7 +222,7 @@ def test_an_engine_that_answers_no_classes_is_refused(classes: tuple[Any, ...]) 
     ("right", "images", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_as_published(right: int, images: int, low: float, high: float) -> None:
+def test_wilson_intervals_equal_published_ones(right: int, images: int, low: float, high: float) -> None:
     """Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3."""
     found = wilson(right, images)
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
@@ -231,15 +231,15 @@ def test_wilson_as_published(right: int, images: int, low: float, high: float) -
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (50_000, 50_000), (0, 50_000)])
-def test_wilson_at_its_ends(right: int, images: int) -> None:
+def test_wilson_intervals_of_0_and_1(right: int, images: int) -> None:
     found = wilson(right, images)
     assert 0 <= found.low < found.high <= 1
     assert right / images in found
 
 
 @pytest.mark.parametrize("true", [0.05, 0.5, 0.762, 0.95])
-def test_wilson_covers_what_it_says(true: float) -> None:
-    """The exact chance, over the binomial distribution, that the interval holds the true share."""
+def test_wilson_intervals_have_their_stated_coverage(true: float) -> None:
+    """The exact binomial probability that the interval contains the true fraction."""
     images = 200
     chances = [math.comb(images, k) * true**k * (1 - true) ** (images - k) for k in range(images + 1)]
     assert sum(chance for k, chance in enumerate(chances) if true in wilson(k, images)) > 0.93
@@ -251,23 +251,23 @@ def test_wilson_covers_what_it_says(true: float) -> None:
         # b = 8, c = 2, n = 100: 6/102 -+ 1.96 sqrt(11 - 36/102) / 102
         ((70, 8, 2, 20), 6.0, -0.3876, 12.1523),
         ((70, 2, 8, 20), -6.0, -12.1523, 0.3876),
-        # nothing differs in 200 images: -+ 1.96 / 202; 2,000 tell more
+        # no difference in 200 images: -+ 1.96 / 202; narrower in 2,000
         ((150, 0, 0, 50), 0.0, -0.9703, 0.9703),
         ((1500, 0, 0, 500), 0.0, -0.0979, 0.0979),
-        # all is lost: 3/5 -+ 1.96 sqrt(4 - 9/5) / 5, cut at 100
+        # everything is lost: 3/5 -+ 1.96 sqrt(4 - 9/5) / 5, cut at 100
         ((0, 3, 0, 0), 100.0, 1.8581, 100.0),
     ],
 )
-def test_drop_by_hand(cells: tuple[int, int, int, int], points: float, low: float, high: float) -> None:
-    """The formula of Agresti and Min (2005), "Wald+2", worked out by hand."""
+def test_drops_equal_results_by_hand(cells: tuple[int, int, int, int], points: float, low: float, high: float) -> None:
+    """The formula of Agresti and Min (2005), "Wald+2", computed by hand."""
     found = drop_points(*paired(*cells))
     assert found.points == pytest.approx(points)
     assert (found.interval.low, found.interval.high) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0.01, 0.01), (0.05, 0.02), (0.2, 0.1), (0.005, 0.0)])
-def test_drop_covers_what_it_says(lost: float, won: float) -> None:
-    """The exact chance over the trinomial distribution, at 100 images."""
+def test_drop_intervals_have_their_stated_coverage(lost: float, won: float) -> None:
+    """The exact probability over the trinomial distribution, at 100 images."""
     images, covered = 100, 0.0
     for b in range(60):
         for c in range(40):
@@ -280,28 +280,30 @@ def test_drop_covers_what_it_says(lost: float, won: float) -> None:
     assert covered > 0.93
 
 
-def test_agreement_is_of_answers_right_or_wrong() -> None:
+def test_agreement_counts_equal_predictions_whether_correct_or_not() -> None:
     first, second = evaluation([0, 1, 1, 2], [0, 4, 5, 6]), evaluation([0, 1, 0, 2], [0, 4, 0, 6])
     assert agreement(first, second) == 0.75
     assert drop_points(first, second).points == -25
 
 
-def test_other_images_are_not_compared() -> None:
+def test_evaluations_on_different_images_do_not_compare() -> None:
     for compare in (agreement, drop_points):
-        with pytest.raises(UsageError, match="same images"):
+        with pytest.raises(UsageError, match="different images"):
             compare(evaluation([0, 1]), evaluation([0, 1, 0]))
 
 
 @pytest.mark.parametrize(("class_count", "expected"), [(5, None), (6, 0.5)])
-def test_top5_of_five_classes_says_nothing(class_count: int, expected: float | None) -> None:
+def test_top5_needs_six_classes(class_count: int, expected: float | None) -> None:
     found = evaluation([0, 5], class_count=class_count)
     assert found.top5 == expected
     assert (found.top5_interval is None) == (expected is None)
 
 
-def test_json_holds_every_figure() -> None:
+def test_json_contains_every_figure() -> None:
     first, second = paired(6, 2, 1, 1)
-    report = AccuracyReport(paths=tuple(Path(f"{i}.png") for i in range(10)), how="so", evaluations=(first, second))
+    report = AccuracyReport(
+        paths=tuple(Path(f"{i}.png") for i in range(10)), description="so", evaluations=(first, second)
+    )
     read = json.loads(json.dumps(report.to_json(), allow_nan=False))
     reference, other = read["accuracy"]
     assert reference["agreement"] is reference["drop_points"] is None

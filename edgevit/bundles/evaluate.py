@@ -12,7 +12,7 @@ from edgevit import metrics
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.source_model import recreate_matching_model
-from edgevit.datasets import find_labelled
+from edgevit.datasets import find_dataset
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
 from edgevit.metrics import AccuracyReport, OnImages
@@ -80,8 +80,8 @@ def _evaluate(
     class_count = metrics.class_count(first.engine)
     for other in candidates[1:]:
         _require_comparable(first, other)
-    images = find_labelled(data, classes=first.classes, class_count=class_count)
-    images = images if limit is None else images.spread(limit)
+    images = find_dataset(data, classes=first.classes, class_count=class_count)
+    images = images if limit is None else images.sample(limit)
     evaluations = metrics.evaluate(
         {each.name: metrics.in_own_batches(each.engine, each.batch) for each in candidates},
         images,
@@ -91,7 +91,9 @@ def _evaluate(
         progress=on_progress,
     )
     notes = [f"{each.name} has random weights: its accuracy means nothing" for each in candidates if _is_random(each)]
-    return AccuracyReport(paths=images.paths, how=images.how, evaluations=evaluations, notes=tuple(notes))
+    return AccuracyReport(
+        paths=images.paths, description=images.description, evaluations=evaluations, notes=tuple(notes)
+    )
 
 
 def _executed_precision(candidate: _Candidate) -> ExecutedPrecision:

@@ -94,7 +94,7 @@ def accuracy_parts(report: AccuracyReport) -> list[Part]:
     not_finite = [
         f"{name}: {count} outputs contain NaN or infinity and count as wrong" for name, count in counts.items() if count
     ]
-    return [accuracy_table(report), *(f"note: {note}" for note in (report.how, *report.notes, *not_finite))]
+    return [accuracy_table(report), *(f"note: {note}" for note in (report.description, *report.notes, *not_finite))]
 
 
 def accuracy_table(report: AccuracyReport) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevit.datasets import LabelledImages, find_labelled
+from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, find_images
 from edgevit.metrics import Evaluation, OnImages, evaluate
@@ -18,7 +18,7 @@ from edgevit.types import Array, Reference, Run, TensorSpec
 class EvalDataset:
     """Labelled images and how a model reads them."""
 
-    images: LabelledImages
+    images: ImageDataset
     preprocessing: Preprocessing
     batch: int
     input_name: str
@@ -38,7 +38,7 @@ class EvalDataset:
 
     def subset(self, limit: int) -> EvalDataset:
         """Return the dataset with at most `limit` images, spread over the classes."""
-        return replace(self, images=self.images.spread(limit))
+        return replace(self, images=self.images.sample(limit))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def find_eval_dataset(model: LoadedModel, folder: Path, outputs: Sequence[Tensor
     if model.preprocessing is None or not isinstance(classes, int) or classes < 2:
         raise UsageError(f"--eval needs an image classifier; {model.name} outputs {output}")
     return EvalDataset(
-        images=find_labelled(folder, classes=model.classes, class_count=classes),
+        images=find_dataset(folder, classes=model.classes, class_count=classes),
         preprocessing=model.preprocessing,
         batch=batch,
         input_name=model.input_names[0],

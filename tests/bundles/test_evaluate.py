@@ -218,9 +218,9 @@ def broken_data(photos: Path, folder: Path, case: str) -> Path:
     [
         ("nowhere", "no folder of images"),
         ("empty", "no image in"),
-        ("another class", "'lion' is no class of this model"),
+        ("another class", "'lion' is not a class of this model"),
         ("broken image", "cannot read the image"),
-        ("label out of range", "labels.txt, line 1: '10' is no class of this model: it takes an index from 0 to 9"),
+        ("label out of range", "labels.txt, line 1: '10' is not a class of this model; use an index from 0 to 9"),
     ],
 )
 def test_wrong_data_is_one_line(

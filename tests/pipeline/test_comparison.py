@@ -31,7 +31,7 @@ def evaluation(wrong: int, *, first: int = 0) -> Evaluation:
         precision="int8",
         class_count=10,
         labels=(0,) * IMAGES,
-        answers=tuple(int(miss) for miss in missed),
+        predictions=tuple(int(miss) for miss in missed),
         ranks=tuple(int(miss) for miss in missed),
     )
 
