@@ -686,8 +686,8 @@ def test_tensorrt_rtx_fuses_the_attention(name: str, tmp_path: Path) -> None:
 
 
 def test_the_trained_model_in_the_forms_of_tensorrt(cifar10: Cifar10, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its maps are small enough for one kernel a norm; here they take the road of the large ones."""
-    monkeypatch.setattr(sys.modules["edgevit.export.passes.group_norm_from_moments"], "_ONE_KERNEL", 0)
+    """Its norms are small enough for one kernel; here they are decomposed like large ones."""
+    monkeypatch.setattr(sys.modules["edgevit.export.passes.group_norm_from_moments"], "_MAX_SINGLE_KERNEL", 0)
     captured = capture(
         create_model("shiftvit_cifar10"),
         (torch.from_numpy(cifar10.inputs[:2]),),
