@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,6 +14,7 @@ from typing import IO, Any
 from edgevit.errors import MissingError
 
 _BLOCK_BYTES = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def cache_folder() -> Path:
@@ -52,6 +55,23 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two existing paths of one file system in one atomic step. Return False if the system cannot do that.
+
+    It is renameat2 with RENAME_EXCHANGE, which Linux has on ext4, XFS, Btrfs, tmpfs and most others, and not on NFS.
+    Raises OSError if a path does not exist or its folder cannot be written.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:  # another system, or a C library without it
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(first), None, str(second))
 
 
 def try_lock(file: IO[Any]) -> bool:

@@ -14,6 +14,7 @@ A bundle is written next to its final place and renamed into it (see store.py): 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevit.bundles import store
 from edgevit.bundles.manifest import (
     CLASSES_FILE,
     MANIFEST_FILE,
@@ -38,6 +40,8 @@ from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Reference
 
+_READ_S = 5.0  # how long to try again to read a bundle that other processes replace meanwhile
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -53,10 +57,23 @@ class Bundle:
         Files that are not in the manifest are ignored, unless edgevit would open them. Raises BundleError if there is
         no bundle, or it is incomplete or was changed.
         """
-        bundle = cls(Path(path), read_manifest(Path(path)))
+        folder = Path(path)
+        end = time.monotonic() + _READ_S
+        while True:
+            before = store.version(folder)
+            try:
+                return cls._read(folder)
+            except BundleError:
+                replaced = store.recover(folder) or store.version(folder) != before
+                if not replaced or time.monotonic() > end:
+                    raise
+
+    @classmethod
+    def _read(cls, folder: Path) -> Bundle:
+        bundle = cls(folder, read_manifest(folder))
         _require_hashes(bundle)
         for file in bundle.manifest.files:
-            _check_file(bundle.path, file)
+            _check_file(folder, file)
         return bundle
 
     @property

@@ -1,4 +1,9 @@
-"""Write bundle folders atomically: stage next to the final place, then rename."""
+"""Write bundle folders atomically: stage next to the final place, then swap with an older bundle there.
+
+A bundle in place is always whole, even if a process is killed at any moment. On file systems that cannot swap two
+folders atomically, an older bundle is moved into the staging folder first; if the process is killed right then, the
+next reader or writer moves it back.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +22,27 @@ import numpy as np
 
 from edgevit.bundles.manifest import MANIFEST_FILE, FileRecord, Manifest
 from edgevit.errors import ExportError
-from edgevit.files import file_sha256, try_lock
+from edgevit.files import exchange, file_sha256, try_lock
 from edgevit.types import Reference
 
 _STAGING = ".edgevit-"
+_REPLACED = ".replaced"  # an older bundle in a staging folder: <name>.replaced
 _LOCK = ".lock"
 _UNLOCKED_S = 60.0  # a staging folder without a lock file is abandoned after this time
+_SWAP_S = 2.0  # how long a reader waits for a living process between its two renames
+_POLL_S = 0.005
 
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
     """Create a folder inside `out` to write bundles in; delete it afterwards, whatever happens.
 
-    Staging folders of killed processes are deleted as well; a running process holds a lock on its own. Raises
-    ExportError if `out` cannot be written.
+    Staging folders of killed processes are deleted as well, after older bundles in them are moved back; a running
+    process holds a lock on its own. Raises ExportError if `out` cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _delete_abandoned(out)
+        _recover(out)
         folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
         try:
             lock = _lock(folder)
@@ -52,34 +60,59 @@ def staging(out: Path) -> Iterator[Path]:
 
 def require_replaceable(target: Path) -> None:
     """Raise ExportError if `target` exists and is not a bundle."""
-    if os.path.lexists(target) and not (target / MANIFEST_FILE).is_file():
+    if os.path.lexists(target) and not _is_bundle(target):
         raise ExportError(f"{target} exists and is not a bundle; move it away, or choose another folder: --out")
 
 
 def publish(targets: Mapping[Path, Path]) -> None:
-    """Rename finished folders to their final places, replacing older bundles there: all of them, or none.
+    """Move finished folders to their final places, replacing older bundles there: all of them, or none.
 
-    `targets` maps each staged folder to its place. Raises ExportError if something other than a bundle is in the way,
-    or a folder cannot be renamed. Only SIGKILL or a power cut between two renames leaves some of them done.
+    `targets` maps each staged folder to its place, which has the same name, next to the staging folder. Raises
+    ExportError if something other than a bundle is in the way, or a folder cannot be renamed. Only SIGKILL or a power
+    cut between two bundles leaves some of them published and others not.
     """
     for target in targets.values():
         require_replaceable(target)
     for folder in targets:
-        for path in folder.rglob("*"):
+        for path in (*folder.rglob("*"), folder):
             _flush(path)
     with contextlib.ExitStack() as undo:
         for folder, target in targets.items():
-            older = folder.with_name(f"{folder.name}.replaced")  # deleted with the staging folder
-            undo.callback(_put_back, folder, target, older)  # before the rename: an interrupt can follow right after it
+            undo.callback(_undo, folder, target, folder.stat().st_ino)  # before: an interrupt can follow right after
             try:
-                if target.exists():
-                    os.replace(target, older)
-                os.replace(folder, target)
+                _put(folder, target)
             except OSError as error:
                 raise ExportError(
                     f"cannot write {target}: {error.strerror or error}; choose another folder: --out"
                 ) from error
         undo.pop_all()
+    for parent in {target.parent for target in targets.values()}:
+        _flush(parent)
+
+
+def recover(target: Path) -> bool:
+    """Move a bundle back to `target` if a process was killed between moving it away and publishing the new one.
+
+    Waits for a living process that is between the two renames. Return False if there was nothing to do.
+    """
+    end = time.monotonic() + _SWAP_S
+    waited = False
+    while not os.path.lexists(target) and list(target.parent.glob(f"{_STAGING}*/{target.name}{_REPLACED}")):
+        waited = True
+        _recover(target.parent)
+        if time.monotonic() > end:
+            break
+        time.sleep(_POLL_S)
+    return waited
+
+
+def version(folder: Path) -> tuple[int, int, int] | None:
+    """A value that changes if another bundle is published at `folder`; None if there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns  # an inode alone is soon used again
 
 
 def write_references(path: Path, references: Sequence[Reference]) -> None:
@@ -104,19 +137,51 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(content + "\n", "utf-8")
 
 
-def _put_back(folder: Path, target: Path, older: Path) -> None:
-    """Undo the renames of `publish` that were done; a bundle that another process published since stays."""
+def _is_bundle(folder: Path) -> bool:
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Move a folder to its place; an older bundle there ends up in the staging folder. Raises OSError."""
+    if not os.path.lexists(target):
+        os.replace(folder, target)
+    elif exchange(folder, target):
+        _require_bundle(folder)
+    else:
+        os.replace(target, _replaced(folder))
+        _require_bundle(_replaced(folder))
+        os.replace(folder, target)
+
+
+def _require_bundle(older: Path) -> None:
+    """Raise OSError if what was moved away is not a bundle: it appeared there after `require_replaceable`."""
+    if not _is_bundle(older):
+        raise FileExistsError(None, "it exists and is not a bundle")
+
+
+def _undo(folder: Path, target: Path, published: int) -> None:
+    """Undo what `_put` did before it was interrupted; a bundle that another process published since stays."""
     with contextlib.suppress(OSError):
-        if not folder.exists():
-            os.replace(target, folder)
-        if older.exists() and not target.exists():
-            os.replace(older, target)
+        if target.exists() and target.stat().st_ino == published:
+            if folder.exists():
+                exchange(folder, target)
+            else:
+                os.replace(target, folder)
+        if not os.path.lexists(target):
+            os.replace(_replaced(folder), target)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(folder.name + _REPLACED)
 
 
 def _flush(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """Write a file's content, or a folder's entries, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -132,11 +197,17 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
-def _delete_abandoned(out: Path) -> None:
+def _recover(out: Path) -> None:
+    """Empty and delete the staging folders of killed processes; older bundles in them go back to their places."""
     for folder in out.glob(f"{_STAGING}*"):
         with contextlib.suppress(OSError), _abandoned(folder) as abandoned:
-            if abandoned:
-                shutil.rmtree(folder, ignore_errors=True)
+            if not abandoned:
+                continue
+            for older in folder.glob(f"*{_REPLACED}"):
+                target = out / older.name.removesuffix(_REPLACED)
+                if not os.path.lexists(target):
+                    os.replace(older, target)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
