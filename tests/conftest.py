@@ -1,11 +1,10 @@
-"""What several tests share: the trained model's bundles, made once, and its test images."""
+"""Fixtures shared by the tests: the bundles of the trained model, built once, and its test images."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two workers with two threads each wait for one another
@@ -13,37 +12,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two workers with two thr
     os.sched_setaffinity(0, {_own[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(_own)]})
 CORES = len(os.sched_getaffinity(0))
 
-import numpy as np
 import pytest
 import torch
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
-from edgevit.images import IMAGENET_MEAN, IMAGENET_STD
-from edgevit.types import Array
+from tests.helpers.cifar10 import Cifar10, load_cifar10
 from tests.helpers.formats import ON_CPU
 
 torch.set_num_threads(CORES)
-DATA = Path(__file__).parent / "data"
-
-
-@dataclass(frozen=True)
-class Cifar10:
-    """The first 2,000 test images as the model's input, their labels, and what the authors' code answers."""
-
-    inputs: Array  # (2000, 3, 32, 32) float32
-    labels: Array  # (2000,)
-    logits: Array  # (2000, 10)
 
 
 @pytest.fixture(scope="session")
 def cifar10() -> Cifar10:
-    with np.load(DATA / "cifar10_sample.npz") as sample:
-        pixels = sample["test_images"].astype(np.float32) / 255
-        normalised = (pixels - np.asarray(IMAGENET_MEAN, np.float32)) / np.asarray(IMAGENET_STD, np.float32)
-        return Cifar10(
-            np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)), sample["test_labels"], sample["test_logits"]
-        )
+    return load_cifar10()
 
 
 @pytest.fixture(scope="session", params=ON_CPU)
@@ -53,7 +35,7 @@ def fmt(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """The trained model's bundle in a format, for batches of 1 to 16; made once a session. Do not change it."""
+    """Build the trained model's bundle in a format, for batches of 1 to 16; once per session. Read only."""
     bundles: dict[str, Bundle] = {}
     out = tmp_path_factory.mktemp("bundles")
 
@@ -67,11 +49,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
 
 @pytest.fixture
 def bundle(made: Callable[[str], Bundle], fmt: str) -> Bundle:
-    """The shared bundle of each format. Do not change it."""
+    """The shared bundle of each format. Read only."""
     return made(fmt)
 
 
 @pytest.fixture
 def own_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
-    """A copy to break."""
+    """A copy that a test may damage."""
     return Bundle.open(shutil.copytree(bundle.path, tmp_path / bundle.name))

@@ -23,7 +23,7 @@ from edgevit.bundles.evaluate import evaluate_bundles
 from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
-from tests.conftest import DATA, Cifar10
+from tests.helpers.cifar10 import DATA, Cifar10
 from tests.helpers.cli import USER_MODEL, status
 from tests.helpers.formats import ON_CPU
 

@@ -20,8 +20,8 @@ from edgevit.cli.main import main
 from edgevit.errors import BundleError
 from edgevit.runtimes.base import BatchRange
 from edgevit.runtimes.precision import ExecutedPrecision
-from tests.conftest import DATA
 from tests.helpers.bundles import damage, manifest_json, sample_manifest, write_manifest_json
+from tests.helpers.cifar10 import DATA
 
 RECORDED = sorted((DATA / "manifests").glob("v*.json"))
 

@@ -1,20 +1,13 @@
-"""Small graphs as ONNX text, and the announcement of a TensorRT-RTX that is not installed."""
+"""Small graphs as ONNX text."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from onnx import numpy_helper
-
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="TensorRT-RTX is not installed here (228 MB, Linux x86): pip install 'edgevit[trt-rtx]'",
-)
 
 
 def save_graph(

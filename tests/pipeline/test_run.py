@@ -1,4 +1,4 @@
-"""The whole road: the bundles of the trained model compute what PyTorch computes and what its authors recorded."""
+"""The whole pipeline: bundles of the trained model compute what PyTorch and its authors' code compute."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.types import TensorSpec
-from tests.conftest import Cifar10
+from tests.helpers.cifar10 import Cifar10
 
 PHOTOS = Path(edgevit.__file__).parent / "data" / "photos"
 
 
-def test_pytorch_reaches_the_recorded_accuracy(cifar10: Cifar10) -> None:
+def test_pytorch_has_the_recorded_accuracy(cifar10: Cifar10) -> None:
     with torch.no_grad():
         logits = edgevit.create_model("shiftvit_cifar10")(torch.from_numpy(cifar10.inputs)).numpy()
     assert abs(logits - cifar10.logits).max() <= 1e-4 * cifar10.logits.std()
     assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
 
 
-def test_every_engine_reaches_the_recorded_accuracy(bundle: Bundle, cifar10: Cifar10) -> None:
+def test_every_engine_has_the_recorded_accuracy(bundle: Bundle, cifar10: Cifar10) -> None:
     with edgevit.load(bundle) as engine:
         name = engine.inputs[0].name
         logits = np.concatenate([engine.run({name: batch})["logits"] for batch in np.split(cifar10.inputs, 125)])
@@ -50,7 +50,7 @@ def test_every_engine_reaches_the_recorded_accuracy(bundle: Bundle, cifar10: Cif
     assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
 
 
-def test_the_manifest_says_what_was_made(bundle: Bundle, fmt: str) -> None:
+def test_the_manifest_describes_the_bundle(bundle: Bundle, fmt: str) -> None:
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
     assert manifest["model"]["name"] == "shiftvit_cifar10"
@@ -79,7 +79,7 @@ def test_the_graph_has_slices_and_pads_and_no_unwanted_operators(bundle: Bundle)
 
 
 class TwoHeads(nn.Module):
-    """Two inputs, two outputs, no image."""
+    """Two inputs and two outputs, none of them an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_export_is_a_function_and_a_package() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [None, (1, 2, 4)])
-def test_a_module_of_the_users_own(fmt: str, dynamic: tuple[int, int, int] | None, tmp_path: Path) -> None:
+def test_a_users_module(fmt: str, dynamic: tuple[int, int, int] | None, tmp_path: Path) -> None:
     module = TwoHeads()
     example = (torch.rand(1, 2), torch.rand(1, 4))
     made = edgevit.export(module, fmt=fmt, example_input=example, out=tmp_path, dynamic_batch=dynamic)
@@ -127,7 +127,7 @@ def test_outputs_belong_to_the_caller(bundle: Bundle) -> None:
     assert np.array_equal(first, kept)
 
 
-def test_openvino_keeps_what_it_compiled(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+def test_openvino_caches_the_compiled_model(made: Callable[[str], Bundle], tmp_path: Path) -> None:
     feeds = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
     answers = []
     for _ in range(2):
@@ -149,20 +149,20 @@ def test_openvino_keeps_what_it_compiled(made: Callable[[str], Bundle], tmp_path
         (np.zeros((1, 3, 32, 32), np.float32), "arrays by name, .* not ndarray"),
     ],
 )
-def test_an_engine_refuses_wrong_input(bundle: Bundle, feeds: Any, message: str) -> None:
+def test_an_engine_rejects_wrong_input(bundle: Bundle, feeds: Any, message: str) -> None:
     with edgevit.load(bundle) as engine, pytest.raises(UsageError, match=message):
         engine.run(feeds)
 
 
-def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+def test_a_closed_engine_raises(bundle: Bundle) -> None:
     with edgevit.load(bundle) as engine:
         pass
     with pytest.raises(UsageError, match="the engine is closed"):
         engine.run({"images": np.zeros((1, 3, 32, 32), np.float32)})
 
 
-def test_an_engine_answers_several_threads(bundle: Bundle) -> None:
-    """OpenVINO's request refused whoever came while it was busy."""
+def test_an_engine_runs_from_several_threads(bundle: Bundle) -> None:
+    """OpenVINO's infer request raises while another thread uses it."""
     images = np.random.default_rng(0).random((8, 1, 3, 32, 32), np.float32)
     with edgevit.load(bundle, threads=1) as engine:
 
@@ -175,7 +175,7 @@ def test_an_engine_answers_several_threads(bundle: Bundle) -> None:
                 assert np.array_equal(found, expected[index % 8])
 
 
-def test_an_engine_knows_its_precision_wherever_the_process_has_gone(
+def test_an_engine_reports_its_precision_after_chdir(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bundle.path.parent)
@@ -191,7 +191,7 @@ def test_a_folder_whose_name_is_not_utf_8(bundle: Bundle, tmp_path: Path) -> Non
 
 
 class Wrong(OnnxRuntime):
-    """A runtime whose engines are wrong on purpose: it scales the last layer's bias."""
+    """A runtime that builds wrong engines: it scales the bias of the last layer."""
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         import onnx
@@ -204,7 +204,7 @@ class Wrong(OnnxRuntime):
         return artifact
 
 
-def test_an_engine_made_wrong_on_purpose_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_engine_fails_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgevit.runtimes.onnxruntime.OnnxRuntime", Wrong)
     with pytest.raises(ParityError, match="'ort: engine'") as caught:
         edgevit.export("shiftvit_cifar10", fmt="ort", out=tmp_path)
@@ -212,14 +212,14 @@ def test_an_engine_made_wrong_on_purpose_is_caught(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_runtime_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgevit.runtimes.openvino.OpenVino.module", "openvino_that_is_not_here")
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[openvino\]'"):
         edgevit.export("shiftvit_cifar10", fmt="openvino", out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_in_the_way_is_said_before_the_work_and_nothing_is_published(
+def test_a_folder_in_the_way_is_reported_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("edgevit.pipeline.run.capture", lambda *_, **__: pytest.fail("the work has begun"))
@@ -231,9 +231,7 @@ def test_what_is_in_the_way_is_said_before_the_work_and_nothing_is_published(
     assert list(tmp_path.rglob("*")) == [mine.parent, mine]
 
 
-def test_what_comes_in_the_way_meanwhile_lets_nothing_be_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_created_meanwhile_leaves_nothing_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tmp_path / "twoheads-fp32-onnx" / "mine"
 
     def write(*arguments: Any, **options: Any) -> Any:
@@ -254,13 +252,13 @@ class BakedBatch(nn.Module):
         return x.reshape(2, 12)
 
 
-def test_a_batch_that_is_baked_in_is_named(tmp_path: Path) -> None:
+def test_a_hardcoded_batch_is_an_export_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="batch"):
         edgevit.export(BakedBatch(), example_input=torch.rand(2, 3, 4), dynamic_batch=(1, 2, 4), out=tmp_path)
 
 
 class Returns(nn.Module):
-    """Returns what it is told to make of two different outputs."""
+    """Returns a given combination of two different outputs."""
 
     def __init__(self, outputs: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
         super().__init__()
@@ -279,21 +277,21 @@ NO_TENSORS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]
 }
 
 
-def test_photos_for_a_model_that_takes_none_are_refused(tmp_path: Path) -> None:
-    """They were left out, without a word."""
+def test_photos_for_a_model_without_images_are_rejected(tmp_path: Path) -> None:
+    """They used to be ignored silently."""
     module = Returns(lambda first, _: first)
     with pytest.raises(UsageError, match="--images needs a model with one image input"):
         edgevit.export(module, fmt="ort", example_input=torch.rand(1, 4), images=PHOTOS, out=tmp_path)
 
 
-def test_a_folder_without_photos_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_photos_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "capture", lambda *_, **__: pytest.fail("the work has begun"))
     with pytest.raises(UsageError, match="no image in"):
         edgevit.export("shiftvit_cifar10", images=tmp_path, out=tmp_path)
 
 
 @pytest.mark.parametrize("kind", NO_TENSORS)
-def test_outputs_that_are_no_tensors_are_one_clear_error(kind: str, tmp_path: Path) -> None:
+def test_outputs_other_than_tensors_are_an_export_error(kind: str, tmp_path: Path) -> None:
     outputs, message = NO_TENSORS[kind]
     with pytest.raises(ExportError, match=message):
         edgevit.export(Returns(outputs), fmt="ort", example_input=torch.rand(1, 4), out=tmp_path, latency=True)
@@ -341,34 +339,34 @@ def test_a_module_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> No
         edgevit.export(DataDependent(), example_input=torch.rand(1, 4), out=tmp_path)
 
 
-def test_nothing_says_what_a_module_takes() -> None:
+def test_a_module_needs_an_example_input() -> None:
     with pytest.raises(UsageError, match="example_input="):
         edgevit.export(TwoHeads())
 
 
 @pytest.mark.parametrize("model", [3, None, TwoHeads, Path("shiftvit_t")])
-def test_what_is_no_model_is_refused(model: Any, tmp_path: Path) -> None:
+def test_other_types_than_models_are_rejected(model: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"not a {type(model).__name__}"):
         edgevit.export(model, example_input=torch.rand(1, 4), out=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64])
-def test_an_example_in_another_precision_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_an_example_in_another_dtype_is_rejected(dtype: torch.dtype, tmp_path: Path) -> None:
     module = Returns(lambda first, _: first).to(dtype)
     with pytest.raises(UsageError, match=f"example_input is {str(dtype)[6:]}; export in float32"):
         edgevit.export(module, example_input=torch.rand(1, 4).to(dtype), out=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_is_refused(tmp_path: Path) -> None:
+def test_torchscript_is_rejected(tmp_path: Path) -> None:
     x, trace = torch.rand(1, 4), cast("Any", torch.jit.trace)
     with pytest.raises(UsageError, match="is TorchScript"):
         edgevit.export(trace(nn.Linear(4, 3), x), example_input=x, out=tmp_path)
 
 
 class Leaves(nn.Module):
-    """Leaves the program, or fails, where it is asked: as it is traced, or at values that are not its example's."""
+    """Exits while it is traced, or on other inputs than its example."""
 
     def __init__(self, *, traced: bool) -> None:
         super().__init__()
@@ -383,14 +381,12 @@ class Leaves(nn.Module):
 @pytest.mark.parametrize(
     ("traced", "message"), [(True, "cannot trace Leaves"), (False, "leaves failed on verification")]
 )
-def test_a_module_that_leaves_the_program_as_it_runs_is_an_export_error(
-    traced: bool, message: str, tmp_path: Path
-) -> None:
+def test_a_module_that_exits_is_an_export_error(traced: bool, message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         edgevit.export(Leaves(traced=traced), example_input=torch.rand(1, 4), out=tmp_path)
 
 
-def test_an_input_that_openvino_leaves_out_is_named(tmp_path: Path) -> None:
+def test_an_input_that_openvino_removes_is_named(tmp_path: Path) -> None:
     class Unused(nn.Module):
         def forward(self, x: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
             return x.relu()
@@ -400,14 +396,14 @@ def test_an_input_that_openvino_leaves_out_is_named(tmp_path: Path) -> None:
 
 
 class InPlace(nn.Module):
-    """Changes its input, and answers with it."""
+    """Changes its input in place and returns it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mul_(2).flatten(1)
 
 
 def test_a_module_that_works_in_place_leaves_the_callers_input_alone() -> None:
-    """Run again and again, it grew to infinity, which ONNX Runtime was blamed for."""
+    """Repeated runs grew to infinity, and ONNX Runtime was blamed for it."""
     x = np.ones((1, 4), np.float32)
     specs = (TensorSpec("x", "float32", (1, 4)),), (TensorSpec("output", "float32", (1, 4)),)
     with TorchEngine(InPlace(), *specs, threads=torch.get_num_threads()) as engine:
@@ -417,7 +413,7 @@ def test_a_module_that_works_in_place_leaves_the_callers_input_alone() -> None:
 
 
 class Branches(nn.Module):
-    """Parts that are trained and one that is frozen, which only fails where it is told to."""
+    """Parts in training mode and one in eval mode; forward() fails on request."""
 
     def __init__(self, *, fails: bool) -> None:
         super().__init__()
@@ -427,17 +423,17 @@ class Branches(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fails:
-            raise ValueError("told to fail")
+            raise ValueError("fails on request")
         answer: torch.Tensor = self.frozen(self.trained(x))
         return answer
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_callers_module_keeps_its_mode(fails: bool, tmp_path: Path) -> None:
+def test_the_users_module_keeps_its_training_mode(fails: bool, tmp_path: Path) -> None:
     module = Branches(fails=fails)
     before = {name: part.training for name, part in module.named_modules()}
     assert before[""] and before["trained.1"] and not before["frozen"]
-    with pytest.raises(ExportError, match="told to fail") if fails else nullcontext():
+    with pytest.raises(ExportError, match="fails on request") if fails else nullcontext():
         edgevit.export(module, example_input=torch.rand(1, 4), out=tmp_path)
     assert {name: part.training for name, part in module.named_modules()} == before
 

@@ -31,7 +31,7 @@ from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.runtimes.parity import compare
 from edgevit.runtimes.tensorrt_rtx import kernels as kernel_plan
 from edgevit.types import Array, Feeds, Reference
-from tests.conftest import Cifar10
+from tests.helpers.cifar10 import Cifar10
 from tests.helpers.graphs import parse
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>'

@@ -17,7 +17,8 @@ from edgevit.export.capture import capture
 from edgevit.models.initialization import randomise
 from edgevit.models.registry import create_model
 from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, parse_layers, plan
-from tests.helpers.onnx_files import attention, needs_rtx, save_graph, shift_block
+from tests.helpers.onnx_files import attention, save_graph, shift_block
+from tests.helpers.skips import needs_rtx
 
 # Lines of builds of ShiftViT-T and DeiT-T for compute capability 86 by TensorRT-RTX 1.7.1.
 SAMPLE = Path(__file__).with_name("rtx_kernel_list.txt").read_bytes().decode()

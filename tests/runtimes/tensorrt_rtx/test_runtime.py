@@ -22,7 +22,8 @@ from edgevit.runtimes.onnxruntime import OnnxFile
 from edgevit.runtimes.tensorrt_rtx import compiler as rtx_compiler
 from edgevit.runtimes.tensorrt_rtx.kernels import plan
 from edgevit.runtimes.tensorrt_rtx.runtime import TensorRtRtx, built_precision
-from tests.helpers.onnx_files import needs_rtx, save_graph, shift_block
+from tests.helpers.onnx_files import save_graph, shift_block
+from tests.helpers.skips import needs_rtx
 
 FP32 = BuildOptions(compute_capabilities=(86,))
 FP16 = BuildOptions(precision="fp16", compute_capabilities=(86,))

@@ -1,0 +1,166 @@
+"""Acceptance of a quantized graph: the bound on top-1 and the parity tolerance."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edgevit.export.check import check
+from edgevit.export.graph import OnnxGraph
+from edgevit.images import read_batch
+from edgevit.models.loading import from_name
+from edgevit.pipeline import precision
+from edgevit.pipeline.evaluators import graph_evaluator
+from edgevit.pipeline.export_run import StageTimer
+from edgevit.pipeline.references import ReferenceData
+from edgevit.types import Reference
+from tests.helpers.cli import status
+from tests.helpers.graphs import parse
+from tests.helpers.int8 import (
+    costly,
+    dark_noise_photos,
+    export,
+    last_line,
+    manifest,
+    save_crops,
+)
+
+HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
+
+
+def labelled(small: Path, factory: str, views: Path, folder: Path) -> Path:
+    """Sort the photos into folders by the class that the model predicts in fp32."""
+    subject = from_name(f"{small}:{factory}", img_size=32)
+    assert subject.preprocessing is not None
+    for index in range(10):
+        (folder / str(index)).mkdir(parents=True)
+    for path in views.iterdir():
+        with torch.inference_mode():
+            logits = subject.module(torch.from_numpy(read_batch([path], subject.preprocessing)))
+        shutil.copy(path, folder / str(int(logits.argmax())))
+    for index in range(10):
+        if not list((folder / str(index)).iterdir()):
+            Image.new("RGB", (40, 40), (25 * index, 0, 0)).save(folder / str(index) / "any.png")
+    return folder
+
+
+def test_max_drop_of_zero_holds(small: Path, views: Path, tmp_path: Path) -> None:
+    data = labelled(small, "outlier", views, tmp_path / "data")
+    assert export(small, "outlier", tmp_path / "out", "--calib", views, "--eval", data, "--max-drop", "0%") == 0
+    found = manifest(tmp_path / "out", "small_outlier-int8-ort")
+    assert "wide/Conv" in costly(found)
+    assert found["verdict"]["images"] == len(list(data.rglob("*.png")))
+    assert found["verdict"]["drop_points"] <= 0
+    assert found["verdict"]["top1"] >= found["verdict"]["top1_fp32"] > 0.5
+
+
+def test_max_drop_counts_changed_classes_without_labels(small: Path, views: Path, tmp_path: Path) -> None:
+    assert export(small, "outlier", tmp_path, "--calib", views, "--max-drop", "0%") == 0
+    assert "wide/Conv" in costly(manifest(tmp_path, "small_outlier-int8-ort"))
+
+
+def test_an_unreachable_max_drop_is_status_9(
+    small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cosine is close to 1 but classes change: the parity tolerance alone would accept it."""
+    data, out = labelled(small, "ties", save_crops(tmp_path / "many", 20), tmp_path / "data"), tmp_path / "out"
+    assert export(small, "ties", out, "--calib", views, "--eval", data, "--max-drop", "0%") == 9
+    line = last_line(capsys)
+    assert "int8 does not keep the answers: top-1 drops" in line
+    assert "and 0.00% are allowed" in line
+    assert list(out.iterdir()) == []
+    assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
+
+
+def test_without_labels_the_reason_names_changed_classes() -> None:
+    def nearly_equal(largest: int) -> OnnxGraph:
+        weight = np.ones((4, 4), np.float32)
+        weight[:, largest] += 1e-3
+        return check(parse(f"{HEADER} g (float[batch, 4] x) => (float[batch, 4] y) {{ y = MatMul (x, w) }}", w=weight))
+
+    rows = np.eye(4, dtype=np.float32) + 1
+    whole = nearly_equal(0)
+    references = ReferenceData(
+        outputs=(Reference(kind="photos", inputs={"x": rows}, outputs=graph_evaluator(whole)({"x": rows})),),
+        calibration={"x": rows},
+        eval_dataset=None,
+    )
+    converter = precision.PrecisionConverter(
+        precision="int8",
+        references=references,
+        batch=1,
+        threads=None,
+        check_parity=True,
+        max_drop=0,
+        timer=StageTimer(),
+    )
+    rejection_reason = converter.acceptance_check(whole, [{"x": rows[:1]}])
+    assert rejection_reason(whole) == ""
+    assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
+
+
+def test_max_drop_needs_a_classifier(
+    small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(small, "tokens", tmp_path, "--calib", views, "--max-drop", "1%") == 2
+    assert "--max-drop needs a classifier" in last_line(capsys)
+    assert export(small, "tokens", tmp_path, "--calib", views, "--eval", views) == 2
+    assert "--eval needs an image classifier" in last_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_photos_that_are_too_dark_cost_layers(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ranges from dark noise clip brighter photos, and the parity check on photos notices."""
+    calib = dark_noise_photos(tmp_path / "calib")
+    assert export(small, "plain", tmp_path / "out", "--calib", calib) == 0
+    assert costly(manifest(tmp_path / "out", "small_plain-int8-ort")) == ["stem/Conv"]
+    assert "stem/Conv stays in float: costs accuracy" in capsys.readouterr().out
+    assert export(small, "hopeless", tmp_path / "hopeless", "--calib", calib) == 9
+    assert "Calibrate with photos like those it will see" in last_line(capsys)
+    assert list((tmp_path / "hopeless").iterdir()) == []
+
+
+@pytest.mark.large
+def test_the_trained_model_keeps_its_accuracy_with_dark_calibration_photos(
+    cifar10_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Black photos are rejected; with dark noise, layers go back to float until the reference photos pass."""
+    options = [
+        "--fmt",
+        "ort",
+        "--int8",
+        "--eval",
+        str(cifar10_folder / "eval"),
+        "--no-latency",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    black, dim = dark_noise_photos(tmp_path / "black", 1), dark_noise_photos(tmp_path / "dim")
+    assert status("export", "shiftvit_cifar10", *options, "--calib", black) == 2
+    assert "show a single color" in last_line(capsys)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert status("export", "shiftvit_cifar10", *options, "--calib", dim) == 0
+    found = manifest(tmp_path / "out", "shiftvit_cifar10-int8-ort")
+    assert "patch_embed.proj/Conv" in costly(found)
+    assert 0.5 < found["typing"]["share"] < 0.9
+    assert found["verdict"]["drop_points"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("bound", "images", "lost", "passes"),
+    [
+        (0.01, 1000, 8, True),
+        (0.01, 1000, 9, False),  # the margin for the engine's own rounding
+        (0.01, 110, 1, True),  # with few images one may be lost, if the bound allows it
+        (0.01, 110, 2, False),
+        (0.01, 99, 1, False),  # one is more than the bound
+        (0.0, 1000, 1, False),
+    ],
+)
+def test_tolerance_while_layers_are_chosen(bound: float, images: int, lost: int, passes: bool) -> None:
+    assert ((100 * lost / images) / 100 <= precision.tolerance(bound, images)) == passes
