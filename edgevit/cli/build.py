@@ -6,9 +6,9 @@ import argparse
 import shlex
 
 from edgevit.cli import parser as types
-from edgevit.cli.console import Console, as_invoked
+from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_threads
-from edgevit.cli.tables import parity_table
+from edgevit.cli.tables import parity_parts, parity_phrase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +32,10 @@ def run(arguments: Arguments, console: Console) -> int:
             workspace_mb=arguments.workspace,
             on_phase=lambda phase, done: on_stage(f"{phase} {done:.0%}", None),
         )
-    console.print(parity_table(parity.results))
+    console.result(f"{bundle.path}: {parity_phrase(parity.results)}")
+    console.print(*parity_parts(parity.results, detailed=console.detailed))
     next_command = f"edgevit latency {shlex.quote(str(bundle.path))}"
-    console.finish({"path": str(bundle.path), "parity": parity.to_json()}, last_line=as_invoked(next_command))
+    console.finish({"path": str(bundle.path), "parity": parity.to_json()}, next_command=next_command)
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgevit.cli.signals import Stop
 from edgevit.errors import EdgevitError, ParityError, UsageError
+from edgevit.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -33,31 +34,44 @@ _UNENCODABLE = "edgevit.unencodable"
 
 
 class Console:
-    """Where a command writes. `json_path` is the argument of --json: a file, or "-" for stdout."""
+    """Where a command writes.
 
-    def __init__(self, json_path: str | None = None, *, stop: Stop | None = None) -> None:
+    `json_path` is the argument of --json: a file, or "-" for stdout. `quiet` (-q) leaves out progress and everything
+    but the result; `detailed` (-v) adds tables and columns.
+    """
+
+    def __init__(
+        self, json_path: str | None = None, *, quiet: bool = False, detailed: bool = False, stop: Stop | None = None
+    ) -> None:
         self.json_path = json_path
+        self.quiet = quiet
+        self.detailed = detailed
         self.stop = stop or Stop()
 
-    def print(self, *parts: Part) -> None:
-        """Print tables and lines on stdout, unless stdout receives the JSON."""
+    def result(self, *parts: Part) -> None:
+        """Print the result on stdout, unless stdout receives the JSON."""
         if self.json_path != "-":
             _print(_rich_console(), *parts)
 
-    def finish(self, result: dict[str, Any], *, last_line: str | None = None) -> None:
-        """Write the JSON result if requested, and print a last line: a command to paste, or the outcome."""
+    def print(self, *parts: Part) -> None:
+        """Print tables and notes on stdout, which -q leaves out."""
+        if not self.quiet:
+            self.result(*parts)
+
+    def finish(self, result: dict[str, Any], *, next_command: str | None = None) -> None:
+        """Write the JSON result if requested, and print the next command, ready to paste."""
         if self.json_path:
             write_json(self.json_path, result)
-        if last_line is not None and self.json_path != "-":
-            print(last_line)
+        if next_command is not None:
+            self.print(_as_invoked(next_command))
 
     def fail(self, error: EdgevitError, *, result: dict[str, Any] | None = None) -> int:
         """Report an error on stderr and as JSON, together with a partial `result`. Return its exit status."""
         parity = _parity_of(error)
         if parity is not None:
-            from edgevit.cli.tables import parity_table
+            from edgevit.cli.tables import parity_parts
 
-            _print(_rich_console(stderr=True), parity_table(parity.results))
+            _print(_rich_console(stderr=True), *parity_parts(parity.results, detailed=self.detailed))
         print(f"edgevit: {error}", file=sys.stderr)
         self.fail_json(str(error), error.exit_status, {"parity": parity.to_json()} if parity else {}, result)
         return error.exit_status
@@ -77,7 +91,7 @@ class Console:
         """
         from edgevit.cli import progress
 
-        with progress.show_stages() as show:
+        with progress.show_stages() if not self.quiet else contextlib.nullcontext(_ignore) as show:
 
             def on_stage(name: str, elapsed_s: float | None) -> None:
                 self.stop.check()
@@ -89,13 +103,17 @@ class Console:
         """Show a download on stderr."""
         from edgevit.cli import progress
 
-        return progress.show_download()
+        return progress.show_download() if not self.quiet else contextlib.nullcontext(_ignore)
 
     def image_progress(self) -> contextlib.AbstractContextManager[OnImages]:
         """Show the number of processed images on stderr."""
         from edgevit.cli import progress
 
-        return progress.show_images()
+        return progress.show_images() if not self.quiet else contextlib.nullcontext(_ignore)
+
+
+def _ignore(*_progress: object) -> None:
+    """Show no progress."""
 
 
 def redirect_user_output() -> contextlib.AbstractContextManager[object]:
@@ -103,7 +121,7 @@ def redirect_user_output() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def as_invoked(command: str) -> str:
+def _as_invoked(command: str) -> str:
     """Return an `edgevit ...` command with the path of the running program if `edgevit` is not on PATH."""
     program = sys.argv[0]
     if Path(program).name != "edgevit" or shutil.which("edgevit") is not None:
@@ -147,16 +165,13 @@ def write_json(path: str, result: dict[str, Any]) -> None:
     if path == "-":
         sys.stdout.write(text)
         return
-    target, part = Path(path), Path(f"{path}.part")
+    target = Path(path)
     try:
         if target.exists() and not target.is_file():  # a pipe or a device
             target.write_text(text, "utf-8")
-            return
-        part.write_text(text, "utf-8")
-        part.replace(target)
+        else:
+            write_atomically(target, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise UsageError(f"cannot write {path}: {error.strerror}; choose another path for --json") from error
 
 

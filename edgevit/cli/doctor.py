@@ -31,7 +31,7 @@ def run(_arguments: Arguments, console: Console) -> int:
     environment = Environment.capture()
     runtimes = [get_runtime(entry.name) for entry in list_formats()]
     versions = [(runtime, *usable_version(runtime)) for runtime in runtimes]
-    console.print(doctor_table(environment, versions))
+    console.result(doctor_table(environment, versions))
     console.finish(
         {
             "environment": environment.to_json(),

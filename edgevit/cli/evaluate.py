@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command, add_threads
-from edgevit.cli.tables import make_table
+from edgevit.cli.tables import make_table, notes, short_names
 from edgevit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def run(arguments: Arguments, console: Console) -> int:
             limit=arguments.limit,
             on_progress=on_progress,
         )
-    console.print(*accuracy_parts(report))
+    console.result(*result_lines(report))
+    console.print(*accuracy_parts(report, detailed=console.detailed))
     console.finish(report.to_json())
     return 0
 
@@ -88,33 +89,55 @@ def _load_models(names: Sequence[str], weights: str | None, console: Console) ->
         return [from_name(name, weights=weights, on_download=on_download) for name in names]
 
 
-def accuracy_parts(report: AccuracyReport) -> list[Part]:
+def result_lines(report: AccuracyReport) -> list[str]:
+    """Return the top-1 accuracy of each model in one line, with its difference to the first."""
+    from edgevit.metrics import drop_points
+
+    first = report.evaluations[0]
+    lines = []
+    for evaluation in report.evaluations:
+        line = f"{evaluation.name}: top-1 {evaluation.top1:.2%} on {evaluation.images} images"
+        if evaluation is not first:
+            points = drop_points(first, evaluation).points
+            line += (
+                f", {abs(points):.2f} points {'below' if points > 0 else 'above'} {first.name}"
+                if points
+                else (f", the same as {first.name}")
+            )
+        lines.append(line)
+    return lines
+
+
+def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Part]:
     """Return the accuracy table and its notes: the source of the labels, and outputs that are not finite."""
-    counts = {evaluation.name: evaluation.not_finite for evaluation in report.evaluations}
     not_finite = [
-        f"{name}: {count} outputs contain NaN or infinity and count as wrong" for name, count in counts.items() if count
+        f"{evaluation.name}: {evaluation.not_finite} outputs contain NaN or infinity and count as wrong"
+        for evaluation in report.evaluations
+        if evaluation.not_finite
     ]
-    return [accuracy_table(report), *(f"note: {note}" for note in (report.description, *report.notes, *not_finite))]
+    intervals = "in parentheses: 95 % intervals (Wilson for accuracies, Agresti and Min for paired differences)"
+    return [accuracy_table(report, detailed=detailed), intervals, *notes([report.description, *report.notes, *not_finite])]
 
 
-def accuracy_table(report: AccuracyReport) -> Table:
-    """Return one row for each model on the same images, compared with the first."""
+def accuracy_table(report: AccuracyReport, *, detailed: bool = False) -> Table:
+    """Return one row for each model on the same images, compared with the first. `detailed` adds columns."""
     from edgevit.metrics import agreement, drop_points
 
     first, *others = report.evaluations
-    compared = (f"agrees with {first.name} %", "points lost") if others else ()
-    table = make_table("Accuracy, on the same images", "model", "runs", "images", "top-1 %", "top-5 %", *compared)
-    for evaluation in report.evaluations:
+    names = short_names([evaluation.name for evaluation in report.evaluations])
+    more = ("images", "top-5 %") if detailed else ()
+    compared = (f"same as {names[0]} %", "points lost") if others else ()
+    table = make_table(None, "model", "runs", "top-1 %", *more, *compared)
+    for name, evaluation in zip(names, report.evaluations, strict=True):
         against_first = (f"{100 * agreement(first, evaluation):.2f}", str(drop_points(first, evaluation)))
+        details = (str(evaluation.images), _percent(evaluation.top5, evaluation.top5_interval))
         table.add_row(
-            evaluation.name,
+            name,
             evaluation.precision,
-            str(evaluation.images),
             _percent(evaluation.top1, evaluation.top1_interval),
-            _percent(evaluation.top5, evaluation.top5_interval),
+            *(details if detailed else ()),
             *(against_first if evaluation is not first else ()),
         )
-    table.caption = "95 % intervals in brackets: Wilson for accuracies, Agresti and Min for paired differences"
     return table
 
 

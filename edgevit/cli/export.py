@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from edgevit.cli import parser as types
-from edgevit.cli.console import Console, Part, as_invoked, redirect_user_output
+from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.latency import latency_parts
 from edgevit.cli.parser import Arguments, Command, add_threads
-from edgevit.cli.tables import make_table, parity_table
+from edgevit.cli.tables import (
+    fixed,
+    make_table,
+    megabytes,
+    notes,
+    parity_parts,
+    parity_phrase,
+    ratio_cell,
+    speed_phrase,
+    worst_error,
+)
 from edgevit.errors import MissingError, UsageError
 from edgevit.formats import Int8Range, list_formats
 from edgevit.precisions import list_policies
@@ -21,9 +31,10 @@ from edgevit.types import PRECISIONS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgevit.pipeline.export_run import StageTime
+    from edgevit.latency.statistics import Ratio
     from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.runtimes.base import BuildOptions
+    from edgevit.runtimes.parity import OutputParity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,8 +140,9 @@ def run(arguments: Arguments, console: Console) -> int:
         )
     with redirect_user_output(), console.stage_progress() as on_stage:
         report = pipeline.run(model, config, on_stage)
-    console.print(*report_parts(report))
-    console.finish(report.to_json(), last_line=as_invoked(report.next_command))
+    console.result(*result_lines(report))
+    console.print(*report_parts(report, detailed=console.detailed))
+    console.finish(report.to_json(), next_command=report.next_command)
     for bundle in report.unbuilt:
         print(f"edgevit: {bundle.missing}", file=sys.stderr)
     return MissingError.exit_status if report.unbuilt else 0
@@ -163,31 +175,86 @@ def _require_current_folder() -> None:
         raise UsageError("the current folder has been deleted; change to an existing one (cd)") from error
 
 
-def report_parts(report: ExportReport) -> list[Part]:
-    """Return the tables and notes of an export, in the order of its stages."""
-    parts: list[Part] = [stage_table(report.stages), bundle_table(report.bundles)]
-    notes = list(dict.fromkeys(note for bundle in report.bundles for note in bundle.notes))
-    if report.parity.results:
-        parts.append(parity_table(report.parity.results))
-        notes += report.parity.warnings
-    else:
-        notes.append("parity was not checked (--no-verify): the engines' outputs were not compared with PyTorch's")
+def result_lines(report: ExportReport) -> list[str]:
+    """Return the result of each bundle in one line: speed, parity and size."""
+    ratios = _ratios(report)
+    lines = []
+    for bundle in report.bundles:
+        precision = "" if bundle.requested_precision == "fp32" else f" {bundle.requested_precision}"
+        name = f"{report.model}{precision}: {bundle.title}"
+        if bundle.size_bytes is None:
+            lines.append(f"{name} bundle without its engine, which has to be built on the device")
+            continue
+        ratio = ratios.get(bundle.fmt)
+        speed = f" {speed_phrase(ratio, 'PyTorch')}" if ratio else ""
+        lines.append(f"{name}{speed}, {parity_phrase(_parity(report, bundle))}, {megabytes(bundle.size_bytes)}")
+    comparisons = [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
+    return lines + comparisons
+
+
+def report_parts(report: ExportReport, *, detailed: bool = False) -> list[Part]:
+    """Return the tables and notes of an export."""
+    parts: list[Part] = [summary_table(report), *(f"wrote {bundle.path}" for bundle in report.bundles)]
+    if detailed:
+        parts.append(bundle_table(report.bundles))
+        parts += parity_parts(report.parity.results, detailed=True) if report.parity.results else []
+    if report.latencies:
+        table, *rest = latency_parts(report.latencies, detailed=True)
+        parts += [table, *rest] if detailed else rest
+    return parts + notes(_notes(report))
+
+
+def _notes(report: ExportReport) -> Iterator[str]:
+    for bundle in report.bundles:
+        yield from bundle.notes
+    yield from report.parity.warnings
+    if not report.parity.results:
+        yield "parity was not checked (--no-verify): the engines' outputs were not compared with PyTorch's"
     for bundle in report.bundles:
         if bundle.missing and bundle.size_bytes is not None:
-            notes.append(f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}")
+            yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
     if report.weights.startswith("random"):
-        notes.append("random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)")
-    parts += [f"note: {note}" for note in notes]
-    parts += latency_parts(report.latencies) if report.latencies else []
-    return parts + [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
+        yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
 
 
-def stage_table(stages: Iterable[StageTime]) -> Table:
-    """Return the duration of each stage."""
-    table = make_table("Stages", "stage", "seconds")
-    for stage in stages:
-        table.add_row(stage.name, f"{stage.elapsed_s:.2f}")
+def summary_table(report: ExportReport) -> Table:
+    """Return one row for each engine that was built or measured."""
+    times = {latency.name: f"{latency.p50_ms:.2f}" for latency in report.latencies}
+    ratios, bundles = _ratios(report), {bundle.fmt: bundle for bundle in report.bundles}
+    table = make_table(None, "engine", "runs", "MB", "p50 ms", "time / torch", "parity")
+    for name in [*(name for name in times if name not in bundles), *bundles]:
+        bundle = bundles.get(name)
+        table.add_row(
+            name,
+            _actual_precision(bundle) if bundle else "",
+            fixed(bundle.size_bytes / 1e6, 1) if bundle and bundle.size_bytes is not None else "-",
+            times.get(name, "-"),
+            ratio_cell(ratios.get(name)),
+            worst_error(_parity(report, bundle)) if bundle and _parity(report, bundle) else "-",
+        )
     return table
+
+
+def _ratios(report: ExportReport) -> dict[str, Ratio]:
+    """Return the time of each engine relative to PyTorch's."""
+    from edgevit.latency.compare import side_by_side
+
+    rows = side_by_side(report.latencies) if report.latencies else ()
+    return {row.report.name: row.ratio for row in rows if row.ratio is not None}
+
+
+def _parity(report: ExportReport, bundle: BundleReport) -> list[OutputParity]:
+    """Return the parity results of a bundle: of its graph and its engine."""
+    return [result for result in report.parity.results if result.stage.startswith(f"{bundle.fmt}:")]
+
+
+def _actual_precision(bundle: BundleReport) -> str:
+    """Return the precision that runs and its fraction of the MACs, such as "int8 97%"."""
+    executed = bundle.actual_precision
+    if executed is None or not executed.layers:
+        return "not reported"
+    precision = bundle.requested_precision
+    return precision if precision == "fp32" else f"{precision} {executed.fraction(precision):.0%}"
 
 
 def bundle_table(bundles: Iterable[BundleReport]) -> Table:

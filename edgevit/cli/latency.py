@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command, add_threads
-from edgevit.cli.tables import fixed, make_table
+from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, short_names, speed_phrase
 from edgevit.cpu import int8_instructions
 from edgevit.errors import UsageError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.latency.report import LatencyReport
-    from edgevit.latency.statistics import Ratio
 
 _DEFAULT_MAX_SLOWDOWN = 0.1
 
@@ -67,7 +66,8 @@ def run(arguments: Arguments, console: Console) -> int:
         bundles, against=arguments.against, threads=arguments.threads, duration_s=arguments.duration
     )
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
-    console.print(*latency_parts(reports), *(check.sentence for check in checks))
+    console.result(*result_lines(reports), *(check.sentence for check in checks))
+    console.print(*latency_parts(reports, detailed=console.detailed))
     result = {"latency": latency_json(reports), "baseline": [check.to_json() for check in checks]}
     failure = baseline.first_failure(checks)
     if failure is not None:
@@ -76,47 +76,63 @@ def run(arguments: Arguments, console: Console) -> int:
     return 0
 
 
-def latency_parts(reports: Sequence[LatencyReport]) -> list[Part]:
-    """Return the latency table and the warnings that a reader needs to interpret it."""
-    warnings = [f"{report.name}: {warning}" for report in reports for warning in report.warnings]
-    precisions = {report.name: report.details["precision"] for report in reports if "precision" in report.details}
-    if len(set(precisions.values())) > 1:
-        listed = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
-        warnings.insert(0, f"different precisions: {listed}")
-    return [latency_table(reports), *(f"note: {warning}" for warning in warnings)]
-
-
-def latency_table(reports: Sequence[LatencyReport]) -> Table:
-    """Return one row for each engine of an interleaved run, compared with the first."""
+def result_lines(reports: Sequence[LatencyReport]) -> list[str]:
+    """Return the comparison with the first engine in one line each, or the time of a single one."""
     from edgevit.latency.compare import side_by_side
 
-    with_peak = any(report.peak_memory_mb is not None for report in reports)
-    table = make_table("Latency, side by side", "engine", "p50 ms", "p90 ms", "p99 ms", "mean ms", "images/s", "load s",
-                       "first ms", "rise MB", *["peak MB"] * with_peak, "runs", f"time / {reports[0].name}",
-                       "verdict")  # fmt: skip
-    for row in side_by_side(reports):
-        report, ratio = row.report, row.ratio
-        table.add_row(
-            report.name,
-            f"{report.p50_ms:.2f}",
-            *(fixed(value, 2) for value in (report.p90_ms, report.p99_ms)),
-            f"{report.mean_ms:.2f}",
-            f"{report.throughput_per_s:.1f}",
-            fixed(report.load_s, 2),
-            fixed(report.first_inference_ms, 1),
-            fixed(report.memory_rise_mb, 0),
-            *[fixed(report.peak_memory_mb, 0)] * with_peak,
-            str(report.runs),
-            "" if ratio is None else _ratio(ratio),
-            "" if ratio is None else ratio.verdict,
-        )
-    first = reports[0]
-    table.caption = (
-        f"{_batches(reports)}, {first.threads or 'all'} threads, one process, turns in random order; "
-        "-: too few runs for the percentile (p90 needs 64, p99 662). "
-        f"{first.environment.cpu or first.environment.architecture} ({int8_instructions(first.environment.isa)})"
-    )
+    first, *others = side_by_side(reports)
+    if not others:
+        return [f"{first.report.name}: p50 {first.report.p50_ms:.2f} ms, {_conditions(reports)}"]
+    return [f"{row.report.name}: {speed_phrase(row.ratio, first.report.name)}" for row in others if row.ratio]
+
+
+def latency_parts(reports: Sequence[LatencyReport], *, detailed: bool = False) -> list[Part]:
+    """Return the latency table, its conditions, and the warnings that a reader needs to interpret it."""
+    precisions = {report.name: report.details["precision"] for report in reports if "precision" in report.details}
+    mixed = []
+    if len(set(precisions.values())) > 1:
+        listed = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
+        mixed = [f"note: different precisions: {listed}"]
+    warnings = notes_by_name((report.name, warning) for report in reports for warning in report.warnings)
+    return [latency_table(reports, detailed=detailed), _conditions(reports), *mixed, *warnings]
+
+
+def latency_table(reports: Sequence[LatencyReport], *, detailed: bool = False) -> Table:
+    """Return one row for each engine of an interleaved run, compared with the first. `detailed` adds columns."""
+    from edgevit.latency.compare import side_by_side
+
+    names = short_names([report.name for report in reports])
+    cells = {name: cell for name, cell in _COLUMNS.items() if detailed or name in _SHORT_COLUMNS}
+    if not any(report.peak_memory_mb is not None for report in reports):
+        cells.pop("peak MB", None)
+    table = make_table("Latency, side by side", "engine", *cells, f"time / {names[0]}", "verdict")
+    for name, row in zip(names, side_by_side(reports), strict=True):
+        figures = [cell(row.report) for cell in cells.values()]
+        table.add_row(name, *figures, ratio_cell(row.ratio), "" if row.ratio is None else row.ratio.verdict)
     return table
+
+
+_COLUMNS: dict[str, Callable[[LatencyReport], str]] = {
+    "p50 ms": lambda report: fixed(report.p50_ms, 2),
+    "p90 ms": lambda report: fixed(report.p90_ms, 2),
+    "p99 ms": lambda report: fixed(report.p99_ms, 2),
+    "mean ms": lambda report: fixed(report.mean_ms, 2),
+    "images/s": lambda report: fixed(report.throughput_per_s, 1),
+    "load s": lambda report: fixed(report.load_s, 2),
+    "first ms": lambda report: fixed(report.first_inference_ms, 1),
+    "rise MB": lambda report: fixed(report.memory_rise_mb, 0),
+    "peak MB": lambda report: fixed(report.peak_memory_mb, 0),
+    "runs": lambda report: str(report.runs),
+}
+_SHORT_COLUMNS = ("p50 ms", "images/s", "peak MB")
+
+
+def _conditions(reports: Sequence[LatencyReport]) -> str:
+    """Return the conditions of a measurement in one line."""
+    first = reports[0]
+    processor = first.environment.cpu or first.environment.architecture
+    instructions = int8_instructions(first.environment.isa)
+    return f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {processor} ({instructions})"
 
 
 def _batches(reports: Sequence[LatencyReport]) -> str:
@@ -124,11 +140,6 @@ def _batches(reports: Sequence[LatencyReport]) -> str:
     if len(set(batches)) == 1:
         return f"batch {batches[0]}"
     return f"batches {', '.join(map(str, batches))} (times are per batch, ratios per image)"
-
-
-def _ratio(ratio: Ratio) -> str:
-    interval = "" if ratio.interval is None else f" ({ratio.interval.low:.2f} to {ratio.interval.high:.2f})"
-    return f"{ratio.value:.2f}{interval}"
 
 
 COMMAND = Command(name="latency", help="measure bundles side by side", add_arguments=add_arguments, run=run)

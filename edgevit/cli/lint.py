@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LINT_ERRORS = 1  # exit status
 MAX_NODES = 3  # nodes that the table names for one kind of finding
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_STYLES = {"error": "bold red", "warning": "bold", "note": "dim"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,22 +40,25 @@ def run(arguments: Arguments, console: Console) -> int:
 
     target = parse_target(arguments.target)
     findings = lint(OnnxGraph.read(model_file(arguments.file)), target)
-    console.print(*lint_parts(findings, target))
+    summary, *tables = lint_parts(findings, target)
+    console.result(summary)
+    console.print(*tables)
     console.finish(lint_json(findings, target))
     return LINT_ERRORS if has_errors(findings) else 0
 
 
 def lint_parts(findings: Sequence[Finding], target: LintTarget) -> list[Part]:
-    """Return a table with one row for each kind of finding, and a summary."""
-    return [*([lint_table(findings, target)] if findings else []), lint_summary(findings, target)]
+    """Return a summary, and a table with one row for each kind of finding."""
+    return [lint_summary(findings, target), *([lint_table(findings)] if findings else [])]
 
 
-def lint_table(findings: Iterable[Finding], target: LintTarget) -> Table:
+def lint_table(findings: Iterable[Finding]) -> Table:
     """Return one row for each kind of finding: level, nodes, reason and remedy."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"Problems for {target}", title_justify="left", show_lines=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=True)
     for column, ratio in (("finding", None), ("nodes", 2), ("reason and remedy", 3)):
         table.add_column(column, overflow="fold", ratio=ratio)
     kinds: dict[tuple[str, str, str, str], list[Finding]] = {}

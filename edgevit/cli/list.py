@@ -26,7 +26,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.models import registry
 
     specs = [registry.get_spec(name) for name in registry.list_models(arguments.family)]
-    console.print(model_table(specs))
+    console.result(model_table(specs))
     console.finish({"models": [model_json(spec) for spec in specs]})
     return 0
 

@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     stop = Stop()
     stop.install()
-    console = Console(arguments.json, stop=stop)
+    console = Console(arguments.json, quiet=arguments.quiet, detailed=arguments.verbose, stop=stop)
     try:
         require_writable(arguments.json)
         status: int = arguments.run(arguments, console)

@@ -65,6 +65,9 @@ def build_parser(commands: Iterable[Command]) -> Parser:
         subparser.add_argument(
             "--json", metavar="PATH", help="write the result as JSON; - writes to stdout, without tables"
         )
+        verbosity = subparser.add_mutually_exclusive_group()
+        verbosity.add_argument("-q", "--quiet", action="store_true", help="print only the result, without progress")
+        verbosity.add_argument("-v", "--verbose", action="store_true", help="print all tables and columns")
         subparser.set_defaults(run=command.run, parser=subparser)
     return parser
 

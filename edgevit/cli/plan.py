@@ -48,7 +48,7 @@ def run(arguments: Arguments, console: Console) -> int:
 
     files = [model_file(path) for path in (arguments.file, arguments.compare) if path is not None]
     first, *others = (plan(file, compute_capability=arguments.sm, batch=arguments.batch) for file in files)
-    console.print(*(comparison_parts(first, others[0]) if others else plan_parts(first)))
+    console.result(*(comparison_parts(first, others[0]) if others else plan_parts(first)))
     console.finish(first.compare(others[0]).to_json() if others else first.to_json())
     return 0
 
@@ -84,7 +84,7 @@ def totals_table(plan: KernelPlan) -> Table:
     table.add_row(_BYTES_MOVED, f"{plan.totals.bytes_moved / 1e6:.1f}")
     matmuls = ", ".join(f"{count} {precision}" for precision, count in plan.precisions.items())
     table.add_row("convolutions and matmuls by type", matmuls or "none")
-    table.caption = f"compiled by TensorRT-RTX {plan.compiler}"
+    table.add_row("compiler", f"TensorRT-RTX {plan.compiler}")
     return table
 
 
@@ -106,7 +106,7 @@ def comparison_table(first: KernelPlan, second: KernelPlan) -> Table:
     for name, one, other in (*comparison.totals, moved):
         title = _TITLES.get(name, _BYTES_MOVED)
         table.add_row(title, _total(name, one), _total(name, other), _change(name, one, other))
-    table.caption = f"compiled by TensorRT-RTX {first.compiler}"
+    table.add_row("compiler", f"TensorRT-RTX {first.compiler}", "", "")
     return table
 
 

@@ -28,7 +28,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.predict import classify
 
     predictions = classify(Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads)
-    console.print(*prediction_parts(predictions))
+    console.result(*prediction_parts(predictions))
     console.finish({"answers": [prediction.to_json() for prediction in predictions]})
     return 0
 

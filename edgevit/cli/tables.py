@@ -1,21 +1,27 @@
-"""Tables and formatting that several commands share. rich is imported when the first table is made."""
+"""Tables and phrases that several commands share. rich is imported when the first table is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgevit.cli.console import Part
+    from edgevit.latency.statistics import Ratio
     from edgevit.runtimes.parity import OutputParity
 
 
-def make_table(title: str, *columns: str, left: int = 1) -> Table:
-    """Return an empty table whose first `left` columns are left-aligned and the others right-aligned."""
+def make_table(title: str | None, *columns: str, left: int = 1) -> Table:
+    """Return an empty table whose first `left` columns are left-aligned and the others right-aligned.
+
+    The only colors are the terminal's own: the header is bold, so that it is readable on a light and a dark background.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     return table
@@ -31,24 +37,91 @@ def general(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-def parity_table(results: Sequence[OutputParity]) -> Table:
-    """Return one row for each stage and kind of input that was compared with PyTorch."""
+def megabytes(size_bytes: int) -> str:
+    """Return a file size such as "114 MB" or "4.9 MB"."""
+    size_mb = size_bytes / 1e6
+    return f"{size_mb:.0f} MB" if size_mb >= 10 else f"{size_mb:.1f} MB"
+
+
+def notes(texts: Iterable[str]) -> list[str]:
+    """Return one line for each different text."""
+    return [f"note: {text}" for text in dict.fromkeys(texts)]
+
+
+def notes_by_name(warnings: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line for each different warning, which starts with the names that it applies to."""
+    names: dict[str, list[str]] = {}
+    for name, warning in warnings:
+        names.setdefault(warning, []).append(name)
+    return [f"note: {', '.join(group)}: {warning}" for warning, group in names.items()]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return bundle names without the leading parts that all of them share: "openvino" for "vit-fp32-openvino".
+
+    A name always keeps its last part.
+    """
+    split = [name.split("-") for name in names]
+    shared = 0
+    while all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
+        shared += 1
+    return ["-".join(parts[shared:]) for parts in split]
+
+
+def speed_phrase(ratio: Ratio, reference: str) -> str:
+    """Return a ratio of times in words: "1.30x faster than PyTorch"."""
+    if ratio.verdict == "faster":
+        return f"{1 / ratio.value:.2f}x faster than {reference}"
+    if ratio.verdict == "slower":
+        return f"{ratio.value:.2f}x slower than {reference}"
+    return f"no clear speed difference to {reference} ({1 / ratio.value:.2f}x)"
+
+
+def ratio_cell(ratio: Ratio | None) -> str:
+    """Return a ratio of times with its interval."""
+    if ratio is None:
+        return ""
+    interval = "" if ratio.interval is None else f" ({ratio.interval.low:.2f} to {ratio.interval.high:.2f})"
+    return f"{ratio.value:.2f}{interval}"
+
+
+def parity_phrase(results: Sequence[OutputParity]) -> str:
+    """Return the outcome of a parity check in words, with its worst figure."""
+    if not results:
+        return "parity not checked"
+    outcome = "passed" if all(result.passed for result in results) else "FAILED"
+    return f"parity {outcome} ({worst_error(results)})"
+
+
+def worst_error(results: Sequence[OutputParity]) -> str:
+    """Return the figure that decides: the largest error for fp32, the lowest signal-to-noise ratio otherwise."""
+    lower = [result for result in results if result.precision != "fp32"]
+    if lower:
+        return f"SNR {min(result.snr_db for result in lower):.0f} dB"
+    return f"max error {max(result.max_abs_of_std for result in results):.0e} std"
+
+
+def parity_parts(results: Sequence[OutputParity], *, detailed: bool) -> list[Part]:
+    """Return the parity table and the tolerances."""
     from edgevit.precisions import get_policy
 
-    table = make_table("Parity with PyTorch", "stage", "input", "batch", "max error / std", "cosine", "SNR dB", "top-1",
-                       "verdict")  # fmt: skip
+    precisions = dict.fromkeys(result.precision for result in results)
+    tolerances = [f"tolerance {precision}: {get_policy(precision).tolerance}" for precision in precisions]
+    return [parity_table(results, detailed=detailed), *tolerances]
+
+
+def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> Table:
+    """Return one row for each stage and kind of input that was compared with PyTorch."""
+    more = ("batch", "cosine") if detailed else ()
+    table = make_table("Parity with PyTorch", "stage", "input", "max error / std", "SNR dB", "top-1", *more, "verdict")
     for result in results:
-        agreement = "" if result.agreement is None else f"{result.agreement:.0%}"
         table.add_row(
             result.stage,
             f"{len(result.max_abs)} {result.kind}",
-            str(result.batch),
             f"{result.max_abs_of_std:.1e}",
-            f"{min(result.cosine):.7f}",
             f"{result.snr_db:.0f}",
-            agreement,
+            "" if result.agreement is None else f"{result.agreement:.0%}",
+            *((str(result.batch), f"{min(result.cosine):.7f}") if detailed else ()),
             "pass" if result.passed else f"FAIL: {'; '.join(result.failures)}",
         )
-    precisions = dict.fromkeys(result.precision for result in results)
-    table.caption = "; ".join(f"{precision}: {get_policy(precision).tolerance}" for precision in precisions)
     return table

@@ -7,7 +7,7 @@ import argparse
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_threads
-from edgevit.cli.tables import parity_table
+from edgevit.cli.tables import parity_parts, parity_phrase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,9 @@ def run(arguments: Arguments, console: Console) -> int:
 
     parity = verify(Bundle.open(arguments.bundle), images=arguments.images, threads=arguments.threads)
     parity.require()
-    console.print(parity_table(parity.results))
-    console.finish(parity.to_json(), last_line=f"{arguments.bundle}: parity passed")
+    console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
+    console.print(*parity_parts(parity.results, detailed=console.detailed))
+    console.finish(parity.to_json())
     return 0
 
 

@@ -191,7 +191,7 @@ def test_answers_that_are_not_finite_are_told(
     monkeypatch.setattr(OnnxRuntimeEngine, "_infer", lambda *given: {"logits": infer(*given)["logits"] * np.nan})
     assert status("eval", made("ort").path, "--data", photos, "--limit", "20") == 0
     printed = capsys.readouterr().out
-    assert "20 answers hold NaN or infinity" in printed
+    assert "20 outputs contain NaN or infinity" in printed
     assert " 0.00 (0.00 to" in printed
 
 
@@ -242,7 +242,7 @@ def test_wrong_data_is_one_line(
         (["shiftvit_cifar11"], "no bundle at shiftvit_cifar11, and no model of that name. Did you mean"),
         (["nowhere-fp32-ort"], "no bundle at"),
         (["./nowhere"], "no bundle at"),
-        (["BUNDLE", "--weights", "x.pth"], "--weights is for one model by its name"),
+        (["BUNDLE", "--weights", "x.pth"], "--weights requires exactly one MODEL"),
         (["BUNDLE", "--against", "openvino"], "--against accepts only torch, got 'openvino'"),
         (["shiftvit_cifar10", "--against", "torch"], "runs in PyTorch already"),
         (["BUNDLE", "BUNDLE"], "given twice"),

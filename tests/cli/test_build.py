@@ -1,4 +1,4 @@
-"""edgevit build."""
+"""`edgevit build`."""
 
 from __future__ import annotations
 

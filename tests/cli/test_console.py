@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ from tests.helpers.cli import PHOTO, shell, status
 
 
 def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[[], str], tmp_path: Path) -> None:
-    """Said before the work, which would have been for nothing."""
+    """Reported before the export, which would be in vain."""
     arguments = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(tmp_path / "out")]
     assert status(*arguments, "--json", tmp_path / "no" / "folder.json") == 2
     assert "--json" in one_line()
@@ -28,12 +29,19 @@ def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_json_write_keeps_the_older_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def no_space(*_paths: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_failed_json_write_keeps_the_older_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text("as it was")
-    (tmp_path / "kept.json.part").mkdir()  # where it is written first
+    monkeypatch.setattr(os, "replace", no_space)
     assert status("list", "--json", kept) == 2
     assert kept.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [kept]
     assert "choose another path for --json" in capsys.readouterr().err
 
 
@@ -56,7 +64,7 @@ def test_output_to_a_full_disk_is_one_line(command: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_name_that_stdout_cannot_encode_is_printed_nevertheless(encoding: str, tmp_path: Path) -> None:
-    """A traceback with status 1 came of it, behind an export that was done."""
+    """It was a traceback with status 1 after a successful export."""
     for name in ("kätze", "k\udcff"):
         shutil.copy(PHOTO, tmp_path / f"{name}.png")
     run = subprocess.run(
@@ -72,7 +80,7 @@ def test_a_name_that_stdout_cannot_encode_is_printed_nevertheless(encoding: str,
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_is_no_failure(closed: str, tmp_path: Path) -> None:
-    """Nor does a file that is opened later get the stream's number, and its output."""
+    """A file opened later must not get the number of the closed stream, and its output."""
     run = shell(f"edgevit list --json {shlex.quote(str(tmp_path / 'models.json'))} {closed}")
     assert (run.returncode, run.stderr) == (0, "")
     assert len(json.loads((tmp_path / "models.json").read_text())["models"]) == len(registry.list_models())

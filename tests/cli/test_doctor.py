@@ -1,4 +1,4 @@
-"""edgevit doctor."""
+"""`edgevit doctor`."""
 
 from __future__ import annotations
 

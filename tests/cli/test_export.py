@@ -1,4 +1,4 @@
-"""edgevit export."""
+"""`edgevit export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""edgevit latency."""
+"""`edgevit latency`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_latency_measures_side_by_side(
         "--json",
         out,
     ]
-    assert status("latency", *arguments) == 0
+    assert status("latency", *arguments, "-v") == 0
     rows = json.loads(out.read_text())["latency"]
     assert [row["name"] for row in rows] == [paths[0].name, paths[1].name, "torch", "onnx"]
     for row in rows:

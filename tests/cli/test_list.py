@@ -1,4 +1,4 @@
-"""edgevit list."""
+"""`edgevit list`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""edgevit run."""
+"""`edgevit run`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_run_classifies_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]
 def test_run_rejects_outputs_that_are_no_classes(
     outputs: int, bias: float, expected: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The only number of a regression was a class with 100 %, and NaN a traceback behind --json."""
+    """A single output was a class of 100 %, and NaN a traceback with --json."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, outputs))
     nn.init.constant_(module[1].bias, bias)  # type: ignore[arg-type]  # a Linear has one
     made = edgevit.export(module, fmt="ort", example_input=torch.zeros(1, 3, 2, 2), verify=False, out=tmp_path)

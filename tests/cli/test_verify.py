@@ -1,4 +1,4 @@
-"""edgevit verify."""
+"""`edgevit verify`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.cli import status
 
 def test_verify_passes(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("verify", bundle.path) == 0
-    assert capsys.readouterr().out.strip().endswith("parity passed")
+    assert capsys.readouterr().out.startswith(f"{bundle.path}: parity passed (max error ")
     assert status("verify", bundle.path, "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgevit.cli.latency import latency_parts, latency_table
+from edgevit.cli.latency import latency_parts
 from edgevit.errors import UsageError
 from edgevit.latency.clock import Probe
 from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT
@@ -31,8 +31,8 @@ def test_statistics_are_those_of_the_samples() -> None:
 
 def test_a_table_of_several_batch_sizes_names_them_all() -> None:
     mixed = [samples.report([[2.0]] * 9, name="one"), samples.report([[6.0]] * 9, name="four", batch=4)]
-    assert str(latency_table(mixed).caption).startswith("batches 1, 4 (times are per batch, ratios per image)")
-    assert str(latency_table(mixed[:1]).caption).startswith("batch 1, 1 threads")
+    assert str(latency_parts(mixed)[1]).startswith("batches 1, 4 (times are per batch, ratios per image)")
+    assert str(latency_parts(mixed[:1])[1]).startswith("batch 1, 1 threads")
     row = latency_json(mixed)[1]
     assert row["ratio"] == pytest.approx(0.75) and row["verdict"] == "faster"
     assert row["ratio_interval"] == pytest.approx(
@@ -44,9 +44,9 @@ def test_a_table_of_several_batch_sizes_names_them_all() -> None:
 def test_different_precisions_are_named_in_a_note() -> None:
     fp16 = samples.report([[2.0]] * 9, name="one")  # in fp16, as its details say
     int8 = dataclasses.replace(fp16, name="other", details={"precision": "int8"})
-    notes = [str(part) for part in latency_parts([fp16, int8])[1:]]
+    notes = [str(part) for part in latency_parts([fp16, int8])[2:]]
     assert notes == ["note: different precisions: one fp16, other int8"]
-    assert latency_parts([fp16, dataclasses.replace(fp16, name="other")])[1:] == []
+    assert latency_parts([fp16, dataclasses.replace(fp16, name="other")])[2:] == []
 
 
 @pytest.mark.parametrize(("runs", "known"), [(661, False), (662, True)])
