@@ -182,7 +182,7 @@ def _print(console: RichConsole, *parts: Part) -> None:
         if isinstance(part, str):
             console.print(Text(part), soft_wrap=True)  # a command in a line must stay in one piece to be copied
         else:
-            console.print(part)
+            console.print("", part, "", sep="\n")
 
 
 def _rich_console(*, stderr: bool = False) -> RichConsole:

@@ -115,8 +115,14 @@ def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Pa
         for evaluation in report.evaluations
         if evaluation.not_finite
     ]
-    intervals = "in parentheses: 95 % intervals (Wilson for accuracies, Agresti and Min for paired differences)"
-    return [accuracy_table(report, detailed=detailed), intervals, *notes([report.description, *report.notes, *not_finite])]
+    first, *others = report.evaluations
+    legend = [f"same: the fraction of images with {first.name}'s predicted class"] if others else []
+    legend.append("95 % intervals: Wilson for accuracies, Agresti and Min for paired differences")
+    return [
+        accuracy_table(report, detailed=detailed),
+        *legend,
+        *notes([report.description, *report.notes, *not_finite]),
+    ]
 
 
 def accuracy_table(report: AccuracyReport, *, detailed: bool = False) -> Table:
@@ -126,7 +132,7 @@ def accuracy_table(report: AccuracyReport, *, detailed: bool = False) -> Table:
     first, *others = report.evaluations
     names = short_names([evaluation.name for evaluation in report.evaluations])
     more = ("images", "top-5 %") if detailed else ()
-    compared = (f"same as {names[0]} %", "points lost") if others else ()
+    compared = ("same %", "points lost") if others else ()
     table = make_table(None, "model", "runs", "top-1 %", *more, *compared)
     for name, evaluation in zip(names, report.evaluations, strict=True):
         against_first = (f"{100 * agreement(first, evaluation):.2f}", str(drop_points(first, evaluation)))

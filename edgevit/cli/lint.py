@@ -58,7 +58,7 @@ def lint_table(findings: Iterable[Finding]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=True)
     for column, ratio in (("finding", None), ("nodes", 2), ("reason and remedy", 3)):
         table.add_column(column, overflow="fold", ratio=ratio)
     kinds: dict[tuple[str, str, str, str], list[Finding]] = {}

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 def make_table(title: str | None, *columns: str, left: int = 1) -> Table:
     """Return an empty table whose first `left` columns are left-aligned and the others right-aligned.
 
-    The only colors are the terminal's own: the header is bold, so that it is readable on a light and a dark background.
+    The header is bold, in the terminal's own color: it is readable on a light and on a dark background.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     return table
@@ -57,15 +59,16 @@ def notes_by_name(warnings: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return bundle names without the leading parts that all of them share: "openvino" for "vit-fp32-openvino".
+    """Return names of which bundles lack the leading parts that they share: "openvino" for "vit-fp32-openvino".
 
-    A name always keeps its last part.
+    A name keeps its last part. Names without a hyphen are no bundles. All names stay if the short ones are not unique.
     """
-    split = [name.split("-") for name in names]
+    bundles = [name.split("-") for name in names if "-" in name]
     shared = 0
-    while all(len(parts) > shared + 1 and parts[shared] == split[0][shared] for parts in split):
+    while bundles and all(len(parts) > shared + 1 and parts[shared] == bundles[0][shared] for parts in bundles):
         shared += 1
-    return ["-".join(parts[shared:]) for parts in split]
+    short = ["-".join(name.split("-")[shared:]) if "-" in name else name for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def speed_phrase(ratio: Ratio, reference: str) -> str:
