@@ -130,9 +130,9 @@ _SHORT_COLUMNS = ("p50 ms", "images/s", "peak MB")
 def _conditions(reports: Sequence[LatencyReport]) -> str:
     """Return the conditions of a measurement in one line."""
     first = reports[0]
-    processor = first.environment.cpu or first.environment.architecture
     instructions = int8_instructions(first.environment.isa)
-    return f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {processor} ({instructions})"
+    processor = f"{first.environment.cpu or first.environment.architecture} ({instructions})"
+    return f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {processor}"
 
 
 def _batches(reports: Sequence[LatencyReport]) -> str:
