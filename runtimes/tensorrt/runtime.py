@@ -17,6 +17,7 @@ from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
+from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER, trtexec_time_command
 from edgevit.runtimes.tensorrt.versions import supported_module
 from edgevit.runtimes.tensorrt.worker import build_in_subprocess, record_here
 
@@ -62,7 +63,10 @@ class TensorRt(Runtime):
             path = folder / ENGINE_FILE
             os.replace(built.path, path)
         record = built.record.write(folder, layers=dict(built.precision.layers), workspace_bytes=built.workspace)
-        return Artifact(fmt=self.fmt, files=(path, record), build_s=build_s, notes=built.record.notes)
+        # A path relative to the bundle, which is renamed after the build.
+        command = trtexec_time_command(Path(ENGINE_FILE), options, inputs=built.inputs)
+        notes = (*built.record.notes, f"to time it in its folder: {command}", TIMES_DIFFER)
+        return Artifact(fmt=self.fmt, files=(path, record), build_s=build_s, notes=notes)
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:  # the engine itself knows its batch sizes
         """Load an engine built on this machine. Raises BuildError if it was built on another GPU, version or system."""

@@ -1,4 +1,4 @@
-"""The equivalent trtexec command."""
+"""The equivalent trtexec commands: one that builds and times an ONNX file, one that times the bundle's engine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edgevit.types import TensorSpec
 
 # TensorRT 11 does all four by default or ignores the flags, 10 does the opposite: spelled out, both do the same.
 _SAME_IN_ALL_VERSIONS = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun")
-_MEASURE = ("--warmUp=500", "--iterations=200", "--duration=10", "--avgRuns=1", "--percentile=50,90,95,99")
-_REPORTS = (
-    "--profilingVerbosity=detailed",
-    "--exportTimes=times.json",
-    "--exportProfile=profile.json",
-    "--exportLayerInfo=layers.json",
+# The engine of the build command: it is not the one that edgevit verified, and must not replace it.
+TRTEXEC_ENGINE_FILE = "trtexec.engine"
+TIMES_DIFFER = (
+    "trtexec reports the GPU's compute time; edgevit latency times the whole call, with the copies to and from the GPU"
 )
+_MEASURE = ("--warmUp=500", "--iterations=200", "--duration=10", "--avgRuns=1", "--percentile=50,90,95,99")
+_REPORTS = ("--exportTimes=times.json", "--exportProfile=profile.json", "--exportLayerInfo=layers.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +43,17 @@ def device_steps(
         sentence=f"{bundle.name} has no engine yet: TensorRT builds on the device only; on the device: {build}",
         build=build,
         # A path relative to the bundle: its place on the device is not known here.
-        trtexec=trtexec_command(Path("model.onnx"), options, version, inputs=inputs),
+        trtexec=trtexec_build_command(Path("model.onnx"), options, version, inputs=inputs),
     )
 
 
-def trtexec_command(model: Path, options: BuildOptions, version: str, *, inputs: Sequence[TensorSpec] = ()) -> str:
+def trtexec_build_command(
+    model: Path, options: BuildOptions, version: str, *, inputs: Sequence[TensorSpec] = ()
+) -> str:
     """Return the trtexec command that builds and times `model` on the device, with the same effect in every version.
 
-    A dynamic batch requires `inputs`, the graph's inputs. Raises UsageError without them, MissingError for an
-    unsupported version.
+    It does not overwrite the engine that edgevit builds. A dynamic batch requires `inputs`, the graph's inputs. Raises
+    UsageError without them, MissingError for an unsupported version.
     """
     line = supported_line(version)
     precision = {"fp16": ["--fp16"], "int8": ["--int8"]}.get(options.precision, [])
@@ -65,18 +67,28 @@ def trtexec_command(model: Path, options: BuildOptions, version: str, *, inputs:
         *([f"--memPoolSize=workspace:{options.workspace_mb}M"] if options.workspace_mb else []),
         *_SAME_IN_ALL_VERSIONS,
         *_MEASURE,
+        "--profilingVerbosity=detailed",
         *_REPORTS,
         f"--timingCacheFile={model.with_suffix('.timing')}",
-        f"--saveEngine={model.with_name(ENGINE_FILE)}",
+        f"--saveEngine={model.with_name(TRTEXEC_ENGINE_FILE)}",
     ]
     return shlex.join(command)
+
+
+def trtexec_time_command(engine: Path, options: BuildOptions, *, inputs: Sequence[TensorSpec] = ()) -> str:
+    """Return the trtexec command that times the engine file `engine`, at the optimum of a dynamic batch.
+
+    A dynamic batch requires `inputs`, the engine's inputs. Raises UsageError without them.
+    """
+    shapes = [flag for flag in _shape_flags(options, inputs) if flag.startswith("--shapes=")]
+    return shlex.join(["trtexec", f"--loadEngine={engine}", *shapes, *_SAME_IN_ALL_VERSIONS, *_MEASURE, *_REPORTS])
 
 
 def _shape_flags(options: BuildOptions, inputs: Sequence[TensorSpec]) -> list[str]:
     if options.dynamic_batch is None:
         return []
     if not any(spec.is_dynamic for spec in inputs):
-        raise UsageError("a dynamic batch requires the graph's inputs: trtexec_command(..., inputs=graph.inputs)")
+        raise UsageError("a dynamic batch requires the inputs of the graph or engine: pass inputs=")
     shapes = profile_shapes(inputs, options)
     flags = []
     for flag, index in (("--minShapes", 0), ("--optShapes", 1), ("--maxShapes", 2), ("--shapes", 1)):

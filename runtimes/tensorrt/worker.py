@@ -24,6 +24,7 @@ from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.memory import FreeMemory, host_free_bytes, workspace_bytes
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, supported_module
+from edgevit.types import TensorSpec
 
 MODULE = "tensorrt"
 
@@ -36,6 +37,7 @@ class BuiltEngine:
     record: EngineRecord
     precision: ExecutedPrecision
     workspace: int
+    inputs: tuple[TensorSpec, ...]
 
 
 # The parent's side
@@ -55,6 +57,7 @@ def build_in_subprocess(
         record=EngineRecord(**report["record"]),
         precision=ExecutedPrecision(**report["precision"]),
         workspace=report["workspace"],
+        inputs=tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in report["inputs"]),
     )
 
 
@@ -101,8 +104,9 @@ def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
         )
         with TensorRtEngine(trt, content) as engine:
             precision = engine.executed_precision()
+            inputs = [[spec.name, spec.dtype, spec.shape] for spec in engine.inputs]
     (folder / ENGINE_FILE).write_bytes(content)
-    return {"record": asdict(record), "precision": asdict(precision), "workspace": workspace}
+    return {"record": asdict(record), "precision": asdict(precision), "workspace": workspace, "inputs": inputs}
 
 
 def record_here(trt: TensorRtModule, device: cuda.Device) -> EngineRecord:

@@ -76,6 +76,7 @@ def test_a_build_writes_the_bare_engine_and_a_record_beside_it(
     assert (record["tensorrt"], record["compute_capability"], record["gpu"]) == (VERSIONS[column], "8.7", "Orin")
     assert record["layers"] == {"fp32": 1}
     assert "gpu=Orin" in artifact.notes
+    assert any("trtexec --loadEngine=model.engine " in note for note in artifact.notes)
 
 
 @pytest.mark.parametrize("precision", PARTS)
@@ -107,8 +108,9 @@ def test_a_dynamic_batch_becomes_an_optimization_profile(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World
 ) -> None:
     world.shape = (-1, 4)
-    runtime.build(model, tmp_path, BuildOptions(dynamic_batch=BatchRange(1, 2, 8)))
+    artifact = runtime.build(model, tmp_path, BuildOptions(dynamic_batch=BatchRange(1, 2, 8)))
     assert "shape x [1, 2, 8]" in world.calls
+    assert any("--shapes=x:2x4" in note for note in artifact.notes)
 
 
 @pytest.mark.parametrize(
