@@ -23,6 +23,7 @@ class Enumerator(Protocol):
 class ILogger(Protocol):
     ERROR: Enumerator
     INTERNAL_ERROR: Enumerator
+    WARNING: Enumerator
 
     def log(self, severity: Enumerator, msg: str, /) -> None: ...
 

@@ -172,11 +172,10 @@ def _has_half_output(trt: TensorRtModule, layer: api.ILayer) -> bool:
 
 
 def _cache_file(options: BuildOptions, record: EngineRecord) -> Path | None:
-    """Return the timing cache for this version and GPU; timings of another GPU are rejected or misleading."""
+    """Return the timing cache for this version and device."""
     if options.cache_dir is None:
         return None
-    gpu = "".join(letter if letter.isalnum() else "-" for letter in record.gpu)
-    return options.cache_dir / f"tensorrt-{record.tensorrt}-{gpu}-sm{record.compute_capability}.timing"
+    return options.cache_dir / f"{record.timing_key}.timing"
 
 
 def _use_timing_cache(trt: TensorRtModule, config: api.IBuilderConfig, file: Path) -> None:
@@ -206,10 +205,13 @@ def _keep_timing_cache(config: api.IBuilderConfig, file: Path) -> None:
 
 
 class ErrorLog(api.ILogger, Protocol):
-    """A logger that keeps errors and prints nothing."""
+    """A logger that keeps errors and warnings about the device, and prints nothing."""
 
     def take(self) -> list[str]:
         """Return the errors logged since the last call."""
+
+    def take_device_warnings(self) -> list[str]:
+        """Return the warnings since the last call that an engine was built on another model of device."""
 
 
 @functools.cache
@@ -220,14 +222,21 @@ def process_logger(trt: TensorRtModule) -> ErrorLog:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._errors: list[str] = []
+            self._device_warnings: list[str] = []
 
         def log(self, severity: api.Enumerator, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self._errors.append(msg)
+            elif severity == trt.ILogger.WARNING and "different models of devices" in msg:
+                self._device_warnings.append(msg)
 
         def take(self) -> list[str]:
             errors, self._errors = self._errors, []
             return errors
+
+        def take_device_warnings(self) -> list[str]:
+            messages, self._device_warnings = self._device_warnings, []
+            return messages
 
     return Log()
 

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from edgevit.types import Array
 
 DRIVER = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 _SUCCESS = 0
 # Not initialized, stub library, driver too old, no device, invalid device, driver and kernel module differ, driver does
 # not support the GPU.
@@ -32,6 +34,8 @@ _CALLS: dict[str, Sequence[Any]] = {
     "cuDeviceGet": (ctypes.POINTER(ctypes.c_int), ctypes.c_int),
     "cuDeviceGetName": (ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
     "cuDeviceGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int),
+    "cuDeviceTotalMem_v2": (ctypes.POINTER(ctypes.c_size_t), ctypes.c_int),
+    "cuDeviceGetUuid": (ctypes.c_void_p, ctypes.c_int),
     "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_Handle), ctypes.c_int),
     "cuDevicePrimaryCtxRelease_v2": (ctypes.c_int,),
     "cuCtxSetCurrent": (_Handle,),
@@ -105,6 +109,25 @@ class Device:
         value = ctypes.c_int()
         self.call("cuDeviceGetAttribute", ctypes.byref(value), number, self._handle)
         return value.value
+
+    @property
+    def multiprocessors(self) -> int:
+        """The number of streaming multiprocessors."""
+        return self.attribute(_MULTIPROCESSOR_COUNT)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The device's total memory in bytes."""
+        size = ctypes.c_size_t()
+        self.call("cuDeviceTotalMem_v2", ctypes.byref(size), self._handle)
+        return size.value
+
+    @property
+    def uuid(self) -> str:
+        """The device's UUID; empty if it has none, as some Jetsons."""
+        content = ctypes.create_string_buffer(16)
+        self.call("cuDeviceGetUuid", content, self._handle)
+        return str(UUID(bytes=content.raw)) if any(content.raw) else ""
 
     def activate(self) -> None:
         """Make this device current in the calling thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -106,6 +107,8 @@ class TensorRtEngine(Engine):
         if engine is None:
             raise failure(trt, "cannot load the engine, it may be damaged", remedy=_REBUILD)
         self._engine = engine
+        for message in logger.take_device_warnings():
+            warnings.warn(f"TensorRT: {message}", RuntimeWarning, stacklevel=2)
         context = engine.create_execution_context()
         if context is None:
             raise failure(trt, "not enough memory to run the engine", remedy="free GPU memory: nvidia-smi")

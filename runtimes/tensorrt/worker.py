@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,12 +22,14 @@ from edgevit.runtimes.subprocess_build import Json
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.builder import build_serialized_engine
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
-from edgevit.runtimes.tensorrt.memory import FreeMemory, host_free_bytes, workspace_bytes
+from edgevit.runtimes.tensorrt.memory import MB, FreeMemory, host_free_bytes, workspace_bytes
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, supported_module
 from edgevit.types import TensorSpec
 
 MODULE = "tensorrt"
+DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
+POWER_MODE_STATUS = Path("/var/lib/nvpmodel/status")  # of a Jetson, such as "pmode:0002"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +119,20 @@ def record_here(trt: TensorRtModule, device: cuda.Device) -> EngineRecord:
         compute_capability=f"{device.compute_capability // 10}.{device.compute_capability % 10}",
         gpu=device.name,
         system=f"{platform.system()}-{platform.machine()}",
+        board=_read(DEVICE_TREE_MODEL).rstrip("\0\n"),
+        multiprocessors=device.multiprocessors,
+        memory_mb=device.memory_bytes // MB,
+        gpu_uuid=device.uuid,
+        power_mode=mode[1] if (mode := re.search(r"pmode:(\S+)", _read(POWER_MODE_STATUS))) else "",
     )
+
+
+def _read(path: Path) -> str:
+    """Return the text of a system file, or an empty string if this system has no such file."""
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _free_memory(device: cuda.Device) -> FreeMemory:

@@ -49,6 +49,7 @@ class World:
     broken: str = ""  # the step that fails as TensorRT does: without an exception
     raising: str = ""  # the step that raises TypeError, as pybind11 does for a null pointer
     steps: int = 3  # of a build
+    warning: str = ""  # logged when an engine is loaded
     dies: int = 0  # the signal that kills the process during a build
     cached: bytes = b"timings"
     capturable: bool = True
@@ -150,7 +151,7 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
         return True
 
     class ILogger:
-        ERROR, INTERNAL_ERROR = "error", "internal error"
+        ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
 
         def log(self, severity: Any, msg: str) -> None:
             raise NotImplementedError
@@ -291,6 +292,8 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
 
         def deserialize_cuda_engine(self, content: bytes) -> Any:
             good = content.startswith(b"vplan") and not fails("engine")
+            if world.warning:
+                world.logger.log(trt.ILogger.WARNING, world.warning)  # type: ignore[attr-defined]
             return trt.ICudaEngine(json.loads(content[5:])) if good else None
 
     class ICudaEngine:
@@ -371,6 +374,7 @@ class FakeDevice:
 
     def __init__(self, world: World) -> None:
         self.world, self.name, self.compute_capability = world, "Orin", 87
+        self.multiprocessors, self.memory_bytes, self.uuid = 16, 61 << 30, "2f2c4b1e-0000-4000-8000-00000000000a"
         world.devices += 1
 
     def activate(self) -> None: ...

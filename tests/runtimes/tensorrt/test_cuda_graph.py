@@ -1,4 +1,4 @@
-"""Page-locked memory and captured graphs, through ctypes, on a driver that works in this process's own memory."""
+"""CUDA driver bindings, pinned memory and CUDA graphs, with a fake driver that uses this process's memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ STREAM, GRAPH, READY = 7, 11, 13
 
 @dataclass
 class Driver:
-    """What the driver holds, what it was asked for, and the call that it refuses."""
+    """The fake driver's memory, its calls, and the function that fails."""
 
     refuses: str = ""
-    status: int = 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: what it answers then
+    status: int = 901  # the status it returns: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    uuid: bytes = bytes(range(16))
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
 
@@ -47,7 +48,9 @@ def _set(place: Any, value: int) -> int:
 
 
 ACTIONS: dict[str, Callable[..., object]] = {
-    "cuDeviceGetAttribute": lambda _, place, attribute, __: _set(place, {75: 8, 76: 7, 18: 1}[attribute]),
+    "cuDeviceGetAttribute": lambda _, place, attribute, __: _set(place, {75: 8, 76: 7, 18: 1, 16: 14}[attribute]),
+    "cuDeviceTotalMem_v2": lambda _, place, __: _set(place, 30 << 30),
+    "cuDeviceGetUuid": lambda driver, place, _: ctypes.memmove(place, driver.uuid, 16),
     "cuDevicePrimaryCtxRetain": lambda _, place, __: _set(place, 3),
     "cuStreamCreate": lambda _, place, __: _set(place, STREAM),
     "cuMemGetInfo_v2": lambda _, free, total: [_set(place, size << 30) for place, size in ((free, 5), (total, 8))],
@@ -76,14 +79,21 @@ def device(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[cuda.Dev
     monkeypatch.setattr(cuda, "_load_driver", lambda: SimpleNamespace(**functions))
     with cuda.Device() as opened:
         yield opened
-    assert driver.memory == {}  # all was given back
+    assert driver.memory == {}  # everything was freed
 
 
-def test_the_device_tells_its_memory(device: cuda.Device) -> None:
+def test_a_device_is_described(device: cuda.Device, driver: Driver) -> None:
+    assert (device.multiprocessors, device.memory_bytes) == (14, 30 << 30)
+    assert device.uuid == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+    driver.uuid = bytes(16)
+    assert device.uuid == ""
+
+
+def test_a_device_reports_its_memory(device: cuda.Device) -> None:
     assert (device.compute_capability, free_memory(device), shares_memory(device)) == (87, 5 << 30, True)
 
 
-def test_page_locked_memory_is_an_array_of_any_shape_that_fits(device: cuda.Device) -> None:
+def test_pinned_memory_is_an_array_of_any_shape_that_fits(device: cuda.Device) -> None:
     pinned, buffer = PinnedMemory(device, 4 * 6), device.allocate(4 * 6)
     given = pinned.array((2, 3), "float32")
     np.copyto(given, np.arange(6, dtype=np.float32).reshape(2, 3))
@@ -97,20 +107,20 @@ def test_page_locked_memory_is_an_array_of_any_shape_that_fits(device: cuda.Devi
     pinned.free()  # a second time does nothing
 
 
-def test_work_is_recorded_once_and_launched_as_a_whole(device: cuda.Device, driver: Driver) -> None:
-    worked: list[int] = []
-    graph = capture(device, lambda: worked.append(1))
+def test_work_is_recorded_once_and_launched_as_a_graph(device: cuda.Device, driver: Driver) -> None:
+    runs: list[int] = []
+    graph = capture(device, lambda: runs.append(1))
     assert graph is not None
     driver.calls.clear()
     graph.launch()
     graph.launch()
     graph.free()
     assert driver.calls == ["cuGraphLaunch", "cuGraphLaunch", "cuGraphExecDestroy", "cuGraphDestroy"]
-    assert worked == [1]
+    assert runs == [1]
 
 
 @pytest.mark.parametrize("refused", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
-def test_work_that_cannot_be_recorded_is_no_graph(device: cuda.Device, driver: Driver, refused: str) -> None:
+def test_work_that_cannot_be_recorded_gives_no_graph(device: cuda.Device, driver: Driver, refused: str) -> None:
     driver.refuses = refused
     assert capture(device, lambda: None) is None
     assert ("cuGraphDestroy" in driver.calls) == (refused == "cuGraphInstantiateWithFlags")
@@ -118,7 +128,7 @@ def test_work_that_cannot_be_recorded_is_no_graph(device: cuda.Device, driver: D
 
 def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: cuda.Device, driver: Driver) -> None:
     def fail() -> None:
-        raise BuildError("the engine does not run")
+        raise BuildError("CUDA error")
 
     assert capture(device, fail) is None
     assert driver.calls[-2:] == ["cuStreamEndCapture", "cuGraphDestroy"]
@@ -126,7 +136,7 @@ def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: c
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("status", [34, 35, 100, 803, 804])
-def test_a_driver_that_finds_no_gpu_is_a_missing_device(driver: Driver, status: int) -> None:
+def test_a_driver_without_a_gpu_is_a_missing_error(driver: Driver, status: int) -> None:
     driver.status = status
     driver.refuses = "cuInit"
     with pytest.raises(MissingError, match=rf"no usable NVIDIA GPU: .*cuInit: {status}"):
@@ -136,7 +146,7 @@ def test_a_driver_that_finds_no_gpu_is_a_missing_device(driver: Driver, status: 
     assert cuda.has_gpu()
 
 
-def test_memory_that_is_not_there_is_an_error(device: cuda.Device, driver: Driver) -> None:
+def test_running_out_of_pinned_memory_is_an_error(device: cuda.Device, driver: Driver) -> None:
     driver.refuses = "cuMemHostAlloc"
     with pytest.raises(BuildError, match="cuMemHostAlloc"):
         PinnedMemory(device, 16)

@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from edgevit.errors import BuildError, EdgevitError, InferenceError, MissingErro
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.build import build_engine as build_bundle_engine
-from edgevit.runtimes.tensorrt import cuda_graph
+from edgevit.runtimes.tensorrt import cuda_graph, worker
 from edgevit.runtimes.tensorrt import runtime as tensorrt
 from edgevit.runtimes.tensorrt.builder import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB
@@ -74,6 +75,7 @@ def test_a_build_writes_the_bare_engine_and_a_record_beside_it(
     assert artifact.path.read_bytes() == b'vplan{"runs": "fp32"}'
     record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
     assert (record["tensorrt"], record["compute_capability"], record["gpu"]) == (VERSIONS[column], "8.7", "Orin")
+    assert (record["multiprocessors"], record["memory_mb"], record["gpu_uuid"][:8]) == (16, 61 << 10, "2f2c4b1e")
     assert record["layers"] == {"fp32": 1}
     assert "gpu=Orin" in artifact.notes
     assert any("trtexec --loadEngine=model.engine " in note for note in artifact.notes)
@@ -247,7 +249,7 @@ def test_the_next_build_starts_from_the_timing_cache(
         runtime.build(model, tmp_path, options)
         assert expected in world.calls
     (file,) = (tmp_path / "cache").iterdir()
-    assert file.name == f"tensorrt-{VERSIONS[column]}-Orin-sm8.7.timing"
+    assert file.name.startswith(f"tensorrt-{VERSIONS[column]}-Orin-sm8.7-")
     file.write_bytes(b"damaged")
     runtime.build(model, tmp_path, options)
     assert file.read_bytes() == b"timings"
@@ -444,6 +446,32 @@ def test_an_engine_of_another_machine_is_never_loaded(
     with pytest.raises(BuildError, match=f"edgevit build {tmp_path}"):
         runtime.open(path, options)
     assert world.devices == 0
+
+
+def test_tensorrts_warning_about_another_device_is_passed_on(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    path = runtime.build(model, tmp_path, options).path
+    world.warning = "Using an engine plan file across different models of devices is not recommended"
+    with pytest.warns(RuntimeWarning, match="TensorRT: .*different models of devices"):
+        runtime.open(path, options).close()
+    world.warning = "any other warning"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runtime.open(path, options).close()
+
+
+def test_the_board_and_power_mode_of_a_jetson_are_recorded(
+    runtime: TensorRt, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    (tmp_path / "status").write_text("pmode:0002 fmode:quiet\n")
+    monkeypatch.setattr(worker, "DEVICE_TREE_MODEL", tmp_path / "model")
+    monkeypatch.setattr(worker, "POWER_MODE_STATUS", tmp_path / "status")
+    runtime.build(model, tmp_path, BuildOptions())
+    record = json.loads((tmp_path / "engine.json").read_text("utf-8"))
+    assert (record["board"], record["power_mode"]) == ("NVIDIA Jetson AGX Orin Developer Kit", "0002")
 
 
 def test_a_truncated_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path) -> None:
