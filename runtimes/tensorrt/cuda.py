@@ -21,9 +21,21 @@ DRIVER = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 _SUCCESS = 0
-# Not initialized, stub library, driver too old, no device, invalid device, driver and kernel module differ, driver does
-# not support the GPU.
-_ABSENT = frozenset({3, 34, 35, 100, 101, 803, 804})
+_CHECK_DRIVER = "run this on a machine with one, or check the driver: nvidia-smi"
+# Statuses of a GPU that cannot be used, and what to do. CUDA_ERROR_...
+_NO_GPU = {
+    3: _CHECK_DRIVER,  # NOT_INITIALIZED
+    34: "install the driver, this is the stub library of the CUDA toolkit",  # STUB_LIBRARY
+    35: "update the NVIDIA driver, it is older than the CUDA libraries need",  # INSUFFICIENT_DRIVER
+    46: "another process uses it exclusively, or it needs a reset: nvidia-smi",  # DEVICE_UNAVAILABLE
+    100: _CHECK_DRIVER,  # NO_DEVICE
+    101: _CHECK_DRIVER,  # INVALID_DEVICE
+    802: "wait until the system has started; with NVSwitch, start nvidia-fabricmanager",  # SYSTEM_NOT_READY
+    803: "reboot, the driver was updated and its kernel module was not",  # SYSTEM_DRIVER_MISMATCH
+    804: "use the driver's own CUDA, this GPU has no forward compatibility",  # COMPAT_NOT_SUPPORTED_ON_DEVICE
+}
+_UNKNOWN = 999  # from cuInit: the driver's kernel module does not work, as after a failed suspend
+_RELOAD = "reload the driver's kernel modules, or reboot"
 
 _Pointer = ctypes.c_uint64  # CUdeviceptr
 _Handle = ctypes.c_void_p  # CUcontext, CUstream
@@ -98,10 +110,9 @@ class Device:
         text = ctypes.c_char_p()
         self._driver.cuGetErrorString(status, ctypes.byref(text))
         reason = f"{(text.value or b'unknown error').decode()} ({name}: {status})"
-        if status in _ABSENT:
-            raise MissingError(
-                f"no usable NVIDIA GPU: {reason}; run this on a machine with one, or check the driver: nvidia-smi"
-            )
+        remedy = _RELOAD if (name, status) == ("cuInit", _UNKNOWN) else _NO_GPU.get(status)
+        if remedy is not None:
+            raise MissingError(f"no usable NVIDIA GPU: {reason}; {remedy}")
         raise BuildError(f"CUDA error: {reason}; check with nvidia-smi that no other process fills the GPU's memory")
 
     def attribute(self, number: int) -> int:

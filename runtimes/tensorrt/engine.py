@@ -48,14 +48,17 @@ class TensorRtEngine(Engine):
             self._set_batch(self.batches.maximum if self.batches else 1)
             self._allocate()
             self._set_batch(self.batches.optimum if self.batches else 1)
-            self._stack = stack.pop_all()
+            self._stack: ExitStack | None = stack.pop_all()
 
     def close(self) -> None:
-        self._device.activate()
-        self._stack.close()
+        if self._stack is not None:
+            self._device.activate()
+            self._stack.close()
+        self._stack = None
 
     def executed_precision(self) -> ExecutedPrecision:
         """Precision of the engine's convolutions and matmuls, from its inspector."""
+        self._require_open(self._stack)
         inspector = self._engine.create_engine_inspector()
         if inspector is None:
             raise failure(self._trt, "the engine has no inspector")
@@ -64,6 +67,7 @@ class TensorRtEngine(Engine):
         return executed_precision(text)
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self._require_open(self._stack)
         try:
             self._device.activate()  # the current device is per thread, and this may be another thread
             dynamic = [spec for spec in self.inputs if spec.is_dynamic]

@@ -108,6 +108,7 @@ class TensorRtRtxEngine(Engine):
         self._buffers = self._allocate()
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self._require_open(self.__dict__.get("_context"))
         try:
             return self._run(feeds)
         except BuildError as error:  # of CUDA

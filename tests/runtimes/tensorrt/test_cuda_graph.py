@@ -135,7 +135,7 @@ def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: c
 
 
 @pytest.mark.usefixtures("device")
-@pytest.mark.parametrize("status", [34, 35, 100, 803, 804])
+@pytest.mark.parametrize("status", [34, 35, 46, 100, 802, 803, 804, 999])
 def test_a_driver_without_a_gpu_is_a_missing_error(driver: Driver, status: int) -> None:
     driver.status = status
     driver.refuses = "cuInit"

@@ -448,6 +448,18 @@ def test_an_engine_of_another_machine_is_never_loaded(
     assert world.devices == 0
 
 
+def test_a_closed_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    options = BuildOptions()
+    engine = runtime.open(runtime.build(model, tmp_path, options).path, options)
+    engine.close()
+    engine.close()
+    assert world.devices == 0
+    with pytest.raises(UsageError, match="the engine is closed"):
+        engine.run(rows(1))
+    with pytest.raises(UsageError, match="the engine is closed"):
+        engine.executed_precision()
+
+
 def test_tensorrts_warning_about_another_device_is_passed_on(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World
 ) -> None:
