@@ -14,6 +14,8 @@ from edgevit.types import Precision
 UNKNOWN = "unknown"  # precision of layers for which a runtime reports none
 # Fraction of the requested MACs that has to run in the requested precision: runtimes fuse and pad layers a little.
 MIN_FRACTION_OF_REQUESTED = 0.95
+# The same for layers, if the MACs of layers are unknown: small layers, which stay in float, can outnumber large ones.
+MIN_LAYER_FRACTION_OF_REQUESTED = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +69,33 @@ class ExecutedPrecision:
         """Raise PrecisionError if less than the requested precision runs, or if fp32 was requested and less runs.
 
         `expected` is the fraction of MACs, 0 to 1, that the graph has in `precision`; at least 0.95 of it must run in
-        it. If `expected` or the engine's MACs are unknown, at least one layer must. An engine that reports no layers
-        is accepted.
+        it. If the engine's MACs are unknown, a quarter of that fraction of its layers must; if `expected` is unknown,
+        one layer. Layers of unknown precision are left out. If none of the others is in `precision`, the engine is
+        accepted only if they are not more than the unknown ones.
         """
         if expected is not None and not 0 <= expected <= 1:  # NaN too, which no comparison below would refuse
             raise PrecisionError(f"invalid {precision} fraction in the manifest ({expected}); export the model again")
         if precision == "fp32":
             self._require_fp32(runtime)
-        elif self.layers and not self.layers.get(precision):
+        else:
+            self._require_lower(precision, runtime, expected)
+
+    def _require_lower(self, precision: Precision, runtime: str, expected: float | None) -> None:
+        known = {name: count for name, count in self.layers.items() if name != UNKNOWN}
+        if not known.get(precision):
+            if sum(known.values()) <= self.layers.get(UNKNOWN, 0):
+                return
             raise PrecisionError(
                 f"requested {precision}, but {runtime} runs {_list_counts(self.layers)}; this machine or this runtime "
                 f"has no {precision} arithmetic: export with --precision fp32"
             )
-        elif (
-            expected is not None and self.macs and not self.fraction(precision) >= MIN_FRACTION_OF_REQUESTED * expected
-        ):
+        if expected is None:
+            return
+        if self.macs:
+            enough = self.fraction(precision) >= MIN_FRACTION_OF_REQUESTED * expected
+        else:
+            enough = _fraction(known, precision) >= MIN_LAYER_FRACTION_OF_REQUESTED * expected
+        if not enough:
             raise PrecisionError(
                 f"requested {precision} for {_percent(expected)} of the MACs, but {runtime} runs "
                 f"{self._fractions_of(precision)}; build for another runtime, or export with --precision fp32"

@@ -29,8 +29,8 @@ _MATMUL_KERNEL = re.compile(r"(?i:gemm|mha|xmma|fprop|cutlass|flash)|(Corr|Fc)(?
 def executed_precision(information: str) -> ExecutedPrecision:
     """Count convolutions and matmuls by the type they read, from the engine inspector's JSON (verbosity `DETAILED`).
 
-    A layer without a type counts as "unknown". TensorRT 8.6 turns a whole transformer into one layer and reports
-    nothing of its inside, so that layer is not counted. Raises BuildError if the text is not inspector output.
+    A layer without a type counts as "unknown", and so does the one layer that TensorRT 8.6 makes of a whole transformer
+    and reports nothing about. Raises BuildError if the text is not inspector output.
     """
     try:
         layers = list(json.loads(information, strict=False)["Layers"])  # some versions write raw control characters
@@ -45,9 +45,16 @@ def executed_precision(information: str) -> ExecutedPrecision:
 
 def _is_matmul(layer: Mapping[str, Any]) -> bool:
     kind = str(layer.get("LayerType", ""))
+    if _is_opaque(layer):
+        return True
     if kind.lower() in _GENERATED:
         return bool(_MATMUL_KERNEL.search(f"{layer.get('TacticName', '')} {_kernel_name(layer)}"))
     return bool(_MATMUL_LAYER.search(f"{kind} {layer.get('ParameterType', '')}"))
+
+
+def _is_opaque(layer: Mapping[str, Any]) -> bool:
+    """Whether the layer is a part of the graph that TensorRT 8.6 compiled as a whole."""
+    return str(layer.get("LayerType", "")) == "Myelin" and "ForeignNode" in str(layer.get("Name", ""))
 
 
 def _kernel_name(layer: Mapping[str, Any]) -> str:
@@ -57,6 +64,8 @@ def _kernel_name(layer: Mapping[str, Any]) -> str:
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
+    if _is_opaque(layer):
+        return UNKNOWN
     for tensor in (*_data_input(layer), *_mappings([layer.get("Weights")]), *_mappings(layer.get("Outputs"))):
         description = " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Datatype", "DataType", "Type"))
         for pattern, name in _TYPES:

@@ -68,7 +68,7 @@ def layer(kind: str, *types: str, key: str = "Format/Datatype", **more: Any) -> 
         (layer("PointWiseV2", CHANNELS, Name="PWN(/conv1/Conv)"), {}),
         (layer("kgen", "Half", Name="/conv_gemm/Add"), {}),
         # TensorRT 8.6 makes one layer of a transformer and reports nothing of its inside
-        (layer("Myelin", LINEAR, Name="{ForeignNode[/MatMul.../Softmax]}"), {}),
+        (layer("Myelin", LINEAR, Name="{ForeignNode[/MatMul.../Softmax]}"), {"unknown": 1}),
         ("only_a_name + of_a_layer", {}),
     ],
 )
