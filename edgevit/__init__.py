@@ -77,7 +77,7 @@ def export_model(
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     batch: int = 1,
     dynamic_batch: BatchRange | tuple[int, int, int] | None = None,
     opset: int | None = None,

@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
-    parser.add_argument("--img-size", type=int, metavar="N", help="height and width of the input")
+    parser.add_argument(
+        "--img-size", type=types.image_size, metavar="N|HxW", help="height and width of the input: 224, or 224x320"
+    )
     parser.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
     parser.add_argument(
         "--dynamic-batch", type=types.batch_range, metavar="MIN:OPT:MAX", help="dynamic batch size, instead of --batch"

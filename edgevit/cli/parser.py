@@ -93,6 +93,15 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def image_size(text: str) -> int | tuple[int, int]:
+    """Argument type for an image size: one number for a square, or HEIGHTxWIDTH."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(_is_number(part.removeprefix("-")) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an image size, such as 224 or 224x320 (height x width)")
+    sizes = [int(part) for part in parts]
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else sizes[0]
+
+
 def names(text: str) -> tuple[str, ...]:
     """Argument type for a comma-separated list of names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

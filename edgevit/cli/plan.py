@@ -34,7 +34,13 @@ _BYTES_MOVED = "MB moved (read and written)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit plan`."""
     parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
-    parser.add_argument("--sm", type=int, default=86, metavar="N", help="compute capability (default: 86)")
+    parser.add_argument(
+        "--sm",
+        type=int,
+        default=86,
+        metavar="N",
+        help="compute capability (default: 86; the compiler does not support 87, Jetson Orin)",
+    )
     parser.add_argument(
         "--batch", type=int, default=1, metavar="N", help="batch size to plan for if it is dynamic (default: 1)"
     )

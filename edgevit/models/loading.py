@@ -53,7 +53,7 @@ def from_name(
     *,
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     batch: int = 1,
     on_download: OnDownload | None = None,
 ) -> LoadedModel:
@@ -165,7 +165,12 @@ def _from_card(
 
 
 def _from_factory(
-    name: str, *, weights: str | os.PathLike[str] | None, num_classes: int | None, img_size: int | None, batch: int
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None,
+    num_classes: int | None,
+    img_size: int | tuple[int, int] | None,
+    batch: int,
 ) -> LoadedModel:
     if num_classes is not None:
         raise UsageError("--num-classes is for registered models; your factory decides on its own classes")
@@ -179,13 +184,13 @@ def _from_factory(
         loaded = {"weights": str(weights), "weights_sha256": read.sha256}
     place, _, attribute = name.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-    size = 224 if img_size is None else img_size
+    size = _height_and_width(224 if img_size is None else img_size)
     if isinstance(getattr(module, "card", None), ModelCard):
         registered = from_module(module, batch=batch)
         _require_size(registered, img_size)
         return replace(registered, origin={**registered.origin, **loaded})
     subject = from_module(
-        module, example_input=torch.zeros(batch, 3, size, size, device="cpu"), name=_slug(f"{stem}_{attribute}")
+        module, example_input=torch.zeros(batch, 3, *size, device="cpu"), name=_slug(f"{stem}_{attribute}")
     )
     return replace(subject, origin={**subject.origin, "source": name, **loaded})
 
@@ -200,9 +205,13 @@ def _same_folder() -> Iterator[None]:
         os.chdir(folder)
 
 
-def _require_size(registered: LoadedModel, img_size: int | None) -> None:
+def _height_and_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (img_size, img_size) if isinstance(img_size, int) else img_size
+
+
+def _require_size(registered: LoadedModel, img_size: int | tuple[int, int] | None) -> None:
     own = tuple(registered.example[0].shape[2:])
-    if img_size is not None and own != (img_size, img_size):
+    if img_size is not None and own != _height_and_width(img_size):
         raise UsageError(
             f"your factory made {registered.name} for images of {own[0]} x {own[1]}; give create_model img_size"
         )

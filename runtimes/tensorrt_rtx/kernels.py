@@ -294,7 +294,11 @@ def plan(path: Path, *, compute_capability: int = 86, batch: int = 1, timeout_s:
     """
     if compute_capability not in COMPUTE_CAPABILITIES:
         known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
-        raise UsageError(f"unsupported compute capability {compute_capability}; use one of {known}: --sm 86")
+        orin = " (Jetson Orin)" if compute_capability == 87 else ""
+        raise UsageError(
+            f"TensorRT-RTX does not support compute capability {compute_capability}{orin}; use one of {known}. "
+            "Compare graphs with --sm 86, or build on the device: --fmt trt"
+        )
     batches = BatchRange(batch, batch, batch)
     compiled = compile_onnx(path, compute_capabilities=(compute_capability,), batches=batches, timeout_s=timeout_s)
     result = read_plan(compiled, path, (compute_capability,))

@@ -93,3 +93,12 @@ def test_a_deleted_current_folder_is_reported(
     (tmp_path / "gone").rmdir()
     assert status("export", "shiftvit_cifar10", "--fmt", "ort") == 2
     assert "the current folder has been deleted" in one_line()
+
+
+@pytest.mark.parametrize(("size", "shape"), [("16", [1, 3, 16, 16]), ("16x24", [1, 3, 16, 24])])
+def test_the_image_size_is_a_number_or_height_x_width(size: str, shape: list[int], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    options = ("--fmt", "ort", "--img-size", size, "--no-latency", "--out", tmp_path / "out")
+    assert status("export", f"{tmp_path / 'mine.py'}:build", *options) == 0
+    manifest = json.loads((tmp_path / "out" / "mine_build-fp32-ort" / "manifest.json").read_text())
+    assert manifest["inputs"][0]["shape"] == shape

@@ -246,5 +246,7 @@ def test_an_exported_shiftvit_has_no_kernels_for_shifts(tmp_path: Path) -> None:
 
 @needs_rtx
 def test_an_unknown_compute_capability_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unsupported compute capability 87"):
+    with pytest.raises(
+        UsageError, match=r"does not support compute capability 87 \(Jetson Orin\); use one of .*--sm 86"
+    ):
         plan(tmp_path / "m.onnx", compute_capability=87)
