@@ -1,7 +1,7 @@
-"""A PyTorch module to an ONNX graph, through `torch.onnx.export(dynamo=True)`, with the modules' names on the nodes.
+"""Export a module with torch.export and torch.onnx; name its nodes after the modules they came from.
 
-torch's own graph optimiser takes two thirds of its exporter's time, nearly all of it on constants that a common
-subexpression pass removes first. So the export runs without it, and `passes` finish the work.
+torch.onnx's own optimizer is turned off: it takes two thirds of the exporter's time, most of it on constants that
+common subexpression elimination removes first. The passes in `passes` optimize the graph instead.
 """
 
 from __future__ import annotations
@@ -20,17 +20,23 @@ import torch
 from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError
+from edgevit.export.capture_errors import check_module, check_outputs, trace_error, translate_error
 from edgevit.export.graph import BATCH, OnnxGraph, PassRecord
-from edgevit.files import class_and_first_line
-from edgevit.models.loading import forward_names
+from edgevit.models.loading import forward_names, in_eval_mode
 
-_TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "torch._export", "torch.fx.experimental.symbolic_shapes")
-CAPTURE_OPSET = 21  # the first with a GroupNormalization whose scale and bias are a channel's own
+_VERBOSE_LOGGERS = (
+    "torch.onnx",
+    "torch.export",
+    "onnxscript",
+    "torch._export",
+    "torch.fx.experimental.symbolic_shapes",
+)
+CAPTURE_OPSET = 21  # the first whose GroupNormalization has scale and bias per channel
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The graph, and the seconds that PyTorch's two halves took."""
+    """A captured graph, and the duration of tracing (torch.export) and translation (torch.onnx)."""
 
     graph: OnnxGraph
     capture_s: float
@@ -45,14 +51,16 @@ def capture(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> Captured:
-    """The graph of `module(*example)`, with static shapes, or with the first axis of every input dynamic.
+    """Capture the graph of `module(*example)`, with static shapes or with a dynamic first axis of every input.
 
-    Raises ExportError with PyTorch's own reason where the module cannot be traced.
+    Raises UsageError if the module has no forward() or uninitialized parameters, ExportError if its forward() fails or
+    PyTorch cannot trace or translate it, and MissingError if it needs a package that is not installed.
     """
+    check_module(module)
     names = list(input_names or forward_names(module, len(example)))
     with _quiet():
         start = time.perf_counter()
-        program = _trace(module.eval(), tuple(example), names, dynamic_batch=dynamic_batch)
+        program = _trace(in_eval_mode(module), tuple(example), names, dynamic_batch=dynamic_batch)
         traced = time.perf_counter()
         model = _translate(program, names, output_names)
         translated = time.perf_counter()
@@ -73,22 +81,14 @@ def _trace(
             return torch.export.export(module, example, dynamic_shapes=shapes)
     except EdgevitError:
         raise
-    except (Exception, SystemExit) as error:  # user code, and many kinds of torch's own, end up here
-        cause = error.__cause__
-        if isinstance(cause, EdgevitError):
-            raise cause from error
-        remedy = (
-            "the batch is baked into the module (a view or a loop with the batch as a number?): use -1 for it, or "
-            "export with a static --batch"
-            if dynamic_batch and BATCH in str(error)
-            else "rewrite the line that PyTorch names, so that it does not depend on the data"
-        )
-        raise ExportError(f"PyTorch cannot trace {type(module).__name__}: {_summary(error)}; {remedy}") from error
+    except (Exception, SystemExit) as error:  # user code, and many exception classes of torch
+        raise trace_error(error, module, example, dynamic_batch=dynamic_batch) from error
 
 
 def _translate(
     program: torch.export.ExportedProgram, names: Sequence[str], output_names: Sequence[str] | None
 ) -> ir.Model:
+    check_outputs(program)
     try:
         exported = torch.onnx.export(
             program,
@@ -100,28 +100,28 @@ def _translate(
             output_names=list(output_names) if output_names else None,
         )
     except Exception as error:
-        raise ExportError(f"PyTorch's exporter has no ONNX form for a part of the module: {_summary(error)}") from error
+        raise translate_error(error) from error
     if exported is None:
-        raise ExportError("PyTorch's exporter gave no model")
+        raise ExportError("torch.onnx.export returned no model")
     return exported.model
 
 
 def _name_outputs(model: ir.Model, names: Sequence[str] | None) -> None:
     outputs = model.graph.outputs
     if names is not None and len(names) != len(outputs):
-        raise ExportError(f"the module has {len(outputs)} outputs, and {len(names)} names were given")
+        raise ExportError(f"the module has {len(outputs)} outputs, but {len(names)} output names were given")
     for value in model.graph.inputs:
         if value.is_graph_output():
-            raise ExportError(f"the module returns its input {value.name} unchanged, which engines do not take")
+            raise ExportError(f"the module returns its input {value.name} unchanged, which engines do not support")
     if len({id(output) for output in outputs}) < len(outputs):
-        raise ExportError("the module returns one tensor as two outputs, which have one name then; return it once")
+        raise ExportError("the module returns one tensor as two outputs; return it once")
     for index, output in enumerate(outputs):
         if names is None:
             output.name = "output" if len(outputs) == 1 else f"output_{index}"
 
 
 def _name_batch(model: ir.Model) -> None:
-    """Gives the dynamic axis one name, whatever symbol PyTorch chose for it."""
+    """Rename the dynamic axis, whatever symbol PyTorch chose for it."""
     symbols = {
         str(dim) for value in model.graph.inputs if value.shape for dim in value.shape if not isinstance(dim, int)
     }
@@ -131,7 +131,7 @@ def _name_batch(model: ir.Model) -> None:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Names each node `<module path>/<operator>[_n]`, and drops the exporter's traces of the user's files."""
+    """Name each node `<module path>/<operator>[_n]` and remove metadata, which contains paths of the user's files."""
     seen: Counter[str] = Counter()
     for node in model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -152,8 +152,8 @@ def _name_nodes(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch's notes about packages that it misses off the user's screen; its errors still come through."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    """Suppress warnings and log messages of torch; its errors are still raised."""
+    loggers = [logging.getLogger(name) for name in _VERBOSE_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -164,10 +164,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _summary(error: BaseException) -> str:
-    """The first telling line of torch's long messages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return class_and_first_line(error)

@@ -20,11 +20,12 @@ class TorchEngine(Engine):
         self, module: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, threads: int | None = None
     ) -> None:
         self._torch = load_torch()
+        from edgevit.models.loading import in_eval_mode
         from edgevit.models.reference import flatten_outputs
 
         self._flatten = flatten_outputs
         self._torch.set_num_threads(threads or available_cores())
-        self._module = module.eval()
+        self._module: Any = in_eval_mode(module)
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 

@@ -96,7 +96,7 @@ def from_module(
     example = _examples(example_input, batch)
     return LoadedModel(
         name=name or _slug(type(module).__name__),
-        module=module.eval(),
+        module=in_eval_mode(module),
         example=example,
         input_names=tuple(forward_names(module, len(example))),
         output_names=None,
@@ -115,6 +115,14 @@ def forward_names(module: nn.Module, count: int) -> list[str]:
     if len(names) < count:
         raise UsageError(f"{type(module).__name__}.forward takes {len(names)} tensors, and {count} were given")
     return names[:count]
+
+
+def in_eval_mode(module: nn.Module) -> nn.Module:
+    """Switch a module to evaluation mode; programs of torch.export, which cannot switch, stay as they are."""
+    try:
+        return module.eval()
+    except NotImplementedError:
+        return module
 
 
 @contextmanager
@@ -147,7 +155,7 @@ def _from_card(
             preprocessing = _image_like(example)
     return LoadedModel(
         name=card.name,
-        module=module.eval(),
+        module=in_eval_mode(module),
         example=example,
         input_names=("images",),
         output_names=("logits",),
@@ -265,7 +273,7 @@ def _call(factory: Callable[[], Any], name: str) -> nn.Module:
         raise ExportError(f"{name}() failed: {class_and_first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"{name}() gave a {type(module).__name__}, not a torch.nn.Module")
-    return module.eval()
+    return in_eval_mode(module)
 
 
 def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
