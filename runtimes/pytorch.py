@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,13 @@ class TorchEngine(Engine):
         self, module: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, threads: int | None = None
     ) -> None:
         self._torch = load_torch()
-        from edgevit.models.loading import in_eval_mode
         from edgevit.models.reference import flatten_outputs
 
         self._flatten = flatten_outputs
         self._torch.set_num_threads(threads or available_cores())
-        self._module: Any = in_eval_mode(module)
+        self._module = module
+        with contextlib.suppress(NotImplementedError):  # a program of torch.export cannot switch modes
+            module.eval()
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 
