@@ -55,6 +55,7 @@ def test_export_and_load_return_arrays_by_name(tmp_path: Path) -> None:
     bundle = edgevit.export(module, fmt="ort", example_input=images, out=tmp_path)
     assert module.training
     assert bundle.path.parent == tmp_path
+    assert repr(bundle) == str(bundle) == f"Bundle({str(bundle.path)!r})"
     with edgevit.load(bundle) as engine:
         (logits,) = engine.run({engine.inputs[0].name: images.numpy()}).values()
     assert logits.shape == (1, 7)

@@ -43,12 +43,15 @@ from edgevit.types import Reference
 _READ_S = 5.0  # how long to try again to read a bundle that other processes replace meanwhile
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
     """A bundle on disk. Use `open`, which checks its files; the properties read its manifest."""
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r})"  # the manifest has many kilobytes
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from edgevit.models.spec import ModelSpec
 
 
+UNTESTED = (
+    "TensorRT engines (trt, trt-rtx) have not run on a GPU in edgevit's own tests; run edgevit verify on your device."
+)
+WEIGHTS = (
+    "weights: included; official: --weights official downloads them; manual: edgevit list -v says where they are; "
+    "none: not published. Without --weights they are random."
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit list`."""
     parser.add_argument("--family", metavar="F", help="list only this family")
@@ -26,24 +35,48 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.models import registry
 
     specs = [registry.get_spec(name) for name in registry.list_models(arguments.family)]
-    console.result(model_table(specs))
+    console.print(UNTESTED)
+    console.result(model_table(specs, detailed=console.detailed))
+    if console.detailed:
+        console.print(*(f"{spec.name}: {_address(spec)}" for spec in specs if _address(spec)))
+    console.print(WEIGHTS)
     console.finish({"models": [model_json(spec) for spec in specs]})
     return 0
 
 
-def model_table(specs: Iterable[ModelSpec]) -> Table:
-    """Return one row for each model."""
-    table = make_table("Models", "name", "family", "input", "top-1 %", "parameters M", "MACs G", "figures from")
+def model_table(specs: Iterable[ModelSpec], *, detailed: bool = False) -> Table:
+    """Return one row for each model, with the figures of its paper. `detailed` adds columns."""
+    more = ("MACs G", "figures from") if detailed else ()
+    table = make_table(None, "name", "family", "input", "M params", "top-1 %", "weights", *more, left=3)
     for spec in specs:
         paper = spec.paper
+        details = (general(paper.macs_g), paper.source)
         table.add_row(
             spec.name,
             spec.family,
-            "x".join(str(side) for side in spec.preprocessing.input_size),
-            *(general(value) for value in (paper.top1, paper.params_m, paper.macs_g)),
-            paper.source,
+            "x".join(str(side) for side in spec.preprocessing.input_size[1:]),
+            general(paper.params_m),
+            general(paper.top1),
+            _availability(spec),
+            *(details if detailed else ()),
         )
     return table
+
+
+def _availability(spec: ModelSpec) -> str:
+    """Return how to get trained weights: included, official (a download), manual (a download by hand) or none."""
+    if spec.included_weights:
+        return "included"
+    if spec.published is None:
+        return "none"
+    return "official" if spec.published.url else "manual"
+
+
+def _address(spec: ModelSpec) -> str:
+    """Return the place of the authors' weights: a URL, or a description."""
+    if spec.published is None:
+        return ""
+    return spec.published.url or spec.published.where
 
 
 def model_json(spec: ModelSpec) -> dict[str, Any]:
@@ -54,6 +87,7 @@ def model_json(spec: ModelSpec) -> dict[str, Any]:
         "input_size": list(spec.preprocessing.input_size),
         "num_classes": spec.num_classes,
         "included_weights": spec.included_weights,
+        "weights": {"availability": _availability(spec), "address": _address(spec)},
         "paper": {
             "top1": spec.paper.top1,
             "params_m": spec.paper.params_m,

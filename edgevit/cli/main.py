@@ -30,6 +30,7 @@ COMMANDS = (
     "lint",
     "plan",
     "doctor",
+    "completion",
 )
 
 _EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"})  # of the extra [export]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -79,6 +79,13 @@ def parse(parser: Parser, words: Sequence[str] | None = None) -> Arguments:
     if unknown:  # report them with the command's own options and its own --help
         getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield the name and the parser of each command."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

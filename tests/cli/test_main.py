@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -77,12 +78,12 @@ def test_a_wrong_request_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-NAMES = ["list", "export", "build", "verify", "run", "eval", "latency", "lint", "plan", "doctor"]
+NAMES = ["list", "export", "build", "verify", "run", "eval", "latency", "lint", "plan", "doctor", "completion"]
 
 
 def test_help_lists_every_command() -> None:
     assert [command.name for command in commands()] == NAMES
-    assert all(f"    {name} " in command_line().format_help() for name in NAMES)
+    assert re.findall(r"^    ([a-z]+)\b", command_line().format_help(), re.MULTILINE)[-len(NAMES) :] == NAMES
 
 
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 from edgevit.cli.main import command_line
+from edgevit.cli.parser import subcommands
 from edgevit.errors import EXIT_STATUSES
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -20,14 +20,8 @@ Results are printed on stdout, progress and errors on stderr. This page is gener
 
 def page() -> str:
     """Return the text of docs/cli.md."""
-    parts = [_HEAD, *(_section(name, parser) for name, parser in _commands()), _statuses()]
+    parts = [_HEAD, *(_section(name, parser) for name, parser in subcommands(command_line())), _statuses()]
     return "\n".join(parts)
-
-
-def _commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    for action in command_line()._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.items()
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:
