@@ -297,7 +297,6 @@ def _compare_precisions(
             latencies=latencies,
             allowed_drop=export.config.allowed_drop,
         )
-        if export.config.verify:
-            comparison.require_accuracy()
+        comparison.require_accuracy()
         found[bundle.fmt] = comparison
     return found

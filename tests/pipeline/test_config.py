@@ -26,7 +26,6 @@ from tests.helpers.cli import status
         (["--int8", "--calib", "DIR", "--max-drop", "-1%"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "nan"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "much"], "not a percentage"),
-        (["--int8", "--calib", "DIR", "--max-drop", "1%", "--no-verify"], "leave one of them out"),
         (["--fp16", "--max-drop", "0%"], "needs labelled images; add --eval DIR"),
         (["--int8", "--fp16", "--calib", "DIR"], "fp16 and int8 were both requested; choose one precision"),
         (["--int8-range", "full"], "--int8-range requires --precision int8"),

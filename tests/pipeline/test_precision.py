@@ -18,6 +18,8 @@ from edgevit.pipeline import precision
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.references import ReferenceData
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.types import Reference
 from tests.helpers.cli import status
 from tests.helpers.graphs import parse
@@ -164,3 +166,31 @@ def test_the_trained_model_keeps_its_accuracy_with_dark_calibration_photos(
 )
 def test_tolerance_while_layers_are_chosen(bound: float, images: int, lost: int, passes: bool) -> None:
     assert ((100 * lost / images) / 100 <= precision.tolerance(bound, images)) == passes
+
+
+@pytest.mark.parametrize("options", [[], ["--max-drop", "5%"]])
+def test_losing_accuracy_without_parity_is_status_6(
+    options: list[str],
+    small: Path,
+    views: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """--no-verify skips parity only. The engine differs from the accepted graph, as on an unsuitable processor."""
+
+    class WrongInInt8(OnnxRuntime):
+        def open(self, path: Path, options: BuildOptions) -> Engine:
+            engine = super().open(path, options)
+            if options.precision == "int8":
+                run = engine.run
+                monkeypatch.setattr(engine, "run", lambda feeds: {name: -out for name, out in run(feeds).items()})
+            return engine
+
+    monkeypatch.setattr("edgevit.runtimes.onnxruntime.OnnxRuntime", WrongInInt8)
+    data, out = labelled(small, "plain", views, tmp_path / "data"), tmp_path / "out"
+    assert export(small, "plain", out, "--calib", views, "--eval", data, "--no-verify", *options) == 6
+    line = last_line(capsys)
+    assert "ort in int8 (the engine) loses " in line
+    assert f"points of top-1, and {5 if options else 1} are allowed" in line
+    assert list(out.iterdir()) == []
