@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, open_engine, require_precision
-from edgevit.bundles.source_model import recreate_model
+from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
 from edgevit.errors import MeasureError
 from edgevit.formats import get_format
 from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, candidate_from_engine, measure
@@ -27,12 +27,19 @@ _RUN_ONCE = "import sys; from edgevit.bundles.benchmark import run_once; run_onc
 
 
 def measure_bundles(
-    bundles: Sequence[Bundle], *, against: Sequence[str] = (), threads: int | None = None, duration_s: float = 3.0
+    bundles: Sequence[Bundle],
+    *,
+    against: Sequence[str] = (),
+    source: PytorchSource = FROM_MANIFEST,
+    threads: int | None = None,
+    duration_s: float = 3.0,
 ) -> tuple[LatencyReport, ...]:
     """Measure all bundles in interleaved rounds of one process; the first bundle is the reference of the ratios.
 
-    `against` adds candidates made from the first bundle: "torch" for its PyTorch model, or a format, built from its
-    ONNX file. Raises UsageError for an unknown name, MissingError if a runtime is not installed.
+    `against` adds candidates made from the first bundle: "torch" for its PyTorch model, which `source` names, or a
+    format, built from its ONNX file.
+
+    Raises UsageError for an unknown name, MissingError if a runtime is not installed.
     """
     plan = MeasurePlan(
         min_duration_s=duration_s,
@@ -47,7 +54,7 @@ def measure_bundles(
         ]
         for other in others:
             if other == TORCH:
-                candidates.append(_torch_candidate(stack, bundles[0], threads))
+                candidates.append(_torch_candidate(stack, bundles[0], source, threads))
             else:
                 candidates.append(_other_runtime(stack, bundles[0], other, threads))
         return measure(candidates, plan)
@@ -75,14 +82,16 @@ def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int 
     )
 
 
-def _torch_candidate(stack: ExitStack, bundle: Bundle, threads: int | None) -> Candidate:
+def _torch_candidate(stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None) -> Candidate:
     """PyTorch with the model that the bundle was exported from."""
     from edgevit.runtimes.pytorch import TorchEngine
 
     with load_engine(bundle, threads=threads) as engine:
         inputs, outputs = engine.inputs, engine.outputs
-    loaded = timed_load(lambda: TorchEngine(recreate_model(bundle).module, inputs, outputs, threads=threads))
-    return _candidate(stack, TORCH, bundle, loaded, threads)
+    model, loading = timed_load(lambda: load_unchecked(bundle, source))
+    require_match(bundle, model)
+    torch_engine = TorchEngine(model.module, inputs, outputs, threads=threads)
+    return _candidate(stack, TORCH, bundle, (torch_engine, loading), threads)
 
 
 def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Candidate:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgevit import metrics
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, require_precision
-from edgevit.bundles.source_model import recreate_matching_model
+from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, recreate_model
 from edgevit.datasets import find_dataset
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
@@ -45,6 +45,7 @@ def evaluate_bundles(
     data: Path,
     models: Sequence[LoadedModel] = (),
     against: Sequence[str] = (),
+    source: PytorchSource = FROM_MANIFEST,
     threads: int | None = None,
     limit: int | None = None,
     on_progress: OnImages | None = None,
@@ -52,7 +53,8 @@ def evaluate_bundles(
     """Measure top-1 and top-5 of bundles, and of `models` in PyTorch, on the labelled images in `data`.
 
     The reference that the others are compared with is PyTorch if it takes part, as one of the `models` or by
-    `against=["torch"]`, and the first bundle otherwise. `limit` caps the number of images, spread over the classes.
+    `against=["torch"]`, and the first bundle otherwise. `source` names the PyTorch model of the first bundle.
+    `limit` caps the number of images, spread over the classes.
 
     Raises UsageError if the candidates preprocess images differently or have different classes, MissingError if
     PyTorch is needed and not installed.
@@ -65,7 +67,7 @@ def evaluate_bundles(
         candidates = [_model_candidate(model, threads) for model in models]
         engines = [stack.enter_context(load_engine(bundle, threads=threads)) for bundle in bundles]
         if against:
-            candidates.append(_source_candidate(bundles[0], engines[0], threads))
+            candidates.append(_source_candidate(bundles[0], engines[0], source, threads))
         candidates += [
             replace(_bundle_candidate(name, engine, bundle), bundle=bundle)
             for name, engine, bundle in zip(display_names(bundles), engines, bundles, strict=True)
@@ -132,11 +134,11 @@ def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
     )
 
 
-def _source_candidate(bundle: Bundle, engine: Engine, threads: int | None) -> _Candidate:
+def _source_candidate(bundle: Bundle, engine: Engine, source: PytorchSource, threads: int | None) -> _Candidate:
     """PyTorch with the model that the bundle was exported from, with the engine's input and output names."""
     from edgevit.runtimes.pytorch import TorchEngine
 
-    module = recreate_matching_model(bundle).module
+    module = recreate_model(bundle, source).module
     return _bundle_candidate(TORCH, TorchEngine(module, engine.inputs, engine.outputs, threads=threads), bundle)
 
 

@@ -1,15 +1,23 @@
-"""Recreate the PyTorch model that a bundle was exported from."""
+"""Recreate the PyTorch model that a bundle was exported from.
+
+A manifest may come from anyone, so nothing that it names is imported: it only selects among the registered models.
+Code of the user's own runs if the user names it again, and the result is checked against reference.npz.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import UsageError
-from edgevit.types import Reference
+from edgevit.files import file_sha256
+from edgevit.types import Array, Reference
 
 if TYPE_CHECKING:
     from edgevit.models.loading import LoadedModel
@@ -17,70 +25,107 @@ if TYPE_CHECKING:
 _TOLERANCE_STD = 1e-4  # of the stored output's standard deviation: another PyTorch or processor rounds differently
 
 
-def recreate_model(bundle: Bundle) -> LoadedModel:
-    """Create the model again from the name, options and weights in the manifest.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PytorchSource:
+    """The user's answer to which PyTorch model a bundle was exported from; None leaves it to the manifest.
 
-    Random weights are drawn again from the same seed. If a weights file is no longer there, the weights are random;
-    `recreate_matching_model` notices that. Raises UsageError if the bundle was exported from a module in memory,
-    MissingError if PyTorch is not installed.
+    `model` is a registered name, `package.module:factory` or `file.py:factory`; `weights` is a checkpoint file, or
+    "official".
     """
+
+    model: str | None = None
+    weights: str | os.PathLike[str] | None = None
+
+
+FROM_MANIFEST = PytorchSource()
+
+
+def recreate_model(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> LoadedModel:
+    """Create the model again, and check its outputs against reference.npz.
+
+    Random weights are drawn again from the same seed. Raises UsageError if the user has to name the model or its
+    weights, or if the outputs differ; MissingError if PyTorch is not installed.
+    """
+    model = load_unchecked(bundle, source)
+    require_match(bundle, model)
+    return model
+
+
+def new_references(bundle: Bundle, images: Path, source: PytorchSource = FROM_MANIFEST) -> tuple[Reference, ...]:
+    """PyTorch's outputs for the photos in a folder, from the model that the bundle was exported from."""
+    model = recreate_model(bundle, source)
+    from edgevit.models.reference import compute_references
+
+    output_names = [spec.name for spec in bundle.manifest.outputs]
+    return compute_references(model, output_names, images=images)
+
+
+def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> LoadedModel:
+    """Create the model as `recreate_model` does, without the check; follow it with `require_match`."""
     from edgevit.runtimes.pytorch import load_torch
 
     load_torch()
     from edgevit.models import loading, registry
     from edgevit.models.initialization import randomise
 
-    model = bundle.manifest.model
-    source, batch, weights = model.source, bundle.options.batch, Path(model.weights)
-    if source is None:
-        raise UsageError(f"{bundle.name} was exported from a module in memory, which cannot be created again by name")
-    if ":" in source:
-        size = _image_size(bundle)
-        return loading.from_name(source, weights=weights if weights.is_file() else None, img_size=size, batch=batch)
+    record, batch = bundle.manifest.model, bundle.options.batch
+    name = source.model or record.source
+    if name is None or (":" in name and source.model is None):
+        made_from = "a module in memory" if name is None else f"the code {name}, which a bundle cannot make edgevit run"
+        raise UsageError(f"{bundle.name} was exported from {made_from}; name it again: --model file.py:FUNCTION")
+    if ":" in name:
+        return loading.from_name(name, weights=source.weights, img_size=_image_size(bundle), batch=batch)
+    weights = source.weights if source.weights is not None else _recorded_weights(bundle)
+    height_and_width = bundle.preprocessing.input_size[1:]
     module = registry.create_model(
-        source,
-        weights if weights.is_file() else None,
-        model.num_classes,
-        img_size=bundle.preprocessing.input_size[1:],
-        **model.options,
+        name, weights, record.num_classes, img_size=height_and_width, **(record.options if record.is_registered else {})
     )
-    recreated = loading.from_module(module, batch=batch)
-    if str(recreated.origin["weights"]).startswith("random"):
+    model = loading.from_module(module, batch=batch)
+    if str(model.origin["weights"]).startswith("random"):
         randomise(module, seed=loading.SEED)
-    return recreated
+    return model
+
+
+def _recorded_weights(bundle: Bundle) -> Path | None:
+    """The weights file that the manifest names, if it is there and has the recorded hash.
+
+    None for weights that need no file: random ones, and those that come with edgevit. Raises UsageError if the user
+    has to name the file.
+    """
+    record = bundle.manifest.model
+    if record.weights.startswith(("random", "included ")):
+        return None
+    path = Path(record.weights)
+    if path.is_file() and file_sha256(path) == record.weights_sha256:
+        return path
+    raise UsageError(f"{bundle.name} has the weights {record.weights}; name their file again: --weights FILE")
 
 
 def _image_size(bundle: Bundle) -> int:
     """Height of the images that a user's model takes."""
     shape = bundle.manifest.inputs[0].shape if bundle.manifest.inputs else ()
     if len(shape) != 4 or not isinstance(shape[2], int):
-        raise UsageError(f"{bundle.name} takes no images, so its model cannot be created again from its name")
+        raise UsageError(f"{bundle.name} takes no images, so its model cannot be created from a name")
     return shape[2]
 
 
-def recreate_matching_model(bundle: Bundle) -> LoadedModel:
-    """Recreate the model and check its outputs against reference.npz.
-
-    Raises UsageError if they differ: the weights or the code changed since the export.
-    """
-    recreated = recreate_model(bundle)
+def require_match(bundle: Bundle, model: LoadedModel) -> None:
+    """Raise UsageError unless the model's outputs are those in the bundle: its weights or its code may have changed."""
     from edgevit.models.reference import reference_outputs
 
     for reference in bundle.references():
-        outputs = reference_outputs(recreated, tuple(reference.inputs.values()), tuple(reference.outputs))
-        for name, stored in reference.outputs.items():
-            if not np.allclose(outputs[name], stored, rtol=0, atol=_TOLERANCE_STD * float(stored.std())):
-                raise UsageError(
-                    f"the PyTorch model no longer matches {bundle.name}: its weights "
-                    f"({bundle.manifest.model.weights}) changed or moved; export it again"
-                )
-    return recreated
+        outputs = reference_outputs(model, tuple(reference.inputs.values()), tuple(reference.outputs))
+        if not _is_close(outputs, reference.outputs):
+            raise UsageError(
+                f"the PyTorch model does not match {bundle.name}: {model.name} with the weights "
+                f"{model.origin['weights']} has other outputs than {bundle.name} was exported with; "
+                "check --model and --weights, or export it again"
+            )
 
 
-def new_references(bundle: Bundle, images: Path) -> tuple[Reference, ...]:
-    """PyTorch's outputs for the photos in a folder, from the model that the bundle was exported from."""
-    recreated = recreate_matching_model(bundle)
-    from edgevit.models.reference import compute_references
+def _is_close(outputs: Mapping[str, Array], stored: Mapping[str, Array]) -> bool:
+    def is_close(output: Any, expected: Array) -> bool:
+        tolerance = _TOLERANCE_STD * float(expected.std())
+        return output.shape == expected.shape and np.allclose(output, expected, rtol=0, atol=tolerance)
 
-    output_names = [spec.name for spec in bundle.manifest.outputs]
-    return compute_references(recreated, output_names, images=images)
+    return all(name in outputs and is_close(outputs[name], expected) for name, expected in stored.items())

@@ -7,20 +7,26 @@ from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine, require_precision
-from edgevit.bundles.source_model import new_references
+from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.types import Reference
 
 
-def verify(bundle: Bundle, *, images: Path | None = None, threads: int | None = None) -> ParityReport:
+def verify(
+    bundle: Bundle,
+    *,
+    images: Path | None = None,
+    source: PytorchSource = FROM_MANIFEST,
+    threads: int | None = None,
+) -> ParityReport:
     """Compare the bundle's engine with PyTorch: with the outputs in reference.npz, or on the photos in `images`.
 
-    `images` needs PyTorch and the model that the bundle was exported from. The report may have failed: call
-    `ParityReport.require`. Raises MissingError if PyTorch is needed and not installed, PrecisionError if another
-    precision runs than was requested.
+    `images` needs PyTorch and the model that the bundle was exported from, which `source` names. The report may have
+    failed: call `ParityReport.require`. Raises MissingError if PyTorch is needed and not installed, PrecisionError if
+    another precision runs than was requested.
     """
-    references = bundle.references() if images is None else new_references(bundle, images)
+    references = bundle.references() if images is None else new_references(bundle, images, source)
     with load_engine(bundle, threads=threads) as engine:
         require_precision(bundle, engine)
         return engine_parity(engine, references, bundle.options)

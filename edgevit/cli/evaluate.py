@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as types
-from edgevit.cli.console import Console, Part
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.console import Console, Part, redirect_user_output
+from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.tables import make_table, notes, short_names
 from edgevit.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgevit.bundles.source_model import PytorchSource
     from edgevit.metrics import AccuracyReport
     from edgevit.models.loading import LoadedModel
     from edgevit.types import Interval
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="torch: compare with the PyTorch module that the bundle was exported from",
     )
-    parser.add_argument("--weights", metavar="FILE", help="a checkpoint file for MODEL")
+    add_source(parser, needed_for="--against torch")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread over the classes")
     add_threads(parser)
 
@@ -51,12 +52,14 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.evaluate import evaluate_bundles
 
     names = [name for name in arguments.bundle if _is_model(name)]
-    with console.image_progress() as on_progress:
+    source = _source(arguments, names)
+    with redirect_user_output(), console.image_progress() as on_progress:
         report = evaluate_bundles(
             [Bundle.open(path) for path in arguments.bundle if not _is_model(path)],
-            models=_load_models(names, arguments.weights, console),
+            models=_load_models(names, None if arguments.against else arguments.weights, console),
             data=arguments.data,
             against=arguments.against,
+            source=source,
             threads=arguments.threads,
             limit=arguments.limit,
             on_progress=on_progress,
@@ -67,15 +70,24 @@ def run(arguments: Arguments, console: Console) -> int:
     return 0
 
 
+def _source(arguments: Arguments, names: Sequence[str]) -> PytorchSource:
+    """Return the model and weights given for --against torch. Raise UsageError if they are given without it."""
+    from edgevit.bundles.source_model import PytorchSource
+
+    if arguments.model is not None and not arguments.against:
+        raise UsageError("--model requires --against torch")
+    if arguments.weights is not None and not arguments.against and len(names) != 1:
+        raise UsageError("--weights requires exactly one MODEL; a bundle contains its weights")
+    return PytorchSource(model=arguments.model, weights=arguments.weights if arguments.against else None)
+
+
 def _is_model(text: str) -> bool:
     """Return whether `text` names a model and not a bundle, whose folder may be missing."""
     return not Path(text).exists() and (":" in text or text.isidentifier())
 
 
 def _load_models(names: Sequence[str], weights: str | None, console: Console) -> list[LoadedModel]:
-    """Load models by name in PyTorch. Raise UsageError for an unknown name or for weights without one model."""
-    if weights is not None and len(names) != 1:
-        raise UsageError("--weights requires exactly one MODEL; a bundle contains its weights")
+    """Load models by name in PyTorch. Raise UsageError for an unknown name."""
     if not names:
         return []
     from edgevit.models import registry

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as types
-from edgevit.cli.console import Console, Part
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.console import Console, Part, redirect_user_output
+from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, short_names, speed_phrase
 from edgevit.cpu import int8_instructions
 from edgevit.errors import UsageError
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="also measure torch or other formats, comma-separated",
     )
+    add_source(parser, needed_for="--against torch")
     parser.add_argument(
         "--baseline", type=types.path, metavar="FILE", help="compare with an earlier result, written by --json"
     )
@@ -52,6 +53,7 @@ def run(arguments: Arguments, console: Console) -> int:
     """Measure the latency of bundles, and compare it with a baseline if one is given."""
     from edgevit.bundles.benchmark import measure_bundles
     from edgevit.bundles.bundle import Bundle, display_names
+    from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
     from edgevit.latency import baseline, compare
     from edgevit.pipeline.report import latency_json
 
@@ -62,9 +64,17 @@ def run(arguments: Arguments, console: Console) -> int:
     bundles = [Bundle.open(path) for path in arguments.bundle]
     names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
-    reports = measure_bundles(
-        bundles, against=arguments.against, threads=arguments.threads, duration_s=arguments.duration
-    )
+    source = PytorchSource(model=arguments.model, weights=arguments.weights)
+    if "torch" not in arguments.against and source != FROM_MANIFEST:
+        raise UsageError("--model and --weights require --against torch")
+    with redirect_user_output():
+        reports = measure_bundles(
+            bundles,
+            against=arguments.against,
+            source=source,
+            threads=arguments.threads,
+            duration_s=arguments.duration,
+        )
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
     console.print(*latency_parts(reports, detailed=console.detailed))

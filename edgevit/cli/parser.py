@@ -88,6 +88,17 @@ def subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse
             yield from action.choices.items()
 
 
+def add_source(parser: argparse.ArgumentParser, *, needed_for: str) -> None:
+    """Add --model and --weights, which name the PyTorch model that a bundle was exported from."""
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help=f"with {needed_for}: the model that the bundle was exported from, if it is your own code "
+        "(file.py:FUNCTION); code named by a bundle is never run",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="the checkpoint file of that model")
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add --threads."""
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from edgevit.cli import parser as types
-from edgevit.cli.console import Console
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.console import Console, redirect_user_output
+from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.tables import parity_parts, parity_phrase
+from edgevit.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,15 +17,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
     )
+    add_source(parser, needed_for="--images")
     add_threads(parser)
 
 
 def run(arguments: Arguments, console: Console) -> int:
     """Check parity with the reference outputs in the bundle, or with PyTorch itself."""
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
     from edgevit.bundles.verify import verify
 
-    parity = verify(Bundle.open(arguments.bundle), images=arguments.images, threads=arguments.threads)
+    bundle, source = Bundle.open(arguments.bundle), PytorchSource(model=arguments.model, weights=arguments.weights)
+    if arguments.images is None and source != FROM_MANIFEST:
+        raise UsageError("--model and --weights require --images DIR")
+    with redirect_user_output():
+        parity = verify(bundle, images=arguments.images, source=source, threads=arguments.threads)
     parity.require()
     console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
     console.print(*parity_parts(parity.results, detailed=console.detailed))

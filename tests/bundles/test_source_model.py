@@ -1,0 +1,180 @@
+"""The PyTorch model of a bundle is created again from registered models and from code that the user names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgevit
+from edgevit.bundles import store
+from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.manifest import REFERENCE_FILE
+from edgevit.bundles.source_model import PytorchSource, new_references, recreate_model
+from edgevit.errors import UsageError
+from tests.helpers.bundles import damage
+from tests.helpers.cli import PHOTO, USER_MODEL, status
+
+
+@pytest.fixture(scope="module")
+def user_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of the user's own factory, with mine.py next to it. Do not change it."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text(USER_MODEL)
+    arguments = ["export", f"{folder / 'mine.py'}:build", "--fmt", "ort", "--img-size", "32", "--no-latency"]
+    assert status(*arguments, "--out", folder) == 0
+    return Bundle.open(folder / "mine_build-fp32-ort")
+
+
+def mine(bundle: Bundle, factory: str = "build") -> str:
+    return f"{bundle.path.parent / 'mine.py'}:{factory}"
+
+
+def labelled(folder: Path) -> Path:
+    (folder / "data" / "3").mkdir(parents=True)
+    shutil.copy(PHOTO, folder / "data" / "3")
+    return folder / "data"
+
+
+def commands(bundle: Bundle, folder: Path) -> list[list[str | Path]]:
+    """The three commands that need the PyTorch model of a bundle."""
+    return [
+        ["verify", bundle.path, "--images", PHOTO.parent],
+        ["eval", bundle.path, "--against", "torch", "--data", labelled(folder)],
+        ["latency", bundle.path, "--against", "torch", "--duration", "0.1"],
+    ]
+
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_name("executed").touch()
+from torch import nn
+def build():
+    return nn.Conv2d(3, 5, 32)
+"""
+
+
+@pytest.mark.parametrize("source", ["evil.py:build", "evil:build", "{bundle}/evil.py:build", "../evil.py:build"])
+def test_code_named_by_a_bundle_is_never_run(
+    source: str,
+    user_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = Bundle.open(shutil.copytree(user_bundle.path, tmp_path / "work" / "own"))
+    for folder in (tmp_path, tmp_path / "work", own.path):
+        (folder / "evil.py").write_text(EVIL)
+    monkeypatch.chdir(tmp_path / "work")
+    damage(own.path, "model.source", source.format(bundle=own.path))
+    for command in commands(own, tmp_path):
+        capsys.readouterr()
+        assert status(*command) == 2
+        assert "name it again: --model file.py:FUNCTION" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.rglob("executed")) == []
+
+
+def test_the_users_code_is_compared_with_when_it_is_named_again(user_bundle: Bundle, tmp_path: Path) -> None:
+    for command in commands(user_bundle, tmp_path):
+        assert status(*command, "--model", mine(user_bundle)) == 0
+
+
+def test_what_the_users_code_prints_does_not_mix_with_the_result(
+    user_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loud.py").write_text(USER_MODEL.replace("    return Tiny()", "    print('made')\n    return Tiny()"))
+    for command in commands(user_bundle, tmp_path):
+        capsys.readouterr()
+        assert status(*command, "--model", f"{tmp_path / 'loud.py'}:build", "--json", "-") == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)
+        assert "made" in printed.err
+
+
+def test_a_model_with_other_outputs_is_refused(
+    user_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.py").write_text(USER_MODEL.replace("manual_seed(0)", "manual_seed(1)"))
+    for command in commands(user_bundle, tmp_path):
+        capsys.readouterr()
+        assert status(*command, "--model", f"{tmp_path / 'other.py'}:build") == 2
+        assert "the PyTorch model does not match mine_build-fp32-ort" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_model_with_another_number_of_classes_is_refused(user_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(USER_MODEL.replace("nn.Linear(8, 5)", "nn.Linear(8, 7)"))
+    with pytest.raises(UsageError, match="does not match"):
+        recreate_model(user_bundle, PytorchSource(model=f"{tmp_path / 'other.py'}:build"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["verify", "--model", "x.py:build"], ["latency", "--weights", "x.pth"], ["eval", "--model", "x.py:f"]]
+)
+def test_a_model_that_nothing_is_compared_with_is_a_wrong_request(
+    arguments: Sequence[str], user_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *options = arguments
+    more = ["--data", str(labelled(tmp_path))] if name == "eval" else []
+    assert status(name, user_bundle.path, *options, *more) == 2
+    assert " require" in capsys.readouterr().err
+
+
+def test_a_module_that_was_in_memory_has_to_be_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    bundle = edgevit.export(
+        module, fmt="ort", example_input=torch.zeros(1, 3, 8, 8), out=tmp_path / "out", latency=False
+    )
+    with pytest.raises(UsageError, match="exported from a module in memory; name it again: --model"):
+        recreate_model(bundle)
+
+
+def test_a_registered_model_is_recreated_with_its_weights(made: Callable[[str], Bundle]) -> None:
+    model = recreate_model(made("ort"))
+    assert model.origin["weights_sha256"] == made("ort").manifest.model.weights_sha256
+    photos, noise = new_references(made("ort"), PHOTO.parent)
+    assert (photos.kind, noise.kind) == ("photos", "noise")
+    stored = made("ort").references()[1]
+    assert np.abs(noise.outputs["logits"] - stored.outputs["logits"]).max() < 1e-4
+
+
+def test_random_weights_are_drawn_again(tmp_path: Path) -> None:
+    module = edgevit.create_model("shiftvit_cifar10", num_classes=7, embed_dim=12)
+    bundle = edgevit.export(module, fmt="ort", out=tmp_path, verify=False, latency=False)
+    assert recreate_model(bundle, PytorchSource()).origin["options"] == {"embed_dim": 12}
+
+
+def test_a_weights_file_is_found_by_its_hash_or_named_again(
+    made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    included = Path(edgevit.__file__).parent / "data" / "shiftvit_cifar10.pth"
+    monkeypatch.chdir(tmp_path)
+    own = Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+    damage(own.path, "model.weights", "mine.pth")
+    own = Bundle.open(own.path)
+    with pytest.raises(UsageError, match=r"has the weights mine\.pth; name their file again: --weights FILE"):
+        recreate_model(own)
+    recreate_model(own, PytorchSource(weights=included))
+    shutil.copy(included, "mine.pth")
+    recreate_model(own)
+    Path("mine.pth").write_bytes(b"another file")
+    with pytest.raises(UsageError, match="name their file again"):
+        recreate_model(own)
+
+
+def test_references_of_other_weights_are_no_match(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+    source = made("ort")
+    copy = shutil.copytree(source.path, tmp_path / source.name)
+    changed = [
+        replace(each, outputs={name: array + 1 for name, array in each.outputs.items()}) for each in source.references()
+    ]
+    store.write_references(copy / REFERENCE_FILE, changed)
+    store.write_manifest(copy, source.manifest)
+    with pytest.raises(UsageError, match="does not match"):
+        recreate_model(Bundle.open(copy))
