@@ -71,6 +71,10 @@ class ModelRecord:
     def is_registered(self) -> bool:
         return self.source is not None and ":" not in self.source
 
+    @property
+    def has_random_weights(self) -> bool:
+        return self.is_registered and self.weights.startswith("random")
+
     def to_json(self) -> dict[str, Any]:
         classes = {} if self.num_classes is None else {"num_classes": self.num_classes}
         return {

@@ -93,7 +93,7 @@ def _recorded_weights(bundle: Bundle) -> Path | None:
     has to name the file.
     """
     record = bundle.manifest.model
-    if record.weights.startswith(("random", "included ")):
+    if record.has_random_weights or record.weights.startswith("included "):
         return None
     path = Path(record.weights)
     if path.is_file() and file_sha256(path) == record.weights_sha256:
