@@ -61,6 +61,7 @@ def capture(
     with _quiet():
         start = time.perf_counter()
         program = _trace(in_eval_mode(module), tuple(example), names, dynamic_batch=dynamic_batch)
+        _require_no_autocast(program)
         traced = time.perf_counter()
         model = _translate(program, names, output_names)
         translated = time.perf_counter()
@@ -83,6 +84,17 @@ def _trace(
         raise
     except (Exception, SystemExit) as error:  # user code, and many exception classes of torch
         raise trace_error(error, module, example, dynamic_batch=dynamic_batch) from error
+
+
+def _require_no_autocast(program: torch.export.ExportedProgram) -> None:
+    """Raise ExportError if forward enables autocast: its bf16 and fp16 types have no kernels in most runtimes."""
+    for graph_module in program.graph_module.modules():
+        for node in graph_module.graph.nodes if isinstance(graph_module, torch.fx.GraphModule) else ():
+            if node.op == "call_function" and "autocast" in str(node.target) and True in node.args[2:3]:
+                raise ExportError(
+                    f"forward() enables torch.autocast ({node.args[1]} on {node.args[0]}), which runtimes do not take; "
+                    "remove it and choose the precision with --precision"
+                )
 
 
 def _translate(

@@ -1,7 +1,9 @@
 """Compare engine outputs with reference outputs.
 
 Several measures are taken row by row and stored; pass or fail is derived from them and the tolerance of the precision.
-NaN or infinity, and rows of one batch that disagree about the same image, always fail.
+NaN or infinity that PyTorch does not output, and rows of one batch that disagree about the same image, always fail. NaN
+and infinity that PyTorch outputs too, such as logits of -inf for masked classes, must be equal and are left out of the
+measures.
 """
 
 from __future__ import annotations
@@ -40,13 +42,13 @@ class OutputParity:
     output: str
     precision: Precision
     batch: int
-    std: float  # of PyTorch's output
+    std: float  # of PyTorch's finite outputs
     max_abs: tuple[float, ...]  # largest absolute difference of each row
     cosine: tuple[float, ...]  # cosine similarity of each row
     noise_power: float  # mean squared difference over all rows
     signal_power: float  # mean square of PyTorch's output
     same_top1: tuple[bool, ...]  # of each row; empty if the output is not (rows, classes)
-    finite: bool
+    finite: bool  # as finite as PyTorch's outputs: NaN and infinity at the same places
     rows_differ: float  # largest difference between rows of one batch that hold the same image
     input_sensitivity: float  # spread between PyTorch's rows over the spread within them
 
@@ -70,7 +72,7 @@ class OutputParity:
     def failures(self) -> tuple[str, ...]:
         """The reasons why this output does not pass; empty if it passes."""
         if not self.finite:
-            return ("it holds NaN or infinity",)
+            return ("it has NaN or infinity at other places than PyTorch's output",)
         policy = get_policy(self.precision)
         allowed, rows_allowed = policy.tolerance, policy.max_row_spread_std * self.std
         failures = []
@@ -189,9 +191,15 @@ def _spread_of_copies(run: Run, reference: Reference, batch: int) -> dict[str, f
     """Return the largest difference between rows of a batch of copies of the first image, by output."""
     rows = np.zeros(batch, np.int64)
     outputs = run({name: np.ascontiguousarray(array[rows]) for name, array in reference.inputs.items()})
-    return {
-        name: float(np.abs(outputs[name].astype(np.float64) - outputs[name][:1]).max()) for name in reference.outputs
-    }
+    return {name: _max_difference(outputs[name], outputs[name][:1]) for name in reference.outputs}
+
+
+def _max_difference(values: Array, others: Array) -> float:
+    """Return the largest absolute difference; equal infinities, and NaN in both, differ by 0."""
+    equal = (values == others) | (np.isnan(values) & np.isnan(others))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(values.astype(np.float64) - others)
+    return float(np.where(equal, 0.0, difference).max())
 
 
 def _compare_output(
@@ -209,21 +217,25 @@ def _compare_output(
         raise ParityError(f"{stage}: output {name} has the shape {actual.shape}, but PyTorch's has {expected.shape}")
     want = expected.reshape(len(expected), -1).astype(np.float64)  # (rows, values)
     got = actual.reshape(len(actual), -1).astype(np.float64)
-    finite = bool(np.isfinite(got).all())
+    same_top1 = tuple((want.argmax(1) == got.argmax(1)).tolist()) if expected.ndim == 2 and want.shape[1] > 1 else ()
+    undefined = ~np.isfinite(want)  # NaN or infinity in PyTorch's output too
+    matching = (want == got) | (np.isnan(want) & np.isnan(got))
+    finite = bool(np.where(undefined, matching, np.isfinite(got)).all())
+    std = float(want[~undefined].std()) if not undefined.all() else 0.0
+    want, got = np.where(undefined, 0.0, want), np.where(undefined & matching, 0.0, got)
     difference = np.abs(got - want)
-    classes = expected.ndim == 2 and expected.shape[1] > 1
     return OutputParity(
         stage=stage,
         kind=kind,
         output=name,
         precision=precision,
         batch=batch,
-        std=float(want.std()),
+        std=std,
         max_abs=tuple(difference.max(1).tolist()),
         cosine=tuple(_cosine(want, got).tolist()),
         noise_power=float((difference**2).mean()),
         signal_power=float((want**2).mean()),
-        same_top1=tuple((want.argmax(1) == got.argmax(1)).tolist()) if classes else (),
+        same_top1=same_top1,
         finite=finite,
         rows_differ=rows_differ,
         input_sensitivity=float(want.std(0).mean() / (want.std() or 1.0)) if len(want) > 1 else 1.0,
@@ -231,10 +243,10 @@ def _compare_output(
 
 
 def _cosine(want: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
-    products: NDArray[np.float64] = (want * got).sum(1)
     both_zero = (want == 0).all(1) & (got == 0).all(1)
     with np.errstate(invalid="ignore"):  # infinities fail by `finite`
+        norms = np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
+        products: NDArray[np.float64] = (want * got).sum(1)
         cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
     return np.where(both_zero, 1.0, cosine)
 

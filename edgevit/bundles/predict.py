@@ -58,7 +58,7 @@ def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
             f"edgevit run needs an image classifier with logits (N, classes); this model outputs {engine.outputs[0]}; "
             "use edgevit.load in Python"
         )
-    if not np.isfinite(logits).all():
+    if not (logits < np.inf).all() or not np.isfinite(logits).any():  # -inf excludes a class
         raise ParityError("the engine's logits contain NaN or infinity; check the bundle: edgevit verify BUNDLE")
     first: Array = logits[0]
     return first

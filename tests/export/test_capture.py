@@ -129,3 +129,17 @@ def test_a_program_of_torch_export_is_captured_as_it_is() -> None:
     with pytest.raises(NotImplementedError):
         program.eval()
     assert dict(capture(program, (IMAGE,)).graph.operators) == {"Conv": 1}
+
+
+def cast_automatically(x: torch.Tensor, **options: object) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, **options):  # type: ignore[arg-type]
+        return nn.functional.conv2d(x, torch.ones(4, 3, 1, 1)).float()
+
+
+def test_autocast_in_forward_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"enables torch.autocast \(torch.bfloat16 on cpu\).*--precision"):
+        capture(Call(cast_automatically), [IMAGE])
+
+
+def test_autocast_that_is_off_is_exported() -> None:
+    assert "Conv" in capture(Call(lambda x: cast_automatically(x, enabled=False)), [IMAGE]).graph.operators

@@ -205,6 +205,18 @@ def with_nan_after(runs: int) -> Callable[[], object]:
     return infer
 
 
+def test_logits_of_minus_infinity_are_valid() -> None:
+    masked = np.array([1.0, -np.inf, 0.5], np.float32)
+    slow = work(1)
+
+    def infer() -> object:
+        slow()
+        return masked
+
+    (report,) = measure([Candidate(name="masked", infer=infer)], QUICK)
+    assert report.runs > 0
+
+
 def failing() -> object:
     raise RuntimeError("out of memory")
 

@@ -80,6 +80,39 @@ def test_nan_and_infinity_always_fail(wrong: Callable[[Array], Array], precision
         parity(engine(wrong), precision).require()
 
 
+def masked(value: float) -> tuple[Reference, Callable[[Array], Array]]:
+    """Return a reference with `value` as the logit of two classes, and the change that makes an engine output it."""
+
+    def mask(y: Array) -> Array:
+        y[:, [3, 11]] = value
+        return y
+
+    return Reference(kind="photos", inputs={"x": INPUTS}, outputs={"y": mask(INPUTS @ WEIGHT)}), mask
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_nan_and_infinity_that_pytorch_outputs_too_pass(value: float, precision: Precision) -> None:
+    reference, mask = masked(value)
+    report = compare("engine", engine(mask), [reference], precision=precision, batches=(1, 4))
+    report.require()
+    assert report.results[0].std == pytest.approx(STD, rel=0.05)
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -3.4e38, np.inf, np.nan])
+def test_another_value_in_place_of_infinity_fails(wrong: float) -> None:
+    reference, _ = masked(-np.inf)
+    with pytest.raises(ParityError, match="NaN or infinity at other places"):
+        compare("engine", engine(masked(wrong)[1]), [reference], precision="int8").require()
+
+
+def test_finite_logits_beside_infinite_ones_are_compared() -> None:
+    reference, mask = masked(-np.inf)
+    with pytest.raises(ParityError, match="max error"):
+        compare("engine", engine(lambda y: mask(rounded(2e-4)(y))), [reference], precision="fp32").require()
+
+
 def test_another_top1_fails() -> None:
     with pytest.raises(ParityError, match="top-1 agreement"):
         parity(engine(swap_best_two)).require()
@@ -142,7 +175,9 @@ def test_outputs_that_are_not_finite_fail_and_can_be_reported(value: float) -> N
     report = compare(
         "engine", lambda feeds: {"y": broken[: len(feeds["x"])]}, [reference], precision="int8", batches=(2,)
     )
-    assert not report.passed and report.results[0].failures == ("it holds NaN or infinity",)
+    assert not report.passed and report.results[0].failures == (
+        "it has NaN or infinity at other places than PyTorch's output",
+    )
     assert not report.results[0].snr_db > 0
     json.dumps(report.to_json(), allow_nan=False)
     parity_table(report.results)
