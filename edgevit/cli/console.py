@@ -190,7 +190,7 @@ def _rich_console(*, stderr: bool = False) -> RichConsole:
 
     # Paths and names may contain brackets and colons, which are markup and emoji codes to rich.
     console = RichConsole(stderr=stderr, markup=False, emoji=False)
-    if console.is_terminal and not stderr:
+    if console.is_terminal:
         return console
     return RichConsole(stderr=stderr, width=_PIPED_WIDTH, markup=False, emoji=False)
 

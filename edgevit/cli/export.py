@@ -187,9 +187,13 @@ def result_lines(report: ExportReport) -> list[str]:
         if bundle.size_bytes is None:
             lines.append(f"{name} bundle without its engine, which has to be built on the device")
             continue
+        parity = parity_phrase(_parity(report, bundle))
+        if bundle.missing:
+            lines.append(f"{name} engine built but not run here, graph {parity}, {megabytes(bundle.size_bytes)}")
+            continue
         ratio = ratios.get(bundle.fmt)
         speed = f" {speed_phrase(ratio, 'PyTorch')}" if ratio else ""
-        lines.append(f"{name}{speed}, {parity_phrase(_parity(report, bundle))}, {megabytes(bundle.size_bytes)}")
+        lines.append(f"{name}{speed}, {parity}, {megabytes(bundle.size_bytes)}")
     comparisons = [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
     return lines + comparisons
 
@@ -223,16 +227,17 @@ def summary_table(report: ExportReport) -> Table:
     """Return one row for each engine that was built or measured."""
     times = {latency.name: f"{latency.p50_ms:.2f}" for latency in report.latencies}
     ratios, bundles = _ratios(report), {bundle.fmt: bundle for bundle in report.bundles}
-    table = make_table(None, "engine", "runs", "MB", "p50 ms", "time / torch", "parity")
+    measured = ("p50 ms", "time / torch") if times else ()
+    table = make_table(None, "engine", "runs", "MB", *measured, "parity")
     for name in [*(name for name in times if name not in bundles), *bundles]:
         bundle = bundles.get(name)
+        parity = _parity(report, bundle) if bundle else []
         table.add_row(
             name,
             _actual_precision(bundle) if bundle else "",
             fixed(bundle.size_bytes / 1e6, 1) if bundle and bundle.size_bytes is not None else "-",
-            times.get(name, "-"),
-            ratio_cell(ratios.get(name)),
-            worst_error(_parity(report, bundle)) if bundle and _parity(report, bundle) else "-",
+            *((times.get(name, "-"), ratio_cell(ratios.get(name))) if times else ()),
+            worst_error(parity) if parity else "-",
         )
     return table
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as types
-from edgevit.cli.console import Console, Part
+from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_threads
 
 if TYPE_CHECKING:
@@ -28,22 +28,18 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.predict import classify
 
     predictions = classify(Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads)
-    console.result(*prediction_parts(predictions))
+    console.result(*prediction_lines(predictions))
     console.finish({"answers": [prediction.to_json() for prediction in predictions]})
     return 0
 
 
-def prediction_parts(predictions: Iterable[Prediction]) -> list[Part]:
-    """Return the path of each image and a table of its most likely classes."""
-    from rich.table import Table
-
-    parts: list[Part] = []
+def prediction_lines(predictions: Iterable[Prediction]) -> list[str]:
+    """Return the path of each image, followed by its most likely classes with their probabilities."""
+    lines: list[str] = []
     for prediction in predictions:
-        table = Table(box=None, show_header=False)
-        for _, name, probability in prediction.top:
-            table.add_row(f"{probability:6.1%}", name)
-        parts += [str(prediction.image), table]
-    return parts
+        lines.append(str(prediction.image))
+        lines += [f"  {probability:6.1%}  {name}" for _, name, probability in prediction.top]
+    return lines
 
 
 COMMAND = Command(name="run", help="classify images with a bundle", add_arguments=add_arguments, run=run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,15 @@ def test_the_first_line_of_an_export_is_its_result() -> None:
     assert result_lines(export_report(measured=False, verified=False))[1] == (
         "shiftvit_t: ONNX Runtime, parity not checked, 114 MB"
     )
+
+
+def test_an_engine_that_did_not_run_is_not_called_verified() -> None:
+    built = replace(bundle("trt-rtx", "TensorRT-RTX"), missing="no GPU")
+    report = replace(export_report(measured=False), bundles=(built, bundle("trt", "TensorRT", size_bytes=None)))
+    assert result_lines(report) == [
+        "shiftvit_t: TensorRT-RTX engine built but not run here, graph parity not checked, 114 MB",
+        "shiftvit_t: TensorRT bundle without its engine, which has to be built on the device",
+    ]
 
 
 TABLES: dict[str, list[Part]] = {

@@ -13,8 +13,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 _HEAD = """# Command line
 
-Results are printed on stdout, progress and errors on stderr. This page is generated from `edgevit --help` by \
-`make docs`.
+Results are printed on stdout, progress and errors on stderr. `-q` prints the result alone, `-v` all tables and columns.
+
+Completion of commands and options: `source <(edgevit completion bash)` in `~/.bashrc`, or `zsh` in `~/.zshrc`.
+
+This page is generated from `edgevit --help` by `make docs`.
 """
 
 
