@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import sys
 import threading
 import time
@@ -22,6 +24,9 @@ from edgevit.types import Array, Dim, TensorSpec
 
 DEVICE = "CPU"
 _TELEMETRY = "openvino_telemetry"
+# Lines of OpenVINO's report of a failed conversion.
+_FAILED_OPERATOR = re.compile(r"-- ([\w.]+)-\d+ with a message:")
+_UNKNOWN_OPERATORS = re.compile(r"-- No conversion rule found for operations: (.+)")
 
 
 class OpenVino(Runtime):
@@ -150,5 +155,19 @@ def _spec(port: Any) -> TensorSpec:
 
 
 def _reason(error: Exception) -> str:
+    """Return the reasons in an OpenVINO error in one line, such as "Pad: Unsupported padding mode: [wrap]".
+
+    A failed conversion lists the reason for each operator in the middle of its message; other errors end with it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = []
+    for index, line in enumerate(lines):
+        if failed := _FAILED_OPERATOR.match(line):
+            details = itertools.takewhile(lambda text: not text.startswith(("--", "Summary:")), lines[index + 1 :])
+            reasons.append(": ".join([failed[1], *list(details)[-1:]]))
+        elif unknown := _UNKNOWN_OPERATORS.match(line):
+            names = dict.fromkeys(re.sub(r"-\d+$", "", name) for name in unknown[1].split(", "))
+            reasons.append(f"unsupported operators: {', '.join(names)}")
+    if reasons:
+        return "; ".join(dict.fromkeys(reasons))
     return lines[-1] if lines else type(error).__name__

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edgevit.bundles.bundle import Bundle
+from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
 
@@ -18,6 +21,7 @@ from edgevit.runtimes.registry import get_runtime
 BUILD = """
 import sys, tempfile, threading
 from pathlib import Path
+from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
 
@@ -58,3 +62,23 @@ def test_a_model_from_the_cache_reports_its_layers(made: Callable[[str], Bundle]
     assert list(tmp_path.iterdir()) != []
     assert reported[0] == reported[1]
     assert dict(reported[0].layers) == {"fp32": 23}
+
+
+HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]>'
+WRAP = """g (float[1, 3, 8, 8] x) => (float[1, 3, 10, 10] y) <int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}>
+ { y = Pad <mode = "wrap"> (x, p) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (WRAP, "OpenVINO cannot convert model.onnx: Pad: Unsupported padding mode: [wrap]"),
+        ("g (float[4] x) => (float[4] y) { y = custom.Foo (x) }", "unsupported operators: custom.Foo"),
+        ("g (float[2, 2] x) => (float y) { y = Det (x) }", "unsupported operators: Det"),
+    ],
+)
+def test_a_refused_conversion_gives_the_reason(text: str, reason: str, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(f"{HEAD} {text}"), model)
+    with pytest.raises(BuildError, match=f"{re.escape(reason)}$"):
+        get_runtime("openvino").build(model, tmp_path, BuildOptions())
