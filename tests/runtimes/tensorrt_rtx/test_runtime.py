@@ -160,10 +160,10 @@ def test_an_int8_build_notes_that_its_kernels_do_not_show_its_speed(folder: Path
         {"w": (16, 16, 1, 1)},
     )
     made = TensorRtRtx().build(model, folder, BuildOptions(precision="int8", compute_capabilities=(86,)))
-    assert any("nothing of their speed" in note for note in made.notes)
+    assert any("does not show their speed" in note for note in made.notes)
 
 
-# Graphs that it refuses
+# Rejected graphs
 
 Graph: TypeAlias = tuple[str, dict[str, str], dict[str, tuple[int, ...]]]
 SCATTER: Graph = (
@@ -212,7 +212,7 @@ def test_a_rejected_node_is_named(folder: Path, tmp_path: Path, graph: Graph, wo
 
 @needs_rtx
 @pytest.mark.parametrize("content", [b"", b"hello" * 50, b"\x08\x0a\x3a\xff\xff\xff\x7f"])
-def test_refuses_a_file_that_is_no_model(folder: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_rejected(folder: Path, tmp_path: Path, content: bytes) -> None:
     model = tmp_path / "junk.onnx"
     model.write_bytes(content)
     with pytest.raises(BuildError, match=r"junk\.onnx: .*ONNX model.*; export it again"):
@@ -220,7 +220,7 @@ def test_refuses_a_file_that_is_no_model(folder: Path, tmp_path: Path, content: 
 
 
 def norm(path: Path, groups: int, opset: int) -> Path:
-    """GroupNormalization of 4 channels; opset 18 has a scale a group, 21 a channel."""
+    """Save a GroupNormalization of 4 channels; its scale is per group in opset 18, per channel in 21."""
     count = groups if opset == 18 else 4
     nodes = {"blocks.0.norm/GroupNormalization": f"y = GroupNormalization <num_groups = {groups}> (x, s, b)"}
     signature = "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)"
@@ -229,7 +229,7 @@ def norm(path: Path, groups: int, opset: int) -> Path:
 
 @needs_rtx
 @pytest.mark.parametrize("opset", [18, 21])
-def test_refuses_the_norm_that_its_parser_reads_wrong(folder: Path, tmp_path: Path, opset: int) -> None:
+def test_the_group_norm_that_the_parser_misreads_is_rejected(folder: Path, tmp_path: Path, opset: int) -> None:
     with pytest.raises(BuildError, match=r"issue 4756.*blocks\.0\.norm/GroupNormalization.*InstanceNormalization"):
         TensorRtRtx().build(norm(tmp_path / "m.onnx", 1, opset), folder, FP32)
     assert not list(folder.iterdir())
@@ -400,16 +400,16 @@ def test_an_engine_computes_what_its_onnx_file_computes(folder: Path, tmp_path: 
         ("TensorIOMode", ["INPUT"]),
     ],
 )  # fmt: skip
-def test_what_runs_on_a_gpu_alone_has_the_names_of_the_package(cls: str, names: list[str]) -> None:
+def test_names_used_on_a_gpu_only_exist_in_the_package(cls: str, names: list[str]) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed here")
     assert [name for name in names if not hasattr(getattr(trt, cls), name)] == []
 
 
-# What the passes make
+# Exported graphs
 
 
-def test_no_group_of_all_channels_reaches_it(tmp_path: Path) -> None:
-    """Our lowering must hold no GroupNormalization: TensorRT would compute another one."""
+def test_graphs_for_trt_rtx_have_no_group_normalization(tmp_path: Path) -> None:
+    """TensorRT-RTX computes GroupNormalization with one group wrong."""
     from edgevit.export import passes
 
     graph = passes.specialize(OnnxGraph.load(norm(tmp_path / "m.onnx", 1, 21)), "trt-rtx")
