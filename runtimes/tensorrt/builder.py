@@ -8,22 +8,19 @@ is not behind `is_86` or `is_10`. TensorRT reports a failure by None, False or a
 from __future__ import annotations
 
 import contextlib
-import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from edgevit.errors import BuildError, EdgevitError
+from edgevit.errors import BuildError
 from edgevit.files import write_atomically
 from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import api
+from edgevit.runtimes.tensorrt.log import failure, process_logger, version_name
 from edgevit.runtimes.tensorrt.record import EngineRecord
 from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModule10, TensorRtModule86, is_10, is_86
 from edgevit.types import Precision, TensorSpec
-
-_OUT_OF_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's messages
 
 
 def build_serialized_engine(
@@ -67,24 +64,6 @@ def build_serialized_engine(
     return bytes(serialized)
 
 
-def failure(
-    trt: TensorRtModule, what: str, *messages: str, remedy: str | None = None, kind: type[EdgevitError] = BuildError
-) -> EdgevitError:
-    """Return the error for a failure that TensorRT only logs. Its first messages are nearest to the cause."""
-    lines = [*messages, *process_logger(trt).take()]
-    reason = " ".join(" ".join(lines[:2]).split())
-    if any(re.search(_OUT_OF_MEMORY, line) for line in lines):
-        remedy = "free GPU memory (on a Jetson: add swap), or reduce --workspace"
-    elif remedy is None:
-        remedy = f"check the graph: edgevit lint BUNDLE --target trt:{_target(trt)}"
-    return kind(f"TensorRT: {what}: {reason or 'no reason reported'}; {remedy}")
-
-
-def _target(trt: TensorRtModule) -> str:
-    """Return TensorRT's version in the form of --target and --trt-version."""
-    return ".".join(str(trt.__version__).split(".")[:2])
-
-
 # The network
 
 
@@ -103,7 +82,7 @@ def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) ->
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(model)):
         errors = [_error_text(trt, parser.get_error(index)) for index in range(parser.num_errors)]
-        remedy = f"export for this TensorRT with --trt-version {_target(trt)}, which names what is not supported"
+        remedy = f"export for this TensorRT with --trt-version {version_name(trt)}, which names what is not supported"
         raise failure(trt, f"its parser cannot read {model.name}", *errors, remedy=remedy)
     if not network.num_outputs:  # the parser reads any file as an empty model
         raise BuildError(f"{model.name} is not an ONNX model, or it is damaged; export it again")
@@ -201,44 +180,7 @@ def _keep_timing_cache(config: api.IBuilderConfig, file: Path) -> None:
             write_atomically(file, bytes(serialized))
 
 
-# TensorRT's callbacks
-
-
-class ErrorLog(api.ILogger, Protocol):
-    """A logger that keeps errors and warnings about the device, and prints nothing."""
-
-    def take(self) -> list[str]:
-        """Return the errors logged since the last call."""
-
-    def take_device_warnings(self) -> list[str]:
-        """Return the warnings since the last call that an engine was built on another model of device."""
-
-
-@functools.cache
-def process_logger(trt: TensorRtModule) -> ErrorLog:
-    """Return the process's only logger: TensorRT uses the first logger it is given and ignores later ones."""
-
-    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: list[str] = []
-            self._device_warnings: list[str] = []
-
-        def log(self, severity: api.Enumerator, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self._errors.append(msg)
-            elif severity == trt.ILogger.WARNING and "different models of devices" in msg:
-                self._device_warnings.append(msg)
-
-        def take(self) -> list[str]:
-            errors, self._errors = self._errors, []
-            return errors
-
-        def take_device_warnings(self) -> list[str]:
-            messages, self._device_warnings = self._device_warnings, []
-            return messages
-
-    return Log()
+# Progress
 
 
 class Monitor(api.IProgressMonitor10, Protocol):

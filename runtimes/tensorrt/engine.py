@@ -1,4 +1,4 @@
-"""A TensorRT engine in this process: its buffers, its stream, its CUDA graph."""
+"""An engine of TensorRT or TensorRT-RTX in this process: its buffers, its stream, its CUDA graph."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from edgevit.errors import BuildError, InferenceError
+from edgevit.errors import BuildError, EdgevitError, InferenceError
 from edgevit.runtimes.base import BatchRange, Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
-from edgevit.runtimes.tensorrt.builder import failure, process_logger
 from edgevit.runtimes.tensorrt.inspector import executed_precision
+from edgevit.runtimes.tensorrt.log import failure, process_logger
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
 from edgevit.runtimes.tensorrt.versions import TensorRtModule
 from edgevit.types import Array, TensorSpec
@@ -28,6 +28,7 @@ class TensorRtEngine(Engine):
     """
 
     fmt = "trt"
+    title = "TensorRT"
 
     def __init__(self, trt: TensorRtModule, content: bytes) -> None:
         self._trt = trt
@@ -61,7 +62,7 @@ class TensorRtEngine(Engine):
         self._require_open(self._stack)
         inspector = self._engine.create_engine_inspector()
         if inspector is None:
-            raise failure(self._trt, "the engine has no inspector")
+            raise self._failure("the engine has no inspector")
         inspector.execution_context = self._context  # without it the types of a dynamic engine are not reported
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return executed_precision(text)
@@ -95,7 +96,7 @@ class TensorRtEngine(Engine):
         for spec in self.inputs:
             self._buffers[spec.name].upload(self._views[spec.name])
         if not self._context.execute_async_v3(self._device.stream):
-            raise failure(self._trt, "inference failed", remedy=_REBUILD, kind=InferenceError)
+            raise self._failure("inference failed", kind=InferenceError)
         for spec in self.outputs:
             self._buffers[spec.name].download(self._views[spec.name])
 
@@ -106,17 +107,23 @@ class TensorRtEngine(Engine):
             self._runtime = trt.Runtime(logger)
         except TypeError as error:  # pybind11 raises it for a null pointer
             remedy = "check that its version supports the driver: nvidia-smi"
-            raise failure(trt, "cannot start", str(error), remedy=remedy) from error
+            raise self._failure("cannot start", str(error), remedy=remedy) from error
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            raise failure(trt, "cannot load the engine, it may be damaged", remedy=_REBUILD)
+            gpu = f"{self._device.name} (compute capability {self._device.compute_capability})"
+            raise self._failure(f"version {trt.__version__} cannot load the engine on {gpu}, it may be damaged")
         self._engine = engine
         for message in logger.take_device_warnings():
-            warnings.warn(f"TensorRT: {message}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{self.title}: {message}", RuntimeWarning, stacklevel=2)
         context = engine.create_execution_context()
         if context is None:
-            raise failure(trt, "not enough memory to run the engine", remedy="free GPU memory: nvidia-smi")
+            raise self._failure("not enough memory to run the engine", remedy="free GPU memory: nvidia-smi")
         self._context = context
+
+    def _failure(
+        self, what: str, *messages: str, remedy: str = _REBUILD, kind: type[EdgevitError] = BuildError
+    ) -> EdgevitError:
+        return failure(self._trt, what, *messages, remedy=remedy, kind=kind, title=self.title)
 
     def _specs(self, trt: TensorRtModule) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return the specs of inputs and outputs, in the engine's order."""
@@ -145,13 +152,13 @@ class TensorRtEngine(Engine):
         self._drop_graph()
         for spec in self.inputs:
             if spec.is_dynamic and not self._context.set_input_shape(spec.name, spec.with_batch(batch)):
-                raise failure(self._trt, f"the engine does not accept {spec} with a batch of {batch}")
+                raise self._failure(f"the engine does not accept {spec} with a batch of {batch}")
         try:
             names = self._context.infer_shapes()
         except RuntimeError as error:
-            raise failure(self._trt, f"cannot infer shapes for a batch of {batch}", str(error)) from error
+            raise self._failure(f"cannot infer shapes for a batch of {batch}", str(error)) from error
         if names:
-            raise failure(self._trt, f"the shapes of {', '.join(names)} are unknown")
+            raise self._failure(f"the shapes of {', '.join(names)} are unknown")
         self._shapes = {
             spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in (*self.inputs, *self.outputs)
         }
@@ -174,7 +181,7 @@ class TensorRtEngine(Engine):
             self._pinned[spec.name] = cuda_graph.PinnedMemory(self._device, size)
             self._buffers[spec.name] = self._device.allocate(size)
             if not self._context.set_tensor_address(spec.name, self._buffers[spec.name].address):
-                raise failure(self._trt, f"the engine does not accept a buffer for {spec}")
+                raise self._failure(f"the engine does not accept a buffer for {spec}")
         self._make_views()
 
     def _drop_graph(self) -> None:

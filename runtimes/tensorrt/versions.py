@@ -52,8 +52,6 @@ class TensorRtModuleRtx(TensorRtModule10, Protocol):
 
     ComputeCapability: object
 
-    def nptype(self, dtype: api.Enumerator, /) -> type[Any]: ...
-
 
 def supported_module(module: ModuleType) -> TensorRtModule:
     """Return the module `tensorrt`, typed. Raises MissingError if edgevit does not support its version."""

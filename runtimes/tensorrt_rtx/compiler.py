@@ -169,7 +169,7 @@ def _work(request: Json, folder: Path, _on_phase: OnPhase) -> Json:
 
 
 def _build(trt: TensorRtModuleRtx, request: Json, target: Path) -> Json:
-    log = make_logger(trt, verbose=True)
+    log = make_logger(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -210,7 +210,7 @@ def _build(trt: TensorRtModuleRtx, request: Json, target: Path) -> Json:
     }
 
 
-def make_logger(trt: TensorRtModule, *, verbose: bool) -> Any:
+def make_logger(trt: TensorRtModule) -> Any:
     """Return a logger that keeps errors, the kernel list and the operators of nodes, and prints nothing.
 
     TensorRT uses the first logger of a process only.
@@ -226,8 +226,6 @@ def make_logger(trt: TensorRtModule, *, verbose: bool) -> Any:
         def log(self, severity: api.Enumerator, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
-            elif not verbose:
-                return
             elif message.startswith("Layers:"):
                 self.layers = message
             elif parsed := re.fullmatch(r"Parsing node: (.*) \[(\w+)\]", message):

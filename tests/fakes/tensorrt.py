@@ -35,6 +35,7 @@ VERSIONS = {
     "cu13_10.16.1.11": "10.16.1.11",
     "cu13_11.4.0.106": "11.4.0",
 }
+RTX = "rtx_1.7.1.116"
 PARTS = ("fp32", "fp16", "int8")
 WORDS = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
 
@@ -107,14 +108,14 @@ def fake_tensorrt(column: str, world: World) -> ModuleType:
     """Return a fake module `tensorrt` of the version in a column of the table."""
     has = {name for name, versions in api_table().items() if versions[column]}
     module: Any = ModuleType("tensorrt")
-    module.__version__ = VERSIONS[column]
+    module.__version__ = version = column.removeprefix("rtx_") if column == RTX else VERSIONS[column]
     members: dict[str, dict[str, int]] = {}
     for name in sorted(has):
         owner, _, member = name.rpartition(".")
         if owner in ENUMS and member.isupper():
             members.setdefault(owner, {})[member] = len(members.get(owner, {}))
     if "STRONGLY_TYPED" in members["NetworkDefinitionCreationFlag"]:  # its number differs
-        number = 0 if VERSIONS[column].startswith("11") else 1
+        number = 0 if version.startswith("11") else 1
         members["NetworkDefinitionCreationFlag"] = {"STRONGLY_TYPED": number}
         if number:
             members["NetworkDefinitionCreationFlag"]["EXPLICIT_BATCH"] = 0
