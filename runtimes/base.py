@@ -214,6 +214,11 @@ class Runtime(ABC):
         """The runtime's name in tables and messages."""
         return self.format.title
 
+    @property
+    def install_hint(self) -> str:
+        """The command that installs the runtime on this machine."""
+        return f"pip install 'edgevit[{self.format.extra}]'"
+
     @abstractmethod
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         """Build the engine of the ONNX file `model` into `folder`. Raises BuildError."""
@@ -248,9 +253,7 @@ class Runtime(ABC):
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
-            raise MissingError(
-                f"{self.title} is not installed ({error}); install it: pip install 'edgevit[{self.format.extra}]'"
-            ) from error
+            raise MissingError(f"{self.title} is not installed ({error}); install it: {self.install_hint}") from error
 
     def require_precision(self, precision: Precision) -> None:
         """Raise PrecisionError if this runtime does not run `precision` on this machine."""

@@ -37,7 +37,7 @@ def usable_version(runtime: Runtime) -> tuple[str | None, str]:
     try:
         version = runtime.version()
         if version is None:
-            return None, f"missing: pip install 'edgevit[{runtime.format.extra}]'"
+            return None, f"missing: {runtime.install_hint}"
         runtime.load()  # the package may be installed while a library that it needs is not
     except MissingError as error:
         return None, str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
-from edgevit.errors import MissingError, UsageError
+from edgevit.errors import UsageError
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
@@ -30,17 +30,16 @@ class TensorRt(Runtime):
     fmt: ClassVar[str] = "trt"
     module: ClassVar[str] = "tensorrt"
 
+    @property
+    def install_hint(self) -> str:
+        """The command that installs TensorRT: JetPack's own on a Jetson, for which PyPI has no package."""
+        if JETSON.exists():
+            return "sudo apt install python3-libnvinfer, and use python3 -m venv --system-site-packages"
+        return super().install_hint
+
     def load(self) -> ModuleType:
         """Import TensorRT. Raises MissingError if it is not installed, or in a version edgevit does not support."""
-        try:
-            module = super().load()
-        except MissingError as error:
-            if not JETSON.exists():
-                raise
-            raise MissingError(
-                f"cannot import JetPack's TensorRT ({error.__cause__}); create the virtual environment with "
-                "--system-site-packages, or install it: sudo apt install python3-libnvinfer"
-            ) from error
+        module = super().load()
         supported_module(module)
         return module
 

@@ -24,6 +24,7 @@ from edgevit.errors import BuildError, EdgevitError, InferenceError, MissingErro
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.build import build_engine as build_bundle_engine
+from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.tensorrt import cuda_graph, worker
 from edgevit.runtimes.tensorrt import runtime as tensorrt
 from edgevit.runtimes.tensorrt.log import failure, process_logger
@@ -515,8 +516,12 @@ def test_a_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt\]'"):
         TensorRt().load()
     monkeypatch.setattr(tensorrt, "JETSON", tmp_path)
-    with pytest.raises(MissingError, match="JetPack's TensorRT.*--system-site-packages"):
+    with pytest.raises(MissingError, match="not installed.*python3-libnvinfer.*--system-site-packages") as error:
         TensorRt().load()
+    assert "pip install" not in str(error.value)
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.setattr(TensorRt, "version", lambda _runtime: None)
+    assert "pip install" not in usable_version(TensorRt())[1]  # as edgevit doctor shows it
 
 
 def test_importing_the_runtime_imports_neither_tensorrt_nor_torch_nor_onnx() -> None:
