@@ -30,8 +30,9 @@ from edgevit.untrusted import (
     text,
 )
 
-SCHEMA_VERSION = 1
-READABLE_VERSIONS = (1,)
+# Version 2 has file names where version 1 had paths of the exporting machine: `model.weights` and `model.source`.
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
@@ -55,7 +56,8 @@ class ModelRecord:
     """The model that was exported.
 
     `source` is a registered name or the user's `file.py:factory`; None for a module that was in memory. `weights` says
-    where the weights came from.
+    where the weights came from: a file, an address, "included ..." or "random ...". Neither has a folder in it, which
+    is nobody's business who receives the bundle.
     """
 
     name: str

@@ -123,7 +123,16 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
 
 
 def _model_record(model: LoadedModel) -> ModelRecord:
-    return ModelRecord(name=model.name, preprocessing=model.preprocessing, **model.origin)
+    origin = dict(model.origin)
+    if origin["source"] is not None:
+        origin["source"] = _without_folder(origin["source"])
+    origin["weights"] = _without_folder(str(origin["weights"]))
+    return ModelRecord(name=model.name, preprocessing=model.preprocessing, **origin)
+
+
+def _without_folder(text: str) -> str:
+    """Cut the folder off a path: a bundle is passed on, and folders tell about the machine and its user."""
+    return text if "://" in text else text.rpartition("/")[2]
 
 
 def _exporter_record(graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterRecord:

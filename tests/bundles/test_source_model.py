@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import REFERENCE_FILE
 from edgevit.bundles.source_model import PytorchSource, new_references, recreate_model
 from edgevit.errors import UsageError
+from edgevit.files import file_sha256
 from tests.helpers.bundles import damage
 from tests.helpers.cli import PHOTO, USER_MODEL, status
 
@@ -53,6 +55,7 @@ def commands(bundle: Bundle, folder: Path) -> list[list[str | Path]]:
 
 EVIL = """
 from pathlib import Path
+from typing import Any
 Path(__file__).with_name("executed").touch()
 from torch import nn
 def build():
@@ -165,6 +168,25 @@ def test_a_weights_file_is_found_by_its_hash_or_named_again(
     Path("mine.pth").write_bytes(b"another file")
     with pytest.raises(UsageError, match="name their file again"):
         recreate_model(own)
+
+
+def test_a_bundle_says_nothing_of_the_folders_it_was_exported_from(tmp_path: Path) -> None:
+    """Neither of the user's model file nor of the weights; the hash identifies the weights."""
+    home = tmp_path / "home" / "alice"
+    home.mkdir(parents=True)
+    (home / "mine.py").write_text(USER_MODEL)
+    namespace: dict[str, Any] = {}
+    exec(USER_MODEL, namespace)  # our own text
+    torch.save(namespace["build"]().state_dict(), home / "best.pth")
+    options = ["--fmt", "ort,openvino", "--img-size", "32", "--no-latency"]
+    model = ["export", f"{home / 'mine.py'}:build", "--weights", str(home / "best.pth")]
+    assert status(*model, *options, "--out", home / "out") == 0
+    for bundle in (home / "out").iterdir():
+        record = Bundle.open(bundle).manifest.model
+        assert (record.source, record.weights) == ("mine.py:build", "best.pth")
+        assert record.weights_sha256 == file_sha256(home / "best.pth")
+        for file in bundle.iterdir():
+            assert b"alice" not in file.read_bytes(), file.name
 
 
 def test_references_of_other_weights_are_no_match(made: Callable[[str], Bundle], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_engine_has_the_recorded_accuracy(bundle: Bundle, cifar10: Cifar10
 
 def test_the_manifest_describes_the_bundle(bundle: Bundle, fmt: str) -> None:
     manifest = json.loads((bundle.path / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["model"]["name"] == "shiftvit_cifar10"
     assert len(manifest["model"]["weights_sha256"]) == 64
     assert manifest["model"]["preprocessing"]["crop_pct"] == 1.0
