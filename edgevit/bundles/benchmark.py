@@ -14,7 +14,7 @@ from edgevit.bundles.engine import load_engine, open_engine, require_precision
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
 from edgevit.errors import MeasureError
 from edgevit.formats import get_format
-from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, candidate_from_engine, measure
+from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
 from edgevit.latency.memory import peak_memory_of
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
@@ -33,6 +33,7 @@ def measure_bundles(
     source: PytorchSource = FROM_MANIFEST,
     threads: int | None = None,
     duration_s: float = 3.0,
+    on_progress: OnMeasure | None = None,
 ) -> tuple[LatencyReport, ...]:
     """Measure all bundles in interleaved rounds of one process; the first bundle is the reference of the ratios.
 
@@ -57,7 +58,7 @@ def measure_bundles(
                 candidates.append(_torch_candidate(stack, bundles[0], source, threads))
             else:
                 candidates.append(_other_runtime(stack, bundles[0], other, threads))
-        return measure(candidates, plan)
+        return measure(candidates, plan, on_progress)
 
 
 def run_once(path: str, threads: str | None = None) -> None:

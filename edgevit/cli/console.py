@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table
 
+    from edgevit.latency.measure import MeasureProgress, OnMeasure
     from edgevit.metrics import OnImages
     from edgevit.models.downloads import OnDownload
 
@@ -98,6 +99,17 @@ class Console:
                 show(name, elapsed_s)
 
             yield on_stage
+
+    @contextlib.contextmanager
+    def measure_progress(self) -> Iterator[OnMeasure]:
+        """Show a latency measurement on stderr, with the time that remains."""
+        with self.stage_progress() as on_stage:
+
+            def on_measure(progress: MeasureProgress) -> None:
+                remaining = "" if progress.remaining_s is None else f", {progress.remaining_s:.0f} s left"
+                on_stage(f"{progress.stage}, {progress.fraction:.0%}{remaining}", None)
+
+            yield on_measure
 
     def download_progress(self) -> contextlib.AbstractContextManager[OnDownload]:
         """Show a download on stderr."""

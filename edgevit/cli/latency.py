@@ -67,13 +67,14 @@ def run(arguments: Arguments, console: Console) -> int:
     source = PytorchSource(model=arguments.model, weights=arguments.weights)
     if "torch" not in arguments.against and source != FROM_MANIFEST:
         raise UsageError("--model and --weights require --against torch")
-    with redirect_user_output():
+    with redirect_user_output(), console.measure_progress() as on_progress:
         reports = measure_bundles(
             bundles,
             against=arguments.against,
             source=source,
             threads=arguments.threads,
             duration_s=arguments.duration,
+            on_progress=on_progress,
         )
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
@@ -92,7 +93,8 @@ def result_lines(reports: Sequence[LatencyReport]) -> list[str]:
 
     first, *others = side_by_side(reports)
     if not others:
-        return [f"{first.report.name}: p50 {first.report.p50_ms:.2f} ms, {_conditions(reports)}"]
+        throughput = f"{first.report.throughput_per_s:.1f} images/s"
+        return [f"{first.report.name}: p50 {first.report.p50_ms:.2f} ms, {throughput}, {_batches(reports)}"]
     return [f"{row.report.name}: {speed_phrase(row.ratio, first.report.name)}" for row in others if row.ratio]
 
 

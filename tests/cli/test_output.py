@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 from rich.console import Console as RichConsole
 
 from edgevit.cli import console as output
+from edgevit.cli import progress
 from edgevit.cli.console import Console, Part
 from edgevit.cli.evaluate import accuracy_parts
 from edgevit.cli.export import report_parts, result_lines
 from edgevit.cli.latency import latency_parts
 from edgevit.cli.latency import result_lines as latency_lines
 from edgevit.cli.tables import short_names
+from edgevit.latency.measure import MeasureProgress
 from edgevit.latency.report import LatencyReport
 from edgevit.metrics import AccuracyReport, Evaluation
 from edgevit.pipeline.report import BundleReport, ExportReport
@@ -141,7 +144,7 @@ def test_details_add_tables() -> None:
 
 def test_latency_lines_compare_with_the_first_engine() -> None:
     assert latency_lines(latencies())[1] == "ort: 1.30x faster than torch"
-    assert latency_lines(latencies()[:1])[0].startswith("torch: p50 70.35 ms, batch 1")
+    assert latency_lines(latencies()[:1]) == ["torch: p50 70.35 ms, 14.2 images/s, batch 1"]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,15 @@ def test_no_color_and_a_pipe_print_no_escape_codes(
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     Console().result(*TABLES["export"])
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_measurement_shows_the_time_that_remains(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(progress, "show_stages", lambda: nullcontext(lambda *stage: shown.append(stage)))
+    with Console().measure_progress() as on_measure:
+        on_measure(MeasureProgress("warm-up of torch", 0.5, None))
+        on_measure(MeasureProgress("measuring", 0.25, 29.6))
+    assert shown == [("warm-up of torch, 50%", None), ("measuring, 25%, 30 s left", None)]
 
 
 def test_quiet_prints_the_result_alone(capsys: pytest.CaptureFixture[str]) -> None:
