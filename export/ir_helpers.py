@@ -73,6 +73,26 @@ def copy_shape_and_type(value: ir.Value, source: ir.Value) -> None:
         value.type = source.type
 
 
+class NodeInserter:
+    """Inserts elementwise nodes before a node that they replace, each named `<node>_<operator>`."""
+
+    def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
+        self._node, self._graph = node, graph
+
+    def __call__(self, op_type: str, *inputs: ir.Value | None) -> ir.Value:
+        """Insert a node whose output has the shape and type of the replaced node's; return its output."""
+        new = ir.node(op_type, inputs, name=f"{self._node.name}_{op_type}")
+        self._graph.insert_before(self._node, new)
+        copy_shape_and_type(new.outputs[0], self._node.outputs[0])
+        return new.outputs[0]
+
+    def number(self, name: str, value: float) -> ir.Value:
+        """Add a scalar initializer of the replaced node's type."""
+        dtype = self._node.outputs[0].dtype
+        numpy_type = dtype.numpy() if dtype is not None else np.dtype(np.float32)
+        return initializer(self._graph, f"{self._node.name}.{name}", np.asarray(value, numpy_type))
+
+
 def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Replace `old` by `new` in all consumers and graph outputs; a graph output keeps its name."""
     copy_shape_and_type(new, old)

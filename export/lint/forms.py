@@ -40,6 +40,13 @@ TENSORRT_FORMS: tuple[OperatorForm, ...] = (
         "export with --opset 20, whose GroupNormalization has one scale per group",
     ),
     OperatorForm(
+        "GridSample",
+        None,
+        lambda node, context: context.opset >= 20 and node.attributes.get_string("mode", "linear") != "nearest",
+        "GridSample of opset 20 is silently computed with nearest interpolation (NVIDIA/TensorRT issue 4646)",
+        "export with --opset 19, whose GridSample is read correctly",
+    ),
+    OperatorForm(
         "Slice",
         (10, 3),
         lambda node, _: has_computed_input(node, 3),

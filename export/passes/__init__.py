@@ -13,12 +13,15 @@ from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
+from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
-from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, downgrade_opset
+from edgevit.export.passes.decompose_mish import decompose_mish
+from edgevit.export.passes.decompose_wrap_pad import decompose_wrap_pad
+from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, OpsetError, downgrade_opset
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
@@ -37,6 +40,8 @@ from edgevit.types import Precision
 __all__ = ["FORMAT_PASSES", "OLDEST_OPSET", "PASSES", "FormatPass", "PassTarget", "optimize", "specialize"]
 
 Pass: TypeAlias = Callable[[ir.Model], None]
+
+LAST_OPSET_OF_GRID_SAMPLE_16 = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ PASSES: tuple[Pass, ...] = (
 _GENERIC: tuple[FormatPass, ...] = (
     FormatPass(decompose_group_norm, applies=lambda target: not target.has_native_group_norm),
     FormatPass(decompose_gelu, applies=lambda target: target.opset < 20),
+    FormatPass(decompose_wrap_pad, applies=lambda target: target.opset < 19),
+    FormatPass(decompose_mish, applies=lambda target: target.opset < 18),
     FormatPass(downgrade_opset, options=lambda target: {"opset": target.opset}),
 )
 
@@ -113,12 +120,35 @@ def specialize(
 ) -> OnnxGraph:
     """Rewrite an optimized graph into the opset and the operator forms of a format.
 
-    `opset` overrides the format's own. Raises ExportError if the graph cannot be written in it, UsageError for an
-    unknown format.
+    `opset` overrides the format's own. Without it, the opset is changed if the graph needs another: a newer one for
+    operators that the format's opset lacks, an older one for operators that TensorRT misreads in it. Raises ExportError
+    if the graph cannot be written in the opset, UsageError for an unknown format.
     """
     entry = get_format(fmt) if isinstance(fmt, str) else fmt
-    target = PassTarget(entry, precision, entry.opset if opset is None else opset)
-    for item in FORMAT_PASSES[entry.passes]:
+    newest = _newest_opset(graph, entry)
+    if opset is not None:
+        if newest < entry.opset and opset > newest:
+            raise ExportError(f"{entry.title} misreads GridSample of opset {opset}; use --opset {newest}")
+        return _apply(graph, PassTarget(entry, precision, opset))
+    try:
+        return _apply(graph, PassTarget(entry, precision, newest))
+    except OpsetError as error:
+        if entry.passes == "tensorrt":  # its parser reads no newer opset
+            raise
+        return _apply(graph, PassTarget(entry, precision, error.required))
+
+
+def _newest_opset(graph: OnnxGraph, entry: Format) -> int:
+    """Return the format's opset, or the one before it that TensorRT reads correctly.
+
+    TensorRT's parser takes linear interpolation of GridSample in opset 20 for nearest (NVIDIA/TensorRT issue 4646).
+    """
+    misread = entry.passes == "tensorrt" and graph.operators["GridSample"] > 0
+    return min(entry.opset, LAST_OPSET_OF_GRID_SAMPLE_16) if misread else entry.opset
+
+
+def _apply(graph: OnnxGraph, target: PassTarget) -> OnnxGraph:
+    for item in FORMAT_PASSES[target.format.passes]:
         if item.applies(target):
             options = item.options(target)
             graph = graph.apply(_record_name(item, options), functools.partial(item.rewrite, **options))

@@ -104,6 +104,9 @@ RELU = "(float[batch, 8] x) => (float[batch, 8] y) { y = Relu (x) }"
 GROUP_NORM = (
     "(float[batch, 8, 4, 4] x) => (float[batch, 8, 4, 4] y) { y = GroupNormalization <num_groups = 2> (x, s, b) }"
 )
+GRID_SAMPLE = """(float[batch, 2, 5, 5] x, float[batch, 3, 4, 2] g) => (float[batch, 2, 3, 4] y) {
+    y = GridSample (x, g)
+}"""
 PER_CHANNEL: Mapping[str, ArrayLike] = {"s": np.ones(8, np.float32), "b": np.zeros(8, np.float32)}
 PER_GROUP: Mapping[str, ArrayLike] = {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
 CONV = "(float[batch, 2, 4, 4] x) => (float[batch, 3, 4, 4] y) { y = Conv (x, w) }"
@@ -191,6 +194,8 @@ CASES = (
         "(float[batch, 1, 4, 4] x) => (float[batch, 1, 2, 2] y) { y = "
         "MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x) }",
     ),
+    Case("operator-forms", "error", GRID_SAMPLE, GRID_SAMPLE, target="trt:10.16", clean_opset=19),
+    Case("operator-forms", "error", GRID_SAMPLE, GRID_SAMPLE.replace("(x, g)", '<mode = "nearest"> (x, g)')),
     Case("opset", "warning", RELU, RELU, opset=23, clean_opset=20),
     Case("opset", "error", RELU, RELU, target="ort", opset=27, clean_opset=26),
     Case(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgevit.errors import ExportError
 from edgevit.export import passes
 from edgevit.export.passes import specialize
 from edgevit.export.passes.fuse_affine import fuse_affine
 from edgevit.types import Precision
-from tests.helpers.graphs import HEADER, noise, parse
+from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 NORM = f"""{HEADER} g (float[N, 4, 64, 64] x) => (float[N, 4, 64, 64] y) <float[N, 4, 64, 64] n> {{
     a = Relu (x)
@@ -53,7 +55,8 @@ def test_attention_is_canonicalized_for_tensorrt_in_fp16(target: str, precision:
 def test_passes_are_recorded_with_their_options() -> None:
     graph = specialize(parse(NORM, scale=noise(4, offset=1), bias=noise(4), w=noise(4, 4, 1, 1)), "onnx", opset=17)
     names = [record.name for record in graph.history]
-    assert names == ["decompose_group_norm", "decompose_gelu", "downgrade_opset(opset=17)"]
+    decomposed = ["decompose_group_norm", "decompose_gelu", "decompose_wrap_pad", "decompose_mish"]
+    assert names == [*decomposed, "downgrade_opset(opset=17)"]
 
 
 def test_a_pass_needs_one_line_in_a_tuple(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +69,47 @@ def test_a_pass_needs_one_line_in_a_tuple(monkeypatch: pytest.MonkeyPatch) -> No
     graph = passes.optimize(parse(f"{HEADER} g (float[N, 4] x) => (float[N, 4] y) {{ y = Relu (x) }}"))
     assert dict(graph.operators) == {"Tanh": 1}
     assert graph.history[-1].name == "relu_to_tanh"
+
+
+GRID_SAMPLE = f"""{HEADER} g (float[N, 2, 5, 5] x, float[N, 3, 4, 2] grid) => (float[N, 2, 3, 4] y) {{
+    y = GridSample <mode = "%s"> (x, grid)
+}}"""
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    ("target", "opset"), [("onnx", 18), ("ort", 20), ("openvino", 21), ("trt", 19), ("trt-rtx", 19)]
+)
+def test_grid_sample_is_written_as_the_runtime_reads_it(target: str, opset: int, mode: str) -> None:
+    before = parse(GRID_SAMPLE % mode)
+    after = specialize(before, target)
+    assert after.opset == opset
+    assert_same(before, after)
+
+
+def test_grid_sample_that_tensorrt_misreads_is_rejected() -> None:
+    with pytest.raises(ExportError, match="misreads GridSample of opset 20; use --opset 19"):
+        specialize(parse(GRID_SAMPLE % "linear"), "trt", opset=20)
+    assert specialize(parse(GRID_SAMPLE % "linear"), "trt", opset=17).opset == 17
+
+
+def test_a_graph_that_needs_a_newer_opset_gets_it() -> None:
+    text = (GRID_SAMPLE % "linear").replace("5, 5]", "5, 5, 5]").replace("3, 4, 2]", "3, 4, 4, 3]")
+    graph = parse(text.replace("3, 4] y", "3, 4, 4] y"))
+    assert specialize(graph, "onnx").opset == 20
+    with pytest.raises(ExportError, match="needs opset 20"):
+        specialize(graph, "onnx", opset=18)
+    with pytest.raises(ExportError, match="needs opset 20"):
+        specialize(graph, "trt")
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_circular_padding_and_mish_are_written_in_older_opsets(opset: int) -> None:
+    before = parse(
+        f"""{HEADER} g (float[N, 2, 5, 5] x) => (float[N, 2, 7, 7] y) {{
+            a = Mish (x)
+            y = Pad <mode = "wrap"> (a, pads)
+        }}""",
+        pads=np.asarray([0, 0, 1, 1, 0, 0, 1, 1]),
+    )
+    assert_same(before, specialize(before, "onnx", opset=opset))

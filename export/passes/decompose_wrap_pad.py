@@ -1,0 +1,68 @@
+"""Write circular padding (Pad with mode=wrap) with Slice and Concat, for opsets before 19.
+
+Along each axis, Pad(x) = Concat(x[-before:], x, x[:after]).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgevit.export.ir_helpers import constant, int64_initializer, remove_unused, replace_value
+
+_END = 2**63 - 1
+
+
+def decompose_wrap_pad(model: ir.Model) -> None:
+    """Replace each circular Pad whose amounts are constant and not negative."""
+    for node in list(model.graph):
+        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "wrap":
+            amounts = _amounts(node)
+            if amounts is not None and all(min(pair) >= 0 for pair in amounts.values()):
+                _decompose(node, amounts, model.graph)
+    remove_unused(model)
+
+
+def _amounts(node: ir.Node) -> dict[int, tuple[int, int]] | None:
+    """Return the padding before and after each axis; None if it is not constant."""
+    pads = constant(node.inputs[1])
+    if pads is None:
+        return None
+    axes = range(len(pads) // 2)
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        given = constant(node.inputs[3])
+        if given is None:
+            return None
+        axes = given.tolist()
+    half = len(pads) // 2
+    return {int(axis): (int(pads[index]), int(pads[half + index])) for index, axis in enumerate(axes)}
+
+
+def _decompose(node: ir.Node, amounts: dict[int, tuple[int, int]], graph: ir.Graph) -> None:
+    value = node.inputs[0]
+    assert value is not None
+    for axis, (before, after) in amounts.items():
+        parts = [value]
+        if before:
+            parts.insert(0, _slice(value, -before, _END, axis, node, graph))
+        if after:
+            parts.append(_slice(value, 0, after, axis, node, graph))
+        if len(parts) > 1:
+            value = _insert(ir.node("Concat", parts, {"axis": axis}, name=f"{node.name}_axis_{axis}"), node, graph)
+    if value is node.inputs[0]:
+        value = _insert(ir.node("Identity", [value], name=node.name), node, graph)
+    replace_value(node.outputs[0], value)
+
+
+def _slice(value: ir.Value, start: int, end: int, axis: int, node: ir.Node, graph: ir.Graph) -> ir.Value:
+    name = f"{node.name}_axis_{axis}_{'before' if start else 'after'}"
+    inputs = [
+        int64_initializer(graph, f"{name}.{key}", [number])
+        for key, number in (("starts", start), ("ends", end), ("axes", axis))
+    ]
+    return _insert(ir.node("Slice", [value, *inputs], name=name), node, graph)
+
+
+def _insert(new: ir.Node, before: ir.Node, graph: ir.Graph) -> ir.Value:
+    graph.insert_before(before, new)
+    new.outputs[0].type = before.outputs[0].type
+    return new.outputs[0]
