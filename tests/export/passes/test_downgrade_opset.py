@@ -58,8 +58,8 @@ def test_axes_become_an_attribute() -> None:
         ("float[N, 2, 5, 5] x) => (float[N, 2, 4, 4] y) { y = AveragePool <kernel_shape = [2, 2]> (x)", {}, 18),
         ("float[N, 2, 5, 5] x, float[N, 3, 4, 2] g) => (float[N, 2, 3, 4] y) { y = GridSample (x, g)", {}, 19),
         (
-            "float[N, 2, 5, 5] x, float[N, 3, 4, 2] g) => (float[N, 2, 3, 4] y) { "
-            'y = GridSample <mode = "cubic", align_corners = 1> (x, g)',
+            ("float[N, 2, 5, 5] x, float[N, 3, 4, 2] g) => (float[N, 2, 3, 4] y) { "
+            'y = GridSample <mode = "cubic", align_corners = 1> (x, g)'),
             {},
             17,
         ),
