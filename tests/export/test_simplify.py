@@ -1,4 +1,4 @@
-"""onnxsim on probation: whatever it does, the export goes on and the record says what happened."""
+"""onnxsim: whatever it does, the export continues and the history records why its result was left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2
     two = Add (one, one)
     y = Add (x, two)
 }"""
-# Children that do what simplifiers have been seen to do.
+# Subprocesses that fail in ways in which simplifiers have failed.
 WRONG = """
 import sys, onnx
 model = onnx.load(sys.argv[1])
@@ -25,15 +25,22 @@ model.graph.node.add(op_type="Identity", input=["x"], output=["y"])
 onnx.save(model, sys.argv[2])
 """
 
+RENAMES_AN_OUTPUT = WRONG.replace(
+    "onnx.save", "model.graph.output[0].name = model.graph.node[0].output[0] = 'z'; onnx.save"
+)
+RENAMES_THE_BATCH = WRONG.replace(
+    "onnx.save", "model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = 'unk__0'; onnx.save"
+)
 
-def test_takes_a_simpler_graph_that_computes_the_same() -> None:
+
+def test_a_simpler_equivalent_graph_is_kept() -> None:
     graph = parse(TEXT)
     after = simplify(graph, run)
     assert after.operators["Add"] == 1
     assert after.history[-1].note == ""
 
 
-def test_large_weights_stay_behind_and_come_back() -> None:
+def test_large_weights_are_not_passed_to_onnxsim() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 2000)).astype(np.float32)
     graph = parse(
         """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 2000] y) {
@@ -57,24 +64,25 @@ def test_large_weights_stay_behind_and_come_back() -> None:
 @pytest.mark.parametrize(
     ("child", "reason"),
     [
-        ("import time; time.sleep(60)", "not done within 2 s"),
+        ("import time; time.sleep(60)", "not finished within 2 s"),
         ("import os; os.abort()", "killed by signal 6"),
         ("raise MemoryError('no memory')", "no memory"),
         ("import sys; open(sys.argv[2], 'wb').write(b'nonsense')", "not an ONNX model"),
         (WRONG, "changes the result"),
+        (RENAMES_THE_BATCH, "dynamic dimension unk__0"),
+        (RENAMES_AN_OUTPUT, "changes the inputs or outputs"),
         ("import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2])", "nothing to simplify"),
     ],
 )
-def test_is_left_out_with_a_word(child: str, reason: str) -> None:
+def test_a_failure_is_left_out_with_its_reason(child: str, reason: str) -> None:
     graph = parse(TEXT)
-    after = simplify(graph, run, time_box_s=2 if "2 s" in reason else 60, child=child)
+    after = simplify(graph, run, timeout_s=2 if "2 s" in reason else 60, child=child)
     assert after.operators == graph.operators
     assert reason in after.history[-1].note
 
 
 @pytest.mark.parametrize("child", ["import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2])", "raise SystemExit(1)"])
-def test_its_files_lie_where_the_caller_says_and_are_gone_afterwards(child: str, tmp_path: Path) -> None:
-    """The folder of an export's run, which the next run clears where this one is killed."""
+def test_temporary_files_are_written_to_the_given_folder_and_removed(child: str, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     (tmp_path / "run").mkdir()
     noting = f"open({str(notes)!r}, 'w').write(__import__('sys').argv[1]); {child}"
