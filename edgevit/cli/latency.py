@@ -105,7 +105,8 @@ def latency_parts(reports: Sequence[LatencyReport], *, detailed: bool = False) -
     if len(set(precisions.values())) > 1:
         listed = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
         mixed = [f"note: different precisions: {listed}"]
-    warnings = notes_by_name((report.name, warning) for report in reports for warning in report.warnings)
+    names = short_names([report.name for report in reports])
+    warnings = notes_by_name({name: report.warnings for name, report in zip(names, reports, strict=True)})
     return [latency_table(reports, detailed=detailed), _conditions(reports), *mixed, *warnings]
 
 

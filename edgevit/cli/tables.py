@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ def notes(texts: Iterable[str]) -> list[str]:
     return [f"note: {text}" for text in dict.fromkeys(texts)]
 
 
-def notes_by_name(warnings: Iterable[tuple[str, str]]) -> list[str]:
-    """Return one line for each different warning, which starts with the names that it applies to."""
+def notes_by_name(warnings: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return one line for each different warning; it starts with the names unless it applies to all of several."""
     names: dict[str, list[str]] = {}
-    for name, warning in warnings:
-        names.setdefault(warning, []).append(name)
-    return [f"note: {', '.join(group)}: {warning}" for warning, group in names.items()]
+    for name, texts in warnings.items():
+        for text in texts:
+            names.setdefault(text, []).append(name)
+    shared = [text for text, group in names.items() if len(group) == len(warnings) > 1]
+    return notes([*shared, *(f"{', '.join(group)}: {text}" for text, group in names.items() if text not in shared)])
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -77,7 +79,7 @@ def speed_phrase(ratio: Ratio, reference: str) -> str:
         return f"{1 / ratio.value:.2f}x faster than {reference}"
     if ratio.verdict == "slower":
         return f"{ratio.value:.2f}x slower than {reference}"
-    return f"no clear speed difference to {reference} ({1 / ratio.value:.2f}x)"
+    return f"no verdict on the speed against {reference} (time ratio {ratio_cell(ratio)})"
 
 
 def ratio_cell(ratio: Ratio | None) -> str:

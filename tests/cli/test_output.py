@@ -18,14 +18,15 @@ from edgevit.cli.evaluate import accuracy_parts
 from edgevit.cli.export import report_parts, result_lines
 from edgevit.cli.latency import latency_parts
 from edgevit.cli.latency import result_lines as latency_lines
-from edgevit.cli.tables import short_names
+from edgevit.cli.tables import notes_by_name, short_names, speed_phrase
 from edgevit.latency.measure import MeasureProgress
 from edgevit.latency.report import LatencyReport
+from edgevit.latency.statistics import Ratio
 from edgevit.metrics import AccuracyReport, Evaluation
 from edgevit.pipeline.report import BundleReport, ExportReport
 from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.runtimes.precision import ExecutedPrecision
-from edgevit.types import Reference
+from edgevit.types import Interval, Reference
 from tests.helpers import samples
 
 WIDTHS = [80, 100, 140]
@@ -132,7 +133,20 @@ def test_tables_fit_without_a_fold(name: str, width: int) -> None:
 def test_a_note_of_several_engines_is_one_line() -> None:
     lines = [line for line in printed(*report_parts(export_report(busy=True)), width=200) if "other processes" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("note: torch, openvino, ort: ")
+    assert lines[0].startswith("note: other processes took ")
+
+
+def test_a_note_of_some_engines_names_them() -> None:
+    assert notes_by_name({"torch": ["slow"], "ort": ["slow", "busy"], "trt": ["busy"]}) == [
+        "note: torch, ort: slow",
+        "note: ort, trt: busy",
+    ]
+    assert notes_by_name({"torch": ["busy"]}) == ["note: torch: busy"]
+
+
+def test_a_difference_that_is_not_shown_is_no_verdict() -> None:
+    ratio = Ratio(1.02, Interval(0.95, 1.1), 40, "")
+    assert speed_phrase(ratio, "PyTorch") == "no verdict on the speed against PyTorch (time ratio 1.02 (0.95 to 1.10))"
 
 
 def test_details_add_tables() -> None:
