@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevit.errors import ImageError, UsageError
+from edgevit.untrusted import open_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -89,18 +90,25 @@ def read_image(path: Path) -> Image.Image:
     Raises ImageError if the file cannot be read or its value range is unknown.
     """
     try:
-        with _open(path) as image:
+        with open(open_regular(path), "rb") as file, _open(file) as image:  # noqa: PTH123  # a descriptor
             ImageOps.exif_transpose(image, in_place=True)
             return _to_8_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot read the image {path}: {error}") from error
+        raise ImageError(f"cannot read the image {path}: {_reason(error)}") from error
 
 
-def _open(path: Path) -> Image.Image:
+def _reason(error: Exception) -> str:
+    """The message of an error without the file object that Pillow puts into it."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a format that Pillow does not read"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _open(file: IO[bytes]) -> Image.Image:
     """Open an image without decoding it. Raises ValueError if it has more than `MAX_PIXELS` or `MAX_SIDE` pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error here
-        image = Image.open(path)
+        image = Image.open(file)
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(

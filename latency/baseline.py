@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ from edgevit.files import first_line
 from edgevit.latency.compare import gate
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
+from edgevit.untrusted import read_json
+
+MAX_BASELINE_BYTES = 256 << 20
 
 Baseline = Mapping[str, LatencyReport]  # by name of the candidate
 
@@ -50,9 +52,11 @@ def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
     Raises UsageError if the file is not a baseline, or has no report of one of them.
     """
     try:
-        entries = json.loads(path.read_text("utf-8"))["latency"]
+        entries = read_json(path, limit_bytes=MAX_BASELINE_BYTES)["latency"]
         reports = {str(entry["name"]): LatencyReport.from_json(entry["evidence"]) for entry in entries}
-    except (ValueError, KeyError, TypeError, UsageError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read the baseline {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UsageError) as error:
         raise UsageError(
             f"{path} is not a baseline ({first_line(error)}); write one with edgevit latency BUNDLE --json FILE"
         ) from error

@@ -18,9 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from edgevit.bundles import store
 from edgevit.bundles.manifest import (
@@ -32,14 +29,17 @@ from edgevit.bundles.manifest import (
     Manifest,
     read_manifest,
 )
+from edgevit.bundles.references import read_references
 from edgevit.errors import BundleError, UsageError
-from edgevit.files import file_sha256
+from edgevit.files import file_sha256, first_line
 from edgevit.formats import get_format
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Reference
+from edgevit.untrusted import read_limited
 
+MAX_CLASSES_BYTES = 16 << 20
 _READ_S = 5.0  # how long to try again to read a bundle that other processes replace meanwhile
 
 
@@ -131,9 +131,23 @@ class Bundle:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names in the order of the logits; None if the bundle has none."""
+        """Class names in the order of the logits; None if the bundle has none.
+
+        Raises BundleError if the file cannot be read, or has another number of names than the model has logits.
+        """
         path = self.path / CLASSES_FILE
-        return tuple(path.read_text("utf-8").splitlines()) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        try:
+            names = tuple(read_limited(path, limit_bytes=MAX_CLASSES_BYTES).decode("utf-8").splitlines())
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise BundleError(f"{path} is damaged: {first_line(error)}; export the bundle again") from error
+        logits = self.manifest.outputs[0].shape if self.manifest.outputs else ()
+        if len(logits) == 2 and logits[1] != len(names):
+            raise BundleError(f"{path} has {len(names)} names for {logits[1]} classes; export the bundle again")
+        return names
 
     def references(self) -> tuple[Reference, ...]:
         """The reference inputs in the bundle, with PyTorch's outputs."""
@@ -161,17 +175,11 @@ def model_file(path: Path) -> Path:
     """
     if not path.exists():
         raise UsageError(f"no ONNX file and no bundle at {path}; make one: edgevit export MODEL --fmt onnx")
-    return Bundle.open(path).model_path if path.is_dir() else path
-
-
-def read_references(path: Path) -> tuple[Reference, ...]:
-    """Read reference inputs and outputs from an .npz file that `store.write_references` wrote."""
-    kinds: dict[str, dict[str, dict[str, Any]]] = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for key in archive.files:
-            kind, side, name = key.split("/", 2)
-            kinds.setdefault(kind, {"input": {}, "output": {}})[side][name] = archive[key]
-    return tuple(Reference(kind=kind, inputs=sides["input"], outputs=sides["output"]) for kind, sides in kinds.items())
+    if path.is_dir():
+        return Bundle.open(path).model_path
+    if not path.is_file():
+        raise UsageError(f"{path} is not a regular file; give an ONNX file or a bundle")
+    return path
 
 
 def _require_hashes(bundle: Bundle) -> None:
@@ -191,7 +199,11 @@ def _require_hashes(bundle: Bundle) -> None:
 def _check_file(folder: Path, file: FileRecord) -> None:
     """Raise BundleError unless the file lies in `folder` and has the size and hash of the manifest."""
     path = folder / file.path
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise BundleError(f"cannot read {path}: {first_line(error)}") from error
+    if not inside:
         raise BundleError(f"{folder / MANIFEST_FILE} lists a file outside of the bundle: {file.path}; do not use it")
     if not path.is_file():
         raise BundleError(f"{folder} lacks {file.path}; copy the bundle again, or export it again")

@@ -68,4 +68,8 @@ def _top_classes(logits: Array, class_names: Sequence[str] | None, top: int) -> 
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     probabilities = shifted / shifted.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
-    return tuple((int(i), class_names[i] if class_names else f"class {i}", float(probabilities[i])) for i in order)
+    return tuple((int(index), _class_name(index, class_names), float(probabilities[index])) for index in order)
+
+
+def _class_name(index: int, class_names: Sequence[str] | None) -> str:
+    return class_names[index] if class_names and index < len(class_names) else f"class {index}"

@@ -1,0 +1,82 @@
+"""Read reference.npz: reference inputs and PyTorch's outputs for them, from a file that may come from anyone."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from edgevit.errors import BundleError
+from edgevit.files import first_line
+from edgevit.types import Array, Reference
+from edgevit.untrusted import InvalidError, open_regular
+
+MAX_BYTES = 2 << 30  # of all arrays together
+MAX_ARRAYS = 1000
+MAX_NAME = 4096  # characters
+_SIDES = ("input", "output")
+
+
+def read_references(path: Path) -> tuple[Reference, ...]:
+    """Read the references that `store.write_references` wrote, in their order.
+
+    Raises BundleError if the file cannot be read, or holds anything but numeric arrays (rows, ...) with the keys
+    `kind/input|output/name`, the same number of rows, at least one, for each kind.
+    """
+    try:
+        with open(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:  # noqa: PTH123  # a descriptor
+            return _references(_read_arrays(archive))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # zipfile and zlib raise many kinds for damaged files
+        raise BundleError(f"{path} is damaged: {first_line(error)}; export the bundle again") from error
+
+
+def _read_arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
+    members = archive.infolist()
+    if not 1 <= len(members) <= MAX_ARRAYS or sum(member.file_size for member in members) > MAX_BYTES:
+        raise InvalidError(f"it needs 1 to {MAX_ARRAYS} arrays of together at most {MAX_BYTES >> 30} GB")
+    arrays = {}
+    for member in members:
+        key = member.filename.removesuffix(".npy")
+        if len(key) > MAX_NAME or key in arrays:
+            raise InvalidError("an array has a name that is too long, or occurs twice")
+        with archive.open(member) as file:
+            arrays[key] = _read_array(file, member.file_size)
+    return arrays
+
+
+def _read_array(file: IO[bytes], size_bytes: int) -> Array:
+    """Read an array in NumPy's format; unlike `np.load`, allocate nothing before its size is known to fit the file."""
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise InvalidError(f"an array has the format version {version}")
+    shape, fortran_order, dtype = read_header[version](file)
+    if dtype.kind not in "biuf" or not 1 <= len(shape) <= 32 or min(shape) < 0:
+        raise InvalidError(f"an array has the type {dtype} and shape {list(shape)[:8]}; expected numbers (rows, ...)")
+    count = math.prod(shape)
+    if count * dtype.itemsize > size_bytes:
+        raise InvalidError("an array is shorter than its shape")
+    content = file.read()
+    if len(content) != count * dtype.itemsize:
+        raise InvalidError("an array is not as long as its shape")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C").copy()
+
+
+def _references(arrays: dict[str, Array]) -> tuple[Reference, ...]:
+    kinds: dict[str, dict[str, dict[str, Array]]] = {}
+    for key, array in arrays.items():
+        kind, _, rest = key.partition("/")
+        side, _, name = rest.partition("/")
+        if side not in _SIDES or not kind or not name:
+            raise InvalidError(f"an array is named {key[:40]!r}, expected kind/input/name or kind/output/name")
+        kinds.setdefault(kind, {side: {} for side in _SIDES})[side][name] = array
+    for kind, sides in kinds.items():
+        rows = {len(array) for named in sides.values() for array in named.values()}
+        if len(rows) != 1 or 0 in rows or not all(sides.values()):
+            raise InvalidError(f"the arrays of {kind[:40]!r} need inputs and outputs of the same number of rows")
+    return tuple(Reference(kind=kind, inputs=sides["input"], outputs=sides["output"]) for kind, sides in kinds.items())
