@@ -12,10 +12,10 @@ from edgevit import metrics
 from edgevit.errors import MissingError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.calibration import Reach, cached_reach
+from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
-from edgevit.export.quantization.int8 import layers_of
-from edgevit.export.quantization.sensitivity import Judge, QuantizationPlan, quantize_within
+from edgevit.export.quantization.int8 import find_layers
+from edgevit.export.quantization.sensitivity import AcceptanceCheck, QuantizationPlan, quantize_with_fallback
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
@@ -56,7 +56,7 @@ class PrecisionConverter:
             return self._to_int8(graph, fmt)
         return graph, None
 
-    def acceptance_check(self, graph: OnnxGraph, feeds: Sequence[Feeds]) -> Judge:
+    def acceptance_check(self, graph: OnnxGraph, feeds: Sequence[Feeds]) -> AcceptanceCheck:
         """Return a function that compares a quantized graph with `graph`, and returns why it is rejected, or "".
 
         It checks the parity tolerance on the reference photos and, if `max_drop` is set, the loss of top-1: on
@@ -95,11 +95,11 @@ class PrecisionConverter:
             scheme = replace(scheme, weight_range="full")
         ranges = self._activation_ranges(graph, feeds, fmt)
         with self.timer.stage(f"{fmt}: quantize"):
-            quantized, plan = quantize_within(
+            quantized, plan = quantize_with_fallback(
                 graph,
                 ranges,
                 scheme=scheme,
-                judge=self.acceptance_check(graph, feeds),
+                acceptance_check=self.acceptance_check(graph, feeds),
                 feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
                 load=self._load,
                 on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
@@ -108,14 +108,14 @@ class PrecisionConverter:
         if scheme.float_dtype == "fp32":
             return quantized, plan
         if graph.opset < _FP16_SCALES_OPSET:
-            return quantized, replace(plan, rest="fp32")
+            return quantized, replace(plan, float_dtype="fp32")
         quantized, _ = self._to_fp16(quantized, feeds[:MAX_FP16_ROWS], fmt)
         return quantized, plan
 
-    def _activation_ranges(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> Mapping[str, Reach]:
-        names = {name for layer in layers_of(graph) for name in (layer.activation, layer.output)}
+    def _activation_ranges(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> Mapping[str, ValueRange]:
+        names = {name for layer in find_layers(graph) for name in (layer.activation, layer.output)}
         with self.timer.stage(f"{fmt}: calibrate"):
-            return cached_reach(
+            return cached_ranges(
                 graph,
                 feeds,
                 load=self._load,

@@ -1,4 +1,7 @@
-"""What tensors reach on calibration inputs. The graph works it out itself, so that no tensor leaves it."""
+"""Collect activation ranges on calibration inputs.
+
+The graph itself computes the minimum and maximum of each tensor, so that only two numbers per tensor leave it.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ from edgevit.export.quantization.dtypes import is_float
 from edgevit.files import write_atomically
 from edgevit.types import Array, Feeds
 
-# Makes a graph ready to run; its answers come by output name.
-Load: TypeAlias = Callable[[OnnxGraph], Callable[[Feeds], Mapping[str, Array]]]
-# Called with the inputs that have been looked at and the inputs there are.
+# Prepares a graph to run. The returned function maps input arrays to output arrays, both by name.
+LoadGraph: TypeAlias = Callable[[OnnxGraph], Callable[[Feeds], Mapping[str, Array]]]
+# Called before each input with the number of inputs done and the number of all inputs.
 OnFeed: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """The least and the largest value of a tensor in each of the calibration inputs."""
+class ValueRange:
+    """The smallest and largest value of a tensor on each calibration input."""
 
     lows: tuple[float, ...]
     highs: tuple[float, ...]
@@ -46,38 +49,49 @@ class Reach:
         return max(abs(self.low), abs(self.high))
 
 
-def cached_reach(
+def cached_ranges(
     graph: OnnxGraph,
     feeds: Sequence[Feeds],
     *,
-    load: Load,
+    load: LoadGraph,
     names: Collection[str],
     cache: Path | None,
     on_feed: OnFeed | None = None,
-) -> dict[str, Reach]:
-    """`measure_reach`, or what it gave the last time for the very same graph and inputs, from the folder `cache`.
+) -> dict[str, ValueRange]:
+    """Return `collect_ranges`, from the folder `cache` if it was called before with the same graph and inputs.
 
-    A cache that cannot be read or written costs time and nothing else.
+    A cache that is damaged or not writable is ignored.
     """
     if cache is None:
-        return measure_reach(graph, feeds, load=load, names=names, on_feed=on_feed)
-    file = cache / f"{_key(graph, feeds, names)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        kept = json.loads(file.read_text("utf-8"))
-        found = {name: Reach(tuple(map(float, lows)), tuple(map(float, highs))) for name, (lows, highs) in kept.items()}
-        whole = all(len(reach.lows) == len(reach.highs) == len(feeds) for reach in found.values())
-        if whole and found.keys() == {value.name for value in _tensors(graph.model.graph) if value.name in names}:
-            return found
-    found = measure_reach(graph, feeds, load=load, names=names, on_feed=on_feed)
+        return collect_ranges(graph, feeds, load=load, names=names, on_feed=on_feed)
+    file = cache / f"{_cache_key(graph, feeds, names)}.json"
+    expected = {str(value.name) for value in _float_tensors(graph.model.graph) if value.name in names}
+    cached = _read_ranges(file)
+    if cached is not None and cached.keys() == expected:
+        complete = all(len(found.lows) == len(found.highs) == len(feeds) for found in cached.values())
+        if complete:
+            return cached
+    ranges = collect_ranges(graph, feeds, load=load, names=names, on_feed=on_feed)
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps({name: [reach.lows, reach.highs] for name, reach in found.items()}))
-    return found
+        write_atomically(file, json.dumps({name: [found.lows, found.highs] for name, found in ranges.items()}))
+    return ranges
 
 
-def _key(graph: OnnxGraph, feeds: Sequence[Feeds], names: Collection[str]) -> str:
-    """A hash of all that the reach depends on."""
-    key = hashlib.sha256(b"reach 1\n")
+def _read_ranges(file: Path) -> dict[str, ValueRange] | None:
+    """Read a cache file; None if there is none or it is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        content = json.loads(file.read_text("utf-8"))
+        return {
+            name: ValueRange(tuple(map(float, lows)), tuple(map(float, highs)))
+            for name, (lows, highs) in content.items()
+        }
+    return None
+
+
+def _cache_key(graph: OnnxGraph, feeds: Sequence[Feeds], names: Collection[str]) -> str:
+    """Hash everything that the ranges depend on."""
+    key = hashlib.sha256(b"ranges 1\n")
     key.update(graph.to_bytes())
     key.update("\n".join(sorted(names)).encode())
     for feed in feeds:
@@ -87,52 +101,55 @@ def _key(graph: OnnxGraph, feeds: Sequence[Feeds], names: Collection[str]) -> st
     return key.hexdigest()
 
 
-def measure_reach(
+def collect_ranges(
     graph: OnnxGraph,
     feeds: Sequence[Feeds],
     *,
-    load: Load,
+    load: LoadGraph,
     names: Collection[str] | None = None,
     on_feed: OnFeed | None = None,
-) -> dict[str, Reach]:
-    """The reach of each fp32 tensor that is no weight, or of those in `names`, by the tensor's name.
+) -> dict[str, ValueRange]:
+    """Return the range of each fp32 tensor by name, without weights; only of those in `names`, if given.
 
-    Raises UsageError without feeds, ExportError where the graph's answer to one of them is not finite.
+    Raises UsageError without feeds, ExportError if an output of the graph is not finite.
     """
     if not feeds:
-        raise UsageError("ranges are measured on calibration inputs, and there are none; give images with --calib")
+        raise UsageError("no calibration inputs; give a folder of images with --calib DIR")
     model = graph.model.clone()
-    asked = [str(value.name) for value in model.graph.outputs]
-    tensors = [value for value in _tensors(model.graph) if names is None or value.name in names]
-    watched = {str(value.name): (f"low.{index}", f"high.{index}") for index, value in enumerate(tensors)}
+    outputs = [str(value.name) for value in model.graph.outputs]
+    tensors = [value for value in _float_tensors(model.graph) if names is None or value.name in names]
+    extremes = {str(value.name): (f"low.{index}", f"high.{index}") for index, value in enumerate(tensors)}
     for value in tensors:
-        low, high = watched[str(value.name)]
-        _watch(model.graph, value, "ReduceMin", low)
-        _watch(model.graph, value, "ReduceMax", high)
+        low, high = extremes[str(value.name)]
+        _add_extreme(model.graph, value, "ReduceMin", low)
+        _add_extreme(model.graph, value, "ReduceMax", high)
     common_passes.NameFixPass()(model)
     run = load(OnnxGraph(model))
     found: list[Mapping[str, Array]] = []
     for index, feed in enumerate(feeds):
         if on_feed is not None:
             on_feed(index, len(feeds))
-        answers = run(feed)
-        if not all(np.isfinite(answers[name]).all() for name in asked):
-            raise ExportError("in fp32 already the answer to a calibration input is not finite; look into that first")
-        found.append({name: answers[name] for pair in watched.values() for name in pair})
+        results = run(feed)
+        if not all(np.isfinite(results[name]).all() for name in outputs):
+            raise ExportError(
+                f"the fp32 model outputs NaN or infinity for calibration input {index}; fix the model or remove "
+                "that input"
+            )
+        found.append({name: results[name] for pair in extremes.values() for name in pair})
     return {
-        name: Reach(tuple(float(each[low]) for each in found), tuple(float(each[high]) for each in found))
-        for name, (low, high) in watched.items()
+        name: ValueRange(tuple(float(each[low]) for each in found), tuple(float(each[high]) for each in found))
+        for name, (low, high) in extremes.items()
     }
 
 
-def _tensors(graph: ir.Graph) -> list[ir.Value]:
-    """The fp32 tensors that are not weights."""
+def _float_tensors(graph: ir.Graph) -> list[ir.Value]:
+    """Return the fp32 tensors that are not weights."""
     values = (*graph.inputs, *(value for node in graph for value in node.outputs))
     return [value for value in values if is_float(value) and value.name]
 
 
-def _watch(graph: ir.Graph, value: ir.Value, operator: str, name: str) -> None:
-    """Makes the value's least or largest element an output of the graph, a single number."""
+def _add_extreme(graph: ir.Graph, value: ir.Value, operator: str, name: str) -> None:
+    """Add the minimum or maximum of a value to the graph's outputs, as a scalar."""
     node = ir.node(operator, [value], {"keepdims": 0})
     output = node.outputs[0]
     output.name, output.type, output.shape = name, value.type, ir.Shape([])

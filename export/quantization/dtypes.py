@@ -18,41 +18,38 @@ from edgevit.types import Array
 FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 InterfaceType: TypeAlias = Literal["fp32", "fp16"]
 
-# Operators that compute nothing: what comes out went in.
-MOVING = frozenset({"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity",
-                    "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu",
-                    "Unsqueeze", "Where"})  # fmt: skip
-_READING_ANY_TYPE = frozenset({"Cast", "Shape", "Size"})  # a Cast in front of these would change nothing
+# Operators that only move or select values.
+DATA_MOVEMENT = frozenset({"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+                           "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+                           "Transpose", "Trilu", "Unsqueeze", "Where"})  # fmt: skip
+_ANY_INPUT_TYPE = frozenset({"Cast", "Shape", "Size"})  # a Cast of their input is useless
 
-_Uses: TypeAlias = Mapping[tuple[ir.Node, int], ir.DataType]  # the type that a node wants at each of its fp32 inputs
+_Uses: TypeAlias = Mapping[tuple[ir.Node, int], ir.DataType]  # the new type of each fp32 input
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether the value is fp32, the type that is at stake here."""
+    """Whether the value is fp32, the type that can become fp16."""
     return value is not None and value.dtype == FP32
 
 
 def computes(node: ir.Node) -> bool:
-    """Whether fp32 goes in or comes out."""
+    """Whether the node has an fp32 input or output."""
     return any(is_float(value) for value in (*node.inputs, *node.outputs))
 
 
 def to_half(array: Array) -> Array:
-    """The array in fp16; what lies beyond its range becomes infinite, for readers that stay in fp32."""
+    """Convert to fp16; values beyond its range become infinite, without a warning."""
     with np.errstate(over="ignore"):
         return array.astype(np.float16)
 
 
-# What ONNX says
-
-
 def is_known(node: ir.Node, opset: int) -> bool:
-    """Whether ONNX itself defines the operator."""
+    """Whether the operator is a standard ONNX operator of this opset."""
     return _schema(node, opset) is not None
 
 
 def takes_fp16(node: ir.Node, index: int, opset: int) -> bool:
-    """Whether the node's input of that index may be fp16: not the scales of a Resize, for one."""
+    """Whether ONNX allows fp16 at this input of the node; it does not for the scales of a Resize, for example."""
     schema = _schema(node, opset)
     return schema is not None and _allows_fp16(schema, _type_name(schema.inputs, index))
 
@@ -70,7 +67,7 @@ def _schema_of(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
 
 
 def _type_name(formal: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
-    """The name of a parameter's type; the last parameter stands for all further ones."""
+    """Return the type variable of a parameter; the last parameter of a schema may be variadic."""
     return formal[min(index, len(formal) - 1)].type_str if formal else ""
 
 
@@ -82,25 +79,26 @@ def _allows_fp16(schema: onnx.defs.OpSchema, type_name: str) -> bool:
 
 
 def _fp16_outputs(node: ir.Node, opset: int) -> Iterator[ir.Value]:
-    """The outputs whose type follows an input that becomes fp16; a Cast to fp32 becomes one to fp16."""
+    """Yield the outputs that have the type of an input that becomes fp16. A Cast to fp32 becomes a Cast to fp16."""
     schema = _schema(node, opset)
     if schema is None:
         return
-    followed = {
+    fp16_types = {
         _type_name(schema.inputs, index)
         for index, value in enumerate(node.inputs)
         if is_float(value) and takes_fp16(node, index, opset)
     }
     for index, value in enumerate(node.outputs):
-        if is_float(value) and (node.op_type == "Cast" or _type_name(schema.outputs, index) in followed):
+        if is_float(value) and (node.op_type == "Cast" or _type_name(schema.outputs, index) in fp16_types):
             yield value
 
 
-# The typed graph
-
-
 def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> None:
-    """Types the model in place: fp16 but for the `kept` nodes, with one Cast for each value that is read as both."""
+    """Convert the model to fp16 in place, except for the `kept` nodes.
+
+    A value that is read in the other type gets one Cast, which all its readers share. `io` is the type of the graph's
+    inputs and outputs.
+    """
     opset = model.opset_imports.get("", 0)
     nodes = list(model.graph.all_nodes())
     outputs = [value for value in model.graph.outputs if is_float(value)]
@@ -109,12 +107,12 @@ def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> No
         (node, index): FP16 if node not in kept and takes_fp16(node, index, opset) else FP32
         for node in nodes
         for index, value in enumerate(node.inputs)
-        if is_float(value) and node.op_type not in _READING_ANY_TYPE
+        if is_float(value) and node.op_type not in _ANY_INPUT_TYPE
     }
-    halves = [value for node in nodes if node not in kept for value in _fp16_outputs(node, opset)]
+    fp16_values = [value for node in nodes if node not in kept for value in _fp16_outputs(node, opset)]
     if io == "fp16":
-        halves += [value for value in model.graph.inputs if is_float(value)]
-    for value in halves:
+        fp16_values += [value for value in model.graph.inputs if is_float(value)]
+    for value in fp16_values:
         set_type(value, FP16)
         producer = value.producer()
         if producer is not None and producer.op_type == "Cast":
@@ -130,56 +128,55 @@ def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> No
         dtype = FP16 if io == "fp16" else FP32
         if value.dtype != dtype:
             _cast_output(model.graph, value, dtype, casts)
-    common_passes.NameFixPass()(model)  # a value of the model may have had the name of a Cast's result
+    common_passes.NameFixPass()(model)  # a value of the model may already have the name of a Cast's output
 
 
 def set_type(value: ir.Value, dtype: ir.DataType) -> None:
-    """Gives the value a type of its own: the old one may be shared with values of other models."""
+    """Set the type of a value. The old type object is not changed: values of other models may share it."""
     value.type = ir.TensorType(dtype)
 
 
 def _retype_weight(graph: ir.Graph, value: ir.Value, uses: _Uses) -> None:
-    """Stores a weight in the type that its readers want, in both where they disagree."""
-    half_uses = [use for use in value.uses() if uses.get((use.node, use.idx)) == FP16]
+    """Store a weight in the type that its readers need; in both types if they differ."""
+    fp16_uses = [use for use in value.uses() if uses.get((use.node, use.idx)) == FP16]
     array = constant(value)
-    if not half_uses or array is None:
+    if not fp16_uses or array is None:
         return
-    if len(half_uses) == len(list(value.uses())) and not value.is_graph_output():
+    if len(fp16_uses) == len(list(value.uses())) and not value.is_graph_output():
         value.const_value = ir.tensor(to_half(array), name=value.name)
         set_type(value, FP16)
         return
-    half = initializer(graph, f"{value.name}_fp16", to_half(array))
-    for use in half_uses:
-        use.node.replace_input_with(use.idx, half)
+    fp16_weight = initializer(graph, f"{value.name}_fp16", to_half(array))
+    for use in fp16_uses:
+        use.node.replace_input_with(use.idx, fp16_weight)
 
 
 def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.Value, ir.Value]) -> ir.Value:
-    """The value in the other type, by a Cast that all its readers share, beside the node that makes it."""
+    """Return the value cast to `dtype`. The Cast follows the producer and is shared by all readers."""
     if value in casts:
         return casts[value]
-    result = f"{value.name}_{'fp16' if dtype == FP16 else 'fp32'}"
+    name = f"{value.name}_{'fp16' if dtype == FP16 else 'fp32'}"
     producer = value.producer()
     module = module_of(producer) if producer is not None else ""
-    cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{module}/Cast_{result}")
+    cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{module}/Cast_{name}")
     if producer is not None and producer.graph is not None:
         producer.graph.insert_after(producer, cast)
     else:
         graph.insert_before(graph[0], cast)
-    made = cast.outputs[0]
-    made.name, made.shape = result, value.shape
-    set_type(made, dtype)
-    casts[value] = made
-    return made
+    output = cast.outputs[0]
+    output.name, output.shape = name, value.shape
+    set_type(output, dtype)
+    casts[value] = output
+    return output
 
 
 def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.Value, ir.Value]) -> None:
-    """Puts a Cast in front of an output of the graph, which keeps its name."""
-    made = _cast(graph, value, dtype, casts)
-    replace_output(graph, value, made, suffix="fp32" if dtype == FP16 else "fp16")
+    """Insert a Cast before an output of the graph; the output keeps its name."""
+    replace_output(graph, value, _cast(graph, value, dtype, casts), suffix="fp32" if dtype == FP16 else "fp16")
 
 
 def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, *, suffix: str) -> None:
-    """Makes `new` an output in the place and under the name of `old`."""
+    """Make `new` the output of the graph in place of `old`, under its name; `old` gets the suffix."""
     for index, output in enumerate(graph.outputs):
         if output is old:
             graph.outputs[index] = new

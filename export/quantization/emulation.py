@@ -11,21 +11,21 @@ import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, int64_initializer, replace_value
-from edgevit.export.quantization.dtypes import FP16, FP32, MOVING, replace_output, set_type
+from edgevit.export.quantization.dtypes import DATA_MOVEMENT, FP16, FP32, replace_output, set_type
 from edgevit.types import Array
 
 
 def emulate_fp16(graph: OnnxGraph) -> OnnxGraph:
-    """A graph in fp32 that computes what a typed graph says: whatever that types as fp16 is rounded to fp16.
+    """Return a graph in fp32 that rounds every fp16 tensor of a mixed-precision graph to fp16.
 
-    ONNX Runtime's CPU provider has next to no fp16 arithmetic. It computes a typed graph in fp32 and drops the rounding
-    between operators: a graph that overflows on an engine gives fine answers there. Here the roundings are Casts of the
-    graph's own, which ONNX Runtime obeys. Within an operator this sums up in fp32, as engines do.
+    ONNX Runtime has hardly any fp16 kernels for CPUs. It runs such a graph in fp32 and removes the rounding between
+    operators, so that a graph that overflows on a GPU looks right. Here Casts of the graph do the rounding, and ONNX
+    Runtime keeps those. Sums inside an operator are in fp32, as they are on a GPU.
     """
-    return graph.apply("emulate_fp16", _emulate)
+    return graph.apply("emulate_fp16", _emulate_fp16)
 
 
-def _emulate(model: ir.Model) -> None:
+def _emulate_fp16(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         array = constant(value) if value.dtype == FP16 else None
         if array is not None:
@@ -37,57 +37,57 @@ def _emulate(model: ir.Model) -> None:
     for node in list(model.graph.all_nodes()):
         for value in node.outputs:
             if value.dtype == FP16:
-                _round(node, value)
+                _round_to_fp16(node, value)
 
 
-def _round(node: ir.Node, value: ir.Value) -> None:
-    """Lets all readers of a value read it rounded to fp16, in fp32."""
+def _round_to_fp16(node: ir.Node, value: ir.Value) -> None:
+    """Replace a value, for all its readers, by an fp32 value rounded to fp16."""
     graph = node.graph
-    if graph is None or node.op_type in MOVING:  # moved values have been rounded before
+    if graph is None or node.op_type in DATA_MOVEMENT:  # its inputs are already rounded
         set_type(value, FP32)
         return
     readers = list(value.uses())
-    narrowing = node  # a Cast to fp16 of the graph's own does it, for any other node there is one more
+    to_fp16 = node  # if it is a Cast to fp16; other nodes get one
     if node.op_type != "Cast":
         set_type(value, FP32)
-        narrowing = ir.node("Cast", [value], {"to": int(FP16)}, name=f"{node.name}_round")
-        graph.insert_after(node, narrowing)
-    narrow = narrowing.outputs[0]
-    widening = ir.node("Cast", [narrow], {"to": int(FP32)}, name=f"{node.name}_widen")
-    graph.insert_after(narrowing, widening)
-    wide = widening.outputs[0]
-    narrow.shape = wide.shape = value.shape
-    set_type(narrow, FP16)
-    set_type(wide, FP32)
+        to_fp16 = ir.node("Cast", [value], {"to": int(FP16)}, name=f"{node.name}_round")
+        graph.insert_after(node, to_fp16)
+    rounded = to_fp16.outputs[0]
+    to_fp32 = ir.node("Cast", [rounded], {"to": int(FP32)}, name=f"{node.name}_widen")
+    graph.insert_after(to_fp16, to_fp32)
+    result = to_fp32.outputs[0]
+    rounded.shape = result.shape = value.shape
+    set_type(rounded, FP16)
+    set_type(result, FP32)
     for use in readers:
-        use.node.replace_input_with(use.idx, wide)
+        use.node.replace_input_with(use.idx, result)
     if value.is_graph_output():
-        replace_output(graph, value, wide, suffix="unrounded")
+        replace_output(graph, value, result, suffix="unrounded")
 
 
 def emulate_saturation(graph: OnnxGraph) -> OnnxGraph:
     """Return a QDQ graph that computes what an x86 processor without VNNI computes.
 
-    There the products of uint8 activations and int8 weights are summed in pairs in 16-bit integers that saturate, and
-    the pairs in 32 bits (`vpmaddubsw`). Neighbors along the reduction axis make a pair: for a convolution the channels
-    of one kernel tap, then the next tap. On an AMD EPYC with AVX2 this is what ONNX Runtime's kernels compute.
+    It adds the products of uint8 activations and int8 weights in pairs in 16-bit integers that saturate
+    (`vpmaddubsw`), and the sums of pairs in 32 bits. Pairs are neighbors along the reduction axis: for a convolution
+    the channels of one kernel tap, then those of the next. ONNX Runtime on an AMD EPYC with AVX2 computes the same.
 
-    Needs static shapes but for the batch. Memory grows with the number of pairs: for small graphs.
+    All dimensions but the batch have to be static. Memory grows with the number of pairs: use it on small graphs.
     """
-    return graph.apply("emulate_saturation", _saturate_layers)
+    return graph.apply("emulate_saturation", _replace_int8_layers)
 
 
-def _saturate_layers(model: ir.Model) -> None:
+def _replace_int8_layers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type in ("Conv", "Gemm", "MatMul") and (operands := _int8_operands(node)) is not None:
-            _Saturation(model.graph, node, operands).replace()
+            _SaturatingLayer(model.graph, node, operands).replace()
 
 
 @dataclass(frozen=True, slots=True)
 class _Operands:
     """The quantized operands of a layer."""
 
-    codes: ir.Value  # uint8
+    codes: ir.Value  # quantized activation, uint8
     scale: Array  # ()
     zero: int
     weight: Array  # int8, output channels along `axis`
@@ -108,8 +108,8 @@ def _int8_operands(node: ir.Node) -> _Operands | None:
     return _Operands(codes, scale, int(zero), weight, weight_scales, w.attributes.get_int("axis", 1))
 
 
-class _Saturation:
-    """Replaces one layer by the sums that saturate."""
+class _SaturatingLayer:
+    """Replaces one int8 layer by nodes that compute each pair of products separately."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, operands: _Operands) -> None:
         self._graph, self._node, self._operands = graph, node, operands
@@ -130,7 +130,7 @@ class _Saturation:
         self._graph.remove(node, safe=True)
 
     def _convolve(self, codes: ir.Value) -> ir.Value:
-        """Convolve with each pair of weights by itself: one output channel a pair."""
+        """Return the sums of a convolution: one convolution output channel for each pair of weights."""
         node, weight = self._node, self._operands.weight
         channels, depth, *kernel = weight.shape
         taps = weight.reshape(channels, depth, -1).transpose(0, 2, 1).reshape(channels, -1)  # channels fastest
@@ -151,7 +151,7 @@ class _Saturation:
         return self._add("Reshape", [sums, self._integers([0, channels, *size])])
 
     def _multiply(self, codes: ir.Value) -> ir.Value:
-        """Multiply each pair of columns with its pair of rows by itself."""
+        """Return the sums of a matmul: one matmul for each pair of rows of the weight."""
         operands = self._operands
         weight = operands.weight.T if operands.axis == 0 else operands.weight
         depth, channels = weight.shape
@@ -187,6 +187,6 @@ class _Saturation:
 
 
 def _dims_after(value: ir.Value, start: int) -> list[int]:
-    """The dimensions of a value from `start` on, which have to be static."""
+    """Return the dimensions of a value from `start` on; they have to be static."""
     assert value.shape is not None
-    return [int(dim) for dim in list(value.shape)[start:]]  # type: ignore[arg-type]  # no batch among them
+    return [int(dim) for dim in list(value.shape)[start:]]  # type: ignore[arg-type]  # static

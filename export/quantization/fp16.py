@@ -1,21 +1,21 @@
-"""fp16: a typed graph in which each operator has one precision and Casts stand at the borders between them.
+"""Convert a graph to mixed fp16/fp32: each operator has one precision, with Casts between them.
 
-TensorRT 11 and TensorRT-RTX know no precision flag: what runs in fp16 is what the graph types as fp16, and the same
-graph serves TensorRT 10 with STRONGLY_TYPED. So this decides node by node, by what each tensor reaches on calibration
-images and by what each node is for. In fp32 stay
+TensorRT 11 and TensorRT-RTX have no precision flag: they run in fp16 what the graph types as fp16. TensorRT 10 does the
+same with STRONGLY_TYPED. So each node is decided here, from the range of its tensors on calibration inputs and from
+its role (`fp16_rules`). These stay in fp32:
 
-* what comes near fp16's largest number, 65504, or holds nothing but numbers below its smallest normal one, 6.1e-5,
-  and the readers of constants that fp16 cannot hold, an epsilon of 1e-8 above all;
-* exponentials, the sums over them and the division by those: the performer's phi spans more decades than fp16 has;
-* the statistics of norms that are written out, down to the division.
+* nodes with tensors near fp16's largest number, 65504, or entirely below its smallest normal number, 6.1e-5, and
+  readers of constants that fp16 cannot hold, such as an epsilon of 1e-8;
+* exponentials, the sums over them and the division by those sums: the performer's phi spans more decades than fp16;
+* the statistics of norms that are written out as separate nodes, up to the division.
 
-Norms and Softmax that stand in the graph as one operator are typed fp16: engines keep the statistics inside them in
-fp32 by themselves, and a Cast at their side would part them from the kernel that they fuse with. Attention (scale on q,
-product, Softmax, product) has no Cast within for the same reason, as long as its numbers allow it.
+Norms and Softmax that are one operator become fp16: engines compute their statistics in fp32 anyway, and a Cast next
+to them would prevent fusion. For the same reason attention (scaled q, matmul, Softmax, matmul) has no Cast inside,
+if its values allow it.
 
-Why not a library: onnxconverter-common and ONNX Runtime's converter, its descendant, block operators by name, measure
-nothing and squeeze constants into range. ModelOpt's AutoCast measures magnitudes and looks at each node by itself: by
-default all 412 nodes of vitae_t become fp16, exponentials and epsilon too (and it pins its own onnx, onnxruntime).
+Other converters: onnxconverter-common and ONNX Runtime's converter exclude operators by name, measure nothing and clip
+constants to the range. ModelOpt's AutoCast measures magnitudes, but decides each node separately: by default all 412
+nodes of vitae_t become fp16, exponentials and epsilon included (and it pins its own onnx and onnxruntime).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
-from edgevit.export.quantization.calibration import Load, measure_reach
+from edgevit.export.quantization.calibration import LoadGraph, collect_ranges
 from edgevit.export.quantization.dtypes import (
     InterfaceType,
     computes,
@@ -40,15 +40,13 @@ from edgevit.export.quantization.dtypes import (
     retype,
     to_half,
 )
-from edgevit.export.quantization.fp16_rules import LARGEST, SMALLEST_NORMAL, Scene, decide
+from edgevit.export.quantization.fp16_rules import FP16_MAX, FP16_MIN_NORMAL, Fp16Context, find_fp32_nodes
 from edgevit.types import Feeds
-
-__all__ = ["KeptNode", "PrecisionPlan", "WeightRange", "to_fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptNode:
-    """A node that stays in fp32. Its name is `<PyTorch module path>/<operator>`."""
+    """A node that stays in fp32. `name` is `<PyTorch module path>/<operator>`."""
 
     name: str
     operator: str
@@ -57,24 +55,24 @@ class KeptNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRange:
-    """A weight of which fp16 cannot hold all values as they are."""
+    """A weight with values that fp16 cannot hold exactly enough."""
 
     name: str
-    values: int
-    beyond: int  # finite values beyond 65504
-    denormal: int  # values below the smallest normal number, which lose bits
-    lost: int  # of these, the values that become 0
+    values: int  # number of all values
+    beyond: int  # number of finite values beyond 65504
+    denormal: int  # number of nonzero values below fp16's smallest normal number, which lose bits
+    lost: int  # number of these that become 0
     stays_fp32: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionPlan:
-    """What of a graph is not fp16, and why."""
+    """The nodes that stay in fp32, and why."""
 
-    nodes: int  # that compute with floating-point numbers, kept ones included
+    nodes: int  # number of floating-point nodes, kept ones included
     kept: tuple[KeptNode, ...]
-    weights: tuple[WeightRange, ...]  # only those that fp16 cannot hold as they are
-    casts: int  # in the typed graph
+    weights: tuple[WeightRange, ...]  # only those with values that fp16 cannot hold
+    casts: int  # number of Cast nodes in the converted graph
 
     @property
     def summary(self) -> str:
@@ -99,26 +97,29 @@ class PrecisionPlan:
 
 
 def to_fp16(
-    graph: OnnxGraph, feeds: Sequence[Feeds], *, load: Load, io: InterfaceType = "fp32"
+    graph: OnnxGraph, feeds: Sequence[Feeds], *, load: LoadGraph, io: InterfaceType = "fp32"
 ) -> tuple[OnnxGraph, PrecisionPlan]:
-    """The graph typed for fp16, and the plan it was typed by. `graph` has passed `check`, so that every type is known.
+    """Return the mixed-precision graph and its plan. All types have to be known: call `check` on the graph before.
 
-    `load` makes a graph ready to run in fp32; `feeds` are calibration inputs, photos rather than noise. Inputs and
-    outputs stay fp32 unless `io` says otherwise. Raises UsageError without feeds, ExportError where the graph's answer
-    to one of them is not finite.
+    `load` prepares a graph to run in fp32. `feeds` are calibration inputs: photos, since noise has other ranges. `io`
+    is the type of the graph's inputs and outputs. Raises UsageError without feeds, ExportError if an output of the
+    fp32 graph is not finite.
     """
     start = time.perf_counter()
     model = graph.model.clone()
     common_passes.NameFixPass()(model)  # a file from elsewhere may have nodes without names
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    reach = measure_reach(OnnxGraph(model), feeds, load=load)
-    kept = decide(Scene(model, {name: found.magnitude for name, found in reach.items()}, io))
+    ranges = collect_ranges(OnnxGraph(model), feeds, load=load)
+    magnitudes = {name: found.magnitude for name, found in ranges.items()}
+    kept = find_fp32_nodes(Fp16Context(model, magnitudes, io))
     weights = tuple(_weight_ranges(model, kept.keys()))
     nodes = sum(computes(node) for node in model.graph.all_nodes())
     retype(model, kept.keys(), io)
     plan = PrecisionPlan(
         nodes=nodes,
-        kept=tuple(KeptNode(name=str(node.name), operator=node.op_type, reason=why) for node, why in kept.items()),
+        kept=tuple(
+            KeptNode(name=str(node.name), operator=node.op_type, reason=reason) for node, reason in kept.items()
+        ),
         weights=weights,
         casts=sum(node.op_type == "Cast" for node in model.graph.all_nodes()),
     )
@@ -131,7 +132,7 @@ def _weight_ranges(model: ir.Model, kept: AbstractSet[ir.Node]) -> Iterator[Weig
         if array is None:
             continue
         magnitude = np.abs(array[np.isfinite(array) & (array != 0)])
-        beyond, denormal = int((magnitude > LARGEST).sum()), int((magnitude < SMALLEST_NORMAL).sum())
+        beyond, denormal = int((magnitude > FP16_MAX).sum()), int((magnitude < FP16_MIN_NORMAL).sum())
         if beyond or denormal:
             yield WeightRange(
                 name=name,

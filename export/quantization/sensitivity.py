@@ -1,4 +1,4 @@
-"""int8 as far as the answers allow: the layers that cost them most go back to float, until a judge is content."""
+"""Choose the layers that stay in float so that int8 keeps the accuracy."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ import numpy as np
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
-from edgevit.export.quantization.calibration import Load, Reach
+from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
-from edgevit.export.quantization.int8 import Layer, layers_of, needs_vnni, quantize
+from edgevit.export.quantization.int8 import Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
 from edgevit.types import Feeds
 
-# Why the answers of a graph will not do; empty where they will.
-Judge: TypeAlias = Callable[[OnnxGraph], str]
-# Called with the layers that have been looked at and the layers there are.
+# Returns why a quantized graph is rejected, or "" if it is accepted.
+AcceptanceCheck: TypeAlias = Callable[[OnnxGraph], str]
+# Called before each layer with the number of layers measured and the number of all layers.
 OnLayer: TypeAlias = Callable[[int, int], None]
 
-LEAST_SHARE = 0.5  # of the graph's multiply-adds: with less than that in int8 the name would be a lie
+MIN_INT8_FRACTION = 0.5  # of the graph's MACs: a graph with less in int8 is not called int8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationPlan:
-    """What of a graph is int8, what is not, and why."""
+    """The layers that stay in float, and the fraction of the graph in int8."""
 
     activations: str  # uint8 or int8
-    rest: str  # the precision of what is not int8
-    layers: int  # convolutions and products with constant weights
+    float_dtype: str  # precision of everything that is not int8
+    layers: int  # Conv, Gemm and MatMul nodes with constant weights
     kept: tuple[KeptNode, ...]  # the layers that are not int8
     fraction: float  # of the graph's MACs that the int8 layers do
-    photos: int  # calibration inputs
+    calibration_inputs: int
     weight_range: str  # "safe" or "full", see Int8Scheme
-    needs_vnni: bool  # whether an x86 processor without VNNI computes the graph wrongly
+    needs_vnni: bool  # whether the graph can saturate on x86 processors without VNNI
 
     @property
     def summary(self) -> str:
-        quantised = self.layers - len(self.kept)
-        share = "more than 99.9%" if 0.9995 < self.fraction < 1 else f"{self.fraction:.1%}"
+        quantized = self.layers - len(self.kept)
+        fraction = "more than 99.9%" if 0.9995 < self.fraction < 1 else f"{self.fraction:.1%}"
         return (
-            f"{quantised} of {self.layers} layers in int8, {share} of all multiply-adds, "
-            f"by {self.photos} calibration inputs"
+            f"{quantized} of {self.layers} layers in int8, {fraction} of all MACs, "
+            f"from {self.calibration_inputs} calibration inputs"
         )
 
     @property
     def reverted(self) -> tuple[KeptNode, ...]:
-        """The layers that would gain by int8 and cost accuracy."""
-        return tuple(node for node in self.kept if node.reason.startswith(_COSTLY))
+        """The layers that stay in float because int8 costs accuracy."""
+        return tuple(node for node in self.kept if node.reason.startswith(_COSTS_ACCURACY))
 
     def notes(self) -> list[str]:
         """Return what the export report says about the conversion."""
@@ -59,156 +59,169 @@ class QuantizationPlan:
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
-        return {"summary": self.summary, "share": fields.pop("fraction"), **fields}
+        renamed = {
+            "rest": fields.pop("float_dtype"),
+            "share": fields.pop("fraction"),
+            "photos": fields.pop("calibration_inputs"),
+        }
+        return {"summary": self.summary, **renamed, **fields}
 
 
-_COSTLY = "costs accuracy"
-_NOT_FINITE = "what it reads or makes is not finite on calibration inputs, in fp32 already"
+_COSTS_ACCURACY = "costs accuracy"
+_NOT_FINITE = "its input or output is not finite on the calibration inputs, in fp32 too"
 
 
-def quantize_within(
+def quantize_with_fallback(
     graph: OnnxGraph,
-    reach: Mapping[str, Reach],
+    ranges: Mapping[str, ValueRange],
     *,
     scheme: Int8Scheme,
-    judge: Judge,
+    acceptance_check: AcceptanceCheck,
     feeds: Sequence[Feeds],
-    load: Load,
+    load: LoadGraph,
     on_layer: OnLayer | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
-    """The graph with as many layers in int8 as `judge` allows, and the plan of it.
+    """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
-    All of them first. Where that will not do, each layer is measured by itself, by the noise that it alone brings into
-    the answers to `feeds`, and the loudest go back to float: the fewest that content the judge.
+    All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs for
+    `feeds` is measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary
+    search.
 
-    Raises PrecisionError where less than half of the graph's multiply-adds could be, or would be left, in int8.
+    Raises PrecisionError if less than `MIN_INT8_FRACTION` of the MACs can be in int8, or can stay there.
     """
-    layers = tuple(_measurable(layer, reach) for layer in layers_of(graph))
-    able = [layer for layer in layers if not layer.stays_float]
-    if not able:
-        raise PrecisionError("the graph has no layer that would gain by int8; ask for --precision fp16 or fp32")
-    least = LEAST_SHARE * graph_macs(graph)
-    if (most_int8 := sum(layer.multiply_adds for layer in able)) < least:
+    layers = tuple(_skip_if_not_finite(layer, ranges) for layer in find_layers(graph))
+    candidates = [layer for layer in layers if not layer.skip_reason]
+    if not candidates:
+        raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")
+    total_macs = graph_macs(graph)
+    min_macs = MIN_INT8_FRACTION * total_macs
+    if (int8_macs := sum(layer.macs for layer in candidates)) < min_macs:
         raise PrecisionError(
-            f"{most_int8 / graph_macs(graph):.0%} of the graph's multiply-adds are in layers that can be int8, and "
-            f"{LEAST_SHARE:.0%} have to be; ask for --precision fp16 or fp32"
+            f"only {int8_macs / total_macs:.0%} of the graph's MACs are in layers that can be int8, and "
+            f"{MIN_INT8_FRACTION:.0%} are required; use --precision fp16 or fp32"
         )
-    everything = _quantized(graph, able, reach, scheme)
-    complaint = judge(everything)
-    if not complaint:
-        return everything, _plan(everything, graph, layers, {}, reach, scheme)
-    noise = _noise_by_layer(graph, able, reach, scheme, feeds, load, on_layer)
-    order = sorted(able, key=lambda layer: -noise[layer.name])
-    most = _most_reverted(order, least)
-    last = judge(_quantized(graph, order[most:], reach, scheme))
-    if last:
-        names = ", ".join(layer.name for layer in order[:5])
+    quantized = _quantize(graph, candidates, ranges, scheme)
+    rejection_reason = acceptance_check(quantized)
+    if not rejection_reason:
+        return quantized, _plan(graph, quantized, layers, {}, ranges, scheme)
+    noise = _noise_by_layer(graph, candidates, ranges, scheme=scheme, feeds=feeds, load=load, on_layer=on_layer)
+    by_noise = sorted(candidates, key=lambda layer: -noise[layer.name])
+    limit = _max_reverted(by_noise, min_macs)
+    last_reason = acceptance_check(_quantize(graph, by_noise[limit:], ranges, scheme))
+    if last_reason:
+        names = ", ".join(layer.name for layer in by_noise[:5])
         raise PrecisionError(
-            f"int8 does not keep the answers: {complaint}; with half of the multiply-adds back in float, {last} "
-            f"(most sensitive: {names}). Calibrate with photos like those it will see, or ask for --precision fp16"
+            f"int8 changes the outputs too much: {rejection_reason}; with half of the MACs back in float, "
+            f"{last_reason} (most sensitive: {names}). Calibrate with images like those the model will see, or use "
+            "--precision fp16"
         )
-    count = _fewest(order, most, lambda count: not judge(_quantized(graph, order[count:], reach, scheme)))
+    count = _min_reverted(limit, lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)))
     reverted = {
-        layer.name: f"{_COSTLY}: it alone in int8 leaves an SNR of {_decibel(noise[layer.name]):.0f} dB"
-        for layer in order[:count]
+        layer.name: f"{_COSTS_ACCURACY}: SNR {_decibel(noise[layer.name]):.0f} dB with this layer alone in int8"
+        for layer in by_noise[:count]
     }
-    quantized = _quantized(graph, order[count:], reach, scheme)
-    return quantized, _plan(quantized, graph, layers, reverted, reach, scheme)
+    quantized = _quantize(graph, by_noise[count:], ranges, scheme)
+    return quantized, _plan(graph, quantized, layers, reverted, ranges, scheme)
 
 
-def _measurable(layer: Layer, reach: Mapping[str, Reach]) -> Layer:
-    """The layer; one that stays in float where what it reads or makes is not finite, of which there is no scale."""
-    around = [reach[name] for name in (layer.activation, layer.output) if name in reach]
-    if all(map(math.isfinite, (value for found in around for value in (*found.lows, *found.highs)))):
+def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:
+    """Return the layer, with a skip reason if its input or output has no finite range."""
+    found = [ranges[name] for name in (layer.activation, layer.output) if name in ranges]
+    if all(map(math.isfinite, (value for each in found for value in (*each.lows, *each.highs)))):
         return layer
-    return replace(layer, stays_float=layer.stays_float or _NOT_FINITE)
+    return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE)
 
 
-def _quantized(
-    graph: OnnxGraph, layers: Collection[Layer], reach: Mapping[str, Reach], scheme: Int8Scheme
+def _quantize(
+    graph: OnnxGraph, layers: Collection[Layer], ranges: Mapping[str, ValueRange], scheme: Int8Scheme
 ) -> OnnxGraph:
-    return quantize(graph, [layer.name for layer in layers], reach, scheme=scheme)
+    return quantize(graph, [layer.name for layer in layers], ranges, scheme=scheme)
 
 
 def _noise_by_layer(
     graph: OnnxGraph,
     layers: Sequence[Layer],
-    reach: Mapping[str, Reach],
+    ranges: Mapping[str, ValueRange],
+    *,
     scheme: Int8Scheme,
     feeds: Sequence[Feeds],
-    load: Load,
+    load: LoadGraph,
     on_layer: OnLayer | None,
 ) -> dict[str, float]:
-    """The noise over the signal in the answers with each layer alone in int8."""
-    answer = load(graph)
-    wanted = [answer(feed) for feed in feeds]
+    """Return the noise-to-signal ratio of the outputs with each layer alone in int8, by layer name."""
+    run = load(graph)
+    expected = [run(feed) for feed in feeds]
     noise = {}
     for index, layer in enumerate(layers):
         if on_layer is not None:
             on_layer(index, len(layers))
-        answer = load(_quantized(graph, [layer], reach, scheme))
-        noise[layer.name] = _noise(wanted, [answer(feed) for feed in feeds])
+        run = load(_quantize(graph, [layer], ranges, scheme))
+        noise[layer.name] = _noise_to_signal(expected, [run(feed) for feed in feeds])
     return noise
 
 
-def _noise(wanted: Sequence[Feeds], found: Sequence[Feeds]) -> float:
-    """The power of the difference over that of the answers; infinite where an answer is not finite."""
-    difference = signal = 0.0
-    for want, got in zip(wanted, found, strict=True):
-        for name, array in want.items():
-            difference += float(np.square(got[name].astype(np.float64) - array).sum())
+def _noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
+    """Return the power of the difference over the power of `expected`; infinity if an output is not finite."""
+    noise = signal = 0.0
+    for expected_outputs, actual_outputs in zip(expected, actual, strict=True):
+        for name, array in expected_outputs.items():
+            noise += float(np.square(actual_outputs[name].astype(np.float64) - array).sum())
             signal += float(np.square(array.astype(np.float64)).sum())
-    return difference / signal if signal > 0 and math.isfinite(difference) else math.inf
+    return noise / signal if signal > 0 and math.isfinite(noise) else math.inf
 
 
 def _decibel(noise: float) -> float:
+    """Return the SNR in dB of a noise-to-signal ratio."""
     return -10 * math.log10(noise) if 0 < noise < math.inf else math.inf if noise == 0 else -math.inf
 
 
-def _most_reverted(order: Sequence[Layer], least: float) -> int:
-    """How many of the first layers may go back to float so that `least` multiply-adds stay int8."""
-    left = sum(layer.multiply_adds for layer in order)
-    for count, layer in enumerate(order):
-        left -= layer.multiply_adds
-        if left < least:
+def _max_reverted(layers: Sequence[Layer], min_macs: float) -> int:
+    """Return how many of the first layers can go back to float while the others do at least `min_macs`."""
+    left = sum(layer.macs for layer in layers)
+    for count, layer in enumerate(layers):
+        left -= layer.macs
+        if left < min_macs:
             return count
-    return len(order)
+    return len(layers)
 
 
-def _fewest(order: Sequence[Layer], most: int, content: Callable[[int], bool]) -> int:
-    """The fewest layers to revert, between 1 and `most`, which contents the judge; by halving the interval."""
-    low, high = 0, min(most, len(order))  # 0 is known not to do, `most` to do
-    while high - low > 1:
-        middle = (low + high) // 2
-        if content(middle):
-            high = middle
+def _min_reverted(limit: int, accepts: Callable[[int], bool]) -> int:
+    """Return the smallest accepted number of layers in float, from 1 to `limit`, by binary search.
+
+    0 is known to be rejected and `limit` to be accepted.
+    """
+    rejected, accepted = 0, limit
+    while accepted - rejected > 1:
+        middle = (rejected + accepted) // 2
+        if accepts(middle):
+            accepted = middle
         else:
-            low = middle
-    return high
+            rejected = middle
+    return accepted
 
 
 def _plan(
-    quantized: OnnxGraph,
     graph: OnnxGraph,
+    quantized: OnnxGraph,
     layers: Sequence[Layer],
     reverted: Mapping[str, str],
-    reach: Mapping[str, Reach],
+    ranges: Mapping[str, ValueRange],
     scheme: Int8Scheme,
 ) -> QuantizationPlan:
     kept = tuple(
         KeptNode(name=layer.name, operator=layer.operator, reason=reason)
         for layer in layers
-        if (reason := layer.stays_float or reverted.get(layer.name, ""))
+        if (reason := layer.skip_reason or reverted.get(layer.name, ""))
     )
-    names = {node.name for node in kept}
-    whole = sum(layer.multiply_adds for layer in layers if layer.name not in names)
+    kept_names = {node.name for node in kept}
+    int8_macs = sum(layer.macs for layer in layers if layer.name not in kept_names)
     return QuantizationPlan(
         activations=scheme.activations,
-        rest=scheme.float_dtype,
+        float_dtype=scheme.float_dtype,
         layers=len(layers),
         kept=kept,
-        fraction=whole / graph_macs(graph),
-        photos=max(len(found.lows) for found in reach.values()),
+        fraction=int8_macs / graph_macs(graph),
+        calibration_inputs=max(len(found.lows) for found in ranges.values()),
         weight_range=scheme.weight_range,
         needs_vnni=needs_vnni(quantized),
     )

@@ -71,7 +71,7 @@ def test_the_manifest_lists_the_int8_layers(trained: Mapping[str, Bundle], fmt: 
     typing = trained[fmt].manifest.to_json()["typing"]
     assert (typing["layers"], typing["activations"], typing["photos"]) == (23, "uint8", CALIBRATION_IMAGES)
     assert [(node["name"], node["reason"].split(":")[0]) for node in typing["kept"]] == [
-        ("head/Gemm", "too small to gain by it")
+        ("head/Gemm", "too small to gain speed")
     ]
     assert 0.999 < typing["share"] < 1
     assert typing["summary"].startswith("22 of 23 layers in int8")
@@ -215,7 +215,7 @@ def test_int8_that_does_not_keep_the_outputs_is_status_9(
     """No choice of layers reaches the cosine of the parity tolerance."""
     assert export(small, "hopeless", tmp_path, "--calib", views) == 9
     line = last_line(capsys)
-    assert "int8 does not keep the answers: cosine" in line
+    assert "int8 changes the outputs too much: cosine" in line
     assert "most sensitive: only/Conv" in line
     assert list(tmp_path.iterdir()) == []
 

@@ -73,7 +73,7 @@ def test_an_unreachable_max_drop_is_status_9(
     data, out = labelled(small, "ties", save_crops(tmp_path / "many", 20), tmp_path / "data"), tmp_path / "out"
     assert export(small, "ties", out, "--calib", views, "--eval", data, "--max-drop", "0%") == 9
     line = last_line(capsys)
-    assert "int8 does not keep the answers: top-1 drops" in line
+    assert "int8 changes the outputs too much: top-1 drops" in line
     assert "and 0.00% are allowed" in line
     assert list(out.iterdir()) == []
     assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
@@ -123,7 +123,7 @@ def test_photos_that_are_too_dark_cost_layers(small: Path, tmp_path: Path, capsy
     assert costly(manifest(tmp_path / "out", "small_plain-int8-ort")) == ["stem/Conv"]
     assert "stem/Conv stays in float: costs accuracy" in capsys.readouterr().out
     assert export(small, "hopeless", tmp_path / "hopeless", "--calib", calib) == 9
-    assert "Calibrate with photos like those it will see" in last_line(capsys)
+    assert "Calibrate with images like those the model will see" in last_line(capsys)
     assert list((tmp_path / "hopeless").iterdir()) == []
 
 
