@@ -41,7 +41,6 @@ __all__ = [
 _MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
 _PROBE_INTERVAL_NS = 500_000_000
 _LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
-_MIN_TURNS = 2 * statistics.MIN_ROUNDS  # turns are shortened until the time allowed has room for so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,8 @@ def measure(
             warmups.append(_warm_up(candidate, plan, max_s=plan.warmup_limit_s(len(candidates))))
             _require_fine_clock(candidate.name, warmups[-1].median_ns, resolution_ns)
         limit_s = _rounds_limit_s(plan, len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
-        turn_s = min(plan.turn_s, limit_s / (2 * _MIN_TURNS * len(candidates)))
+        # The second half of the time is for the unrecorded runs.
+        turn_s = min(plan.turn_s, limit_s / (2 * plan.min_rounds * len(candidates)))
         recordings = [
             _Recording(
                 candidate,
@@ -264,7 +264,7 @@ def _run_rounds(
         number += 1
         now_ns = clock.now_ns()
         elapsed_s, round_s = (now_ns - origin_ns) / 1e9, (now_ns - round_start_ns) / 1e9
-        fraction = min(recording.done_fraction(plan) for recording in recordings)
+        fraction = min(number / plan.min_rounds, *(recording.done_fraction(plan) for recording in recordings))
         if now_ns - origin_ns - probes[-1].start_ns >= _PROBE_INTERVAL_NS:
             probes.append(_probe(origin_ns))
             on_progress(_progress(fraction, elapsed_s, limit_s))

@@ -37,12 +37,14 @@ class MeasurePlan:
     the pace of the warm-up. The number is the same in every turn, so that a round in which the machine was slow has
     the same weight as any other.
 
-    End: when every candidate has `min_runs` samples and `min_duration_s` seconds of them, or when the rounds have taken
-    `max_duration_s` seconds times the number of candidates, or when the whole measurement has taken `max_total_s`.
+    End: after `min_rounds` rounds, when every candidate has `min_runs` samples and `min_duration_s` seconds of them. Or
+    when the rounds have taken `max_duration_s` seconds times the number of candidates, or when the whole measurement
+    has taken `max_total_s` seconds.
     At least one round is run, so a single slow round may exceed the limit.
     """
 
     min_runs: int = 100
+    min_rounds: int = 2 * statistics.MIN_ROUNDS
     min_duration_s: float = 3.0
     max_duration_s: float = 120.0
     max_total_s: float | None = None  # warm-up included; None for no such limit
@@ -55,8 +57,8 @@ class MeasurePlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.min_runs < 1 or self.warmup_window_runs < 1:
-            raise UsageError("min_runs and warmup_window_runs must be at least 1")
+        if min(self.min_runs, self.min_rounds, self.warmup_window_runs) < 1:
+            raise UsageError("min_runs, min_rounds and warmup_window_runs must be at least 1")
         if not 0 <= self.min_duration_s <= self.max_duration_s < math.inf:
             raise UsageError(
                 "durations must be finite, with 0 <= min_duration_s <= max_duration_s; got "

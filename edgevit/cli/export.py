@@ -106,6 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"
     )
+    parser.add_argument(
+        "--latency-time",
+        type=float,
+        metavar="S",
+        help="limit of the latency measurement in seconds (default: 120)",
+    )
     parser.add_argument("--no-latency", dest="latency", action="store_false", help="skip the latency measurement")
 
 
@@ -116,6 +122,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.formats import get_format
     from edgevit.models.loading import from_name
     from edgevit.pipeline import run as pipeline
+    from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S
 
     config = pipeline.ExportConfig(
         formats=tuple(get_format(name).name for name in arguments.fmt),
@@ -130,6 +137,7 @@ def run(arguments: Arguments, console: Console) -> int:
         trt_version=arguments.trt_version,
         verify=arguments.verify,
         latency=arguments.latency,
+        latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
     with redirect_user_output(), console.download_progress() as on_download:
         model = from_name(
@@ -221,6 +229,8 @@ def _notes(report: ExportReport) -> Iterator[str]:
             yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
     if report.weights.startswith("random"):
         yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
+    for problem in report.latency_problems:
+        yield f"no latency: {problem}"
 
 
 def summary_table(report: ExportReport) -> Table:

@@ -30,7 +30,7 @@ from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.comparison import PrecisionComparison
-from edgevit.pipeline.export_run import BuiltBundle, ExportRun, StageTime, translate_write_errors
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport, latency_figures
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER
@@ -42,7 +42,7 @@ def write_bundles(
     bundles: Sequence[BuiltBundle],
     *,
     graph_parity: ParityReport,
-    latencies: Mapping[str, LatencyReport],
+    latency: LatencyOutcome,
     comparisons: Mapping[str, PrecisionComparison],
 ) -> ExportReport:
     """Complete the staged bundles, move them to the output folder and return the report.
@@ -50,7 +50,7 @@ def write_bundles(
     `graph_parity` is the parity of the captured graph, which all bundles share.
     Raises ExportError if a file cannot be written.
     """
-    model, config = export.model, export.config
+    model, config, latencies = export.model, export.config, latency.reports
     environment = Environment.capture()
     for bundle in bundles:
         comparison = comparisons.get(bundle.fmt)
@@ -88,6 +88,7 @@ def write_bundles(
         bundles=tuple(reports),
         parity=sum((bundle.parity for bundle in bundles), graph_parity),
         latencies=tuple(latencies.values()),
+        latency_problems=latency.problems,
         classifies=model.preprocessing is not None and _has_classes(export.captured.outputs[0]),
     )
 

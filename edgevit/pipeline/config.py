@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.types import Array
 
 NEWEST_ON_JETPACK_6 = "10.3"
+DEFAULT_LATENCY_TIME_S = 120.0
 DEFAULT_MAX_DROP = 0.01  # of top-1, if it is measured on labelled images
 
 # A folder of photos, or the inputs themselves by name, each (rows, ...).
@@ -44,8 +46,7 @@ class ExportConfig:
     trt_version: str | None = None  # of the device; None: see `target_version`
     verify: bool = True  # whether parity with PyTorch is checked; the accuracy on `eval` is in any case
     latency: bool = True
-    # Enough runs for a p90; `edgevit latency` measures longer.
-    plan: MeasurePlan = field(default_factory=lambda: MeasurePlan(min_runs=64, turn_s=0.15))
+    latency_time_s: float = DEFAULT_LATENCY_TIME_S  # limit of the whole latency measurement
 
     def __post_init__(self) -> None:
         if not self.formats:
@@ -60,6 +61,8 @@ class ExportConfig:
             raise UsageError(f"--opset {self.opset} is not supported; choose from {OLDEST_OPSET} to {CAPTURE_OPSET}")
         if self.trt_version is not None:
             self._check_trt_version(self.trt_version)
+        if not 0 < self.latency_time_s < math.inf:
+            raise UsageError(f"--latency-time must be a number of seconds above 0, not {self.latency_time_s:g}")
         self._check_precision()
 
     def _check_trt_version(self, version: str) -> None:
@@ -97,6 +100,11 @@ class ExportConfig:
     def targets(self) -> tuple[Format, ...]:
         """The entries of the requested formats."""
         return tuple(get_format(name) for name in self.formats)
+
+    @property
+    def measure_plan(self) -> MeasurePlan:
+        """Enough runs for a p90 within the time; `edgevit latency` measures longer."""
+        return MeasurePlan(min_runs=64, turn_s=0.15, max_total_s=self.latency_time_s)
 
     @property
     def batch(self) -> int:

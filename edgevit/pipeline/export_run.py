@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from edgevit.errors import EdgevitError, ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
+from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.references import ReferenceData
@@ -67,6 +68,14 @@ class ExportRun:
     captured: OnnxGraph  # the graph as PyTorch exported it
     references: ReferenceData
     timer: StageTimer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyOutcome:
+    """The reports of the candidates that were measured, by name, and why others were not."""
+
+    reports: Mapping[str, LatencyReport] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

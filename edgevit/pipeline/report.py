@@ -50,6 +50,7 @@ class ExportReport:
     parity: ParityReport
     latencies: tuple[LatencyReport, ...]
     classifies: bool  # whether the model maps photos to classes
+    latency_problems: tuple[str, ...] = ()  # why candidates, or all of them, were not measured
 
     @property
     def next_command(self) -> str:
@@ -89,6 +90,7 @@ class ExportReport:
             ],
             "parity": self.parity.to_json(),
             "latency": latency_json(self.latencies),
+            "latency_problems": list(self.latency_problems),
             "next_command": self.next_command,
         }
 

@@ -6,15 +6,15 @@ check parity; then latency and accuracy side by side; then all bundles are publi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
-from edgevit.errors import ExportError
+from edgevit.errors import ExportError, MeasureError
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
@@ -22,7 +22,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.rules import lint
 from edgevit.export.lint.targets import parse_target
 from edgevit.export.simplify import simplify
-from edgevit.latency.measure import LatencyReport, candidate_from_engine, measure
+from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
 from edgevit.models.loading import LoadedModel
 from edgevit.models.reference import compute_references
 from edgevit.pipeline import fp32_baseline
@@ -31,13 +31,21 @@ from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
-from edgevit.pipeline.export_run import BuiltBundle, ExportRun, Progress, StageTimer, translate_write_errors
+from edgevit.pipeline.export_run import (
+    BuiltBundle,
+    ExportRun,
+    LatencyOutcome,
+    Progress,
+    StageTimer,
+    translate_write_errors,
+)
 from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
-from edgevit.runtimes.base import OnPhase, Runtime
+from edgevit.runtimes.base import Engine, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
+from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
@@ -71,9 +79,9 @@ def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = No
         for built in candidates.values():
             if built.engine is not None:
                 engines.enter_context(built.engine)
-        latencies = _measure_latency(export, candidates) if config.latency else {}
-        comparisons = _compare_precisions(export, bundles, baselines, latencies)
-        return write_bundles(export, bundles, graph_parity=graph_parity, latencies=latencies, comparisons=comparisons)
+        latency = _measure_latency(export, candidates) if config.latency else LatencyOutcome()
+        comparisons = _compare_precisions(export, bundles, baselines, latency.reports)
+        return write_bundles(export, bundles, graph_parity=graph_parity, latency=latency, comparisons=comparisons)
 
 
 def _require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -> None:
@@ -260,22 +268,48 @@ def _engines_by_name(bundles: Sequence[BuiltBundle], baselines: Mapping[str, Fp3
     return {name: built for name, built in found.items() if built.engine is not None}
 
 
-def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> dict[str, LatencyReport]:
-    """Measure PyTorch and all engines side by side, in one interleaved run."""
+def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> LatencyOutcome:
+    """Measure PyTorch and all engines side by side, in one interleaved run.
+
+    A candidate that cannot be measured is left out with a reason: the bundles are built and verified by now.
+    """
     if not engines:
-        return {}
+        return LatencyOutcome()
     options, captured = export.config.options, export.captured
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
     feeds = export.references.outputs[0].batch(batch)
     torch_engine = TorchEngine(export.model.module, captured.inputs, captured.outputs, threads=options.threads)
-    candidates = [candidate_from_engine("torch", torch_engine, feeds, threads=options.threads)]
-    for name, built in engines.items():
-        assert built.engine is not None
-        candidates.append(
-            candidate_from_engine(name, built.engine, feeds, threads=options.threads, loading=built.loading)
-        )
+    loaded: dict[str, tuple[Engine, Loading | None]] = {"torch": (torch_engine, None)}
+    loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
+    candidates: list[Candidate] = []
+    problems: list[str] = []
+    reports: Sequence[LatencyReport] = ()
     with export.timer.stage("latency"):
-        return {report.name: report for report in measure(candidates, export.config.plan)}
+        for name, (engine, loading) in loaded.items():
+            with _collect_problem(problems):
+                candidates.append(candidate_from_engine(name, engine, feeds, threads=options.threads, loading=loading))
+        with _collect_problem(problems):
+            reports = measure(candidates, export.config.measure_plan, _show_latency(export.timer)) if candidates else ()
+    return LatencyOutcome(reports={report.name: report for report in reports}, problems=tuple(problems))
+
+
+@contextmanager
+def _collect_problem(problems: list[str]) -> Iterator[None]:
+    """Add the message of a MeasureError to `problems` instead of raising it."""
+    try:
+        yield
+    except MeasureError as error:
+        problems.append(str(error))
+
+
+def _show_latency(timer: StageTimer) -> OnMeasure:
+    """Show the progress of a latency measurement as the state of its stage."""
+
+    def on_progress(progress: MeasureProgress) -> None:
+        remaining = "" if progress.remaining_s is None else f", {progress.remaining_s:.0f} s left"
+        timer.update(f"latency: {progress.stage}, {progress.fraction:.0%}{remaining}")
+
+    return on_progress
 
 
 def _compare_precisions(

@@ -129,7 +129,7 @@ def test_every_candidate_gets_enough_runs_and_enough_time(time: SimulatedTime) -
 
 
 def test_a_turn_starts_with_unrecorded_runs(time: SimulatedTime) -> None:
-    plan = MeasurePlan(min_runs=10, min_duration_s=0, settle_s=0.02, turn_s=0.01)
+    plan = MeasurePlan(min_runs=10, min_rounds=1, min_duration_s=0, settle_s=0.02, turn_s=0.01)
     (report,) = measure([Candidate(name="a", infer=time.inference("a", 1.0))], plan)
     first_of_turns = [start for start, number in zip(report.starts_ns, report.rounds, strict=True) if number == 0]
     assert report.runs == 10 and first_of_turns[0] >= 20e6

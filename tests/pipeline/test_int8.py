@@ -22,7 +22,6 @@ from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
 from edgevit.export.quantization.int8 import needs_vnni
-from edgevit.latency.measure import MeasurePlan
 from edgevit.metrics import wilson
 from edgevit.models.loading import from_name
 from edgevit.pipeline import run as pipeline
@@ -181,7 +180,7 @@ def test_fp32_is_measured_in_the_same_run(small: Path, views: Path, tmp_path: Pa
         options=BuildOptions(precision="int8", threads=1),
         out=tmp_path,
         calib=views,
-        plan=MeasurePlan(min_runs=16, min_duration_s=0.1, warmup_max_s=0.5, turn_s=0.01),
+        latency_time_s=5,
     )
     found = pipeline.run(from_name(f"{small}:plain", img_size=32), config)
     verdict = found.bundles[0].comparison
