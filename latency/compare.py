@@ -6,7 +6,7 @@ A ratio is of the times per image. A verdict is "faster", "slower" or "cannot te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from edgevit.types import Interval
 # differently (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with
 # shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
+_MAX_SHARE = 0.99  # of other processes; keeps the interval finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def against_baseline(report: LatencyReport, baseline: LatencyReport) -> Ratio:
     """Return the ratio to a stored report of another run: the ratio of the medians, unpaired.
 
     The interval contains both the measured ratio and the ratio corrected by the probes of the machine's speed, so that
-    a machine that was slower in one of the runs widens the interval instead of deciding the verdict.
+    a machine that was slower in one of the runs widens the interval instead of deciding the verdict. Other processes
+    that used a fraction f of the cores widen it by 1 / (1 - f), the slowdown if all processes share the cores equally.
     Raises MeasureError if the machines, their settings, the runtimes or the inputs differ.
     """
     differences = (*_input_differences(report, baseline), *report.environment.differences(baseline.environment))
@@ -60,11 +62,15 @@ def against_baseline(report: LatencyReport, baseline: LatencyReport) -> Ratio:
             f"cannot compare with the baseline: {'; '.join(differences)}; measure the baseline again here"
         )
     ratio = statistics.unpaired_ratio(_per_image(report), _per_image(baseline))
+    if report.noise_reason or baseline.noise_reason:
+        fast = statistics.fast_unpaired_interval(_fast_per_image(report), _fast_per_image(baseline))
+        ratio = _with_fast_runs(ratio, fast)
     speed = 1.0  # above 1 if the machine is slower now
     if report.probe_ms is not None and baseline.probe_ms is not None:
         speed = report.probe_ms / baseline.probe_ms
-    reason = _noise_reason(report, baseline)
-    return _widened(ratio, reason, slower=max(1.0, speed), faster=max(1.0, 1 / speed))
+    slower, faster = max(1.0, speed) * _load_effect(report), max(1.0, 1 / speed) * _load_effect(baseline)
+    reason = _throttle_reason(report, baseline)
+    return _widened(ratio, reason, slower=slower, faster=faster)
 
 
 def require_allowance(max_slowdown: float) -> None:
@@ -95,17 +101,32 @@ def gate(report: LatencyReport, baseline: LatencyReport, *, max_slowdown: float)
     if high > allowed:
         raise MeasureError(
             f"cannot tell whether {report.name} is slower than its baseline allows: {low:.3f} to {high:.3f} times, "
-            f"{allowed:g} allowed; measure longer with --duration, or raise --max-slowdown"
+            f"{allowed:g} allowed{_noise(report, baseline)}; measure longer with --duration, or raise --max-slowdown"
         )
     return ratio
 
 
+def _noise(report: LatencyReport, baseline: LatencyReport) -> str:
+    """Return a remark on other processes for a message; empty if they used little of the cores."""
+    if report.noise_reason:
+        return f"; {report.noise_reason}"
+    return f"; in the baseline's run, {baseline.noise_reason}" if baseline.noise_reason else ""
+
+
 def _paired(report: LatencyReport, reference: LatencyReport) -> Ratio:
     ratio = statistics.paired_ratio(_per_image(report), _per_image(reference))
-    return _widened(ratio, report.noise_reason)
+    if report.noise_reason:
+        fast = statistics.fast_paired_interval(_fast_per_image(report), _fast_per_image(reference))
+        ratio = _with_fast_runs(ratio, fast)
+    return _widened(ratio)
 
 
-def _widened(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 1.0) -> Ratio:
+def _with_fast_runs(ratio: Ratio, fast: Interval) -> Ratio:
+    """Return the ratio with an interval that also contains that of the fast runs (see statistics.py)."""
+    return ratio if ratio.interval is None else replace(ratio, interval=statistics.union(ratio.interval, fast))
+
+
+def _widened(ratio: Ratio, reason: str = "", *, slower: float = 1.0, faster: float = 1.0) -> Ratio:
     """Widen the interval for effects that the samples cannot show (memory layout, clocks).
 
     `slower` and `faster` are the factors by which the machine may have been slower or faster for this report than for
@@ -118,12 +139,13 @@ def _widened(ratio: Ratio, reason: str, *, slower: float = 1.0, faster: float = 
     return Ratio(ratio.value, Interval(low, high), ratio.rounds, reason)
 
 
-def _noise_reason(report: LatencyReport, baseline: LatencyReport) -> str:
+def _load_effect(report: LatencyReport) -> float:
+    """Return the factor by which other processes may have slowed a run that no turn of another candidate cancels."""
+    return 1 / (1 - min(_MAX_SHARE, report.others_share or 0.0)) if report.noise_reason else 1.0
+
+
+def _throttle_reason(report: LatencyReport, baseline: LatencyReport) -> str:
     """Return why one of two separate runs allows no verdict; empty if both do."""
-    if report.noise_reason:
-        return report.noise_reason
-    if baseline.noise_reason:
-        return f"in the baseline's run, {baseline.noise_reason}"
     if None not in (report.throttled, baseline.throttled) and report.throttled != baseline.throttled:
         return f"the machine throttled in {'this' if report.throttled else 'the baseline'} run only; let it cool"
     return ""
@@ -131,6 +153,10 @@ def _noise_reason(report: LatencyReport, baseline: LatencyReport) -> str:
 
 def _per_image(report: LatencyReport) -> NDArray[np.float64]:
     return report.round_ms / report.batch
+
+
+def _fast_per_image(report: LatencyReport) -> NDArray[np.float64]:
+    return report.fast_round_ms / report.batch
 
 
 def _input_differences(report: LatencyReport, baseline: LatencyReport) -> tuple[str, ...]:

@@ -162,8 +162,12 @@ class LatencyReport:
     @property
     def round_ms(self) -> NDArray[np.float64]:
         """Median of each round, (rounds,). Candidates of one run are paired by it."""
-        first_of_round = np.flatnonzero(np.diff(self.rounds)) + 1
-        return np.array([np.median(turn) for turn in np.split(np.array(self.samples_ms), first_of_round)])
+        return self._by_round(50)
+
+    @property
+    def fast_round_ms(self) -> NDArray[np.float64]:
+        """10th percentile of each round, (rounds,): the runs that other processes hardly disturbed."""
+        return self._by_round(statistics.FAST_PERCENT)
 
     @property
     def probe_ms(self) -> float | None:
@@ -189,7 +193,7 @@ class LatencyReport:
 
     @property
     def noise_reason(self) -> str:
-        """Why no verdict can rest on this report; empty if one can.
+        """Why the medians of this report may be biased; empty if other processes used little of the cores.
 
         Turns cancel what slows all candidates alike. Other processes do not: an inference shorter than the scheduler's
         time slice may escape them, a longer one does not, and threads that wait for each other wait for them too.
@@ -233,6 +237,10 @@ class LatencyReport:
             return cls(**_converted({name: value for name, value in data.items() if name != "schema"}))
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"damaged latency report ({error}); measure again") from error
+
+    def _by_round(self, percent: float) -> NDArray[np.float64]:
+        first_of_round = np.flatnonzero(np.diff(self.rounds)) + 1
+        return np.array([np.percentile(turn, percent) for turn in np.split(np.array(self.samples_ms), first_of_round)])
 
     def _speed_range(self) -> float:
         """Return by which fraction the slow probes (90th percentile) exceed the fast ones (10th percentile)."""

@@ -253,10 +253,11 @@ def summary_table(report: ExportReport) -> Table:
 
 
 def _ratios(report: ExportReport) -> dict[str, Ratio]:
-    """Return the time of each engine relative to PyTorch's."""
+    """Return the time of each engine relative to PyTorch's; empty if PyTorch was not measured."""
     from edgevit.latency.compare import side_by_side
 
-    rows = side_by_side(report.latencies) if report.latencies else ()
+    measured = bool(report.latencies) and report.latencies[0].name == "torch"
+    rows = side_by_side(report.latencies) if measured else ()
     return {row.report.name: row.ratio for row in rows if row.ratio is not None}
 
 

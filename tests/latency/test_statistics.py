@@ -105,6 +105,21 @@ def test_the_interval_of_a_ratio_contains_the_true_value_with_the_fewest_rounds(
     assert sum(interval is not None and 1.0 in interval for interval in intervals) >= 193  # 198 expected
 
 
+@pytest.mark.parametrize("interval", [statistics.fast_paired_interval, statistics.fast_unpaired_interval])
+def test_the_interval_of_fast_rounds_ignores_disturbed_ones(interval: Callable[..., Interval]) -> None:
+    random = np.random.default_rng(0)
+    first, second = np.exp(0.01 * random.standard_normal((2, 60))) * [[1.0], [1.5]]
+    second[random.random(60) < 0.6] *= 10
+    found = interval(second, first)
+    assert 1.5 in found and found.high / found.low < 1.2
+    assert statistics.paired_ratio(second, first).value > 10
+
+
+def test_a_union_contains_both_intervals() -> None:
+    assert statistics.union(Interval(1, 3), Interval(2, 4)) == Interval(1, 4)
+    assert statistics.union(Interval(5, 6), Interval(1, 2)) == Interval(1, 6)
+
+
 def test_swapping_the_candidates_inverts_the_ratio() -> None:
     first, second = np.exp(np.random.default_rng(0).standard_normal((2, 40)))
     ratio, inverse = statistics.paired_ratio(first, second), statistics.paired_ratio(second, first)

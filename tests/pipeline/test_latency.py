@@ -4,58 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from edgevit.bundles.bundle import Bundle
-from edgevit.cli.main import main
-from edgevit.errors import MeasureError
+from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import measure as latency
 from edgevit.latency.measure import Candidate, LatencyReport
+from edgevit.models.loading import from_module
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.report import ExportReport
 
 
-def export(out: Path, *options: str) -> dict[str, Any]:
-    written = out / "result.json"
-    command = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(out), "--json", str(written), *options]
-    assert main(command) == 0
-    result: dict[str, Any] = json.loads(written.read_text())
-    assert Bundle.open(out / "shiftvit_cifar10-fp32-ort").path.exists()
-    return result
+def export(out: Path) -> ExportReport:
+    """Export a small model with a limit of 3 s for its latency."""
+    model = from_module(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), example_input=torch.rand(1, 3, 4, 4))
+    report = pipeline.run(model, ExportConfig(formats=("ort",), out=out, latency_time_s=3.0))
+    assert Bundle.open(report.bundles[0].path).path.exists()
+    return report
 
 
 def test_a_failed_measurement_publishes_the_bundles_and_states_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> tuple[LatencyReport, ...]:
         raise MeasureError("the clock stood still")
 
     monkeypatch.setattr(pipeline, "measure", fail)
-    result = export(tmp_path)
-    assert result["latency"] == [] and result["latency_problems"] == ["the clock stood still"]
-    assert "note: no latency: the clock stood still" in " ".join(capsys.readouterr().out.split())
+    report = export(tmp_path)
+    assert report.latencies == () and report.latency_problems == ("the clock stood still",)
+    assert report.to_json()["latency_problems"] == ["the clock stood still"]
 
 
 def test_a_candidate_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = latency.candidate_from_engine
-
     def fail_for_torch(name: str, *arguments: Any, **options: Any) -> Candidate:
         if name == "torch":
             raise MeasureError("torch failed")
-        return original(name, *arguments, **options)
+        return latency.candidate_from_engine(name, *arguments, **options)
 
     monkeypatch.setattr(pipeline, "candidate_from_engine", fail_for_torch)
-    result = export(tmp_path, "--latency-time", "2")
-    assert [row["name"] for row in result["latency"]] == ["ort"]
-    assert result["latency_problems"] == ["torch failed"]
+    report = export(tmp_path)
+    assert [each.name for each in report.latencies] == ["ort"]
+    assert report.latency_problems == ("torch failed",)
 
 
-def test_the_latency_time_bounds_a_slow_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_candidate_gets_fewer_runs_within_the_latency_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On two busy cores an export ended with status 7, since PyTorch ran 57 instead of 64 times in 240 s."""
 
     def slow_down(candidates: Sequence[Candidate], *arguments: Any) -> tuple[LatencyReport, ...]:
@@ -67,13 +69,13 @@ def test_the_latency_time_bounds_a_slow_candidate(tmp_path: Path, monkeypatch: p
         return latency.measure(slow, *arguments)
 
     monkeypatch.setattr(pipeline, "measure", slow_down)
-    result = export(tmp_path, "--latency-time", "3")
-    assert all(0 < row["runs"] < 64 for row in result["latency"])
-    assert all(any("of 64 runs" in warning for warning in row["doubts"]) for row in result["latency"])
+    report = export(tmp_path)
+    assert [each.name for each in report.latencies] == ["torch", "ort"]
+    assert all(0 < each.runs < 64 for each in report.latencies)
+    assert all(any("of 64 runs" in warning for warning in each.warnings) for each in report.latencies)
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
-def test_an_invalid_latency_time_is_a_usage_error(seconds: str, tmp_path: Path) -> None:
-    command = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(tmp_path)]
-    assert main([*command, f"--latency-time={seconds}"]) == 2
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_an_invalid_latency_time_is_a_usage_error(seconds: float) -> None:
+    with pytest.raises(UsageError, match="--latency-time"):
+        ExportConfig(formats=("ort",), latency_time_s=seconds)
