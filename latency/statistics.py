@@ -9,10 +9,9 @@ With few rounds the bootstrap interval is too narrow: with eight independent rou
 100 cases instead of 99. So the interval of a ratio is the union of the bootstrap's and that of the order statistics,
 which is exact for independent rounds.
 
-Other processes bias a ratio: a run that fits into the scheduler's time slice escapes them, a longer one does not. While
-other processes used 84 to 95 % of the cores, a candidate with twice the work took 2.2 to 24 times the time by the
-medians of the rounds, and 2.1 to 2.7 times by the 10th percentiles of all runs. So the interval of a measurement under load is
-the union of that of the medians and that of the fast runs.
+Other processes bias a ratio: a run that fits into the scheduler's time slice escapes them, a longer one does not. Under
+load the medians of a candidate with twice the work can be 20 times as long, and its fast runs twice as long. So the
+interval of a measurement under load is the union of that of the medians and that of the fast runs.
 """
 
 from __future__ import annotations
