@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 EXIT_STATUSES = {
@@ -55,7 +56,11 @@ class CheckpointError(UsageError):
 
 
 class ImageError(UsageError):
-    """An image file cannot be read."""
+    """An image file cannot be read: the one at `path`."""
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class BundleError(UsageError):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from edgevit.untrusted import open_regular
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
+MAX_NAMED = 10  # images that were left out
+HEIC_SUFFIXES = frozenset({".heic", ".heif"})  # of phone cameras; read by pillow-heif or libheif, not by Pillow
 MAX_SIDE = 65535  # the largest side of a JPEG; Pillow needs 16 bytes and more for each row of a narrow image
 MAX_PIXELS = 89_478_485  # 256 MB in RGB; the number from which Pillow warns of a decompression bomb
 _MAX_RESIZED_PIXELS = 1 << 25  # of the resized image that the input is cropped from
@@ -35,6 +37,9 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+
+
+OnSkip: TypeAlias = Callable[[ImageError], None]  # called for each image that cannot be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +99,14 @@ def read_image(path: Path) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_8_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot read the image {path}: {_reason(error)}") from error
+        raise ImageError(f"cannot read the image {path}: {_reason(path, error)}", path=path) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """The message of an error without the file object that Pillow puts into it."""
     if isinstance(error, UnidentifiedImageError):
+        if path.suffix.lower() in HEIC_SUFFIXES:
+            return "HEIC is not supported; convert it to JPEG, for example: heif-convert photo.heic photo.jpg"
         return "not an image, or of a format that Pillow does not read"
     return str(getattr(error, "strerror", None) or error)
 
@@ -159,6 +166,34 @@ def _center(image: Image.Image, width: int, height: int) -> Image.Image:
 def read_batch(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Return images as one array, (N, C, H, W) float32. Raises ImageError for the first that cannot be read."""
     return np.stack([to_array(read_image(path), preprocessing) for path in paths])
+
+
+def read_readable(
+    paths: Sequence[Path], preprocessing: Preprocessing, on_skip: OnSkip
+) -> tuple[NDArray[np.float32], list[int]]:
+    """Return the images that can be read, (n, C, H, W), and their places in `paths`; tell `on_skip` of the others.
+
+    Without any, n is 0.
+    """
+    arrays = [_read_or_skip(path, preprocessing, on_skip) for path in paths]
+    read = [array for array in arrays if array is not None]
+    places = [place for place, array in enumerate(arrays) if array is not None]
+    return np.stack(read) if read else np.empty((0, *preprocessing.input_size), np.float32), places
+
+
+def _read_or_skip(path: Path, preprocessing: Preprocessing, on_skip: OnSkip) -> NDArray[np.float32] | None:
+    try:
+        return to_array(read_image(path), preprocessing)
+    except ImageError as error:
+        on_skip(error)
+        return None
+
+
+def skipped_notes(skipped: Sequence[ImageError], total: int) -> list[str]:
+    """Return one line for the images that were left out, and the reason of each of the first few."""
+    if not skipped:
+        return []
+    return [f"{len(skipped)} of {total} images could not be read and were left out", *map(str, skipped[:MAX_NAMED])]
 
 
 def find_images(folder: Path) -> list[Path]:

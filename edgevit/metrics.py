@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edgevit.datasets import ImageDataset
-from edgevit.errors import UsageError
-from edgevit.images import Preprocessing, read_batch
+from edgevit.errors import ImageError, UsageError
+from edgevit.images import OnSkip, Preprocessing, read_batch, read_readable
 from edgevit.types import Array, Feeds, Interval, Run, RunnableEngine
 
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
@@ -112,21 +112,25 @@ def evaluate(
     output_name: str = OUTPUT,
     precisions: Mapping[str, str] | None = None,
     progress: OnImages | None = None,
+    on_skip: OnSkip | None = None,
 ) -> tuple[Evaluation, ...]:
     """Run every candidate on every image. Each image is read once, and all candidates get the same array.
 
     Every call has exactly `batch` images, as engines with a fixed batch need; the last one is filled up by repetition.
-    `precisions` are the executed precisions by candidate, for the report. Raises ImageError for the first image that
-    cannot be read, UsageError if an output is not one row of logits per image.
+    `precisions` are the executed precisions by candidate, for the report. Images that cannot be read are left out and
+    reported to `on_skip`. Raises ImageError if there is no `on_skip` for them, or if none can be read; UsageError if an
+    output is not one row of logits per image.
     """
     found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in candidates}
     done, total = 0, len(images.paths)
-    for photos, labels in _batches(images, preprocessing, batch):
+    read: list[Array] = []
+    for photos, labels in _batches(images, preprocessing, batch, on_skip):
+        read.append(labels)
         for name, run in candidates.items():
             output = run({input_name: _filled(photos, batch)})[output_name]
             logits = _require_logits(output, batch, images.class_count, name)[: len(labels)]
             found[name].append(_predict(logits, labels))
-        done += len(labels)
+        done = min(done + batch, total)
         if progress is not None:
             progress(done, total)
     return tuple(
@@ -134,7 +138,7 @@ def evaluate(
             name=name,
             precision=(precisions or {}).get(name, "unknown"),
             class_count=images.class_count,
-            labels=images.labels,
+            labels=tuple(np.concatenate(read).tolist()),
             predictions=tuple(np.concatenate([predictions for predictions, _ in parts]).tolist()),
             ranks=tuple(np.concatenate([ranks for _, ranks in parts]).tolist()),
         )
@@ -207,16 +211,32 @@ def wilson(correct: int, images: int) -> Interval:
     return Interval(max(0.0, min(fraction, center - half)), min(1.0, max(fraction, center + half)))  # despite rounding
 
 
-def _batches(images: ImageDataset, preprocessing: Preprocessing, batch: int) -> Iterator[tuple[Array, Array]]:
-    """Yield images and their classes, at most `batch` at a time: (n, C, H, W) and (n,)."""
+def _batches(
+    images: ImageDataset, preprocessing: Preprocessing, batch: int, on_skip: OnSkip | None
+) -> Iterator[tuple[Array, Array]]:
+    """Yield images and their classes, at most `batch` at a time: (n, C, H, W) and (n,).
+
+    Raises ImageError if no image can be read, or one cannot and `on_skip` is None.
+    """
     if batch < 1 or not images.paths:
         raise UsageError(
             f"accuracy needs images and a batch of at least 1; got {len(images.paths)} images and a batch of {batch}"
         )
     labels = np.asarray(images.labels)
+    skipped: list[ImageError] = []
     for start in range(0, len(labels), batch):
         part = slice(start, start + batch)
-        yield read_batch(images.paths[part], preprocessing), labels[part]
+        if on_skip is None:
+            yield read_batch(images.paths[part], preprocessing), labels[part]
+            continue
+        before = len(skipped)
+        photos, places = read_readable(images.paths[part], preprocessing, skipped.append)
+        for error in skipped[before:]:
+            on_skip(error)
+        if places:
+            yield photos, labels[part][places]
+    if len(skipped) == len(labels):
+        raise skipped[0]
 
 
 def _filled(photos: Array, batch: int) -> Array:

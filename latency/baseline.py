@@ -15,6 +15,7 @@ from edgevit.latency.statistics import Ratio, bounds
 from edgevit.untrusted import read_json
 
 MAX_BASELINE_BYTES = 256 << 20
+_MAX_SHOWN = 200  # characters of a file that an error message repeats
 
 Baseline = Mapping[str, LatencyReport]  # by name of the candidate
 
@@ -58,13 +59,14 @@ def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
         raise UsageError(f"cannot read the baseline {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UsageError) as error:
         raise UsageError(
-            f"{path} is not a baseline ({first_line(error)}); write one with edgevit latency BUNDLE --json FILE"
+            f"{path} is not a baseline ({first_line(error)[:_MAX_SHOWN]}); "
+            "write one with edgevit latency BUNDLE --json FILE"
         ) from error
     missing = [name for name in names if name not in reports]
     if missing:
+        listed = ", ".join(reports)[:_MAX_SHOWN]
         raise UsageError(
-            f"{path} has no baseline of {missing[0]}, only of {', '.join(reports) or 'nothing'}; "
-            f"measure {missing[0]} as well"
+            f"{path} has no baseline of {missing[0]}, only of {listed or 'nothing'}; measure {missing[0]} as well"
         )
     return {name: reports[name] for name in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,16 @@ import pytest
 from PIL import Image
 
 from edgevit.errors import ImageError, UsageError
-from edgevit.images import Preprocessing, find_images, read_batch, read_image, sample_images, to_array
+from edgevit.images import (
+    Preprocessing,
+    find_images,
+    read_batch,
+    read_image,
+    read_readable,
+    sample_images,
+    skipped_notes,
+    to_array,
+)
 
 PLAIN = Preprocessing(input_size=(3, 8, 8), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -144,3 +154,29 @@ def test_contradictions_are_usage_errors(wrong: dict[str, object]) -> None:
 
 def test_a_round_trip_through_json_changes_nothing() -> None:
     assert Preprocessing.from_json(PLAIN.to_json()) == PLAIN
+
+
+def test_images_that_cannot_be_read_are_left_out_and_their_places_known(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "b.png")
+    skipped: list[ImageError] = []
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
+    arrays, places = read_readable(paths, Preprocessing(input_size=(3, 8, 8)), skipped.append)
+    assert (arrays.shape, places) == ((1, 3, 8, 8), [1])
+    assert [error.path for error in skipped] == [paths[0], paths[2]]
+    assert skipped_notes(skipped, 3)[0] == "2 of 3 images could not be read and were left out"
+    nothing, places = read_readable(paths[:1], Preprocessing(input_size=(3, 8, 8)), skipped.append)
+    assert (nothing.shape, places) == ((0, 3, 8, 8), [])
+
+
+def test_heic_is_named_with_what_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ImageError, match=r"photo\.HEIC: HEIC is not supported; convert it to JPEG"):
+        read_image(tmp_path / "photo.HEIC")
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "photo.png")
+    with pytest.raises(ImageError, match="not a regular file"):
+        read_image(tmp_path / "photo.png")

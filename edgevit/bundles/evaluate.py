@@ -13,8 +13,8 @@ from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, recreate_model
 from edgevit.datasets import find_dataset
-from edgevit.errors import UsageError
-from edgevit.images import Preprocessing
+from edgevit.errors import ImageError, UsageError
+from edgevit.images import Preprocessing, skipped_notes
 from edgevit.metrics import AccuracyReport, OnImages
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -48,6 +48,7 @@ def evaluate_bundles(
     source: PytorchSource = FROM_MANIFEST,
     threads: int | None = None,
     limit: int | None = None,
+    strict: bool = False,
     on_progress: OnImages | None = None,
 ) -> AccuracyReport:
     """Measure top-1 and top-5 of bundles, and of `models` in PyTorch, on the labelled images in `data`.
@@ -55,6 +56,9 @@ def evaluate_bundles(
     The reference that the others are compared with is PyTorch if it takes part, as one of the `models` or by
     `against=["torch"]`, and the first bundle otherwise. `source` names the PyTorch model of the first bundle.
     `limit` caps the number of images, spread over the classes.
+
+    Images that cannot be read are left out and named in the notes of the report; ImageError is raised for the first if
+    `strict`, or if none can be read.
 
     Raises UsageError if the candidates preprocess images differently or have different classes, MissingError if
     PyTorch is needed and not installed.
@@ -72,11 +76,11 @@ def evaluate_bundles(
             replace(_bundle_candidate(name, engine, bundle), bundle=bundle)
             for name, engine, bundle in zip(display_names(bundles), engines, bundles, strict=True)
         ]
-        return _evaluate(candidates, data, limit, on_progress)
+        return _evaluate(candidates, data, limit, on_progress, strict=strict)
 
 
 def _evaluate(
-    candidates: Sequence[_Candidate], data: Path, limit: int | None, on_progress: OnImages | None
+    candidates: Sequence[_Candidate], data: Path, limit: int | None, on_progress: OnImages | None, *, strict: bool
 ) -> AccuracyReport:
     first = candidates[0]
     class_count = metrics.class_count(first.engine)
@@ -84,6 +88,7 @@ def _evaluate(
         _require_comparable(first, other)
     images = find_dataset(data, classes=first.classes, class_count=class_count)
     images = images if limit is None else images.sample(limit)
+    skipped: list[ImageError] = []
     evaluations = metrics.evaluate(
         {each.name: metrics.in_own_batches(each.engine, each.batch) for each in candidates},
         images,
@@ -91,10 +96,16 @@ def _evaluate(
         batch=max(each.batch for each in candidates),
         precisions={each.name: _executed_precision(each).actual for each in candidates},
         progress=on_progress,
+        on_skip=None if strict else skipped.append,
     )
     notes = [f"{each.name} has random weights: its accuracy means nothing" for each in candidates if _is_random(each)]
+    unreadable = {error.path for error in skipped}
+    notes += skipped_notes(skipped, len(images.paths))
     return AccuracyReport(
-        paths=images.paths, description=images.description, evaluations=evaluations, notes=tuple(notes)
+        paths=tuple(path for path in images.paths if path not in unreadable),
+        description=images.description,
+        evaluations=evaluations,
+        notes=tuple(notes),
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import open_engine
-from edgevit.errors import ParityError, UsageError
-from edgevit.images import find_images, read_batch
+from edgevit.errors import ImageError, ParityError, UsageError
+from edgevit.images import OnSkip, find_images, read_batch
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Array
 
@@ -30,20 +30,33 @@ class Prediction:
 
 
 def classify(
-    bundle: Bundle, images: Sequence[Path], *, top: int = 5, threads: int | None = None
+    bundle: Bundle,
+    images: Sequence[Path],
+    *,
+    top: int = 5,
+    threads: int | None = None,
+    on_skip: OnSkip | None = None,
 ) -> tuple[Prediction, ...]:
     """Return the `top` classes of each image, preprocessed as the bundle's manifest says.
 
-    A folder in `images` stands for all images below it. Raises ImageError for a file that is not a readable image.
+    A folder in `images` stands for all images below it. Images that cannot be read are left out and reported to
+    `on_skip`. Raises ImageError if there is no `on_skip` for them, or if none can be read.
     """
     if top < 1:
         raise UsageError(f"--top must be at least 1, got {top}")
     preprocessing, class_names = bundle.preprocessing, bundle.classes
     paths = [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
-    predictions = []
+    predictions: list[Prediction] = []
     with open_engine(bundle, threads=threads) as engine:
         for path in paths:
-            logits = _logits(engine, read_batch([path], preprocessing), bundle.options)
+            try:
+                photo = read_batch([path], preprocessing)
+            except ImageError as error:
+                if on_skip is None or (path == paths[-1] and not predictions):
+                    raise
+                on_skip(error)
+                continue
+            logits = _logits(engine, photo, bundle.options)
             predictions.append(Prediction(image=path, top=_top_classes(logits, class_names, top)))
     return tuple(predictions)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part, redirect_user_output
-from edgevit.cli.parser import Arguments, Command, add_source, add_threads
+from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
 from edgevit.cli.tables import make_table, notes, short_names
 from edgevit.errors import UsageError, did_you_mean
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_source(parser, needed_for="--against torch")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread over the classes")
+    add_strict(parser)
     add_threads(parser)
 
 
@@ -62,6 +63,7 @@ def run(arguments: Arguments, console: Console) -> int:
             source=source,
             threads=arguments.threads,
             limit=arguments.limit,
+            strict=arguments.strict,
             on_progress=on_progress,
         )
     console.result(*result_lines(report))

@@ -99,6 +99,13 @@ def add_source(parser: argparse.ArgumentParser, *, needed_for: str) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint file of that model")
 
 
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Add --strict, which makes an image that cannot be read an error."""
+    parser.add_argument(
+        "--strict", action="store_true", help="fail on an image that cannot be read, instead of leaving it out"
+    )
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add --threads."""
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.parser import Arguments, Command, add_strict, add_threads
 
 if TYPE_CHECKING:
     from edgevit.bundles.predict import Prediction
+    from edgevit.errors import ImageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument("image", type=types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image (default: 5)")
+    add_strict(parser)
     add_threads(parser)
 
 
@@ -26,10 +28,20 @@ def run(arguments: Arguments, console: Console) -> int:
     """Print the most likely classes of each image."""
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.predict import classify
+    from edgevit.images import skipped_notes
 
-    predictions = classify(Bundle.open(arguments.bundle), arguments.image, top=arguments.top, threads=arguments.threads)
+    skipped: list[ImageError] = []
+    predictions = classify(
+        Bundle.open(arguments.bundle),
+        arguments.image,
+        top=arguments.top,
+        threads=arguments.threads,
+        on_skip=None if arguments.strict else skipped.append,
+    )
     console.result(*prediction_lines(predictions))
-    console.finish({"answers": [prediction.to_json() for prediction in predictions]})
+    lines = skipped_notes(skipped, len(predictions) + len(skipped))
+    console.print(*(f"note: {line}" for line in lines))
+    console.finish({"answers": [prediction.to_json() for prediction in predictions], "notes": lines})
     return 0
 
 

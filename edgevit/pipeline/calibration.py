@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from edgevit.errors import UsageError
-from edgevit.images import find_images, read_batch
+from edgevit.errors import ImageError, UsageError
+from edgevit.images import find_images, read_readable, skipped_notes
 from edgevit.models.loading import LoadedModel
 from edgevit.types import Array
+
+_LOG = logging.getLogger(__name__)
 
 MAX_PHOTOS = 300  # of a folder
 MIN_SPREAD = 2 / 255  # standard deviation over the pixels of a photo; a photo below it has a single color
@@ -49,6 +52,7 @@ def _require_rows_like(array: object, example: torch.Tensor, name: str) -> None:
 def _photo_inputs(model: LoadedModel, folder: Path) -> dict[str, Array]:
     """Return at most MAX_PHOTOS photos, evenly spread over the folder.
 
+    Photos that cannot be read are left out, with a warning; ImageError is raised if none can be read.
     Raises UsageError if the model takes no photos, or if most photos have a single color: ranges measured on such
     photos would fit nothing else.
     """
@@ -60,7 +64,14 @@ def _photo_inputs(model: LoadedModel, folder: Path) -> dict[str, Array]:
         )
     found = find_images(folder)
     count = min(MAX_PHOTOS, len(found))
-    photos = read_batch([found[index * len(found) // count] for index in range(count)], preprocessing)
+    skipped: list[ImageError] = []
+    paths = [found[index * len(found) // count] for index in range(count)]
+    photos, _ = read_readable(paths, preprocessing, skipped.append)
+    if not len(photos):
+        raise skipped[0]
+    for line in skipped_notes(skipped, count):
+        _LOG.warning("edgevit: --calib: %s", line)
+    count = len(photos)
     spread = (photos * np.asarray(preprocessing.std, np.float32)[:, None, None]).std((2, 3)).max(1)  # (n,), 0 to 1
     flat = int((spread < MIN_SPREAD).sum())
     if flat > count / 2:

@@ -213,6 +213,20 @@ def broken_data(photos: Path, folder: Path, case: str) -> Path:
     return data
 
 
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = broken_data(photos, tmp_path, "broken image")
+    found = evaluated(capsys, made("ort").path, "--data", data)
+    assert len(found["paths"]) == found["accuracy"][0]["images"] == IMAGES - 1
+    assert f"1 of {IMAGES} images could not be read and were left out" in found["notes"]
+    assert any("cannot read the image" in note and "dog" in note for note in found["notes"])
+    for path in data.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert status("eval", made("ort").path, "--data", data) == 2
+    assert "cannot read the image" in last_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -231,7 +245,7 @@ def test_wrong_data_is_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert status("eval", made("ort").path, "--data", broken_data(photos, tmp_path, case)) == 2
+    assert status("eval", made("ort").path, "--data", broken_data(photos, tmp_path, case), "--strict") == 2
     assert message in last_line(capsys)
 
 
