@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
+from edgevit.export.validate import find_defect
 from edgevit.types import Dim, TensorSpec
 
 BATCH = "batch"  # name of the dynamic axis
@@ -115,13 +116,17 @@ class OnnxGraph:
         Raises UsageError if the file is missing, damaged, incomplete or not ONNX.
         """
         try:
-            graph = cls(ir.load(path))
+            proto = onnx.load_model(path, load_external_data=False)
+            defect = find_defect(proto, path.parent)
+            graph = None if defect else cls(ir.load(path))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}; give an ONNX file or a bundle") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
             reason = " ".join(str(error).split())
             raise UsageError(f"{path} is not an ONNX model or is damaged ({reason}); export it again") from error
-        if defect := _structural_defect(graph.model):
+        if graph is not None:
+            defect = _structural_defect(graph.model)
+        if graph is None or defect:
             raise UsageError(f"{path} is not a complete ONNX model: {defect}; export it again")
         return graph
 
@@ -139,9 +144,6 @@ def _structural_defect(model: ir.Model) -> str | None:
         for value in node.inputs:
             if value is not None and value.graph is None and value.producer() is None:
                 return f"{name} reads {value.name!r}, which no node produces"
-    for weight in model.graph.initializers.values():
-        if isinstance(weight.const_value, ir.ExternalTensor) and not Path(weight.const_value.path).is_file():
-            return f"the file of weight {weight.name!r} is missing ({weight.const_value.path})"
     return None
 
 

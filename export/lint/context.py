@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
 from edgevit.export.lint.targets import LintTarget
+from edgevit.files import first_line
 from edgevit.types import Array
 
 
@@ -43,10 +47,20 @@ class LintContext:
 
 
 def build_context(graph: OnnxGraph, target: LintTarget) -> LintContext:
-    """Inline functions and infer shapes in a copy of the graph, and classify its nodes."""
+    """Inline functions and infer shapes in a copy of the graph, and classify its nodes.
+
+    Raises UsageError if that fails.
+    """
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it logs tracebacks of failed shape inference
     model = graph.model.clone()
-    common_passes.InlinePass()(model)
-    common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    try:
+        common_passes.InlinePass()(model)
+        _require_inputs(model)
+        common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    except UsageError:
+        raise
+    except Exception as error:  # a file from elsewhere; onnx_ir raises several classes
+        raise UsageError(f"the graph cannot be analyzed: {first_line(error)}; check it with onnx.checker") from error
     data, shapes = set[ir.Node](), set[ir.Node]()
     nodes = tuple(walk(model.graph))
     for node in nodes:
@@ -60,6 +74,17 @@ def walk(graph: ir.Graph) -> Iterator[ir.Node]:
         for inner in _subgraphs(node):
             yield from walk(inner)
         yield node
+
+
+def _require_inputs(model: ir.Model) -> None:
+    """Raise UsageError if a node lacks a required input, as after inlining a call with too few inputs."""
+    opset = model.opset_imports.get("", 0)
+    for node in walk(model.graph):
+        if node.domain or not onnx.defs.has(node.op_type, opset):
+            continue
+        for parameter, value in zip(onnx.defs.get_schema(node.op_type, opset).inputs, node.inputs, strict=False):
+            if value is None and parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+                raise UsageError(f"{node_name(node)} lacks its required input {parameter.name}; export the model again")
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

@@ -1,0 +1,123 @@
+"""Hostile and damaged ONNX files are refused with one line, quickly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgevit.errors import UsageError
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.lint.rules import lint
+from edgevit.export.lint.targets import parse_target
+
+HEADER = '<ir_version: 10, opset_import: ["" : 20, "mine" : 1]>'
+BODY = "g (float[4] x) => (float[4] y) { y = mine.f (x) }"
+FUNCTION = '<domain: "mine", opset_import: ["" : 20, "mine" : 1]>'
+
+
+def model_with_weight(dims: Sequence[int] = (4,)) -> onnx.ModelProto:
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    weight.ClearField("dims")
+    weight.dims.extend(dims)
+    model = onnx.parser.parse_model(f"{HEADER} g (float[4] x) => (float[4] y) {{ y = Mul (x, w) }}")
+    model.graph.initializer.append(weight)
+    return model
+
+
+def external(folder: Path, location: str, *, offset: int = 0) -> onnx.ModelProto:
+    model = model_with_weight()
+    weight = model.graph.initializer[0]
+    (folder / "data.bin").write_bytes(bytes(16))
+    (folder / "link.bin").symlink_to(folder / "data.bin")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", "16")):
+        weight.external_data.add(key=key, value=value)
+    return model
+
+
+def self_cycle(_: Path) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f"{HEADER} g (float[4] x) => (float[4] y) {{ y = Add (x, x) }}")
+    model.graph.node[0].input[1] = "y"
+    return model
+
+
+def billion_calls(_: Path) -> onnx.ModelProto:
+    functions = [f"{FUNCTION} f (x) => (y) {{ {' '.join(f'y{i} = mine.f0 (x)' for i in range(9))} y = mine.f0 (x) }}"]
+    for level in range(9):
+        calls = " ".join(f"y{i} = mine.f{level + 1} (x)" for i in range(9))
+        functions.append(f"{FUNCTION} f{level} (x) => (y) {{ {calls} y = mine.f{level + 1} (x) }}")
+    functions.append(f"{FUNCTION} f9 (x) => (y) {{ y = Relu (x) }}")
+    return onnx.parser.parse_model("\n".join([f"{HEADER} {BODY}", *functions]))
+
+
+def parsed(text: str) -> Callable[[Path], onnx.ModelProto]:
+    return lambda _: onnx.parser.parse_model(text)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], onnx.ModelProto], str]] = {
+    "a recursive function": (parsed(f"{HEADER} {BODY} {FUNCTION} f (x) => (y) {{ y = mine.f (x) }}"), "f calls itself"),
+    "two recursive functions": (
+        parsed(
+            f"{HEADER} {BODY} {FUNCTION} f (x) => (y) {{ y = mine.h (x) }} {FUNCTION} h (x) => (y) {{ y = mine.f (x) }}"
+        ),
+        "calls itself, directly or through others",
+    ),
+    "functions that expand to 10^10 nodes": (billion_calls, "expand to"),
+    "a call with too many inputs": (
+        parsed(f"{HEADER} {BODY.replace('f (x)', 'f (x, x)')} {FUNCTION} f (x) => (y) {{ y = Relu (x) }}"),
+        "has 2 inputs instead of 1",
+    ),
+    "a call with too few inputs": (
+        parsed(f"{HEADER} {BODY} {FUNCTION} f (x, z) => (y) {{ y = Add (x, z) }}"),
+        "lacks its required input B",
+    ),
+    "a self-cycle": (self_cycle, "Add depends on its own output"),
+    "a value produced twice": (
+        parsed(f"{HEADER} g (float[4] x) => (float[4] y) {{ y = Relu (x) y = Abs (x) }}"),
+        "two nodes produce 'y'",
+    ),
+    "a weight of 2^62 elements": (lambda _: model_with_weight(dims=[2**31, 2**31]), "which no device can hold"),
+    "an input of 2^62 elements": (
+        parsed(f"{HEADER} g (float[{2**62}] x) => (float[{2**62}] y) {{ y = Relu (x) }}"),
+        "which no device can hold",
+    ),
+    "a weight shorter than its shape": (lambda _: model_with_weight(dims=[400]), "holds 16 bytes, but its shape"),
+    "external data behind a link": (lambda folder: external(folder, "link.bin"), "is a link"),
+    "external data in another folder": (lambda folder: external(folder, "../escape.bin"), "is missing|outside"),
+    "external data past the end": (lambda folder: external(folder, "data.bin", offset=8), "ends after the end"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    make, words = HOSTILE[case]
+    (tmp_path.parent / "escape.bin").write_bytes(bytes(16))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make(tmp_path).SerializeToString())
+    start = time.monotonic()
+    with pytest.raises(UsageError, match=words) as caught:
+        lint(OnnxGraph.read(path), parse_target("trt"))
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(external(tmp_path, "data.bin").SerializeToString())
+    assert dict(OnnxGraph.read(path).operators) == {"Mul": 1}
+
+
+def test_nodes_in_any_order_are_accepted(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Abs", ["x"], ["a"])]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:]))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert OnnxGraph.read(path).node_count == 2
