@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.errors import UsageError
+from edgevit.files import first_line
 from edgevit.latency import statistics
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState, others_share, throttled
 from edgevit.latency.statistics import Percentile
 from edgevit.types import Interval
+from edgevit.untrusted import shorten
 
 SCHEMA = 1
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
@@ -114,6 +116,8 @@ class LatencyReport:
             )
         if not all(0 < sample < float("inf") for sample in self.samples_ms):
             raise UsageError(f"latency report of {self.name}: every sample must be a finite time above 0")
+        if not all(isinstance(number, int) for number in (*self.rounds, *self.starts_ns)):
+            raise UsageError(f"latency report of {self.name}: rounds and starts must be integers")
         if self.batch < 1:
             raise UsageError(f"latency report of {self.name}: the batch must be at least 1, not {self.batch}")
 
@@ -232,11 +236,18 @@ class LatencyReport:
         """Return the report that `to_json` wrote. Raises UsageError for anything else."""
         schema = data.get("schema") if isinstance(data, Mapping) else None
         if schema != SCHEMA:
-            raise UsageError(f"not a latency report of schema {SCHEMA} (found {schema}); measure again")
+            raise UsageError(f"not a latency report of schema {SCHEMA} (found {shorten(schema)}); measure again")
         try:
-            return cls(**_converted({name: value for name, value in data.items() if name != "schema"}))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"damaged latency report ({error}); measure again") from error
+            report = cls(**_converted({name: value for name, value in data.items() if name != "schema"}))
+            report._derive()
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
+            raise UsageError(f"damaged latency report ({shorten(first_line(error))}); measure again") from error
+        return report
+
+    def _derive(self) -> None:
+        """Compute every statistic once: a field of a wrong type fails here and not in a later comparison."""
+        _ = (self.warnings, self.round_ms, self.fast_round_ms, self.probe_ms, self.p50_interval_ms, self.cv)
+        _ = (self.throughput_per_s, hash(tuple(map(str, self.environment.key().values()))), hash(self.threads))
 
     def _by_round(self, percent: float) -> NDArray[np.float64]:
         first_of_round = np.flatnonzero(np.diff(self.rounds)) + 1

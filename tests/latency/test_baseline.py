@@ -70,16 +70,23 @@ BROKEN = {
     "JSON of another kind": "[]",
     "a manifest": '{"latency": null}',
     "no evidence": '{"latency": [{"name": "a"}]}',
+    "deep nesting": "[" * 100_000,
+    "deep nesting of an object": '{"latency": ' + '{"a":' * 100_000,
+    "entries of a wrong type": '{"latency": [5]}',
+    "evidence of a wrong type": '{"latency": [{"name": "a", "evidence": [1]}]}',
+    "an infinite number": '{"latency": Infinity}',
     "an old schema": '{"latency": [{"name": "a", "evidence": {"schema": 0}}]}',
 }
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_a_damaged_baseline_is_a_usage_error_before_the_measurement(
-    content: str, bundle: Bundle, tmp_path: Path
+    content: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "old.json").write_text(content)
     assert main(["latency", str(bundle.path), "--baseline", str(tmp_path / "old.json")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "old.json is not a baseline" in line and len(line) < 500
 
 
 def test_a_baseline_of_another_bundle_is_a_usage_error(

@@ -76,6 +76,11 @@ def put(name: str, value: object) -> Callable[[dict[str, Any]], object]:
     return lambda data: data.update({name: value})
 
 
+def put_state(name: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """Replace a field of the machine's state, both before and after the measurement."""
+    return lambda data: [state.update({name: value}) for state in (data["environment"]["state"], data["after"])]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -94,14 +99,34 @@ def put(name: str, value: object) -> Callable[[dict[str, Any]], object]:
         put("samples_ms", [1.0, 2.0, float("nan"), 4.0]),
         put("batch", 0),
         put("extra", 1),
+        put("batch", "4"),
+        put("batch", [1]),
+        put("rounds", ["a", "b", "c", "d"]),
+        put("rounds", [[0], [1], [2], [3]]),
+        put("rounds", 5),
+        put("samples_ms", [[1.0]] * 4),
+        put("samples_ms", [10**400] * 4),
+        put("probes", [{"start_ns": 0, "ms": "fast"}]),
+        put("probes", [{"start_ns": 0, "ms": None}]),
+        put("input_shapes", {"x": 5}),
+        put("input_shapes", []),
+        put("plan", {"min_runs": "many"}),
+        put("plan", []),
+        put("x" * 5000, 1),
+        put_state("throttle_events", 5),
+        put_state("limits", [1]),
+        put_state("busy_cpu_s", "all"),
+        put_state("own_cpu_s", None),
+        put_state("load_average", 5),
     ],
 )
 def test_a_damaged_report_is_a_usage_error(damage: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(json.dumps(samples.report([[1, 2], [3, 4]]).to_json()))
     assert LatencyReport.from_json(data) == samples.report([[1, 2], [3, 4]])
     damage(data)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         LatencyReport.from_json(data)
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [[], None, "report", {}])
