@@ -95,7 +95,7 @@ def test_the_requested_precision_runs(trained: Mapping[str, Bundle], fmt: str) -
 def test_the_manifest_holds_the_comparison_with_fp32(trained: Mapping[str, Bundle], fmt: str) -> None:
     verdict = trained[fmt].manifest.to_json()["verdict"]
     assert verdict["images"] == EVAL_IMAGES
-    assert verdict["evaluation"] == ("the ONNX graph" if fmt == "onnx" else "the engine")
+    assert verdict["judged"] == ("the ONNX graph" if fmt == "onnx" else "the engine")
     assert verdict["drop_points"] <= 0.5 or verdict["drop_points_interval"][0] <= 0.5
     assert wilson(round(EVAL_IMAGES * verdict["agreement"]), EVAL_IMAGES).high >= 0.975  # as far as so few can tell
     assert verdict["snr_db"] > 20
@@ -299,7 +299,7 @@ def test_trt_graphs_are_symmetric_int8_and_fp16(small: Path, views: Path, tmp_pa
     path = tmp_path / "small_plain-int8-trt"
     found = manifest(tmp_path, path.name)
     assert (found["typing"]["activations"], found["typing"]["rest"]) == ("int8", "fp16")
-    assert found["verdict"]["evaluation"] == "the ONNX graph"
+    assert found["verdict"]["judged"] == "the ONNX graph"
     assert found["precision"]["found"] is None
     check_types_of_tensorrt(OnnxGraph.load(path / "model.onnx"))
 
@@ -368,7 +368,7 @@ def test_every_family_builds_for_tensorrt_rtx(name: str, way: str, tmp_path: Pat
     assert found["parity"]["passed"] is True
     assert found["runtime"]["engine_files"]
     assert found["precision"]["layers"].get(way, 0) > 0
-    assert found["verdict"]["evaluation"] == "the ONNX graph"
+    assert found["verdict"]["judged"] == "the ONNX graph"
 
 
 @pytest.mark.parametrize("package", ["nncf", "openvino_telemetry", "modelopt"])
