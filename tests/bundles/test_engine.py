@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,15 +17,15 @@ from edgevit.runtimes import registry
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array
+from tests.helpers.bundles import damage
 
 PHOTO = Path(edgevit.__file__).parent / "data" / "photos" / "chelsea.png"
 
 
-def say(bundle: Bundle, **precision: Any) -> None:
-    """Changes what the manifest says of the precision."""
-    manifest = json.loads((bundle.path / "manifest.json").read_text())
-    manifest["precision"].update(precision)
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+def change_precision(bundle: Bundle, **fields: Any) -> None:
+    """Change fields of the precision in the manifest."""
+    for name, value in fields.items():
+        damage(bundle.path, f"precision.{name}", value)
 
 
 @pytest.fixture
@@ -42,12 +41,12 @@ def arguments(command: str, bundle: Bundle, labelled: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["verify", "run", "latency", "eval"])
-def test_a_manifest_that_contradicts_itself_is_status_9(
+def test_a_manifest_with_another_executed_precision_is_status_9(
     command: str, own_bundle: Bundle, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(command, own_bundle, labelled)) == 0
     capsys.readouterr()
-    say(own_bundle, asked="fp16")
+    change_precision(own_bundle, asked="fp16")
     assert main(arguments(command, own_bundle, labelled)) == 9
     assert "requested fp16" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(PrecisionError):
@@ -56,7 +55,7 @@ def test_a_manifest_that_contradicts_itself_is_status_9(
 
 @pytest.mark.parametrize("fmt", ["ort", "openvino"])
 @pytest.mark.parametrize("command", ["verify", "run", "latency", "eval"])
-def test_an_engine_that_is_not_what_its_manifest_says_is_status_9(
+def test_an_engine_with_another_precision_than_its_manifest_is_status_9(
     command: str,
     fmt: str,
     made: Callable[[str], Bundle],
@@ -65,14 +64,14 @@ def test_an_engine_that_is_not_what_its_manifest_says_is_status_9(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     own = Bundle.open(shutil.copytree(made(fmt).path, tmp_path / "own"))
-    say(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
+    change_precision(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
     assert main(arguments(command, own, labelled)) == 9
     assert "requested int8" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(PrecisionError, match="requested int8"):
         edgevit.load(own)
 
 
-class Halved(Engine):
+class Fp16Engine(Engine):
     """An engine that runs in fp16."""
 
     def __init__(self) -> None:
@@ -93,14 +92,12 @@ def test_an_engine_of_a_gpu_is_not_opened_in_another_precision(
     fmt: str, made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither runs on a machine without a GPU, so that an engine of our own stands for theirs."""
-    engine = Halved()
+    engine = Fp16Engine()
     monkeypatch.setattr(type(registry.get_runtime(fmt)), "open", lambda *_: engine)
     own = Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
-    manifest = json.loads((own.path / "manifest.json").read_text())
-    manifest["runtime"]["fmt"] = fmt
-    (own.path / "manifest.json").write_text(json.dumps(manifest))
+    damage(own.path, "runtime.fmt", fmt)
     with pytest.raises(PrecisionError, match="requested fp32"):
         edgevit.load(own)
     assert engine.closed
-    say(own, asked="fp16", layers={"fp16": 23}, multiply_adds={})
+    change_precision(own, asked="fp16", layers={"fp16": 23}, multiply_adds={})
     assert edgevit.load(own) is engine

@@ -1,4 +1,4 @@
-"""`edgevit eval`: what it counts is what PyTorch answers, image by image, and every wrong request ends in one line."""
+"""`edgevit eval` counts the predictions of PyTorch image by image, and every wrong request ends in one line."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dic
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The error; lines of progress may stand before it."""
+    """The error message; progress lines may precede it."""
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("  images: ") for line in lines[:-1]), lines
     assert lines[-1].startswith("edgevit: ")
     return lines[-1]
 
 
-def test_the_answers_are_those_of_pytorch(
+def test_predictions_are_those_of_pytorch(
     bundle: Bundle, photos: Path, cifar10: Cifar10, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Through files, folders and batches, every prediction is that of the authors' code on the same pixels."""
+    """Read from files and folders and run in batches, every prediction equals that of the authors' code."""
     found = evaluated(capsys, bundle.path, "--data", photos, "--against", "torch")
     torch, engine = found["accuracy"]
     assert [torch["name"], engine["name"]] == ["torch", bundle.name]
@@ -81,7 +81,9 @@ def test_the_answers_are_those_of_pytorch(
     assert engine["drop_points"] == 0
 
 
-def test_the_table_tells_it(made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_accuracy_and_agreement(
+    made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = [made(fmt).path for fmt in ("ort", "openvino")]
     assert status("eval", *paths, "--data", photos, "--limit", "50") == 0
     out, err = capsys.readouterr()
@@ -90,7 +92,9 @@ def test_the_table_tells_it(made: Callable[[str], Bundle], photos: Path, capsys:
     assert err.splitlines()[-1] == "  images: 50 of 50"
 
 
-def test_a_model_by_its_name_is_pytorch(photos: Path, cifar10: Cifar10, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_given_by_name_runs_in_pytorch(
+    photos: Path, cifar10: Cifar10, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluated(capsys, "shiftvit_cifar10", "--data", photos)
     (row,) = found["accuracy"]
     order = [int(Path(path).stem) for path in found["paths"]]
@@ -101,7 +105,7 @@ def test_a_model_by_its_name_is_pytorch(photos: Path, cifar10: Cifar10, capsys: 
 def test_bundles_and_a_model_side_by_side(
     made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PyTorch is the reference, wherever it stands."""
+    """PyTorch is the reference, also if it is not the first argument."""
     found = evaluated(capsys, made("ort").path, "shiftvit_cifar10", "--data", photos, "--limit", "20")
     assert [row["name"] for row in found["accuracy"]] == ["shiftvit_cifar10 (torch)", made("ort").name]
     assert found["accuracy"][1]["agreement"] == 1
@@ -133,22 +137,22 @@ def test_a_file_of_labels_gives_the_same(
 
 
 def permuted(source: Bundle, folder: Path) -> Bundle:
-    """The bundle with another engine inside: the rows of its last product are turned by one class."""
+    """The bundle with another engine, whose logits are shifted by one class."""
     copy = shutil.copytree(source.path, folder / "permuted")
     engine = next(path for path in copy.glob("*.onnx") if path == source.engine_path or path.name == "model.onnx")
     model = onnx.load(engine)
     last = model.graph.output[0].name
     node = next(node for node in model.graph.node if last in node.output)
-    node.output[list(node.output).index(last)] = "unturned"
+    node.output[list(node.output).index(last)] = "unshifted"
     order = onnx.numpy_helper.from_array(np.roll(np.arange(10), 1), "order")
     model.graph.initializer.append(order)
-    model.graph.node.append(onnx.helper.make_node("Gather", ["unturned", "order"], [last], axis=1))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["unshifted", "order"], [last], axis=1))
     onnx.save(model, engine)
     store.write_manifest(copy, source.manifest)
     return Bundle.open(copy)
 
 
-def test_a_wrong_engine_is_seen_as_wrong(
+def test_a_wrong_engine_has_a_low_accuracy(
     made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = permuted(made("onnx"), tmp_path)
@@ -164,14 +168,14 @@ def test_a_wrong_engine_is_seen_as_wrong(
 def test_a_fixed_batch_and_a_range_side_by_side(
     made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A batch of 3 does not divide 40 images: what fills the last one up is not counted."""
+    """A batch of 3 does not divide 40 images: the images that fill up the last batch are not counted."""
     fixed = edgevit.export("shiftvit_cifar10", fmt="ort", out=tmp_path, batch=3)
     found = evaluated(capsys, made("ort").path, fixed.path, "--data", photos, "--limit", "40", "--against", "torch")
     assert [row["images"] for row in found["accuracy"]] == [40, 40, 40]
     assert len({tuple(row["evidence"]["answers"]) for row in found["accuracy"]}) == 1
 
 
-def test_a_factory_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_factory_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without class names, folders are named by index; five classes have no top-5."""
     (tmp_path / "mine.py").write_text(USER_MODEL)
     for index in range(5):
@@ -182,7 +186,7 @@ def test_a_factory_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert row["top5"] is None
 
 
-def test_answers_that_are_not_finite_are_told(
+def test_outputs_that_are_not_finite_are_counted(
     made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
@@ -279,7 +283,7 @@ def test_a_wrong_request_is_one_line(
     ("change", "message"),
     [({"preprocessing": {"crop_pct": 0.5}}, "differ in preprocessing"), ({"classes": None}, "different classes")],
 )
-def test_contestants_that_do_not_compare_are_refused(
+def test_candidates_that_do_not_compare_are_refused(
     change: dict[str, Any], message: str, made: Callable[[str], Bundle], photos: Path, tmp_path: Path
 ) -> None:
     source = made("ort")
@@ -293,7 +297,7 @@ def test_contestants_that_do_not_compare_are_refused(
         evaluate_bundles([source, Bundle.open(copy)], data=photos)
 
 
-def test_weights_that_have_changed_are_no_reference(
+def test_changed_weights_are_refused_as_a_reference(
     made: Callable[[str], Bundle], photos: Path, tmp_path: Path
 ) -> None:
     """PyTorch with other weights than the bundle was made with would be a wrong reference."""
@@ -308,7 +312,7 @@ def test_weights_that_have_changed_are_no_reference(
         evaluate_bundles([Bundle.open(copy)], data=photos, against=["torch"])
 
 
-def test_a_bundle_of_random_weights_says_so(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_weights_are_noted(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = edgevit.create_model("shiftvit_cifar10", num_classes=7, embed_dim=12)
     random = edgevit.export(module, fmt="ort", out=tmp_path / "out", verify=False, latency=False)
     (tmp_path / "data" / "3").mkdir(parents=True)
