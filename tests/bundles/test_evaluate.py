@@ -264,7 +264,7 @@ def test_wrong_data_is_one_line(
         (["BUNDLE", "--against", "openvino"], "--against accepts only torch, got 'openvino'"),
         (["shiftvit_cifar10", "--against", "torch"], "runs in PyTorch already"),
         (["BUNDLE", "BUNDLE"], "given twice"),
-        (["BUNDLE", "--limit", "0"], "at least one image, not 0"),
+        (["BUNDLE", "--limit", "0"], "must be at least 1, not 0"),
     ],
 )
 def test_a_wrong_request_is_one_line(
