@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.formats import Int8Range
-    from edgevit.models.downloads import OnDownload
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.types import Array, Precision
 
@@ -41,7 +40,6 @@ def create_model(
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
-    on_download: OnDownload | None = None,
     **options: Any,
 ) -> nn.Module:
     """Return a registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
@@ -53,7 +51,6 @@ def create_model(
             URL. None means the included weights (`shiftvit_cifar10`) or random ones.
         num_classes: the number of logits; by default that of the registered model, usually 1000.
         img_size: height and width of the input, or both as a tuple.
-        on_download: called with the bytes received and the total number of bytes.
         options: replace single values of the model's configuration, such as `embed_dim` or `depths`.
 
     Raises UsageError for an unknown name or option, CheckpointError if the weights do not fit the model, and
@@ -61,7 +58,7 @@ def create_model(
     """
     from edgevit.models import registry
 
-    return registry.create_model(name, weights, num_classes, img_size=img_size, on_download=on_download, **options)
+    return registry.create_model(name, weights, num_classes, img_size=img_size, **options)
 
 
 def export_model(
@@ -127,7 +124,7 @@ def export_model(
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
-    with loading.flags_restored(model):
+    with loading.preserve_training_mode(model):
         if isinstance(model, str):
             if example_input is not None:
                 raise UsageError("example_input is for a module; a model given by name is exported for img_size")

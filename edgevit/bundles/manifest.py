@@ -64,6 +64,8 @@ class ModelRecord:
     source: str | None
     weights: str
     weights_sha256: str | None = None
+    weights_key: str | None = None  # container in the checkpoint, such as "model_ema"
+    weights_tensors: int | None = None
     family: str | None = None
     options: Json = field(default_factory=dict)
     num_classes: int | None = None  # of registered models
@@ -87,6 +89,8 @@ class ModelRecord:
             **classes,
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
+            "weights_key": self.weights_key,
+            "weights_tensors": self.weights_tensors,
             "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
         }
 
@@ -104,6 +108,8 @@ class ModelRecord:
             source=source,
             weights=fields.read("weights", text()),
             weights_sha256=fields.read_or("weights_sha256", nullable(_SHA256), None),
+            weights_key=fields.read_or("weights_key", nullable(text()), None),
+            weights_tensors=fields.read_or("weights_tensors", nullable(integer(0, 1_000_000)), None),
             family=fields.read_or("family", nullable(text(most=255)), None),
             options=fields.read("options", any_object),
             num_classes=num_classes,

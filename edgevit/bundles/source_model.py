@@ -66,7 +66,7 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
 
     load_torch()
     from edgevit.models import loading, registry
-    from edgevit.models.initialization import randomise
+    from edgevit.models.initialization import randomize
 
     record, batch = bundle.manifest.model, bundle.options.batch
     name = source.model or record.source
@@ -82,7 +82,7 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
     )
     model = loading.from_module(module, batch=batch)
     if str(model.origin["weights"]).startswith("random"):
-        randomise(module, seed=loading.SEED)
+        randomize(module, seed=loading.SEED)
     return model
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from edgevit.latency.measure import MeasureProgress, OnMeasure
     from edgevit.metrics import OnImages
-    from edgevit.models.downloads import OnDownload
 
 Part: TypeAlias = "str | Table"  # a line of text or a table
 OnStage: TypeAlias = Callable[[str, float | None], None]
@@ -110,12 +109,6 @@ class Console:
                 on_stage(f"{progress.stage}, {progress.fraction:.0%}{remaining}", None)
 
             yield on_measure
-
-    def download_progress(self) -> contextlib.AbstractContextManager[OnDownload]:
-        """Show a download on stderr."""
-        from edgevit.cli import progress
-
-        return progress.show_download() if not self.quiet else contextlib.nullcontext(_ignore)
 
     def image_progress(self) -> contextlib.AbstractContextManager[OnImages]:
         """Show the number of processed images on stderr."""

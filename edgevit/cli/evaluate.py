@@ -99,8 +99,7 @@ def _load_models(names: Sequence[str], weights: str | None, console: Console) ->
     for name in names:
         if ":" not in name and name not in known:
             raise UsageError(f"no bundle at {name}, and no model of that name.{did_you_mean(name, known)}")
-    with console.download_progress() as on_download:
-        return [from_name(name, weights=weights, on_download=on_download) for name in names]
+    return [from_name(name, weights=weights) for name in names]
 
 
 def result_lines(report: AccuracyReport) -> list[str]:

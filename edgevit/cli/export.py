@@ -139,14 +139,13 @@ def run(arguments: Arguments, console: Console) -> int:
         latency=arguments.latency,
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
-    with redirect_user_output(), console.download_progress() as on_download:
+    with redirect_user_output():
         model = from_name(
             arguments.model,
             weights=arguments.weights,
             num_classes=arguments.num_classes,
             img_size=arguments.img_size,
             batch=options.batch,
-            on_download=on_download,
         )
     with redirect_user_output(), console.stage_progress() as on_stage:
         report = pipeline.run(model, config, on_stage)
@@ -227,6 +226,8 @@ def _notes(report: ExportReport) -> Iterator[str]:
     for bundle in report.bundles:
         if bundle.missing and bundle.size_bytes is not None:
             yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
+    if report.weights_summary:
+        notes.append(report.weights_summary)
     if report.weights.startswith("random"):
         yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
     for problem in report.latency_problems:

@@ -9,21 +9,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 
 from edgevit.metrics import OnImages
-from edgevit.models.downloads import OnDownload
 
-_WEIGHTS = "official weights"
 _IMAGES = "images"
-_BYTES_PER_LINE = 10_000_000  # if the size of the download is unknown
 
 
 @contextmanager
@@ -46,17 +41,6 @@ def show_stages() -> Iterator[Callable[[str, float | None], None]]:
 def _print_stage(name: str, elapsed_s: float | None) -> None:
     if elapsed_s is not None:
         print(f"  {name}: {elapsed_s:.1f} s", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def show_download() -> Iterator[OnDownload]:
-    """Yield a function to call with the bytes received and the total, which may be None. Silent until called."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _download_lines()
-        return
-    with _bar(console, _WEIGHTS, DownloadColumn(), TransferSpeedColumn()) as on_download:
-        yield on_download
 
 
 @contextmanager
@@ -84,22 +68,6 @@ def _bar(console: Console, title: str, *columns: ProgressColumn) -> Iterator[Cal
         yield on_progress
     finally:
         bar.stop()
-
-
-def _download_lines() -> OnDownload:
-    """Return a function that prints a line for each tenth of a download."""
-    printed = -1
-
-    def on_download(done: int, total: int | None) -> None:
-        nonlocal printed
-        step = done * 10 // total if total else done // _BYTES_PER_LINE
-        if step == printed:
-            return
-        printed = step
-        amount = f"{step * 10} % of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
-        print(f"  {_WEIGHTS}: {amount}", file=sys.stderr, flush=True)
-
-    return on_download
 
 
 def _image_lines() -> OnImages:

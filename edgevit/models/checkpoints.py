@@ -1,4 +1,4 @@
-"""Checkpoint files to parameters, safely: nothing in a file can run code, and no key is left over on either side."""
+"""Read checkpoint files safely and load them strictly: no code from a file runs, and no key is left over."""
 
 from __future__ import annotations
 
@@ -21,74 +21,84 @@ from torch import nn
 from edgevit.errors import CheckpointError
 from edgevit.files import file_sha256, first_line
 
-# Where training scripts keep the weights, the published ones first: timm evaluates the averaged ("ema") weights.
-CONTAINERS = ("state_dict_ema", "state_dict", "model", "module")
-WRAPPER = "module."
+# Keys under which training scripts keep state dicts. Averaged (EMA) weights come first: they are the evaluated ones.
+CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
+# Prefixes that wrappers put before every key: DataParallel, torch.compile, PyTorch Lightning.
+PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by key, and the hash of the file (or of the tensors) that they came from."""
+    """Tensors by key, the SHA-256 of the file (or of the tensors), and the container in the checkpoint they were in."""
 
     tensors: dict[str, torch.Tensor]
     sha256: str
+    key: str | None = None
 
 
 def included(name: str) -> Path:
-    """The path of a checkpoint that edgevit carries."""
+    """Return the path of a checkpoint that comes with edgevit."""
     return Path(str(resources.files("edgevit"))) / "data" / name
 
 
 def read(path: str | os.PathLike[str]) -> Weights:
-    """The weights in a `.safetensors` file or in anything that `torch.save` wrote.
+    """Read the weights in a `.safetensors` file or a file written by `torch.save`.
 
-    Training checkpoints keep their weights one level down (`CONTAINERS`).
-    Raises CheckpointError where the file is missing, broken, not a checkpoint, or holds objects that would run code.
+    If the checkpoint has several state dicts, the first key of `CONTAINERS` is taken (EMA weights first);
+    `FILE:KEY` chooses another.
+    Raises CheckpointError if the file is missing, damaged, not a checkpoint, or holds objects that would run code.
     """
     if not isinstance(path, str | os.PathLike):
-        raise CheckpointError(f"weights are a checkpoint file or a state dict, not a {type(path).__name__}")
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}")
+        raise CheckpointError(f"weights must be a checkpoint file or a state dict, not a {type(path).__name__}")
+    file, key = _split_key(Path(path))
+    if not file.is_file():
+        raise CheckpointError(f"no weights file at {file}")
     try:
-        content = load_file(path) if path.suffix.lower() == ".safetensors" else _load_pickle(path)
+        content = load_file(file) if file.suffix.lower() == ".safetensors" else _load_pickle(file)
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged pickle is a program gone wrong: it can fail with anything
-        raise CheckpointError(f"{path} is damaged or not a checkpoint: {first_line(error)}") from error
-    return Weights(_state_dict(content, str(path)), file_sha256(path))
+    except Exception as error:  # unpickling a damaged file can raise anything
+        raise CheckpointError(f"{file} is damaged or not a checkpoint: {first_line(error)}") from error
+    tensors, key = _state_dict(content, str(file), key)
+    return Weights(tensors, file_sha256(file), key)
+
+
+def _split_key(path: Path) -> tuple[Path, str | None]:
+    """Split `FILE:KEY`; a file whose own name has a colon is taken as it is."""
+    name, colon, key = path.name.rpartition(":")
+    return (path.with_name(name), key) if colon and name and key and not path.exists() else (path, None)
 
 
 def from_state_dict(content: Mapping[str, Any]) -> Weights:
-    """The weights in a state dict that is already in memory. Raises CheckpointError where it holds none."""
-    tensors = _state_dict(content, "the state dict")
+    """Return the weights in a state dict in memory. Raises CheckpointError if it holds none."""
+    tensors, key = _state_dict(content, "the state dict", None)
     digest = hashlib.sha256()
     for key, value in sorted(tensors.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return Weights(tensors, digest.hexdigest())
+    return Weights(tensors, digest.hexdigest(), key)
 
 
-def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors without the prefix that PyTorch's parallel wrappers put before every key; as they are where one
-    key lacks it."""
-    if not all(key.startswith(WRAPPER) for key in tensors):
-        return dict(tensors)
-    return {key.removeprefix(WRAPPER): value for key, value in tensors.items()}
+def without_prefix(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors without the prefixes that wrappers put before every key (`PREFIXES`)."""
+    for prefix in PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            return without_prefix({key.removeprefix(prefix): value for key, value in tensors.items()})
+    return dict(tensors)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Loads `tensors` into `module`, strictly. Raises CheckpointError that names keys missing, left over or of
-    another shape.
+    """Load `tensors` into `module` strictly. Raises CheckpointError that names keys missing, unexpected or of another
+    shape.
 
-    A wrapper's prefix is taken off where more keys fit without it: a module can have a part named `module` itself.
+    A wrapper's prefix is removed only if more keys match without it: the module may have a submodule `module` itself.
     """
-    own, plain = module.state_dict(), unwrapped(tensors)
+    own, plain = module.state_dict(), without_prefix(tensors)
     if len(plain.keys() & own.keys()) > len(tensors.keys() & own.keys()):
         tensors = plain
     problems = [
         *_named("missing in the checkpoint", own.keys() - tensors.keys()),
-        *_named("left over in the checkpoint", tensors.keys() - own.keys()),
+        *_named("unexpected in the checkpoint", tensors.keys() - own.keys()),
         *_named(
             "of another shape",
             (
@@ -103,54 +113,61 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[1:2] or [first_line(error)]  # the line above it names no parameter
+        first = str(error).strip().splitlines()[1:2] or [first_line(error)]  # the first line names no parameter
         raise CheckpointError(f"{source} cannot be copied into {type(module).__name__}: {first[0].strip()}") from error
 
 
 def _load_pickle(path: Path) -> Any:
-    # Official training checkpoints carry their command line as a Namespace: plain attributes, no code.
+    # Official training checkpoints hold their command line as a Namespace: plain attributes, no code.
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the protocol of a pickle, which it then refuses
+        warnings.simplefilter("ignore")  # about the pickle protocol, before torch refuses the file
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
             if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
                 raise CheckpointError(
-                    f"{path} is not a plain checkpoint and was not loaded: it {_refused(str(error))}. Save the state "
-                    "dict alone: torch.save(model.state_dict(), …)"
+                    f"{path} is not a plain checkpoint and was not loaded: it {_refusal(str(error))}. Save the state "
+                    "dict alone: torch.save(model.state_dict(), FILE)"
                 ) from error
             raise
 
 
-def _refused(reason: str) -> str:
-    """What PyTorch's safe loader met, in our words: its own advise to load the file unsafely."""
+def _refusal(reason: str) -> str:
+    """Say why torch's safe loader refused the file; its own message recommends unsafe loading."""
     found = re.search(r"GLOBAL (\S+)", reason)
     if found is not None:
         return f"holds {found[1]}, which is no tensor and could run code"
     return "is a TorchScript archive" if "TorchScript" in reason else "holds more than tensors, or is damaged"
 
 
-def _state_dict(content: Any, source: str) -> dict[str, torch.Tensor]:
+def _state_dict(content: Any, source: str, key: str | None) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Return the state dict in a checkpoint and its key. Raises CheckpointError if there is none."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, not a state dict")
-    for container in CONTAINERS:
-        if isinstance(content.get(container), Mapping):
-            content = content[container]
-            break
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    held = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+    if key is not None and key not in held:
+        raise CheckpointError(f"{source} has no state dict {key!r}; it has {', '.join(held) or 'none'}")
+    if key is None:
+        key = next((name for name in CONTAINERS if name in held), None)
+    if key is not None:
+        content = content[key]
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors or len(tensors) != len(content):
-        others = sorted(str(key) for key in content.keys() - tensors.keys())
-        raise CheckpointError(f"{source} holds no state dict; its keys are {', '.join(others[:8]) or 'none'}")
-    for key, value in tensors.items():
-        _refuse_uncopyable(str(key), value, source)
-    return {str(key): value for key, value in tensors.items()}
+        others = sorted(str(name) for name in content.keys() - tensors.keys())
+        raise CheckpointError(
+            f"{source} holds no state dict at the top level or under {', '.join(CONTAINERS)}; "
+            f"its keys are {', '.join(others[:8]) or 'none'}. Name one that does: --weights FILE:KEY"
+        )
+    for name, value in tensors.items():
+        _require_plain(str(name), value, source)
+    return {str(name): value for name, value in tensors.items()}, key
 
 
-def _refuse_uncopyable(key: str, tensor: torch.Tensor, source: str) -> None:
-    """Raises CheckpointError for a tensor without values, or with values that no parameter takes as they are."""
+def _require_plain(key: str, tensor: torch.Tensor, source: str) -> None:
+    """Raise CheckpointError for a tensor without values, or with values that cannot be copied into a parameter."""
     kinds = {
-        "on the meta device, which keeps no values": tensor.is_meta,
-        "quantised": tensor.is_quantized,
+        "on the meta device, without values": tensor.is_meta,
+        "quantized": tensor.is_quantized,
         "complex": tensor.is_complex(),
         "sparse or nested": tensor.layout != torch.strided or tensor.is_nested,
     }

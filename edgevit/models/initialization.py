@@ -1,8 +1,8 @@
-"""Random weights that keep a network alive: an untrained model whose output ignores its input proves nothing.
+"""Random weights that keep activations alive, so that an untrained model still depends on its input.
 
-The usual initialisations are made for training: with their tiny weights and zero biases many activations are all
-but constant. These draw every weight so that activations keep their variance, and every bias, norm and statistic so
-that forgetting one changes the output.
+Initializations for training use small weights and zero biases, which leave many activations nearly constant. These
+weights preserve the variance of activations, and every bias, norm and running statistic is drawn so that leaving one
+out changes the output.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import nn
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def randomise(module: nn.Module, *, seed: int) -> None:
-    """Fills every parameter and running statistic of `module` from `seed`, in place; the same on every machine."""
+def randomize(module: nn.Module, *, seed: int) -> None:
+    """Fill parameters and running statistics of `module` in place; a seed gives the same values on every machine."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: torch.Tensor) -> torch.Tensor:
@@ -32,15 +32,16 @@ def randomise(module: nn.Module, *, seed: int) -> None:
 
 def _scaled(layer: nn.Module, name: str, normal: torch.Tensor) -> torch.Tensor:
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and name == "weight":
-        # Below 1: in inference it normalises nothing, and 33 residual blocks in a row would multiply what they are
-        # given until attention behind them turns on rounding (vt_resnet101).
+        # Below 1: BatchNorm does not normalize in inference, and 33 residual blocks in a row (vt_resnet101) would
+        # amplify activations until the attention behind them depends on rounding.
         return 0.9 + 0.2 * normal
     if isinstance(layer, _NORMS) and name == "weight":
         return 1 + 0.2 * normal
     if name == "bias":
         return 0.1 * normal
     if isinstance(layer, nn.Linear | nn.Conv1d) and name == "weight":
-        # PyTorch's own gain: with 1, attention without norms before it saturates, and the performer's exponentials die.
+        # PyTorch's gain. With gain 1, attention without a preceding norm saturates and the Performer's exponentials
+        # underflow.
         return normal / (3 * normal[0].numel()) ** 0.5
     if name == "weight" and normal.ndim > 1 and not isinstance(layer, nn.Embedding):
         return normal / normal[0].numel() ** 0.5  # fan-in

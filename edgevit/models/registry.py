@@ -1,4 +1,4 @@
-"""The models by name. A new architecture is one file beside this one and one line in `ARCHITECTURES`."""
+"""Look up and create models by name. A new architecture is one file beside this one and one line in ARCHITECTURES."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevit.errors import UsageError, unknown_name
+from edgevit.errors import CheckpointError, MissingError, UsageError, unknown_name
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints
-from edgevit.models import downloads as published
-from edgevit.models.downloads import OnDownload
-from edgevit.models.spec import ModelCard, ModelSpec, StateDict
+from edgevit.models.downloads import OFFICIAL, download_official
+from edgevit.models.spec import ModelInfo, ModelSpec, StateDict
 
 ARCHITECTURES = (
     "shiftvit",
@@ -35,7 +34,7 @@ ARCHITECTURES = (
 
 @cache
 def specs() -> dict[str, ModelSpec]:
-    """Every registered model by name, in the order of the architectures and of their tables."""
+    """Return every registered model by name, in the order of ARCHITECTURES and of each SPECS."""
     found: dict[str, ModelSpec] = {}
     for architecture in ARCHITECTURES:
         for spec in importlib.import_module(f"edgevit.models.{architecture}").SPECS:
@@ -46,7 +45,7 @@ def specs() -> dict[str, ModelSpec]:
 
 
 def list_models(family: str | None = None) -> list[str]:
-    """The names of the registered models, of one family or of all. Raises UsageError for an unknown family."""
+    """Return the names of the registered models, of one family or all. Raises UsageError for an unknown family."""
     families = {spec.family for spec in specs().values()}
     if family is not None and family not in families:
         raise unknown_name("family", family, families)
@@ -54,7 +53,7 @@ def list_models(family: str | None = None) -> list[str]:
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The registered model of that name. Raises UsageError with near misses."""
+    """Return the registered model of that name. Raises UsageError that suggests similar names."""
     if name not in specs():
         raise unknown_name("model", name, specs())
     return specs()[name]
@@ -66,36 +65,37 @@ def create_model(
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
-    on_download: OnDownload | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
+    """Return a registered model in eval mode: images (N, C, H, W) to logits (N, num_classes).
 
-    `weights` is a checkpoint file or a state dict, in the authors' naming or ours; without it the weights are those
-    that the registration includes (`shiftvit_cifar10`), or random. "official" fetches the authors' file, once, and
-    tells `on_download` how far it is. `num_classes` defaults to the registration's (1000). `options` replace single
-    values of the variant's configuration (`embed_dim`, `depths`, …).
+    `weights` is a checkpoint file, `FILE:KEY` for one of several state dicts in it, or a state dict, in the authors'
+    naming or ours. Without it the model has its included weights (`shiftvit_cifar10`) or random ones. "official"
+    downloads the authors' file once. `num_classes` defaults to the number in the weights, or the registered one
+    (1000). `options` replace single values of the variant's configuration (`embed_dim`, `depths`, ...).
 
-    Raises UsageError for an unknown name, option or combination; CheckpointError where the weights do not fit;
-    MissingError where the authors' file cannot be had.
+    Raises UsageError for an unknown name, option or combination, CheckpointError if the weights do not fit,
+    MissingError if the authors' file cannot be downloaded.
     """
     spec = get_spec(name)
     preprocessing = _preprocessing(spec, img_size)
-    classes = spec.num_classes if num_classes is None else num_classes
-    if classes < 1:
-        raise UsageError(f"num_classes must be at least 1, not {classes}")
-    loaded: checkpoints.Weights | None
-    if weights == published.OFFICIAL:
-        loaded, source = _official_weights(spec, classes, on_download)
-    else:
-        loaded, source = _weights(spec, weights, changed=bool(options) or classes != spec.num_classes)
-    tensors = checkpoints.unwrapped(loaded.tensors) if loaded else {}  # no registered model has a part named `module`
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"num_classes must be at least 1, not {num_classes}")
+    loaded, source = _find_weights(spec, weights, num_classes, changed=bool(options))
+    # No registered model has a submodule called `module` or `model`, so the prefixes of wrappers can go.
+    tensors = checkpoints.without_prefix(loaded.tensors) if loaded else {}
     if loaded and spec.weights_options:
         options = {**spec.weights_options(tensors), **options}
+    if loaded and spec.convert_state_dict:
+        tensors = spec.convert_state_dict(tensors)
+    classes = num_classes or spec.num_classes
     module = _build(spec, options, classes, preprocessing)
+    if loaded and num_classes is None and (count := _class_count(module, tensors)):
+        classes = count
+        module = _build(spec, options, classes, preprocessing)
     if loaded:
-        checkpoints.load_into(module, spec.adapt(tensors) if spec.adapt else tensors, source=source)
-    module.card = ModelCard(  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
+        checkpoints.load_into(module, tensors, source=source)
+    module.model_info = ModelInfo(  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
         name=name,
         family=spec.family,
         options=options,
@@ -103,13 +103,15 @@ def create_model(
         num_classes=classes,
         classes=spec.classes if classes == spec.num_classes else None,
         weights=source,
+        weights_key=loaded.key if loaded else None,
+        weights_tensors=len(loaded.tensors) if loaded else 0,
         weights_sha256=loaded.sha256 if loaded else None,
     )
     return module.eval()
 
 
 def require_positive(option: str, value: object) -> None:
-    """Raises UsageError where a size, or one of several, is below 1."""
+    """Raise UsageError if a size, or one of several, is below 1."""
     sizes = value if isinstance(value, tuple | list) else (value,)
     if any(isinstance(size, numbers.Integral) and size < 1 for size in sizes):
         raise UsageError(f"{option} must be at least 1, not {value}")
@@ -123,37 +125,57 @@ def _preprocessing(spec: ModelSpec, img_size: int | tuple[int, int] | None) -> P
     return dataclasses.replace(spec.preprocessing, input_size=(spec.preprocessing.input_size[0], height, width))
 
 
-def _weights(
-    spec: ModelSpec, weights: str | os.PathLike[str] | StateDict | None, *, changed: bool
+def _find_weights(
+    spec: ModelSpec,
+    weights: str | os.PathLike[str] | StateDict | None,
+    num_classes: int | None,
+    *,
+    changed: bool,
 ) -> tuple[checkpoints.Weights | None, str]:
-    """The weights to load and where they came from; none where they are to be random."""
+    """Return the weights to load and their source; None and "random" if there are none."""
+    if isinstance(weights, str) and weights == OFFICIAL:
+        return _official_weights(spec, num_classes)
     if isinstance(weights, Mapping):
         return checkpoints.from_state_dict(weights), "a state dict"
     if weights is not None:
         return checkpoints.read(weights), str(weights)
-    if spec.included_weights and not changed:
+    if spec.included_weights and not changed and num_classes in (None, spec.num_classes):
         return checkpoints.read(checkpoints.included(spec.included_weights)), f"included {spec.included_weights}"
     return None, "random"
 
 
-def _official_weights(
-    spec: ModelSpec, num_classes: int, on_download: OnDownload | None
-) -> tuple[checkpoints.Weights, str]:
-    """The authors' weights and their address."""
+def _official_weights(spec: ModelSpec, num_classes: int | None) -> tuple[checkpoints.Weights, str]:
+    """Return the authors' weights and their address. Raises UsageError, MissingError."""
     if spec.included_weights:
-        raise UsageError(f"{spec.name} has its weights with it: leave --weights out")
-    if num_classes != spec.num_classes:
+        raise UsageError(f"{spec.name} comes with its weights; omit --weights")
+    if num_classes not in (None, spec.num_classes):
         raise UsageError(
             f"the official weights of {spec.name} have {spec.num_classes} classes, not {num_classes}; "
-            "leave --num-classes out, or pass your own weights with --weights FILE"
+            "omit --num-classes, or pass your own weights with --weights FILE"
         )
-    path = published.official(spec.name, spec.published, on_download=on_download)
+    path = download_official(spec.name, spec.published)
     assert spec.published is not None
-    return checkpoints.read(path), str(spec.published.url)
+    try:
+        return checkpoints.read(path), str(spec.published.url)
+    except CheckpointError as error:  # a web page in place of the file, or a cut connection
+        path.unlink(missing_ok=True)
+        raise MissingError(
+            f"the download from {spec.published.url} is no checkpoint ({error}) and was deleted; try again, "
+            "or download it yourself and pass it with --weights FILE"
+        ) from error
+
+
+def _class_count(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """Return the number of classes in a checkpoint whose tensors differ from `module` only in that; else None."""
+    own = module.state_dict()
+    pairs = [(own[key].shape, tensors[key].shape) for key in own if key in tensors]
+    differing = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
+    counts = {theirs[0] for ours, theirs in differing if ours[1:] == theirs[1:] and len(theirs)}
+    return counts.pop() if len(counts) == 1 and all(ours[1:] == theirs[1:] for ours, theirs in differing) else None
 
 
 def _is_size(parameter: inspect.Parameter) -> bool:
-    """Every whole number is a size or a count; `layers.check_heads` says more about heads."""
+    """Whether an integer option is a size or a count; `layers.check_heads` checks the numbers of heads."""
     return str(parameter.annotation).startswith(("int", "tuple[int")) and not parameter.name.endswith("heads")
 
 

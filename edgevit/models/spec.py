@@ -1,4 +1,4 @@
-"""What is known of a model before it is built: its name, its configuration, its input and its paper's figures."""
+"""Descriptions of models: ModelSpec before a model is built, ModelInfo on the built module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StateDict: TypeAlias = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperFigures:
-    """What the authors report. Accuracy in percent on ImageNet-1k; None where they give no figure."""
+    """Figures that the authors report: top-1 in percent on ImageNet-1k, parameters, MACs; None if not reported."""
 
     top1: float | None = None
     params_m: float | None = None
@@ -29,13 +29,13 @@ class PaperFigures:
 class ModelSpec:
     """One registered model.
 
-    `factory` takes the keyword options of `options`, and `num_classes`; options that the user gives replace them.
-    Where the factory has an `img_size` parameter the model is bound to one input size and is told it; where it has
-    none, the model takes any size, and `img_size` only says what the export is made for.
-    `adapt` turns an official state dict into one that the model loads strictly: it renames keys and drops buffers
-    that the model computes for itself. `weights_options` reads configuration off a state dict (several generations
-    of a checkpoint can exist under one name). `included_weights` names a checkpoint under edgevit/data, `published`
-    says where the authors' own lies.
+    `factory` is called with the keyword arguments `options` and `num_classes`; the user's options replace single ones.
+    If the factory has an `img_size` parameter, the model is bound to that input size. Otherwise it accepts any size,
+    and `img_size` only sets the size to export for.
+    `convert_state_dict` turns an official state dict into one that loads strictly: it renames keys and drops buffers
+    that the model computes itself. `weights_options` infers options from a state dict, for checkpoints of several
+    generations of one architecture. `included_weights` names a checkpoint under edgevit/data; `published` says where
+    the authors publish theirs.
     """
 
     name: str
@@ -44,17 +44,17 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     num_classes: int = 1000
-    classes: str = "imagenet"  # whose class names the logits carry: a file edgevit/data/<classes>_classes.tsv
+    classes: str = "imagenet"  # class names of the logits: edgevit/data/<classes>_classes.tsv
     paper: PaperFigures
-    adapt: Callable[[StateDict], StateDict] | None = None
+    convert_state_dict: Callable[[StateDict], StateDict] | None = None
     weights_options: Callable[[StateDict], Mapping[str, Any]] | None = None
     included_weights: str | None = None
     published: PublishedWeights | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """What `create_model` writes on the module it made (`module.card`), so that an export knows what it exports."""
+class ModelInfo:
+    """Description that `create_model` sets on the module it returns (`module.model_info`); an export reads it."""
 
     name: str
     family: str
@@ -62,5 +62,7 @@ class ModelCard:
     preprocessing: Preprocessing
     num_classes: int
     classes: str | None
-    weights: str  # "random", or where they came from
-    weights_sha256: str | None
+    weights: str  # "random", or the file or address they were read from
+    weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
+    weights_tensors: int = 0
+    weights_sha256: str | None = None

@@ -273,7 +273,7 @@ SPECS = tuple(
         options={"embed_dim": embed_dim, "depths": depths, "drop_path_rate": rate}
         | ({"rescale": rescale} if rescale else {}),
         paper=paper,
-        adapt=without_constants,
+        convert_state_dict=without_constants,
         published=_PUBLISHED.get(name),
     )
     for name, (rescale, embed_dim, depths, rate, paper) in _VARIANTS.items()

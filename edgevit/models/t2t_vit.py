@@ -152,7 +152,7 @@ SPECS = (
             options={"depth": depth},
             preprocessing=_PREPROCESSING,
             paper=paper,
-            adapt=without_constants,
+            convert_state_dict=without_constants,
             published=PublishedWeights(url=f"{_RELEASE}/{_FILENAMES[depth]}", filename=_FILENAMES[depth]),
         )
         for depth, paper in _VARIANTS.items()
@@ -165,7 +165,7 @@ SPECS = (
             options={"depth": depth, "rescale": "learned"},
             preprocessing=_PREPROCESSING,
             paper=PaperFigures(source="arXiv 2310.05642"),
-            adapt=without_constants,
+            convert_state_dict=without_constants,
         )
         for depth in _VARIANTS
     ),

@@ -490,7 +490,7 @@ SPECS = tuple(
         options={"block": block, "depths": depths, "modules": modules},
         preprocessing=Preprocessing(interpolation="bilinear"),  # as torchvision evaluates the ResNets
         paper=paper,
-        adapt=_adapt,
+        convert_state_dict=_adapt,
     )
     for name, ((block, depths, modules), paper) in _VARIANTS.items()
 )

@@ -197,7 +197,7 @@ SPECS = tuple(
         },
         preprocessing=PREPROCESSING,
         paper=paper,
-        adapt=drop_position_indices,
+        convert_state_dict=drop_position_indices,
         published=PublishedWeights(where=f"on OneDrive, linked in the README of {README}"),
     )
     for name, ((embed_dims, token_dims, depths, heads, reduction_heads, rate), paper) in _VARIANTS.items()

@@ -28,7 +28,7 @@ from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.graph import OnnxGraph
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
-from edgevit.models.loading import LoadedModel
+from edgevit.models.loading import LoadedModel, describe_weights
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport, latency_figures
@@ -83,6 +83,7 @@ def write_bundles(
     return ExportReport(
         model=model.name,
         weights=str(model.origin["weights"]),
+        weights_summary=describe_weights(model.origin),
         stages=tuple(export.timer.times),
         captured_nodes=export.captured.node_count,
         bundles=tuple(reports),

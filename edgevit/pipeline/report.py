@@ -44,6 +44,7 @@ class ExportReport:
 
     model: str
     weights: str
+    weights_summary: str | None  # file, key, tensors and classes; None if no checkpoint was read
     stages: tuple[StageTime, ...]
     captured_nodes: int
     bundles: tuple[BundleReport, ...]

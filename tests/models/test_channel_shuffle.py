@@ -11,7 +11,7 @@ from torch import nn
 
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models.channel_shuffle import ChannelShuffle, Rescaling, TransformerLayer, shuffle
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.layers import add_class_token
 from edgevit.models.registry import create_model, list_models
 from tests import oracles
@@ -158,7 +158,7 @@ def test_refuses_a_rescaling_that_there_is_not() -> None:
 )
 def test_exports_with_a_dynamic_batch_and_moves_no_data_by_index(name: str, options: dict[str, Any]) -> None:
     model = create_model(name, **options)
-    randomise(model, seed=5)
+    randomize(model, seed=5)
     images = torch.randn(3, 3, options["img_size"], options["img_size"])
     batch = torch.export.Dim("batch", max=64)
     exported = torch.onnx.export(
@@ -197,7 +197,7 @@ def test_refuses_heads_that_do_not_divide_the_width(options: dict[str, Any]) -> 
 
 def test_its_own_weights_load_again() -> None:
     model = create_model("shuffle_deit_t", depth=2)
-    randomise(model, seed=1)
+    randomize(model, seed=1)
     again = create_model("shuffle_deit_t", model.state_dict(), depth=2)
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():

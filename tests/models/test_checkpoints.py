@@ -1,4 +1,4 @@
-"""Checkpoints load whole or not at all, in every container that authors use, and nothing in a file runs."""
+"""Check that checkpoints load strictly from every container that authors use, and that no code in a file runs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ def load(weights: Any) -> torch.nn.Module:
 
 
 CONTAINERS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
-    "the authors'": lambda state: {"model": state},
+    "the authors' (model)": lambda state: {"model": state},
     "plain": lambda state: state,
-    "timm's": lambda state: {"state_dict": state, "epoch": 3, "arch": "shiftvit"},
+    "timm (state_dict)": lambda state: {"state_dict": state, "epoch": 3, "arch": "shiftvit"},
     "averaged": lambda state: {"state_dict": {}, "state_dict_ema": state},
-    "wrapped": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "model_state_dict": lambda state: {"model_state_dict": state, "epoch": 3},
+    "Lightning": lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 3},
+    "DataParallel": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "compiled and parallel": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
     "a whole training run": lambda state: {
         "model": state,
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
@@ -58,18 +61,38 @@ def test_loads_safetensors_and_state_dicts(state: dict[str, torch.Tensor], tmp_p
         assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
-def test_names_the_keys_that_are_left_over_on_either_side(state: dict[str, torch.Tensor]) -> None:
+def test_missing_and_unexpected_keys_and_other_shapes_are_named(state: dict[str, torch.Tensor]) -> None:
     changed = {key: value for key, value in state.items() if key != "head.bias"}
     with pytest.raises(CheckpointError, match="1 missing in the checkpoint: head.bias"):
         load(changed)
-    with pytest.raises(CheckpointError, match="1 left over in the checkpoint: extra"):
+    with pytest.raises(CheckpointError, match="1 unexpected in the checkpoint: extra"):
         load({**state, "extra": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"head.bias \(10,\) instead of \(1000,\)"):
-        load({**state, "head.bias": torch.zeros(10)})
+        create_model("shiftvit_t", {**state, "head.bias": torch.zeros(10)}, 1000, **SMALL)
+
+
+def test_averaged_weights_come_first_and_a_key_chooses_others(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    other = {key: value + 1 for key, value in state.items()}
+    path = tmp_path / "weights.pth"
+    torch.save({"model": other, "model_ema": state}, path)
+    assert torch.equal(load(path).state_dict()["head.bias"], state["head.bias"])
+    assert load(path).model_info.weights_key == "model_ema"  # type: ignore[union-attr]
+    assert load(path).model_info.weights_tensors == len(state)  # type: ignore[union-attr]
+    assert torch.equal(load(f"{path}:model").state_dict()["head.bias"], other["head.bias"])
+    with pytest.raises(CheckpointError, match="no state dict 'ema'; it has model, model_ema"):
+        load(f"{path}:ema")
+
+
+def test_the_number_of_classes_is_that_of_the_checkpoint(state: dict[str, torch.Tensor]) -> None:
+    ten = {key: value[:10] if key.startswith("head.") else value for key, value in state.items()}
+    assert load(ten)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert load(ten).model_info.classes is None  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load({**ten, "head.bias": torch.zeros(11)})
 
 
 class Head(torch.nn.Module):
-    """A network whose only part has the name of PyTorch's wrappers."""
+    """A network whose only submodule has the name that PyTorch's wrappers use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,23 +100,23 @@ class Head(torch.nn.Module):
 
 
 @pytest.mark.parametrize("wrappers", [0, 1])
-def test_a_prefix_of_the_modules_own_stays(wrappers: int) -> None:
+def test_a_prefix_that_belongs_to_the_module_is_kept(wrappers: int) -> None:
     saved, loaded = Head(), Head()
     state = {"module." * wrappers + key: value for key, value in saved.state_dict().items()}
     checkpoints.load_into(loaded, checkpoints.from_state_dict(state).tensors, source="the state dict")
     assert torch.equal(loaded.module.weight, saved.module.weight)
 
 
-def test_a_prefix_that_not_every_key_has_is_part_of_the_keys() -> None:
+def test_a_prefix_that_some_keys_lack_is_kept() -> None:
     state = {"module.weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
-    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: weight; 1 left over .*: module.weight"):
+    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: weight; 1 unexpected .*: module.weight"):
         tensors = checkpoints.from_state_dict(state).tensors
         checkpoints.load_into(torch.nn.Linear(3, 4), tensors, source="the state dict")
 
 
 UNCOPYABLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "on the meta device": lambda tensor: tensor.to("meta"),
-    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
     "sparse": lambda tensor: tensor.to_sparse(),
     "complex": lambda tensor: tensor.to(torch.complex64),
 }
@@ -111,7 +134,7 @@ def test_a_tensor_that_cannot_be_copied_is_named(
         load(tmp_path / "weights.pth" if form == "file" else changed)
 
 
-def test_a_parameter_that_nothing_can_be_copied_into_is_named() -> None:
+def test_a_parameter_without_its_own_memory_is_named() -> None:
     module = torch.nn.Linear(3, 4)
     module.bias = torch.nn.Parameter(torch.zeros(1).expand(4))  # four elements in the memory of one
     with pytest.raises(CheckpointError, match='cannot be copied into Linear: .* parameter named "bias"'):
@@ -119,13 +142,13 @@ def test_a_parameter_that_nothing_can_be_copied_into_is_named() -> None:
 
 
 @pytest.mark.parametrize("weights", [3, b"weights.pth", [torch.zeros(1)]])
-def test_what_is_neither_a_file_nor_a_state_dict_is_refused(weights: Any) -> None:
+def test_weights_must_be_a_file_or_a_state_dict(weights: Any) -> None:
     with pytest.raises(CheckpointError, match=f"not a {type(weights).__name__}"):
         load(weights)
 
 
 class Hostile:
-    """What unpickling would run."""
+    """An object that runs a shell command when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, ("touch hostile-code-ran",)
@@ -166,14 +189,14 @@ def test_a_refusal_says_what_the_file_holds_and_never_how_to_load_it_unsafely(ki
     save(tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=f"was not loaded: {message}") as caught:
         load(tmp_path / "weights.pth")
-    assert str(caught.value).endswith("Save the state dict alone: torch.save(model.state_dict(), …)")
+    assert str(caught.value).endswith("Save the state dict alone: torch.save(model.state_dict(), FILE)")
     assert "weights_only" not in str(caught.value) and "safe_globals" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_one_clear_error(
-    suffix: str, share: float, state: dict[str, torch.Tensor], tmp_path: Path
+    suffix: str, fraction: float, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
@@ -181,7 +204,7 @@ def test_a_truncated_file_is_one_clear_error(
     else:
         save_file(state, path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(CheckpointError, match=str(path)):
         load(path)
 
@@ -189,9 +212,9 @@ def test_a_truncated_file_is_one_clear_error(
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x80",  # ends in the middle of an instruction
+        b"\x80",  # truncated instruction
         b"\x80\x02a.",  # appends to nothing
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00K\x01\x85K\x01\x85\x89NtR.",  # a tensor of no storage
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00K\x01\x85K\x01\x85\x89NtR.",  # a tensor without storage
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -207,7 +230,7 @@ def test_a_damaged_pickle_is_one_clear_error(content: bytes, packed: bool, tmp_p
         load(path)
 
 
-def test_safetensors_in_capitals_are_safetensors(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_the_suffix_safetensors_is_case_insensitive(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "WEIGHTS.SAFETENSORS")
     load(tmp_path / "WEIGHTS.SAFETENSORS")
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgevit.errors import UsageError
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.mobileformer import ChannelShuffle, DynamicReLU, token_shares
 from edgevit.models.registry import create_model, list_models
 from tests import oracles
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {"blocks": (("down", 2, 16), ("keep", 2, 16)), "fc_dim":
 
 def small_model(**options: Any) -> torch.nn.Module:
     model = create_model("mobileformer_96m", num_classes=10, **{**SMALL, **options})
-    randomise(model, seed=5)
+    randomize(model, seed=5)
     return model
 
 
@@ -91,7 +91,7 @@ def test_dynamic_relu_is_the_larger_of_two_lines_even_where_the_first_is_flatter
 @pytest.mark.parametrize("token", [0, 1, 2])
 def test_spatial_relu_with_one_hot_shares_is_the_relu_of_that_token(token: int) -> None:
     relu = DynamicReLU(8, 4)
-    randomise(relu, seed=1)
+    randomize(relu, seed=1)
     x, z = torch.randn(2, 4, 5, 7), 3 * torch.randn(2, 3, 8)
     share = F.one_hot(torch.full((2, 5, 7), token), 3).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(relu(x, z, share), relu(x, z[:, token : token + 1]))
@@ -99,7 +99,7 @@ def test_spatial_relu_with_one_hot_shares_is_the_relu_of_that_token(token: int) 
 
 def test_spatial_relu_mixes_slopes_pixel_by_pixel() -> None:
     relu = DynamicReLU(8, 4)
-    randomise(relu, seed=1)
+    randomize(relu, seed=1)
     x, z = torch.randn(2, 4, 5, 7), 3 * torch.randn(2, 3, 8)
     share = torch.randn(2, 3, 5, 7).softmax(1)
     slopes = torch.einsum("nmhw,nmc->nchw", share, F.relu6(relu.hyper(z) + 3) / 6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgevit.errors import UsageError
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.registry import create_model
 from edgevit.models.swin import WindowAttention, merge_patches
 
@@ -50,7 +50,7 @@ def attend_window_by_window(attention: WindowAttention, x: torch.Tensor) -> torc
 @pytest.mark.parametrize("size", [(8, 12), (12, 8), (4, 8)])
 def test_shifted_windows_are_windows_on_a_moved_grid(size: tuple[int, int], shift: int) -> None:
     attention = WindowAttention(6, 3, size=size, window=4, shift=shift)
-    randomise(attention, seed=2)
+    randomize(attention, seed=2)
     x = torch.randn(2, *size, 6)
     with torch.no_grad():
         torch.testing.assert_close(attention(x), attend_window_by_window(attention, x))
@@ -65,7 +65,7 @@ def test_merge_patches_is_four_slices_on_the_channels() -> None:
 @pytest.mark.parametrize("name", ["swin_xt", "shuffle_swin_xt"])
 def test_the_images_of_a_batch_have_no_part_in_one_another(name: str) -> None:
     model = create_model(name, img_size=(56, 112), **SMALL)
-    randomise(model, seed=4)
+    randomize(model, seed=4)
     images = torch.randn(3, 3, 56, 112)
     with torch.no_grad():
         together, alone = model(images), torch.cat([model(image[None]) for image in images])

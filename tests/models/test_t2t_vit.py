@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgevit.errors import UsageError
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.layers import PerformerAttention
 from edgevit.models.registry import create_model
 from edgevit.models.t2t_vit import T2TViT, sinusoids, soft_split
@@ -54,7 +54,7 @@ def test_positions_are_sines_and_cosines() -> None:
 def performer(in_dim: int, dim: int, *, scale: float) -> PerformerAttention:
     """With keys and queries of a length at which the features are neither all alike nor all nothing."""
     attention = PerformerAttention(in_dim, dim).eval()
-    randomise(attention, seed=3)
+    randomize(attention, seed=3)
     attention.kqv.weight.data.mul_(scale)
     return attention
 
@@ -106,7 +106,7 @@ def test_refuses_sizes_that_do_not_come_out_whole() -> None:
 
 def test_its_own_weights_load_again() -> None:
     model = create_model("shuffle_t2t_7", depth=1)
-    randomise(model, seed=1)
+    randomize(model, seed=1)
     again = create_model("shuffle_t2t_7", model.state_dict(), depth=1)
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models import visual_transformers as vt
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.registry import create_model, list_models
 from tests.helpers.macs import multiply_adds
 
@@ -53,12 +53,12 @@ def count(module: nn.Module) -> int:
 
 def small_model(**options: Any) -> nn.Module:
     model = create_model("vt_resnet18", num_classes=10, **{**SMALL, **options})
-    randomise(model, seed=3)
+    randomize(model, seed=3)
     return model
 
 
 def randomised(module: nn.Module) -> Any:
-    randomise(module, seed=4)
+    randomize(module, seed=4)
     return module.eval()
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevit.errors import CheckpointError, UsageError
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.layers import Attention, to_map
 from edgevit.models.registry import create_model
 from edgevit.models.vitae import ClassTokenCell, PatchEmbedding, convolutions
@@ -51,7 +51,7 @@ SIZE = (64, 96)  # in v2 the windows lie on 16x24 and 8x12 tokens: neither side 
 def small(name: str, **options: Any) -> nn.Module:
     """A network of few channels and little depth, with weights that leave nothing without effect."""
     model = create_model(name, num_classes=10, **{"img_size": SIZE, **SMALL[name], **options})
-    randomise(model, seed=3)
+    randomize(model, seed=3)
     return model
 
 
@@ -85,7 +85,7 @@ def test_has_the_authors_parameters_and_multiply_adds(
 def test_vitae_s_takes_its_token_widths_from_the_weights(widths: tuple[int, int]) -> None:
     weights = create_model("vitae_s", token_dims=widths, depth=1).state_dict()
     model = create_model("vitae_s", weights, depth=1)
-    assert model.card.options["token_dims"] == widths  # type: ignore[union-attr, index]
+    assert model.model_info.options["token_dims"] == widths  # type: ignore[union-attr, index]
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
@@ -146,7 +146,7 @@ def attend_in_windows_of_rank_6(attention: nn.Module, x: Tensor, height: int, wi
 @pytest.mark.parametrize(("height", "width"), [(7, 14), (8, 12), (16, 7), (3, 20)])
 def test_windows_are_padded_on_all_sides_and_attend_to_the_padding(height: int, width: int) -> None:
     attention, x = Attention(6, 2, out=4), torch.randn(2, height * width, 6)
-    randomise(attention, seed=1)
+    randomize(attention, seed=1)
     with torch.no_grad():
         expected = attend_in_windows_of_rank_6(attention, x, height, width)
         torch.testing.assert_close(attend_in_windows(attention, x, height, width), expected)
@@ -155,7 +155,7 @@ def test_windows_are_padded_on_all_sides_and_attend_to_the_padding(height: int, 
 def test_the_class_token_has_no_part_in_the_convolutions() -> None:
     """The authors' cell adds the convolved map in place to all tokens but the first."""
     cell = ClassTokenCell(8, 2, mlp_ratio=4, convolutions=convolutions(8, 32, 8, groups=2), drop_path=0).eval()
-    randomise(cell, seed=1)
+    randomize(cell, seed=1)
     x = torch.randn(2, 1 + 3 * 5, 8)
     with torch.no_grad():
         expected = x + cell.attn(cell.norm1(x))
@@ -166,7 +166,7 @@ def test_the_class_token_has_no_part_in_the_convolutions() -> None:
 
 def test_the_class_token_precedes_the_patches_and_all_have_positions() -> None:
     embedding = PatchEmbedding(8, 4, patches=6)
-    randomise(embedding, seed=1)
+    randomize(embedding, seed=1)
     images = torch.randn(3, 3, 8, 12)
     with torch.no_grad():
         patches = F.conv2d(images, embedding.PRM.proj.weight, embedding.PRM.proj.bias, stride=4).flatten(2)

@@ -14,7 +14,7 @@ from edgevit.cli.plan import comparison_parts, comparison_table, plan_parts, pla
 from edgevit.errors import BuildError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
-from edgevit.models.initialization import randomise
+from edgevit.models.initialization import randomize
 from edgevit.models.registry import create_model
 from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, parse_layers, plan
 from tests.helpers.onnx_files import attention, save_graph, shift_block
@@ -235,7 +235,7 @@ def test_a_dynamic_batch_is_one_by_default_with_a_warning(tmp_path: Path) -> Non
 @needs_rtx
 def test_an_exported_shiftvit_has_no_kernels_for_shifts(tmp_path: Path) -> None:
     model = create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))
-    randomise(model, seed=0)
+    randomize(model, seed=0)
     captured = capture(model, (torch.randn(1, 3, 64, 64),), input_names=["images"], output_names=["logits"])
     lowered = passes.specialize(passes.optimize(captured.graph), "trt-rtx")
     lowered.save(tmp_path / "m.onnx")
