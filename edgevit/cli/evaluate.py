@@ -57,7 +57,7 @@ def run(arguments: Arguments, console: Console) -> int:
     with redirect_user_output(), console.image_progress() as on_progress:
         report = evaluate_bundles(
             [Bundle.open(path) for path in arguments.bundle if not _is_model(path)],
-            models=_load_models(names, None if arguments.against else arguments.weights, console),
+            models=_load_models(names, None if arguments.against else arguments.weights),
             data=arguments.data,
             against=arguments.against,
             source=source,
@@ -88,7 +88,7 @@ def _is_model(text: str) -> bool:
     return not Path(text).exists() and (":" in text or text.isidentifier())
 
 
-def _load_models(names: Sequence[str], weights: str | None, console: Console) -> list[LoadedModel]:
+def _load_models(names: Sequence[str], weights: str | None) -> list[LoadedModel]:
     """Load models by name in PyTorch. Raise UsageError for an unknown name."""
     if not names:
         return []

@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--img-size", type=types.image_size, metavar="N|HxW", help="height and width of the input: 224, or 224x320"
     )
+    parser.add_argument(
+        "--input-shape",
+        type=types.input_shape,
+        action="append",
+        metavar="NAME=N,C,H,W",
+        help="shape of one input of your own model, batch included; repeat it for each input",
+    )
     parser.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
     parser.add_argument(
         "--dynamic-batch", type=types.batch_range, metavar="MIN:OPT:MAX", help="dynamic batch size, instead of --batch"
@@ -146,6 +153,7 @@ def run(arguments: Arguments, console: Console) -> int:
             num_classes=arguments.num_classes,
             img_size=arguments.img_size,
             batch=options.batch,
+            input_shapes=dict(arguments.input_shape or ()),
         )
     with redirect_user_output(), console.stage_progress() as on_stage:
         report = pipeline.run(model, config, on_stage)
@@ -227,7 +235,7 @@ def _notes(report: ExportReport) -> Iterator[str]:
         if bundle.missing and bundle.size_bytes is not None:
             yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
     if report.weights_summary:
-        notes.append(report.weights_summary)
+        yield report.weights_summary
     if report.weights.startswith("random"):
         yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
     for problem in report.latency_problems:

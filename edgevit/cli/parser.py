@@ -127,6 +127,15 @@ def image_size(text: str) -> int | tuple[int, int]:
     return (sizes[0], sizes[1]) if len(sizes) == 2 else sizes[0]
 
 
+def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Argument type for the shape of one input: NAME=N,C,H,W."""
+    name, equals, sizes = text.partition("=")
+    parts = sizes.split(",")
+    if not name or not equals or not all(_is_number(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an input shape, such as images=1,3,224,224")
+    return name, tuple(int(part) for part in parts)
+
+
 def names(text: str) -> tuple[str, ...]:
     """Argument type for a comma-separated list of names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -206,6 +206,8 @@ def _example_of(
         raise UsageError("--img-size and --input-shape exclude each other; the shape includes the size")
     for name, shape in input_shapes.items():
         registry.require_positive(f"--input-shape {name}", tuple(shape))
+        if shape[0] != batch:
+            raise UsageError(f"--input-shape {name} starts with a batch of {shape[0]}, but --batch is {batch}")
     return {name: torch.zeros(*shape, device="cpu") for name, shape in input_shapes.items()}
 
 

@@ -61,6 +61,7 @@ def export_report(*, measured: bool = True, verified: bool = True, busy: bool = 
     return ExportReport(
         model="shiftvit_t",
         weights="random",
+        weights_summary=None,
         stages=(),
         captured_nodes=700,
         bundles=(bundle("openvino", "OpenVINO"), bundle("ort", "ONNX Runtime")),
