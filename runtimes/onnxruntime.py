@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
+_FATAL = 4  # log severity: errors are raised as exceptions too, so that their log lines would repeat them
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -39,6 +41,17 @@ class OnnxRuntime(Runtime):
     fmt: ClassVar[str] = "ort"
     module: ClassVar[str] = "onnxruntime"
     optimized: ClassVar[bool] = True
+
+    def load(self) -> ModuleType:
+        """Import ONNX Runtime, silence its log and turn its telemetry off.
+
+        The environment variable that edgevit/__init__.py sets does that on Linux, this call on the other platforms.
+        """
+        ort = super().load()
+        ort.set_default_logger_severity(_FATAL)
+        if hasattr(ort, "disable_telemetry_events"):
+            ort.disable_telemetry_events()
+        return ort
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         """Copy the ONNX file and check that it loads.
@@ -178,7 +191,7 @@ def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) 
 
 def _settings(ort: Any, *, optimized: bool) -> Any:
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = _FATAL
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     return settings

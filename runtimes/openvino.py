@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
+from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -45,20 +47,21 @@ class OpenVino(Runtime):
         return super().load()
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
+        """Convert the ONNX file to IR files in a subprocess, since some invalid graphs crash OpenVINO."""
         self.require_precision(options.precision)
-        ov = self.load()
+        self.load()  # report a missing package before a process is started
         start = time.perf_counter()
         xml, weights = folder / "model.xml", folder / "model.bin"
-        try:
-            converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
-        except Exception as error:  # RuntimeError and several classes of OpenVINO's own
-            raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
-        try:
-            # By default OpenVINO would silently compress fp32 weights to fp16.
-            ov.save_model(converted, xml, compress_to_fp16=False)
-        except Exception as error:
-            raise BuildError(f"OpenVINO cannot write {xml.name}; is the disk full? ({_reason(error)})") from error
-        _check_written(ov, xml, weights)
+        job = subprocess_build.Job(
+            module="edgevit.runtimes.openvino_worker",
+            builder="OpenVINO",
+            model=model.name,
+            when_killed="free some memory, or use a smaller model",
+            when_crashed="some invalid graphs crash OpenVINO: check the file with edgevit lint, or export it again",
+            when_broken="reinstall OpenVINO: pip install --force-reinstall 'edgevit[openvino]'",
+        )
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
+            subprocess_build.run(job, {"model": str(model.resolve()), "xml": str(xml.resolve())}, Path(place))
         return Artifact(fmt=self.fmt, files=(xml, weights), build_s=time.perf_counter() - start)
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
@@ -141,10 +144,22 @@ class OpenVinoEngine(Engine):
         self._request = self._compiled = None
 
 
-def _check_written(ov: Any, xml: Path, weights: Path) -> None:
-    """Read the files back: OpenVINO's writer reports no error if the disk is full."""
+def convert(ov: Any, model: Path, xml: Path) -> None:
+    """Convert an ONNX file to `xml` and the .bin file beside it, and check that both are complete.
+
+    Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
+    """
     try:
-        ov.Core().read_model(str(xml), str(weights))
+        converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
+    except Exception as error:  # RuntimeError and several classes of OpenVINO's own
+        raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
+    try:
+        # By default OpenVINO would silently compress fp32 weights to fp16.
+        ov.save_model(converted, xml, compress_to_fp16=False)
+    except Exception as error:
+        raise BuildError(f"OpenVINO cannot write {xml.name}; is the disk full? ({_reason(error)})") from error
+    try:  # OpenVINO's writer reports no error if the disk is full
+        ov.Core().read_model(str(xml), str(xml.with_suffix(".bin")))
     except Exception as error:
         raise BuildError(f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({_reason(error)})") from error
 

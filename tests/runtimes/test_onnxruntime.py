@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, InferenceError
+from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.registry import get_runtime
 
 
 @pytest.fixture
@@ -69,3 +72,19 @@ def test_no_profile_is_left_behind(
     with edgevit.load(bundle) as engine:
         engine.executed_precision()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_leave_no_log_lines_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not when a graph cannot be loaded, and not when it fails to run."""
+    runtime, options = get_runtime("ort"), BuildOptions()
+    invalid, failing = tmp_path / "invalid.onnx", tmp_path / "failing.onnx"
+    head = '<ir_version: 10, opset_import: ["" : 21]>'
+    onnx.save(onnx.parser.parse_model(f"{head} g (float[2, 3] x) => (float[5, 7] y) {{ y = Unknown (x) }}"), invalid)
+    text = "g (float[2, 3] x, int64[1] i) => (float[1, 3] y) { y = Gather <axis = 0> (x, i) }"
+    onnx.save(onnx.parser.parse_model(f"{head} {text}"), failing)
+    with pytest.raises(BuildError, match="cannot load"):
+        runtime.open(invalid, options)
+    with runtime.open(failing, options) as engine, pytest.raises(InferenceError, match="failed to run"):
+        engine.run({"x": np.zeros((2, 3), np.float32), "i": np.array([9])})
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")

@@ -82,3 +82,15 @@ def test_a_refused_conversion_gives_the_reason(text: str, reason: str, tmp_path:
     onnx.save(onnx.parser.parse_model(f"{HEAD} {text}"), model)
     with pytest.raises(BuildError, match=f"{re.escape(reason)}$"):
         get_runtime("openvino").build(model, tmp_path, BuildOptions())
+
+
+def test_a_graph_that_crashes_openvino_is_a_build_error(tmp_path: Path) -> None:
+    """A Conv without inputs ends the process that converts it by SIGSEGV."""
+    node = onnx.helper.make_node("Conv", [], ["y"])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [], [output])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(BuildError, match="crashed with SIGSEGV.*edgevit lint") as caught:
+        get_runtime("openvino").build(tmp_path / "model.onnx", tmp_path, BuildOptions())
+    assert len(str(caught.value).splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
