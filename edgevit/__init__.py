@@ -9,10 +9,10 @@ Importing edgevit imports neither PyTorch nor a runtime.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     import torch
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from edgevit.formats import Int8Range
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.types import Array, Precision
+
+# ONNX Runtime's wheels report their use to Microsoft unless this is set before their first import, by edgevit or by
+# onnxsim, which imports them too. Subprocesses inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "export", "list_models", "load"]
