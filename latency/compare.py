@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,43 @@ def side_by_side(reports: Sequence[LatencyReport]) -> tuple[Row, ...]:
                 f"cannot tell: {other.name} and {first.name} were not measured side by side; measure them in one run"
             )
     return (Row(first, None), *(Row(other, _paired(other, first)) for other in others))
+
+
+def latency_figures(report: LatencyReport) -> dict[str, Any]:
+    """Return the figures of a report by name, without its samples."""
+    return {
+        "name": report.name,
+        "p50_ms": report.p50_ms,
+        "p90_ms": report.p90_ms,
+        "p99_ms": report.p99_ms,
+        "mean_ms": report.mean_ms,
+        "std_ms": report.std_ms,
+        "throughput_per_s": report.throughput_per_s,
+        "runs": report.runs,
+        "batch": report.batch,
+        "threads": report.threads,
+        "load_s": report.load_s,
+        "first_inference_ms": report.first_inference_ms,
+        "memory_rise_mb": report.memory_rise_mb,
+        "peak_memory_mb": report.peak_memory_mb,
+        "steady": report.steady,
+        "doubts": list(report.warnings),
+    }
+
+
+def latency_json(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
+    """Return the figures of each report, its ratio to the first report, and all samples."""
+    rows = side_by_side(reports) if reports else ()
+    return [
+        {
+            **latency_figures(row.report),
+            "ratio": None if row.ratio is None else row.ratio.value,
+            "ratio_interval": None if row.ratio is None else statistics.bounds(row.ratio.interval),
+            "verdict": None if row.ratio is None else row.ratio.verdict,
+            "evidence": row.report.to_json(),
+        }
+        for row in rows
+    ]
 
 
 def against_baseline(report: LatencyReport, baseline: LatencyReport) -> Ratio:

@@ -55,7 +55,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.bundle import Bundle, display_names
     from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
     from edgevit.latency import baseline, compare
-    from edgevit.pipeline.report import latency_json
+    from edgevit.latency.compare import latency_json
 
     if arguments.max_slowdown is not None and arguments.baseline is None:
         raise UsageError("--max-slowdown requires --baseline FILE")

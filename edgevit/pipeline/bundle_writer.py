@@ -26,12 +26,13 @@ from edgevit.bundles.manifest import (
 )
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.graph import OnnxGraph
+from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import LoadedModel, describe_weights
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
-from edgevit.pipeline.report import BundleReport, ExportReport, latency_figures
+from edgevit.pipeline.report import BundleReport, ExportReport
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER
 from edgevit.types import TensorSpec

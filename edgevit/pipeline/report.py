@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgevit.formats import get_format
 from edgevit.images import sample_images
-from edgevit.latency import compare
+from edgevit.latency.compare import latency_json
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import bounds
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import StageTime
 from edgevit.runtimes.parity import ParityReport
@@ -94,40 +92,3 @@ class ExportReport:
             "latency_problems": list(self.latency_problems),
             "next_command": self.next_command,
         }
-
-
-def latency_figures(report: LatencyReport) -> dict[str, Any]:
-    """Return the figures of a report by name, without its samples."""
-    return {
-        "name": report.name,
-        "p50_ms": report.p50_ms,
-        "p90_ms": report.p90_ms,
-        "p99_ms": report.p99_ms,
-        "mean_ms": report.mean_ms,
-        "std_ms": report.std_ms,
-        "throughput_per_s": report.throughput_per_s,
-        "runs": report.runs,
-        "batch": report.batch,
-        "threads": report.threads,
-        "load_s": report.load_s,
-        "first_inference_ms": report.first_inference_ms,
-        "memory_rise_mb": report.memory_rise_mb,
-        "peak_memory_mb": report.peak_memory_mb,
-        "steady": report.steady,
-        "doubts": list(report.warnings),
-    }
-
-
-def latency_json(reports: Sequence[LatencyReport]) -> list[dict[str, Any]]:
-    """Return the figures of each report, its ratio to the first report, and all samples."""
-    rows = compare.side_by_side(reports) if reports else ()
-    return [
-        {
-            **latency_figures(row.report),
-            "ratio": None if row.ratio is None else row.ratio.value,
-            "ratio_interval": None if row.ratio is None else bounds(row.ratio.interval),
-            "verdict": None if row.ratio is None else row.ratio.verdict,
-            "evidence": row.report.to_json(),
-        }
-        for row in rows
-    ]

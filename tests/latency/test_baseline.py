@@ -12,8 +12,8 @@ import pytest
 from edgevit.bundles import benchmark
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
+from edgevit.latency.compare import latency_json
 from edgevit.latency.report import LatencyReport
-from edgevit.pipeline.report import latency_json
 from tests.helpers.samples import noisy, report
 
 

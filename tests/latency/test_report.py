@@ -12,10 +12,9 @@ import pytest
 from edgevit.cli.latency import latency_parts
 from edgevit.errors import UsageError
 from edgevit.latency.clock import Probe
-from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT
+from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
-from edgevit.pipeline.report import latency_json
 from tests.helpers import samples
 from tests.latency.test_measure import QUICK, work
 
