@@ -1,4 +1,4 @@
-"""The output formats: one entry each, with everything that differs between them.
+"""The output formats: one entry each, with its opset, precisions, int8 scheme and packages.
 
 To add a format, add its entry to `FORMATS`, its module to `runtimes/` and its extra to `pyproject.toml`.
 """

@@ -1,4 +1,4 @@
-"""The precisions: one entry each, with everything that differs between them."""
+"""The precisions: one entry each, with its parity tolerance, calibration needs and flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read files that may come from anyone: regular files of limited size, and JSON checked field by field."""
+"""Read untrusted files: regular files of limited size, and JSON checked field by field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module in, a clean typed ONNX graph out.
+"""Capture a PyTorch module as a clean, typed ONNX graph.
 
 This package and the function `edgevit.export` share a name, and Python binds the package to it as soon as something
 here is imported. So the package can be called too, and is the function then.

@@ -1,4 +1,4 @@
-"""Find defects of an ONNX file from elsewhere that would crash, hang or mislead whatever reads it."""
+"""Check an external ONNX file for defects that would crash, hang or mislead its readers."""
 
 from __future__ import annotations
 

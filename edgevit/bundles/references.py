@@ -1,4 +1,4 @@
-"""Read reference.npz: reference inputs and PyTorch's outputs for them, from a file that may come from anyone."""
+"""Read an untrusted reference.npz: reference inputs and PyTorch's outputs for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgevit list`: the registered models with the figures of their papers."""
+"""`edgevit list`: the registered models, with the figures that their papers report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgevit plan`: the kernels that TensorRT-RTX's compiler makes of a graph, without a GPU."""
+"""`edgevit plan`: list the kernels that TensorRT-RTX compiles a graph into, without a GPU."""
 
 from __future__ import annotations
 

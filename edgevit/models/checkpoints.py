@@ -1,4 +1,4 @@
-"""Read checkpoint files safely and load them strictly: no code from a file runs, and no key is left over."""
+"""Read checkpoint files safely (no code runs, EMA weights first) and load them strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ExportRun, BuiltBundle and StageTimer: what the stages of one export share and hand on."""
+"""ExportRun, BuiltBundle and StageTimer: the state that the stages of one export share."""
 
 from __future__ import annotations
 

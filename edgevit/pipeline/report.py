@@ -1,4 +1,4 @@
-"""ExportReport and BundleReport: what an export did and found."""
+"""ExportReport and BundleReport: the results of an export and their JSON form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings of the lint: what is wrong with a node, why, and what to do."""
+"""Lint findings: what is wrong with a node, why, and how to fix it."""
 
 from __future__ import annotations
 

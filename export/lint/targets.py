@@ -1,4 +1,4 @@
-"""Lint targets, and the operators and opsets that each supports.
+"""Operators and opsets that each lint target supports.
 
 TensorRT: from the support matrix and changelog of its ONNX parser (onnx-tensorrt 8.5 to 10.15; Swish: 11.0).
 OpenVINO and ONNX Runtime: found by running the operator test models of onnx 1.23 in OpenVINO 2026.4 and ONNX Runtime

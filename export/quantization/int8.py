@@ -1,4 +1,4 @@
-"""Insert QuantizeLinear and DequantizeLinear around layers (QDQ form).
+"""Find the layers that int8 speeds up, and insert QuantizeLinear and DequantizeLinear around them.
 
 A runtime runs in int8 exactly the layers that the graph says; it chooses no ranges of its own. Weights are symmetric
 int8 with one scale for each output channel. An activation has one scale, from its smallest and largest value on all

@@ -1,4 +1,4 @@
-"""Choose the layers that stay in float so that int8 keeps the accuracy."""
+"""Move the layers that cost the most accuracy back to float, until int8 is accurate enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types for the part of TensorRT's Python API that edgevit uses; TensorRT comes without any.
+"""Types for the part of TensorRT's Python API that edgevit uses; TensorRT ships none.
 
 Each protocol has the name of TensorRT's class. It has the members that all supported versions have, TensorRT-RTX
 included; a suffix marks members of some versions only: `86` for TensorRT 8.6, `10` for 10 and newer, `Rtx` for

@@ -1,4 +1,4 @@
-"""Tensor specs and optimization profiles in TensorRT's terms."""
+"""Convert between edgevit's tensor specs and TensorRT's shapes and optimization profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The equivalent trtexec commands: one that builds and times an ONNX file, one that times the bundle's engine."""
+"""trtexec commands: one that builds and times an ONNX file, one that times the bundle's engine."""
 
 from __future__ import annotations
 

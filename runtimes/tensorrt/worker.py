@@ -1,4 +1,4 @@
-"""The subprocess that builds.
+"""Main program of the subprocess that builds TensorRT engines.
 
 Everything that touches TensorRT's builder happens in the subprocess (`python -m edgevit.runtimes.tensorrt.worker
 FOLDER`), and so does reading back the precision, which loads the engine: the parent process holds no GPU memory during

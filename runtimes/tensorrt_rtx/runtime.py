@@ -1,4 +1,4 @@
-"""TensorRtRtx and its engine.
+"""TensorRT-RTX as a Runtime: engines are built without a GPU and run on one.
 
 Engines are built ahead of time, without a GPU, for some compute capabilities, and run on an NVIDIA GPU. The engine
 contains compiled kernels; those for convolutions and matmuls are selected and compiled when it is loaded. The types in
