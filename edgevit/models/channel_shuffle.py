@@ -1,15 +1,16 @@
 """The channel shuffle module: "Plug n' Play: Channel Shuffle Module for Enhancing Tiny Vision Transformers" (Xu et al.,
 2023, arXiv 2310.05642).
 
-The tokens are made twice as wide, and each layer, at its old width, works on the first half of their channels; the
-other half idles. After the layer the two halves are shuffled into one another, so that half of what the next layer
-meets is fresh. The embedding and the head double; the layers cost what they did.
+Tokens have twice as many channels as in the plain network. Each layer keeps its original width: it processes the first
+half of the channels (the attended ones), and the second half stays idle. After each layer the two halves are
+interleaved, so half of the next layer's input channels were idle before. The embedding and the head double in width;
+the cost of the layers does not change.
 
-The shortcuts let the attended channels grow while the idle ones keep their scale, hence the paper rescales the
-shortcuts by two learned coefficients a layer. That each is a scalar, and starts at 1/2, is our reading: the authors'
-published code is older, with a fixed 1/2 in its Swin and no rescaling in its DeiT.
+The shortcuts let the attended channels grow while the idle ones keep their scale, so the paper rescales the two
+shortcuts of each layer by learned coefficients. Making each coefficient a scalar that is initialized to 1/2 is our
+interpretation: the authors' published code is older, with a fixed 1/2 in Swin and no rescaling in DeiT.
 
-The networks take `rescale`: one of `Rescaling`, or None for the plain network without channel shuffle.
+The networks have a parameter `rescale`: one of `Rescaling`, or None for the plain network without channel shuffle.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ Rescaling: TypeAlias = Literal["none", "half", "learned"]
 
 
 def shuffle(attended: Tensor, idle: Tensor) -> Tensor:
-    """Interleaves the channels of two tensors (…, C) to (…, 2C): out[2j] = attended[j], out[2j + 1] = idle[j]."""
+    """Interleave the channels of two tensors (…, C) to (…, 2C): out[2j] = attended[j], out[2j + 1] = idle[j]."""
     channels = attended.shape[-1]
-    # A transposition, not torch.stack on the last axis: the same numbers, and OpenVINO takes half the time over it.
+    # A transpose gives the same values as torch.stack on the last axis, and takes half the time in OpenVINO.
     pairs = torch.cat((attended, idle), dim=-1).reshape(-1, 2, channels).transpose(1, 2)  # (N * …, C, 2)
     return pairs.reshape(-1, *attended.shape[1:-1], 2 * channels)
 
 
 class ChannelShuffle(nn.Sequential):
-    """Layers of width C over a tensor of width 2C: each takes the first half, then the halves are shuffled.
+    """Layers of width C on a tensor of width 2C: each processes the first half, then the halves are interleaved.
 
-    Stands where a plain network has nn.Sequential, over tokens (N, L, 2C) and maps (N, H, W, 2C) alike.
+    Replaces the nn.Sequential of a plain network. Works on tokens (N, L, 2C) and on maps (N, H, W, 2C).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,17 +49,17 @@ class ChannelShuffle(nn.Sequential):
 
 
 def chain(layers: Iterable[nn.Module], rescale: Rescaling | None) -> nn.Sequential:
-    """The layers one after another, with channel shuffle or without."""
+    """Return a module that applies the layers in order, with channel shuffle unless `rescale` is None."""
     return nn.Sequential(*layers) if rescale is None else ChannelShuffle(*layers)
 
 
 def total_width(attended: int, rescale: Rescaling | None) -> int:
-    """The width of what a chain of layers works on."""
+    """Return the width of the tensor that a chain of layers processes: doubled unless `rescale` is None."""
     return attended if rescale is None else 2 * attended
 
 
 class Rescale(nn.Module):
-    """Multiplies a shortcut by 1 ("none", None), by 1/2 ("half"), or by a parameter that starts at 1/2 ("learned")."""
+    """Multiply a shortcut by 1 ("none", None), by 1/2 ("half"), or by a parameter initialized to 1/2 ("learned")."""
 
     def __init__(self, rescale: Rescaling | None) -> None:
         super().__init__()
@@ -79,9 +80,10 @@ class Rescale(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """x = s1 x + attn(norm1(x)); x = s2 x + mlp(norm2(x)), where s1 and s2 rescale the shortcuts.
+    """Transformer layer: x = s1 x + attn(norm1(x)); x = s2 x + mlp(norm2(x)).
 
-    `attn` keeps the shape of what it gets: tokens (N, L, C) or a map (N, H, W, C).
+    s1 and s2 are the scales of the shortcuts. `attn` must keep the shape of its input: tokens (N, L, C) or a map
+    (N, H, W, C).
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """DeiT: "Training data-efficient image transformers & distillation through attention" (Touvron et al., ICML 2021,
 arXiv 2012.12877), plain and with channel shuffle (arXiv 2310.05642).
 
-A vision transformer: patches and a class token through layers of one width. The shuffled network follows its authors'
-code to the epsilon of the last norm, which is 1e-5 where all others have 1e-6.
+A vision transformer: square patches and a class token pass through layers of constant width. The network with channel
+shuffle follows its authors' code, including the epsilon of the last norm: 1e-5, while all other norms have 1e-6.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from edgevit.models.spec import ModelSpec, PaperFigures
 
 
 class VisionTransformer(nn.Module):
-    """Tokens and a class token through layers of one width; the class token alone goes on to the head.
+    """Tokens and a class token pass through layers of constant width; the head reads only the class token.
 
-    A subclass says how images become tokens (`embed`) and holds the table of their positions (`pos_embed`), which
-    binds the network to one size of image: it raises UsageError for others. `embed_dim` is the width of the layers.
+    Subclasses implement `embed`, which converts images to tokens, and define the position table `pos_embed`. The table
+    fixes the image size: the network raises UsageError for any other. `embed_dim` is the width of the layers.
     """
 
     pos_embed: Tensor  # (1, 1 + L, C)
@@ -75,7 +75,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(self.width, num_classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, L, C)."""
+        """Convert images (N, 3, H, W) to tokens (N, L, C)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class VisionTransformer(nn.Module):
 
 
 class DeiT(VisionTransformer):
-    """Square patches as tokens, with a learned table of positions."""
+    """DeiT: square patches as tokens, with a learned position table."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ SPECS = (
     ModelSpec(
         name="deit_t",
         family="channel_shuffle",
-        factory=partial(DeiT, None),  # plain: it has no option `rescale`
+        factory=partial(DeiT, None),  # the plain network has no option `rescale`
         paper=PaperFigures(top1=72.2, macs_g=1.25, source="arXiv 2310.05642"),
         published=PublishedWeights(
             url=f"https://dl.fbaipublicfiles.com/deit/{_FILENAME}",

@@ -1,4 +1,4 @@
-"""Layers that more than one architecture uses, in forms that export to slices, pads, reshapes and products."""
+"""Layers shared by several architectures. They export to slices, pads, reshapes and matmuls."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from edgevit.errors import UsageError
 
 
 def check_size(name: str, height: int, width: int, *, divisor: int) -> None:
-    """Raises UsageError, with the next size that fits, where a side is no multiple of `divisor`."""
+    """Raise UsageError, with the next valid size, if a side of an image is not a multiple of `divisor`."""
     if height < 1 or width < 1 or height % divisor or width % divisor:
         fitting = "x".join(str(max(math.ceil(side / divisor), 1) * divisor) for side in (height, width))
         raise UsageError(
-            f"{name} takes sides that are multiples of {divisor}, not {height}x{width}; the next size is {fitting}"
+            f"{name} needs image sides that are multiples of {divisor}, got {height}x{width}; "
+            f"the next valid size is {fitting}"
         )
 
 
 def check_bound_size(name: str, x: Tensor, img_size: tuple[int, int]) -> None:
-    """Raises UsageError where images (N, 3, H, W) have not the size that a network was made for."""
+    """Raise UsageError if images (N, 3, H, W) do not have the `img_size` that the network was created for."""
     height, width = x.shape[2:]
     if (height, width) != tuple(img_size):
         raise UsageError(
-            f"this {name} was made for {img_size[0]}x{img_size[1]} pixels, not for {height}x{width}; create it with "
+            f"this {name} was created for {img_size[0]}x{img_size[1]} images, got {height}x{width}; create it with "
             f"img_size=({height}, {width})"
         )
 
 
 def check_heads(dim: int, heads: int) -> None:
-    """Raises UsageError where `heads` do not divide the width."""
+    """Raise UsageError if `dim` channels cannot be split evenly into `heads` heads."""
     if heads < 1 or dim % heads:
-        raise UsageError(f"{heads} heads do not divide {dim} channels; give a number that does")
+        raise UsageError(f"{dim} channels are not divisible by {heads} heads; use a number of heads that divides {dim}")
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): drops the branch of single images in training, is the identity else."""
+    """Stochastic depth (Huang et al., 2016): randomly drop the branch of individual images in training.
+
+    The remaining images are scaled by 1 / (1 - rate). The identity in inference.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -52,14 +56,17 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Rates that rise linearly from 0 to `rate` over all blocks, grouped by stage."""
+    """Return rates that rise linearly from 0 to `rate` over all blocks, grouped by stage."""
     flat = torch.linspace(0, rate, sum(depths)).tolist()
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     return [flat[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
 
 
 def init_truncated_normal(module: nn.Module) -> None:
-    """The vision transformers' usual initialisation: weights from N(0, 0.02) cut at two, biases 0, norms 1 and 0."""
+    """Initialize linear and convolution weights from N(0, 0.02) truncated at +-2, and their biases with 0.
+
+    This is the usual initialization of vision transformers. Norms keep PyTorch's default: weight 1, bias 0.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -68,7 +75,7 @@ def init_truncated_normal(module: nn.Module) -> None:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them, over tokens (N, L, C)."""
+    """Two linear layers with an exact GELU between them, for tokens (N, L, C)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -81,10 +88,10 @@ class Mlp(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-    """softmax(scale * q k^T + bias) v over the last two axes, (…, L, d).
+    """Return softmax(scale * q k^T + bias) v, computed over the last two axes (…, L, d).
 
-    Written out, with the scale on q: this is the form that engines fuse, and in half precision the product of
-    unscaled q and k can overflow.
+    The operations are written out, with the scale applied to q: engines fuse this form, and in half precision the
+    product of unscaled q and k can overflow.
     """
     scores = (q * scale) @ k.transpose(-2, -1)  # (…, L, L)
     if bias is not None:
@@ -93,18 +100,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(N, L, C) -> (N, heads, L, C / heads)."""
+    """Split the channels into heads, (N, L, C) -> (N, heads, L, C / heads)."""
     return x.reshape(-1, x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(N, heads, L, d) -> (N, L, heads * d)."""
+    """Concatenate the heads, (N, heads, L, d) -> (N, L, heads * d)."""
     return x.transpose(1, 2).reshape(-1, x.shape[2], x.shape[1] * x.shape[3])
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (N, L, C) -> (N, L, out or C); one linear layer gives q, k, v in that
-    order."""
+    """Multi-head self-attention, tokens (N, L, C) -> (N, L, C), or (N, L, out) if `out` is given.
+
+    One linear layer computes q, k and v, in this order.
+    """
 
     def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True, out: int | None = None) -> None:
         super().__init__()
@@ -120,13 +129,13 @@ class Attention(nn.Module):
 
 
 class PerformerAttention(nn.Module):
-    """Linear attention by positive random features, one head (T2T-ViT's and ViTAE's "token performer").
+    """Single-head linear attention with positive random features ("token performer" in T2T-ViT and ViTAE).
 
     phi(u) = exp(u w^T - |u|^2 / 2) / sqrt(m); y = phi(q) (phi(k)^T v) / (phi(q) sum phi(k) + 1e-8);
-    the result is v + proj(y): the shortcut is v. (Choromanski et al., arXiv 2009.14794, equations 4 and 5)
+    the output is v + proj(y), so the shortcut is v. (Choromanski et al., arXiv 2009.14794, equations 4 and 5)
 
-    Computed with the fraction expanded by m, which leaves no root and makes the epsilon m * 1e-8: torch's exporter
-    takes an addition of 1e-8 or less for one of 0, and drops it.
+    The code multiplies numerator and denominator by m. This removes the square root and raises the epsilon to
+    m * 1e-8: PyTorch's ONNX exporter treats an addition of 1e-8 or less as an addition of 0 and removes it.
     """
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -139,7 +148,7 @@ class PerformerAttention(nn.Module):
         self.w.data.mul_(features**0.5)
 
     def phi(self, u: Tensor) -> Tensor:
-        """sqrt(m) phi(u), (N, L, C) -> (N, L, m)."""
+        """Return sqrt(m) phi(u), (N, L, C) -> (N, L, m)."""
         return torch.exp(u @ self.w.t() - (u * u).sum(-1, keepdim=True) / 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,17 +160,17 @@ class PerformerAttention(nn.Module):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H * W, C)."""
+    """Reshape a map (N, C, H, W) to tokens (N, H * W, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(x: Tensor, height: int, width: int) -> Tensor:
-    """(N, H * W, C) -> (N, C, H, W)."""
+    """Reshape tokens (N, H * W, C) to a map (N, C, H, W)."""
     return x.transpose(1, 2).reshape(-1, x.shape[2], height, width)
 
 
 class PatchEmbed(nn.Module):
-    """Square patches as tokens: (N, 3, H, W) -> (N, H/p * W/p, C)."""
+    """Embed square patches as tokens, (N, 3, H, W) -> (N, H/p * W/p, C)."""
 
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -172,23 +181,27 @@ class PatchEmbed(nn.Module):
 
 
 def add_class_token(x: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
-    """Tokens (N, L, C), with a class token (1, 1, C) before them and a table of positions (1, 1 + L, C) added.
+    """Prepend a class token (1, 1, C) to tokens (N, L, C) and add a position table (1, 1 + L, C).
 
-    The class token comes in by way of the table: an addition broadcasts it to the batch, nothing expands it.
+    The class token is added to the first row of the table, and the addition broadcasts it over the batch. The exported
+    graph therefore needs no Expand.
     """
     table = pos_embed + F.pad(cls_token, (0, 0, 0, pos_embed.shape[1] - 1))  # (1, 1 + L, C)
     return F.pad(x, (0, 0, 1, 0)) + table  # (N, 1 + L, C)
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
-    """(N, H, W, C) -> (N * windows, size * size, C), in rank 4 at most (the usual form goes through rank 6)."""
+    """Split a map into square windows, (N, H, W, C) -> (N * windows, size * size, C).
+
+    No intermediate tensor has more than 4 axes (the usual form has 6).
+    """
     _, _, width, channels = x.shape
     rows = x.reshape(-1, size, width // size, size * channels)  # (N * H/s, s, W/s, s * C)
     return rows.transpose(1, 2).reshape(-1, size * size, channels)
 
 
 def merge_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
-    """(N * windows, size * size, C) -> (N, H, W, C): the inverse of `partition_windows`."""
+    """Join windows to a map, (N * windows, size * size, C) -> (N, H, W, C): the inverse of `partition_windows`."""
     channels = x.shape[2]
     rows = x.reshape(-1, width // size, size, size * channels)  # (N * H/s, W/s, s, s * C)
     return rows.transpose(1, 2).reshape(-1, height, width, channels)

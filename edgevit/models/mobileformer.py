@@ -1,11 +1,11 @@
 """Mobile-Former: "Mobile-Former: Bridging MobileNet and Transformer" (Chen et al., CVPR 2022, arXiv 2108.05895).
 
-An inverted-bottleneck network ("Mobile") beside a transformer over a handful of learned tokens ("Former"), joined in
-every block by two light attentions: pixels to tokens before the convolutions, tokens to pixels after them. Parameter
-names are the authors'. Where paper and code differ the published checkpoints decide: none of the three attentions
-projects its keys and values beyond what stands below, the Former has four heads and the bridges two, the pixels
-reach the tokens through a gate, activations outside the dynamic ReLU are ReLU6, and the head that classifies reads
-the tokens after one more bridge.
+An inverted-bottleneck network ("Mobile") in parallel with a transformer over a few learned tokens ("Former"). In every
+block two lightweight attentions ("bridges") connect them: pixels to tokens before the convolutions, tokens to pixels
+after them. Parameter names are the authors'. If the paper and the code differ, this implementation follows the
+published checkpoints: pixels to tokens and the Former have no projections of keys and values, the Former has four heads
+and the bridges have two, a gate scales what the tokens read from the pixels, activations other than the dynamic ReLU
+are ReLU6, and the classifier reads the tokens after one more bridge.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import attend, merge_heads, split_heads
 from edgevit.models.spec import ModelSpec, PaperFigures
 
-# What the convolutions of a block do, their expansion, and the block's output channels.
+# Whether a block halves or keeps the resolution, the expansion of its convolutions, and its output channels.
 BlockPlan: TypeAlias = tuple[Literal["down", "keep"], int, int]
 
 BRIDGE_HEADS = 2
 FORMER_HEADS = 4
-SECOND_EXPANSION = 4  # of the second half of a block that halves the resolution
+SECOND_EXPANSION = 4  # of the second half of a DownBlock
 
 
 class ChannelShuffle(nn.Module):
-    """Deals the channels of `groups` groups out in turn, so that the next grouped convolution sees all of them."""
+    """Interleave the channels of `groups` groups, so that each group of the next convolution reads all of them."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -47,23 +47,26 @@ class ChannelShuffle(nn.Module):
 def conv_norm(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, shuffle: int = 1
 ) -> nn.Sequential:
-    """A convolution, its batch norm, and a shuffle of `shuffle` groups where that is more than one."""
+    """Return a convolution and its BatchNorm, then a channel shuffle of `shuffle` groups if that is more than 1."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     layers: list[nn.Module] = [conv, nn.BatchNorm2d(out_channels)]
     return nn.Sequential(*layers, ChannelShuffle(shuffle)) if shuffle > 1 else nn.Sequential(*layers)
 
 
 def depthwise_norm(in_channels: int, out_channels: int, *, stride: int, shuffle: bool) -> nn.Sequential:
-    """A 3x3 convolution that makes out / in channels of each channel, shuffled before a grouped one follows."""
+    """Return a 3x3 convolution with BatchNorm that computes out / in channels from each channel.
+
+    Set `shuffle` if a grouped convolution follows.
+    """
     return conv_norm(
         in_channels, out_channels, 3, stride=stride, groups=in_channels, shuffle=in_channels if shuffle else 1
     )
 
 
 class LocalToGlobal(nn.Module):
-    """Pixels to tokens: z = LN(z + proj(gate * attention)), with q = Wq z and the feature map itself as k and v.
+    """Pixels to tokens: z = LN(z + proj(gate * attention)), with q = Wq z and the feature map as k and v.
 
-    The gate 2 h_sigmoid(W z) in [0, 2] scales each channel of each token; the paper's equation 1 is without it.
+    The gate 2 h_sigmoid(W z), in [0, 2], scales each channel of each token; the paper's equation 1 has no gate.
     """
 
     def __init__(self, channels: int, dim: int) -> None:
@@ -75,7 +78,7 @@ class LocalToGlobal(nn.Module):
         self.layer_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) and (N, M, d) -> the tokens (N, M, d), and the logits of the attention (N, heads, M, HW)."""
+        """Return tokens (N, M, d) and attention logits (N, heads, M, HW) from x (N, C, H, W) and tokens z (N, M, d)."""
         _, channels, height, width = x.shape
         pixels = x.reshape(-1, BRIDGE_HEADS, channels // BRIDGE_HEADS, height * width)  # (N, h, C/h, HW)
         logits = (split_heads(self.q(z), BRIDGE_HEADS) * self.scale) @ pixels  # (N, h, M, HW)
@@ -84,8 +87,10 @@ class LocalToGlobal(nn.Module):
 
 
 class Former(nn.Module):
-    """The transformer over the tokens (N, M, d): attention with q = Wq z and k = v = z, then an MLP; norms come
-    last."""
+    """Transformer over the tokens (N, M, d): attention with q = Wq z and k = v = z, then an MLP.
+
+    The norms follow the shortcuts (post-norm).
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -103,7 +108,7 @@ class Former(nn.Module):
 
 
 class GlobalToLocal(nn.Module):
-    """Tokens to pixels: x + attention, with the feature map itself as q, k = Wk z, v = Wv z. (Equation 2)"""
+    """Tokens to pixels: x + attention, with the feature map as q, k = Wk z, v = Wv z. (Equation 2)"""
 
     def __init__(self, dim: int, channels: int) -> None:
         super().__init__()
@@ -115,16 +120,16 @@ class GlobalToLocal(nn.Module):
         _, channels, height, width = x.shape
         pixels = x.reshape(-1, BRIDGE_HEADS, channels // BRIDGE_HEADS, height * width)  # (N, h, C/h, HW)
         k, v = (split_heads(part, BRIDGE_HEADS) for part in (self.k(z), self.proj(z)))  # (N, h, M, C/h)
-        # The attention's transpose: pixels keep their layout, and only the few tokens are transposed.
+        # Computed transposed: the pixels keep their layout, and only the few tokens are transposed.
         weights = ((k * self.scale) @ pixels).softmax(2)  # (N, h, M, HW)
         return x + (v.transpose(2, 3) @ weights).reshape(-1, channels, height, width)
 
 
 class DynamicReLU(nn.Module):
-    """max(a1 x, a2 x) a channel, the slopes a1 in [0, 2] and a2 in [-1, 1] computed from a token.
+    """max(a1 x, a2 x) for each channel, with slopes a1 in [0, 2] and a2 in [-1, 1] computed from a token.
 
-    (Dynamic ReLU, Chen et al., arXiv 2003.10027, with two slopes and no intercepts.) a1 can lie below a2, so the
-    maximum is not a choice by the sign of x.
+    (Dynamic ReLU, Chen et al., arXiv 2003.10027, with two slopes and no intercepts.) a1 can be less than a2, so the
+    sign of x alone does not determine the slope.
     """
 
     def __init__(self, dim: int, channels: int) -> None:
@@ -133,10 +138,10 @@ class DynamicReLU(nn.Module):
         self.hyper = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, 2 * channels))
 
     def forward(self, x: Tensor, z: Tensor, share: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) and the tokens (N, M, d) -> (N, C, H, W).
+        """Apply the slopes computed from tokens z (N, M, d) to x (N, C, H, W).
 
-        `share` (N, M, H, W) says how much of each token's slopes a pixel gets, and adds up to 1 over the tokens;
-        without it all pixels get those of the first token.
+        `share` (N, M, H, W) holds the weights of the tokens' slopes at each pixel; they sum to 1 over the tokens. If it
+        is None, all pixels use the slopes of the first token.
         """
         if share is None:
             slopes = F.hardsigmoid(self.hyper(z[:, 0]))[:, :, None, None]  # (N, 2C, 1, 1)
@@ -148,17 +153,17 @@ class DynamicReLU(nn.Module):
 
 
 def token_shares(logits: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """The logits of pixels to tokens (N, heads, M, HW) -> each pixel's shares of the tokens (N, M, H / s, W / s)."""
+    """Convert attention logits (N, heads, M, HW) to each pixel's weights of the tokens (N, M, H / s, W / s)."""
     mean = logits.mean(1).reshape(-1, logits.shape[2], height, width)  # (N, M, H, W)
     if stride == 2:
-        # Adaptive pooling to half the size, in the one form that exports: 2 pixels wide along even sides, 3 along odd.
+        # Adaptive pooling to half the size, in a form that exports: windows of 2 pixels along even sides, 3 along odd.
         odd = (height % 2, width % 2)
         mean = F.avg_pool2d(mean, (2 + odd[0], 2 + odd[1]), 2, odd, count_include_pad=False)
     return mean.softmax(1)
 
 
 class Block(nn.Module):
-    """Pixels to tokens, Former, convolutions whose activations the tokens drive, tokens to pixels. (Figure 3)"""
+    """Pixels to tokens, Former, convolutions with activations computed from tokens, tokens to pixels. (Figure 3)"""
 
     stride: int
 
@@ -170,7 +175,7 @@ class Block(nn.Module):
         self.global_local = GlobalToLocal(dim, out_channels)
 
     def mobile(self, x: Tensor, z: Tensor, share: Tensor | None) -> Tensor:
-        """The convolutions: (N, C, H, W) -> (N, C', H / stride, W / stride)."""
+        """Apply the convolutions, (N, C, H, W) -> (N, C', H / stride, W / stride)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +186,7 @@ class Block(nn.Module):
 
 
 class DownBlock(Block):
-    """Halves the resolution: depthwise, pointwise, and with a shortcut depthwise, pointwise."""
+    """Halve the resolution: a depthwise and a pointwise convolution, then another such pair with a shortcut."""
 
     stride = 2
 
@@ -203,7 +208,7 @@ class DownBlock(Block):
 
 
 class KeepBlock(Block):
-    """Keeps the resolution: MobileNetV2's inverted bottleneck."""
+    """Keep the resolution: MobileNetV2's inverted bottleneck."""
 
     stride = 1
 
@@ -229,7 +234,7 @@ BLOCKS = {"down": DownBlock, "keep": KeepBlock}
 
 
 class LiteBlock(nn.Module):
-    """The first block, without tokens: depthwise, ReLU6, pointwise; a shortcut where the shape stays."""
+    """First block, without tokens: depthwise convolution, ReLU6, pointwise; a shortcut if the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, *, expand: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -249,7 +254,7 @@ class LiteBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pooled pixels beside the first token, then two linear layers."""
+    """Pooled pixels concatenated with the first token, then two linear layers."""
 
     def __init__(
         self, channels: int, dim: int, *, hidden: int, groups: int, drop_rate: float, num_classes: int
@@ -271,17 +276,17 @@ class Classifier(nn.Module):
 
 
 class MobileFormer(nn.Module):
-    """The network, for images of any size.
+    """The Mobile-Former network, for images of any size.
 
-    `lite` is the first block as (expansion, channels, stride); `blocks` are the others as (kind, expansion,
-    channels): "down" halves the resolution, "keep" keeps it. `groups` are those of all pointwise convolutions.
+    `lite` is the first block as (expansion, channels, stride); `blocks` are the others as (kind, expansion, channels):
+    "down" halves the resolution, "keep" keeps it. `groups` is the number of groups of all pointwise convolutions.
 
-    `spatial_relu` lets each pixel mix the dynamic ReLUs' slopes from all tokens, in shares that its block's attention
-    gives, instead of taking the first token's: theta_i = sum_j alpha_ij f(z_j), as the paper has it for detection
-    backbones. The parameters are the same. No published classification checkpoint was trained so, and the authors'
-    detection code was never released: this option is derived from the paper.
+    With `spatial_relu` each pixel mixes the dynamic ReLU slopes of all tokens, weighted by the attention of the block,
+    instead of using those of the first token: theta_i = sum_j alpha_ij f(z_j), as in the paper's detection backbones.
+    The parameters are the same. No published classification checkpoint was trained with it, and the authors' detection
+    code was never released: this option is derived from the paper.
 
-    Raises UsageError for an unknown kind of block and where a width does not divide into heads or groups.
+    Raises UsageError for an unknown kind of block, or if a width is not divisible by the heads or groups.
     """
 
     def __init__(
@@ -300,7 +305,7 @@ class MobileFormer(nn.Module):
     ) -> None:
         super().__init__()
         lite_expand, lite_channels, lite_stride = lite
-        _refuse_indivisible(token_dim, (lite_channels, *(width for _, _, width in blocks)), groups)
+        _check_divisibility(token_dim, (lite_channels, *(width for _, _, width in blocks)), groups)
         self.tokens = nn.Embedding(token_count, token_dim)
         self.stem = nn.Sequential(*conv_norm(3, stem, 3, stride=2), nn.ReLU6())
         self.features = nn.ModuleList(
@@ -318,30 +323,33 @@ class MobileFormer(nn.Module):
         self.classifier = Classifier(
             channels, token_dim, hidden=fc_dim, groups=groups, drop_rate=drop_rate, num_classes=num_classes
         )
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features[0](self.stem(x))  # (N, C, H/2, W/2)
-        z = self.tokens.weight[None]  # (1, M, d): what the first block makes of it alone is the same for all images
+        z = self.tokens.weight[None]  # (1, M, d): one copy for all images, broadcast by the first block
         for block in self.features[1:]:
             x, z = block(x, z)  # (N, C, H/32, W/32) and (N, M, d) in the end
         z, _ = self.local_global(x, z)
         return self.classifier(x, z)
 
 
-def _refuse_indivisible(token_dim: int, widths: tuple[int, ...], groups: int) -> None:
+def _check_divisibility(token_dim: int, widths: tuple[int, ...], groups: int) -> None:
     if token_dim % FORMER_HEADS:
-        raise UsageError(f"token_dim must be a multiple of {FORMER_HEADS}, the Former's heads, not {token_dim}")
+        raise UsageError(f"token_dim must be a multiple of {FORMER_HEADS} (the heads of the Former), got {token_dim}")
     for width in widths:
         if width % BRIDGE_HEADS or width % groups:
             raise UsageError(
-                f"channels must be a multiple of {BRIDGE_HEADS} (the bridges' heads) and of groups ({groups}), "
-                f"not {width}"
+                f"channels must be a multiple of {BRIDGE_HEADS} (the heads of the bridges) and of groups ({groups}), "
+                f"got {width}"
             )
 
 
-def _initialise(model: nn.Module) -> None:
-    """As the authors: He's for convolutions, counted by their outputs without regard to groups; N(0, 0.01) else."""
+def _initialize(model: nn.Module) -> None:
+    """Initialize as the authors do: He's normal for convolutions, N(0, 0.01) for linear layers.
+
+    He's normal uses the fan-out without dividing it by the groups.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             height, width = layer.kernel_size
@@ -448,7 +456,8 @@ def _paper(top1: float, params_m: float, macs_g: float) -> PaperFigures:
     return PaperFigures(top1=top1, params_m=params_m, macs_g=macs_g, source="AAboys/MobileFormer README")
 
 
-# name: (tokens, stem, lite, blocks, fc_dim, groups), paper's figures. The paper counts norms and activations too.
+# name: ((tokens, stem, lite, blocks, fc_dim, groups), the paper's figures). The paper's MACs include norms and
+# activations.
 _VARIANTS: dict[str, tuple[Mapping[str, Any], PaperFigures]] = {
     "mobileformer_26m": (_options((3, 128), 8, (3, 12, 2), _BLOCKS_52M, 1024, groups=4), _paper(64.0, 3.2, 0.026)),
     "mobileformer_52m": (_options((3, 128), 8, (3, 12, 2), _BLOCKS_52M, 1024), _paper(68.7, 3.5, 0.052)),

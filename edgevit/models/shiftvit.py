@@ -1,9 +1,9 @@
 """ShiftViT: "When Shift Operation Meets Vision Transformer" (Wang et al., AAAI 2022, arXiv 2201.10801).
 
-A hierarchical network of NCHW feature maps whose only spatial mixing is a shift of a few channels by one pixel.
-Where paper and code disagree the published checkpoints decide: the norm is GroupNorm with one group (the paper says
-LayerNorm), the base models shift 4/16 of their channels (the paper says 4/12), and the shortcut carries the shifted
-tensor.
+A hierarchical network on NCHW feature maps whose only spatial mixing is a shift of a few channels by one pixel. If the
+paper and the code disagree, this implementation follows the published checkpoints: the norm is GroupNorm with one group
+(LayerNorm in the paper), the base models shift 4/16 of their channels (4/12 in the paper), and the shortcut is the
+shifted tensor.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from edgevit.models.spec import ModelSpec, PaperFigures
 
 
 def shift(x: Tensor, group: int) -> Tensor:
-    """Moves four groups of `group` channels by one pixel: left, right, up, down; zeros enter at the border.
+    """Shift four groups of `group` channels by one pixel: left, right, up, down; fill the border with zeros.
 
-    The same numbers as the authors' in-place assignment, bit for bit, from slices and pads alone.
+    Uses only slices and pads. Bit-exact with the authors' in-place assignment.
     """
     left, right, up, down = (x[:, i * group : (i + 1) * group] for i in range(4))
     return torch.cat(
@@ -52,7 +52,7 @@ class Mlp(nn.Module):
 
 
 class ShiftBlock(nn.Module):
-    """x = shift(x); x = x + Mlp(norm(x)). The shortcut is the shifted tensor. (Section 3.2)"""
+    """Shift block: x = shift(x); x = x + mlp(norm(x)). The shortcut is the shifted tensor. (Section 3.2)"""
 
     def __init__(self, dim: int, *, n_div: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class ShiftBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the resolution and doubles the width."""
+    """Halve the resolution and double the number of channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -79,6 +79,8 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
+    """Shift blocks, then patch merging if `downsample`."""
+
     def __init__(self, dim: int, *, n_div: int, mlp_ratio: float, drop_paths: list[float], downsample: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
@@ -91,6 +93,8 @@ class Stage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """Embed square patches as the pixels of a map, with a norm."""
+
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
@@ -101,7 +105,10 @@ class PatchEmbed(nn.Module):
 
 
 class ShiftViT(nn.Module):
-    """The network. Any input of at least `8 * patch_size` pixels a side; odd sizes are floored as by the authors."""
+    """The ShiftViT network, for images of at least `8 * patch_size` pixels per side (with four stages).
+
+    Sizes that do not divide evenly are rounded down, as in the authors' code. Raises UsageError for smaller images.
+    """
 
     def __init__(
         self,
@@ -116,7 +123,7 @@ class ShiftViT(nn.Module):
     ) -> None:
         super().__init__()
         if not 4 <= n_div <= embed_dim:
-            raise UsageError(f"n_div must lie between 4 and embed_dim ({embed_dim}), not {n_div}")
+            raise UsageError(f"n_div must lie between 4 and embed_dim ({embed_dim}), got {n_div}")
         self.min_size = patch_size * 2 ** (len(depths) - 1)
         self.patch_embed = PatchEmbed(embed_dim, patch_size)
         last = len(depths) - 1
@@ -138,7 +145,9 @@ class ShiftViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[2:]) < self.min_size:
-            raise UsageError(f"ShiftViT needs {self.min_size} pixels a side, not {x.shape[2]}x{x.shape[3]}")
+            raise UsageError(
+                f"ShiftViT needs images of at least {self.min_size} pixels per side, got {x.shape[2]}x{x.shape[3]}"
+            )
         x = self.patch_embed(x)  # (N, C, H/4, W/4)
         x = self.layers(x)  # (N, 8C, H/32, W/32)
         x = self.norm(x).mean((2, 3))  # (N, 8C)
@@ -148,7 +157,8 @@ class ShiftViT(nn.Module):
 _PAPER = "arXiv 2201.10801"
 _CODE = "microsoft/SPACH README"
 
-# name: (embed_dim, depths, mlp_ratio, n_div, drop_path_rate), paper's figures. "light" and r4 expand by 4, others by 2.
+# name: ((embed_dim, depths, mlp_ratio, n_div, drop_path_rate), the paper's figures). The mlp_ratio is 4 in the "light"
+# and "r4" variants, 2 in the others.
 _VARIANTS: dict[str, tuple[tuple[int, tuple[int, int, int, int], int, int, float], PaperFigures]] = {
     "shiftvit_t": (
         (96, (6, 8, 18, 6), 2, 12, 0.2),

@@ -2,7 +2,7 @@
 2103.14030), plain and with channel shuffle (arXiv 2310.05642).
 
 Four stages of attention within windows of maps (N, H, W, C); every second layer shifts the windows by half their side.
-With channel shuffle the two halves of the channels are also merged to the next stage's patches each for itself.
+With channel shuffle, patch merging also processes the two halves of the channels separately.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
 
 
 def relative_positions(window: int) -> Tensor:
-    """For each pair of a window's L pixels the row of the bias table, (L, L), of (2 window - 1)^2 rows."""
+    """Return the row of the bias table for each pair of the L pixels of a window, (L, L).
+
+    The table has (2 * window - 1)^2 rows, one for each relative position.
+    """
     pixel = torch.arange(window)
     distance = pixel[:, None] - pixel + window - 1  # (w, w), from 0
     rows, columns = distance[:, None, :, None], distance[None, :, None, :]
@@ -39,8 +42,10 @@ def relative_positions(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """What is added to the scores of shifted windows, (windows, 1, L, L): -100 between pixels that lie together only
-    because the shift wraps around the border, else 0."""
+    """Return the mask (windows, 1, L, L) to add to the attention scores of shifted windows.
+
+    It is -100 between pixels that share a window only because the shift wraps around the border, and 0 elsewhere.
+    """
     wrapped_rows, wrapped_columns = (torch.arange(side) >= side - shift for side in (height, width))
     regions = 2 * wrapped_rows[:, None] + wrapped_columns.int()  # (H, W)
     regions = partition_windows(regions[None, :, :, None], window)  # (windows, L, 1)
@@ -50,7 +55,7 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
 class WindowAttention(Attention):
     """Attention within windows of a map (N, H, W, C), with a learned bias for each relative position. (Section 3.2)
 
-    With a `shift` the map is rolled first, and rolled back at the end.
+    If `shift` is not 0, the map is rolled before the attention and rolled back after it.
     """
 
     def __init__(self, dim: int, heads: int, *, size: tuple[int, int], window: int, shift: int) -> None:
@@ -65,8 +70,10 @@ class WindowAttention(Attention):
         self.register_buffer("attn_mask", shift_mask(*size, window, shift) if shift else None, persistent=False)
 
     def bias(self) -> Tensor:
-        """Of parameters and constants alone, so that an export folds it: (heads, L, L), or (windows * heads, L, L)
-        where shifted windows have a mask each."""
+        """Return the bias (heads, L, L), or (windows * heads, L, L) if the windows are shifted: each has its own mask.
+
+        It is computed from parameters and constants only, so an export folds it.
+        """
         bias = self.relative_position_bias_table.t()[:, self.relative_position_index]  # (heads, L, L)
         return bias if self.attn_mask is None else (self.attn_mask + bias).flatten(0, 1)
 
@@ -79,24 +86,27 @@ class WindowAttention(Attention):
         return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
 
     def attend_in_windows(self, x: Tensor) -> Tensor:
-        """(N * windows, L, C) -> (N * windows, L, C)."""
+        """Apply attention to each window, (N * windows, L, C) -> (N * windows, L, C)."""
         bias = self.bias()
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        if self.attn_mask is not None:  # the windows of an image beside their heads, as the bias has them
+        if self.attn_mask is not None:  # (N, windows * heads, L, C / heads), to match the bias
             q, k, v = (part.reshape(-1, *bias.shape[:2], part.shape[3]) for part in (q, k, v))
         y = attend(q, k, v, scale=self.scale, bias=bias)
         return self.proj(merge_heads(y.reshape(-1, self.heads, *y.shape[2:])))
 
 
 def merge_patches(x: Tensor) -> Tensor:
-    """(N, H, W, C) -> (N, H/2, W/2, 4C): of four pixels the upper left, lower left, upper right, lower right."""
+    """Concatenate the channels of each 2x2 pixels, (N, H, W, C) -> (N, H/2, W/2, 4C).
+
+    Their order is upper left, lower left, upper right, lower right.
+    """
     _, height, width, channels = x.shape
     columns = x.reshape(-1, 2, width, channels).transpose(1, 2)  # (N * H/2, W, 2, C)
     return columns.reshape(-1, height // 2, width // 2, 4 * channels)
 
 
 class PatchMerging(nn.Module):
-    """Halves the resolution and doubles the width."""
+    """Halve the resolution and double the number of channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -108,7 +118,7 @@ class PatchMerging(nn.Module):
 
 
 class ShuffledPatchMerging(nn.Module):
-    """Patch merging of each half of the channels for itself, which costs half as much as of all together."""
+    """Patch merging of each half of the channels separately, at half the cost of merging all channels together."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -126,6 +136,8 @@ class ShuffledPatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
+    """Transformer layers, then patch merging (the identity in the last stage)."""
+
     def __init__(self, blocks: nn.Sequential, downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = blocks
@@ -136,6 +148,8 @@ class Stage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """Embed square patches as the pixels of a map, with a norm."""
+
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
@@ -146,9 +160,9 @@ class PatchEmbed(nn.Module):
 
 
 class Swin(nn.Module):
-    """The network, bound to one size of image by its masks; it raises UsageError for others.
+    """The Swin network. Its masks fix the image size: it raises UsageError for any other.
 
-    `embed_dim` is the width of the first stage's layers.
+    `embed_dim` is the width of the layers in the first stage.
     """
 
     def __init__(
@@ -198,8 +212,11 @@ class Swin(nn.Module):
 
 
 def map_sizes(img_size: tuple[int, int], *, patch_size: int, window: int, stages: int) -> list[tuple[int, int]]:
-    """Height and width of each stage's map. Raises UsageError where one is no whole number of windows, or odd before it
-    is halved: the authors' code for classification does not pad."""
+    """Return the height and width of each stage's map.
+
+    Raises UsageError if a map does not divide into whole windows, or has an odd side before it is halved: the authors'
+    code for classification does not pad.
+    """
     sizes = []
     for stage in range(stages):
         reduction = patch_size * 2**stage
@@ -207,8 +224,8 @@ def map_sizes(img_size: tuple[int, int], *, patch_size: int, window: int, stages
         whole = min(height, width) > 0 and not any(side % reduction for side in img_size)
         if not whole or any(side % min(window, height, width) for side in (height, width)):
             raise UsageError(
-                f"Swin cannot divide {img_size[0]}x{img_size[1]} pixels into whole windows of {window} at stage "
-                f"{stage + 1}; give sides that are multiples of {patch_size * window * 2 ** (stages - 1)}"
+                f"Swin cannot divide a {img_size[0]}x{img_size[1]} image into whole windows of {window} at stage "
+                f"{stage + 1}; use sides that are multiples of {patch_size * window * 2 ** (stages - 1)}"
             )
         sizes.append((height, width))
     return sizes
@@ -224,7 +241,7 @@ def window_layers(
     drop_paths: list[float],
     rescale: Rescaling | None,
 ) -> list[TransformerLayer]:
-    """The layers of one stage. Every second one shifts, unless the map is no higher or no wider than a window."""
+    """Return the layers of one stage. Every second one shifts, unless a side of the map is no longer than a window."""
     check_heads(dim, heads)
     shift = window // 2 if min(size) > window else 0
     return [
@@ -240,7 +257,7 @@ def window_layers(
 
 
 def without_constants(weights: StateDict) -> StateDict:
-    """The weights without the masks and indices that the authors' checkpoints hold and the network computes."""
+    """Remove the masks and indices, which the authors' checkpoints contain and the network computes."""
     constants = ("attn_mask", "relative_position_index")
     return {key: value for key, value in weights.items() if not key.endswith(constants)}
 
@@ -248,8 +265,9 @@ def without_constants(weights: StateDict) -> StateDict:
 _SHUFFLE = "arXiv 2310.05642"
 _CODE = "microsoft/Swin-Transformer README"
 
-# name: (rescale, embed_dim, depths, drop_path_rate), paper's figures. The shuffled networks have one layer less in the
-# third stage. That of shuffle_swin_t is inferred: with it, and with no other, come out the paper's 28.8 M and 4.3 G.
+# name: (rescale, embed_dim, depths, drop_path_rate, the paper's figures). The shuffled networks have one layer less in
+# the third stage. For shuffle_swin_t this depth is inferred: no other gives the paper's 28.8 M parameters and 4.3 G
+# MACs.
 _VARIANTS: dict[str, tuple[Rescaling | None, int, tuple[int, int, int, int], float, PaperFigures]] = {
     "swin_xt": (None, 48, (2, 2, 5, 2), 0.1, PaperFigures(macs_g=1.1, source=_SHUFFLE)),
     "swin_t": (None, 96, (2, 2, 6, 2), 0.2, PaperFigures(top1=81.2, params_m=28, macs_g=4.5, source=_CODE)),

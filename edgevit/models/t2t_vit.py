@@ -1,9 +1,10 @@
 """T2T-ViT: "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet" (Yuan et al., ICCV 2021,
 arXiv 2101.11986), plain and with channel shuffle (arXiv 2310.05642).
 
-A vision transformer whose tokens come from overlapping windows in three steps, with linear attention between them. The
-dropout of 0.1 with which the authors train that attention is left out. With channel shuffle only what follows the three
-steps is wider; for this network it is derived from the paper, whose authors published none.
+A vision transformer that creates its tokens from overlapping windows in three steps, with linear attention between the
+steps. The authors train this attention with a dropout of 0.1, which is left out here. With channel shuffle, only the
+part after the three steps is wider. The authors of channel shuffle published no code for this network, so it is derived
+from their paper.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from edgevit.models.downloads import PublishedWeights
 from edgevit.models.layers import PerformerAttention, check_size, init_truncated_normal
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
 
-REDUCTION = 16  # pixels a side of a token: the strides of the three steps together
+REDUCTION = 16  # side of a token in pixels: the product of the strides of the three steps
 
 
 def soft_split(x: Tensor, *, kernel: int, stride: int, padding: int) -> Tensor:
-    """Overlapping windows as tokens, (N, H, W, C) -> (N, H/s * W/s, C * k * k): F.unfold, bit for bit. (Section 3.1)
+    """Extract overlapping windows as tokens, (N, H, W, C) -> (N, H/s * W/s, C * k * k). (Section 3.1)
 
-    For s <= k <= 2s, a window lies in two blocks of s rows, and in two of s columns: slices and one concatenation an
-    axis make all windows. A convolution with one-hot kernels does the same, as fast, with 2 % more multiply-adds to
-    the model; and to quantisation it would be a layer like others.
+    Bit-exact with F.unfold. If s <= k <= 2s, each window covers parts of two blocks of s rows and of two blocks of s
+    columns, so slices and one concatenation per axis give all windows. A convolution with one-hot kernels is equally
+    fast, but adds 2 % to the model's MACs, and quantization would treat it as an ordinary layer.
     """
     channels = x.shape[3]
     x = F.pad(x, (0, 0, padding, padding, padding, padding))
-    rows, columns = x.shape[1] // stride, x.shape[2] // stride  # of blocks, one more than of windows
+    rows, columns = x.shape[1] // stride, x.shape[2] // stride  # numbers of blocks: one more than windows
     x = _overlap(x.reshape(-1, rows, stride * x.shape[2] * channels), kernel, stride)  # (N, H/s, k * W * C)
     x = _overlap(x.reshape(-1, kernel, columns, stride * channels), kernel, stride)  # (N * H/s, k, W/s, k * C)
     x = x.transpose(1, 2).reshape(-1, kernel * kernel, channels).transpose(1, 2)  # (N * H/s * W/s, C, k * k)
@@ -41,13 +42,16 @@ def soft_split(x: Tensor, *, kernel: int, stride: int, padding: int) -> Tensor:
 
 
 def _overlap(blocks: Tensor, kernel: int, stride: int) -> Tensor:
-    """(…, B, s * u) -> (…, B - 1, k * u): to every block the first k - s of the next one's s units."""
+    """Append to each block the first k - s of the next block's s units, (…, B, s * u) -> (…, B - 1, k * u)."""
     units = blocks.shape[-1] // stride
     return torch.cat((blocks[..., :-1, :], blocks[..., 1:, : (kernel - stride) * units]), dim=-1)
 
 
 class TokenPerformer(PerformerAttention):
-    """y = attention(norm1(x)), whose shortcut is its values; y + mlp(norm2(y)). (N, L, C) -> (N, L, C')"""
+    """Linear attention, then an MLP: y = attention(norm1(x)); y = y + mlp(norm2(y)). (N, L, C) -> (N, L, C')
+
+    The shortcut of the attention is its values.
+    """
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__(in_dim, dim)
@@ -61,7 +65,7 @@ class TokenPerformer(PerformerAttention):
 
 
 class TokensToToken(nn.Module):
-    """Images to tokens: windows, attention, windows, attention, windows, projection. (Figure 4)"""
+    """Convert images to tokens: windows, attention, windows, attention, windows, projection. (Figure 4)"""
 
     def __init__(self, dim: int, token_dim: int) -> None:
         super().__init__()
@@ -80,15 +84,17 @@ class TokensToToken(nn.Module):
 
 
 def sinusoids(positions: int, dim: int) -> Tensor:
-    """The table (1, positions, dim) of "Attention Is All You Need", section 3.5: sines in even channels, cosines in odd
-    ones, of angles position / 10000^(2i / dim)."""
+    """Return the position table (1, positions, dim) of "Attention Is All You Need", section 3.5.
+
+    Even channels hold the sines and odd channels the cosines of the angles position / 10000^(2i / dim).
+    """
     frequencies = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim / 2)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies  # (positions, dim / 2)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[None, :, :dim].float()
 
 
 class T2TViT(VisionTransformer):
-    """The network. Its table of positions is a constant, not a weight, and follows the size of the image."""
+    """The T2T-ViT network. Its position table is not a weight, but a constant computed for the image size."""
 
     def __init__(
         self,
@@ -127,13 +133,13 @@ class T2TViT(VisionTransformer):
 
 
 def without_constants(weights: StateDict) -> StateDict:
-    """The weights without the table of positions, which the authors' checkpoints hold and the network computes."""
+    """Remove the position table, which the authors' checkpoints contain and the network computes."""
     return {key: value for key, value in weights.items() if key != "pos_embed"}
 
 
 _PREPROCESSING = Preprocessing(crop_pct=0.9)
 
-# depth: the figures of the authors' README for the plain network.
+# depth: figures of the plain network in the authors' README.
 _VARIANTS = {
     7: PaperFigures(top1=71.7, params_m=4.3, macs_g=1.1, source="yitu-opensource/T2T-ViT README"),
     10: PaperFigures(top1=75.2, params_m=5.9, macs_g=1.5, source="yitu-opensource/T2T-ViT README"),
@@ -148,7 +154,7 @@ SPECS = (
         ModelSpec(
             name=f"t2t_vit_{depth}",
             family="channel_shuffle",
-            factory=partial(T2TViT, None),  # plain: it has no option `rescale`
+            factory=partial(T2TViT, None),  # the plain network has no option `rescale`
             options={"depth": depth},
             preprocessing=_PREPROCESSING,
             paper=paper,

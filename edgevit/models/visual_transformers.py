@@ -1,18 +1,19 @@
 """Visual Transformers: "Visual Transformers: Token-based Image Representation and Processing" (Wu et al., ICCV 2021 as
 "Visual Transformers: Where Do Transformers Really Belong in Vision Models?", arXiv 2006.03677).
 
-A ResNet whose last stage is replaced by transformers over 16 tokens: a tokenizer gathers pixels into tokens, a
-transformer relates them, a projector hands them back to the pixels, and the last tokens are classified. The authors
-published neither code nor weights, and their two descriptions differ, so both are here:
+A ResNet whose last stage is replaced by transformers over 16 tokens: a tokenizer pools pixels into tokens, a
+transformer processes the tokens, a projector adds them to the pixels, and the head classifies the mean of the last
+tokens. The authors published neither code nor weights, and the paper's two descriptions differ, so both are
+implemented:
 
-* `mode="appendix"` is the pseudo-code of the arXiv appendix: grouped convolutions, 16 heads, scaled attention, a
-  position encoding from the attention maps, and recurrent tokenizers that renew half of the tokens. Read so, the
-  networks on ResNet-18 and -34 have the multiply-adds that the paper reports (within 1.1 %; parameters within 11 %),
-  and it is the default.
-* `mode="paper"` is equations 1 to 5: one head, no scale, no position, no bias.
+* `mode="appendix"`, the default, follows the pseudo-code of the arXiv appendix: grouped convolutions, 16 heads, scaled
+  attention, a position encoding from the attention maps, and recurrent tokenizers that replace half of the tokens. In
+  this mode the networks on ResNet-18 and -34 match the MACs that the paper reports within 1.1 %, and the parameters
+  within 11 %.
+* `mode="paper"` follows equations 1 to 5: one head, no scale, no position encoding, no bias.
 
-No reading known to us reaches the paper's figures for ResNet-50 and -101, which cost 3 to 7 % more here, with 8 to
-20 % more parameters.
+No interpretation that we know of matches the paper's figures for ResNet-50 and -101: here they have 3 to 7 % more MACs
+and 8 to 20 % more parameters.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ Mode: TypeAlias = Literal["appendix", "paper"]
 MODES = ("appendix", "paper")
 
 HEADS = 16
-GROUPS = 16  # of the 1x1 convolutions over pixels
-POSITION_MAP = 14  # the side to which attention maps are resized before their positions are read
+GROUPS = 16  # of the 1x1 convolutions on pixels
+POSITION_MAP = 14  # attention maps are resized to this side for the position encoding
 
 
-# The trunk: ResNet (He et al., arXiv 1512.03385) without its last stage, in torchvision's names and form.
+# The trunk: ResNet (He et al., arXiv 1512.03385) without its last stage, with torchvision's structure and names.
 
 
 class BasicBlock(nn.Module):
+    """Residual block with two 3x3 convolutions."""
+
     expansion = 1
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -58,13 +61,15 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
+    """Residual block with a 1x1, a 3x3 and a 1x1 convolution."""
+
     expansion = 4
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)  # the stride stands here: "ResNet v1.5"
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)  # the stride is here: "ResNet v1.5"
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, self.expansion * channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(self.expansion * channels)
@@ -77,7 +82,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The identity, or a 1x1 convolution and its norm where the shape changes."""
+    """Return the identity, or a 1x1 convolution with BatchNorm if the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
@@ -89,14 +94,14 @@ BLOCKS: Mapping[str, type[BasicBlock | Bottleneck]] = {"basic": BasicBlock, "bot
 def stage(
     block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, depth: int, stride: int
 ) -> nn.Sequential:
-    """`depth` residual blocks, the first with the stride."""
+    """Return `depth` residual blocks, the first with the stride."""
     first = block(in_channels, channels, stride)
     rest = (block(block.expansion * channels, channels, 1) for _ in range(depth - 1))
     return nn.Sequential(first, *rest)
 
 
 class ResNetTrunk(nn.Module):
-    """Images (N, 3, H, W) -> pixels (N, 256 or 1024, H / 16, W / 16)."""
+    """ResNet without its last stage: images (N, 3, H, W) -> pixels (N, 256 or 1024, H / 16, W / 16)."""
 
     def __init__(self, block: str, depths: tuple[int, int, int]) -> None:
         super().__init__()
@@ -119,34 +124,37 @@ class ResNetTrunk(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
 
-# What both modes share: attention between a few tokens and many pixels, pixels always as (N, …, C, H * W).
+# Shared by both modes: attention between a few tokens and many pixels. Pixels have the shape (N, …, C, H * W).
 
 
 def gather(weights: Tensor, pixels: Tensor) -> Tensor:
-    """Weights (N, …, L, HW) and pixels (N, …, C, HW) -> each token's weighted sum of pixels (N, …, L, C)."""
+    """Return each token's weighted sum of pixels: weights (N, …, L, HW), pixels (N, …, C, HW) -> (N, …, L, C)."""
     return weights @ pixels.transpose(-2, -1)
 
 
 def scatter(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Attention of pixels q (N, …, d, HW) to tokens k (N, …, L, d), v (N, …, L, C) -> (N, …, C, HW).
+    """Attend from pixels q (N, …, d, HW) to tokens k (N, …, L, d), v (N, …, L, C) -> (N, …, C, HW).
 
-    It is computed transposed: pixels keep their layout, and only the few tokens are transposed.
+    The attention is computed transposed: the pixels keep their layout, and only the few tokens are transposed.
     """
-    weights = ((k * scale) @ q).softmax(-2)  # (N, …, L, HW), adds up to 1 over the tokens
+    weights = ((k * scale) @ q).softmax(-2)  # (N, …, L, HW), sums to 1 over the tokens
     return v.transpose(-2, -1) @ weights
 
 
 def pixel_heads(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, heads, C / heads, H * W)."""
+    """Split the channels of pixels into heads, (N, C, H, W) -> (N, heads, C / heads, H * W)."""
     _, channels, height, width = x.shape
     return x.reshape(-1, HEADS, channels // HEADS, height * width)
 
 
-# The appendix's modules.
+# Modules of the appendix.
 
 
 class PositionEncoder(nn.Module):
-    """Where a token looked, from its attention maps: resized to 14 x 14, convolved to 7 x 7, flattened, mixed."""
+    """Position encoding of a token, computed from its attention maps.
+
+    The maps are resized to 14 x 14, convolved to 7 x 7, flattened, and passed through a linear layer.
+    """
 
     channels = (POSITION_MAP // 2) ** 2
 
@@ -157,17 +165,17 @@ class PositionEncoder(nn.Module):
         self.mix = nn.Linear(self.channels, self.channels)
 
     def forward(self, weights: Tensor, height: int, width: int) -> Tensor:
-        """Attention (N, heads, L, H * W) -> (N, L, 49)."""
+        """Convert attention maps (N, heads, L, H * W) to position encodings (N, L, 49)."""
         _, heads, tokens, _ = weights.shape
         maps = weights.transpose(1, 2).reshape(-1, heads, height, width)  # (N * L, heads, H, W)
-        if (height, width) != (POSITION_MAP, POSITION_MAP):  # they are equal for images of 224 x 224
-            maps = F.interpolate(maps, (POSITION_MAP, POSITION_MAP))  # nearest: the pseudo-code names no other
+        if (height, width) != (POSITION_MAP, POSITION_MAP):  # equal for images of 224 x 224
+            maps = F.interpolate(maps, (POSITION_MAP, POSITION_MAP))  # nearest: the pseudo-code gives no mode
         maps = self.merge(self.downsample(maps))  # (N * L, 1, 7, 7)
         return self.mix(maps.reshape(-1, tokens, self.channels))
 
 
 class FilterTokenizer(nn.Module):
-    """Tokens are sums of pixels, in weights that a convolution computes: (N, C, H, W) -> (N, L, C_T)."""
+    """Compute tokens as weighted sums of pixels; a convolution gives the weights. (N, C, H, W) -> (N, L, C_T)"""
 
     def __init__(self, channels: int, tokens: int, token_dim: int) -> None:
         super().__init__()
@@ -186,9 +194,9 @@ class FilterTokenizer(nn.Module):
 
 
 class RecurrentTokenizer(nn.Module):
-    """The first half of the tokens asks for new ones; the second half stays and moves to the front.
+    """Replace half of the tokens, (N, C, H, W) and (N, L, C_T) -> (N, L, C_T).
 
-    (N, C, H, W) and (N, L, C_T) -> (N, L, C_T).
+    The first half of the tokens gives the queries for the new ones; the second half is kept and moves to the front.
     """
 
     def __init__(self, channels: int, token_dim: int) -> None:
@@ -202,18 +210,18 @@ class RecurrentTokenizer(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        asking, staying = tokens.chunk(2, dim=1)  # each (N, L/2, C_T)
-        query = split_heads(self.query(asking), HEADS) * self.scale  # (N, h, L/2, C/h)
+        querying, kept = tokens.chunk(2, dim=1)  # each (N, L/2, C_T)
+        query = split_heads(self.query(querying), HEADS) * self.scale  # (N, h, L/2, C/h)
         weights = (query @ pixel_heads(self.key(x))).softmax(-1)  # (N, h, L/2, HW)
         seen = merge_heads(gather(weights, pixel_heads(self.value(x))))  # (N, L/2, C)
         new = self.token(torch.cat((seen, self.position(weights, height, width)), dim=2))  # (N, L/2, C_T)
-        return torch.cat((staying, new), dim=1)
+        return torch.cat((kept, new), dim=1)
 
 
 class Transformer(nn.Module):
-    """Attention between the tokens (N, L, C_T), then one linear layer, each beside a shortcut; no norm.
+    """Attention between the tokens (N, L, C_T), then one linear layer, each with a shortcut and without a norm.
 
-    The pseudo-code divides the logits by the root of the number of tokens, not of the head's width.
+    As in the pseudo-code, the logits are divided by the square root of the number of tokens, not of the head's width.
     """
 
     def __init__(self, tokens: int, token_dim: int, groups: int) -> None:
@@ -232,12 +240,12 @@ class Transformer(nn.Module):
 
     @staticmethod
     def _heads(columns: Tensor) -> Tensor:
-        """(N, C, L) -> (N, heads, L, C / heads)."""
+        """Split the channels into heads, (N, C, L) -> (N, heads, L, C / heads)."""
         return columns.reshape(-1, HEADS, columns.shape[1] // HEADS, columns.shape[2]).transpose(2, 3)
 
 
 class Projector(nn.Module):
-    """Each pixel adds what it reads from the tokens: (N, C, H, W) and (N, L, C_T) -> (N, C, H, W)."""
+    """Add to each pixel its attention over the tokens: (N, C, H, W) and (N, L, C_T) -> (N, C, H, W)."""
 
     def __init__(self, channels: int, token_dim: int) -> None:
         super().__init__()
@@ -253,16 +261,19 @@ class Projector(nn.Module):
         return x + read.reshape(-1, channels, height, width)
 
 
-# The paper's modules: equations 1 to 5.
+# Modules of the paper's equations 1 to 5.
 
 
 def widened(in_dim: int, out_dim: int) -> nn.Module:
-    """W_V. The equations are for C = C_T and have none; where the widths differ it is that of the first version."""
+    """Return W_V: a linear layer if the widths differ, otherwise the identity.
+
+    The equations assume C = C_T and have no W_V. For other widths this is the W_V of the paper's first version.
+    """
     return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim, bias=False)
 
 
 class PaperFilterTokenizer(nn.Module):
-    """T = softmax_HW(X W_A)^T X W_V. (Equation 1)"""
+    """Compute tokens T = softmax_HW(X W_A)^T X W_V. (Equation 1)"""
 
     def __init__(self, channels: int, tokens: int, token_dim: int) -> None:
         super().__init__()
@@ -271,11 +282,11 @@ class PaperFilterTokenizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.coefficients(x).flatten(2).softmax(-1)  # (N, L, HW)
-        return self.value(gather(weights, x.flatten(2)))  # gathered first: W_V acts on L tokens, not on HW pixels
+        return self.value(gather(weights, x.flatten(2)))  # gather first: W_V then acts on L tokens, not on HW pixels
 
 
 class PaperRecurrentTokenizer(nn.Module):
-    """T = softmax_HW(X W_R)^T X W_V with W_R = (T_in W_{T->R})^T: all tokens are new. (Equation 2)"""
+    """Replace all tokens: T = softmax_HW(X W_R)^T X W_V with W_R = (T_in W_{T->R})^T. (Equation 2)"""
 
     def __init__(self, channels: int, token_dim: int) -> None:
         super().__init__()
@@ -289,9 +300,9 @@ class PaperRecurrentTokenizer(nn.Module):
 
 
 class PaperTransformer(nn.Module):
-    """T' = T + softmax_L((T K)(T Q)^T) T; T'' = T' + relu(T' F_1) F_2. (Equations 3 and 4)
+    """Transformer T' = T + softmax_L((T K)(T Q)^T) T; T'' = T' + relu(T' F_1) F_2. (Equations 3 and 4)
 
-    In this order of the product it is K that asks and Q that is asked.
+    In this product K projects to the queries and Q to the keys.
     """
 
     def __init__(self, token_dim: int) -> None:
@@ -304,7 +315,7 @@ class PaperTransformer(nn.Module):
 
 
 class PaperProjector(nn.Module):
-    """X + softmax_L((X W_Q)(T W_K)^T) T W_V. (Equation 5)"""
+    """Add tokens to pixels: X + softmax_L((X W_Q)(T W_K)^T) T W_V. (Equation 5)"""
 
     def __init__(self, channels: int, token_dim: int) -> None:
         super().__init__()
@@ -322,7 +333,10 @@ class PaperProjector(nn.Module):
 
 
 class VisualTransformer(nn.Module):
-    """Tokenizer, transformer, projector. The first of a network makes tokens of pixels alone, the others of both."""
+    """Tokenizer, transformer and projector.
+
+    The first module of a network computes its tokens from pixels only, the others from pixels and tokens.
+    """
 
     def __init__(self, tokenizer: nn.Module, transformer: nn.Module, projector: nn.Module | None) -> None:
         super().__init__()
@@ -331,7 +345,7 @@ class VisualTransformer(nn.Module):
         self.projector = projector
 
     def forward(self, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Pixels (N, C, H, W) and the tokens (N, L, C_T) of the module before, if any -> new pixels, new tokens."""
+        """Return new pixels and tokens from pixels (N, C, H, W) and the tokens (N, L, C_T) of the previous module."""
         tokens = self.tokenizer(x) if tokens is None else self.tokenizer(x, tokens)
         tokens = self.transformer(tokens)
         return x if self.projector is None else self.projector(x, tokens), tokens
@@ -340,6 +354,7 @@ class VisualTransformer(nn.Module):
 def appendix_module(
     channels: int, tokens: int, token_dim: int, kqv_groups: int, *, first: bool, projects: bool
 ) -> VisualTransformer:
+    """Return a module of the appendix, with a projector if `projects`."""
     return VisualTransformer(
         FilterTokenizer(channels, tokens, token_dim) if first else RecurrentTokenizer(channels, token_dim),
         Transformer(tokens, token_dim, kqv_groups),
@@ -348,6 +363,7 @@ def appendix_module(
 
 
 def paper_module(channels: int, tokens: int, token_dim: int, *, first: bool, projects: bool) -> VisualTransformer:
+    """Return a module of the paper's equations, with a projector if `projects`."""
     return VisualTransformer(
         PaperFilterTokenizer(channels, tokens, token_dim) if first else PaperRecurrentTokenizer(channels, token_dim),
         PaperTransformer(token_dim),
@@ -356,17 +372,18 @@ def paper_module(channels: int, tokens: int, token_dim: int, *, first: bool, pro
 
 
 class VTResNet(ResNetTrunk):
-    """The network, for images of any size.
+    """ResNet trunk and visual transformers, for images of any size.
 
-    `block` and `depths` describe the ResNet trunk, `modules` counts the visual transformers. `width` is C, the
-    channels of the pixels between them: the trunk's own in paper mode; in appendix mode at least 512, which a 1x1
-    convolution makes. `tokens` and `token_dim` are L and C_T; `kqv_groups` (8) belongs to the appendix's transformer.
+    `block` and `depths` describe the trunk, `modules` is the number of visual transformers. `width` is C, the number of
+    channels of their pixels. By default it is that of the trunk, but at least 512 in appendix mode; if it differs from
+    that of the trunk, a 1x1 convolution converts the pixels. `tokens` and `token_dim` are L and C_T. `kqv_groups`
+    (default 8) is the number of groups in the appendix's transformer.
 
-    The logits are computed from the last tokens, so the last module's projector serves only who wants the feature map
-    too (`forward_features`). The paper's figures count it. An export leaves it out as dead code, and
-    `last_projector=False` builds the network without it, so that training meets no parameter without a gradient.
+    The logits are computed from the last tokens, so the last module's projector only affects the feature map of
+    `forward_features`. The paper's figures include it. An export removes it as dead code, and `last_projector=False`
+    creates the network without it, so that training has no parameter without a gradient.
 
-    Raises UsageError where options contradict each other or a width does not divide into heads or groups.
+    Raises UsageError if options contradict each other, or a width is not divisible by the heads or groups.
     """
 
     def __init__(
@@ -385,11 +402,11 @@ class VTResNet(ResNetTrunk):
         num_classes: int = 1000,
     ) -> None:
         super().__init__(block, depths)
-        _refuse_contradictions(mode, modules, kqv_groups)
+        _check_options(mode, modules, kqv_groups)
         width = width or (self.channels if mode == "paper" else max(512, self.channels))
         kqv_groups = kqv_groups or 8
         if mode == "appendix":
-            _refuse_indivisible(width, tokens, token_dim, kqv_groups)
+            _check_divisibility(width, tokens, token_dim, kqv_groups)
         self.feature = nn.Identity() if width == self.channels else nn.Conv2d(self.channels, width, 1)
         self.vt = nn.ModuleList()
         for i in range(modules):
@@ -403,7 +420,7 @@ class VTResNet(ResNetTrunk):
         self.fc = nn.Linear(token_dim, num_classes)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) -> the last feature map (N, C, H / 16, W / 16) and the last tokens (N, L, C_T)."""
+        """Return the last feature map (N, C, H / 16, W / 16) and tokens (N, L, C_T) of images (N, 3, H, W)."""
         x, tokens = self.feature(self.trunk(x)), None
         for module in self.vt:
             x, tokens = module(x, tokens)
@@ -415,39 +432,41 @@ class VTResNet(ResNetTrunk):
         return self.fc(self.dropout(tokens.mean(1)))
 
 
-def _refuse_contradictions(mode: str, modules: int, kqv_groups: int | None) -> None:
+def _check_options(mode: str, modules: int, kqv_groups: int | None) -> None:
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
     if modules < 1:
-        raise UsageError(f"modules must be at least 1, not {modules}")
+        raise UsageError(f"modules must be at least 1, got {modules}")
     if mode == "paper" and kqv_groups is not None:
-        raise UsageError("the paper's equations have no groups: leave kqv_groups out, or take mode='appendix'")
+        raise UsageError("kqv_groups is not supported with mode='paper'; remove it or use mode='appendix'")
 
 
-def _refuse_indivisible(width: int, tokens: int, token_dim: int, kqv_groups: int) -> None:
+def _check_divisibility(width: int, tokens: int, token_dim: int, kqv_groups: int) -> None:
     if width % HEADS:
-        raise UsageError(f"width must be a multiple of {HEADS}, the heads, not {width}")
+        raise UsageError(f"width must be a multiple of {HEADS} (the heads), got {width}")
     if tokens % 2:
-        raise UsageError(f"the appendix's tokenizers renew half of the tokens: tokens must be even, not {tokens}")
+        raise UsageError(
+            f"tokens must be even: recurrent tokenizers (mode='appendix') replace half of them; got {tokens}"
+        )
     if token_dim % (2 * HEADS) or token_dim % (2 * kqv_groups):
         raise UsageError(
             f"half of token_dim must be a multiple of {HEADS} (the heads) and of kqv_groups ({kqv_groups}), "
-            f"and token_dim is {token_dim}"
+            f"got token_dim {token_dim}"
         )
 
 
 TRUNK = ("conv1", "bn1", "layer1", "layer2", "layer3")
-REPLACED = ("layer4.", "fc.")  # what a torchvision ResNet has behind the trunk
+REPLACED = ("layer4.", "fc.")  # parts of a torchvision ResNet after the trunk
 
 
 def load_trunk(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads the trunk of a `vt_resnet` model, in place, from a torchvision ResNet's state dict.
+    """Load the trunk of a `vt_resnet` model, in place, from the state dict of a torchvision ResNet.
 
-    Exactly the keys below `layer4.` and `fc.` are left out; those below TRUNK are loaded strictly. Counters of batches
-    may be missing, as in checkpoints from before PyTorch 0.4.1.
+    Keys that start with `layer4.` or `fc.` are ignored; all others must match the trunk exactly. The batch counters
+    (num_batches_tracked) may be missing, as in checkpoints from before PyTorch 0.4.1.
 
-    Raises CheckpointError naming every key that is missing, left over or of another shape, and then changes nothing;
-    UsageError where `model` has no such trunk.
+    Raises CheckpointError, without changing the model, if keys are missing, unexpected or of another shape, and
+    UsageError if `model` has no such trunk.
     """
     if not isinstance(model, ResNetTrunk):
         raise UsageError(f"load_trunk needs a vt_resnet model, not {type(model).__name__}")
@@ -457,15 +476,15 @@ def load_trunk(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     try:
         checkpoints.load_into(trunk, {**counters, **given}, source="the ResNet checkpoint")
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. Give the state dict of the torchvision ResNet of the same depth") from None
+        raise CheckpointError(f"{error}. Use the state dict of a torchvision ResNet of the same depth") from None
 
 
-def _adapt(state_dict: StateDict) -> StateDict:
-    """Nothing to rename; but a plain ResNet's checkpoint gets the remedy in place of a list of missing keys."""
+def _convert_state_dict(state_dict: StateDict) -> StateDict:
+    """Return the state dict unchanged. Raise CheckpointError, which names `load_trunk`, if it is of a plain ResNet."""
     if "layer4.0.conv1.weight" in state_dict:
         raise CheckpointError(
-            "this is a plain ResNet's checkpoint, which has no visual transformers: create the model without weights "
-            "and give the state dict to edgevit.models.visual_transformers.load_trunk"
+            "this is the checkpoint of a plain ResNet without visual transformers; create the model without weights "
+            "and pass the state dict to edgevit.models.visual_transformers.load_trunk"
         )
     return state_dict
 
@@ -474,7 +493,7 @@ def _paper(top1: float, params_m: float, macs_g: float) -> PaperFigures:
     return PaperFigures(top1=top1, params_m=params_m, macs_g=macs_g, source="arXiv 2006.03677, table 8")
 
 
-# name: (block, depths of the trunk's stages, modules), paper's figures (with its advanced training recipe).
+# name: ((block, depths of the trunk's stages, modules), the paper's figures with its advanced training recipe).
 _VARIANTS: dict[str, tuple[tuple[str, tuple[int, int, int], int], PaperFigures]] = {
     "vt_resnet18": (("basic", (2, 2, 2), 2), _paper(76.8, 11.7, 1.569)),
     "vt_resnet34": (("basic", (3, 4, 6), 3), _paper(79.9, 19.2, 3.236)),
@@ -488,9 +507,9 @@ SPECS = tuple(
         family="visual_transformers",
         factory=VTResNet,
         options={"block": block, "depths": depths, "modules": modules},
-        preprocessing=Preprocessing(interpolation="bilinear"),  # as torchvision evaluates the ResNets
+        preprocessing=Preprocessing(interpolation="bilinear"),  # as in torchvision's evaluation of ResNets
         paper=paper,
-        convert_state_dict=_adapt,
+        convert_state_dict=_convert_state_dict,
     )
     for name, ((block, depths, modules), paper) in _VARIANTS.items()
 )

@@ -1,12 +1,12 @@
 """ViTAE: "Vision Transformer Advanced by Exploring Intrinsic Inductive Bias" (Xu et al., NeurIPS 2021,
 arXiv 2106.03348).
 
-Reduction cells make tokens from dilated convolutions and linear attention, normal cells are transformer blocks; in
-both a branch of convolutions runs beside the attention. Where paper and code disagree the published checkpoints
-decide: the small models have neither the class token nor the position encoding that the paper draws, and average
-their tokens for the head. Under the name of the base model the authors publish another network, a plain vision
-transformer with class token, position table and normal cells. The dropout of 0.1 with which the authors train their
-reduction cells is left out.
+Reduction cells create tokens with dilated convolutions and linear attention; normal cells are transformer blocks. Both
+have a branch of convolutions parallel to the attention. If the paper and the code disagree, this implementation follows
+the published checkpoints: the small models have neither the class token nor the position encoding of the paper's
+figures, and their head reads the mean of the tokens. The authors' base model is a different network: a plain vision
+transformer with a class token, a position table and normal cells. The authors train their reduction cells with a
+dropout of 0.1, which is left out here.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ from edgevit.models.layers import (
 )
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
 
-# A stage: the kernel of its pyramid, by how much it divides the resolution, the dilations of its convolutions.
+# Of each stage: the kernel size of its pyramid, the factor that divides the resolution, the dilations.
 PYRAMIDS = ((7, 4, (1, 2, 3, 4)), (3, 2, (1, 2, 3)), (3, 2, (1, 2)), (3, 2, (1, 2)))
 RATIOS = tuple(ratio for _, ratio, _ in PYRAMIDS)
 
 
 def conv(in_dim: int, dim: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution with padding 1."""
     return nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, groups=groups)
 
 
 def convolutions(*dims: int, groups: int, strides: tuple[int, ...] = (1, 1, 1)) -> nn.Sequential:
-    """3x3 convolutions from width to width, BatchNorm and SiLU between them and nothing after the last."""
+    """Return 3x3 convolutions from each width to the next, with BatchNorm and SiLU after all but the last."""
     layers: list[nn.Module] = []
     for (in_dim, dim), stride in zip(pairwise(dims), strides, strict=False):
         layers += [conv(in_dim, dim, stride=stride, groups=groups), nn.BatchNorm2d(dim), nn.SiLU()]
@@ -58,12 +59,12 @@ def convolutions(*dims: int, groups: int, strides: tuple[int, ...] = (1, 1, 1)) 
 
 
 def reduction_strides(stage: int) -> tuple[int, ...]:
-    """The strides of the three convolutions beside the attention of a reduction cell."""
+    """Return the strides of the three convolutions parallel to the attention of a reduction cell."""
     return (2, RATIOS[stage] // 2, 1)
 
 
 class Pyramid(nn.Module):
-    """The pyramid reduction module: convolutions that differ in their dilation, side by side on the channels."""
+    """Pyramid reduction module: parallel convolutions with different dilations, concatenated along the channels."""
 
     def __init__(self, in_dim: int, dim: int, *, stage: int) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class Pyramid(nn.Module):
 
 
 class PyramidCell(nn.Module):
-    """The last reduction cell: the pyramid alone."""
+    """The last reduction cell, which consists of the pyramid only."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class PyramidCell(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """The attention of a reduction cell, (N, L, scales * E) -> (N, L, C), with the norms and the MLP of the cell."""
+    """Attention of a reduction cell, (N, L, scales * E) -> (N, L, C), and the norms and the MLP of the cell."""
 
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
@@ -99,6 +100,8 @@ class TokenAttention(nn.Module):
 
 
 class TokenPerformer(PerformerAttention, TokenAttention):
+    """Linear attention of a reduction cell."""
+
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__(in_dim, dim)
         self.norm1 = nn.LayerNorm(in_dim)
@@ -107,7 +110,7 @@ class TokenPerformer(PerformerAttention, TokenAttention):
 
 
 class ReductionCell(PyramidCell):
-    """p = pyramid(x); z = attention(norm1(p)) + convolutions(x); z = z + mlp(norm2(z)). (Section 3.3)"""
+    """Reduction cell: p = pyramid(x); z = attention(norm1(p)) + convolutions(x); z += mlp(norm2(z)). (Section 3.3)"""
 
     def __init__(self, pyramid: Pyramid, *, convolutions: nn.Sequential, attn: TokenAttention) -> None:
         super().__init__(pyramid)
@@ -115,7 +118,7 @@ class ReductionCell(PyramidCell):
         self.attn = attn
 
     def attention(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(N, L, scales * E) -> (N, L, C), for tokens that lie on a map of `height` x `width`."""
+        """Apply attention to the tokens of a map of `height` x `width`, (N, L, scales * E) -> (N, L, C)."""
         return self.attn(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,9 +129,9 @@ class ReductionCell(PyramidCell):
 
 
 class NormalCell(nn.Module):
-    """x = x + attention(norm1(x)) + convolutions(x); x = x + mlp(norm2(x)). (Section 3.4)
+    """Normal cell: x = x + attention(norm1(x)) + convolutions(x); x = x + mlp(norm2(x)). (Section 3.4)
 
-    The convolutions see the cell's input itself, without the norm.
+    The convolutions read the input of the cell without the norm.
     """
 
     def __init__(
@@ -156,14 +159,14 @@ class NormalCell(nn.Module):
 
 
 class ClassTokenCell(NormalCell):
-    """A normal cell over a class token and then the map: the class token has no part in the convolutions."""
+    """Normal cell for a class token followed by the tokens of a map; the convolutions skip the class token."""
 
     def convolve(self, x: Tensor, height: int, width: int) -> Tensor:
         return F.pad(super().convolve(x[:, 1:], height, width), (0, 0, 1, 0))  # (N, L, C) -> (N, 1 + L, C)
 
 
 class Stage(nn.Module):
-    """A reduction cell, which makes tokens, and the normal cells that work on them."""
+    """A reduction cell, which creates tokens, and the normal cells that process them."""
 
     def __init__(self, reduction: nn.Module, cells: Iterable[NormalCell] = ()) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class Stage(nn.Module):
         self.NC = nn.ModuleList(cells)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """The input of the reduction cell -> tokens (N, L, C) that lie on a map of `height` x `width`."""
+        """Convert the input of the reduction cell to the tokens (N, L, C) of a map of `height` x `width`."""
         x = self.RC(x)
         for cell in self.NC:
             x = cell(x, height, width)
@@ -179,10 +182,10 @@ class Stage(nn.Module):
 
 
 class StagedNetwork(nn.Module):
-    """Stages of tokens that lie on ever smaller maps, their mean, a linear head.
+    """Stages with token maps of decreasing size, the mean of the last tokens, a linear head.
 
-    Takes images whose sides are multiples of all the stages' ratios together, square or not; raises UsageError for
-    others.
+    Both sides of an image must be multiples of the product of all stages' ratios; images need not be square. Raises
+    UsageError for other sizes.
     """
 
     def __init__(self, stages: list[Stage], *, dim: int, num_classes: int) -> None:
@@ -204,8 +207,8 @@ class StagedNetwork(nn.Module):
 class ViTAE(StagedNetwork):
     """The small models: two reduction cells with linear attention, then a pyramid and `depth` normal cells.
 
-    `embed_dims` are the widths of the convolutions in the three reduction cells, `token_dims` those of the tokens
-    that the first two give. The third gives what its pyramid gives, twice its `embed_dims`.
+    `embed_dims` are the widths of the convolutions in the three reduction cells. `token_dims` are the widths of the
+    tokens after the first two; the tokens of the third have the width of its pyramid, twice its `embed_dims`.
     """
 
     def __init__(
@@ -250,7 +253,7 @@ class ViTAE(StagedNetwork):
 
 
 def _reduction_convolutions(in_dim: int, dim: int, out_dim: int, *, stage: int) -> nn.Sequential:
-    """The convolutions of a reduction cell: the only ones with a single BatchNorm, after the second."""
+    """Return the convolutions of a reduction cell, which have a single BatchNorm, after the second convolution."""
     first, second, third = reduction_strides(stage)
     return nn.Sequential(
         conv(in_dim, dim, stride=first),
@@ -264,7 +267,7 @@ def _reduction_convolutions(in_dim: int, dim: int, out_dim: int, *, stage: int) 
 
 
 class PatchEmbedding(nn.Module):
-    """A class token and the patches, with a learned table of positions."""
+    """A class token followed by the patches, with a learned position table."""
 
     def __init__(self, dim: int, patch_size: int, patches: int) -> None:
         super().__init__()
@@ -277,8 +280,10 @@ class PatchEmbedding(nn.Module):
 
 
 class PlainViTAE(nn.Module):
-    """The base model: patches and a class token, then normal cells, in each of which two convolutions run beside the
-    attention. The head takes the mean of the patches; the class token ends there. Bound to one size of image.
+    """The base model: a class token and patches, then normal cells with two convolutions parallel to the attention.
+
+    The head reads the mean of the patches and ignores the class token. The position table fixes the image size: the
+    network raises UsageError for any other.
     """
 
     def __init__(
@@ -309,7 +314,7 @@ class PlainViTAE(nn.Module):
             for rate in drop_path_rates(drop_path_rate, (depth,))[0]
         ]
         embedding = PatchEmbedding(embed_dim, patch_size, math.prod(self.grid))
-        # The checkpoints count three stages, of which the second is empty.
+        # The checkpoints have three stages; the second is empty.
         self.layers = nn.ModuleList((Stage(embedding), Stage(nn.Identity()), Stage(nn.Identity(), cells)))
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -323,23 +328,23 @@ class PlainViTAE(nn.Module):
 
 
 def check_length(option: str, values: tuple[int, ...], length: int) -> None:
-    """Raises UsageError where an option has not as many values as there are stages that take one."""
+    """Raise UsageError if an option does not have `length` values, one for each stage that uses it."""
     if len(values) != length:
-        raise UsageError(f"{option} has {len(values)} values; give {length}, one a stage")
+        raise UsageError(f"{option} needs {length} values, one per stage, got {len(values)}")
 
 
 def init_linear(module: nn.Module) -> None:
-    """The authors' initialisation: linear layers from the truncated normal, convolutions as torch makes them."""
+    """Initialize linear layers from a truncated normal, as the authors do; convolutions keep PyTorch's default."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             init_truncated_normal(layer)
 
 
 def token_dims(weights: StateDict) -> Mapping[str, Any]:
-    """The widths of the tokens in a checkpoint of ViTAE-S, of which there are two generations.
+    """Return the option `token_dims` of a ViTAE-S checkpoint, of which two versions exist.
 
-    The authors' code of December 2021 has (64, 64), and 23.19 M parameters; their later one (96, 192), and 24.03 M.
-    The paper's 23.6 M lie between. No widths are found in the weights of another network.
+    The authors' code of December 2021 uses (64, 64), which gives 23.19 M parameters; their later code uses (96, 192),
+    which gives 24.03 M. The paper reports 23.6 M. For weights of another network, no option is returned.
     """
     keys = [f"layers.{stage}.RC.attn.proj.weight" for stage in range(2)]
     return {"token_dims": tuple(len(weights[key]) for key in keys)} if weights.keys() >= set(keys) else {}
@@ -349,9 +354,9 @@ PREPROCESSING = Preprocessing(crop_pct=0.9)
 _PAPER = "arXiv 2106.03348"
 _CODE = "ViTAE-Transformer/ViTAE-Transformer README"
 
-# name: (embed_dims, token_dims, depth, heads, mlp_ratio, groups), paper's figures. The code registers the 13M model
-# with mlp_ratio 2, which makes 10.8 M parameters and 3.0 G; the paper's 13.2 M and 3.4 G call for 3. The authors
-# published no weights of it: for weights trained with their code, give mlp_ratio=2.
+# name: ((embed_dims, token_dims, depth, heads, mlp_ratio, groups), the paper's figures). The authors' code registers
+# the 13M model with mlp_ratio 2, which gives 10.8 M parameters and 3.0 G MACs; the paper's 13.2 M and 3.4 G require 3.
+# The authors published no weights of this model: for weights trained with their code, use mlp_ratio=2.
 _Variant = tuple[tuple[int, int, int], tuple[int, int], int, int, int, int]
 _VARIANTS: dict[str, tuple[_Variant, PaperFigures]] = {
     "vitae_t": (

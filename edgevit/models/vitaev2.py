@@ -1,11 +1,11 @@
 """ViTAEv2: "Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond" (Zhang et al.,
 IJCV 2023, arXiv 2202.10108).
 
-Four stages of ViTAE's cells, each with reduction and normal cells; the attention of the first two works in windows of
-7x7 tokens, which are never shifted: the convolutions beside it carry from window to window. A map that is no multiple
-of the window is padded with zeros on all sides after the norm, and the windows attend to the zeros too. The
-authors' code draws the rates of its stochastic depth from slices that overlap between stages; here they rise over all
-cells.
+Four stages of ViTAE's cells, each with a reduction cell and normal cells. The attention of the first two stages works
+in windows of 7x7 tokens. The windows are never shifted: the parallel convolutions pass information between windows. If
+a map is not a multiple of the window, it is padded with zeros on all sides after the norm, and the windows attend to
+these zeros too. The authors' code takes its stochastic depth rates from slices that overlap between stages; here they
+rise linearly over all cells.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from edgevit.models.vitae import (
 )
 
 WINDOW = 7
-WINDOW_STAGES = (0, 1)  # the others attend to the whole map
+WINDOW_STAGES = (0, 1)  # the other stages attend to the whole map
 
 
 def attend_in_windows(attention: nn.Module, x: Tensor, height: int, width: int) -> Tensor:
-    """Applies `attention` to every window of a map's tokens, (N, H * W, C) -> (N, H * W, C')."""
-    rows, columns = -height % WINDOW, -width % WINDOW  # of zeros, half of them (rounded down) before the map
+    """Apply `attention` to each window of a map's tokens, (N, H * W, C) -> (N, H * W, C')."""
+    rows, columns = -height % WINDOW, -width % WINDOW  # numbers of zeros; half of them, rounded down, precede the map
     top, left = rows // 2, columns // 2
     x = x.reshape(-1, height, width, x.shape[2])  # (N, H, W, C)
     if rows or columns:
@@ -60,7 +60,7 @@ def attend_in_windows(attention: nn.Module, x: Tensor, height: int, width: int) 
 
 
 class ValueSkipAttention(Attention):
-    """Attention to which its values are added: the shortcut where the width changes (as in T2T-ViT)."""
+    """Attention that adds its values to its output: a shortcut for cells that change the width (as in T2T-ViT)."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # each (N, L, C)
@@ -69,6 +69,8 @@ class ValueSkipAttention(Attention):
 
 
 class TokenTransformer(TokenAttention):
+    """Softmax attention of a reduction cell."""
+
     def __init__(self, attention: Attention, in_dim: int, dim: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(in_dim)
@@ -81,19 +83,24 @@ class TokenTransformer(TokenAttention):
 
 
 class WindowReductionCell(ReductionCell):
+    """Reduction cell with attention in windows."""
+
     def attention(self, x: Tensor, height: int, width: int) -> Tensor:
         return attend_in_windows(self.attn, x, height, width)
 
 
 class WindowNormalCell(NormalCell):
+    """Normal cell with attention in windows."""
+
     def attention(self, x: Tensor, height: int, width: int) -> Tensor:
         return attend_in_windows(self.attn, x, height, width)
 
 
 class ViTAEv2(StagedNetwork):
-    """The network: four stages, each of a reduction cell and `depths[stage]` normal cells.
+    """The ViTAEv2 network: four stages, each with a reduction cell and `depths[stage]` normal cells.
 
-    `embed_dims` are the widths of the convolutions in the reduction cells, `token_dims` those of the stages.
+    `embed_dims` are the widths of the convolutions in the reduction cells, `token_dims` the widths of each stage's
+    tokens. Raises UsageError if an option does not have one value per stage.
     """
 
     def __init__(
@@ -148,24 +155,27 @@ class ViTAEv2(StagedNetwork):
 
 
 def _reduction_cell(in_dim: int, embed_dim: int, dim: int, heads: int, *, groups: int, stage: int) -> ReductionCell:
-    """The cell that begins a stage: attention in windows without any shortcut, or over the map with one of values."""
+    """Return the first cell of a stage.
+
+    Its attention works in windows without a shortcut, or on the whole map with its values as the shortcut.
+    """
     check_heads(dim, heads)
     pyramid = Pyramid(in_dim, embed_dim, stage=stage)
     windows = stage in WINDOW_STAGES
     cell = WindowReductionCell if windows else ReductionCell
     attention = (Attention if windows else ValueSkipAttention)(pyramid.out_dim, heads, out=dim, qkv_bias=windows)
-    beside = convolutions(in_dim, embed_dim, embed_dim, dim, groups=groups, strides=reduction_strides(stage))
-    return cell(pyramid, convolutions=beside, attn=TokenTransformer(attention, pyramid.out_dim, dim))
+    parallel = convolutions(in_dim, embed_dim, embed_dim, dim, groups=groups, strides=reduction_strides(stage))
+    return cell(pyramid, convolutions=parallel, attn=TokenTransformer(attention, pyramid.out_dim, dim))
 
 
 def drop_position_indices(weights: StateDict) -> StateDict:
-    """An official state dict without the indices of a relative position bias that no published model has."""
+    """Remove the indices of a relative position bias, which no published model uses, from an official state dict."""
     return {key: value for key, value in weights.items() if not key.endswith("relative_position_index")}
 
 
 _CODE = "ViTAE-Transformer/ViTAE-Transformer README"
 
-# name: (embed_dims, token_dims, depths, heads, reduction_heads, drop_path_rate), paper's figures.
+# name: ((embed_dims, token_dims, depths, heads, reduction_heads, drop_path_rate), the paper's figures).
 _Dims = tuple[int, int, int, int]
 _VARIANTS: dict[str, tuple[tuple[_Dims, _Dims, _Dims, _Dims, _Dims, float], PaperFigures]] = {
     "vitaev2_s": (

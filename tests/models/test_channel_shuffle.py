@@ -1,4 +1,4 @@
-"""Channel shuffle and DeiT against their authors' implementation and their own definitions."""
+"""Channel shuffle and DeiT match their authors' implementations and their definitions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgevit.models.registry import create_model, list_models
 from tests import oracles
 from tests.helpers.macs import multiply_adds
 
-# Trainable parameters in millions and multiply-adds in 10^9 of the authors' code, of the shuffled ones without learned
+# Millions of trainable parameters and billions of MACs of the authors' code; the shuffled models are without learned
 # rescaling.
 FIGURES = {
     "deit_t": (5.7174, 1.2537),
@@ -42,7 +42,7 @@ FIGURES = {
         ("shuffle_swin_xt", "half", "shuffle_swin__swin_xt_shuffle"),
     ],
 )
-def test_agrees_with_the_authors_implementation(name: str, rescale: Rescaling, oracle: str) -> None:
+def test_matches_the_authors_implementation(name: str, rescale: Rescaling, oracle: str) -> None:
     expected = oracles.load(oracle)
     model = create_model(name, expected.weights, rescale=rescale)
     with torch.no_grad():
@@ -51,12 +51,12 @@ def test_agrees_with_the_authors_implementation(name: str, rescale: Rescaling, o
     assert abs(logits - expected.logits).max() <= 1e-4 * expected.logits.std()
 
 
-def test_the_figures_are_those_of_all_models() -> None:
+def test_every_model_has_figures() -> None:
     assert set(FIGURES) == set(list_models("channel_shuffle"))
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_costs_what_the_authors_code_costs(name: str) -> None:
+def test_has_the_parameters_and_macs_of_the_authors_code(name: str) -> None:
     options: dict[str, Any] = {"rescale": "none"} if name.startswith("shuffle") else {}
     model = create_model(name, **options)
     params_m, macs_g = FIGURES[name]
@@ -66,7 +66,7 @@ def test_costs_what_the_authors_code_costs(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "layers"), [("shuffle_deit_t", 12), ("shuffle_t2t_7", 7), ("shuffle_swin_xt", 10)])
-def test_learns_one_scalar_a_shortcut(name: str, layers: int) -> None:
+def test_learns_one_scalar_per_shortcut(name: str, layers: int) -> None:
     rescalings = [value for key, value in create_model(name).state_dict().items() if "rescale" in key]
     assert [tuple(value.shape) for value in rescalings] == [(1,)] * (2 * layers)
 
@@ -80,7 +80,7 @@ def test_learns_one_scalar_a_shortcut(name: str, layers: int) -> None:
         ("shuffle_swin_xt", 1e-5, 1e-5),
     ],
 )
-def test_norms_have_the_authors_epsilons(name: str, layers: float, last: float) -> None:
+def test_norms_have_the_epsilons_of_the_authors_code(name: str, layers: float, last: float) -> None:
     norms = {key: norm.eps for key, norm in create_model(name).named_modules() if isinstance(norm, nn.LayerNorm)}
     assert norms.pop("norm") == last
     assert set(norms.values()) == {layers}
@@ -99,7 +99,7 @@ class Negate(nn.Module):
         return -x
 
 
-def test_layers_see_the_first_half_alone_and_the_halves_mix_after_each() -> None:
+def test_layers_process_only_the_first_half_and_the_halves_interleave_after_each_layer() -> None:
     x = torch.arange(8.0).reshape(1, 1, 8)
     once = [-0.0, 4, -1, 5, -2, 6, -3, 7]  # layer: -0 -1 -2 -3, idle: 4 5 6 7
     twice = [0.0, -2, -4, 6, 1, -3, -5, 7]  # layer: 0 -4 1 -5, idle: -2 6 -3 7
@@ -115,7 +115,7 @@ def test_rescales_both_shortcuts(rescale: Rescaling | None, scale: float) -> Non
     assert torch.equal(layer(x), scale * attended + layer.mlp(layer.norm2(attended)))
 
 
-def test_the_two_learned_scalars_are_two() -> None:
+def test_the_two_learned_scalars_are_independent() -> None:
     layer = TransformerLayer(8, nn.Linear(8, 8), mlp_ratio=2, drop_path=0, rescale="learned")
     weights = layer.state_dict()
     weights["rescale_attn.scale"], weights["rescale_mlp.scale"] = torch.tensor([3.0]), torch.tensor([-2.0])
@@ -125,26 +125,26 @@ def test_the_two_learned_scalars_are_two() -> None:
     assert torch.equal(layer(x), -2 * attended + layer.mlp(layer.norm2(attended)))
 
 
-def test_a_class_token_comes_before_the_tokens() -> None:
+def test_add_class_token_prepends_it_and_adds_the_positions() -> None:
     tokens, cls_token, pos_embed = torch.randn(2, 4, 3), torch.randn(1, 1, 3), torch.randn(1, 5, 3)
     expected = torch.cat((cls_token.expand(2, -1, -1), tokens), dim=1) + pos_embed
     assert torch.equal(add_class_token(tokens, cls_token, pos_embed), expected)
 
 
-def test_weights_without_rescaling_do_not_pass_for_learned_ones() -> None:
+def test_learned_rescaling_rejects_weights_without_rescaling() -> None:
     weights = create_model("shuffle_deit_t", depth=2, rescale="none").state_dict()
     with pytest.raises(CheckpointError, match=r"4 missing in the checkpoint: blocks\.0\.rescale_attn"):
         create_model("shuffle_deit_t", weights, depth=2)
 
 
 @pytest.mark.parametrize("name", ["deit_t", "t2t_vit_7", "swin_xt"])
-def test_the_plain_networks_have_nothing_to_rescale(name: str) -> None:
+def test_plain_networks_have_no_option_rescale(name: str) -> None:
     with pytest.raises(UsageError, match=f"unknown option of {name} 'rescale'"):
         create_model(name, rescale="half")
 
 
-def test_refuses_a_rescaling_that_there_is_not() -> None:
-    with pytest.raises(UsageError, match=r"no rescaling 'halve'; .* Did you mean 'half'"):
+def test_rejects_an_unknown_rescaling() -> None:
+    with pytest.raises(UsageError, match=r"unknown rescaling 'halve'; .* Did you mean 'half'"):
         create_model("shuffle_deit_t", rescale="halve")
 
 
@@ -156,7 +156,7 @@ def test_refuses_a_rescaling_that_there_is_not() -> None:
         ("shuffle_swin_xt", {"depths": (2, 1), "heads": (3, 6), "img_size": 56}),
     ],
 )
-def test_exports_with_a_dynamic_batch_and_moves_no_data_by_index(name: str, options: dict[str, Any]) -> None:
+def test_exports_with_a_dynamic_batch_and_without_index_or_shape_operators(name: str, options: dict[str, Any]) -> None:
     model = create_model(name, **options)
     randomize(model, seed=5)
     images = torch.randn(3, 3, options["img_size"], options["img_size"])
@@ -177,25 +177,25 @@ def test_exports_with_a_dynamic_batch_and_moves_no_data_by_index(name: str, opti
 
 @pytest.mark.parametrize("name", ["deit_t", "shuffle_deit_t"])
 @pytest.mark.parametrize("size", [(64, 96), (32, 16)])
-def test_takes_sizes_that_are_not_square(name: str, size: tuple[int, int]) -> None:
+def test_accepts_sizes_that_are_not_square(name: str, size: tuple[int, int]) -> None:
     model = create_model(name, depth=1, img_size=size)
     assert model(torch.randn(2, 3, *size)).shape == (2, 1000)
     with pytest.raises(UsageError, match=r"create it with img_size=\(48, 48\)"):
         model(torch.randn(2, 3, 48, 48))
 
 
-def test_refuses_patches_that_do_not_fit() -> None:
-    with pytest.raises(UsageError, match="the next size is 224x240"):
+def test_rejects_sizes_that_are_not_multiples_of_the_patch_size() -> None:
+    with pytest.raises(UsageError, match="the next valid size is 224x240"):
         create_model("deit_t", img_size=(224, 230))
 
 
 @pytest.mark.parametrize("options", [{"heads": 5}, {"heads": 0}, {"embed_dim": 100}])
-def test_refuses_heads_that_do_not_divide_the_width(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="heads do not divide"):
+def test_rejects_heads_that_do_not_divide_the_width(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"channels are not divisible by \d+ heads"):
         create_model("deit_t", **options)
 
 
-def test_its_own_weights_load_again() -> None:
+def test_loads_its_own_state_dict() -> None:
     model = create_model("shuffle_deit_t", depth=2)
     randomize(model, seed=1)
     again = create_model("shuffle_deit_t", model.state_dict(), depth=2)

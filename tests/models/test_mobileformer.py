@@ -1,4 +1,4 @@
-"""Mobile-Former against its authors' implementation, its papers' figures and its own definition."""
+"""Mobile-Former matches its authors' implementation, their figures and its definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgevit.models.registry import create_model, list_models
 from tests import oracles
 from tests.helpers.macs import multiply_adds
 
-# Millions of parameters and billions of multiply-adds at 224, as the authors' code has them.
+# Millions of parameters and billions of MACs at 224x224, of the authors' code.
 FIGURES = {
     "mobileformer_26m": (3.2328, 0.0236),
     "mobileformer_52m": (3.4691, 0.0493),
@@ -35,7 +35,7 @@ def small_model(**options: Any) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("variant", ["26m", "96m", "294m"])
-def test_agrees_with_the_authors_implementation(variant: str) -> None:
+def test_matches_the_authors_implementation(variant: str) -> None:
     expected = oracles.load(f"mobileformer__mobile_former_{variant}")
     model = create_model(f"mobileformer_{variant}", expected.weights)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_agrees_with_the_authors_implementation(variant: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "figures"), FIGURES.items())
-def test_has_the_parameters_and_multiply_adds_of_the_authors_code(name: str, figures: tuple[float, float]) -> None:
+def test_has_the_parameters_and_macs_of_the_authors_code(name: str, figures: tuple[float, float]) -> None:
     model = create_model(name)
     params = sum(parameter.numel() for parameter in model.parameters())
     assert (round(params / 1e6, 4), round(multiply_adds(model, (1, 3, 224, 224)) / 1e9, 4)) == figures
@@ -57,25 +57,25 @@ def test_every_variant_has_figures() -> None:
 
 @pytest.mark.parametrize("spatial_relu", [False, True])
 @pytest.mark.parametrize("size", [(32, 32), (33, 65), (256, 320)])
-def test_takes_any_size(size: tuple[int, int], spatial_relu: bool) -> None:
+def test_accepts_any_size(size: tuple[int, int], spatial_relu: bool) -> None:
     assert create_model("mobileformer_26m", spatial_relu=spatial_relu)(torch.randn(1, 3, *size)).shape == (1, 1000)
 
 
 @pytest.mark.parametrize("spatial_relu", [False, True])
-def test_an_image_has_the_same_answer_in_any_batch(spatial_relu: bool) -> None:
+def test_logits_do_not_depend_on_the_batch(spatial_relu: bool) -> None:
     model = small_model(spatial_relu=spatial_relu)
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(images), torch.cat([model(image[None]) for image in images]))
 
 
-def test_shuffle_deals_the_groups_out_in_turn() -> None:
+def test_shuffle_interleaves_the_groups() -> None:
     x = torch.arange(6.0).reshape(1, 6, 1, 1)
     assert ChannelShuffle(2)(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
     assert ChannelShuffle(3)(x).flatten().tolist() == [0, 2, 4, 1, 3, 5]
 
 
-def test_dynamic_relu_is_the_larger_of_two_lines_even_where_the_first_is_flatter() -> None:
+def test_dynamic_relu_is_the_maximum_of_two_lines_even_if_the_first_slope_is_smaller() -> None:
     relu = DynamicReLU(8, 2)
     last = relu.hyper[2]
     assert isinstance(last, torch.nn.Linear)
@@ -83,13 +83,13 @@ def test_dynamic_relu_is_the_larger_of_two_lines_even_where_the_first_is_flatter
         last.weight.zero_()
         last.bias.copy_(torch.tensor([-3.0, 3.0, 3.0, 0.0]))  # slopes 0 and 2; 1 and 0
     x = torch.tensor([2.0, -2.0]).reshape(1, 1, 1, 2).expand(1, 2, 1, 2)
-    answer = relu(x, torch.randn(1, 3, 8))
-    assert answer[0, 0].flatten().tolist() == [2.0, 0.0]  # max(0 x, 1 x): the second slope is the steeper
-    assert answer[0, 1].flatten().tolist() == [4.0, 0.0]  # max(2 x, 0 x)
+    y = relu(x, torch.randn(1, 3, 8))
+    assert y[0, 0].flatten().tolist() == [2.0, 0.0]  # max(0 x, 1 x): the second slope is larger
+    assert y[0, 1].flatten().tolist() == [4.0, 0.0]  # max(2 x, 0 x)
 
 
 @pytest.mark.parametrize("token", [0, 1, 2])
-def test_spatial_relu_with_one_hot_shares_is_the_relu_of_that_token(token: int) -> None:
+def test_spatial_relu_with_one_hot_shares_equals_the_relu_of_that_token(token: int) -> None:
     relu = DynamicReLU(8, 4)
     randomize(relu, seed=1)
     x, z = torch.randn(2, 4, 5, 7), 3 * torch.randn(2, 3, 8)
@@ -97,7 +97,7 @@ def test_spatial_relu_with_one_hot_shares_is_the_relu_of_that_token(token: int) 
     torch.testing.assert_close(relu(x, z, share), relu(x, z[:, token : token + 1]))
 
 
-def test_spatial_relu_mixes_slopes_pixel_by_pixel() -> None:
+def test_spatial_relu_mixes_the_slopes_at_each_pixel() -> None:
     relu = DynamicReLU(8, 4)
     randomize(relu, seed=1)
     x, z = torch.randn(2, 4, 5, 7), 3 * torch.randn(2, 3, 8)
@@ -108,11 +108,11 @@ def test_spatial_relu_mixes_slopes_pixel_by_pixel() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 7)])
-def test_shares_at_half_resolution_are_those_of_pooled_logits(size: tuple[int, int]) -> None:
+def test_shares_at_half_resolution_equal_the_softmax_of_pooled_logits(size: tuple[int, int]) -> None:
     height, width = size
     logits = torch.randn(2, 2, 3, height * width)
     shares = token_shares(logits, height, width, stride=2)
-    half = ((height + 1) // 2, (width + 1) // 2)  # what a 3x3 convolution of stride 2 leaves
+    half = ((height + 1) // 2, (width + 1) // 2)  # the output size of a 3x3 convolution with stride 2
     pooled = F.adaptive_avg_pool2d(logits.mean(1).reshape(2, 3, height, width), half)
     assert shares.shape == (2, 3, *half)
     torch.testing.assert_close(shares, pooled.softmax(1))
@@ -125,14 +125,14 @@ def test_shares_at_full_resolution_are_a_softmax_over_the_tokens() -> None:
     torch.testing.assert_close(shares, logits.mean(1).softmax(1).reshape(2, 3, 4, 5))
 
 
-def test_with_a_single_token_the_spatial_relu_is_the_channel_wise_one() -> None:
+def test_spatial_relu_with_one_token_equals_the_channel_wise_relu() -> None:
     models = [small_model(token_count=1, spatial_relu=spatial) for spatial in (False, True)]
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(*(model(image) for model in models))
 
 
-def test_with_several_tokens_the_spatial_relu_is_another_function_of_the_same_parameters() -> None:
+def test_spatial_relu_with_several_tokens_has_the_same_parameters_but_other_logits() -> None:
     channel_wise, spatial = (small_model(spatial_relu=choice) for choice in (False, True))
     image = torch.randn(2, 3, 64, 96)
     assert channel_wise.state_dict().keys() == spatial.state_dict().keys()
@@ -141,7 +141,7 @@ def test_with_several_tokens_the_spatial_relu_is_another_function_of_the_same_pa
     assert difference > 1e-2
 
 
-def test_initialises_convolutions_by_their_outputs() -> None:
+def test_initializes_convolutions_by_their_fan_out() -> None:
     model = create_model("mobileformer_26m")
     weight = model.get_parameter("classifier.conv.1.weight")  # 1x1, 576 outputs
     assert weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.05)
@@ -153,10 +153,10 @@ def test_initialises_convolutions_by_their_outputs() -> None:
     [
         ({"blocks": (("up", 2, 16),)}, "unknown kind of block 'up'; choose from down, keep"),
         ({"blocks": (("down", 2, 15),)}, "multiple of 2"),
-        ({"groups": 4, "blocks": (("down", 2, 18),)}, r"of groups \(4\), not 18"),
+        ({"groups": 4, "blocks": (("down", 2, 18),)}, r"of groups \(4\), got 18"),
         ({"token_dim": 126}, "multiple of 4"),
     ],
 )
-def test_refuses_what_does_not_fit_together(options: dict[str, Any], message: str) -> None:
+def test_rejects_inconsistent_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model("mobileformer_96m", **options)

@@ -1,4 +1,4 @@
-"""ShiftViT against its authors' implementation and its own definition."""
+"""ShiftViT matches its authors' implementation and its definition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgevit.models.registry import create_model
 from edgevit.models.shiftvit import shift
 from tests import oracles
 
-# Parameters as the authors' code has them.
+# Parameter counts of the authors' code.
 PARAMS = {
     "shiftvit_t": 28_566_664,
     "shiftvit_s": 50_304_136,
@@ -20,7 +20,7 @@ PARAMS = {
 
 
 def shift_in_place(x: torch.Tensor, group: int) -> torch.Tensor:
-    """The authors' definition: zeros, then five sliced assignments."""
+    """Shift as the authors do: zeros, then five sliced assignments."""
     out = torch.zeros_like(x)
     out[:, :group, :, :-1] = x[:, :group, :, 1:]
     out[:, group : 2 * group, :, 1:] = x[:, group : 2 * group, :, :-1]
@@ -40,7 +40,7 @@ def test_shift_is_bit_exact_with_the_in_place_definition(shape: tuple[int, ...])
     ("name", "oracle"),
     [("shiftvit_t", "shiftvit__shiftvit_r2_tiny"), ("shiftvit_t_light", "shiftvit__shiftvit_light_tiny")],
 )
-def test_agrees_with_the_authors_implementation(name: str, oracle: str) -> None:
+def test_matches_the_authors_implementation(name: str, oracle: str) -> None:
     expected = oracles.load(oracle)
     model = create_model(name, expected.weights)
     with torch.no_grad():
@@ -50,11 +50,11 @@ def test_agrees_with_the_authors_implementation(name: str, oracle: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 65), (256, 320)])
-def test_takes_any_size_from_32(size: tuple[int, int]) -> None:
+def test_accepts_any_size_from_32_pixels(size: tuple[int, int]) -> None:
     model = create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))
     assert model(torch.randn(1, 3, *size)).shape == (1, 1000)
 
 
-def test_refuses_a_smaller_image() -> None:
+def test_rejects_an_image_smaller_than_32_pixels() -> None:
     with pytest.raises(UsageError, match="32 pixels"):
         create_model("shiftvit_t", embed_dim=24, depths=(1, 1, 1, 1))(torch.randn(1, 3, 31, 64))

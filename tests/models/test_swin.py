@@ -1,4 +1,4 @@
-"""Swin against its own definition; tests/models/test_channel_shuffle.py has the authors' shuffled one."""
+"""Swin matches its definition. test_channel_shuffle.py tests Swin with channel shuffle against the authors' code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ SMALL: dict[str, Any] = {"embed_dim": 12, "depths": (2, 2), "heads": (3, 6)}
 
 
 def attend_window_by_window(attention: WindowAttention, x: torch.Tensor) -> torch.Tensor:
-    """The definition: windows on a grid that is moved down and right by the shift, cut off at the border, and a bias
-    looked up for every pair of pixels."""
+    """Attend as in the definition: the window grid is moved down and right by the shift and cut off at the border.
+
+    The bias is looked up for each pair of pixels.
+    """
     _, height, width, dim = x.shape
     window, heads = attention.window, attention.heads
     table = attention.relative_position_bias_table
@@ -48,7 +50,7 @@ def attend_window_by_window(attention: WindowAttention, x: torch.Tensor) -> torc
 
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize("size", [(8, 12), (12, 8), (4, 8)])
-def test_shifted_windows_are_windows_on_a_moved_grid(size: tuple[int, int], shift: int) -> None:
+def test_shifted_windows_equal_windows_on_a_moved_grid(size: tuple[int, int], shift: int) -> None:
     attention = WindowAttention(6, 3, size=size, window=4, shift=shift)
     randomize(attention, seed=2)
     x = torch.randn(2, *size, 6)
@@ -56,14 +58,14 @@ def test_shifted_windows_are_windows_on_a_moved_grid(size: tuple[int, int], shif
         torch.testing.assert_close(attention(x), attend_window_by_window(attention, x))
 
 
-def test_merge_patches_is_four_slices_on_the_channels() -> None:
+def test_merge_patches_concatenates_four_slices_along_the_channels() -> None:
     x = torch.randn(2, 4, 6, 5)
     slices = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
     assert torch.equal(merge_patches(x), torch.cat(slices, dim=-1))
 
 
 @pytest.mark.parametrize("name", ["swin_xt", "shuffle_swin_xt"])
-def test_the_images_of_a_batch_have_no_part_in_one_another(name: str) -> None:
+def test_images_of_a_batch_do_not_affect_each_other(name: str) -> None:
     model = create_model(name, img_size=(56, 112), **SMALL)
     randomize(model, seed=4)
     images = torch.randn(3, 3, 56, 112)
@@ -73,7 +75,7 @@ def test_the_images_of_a_batch_have_no_part_in_one_another(name: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_constants_of_the_authors_checkpoints_are_not_taken_from_there() -> None:
+def test_constants_in_the_authors_checkpoints_are_ignored() -> None:
     model = create_model("swin_xt", img_size=56, **SMALL)
     weights = dict(model.state_dict())
     weights["layers.0.blocks.1.attn_mask"] = torch.full((4, 49, 49), torch.nan)
@@ -83,7 +85,7 @@ def test_constants_of_the_authors_checkpoints_are_not_taken_from_there() -> None
         assert torch.equal(create_model("swin_xt", weights, img_size=56, **SMALL)(image), model(image))
 
 
-def test_no_window_is_wider_than_its_map_and_none_shifts_that_fills_it() -> None:
+def test_windows_are_no_larger_than_the_map_and_do_not_shift_if_they_fill_it() -> None:
     model = create_model("swin_xt", img_size=(56, 112), window_size=14, **SMALL)  # maps of 14x28 and 7x14
     attentions = [module for module in model.modules() if isinstance(module, WindowAttention)]
     assert [(attention.window, attention.shift) for attention in attentions] == [(14, 0), (14, 0), (7, 0), (7, 0)]
@@ -93,16 +95,16 @@ def test_no_window_is_wider_than_its_map_and_none_shifts_that_fills_it() -> None
     ("size", "stage"),
     [((224, 230), 1), ((256, 256), 1), ((112, 112), 4), ((2, 224), 1), ((280, 280), 3)],
 )
-def test_refuses_sizes_that_leave_windows_incomplete(size: tuple[int, int], stage: int) -> None:
-    with pytest.raises(UsageError, match=f"at stage {stage}; give sides that are multiples of 224"):
+def test_rejects_sizes_that_leave_windows_incomplete(size: tuple[int, int], stage: int) -> None:
+    with pytest.raises(UsageError, match=f"at stage {stage}; use sides that are multiples of 224"):
         create_model("swin_t", img_size=size)
 
 
-def test_refuses_an_image_of_another_size() -> None:
+def test_rejects_an_image_of_another_size() -> None:
     with pytest.raises(UsageError, match=r"create it with img_size=\(112, 112\)"):
         create_model("swin_xt", img_size=56, **SMALL)(torch.randn(1, 3, 112, 112))
 
 
-def test_refuses_heads_that_are_not_one_number_a_stage() -> None:
+def test_rejects_heads_without_one_value_per_stage() -> None:
     with pytest.raises(UsageError, match="swin_xt cannot be built"):
         create_model("swin_xt", heads=(3, 6))

@@ -1,4 +1,4 @@
-"""T2T-ViT against its authors' implementation and its own definition."""
+"""T2T-ViT matches its authors' implementation and its definition."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edgevit.models.t2t_vit import T2TViT, sinusoids, soft_split
 from tests import oracles
 
 
-def test_agrees_with_the_authors_implementation() -> None:
+def test_matches_the_authors_implementation() -> None:
     expected = oracles.load("t2t__t2t_vit_7")
     model = create_model("t2t_vit_7", expected.weights)
     assert isinstance(model, T2TViT)
     with torch.no_grad():
         logits = model(expected.images).double().numpy()
-    # The authors count the constant table of positions among the parameters.
+    # In the authors' implementation the constant position table is a parameter.
     assert sum(parameter.numel() for parameter in model.parameters()) + model.pos_embed.numel() == expected.params
     assert abs(logits - expected.logits).max() <= 1e-4 * expected.logits.std()
 
@@ -42,7 +42,7 @@ def test_soft_split_is_bit_exact_with_unfold(shape: tuple[int, ...], kernel: int
     assert torch.equal(tokens, F.unfold(x, kernel, stride=stride, padding=padding).transpose(1, 2))
 
 
-def test_positions_are_sines_and_cosines() -> None:
+def test_position_table_holds_sines_and_cosines() -> None:
     table = sinusoids(197, 512)
     assert table.shape == (1, 197, 512)
     for position, channel in [(0, 0), (0, 1), (1, 0), (7, 3), (196, 510), (196, 511)]:
@@ -52,7 +52,7 @@ def test_positions_are_sines_and_cosines() -> None:
 
 
 def performer(in_dim: int, dim: int, *, scale: float) -> PerformerAttention:
-    """With keys and queries of a length at which the features are neither all alike nor all nothing."""
+    """Return a random attention, its weights times `scale`, so that the features are neither all equal nor all 0."""
     attention = PerformerAttention(in_dim, dim).eval()
     randomize(attention, seed=3)
     attention.kqv.weight.data.mul_(scale)
@@ -60,6 +60,7 @@ def performer(in_dim: int, dim: int, *, scale: float) -> PerformerAttention:
 
 
 def by_the_formula(attention: PerformerAttention, x: torch.Tensor) -> torch.Tensor:
+    """Return v + proj(y), computed by the paper's formula for y."""
     w = attention.w
     features, dim = w.shape
 
@@ -74,13 +75,13 @@ def by_the_formula(attention: PerformerAttention, x: torch.Tensor) -> torch.Tens
     return torch.add(v, attention.proj(numerator / denominator))
 
 
-@pytest.mark.parametrize("scale", [0.2, 0.6])  # 0.6: the denominators are about 1e-8 and less
-def test_linear_attention_is_its_formula(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.2, 0.6])  # 0.6: the denominators are about 1e-8 or less
+def test_linear_attention_matches_its_formula(scale: float) -> None:
     attention = performer(24, 64, scale=scale)
     x = torch.randn(2, 10, 24)
     expected = by_the_formula(attention, x)
     torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-5)
-    assert (expected - attention.kqv(x)[..., -64:]).std() > 0.1  # of which the attention is a part
+    assert (expected - attention.kqv(x)[..., -64:]).std() > 0.1  # the attention contributes to the output
 
 
 def test_export_keeps_the_epsilon_of_linear_attention() -> None:
@@ -92,19 +93,19 @@ def test_export_keeps_the_epsilon_of_linear_attention() -> None:
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "shuffle_t2t_7"])
-def test_takes_sizes_that_are_not_square(name: str) -> None:
+def test_accepts_sizes_that_are_not_square(name: str) -> None:
     model = create_model(name, depth=1, img_size=(48, 80))
     assert model(torch.randn(2, 3, 48, 80)).shape == (2, 1000)
     with pytest.raises(UsageError, match=r"create it with img_size=\(80, 48\)"):
         model(torch.randn(2, 3, 80, 48))
 
 
-def test_refuses_sizes_that_do_not_come_out_whole() -> None:
-    with pytest.raises(UsageError, match="multiples of 16, not 224x232; the next size is 224x240"):
+def test_rejects_sizes_that_are_not_multiples_of_16() -> None:
+    with pytest.raises(UsageError, match="multiples of 16, got 224x232; the next valid size is 224x240"):
         create_model("t2t_vit_7", img_size=(224, 232))
 
 
-def test_its_own_weights_load_again() -> None:
+def test_loads_its_own_state_dict() -> None:
     model = create_model("shuffle_t2t_7", depth=1)
     randomize(model, seed=1)
     again = create_model("shuffle_t2t_7", model.state_dict(), depth=1)

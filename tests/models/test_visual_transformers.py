@@ -1,4 +1,4 @@
-"""Visual Transformers against the paper's two descriptions, torchvision's ResNet and an independent arithmetic."""
+"""Visual Transformers match the paper's two descriptions, torchvision's ResNet and independently computed costs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TRUNK_PARAMS = {
     "vt_resnet50": 25_557_032 - 14_964_736 - 2_049_000,
     "vt_resnet101": 44_549_160 - 14_964_736 - 2_049_000,
 }
-# Millions of parameters and billions of multiply-adds at 224, by an independent arithmetic of each reading.
-# It counts some small terms otherwise, so it is met to 0.01 M and 0.002 G.
-ARITHMETIC: list[tuple[str, dict[str, Any], float, float]] = [
+# Millions of parameters and billions of MACs at 224x224, computed independently of the code for each configuration.
+# The computation counts some small terms differently, hence the tolerances of 0.01 M and 0.002 G.
+COSTS: list[tuple[str, dict[str, Any], float, float]] = [
     ("vt_resnet18", {}, 10.44, 1.551),
     ("vt_resnet34", {}, 19.34, 3.231),
     ("vt_resnet50", {}, 25.76, 3.633),
@@ -37,7 +37,7 @@ ARITHMETIC: list[tuple[str, dict[str, Any], float, float]] = [
     ("vt_resnet18", {"width": 256}, 8.40, 1.482),
     ("vt_resnet34", {"width": 256}, 16.22, 3.140),
 ]
-# Ours to the last parameter, so that no change goes unseen.
+# Exact parameter counts of this implementation, so that no change goes unnoticed.
 PARAMS = {
     "vt_resnet18": 10_441_865,
     "vt_resnet34": 19_348_540,
@@ -57,13 +57,13 @@ def small_model(**options: Any) -> nn.Module:
     return model
 
 
-def randomised(module: nn.Module) -> Any:
+def randomized(module: nn.Module) -> Any:
     randomize(module, seed=4)
     return module.eval()
 
 
-@pytest.mark.parametrize(("name", "options", "params_m", "macs_g"), ARITHMETIC)
-def test_costs_what_the_arithmetic_of_its_reading_says(
+@pytest.mark.parametrize(("name", "options", "params_m", "macs_g"), COSTS)
+def test_has_the_independently_computed_parameters_and_macs(
     name: str, options: dict[str, Any], params_m: float, macs_g: float
 ) -> None:
     model = create_model(name, **options)
@@ -80,19 +80,19 @@ def test_every_variant_has_figures() -> None:
 
 
 def resnet_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a torchvision ResNet-18's file holds: other values than the model's, and a last stage and a classifier."""
+    """Return the state dict of a torchvision ResNet-18: a trunk with other values, a last stage and a classifier."""
     own = {key: value for key, value in model.state_dict().items() if key.startswith(vt.TRUNK)}
     state = {key: torch.rand_like(value) if value.ndim else value + 7 for key, value in own.items()}
     return {**state, "layer4.0.conv1.weight": torch.rand(512, 256, 3, 3), "fc.weight": torch.rand(1000, 512)}
 
 
 @pytest.mark.parametrize(("name", "params"), TRUNK_PARAMS.items())
-def test_trunk_has_torchvisions_parameters(name: str, params: int) -> None:
+def test_trunk_has_as_many_parameters_as_torchvisions(name: str, params: int) -> None:
     model = create_model(name, **SMALL)
     assert sum(count(model.get_submodule(part)) for part in vt.TRUNK) == params
 
 
-def test_trunk_computes_resnet_18_by_torchvisions_keys() -> None:
+def test_trunk_computes_resnet_18_with_torchvisions_keys() -> None:
     model = small_model()
     assert isinstance(model, vt.ResNetTrunk)
     state = model.state_dict()
@@ -114,7 +114,7 @@ def test_trunk_computes_resnet_18_by_torchvisions_keys() -> None:
         torch.testing.assert_close(model.trunk(image), x)
 
 
-def test_loads_the_trunk_of_a_resnet_and_nothing_else() -> None:
+def test_load_trunk_loads_the_trunk_of_a_resnet_and_nothing_else() -> None:
     model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     given = resnet_state(model)
@@ -123,7 +123,7 @@ def test_loads_the_trunk_of_a_resnet_and_nothing_else() -> None:
         assert torch.equal(value, given[key] if key.startswith(vt.TRUNK) else before[key]), key
 
 
-def test_loads_the_trunk_of_a_file_without_batch_counters() -> None:
+def test_load_trunk_accepts_a_state_dict_without_batch_counters() -> None:
     model = small_model()
     given = {key: value for key, value in resnet_state(model).items() if not key.endswith("num_batches_tracked")}
     vt.load_trunk(model, given)
@@ -134,13 +134,13 @@ def test_loads_the_trunk_of_a_file_without_batch_counters() -> None:
     ("change", "message"),
     [
         ({"layer2.0.conv1.weight": None}, "1 missing in the checkpoint: layer2.0.conv1.weight"),
-        ({"layer2.7.conv1.weight": torch.ones(1)}, "1 left over in the checkpoint: layer2.7.conv1.weight"),
-        ({"layer5.0.conv1.weight": torch.ones(1)}, "1 left over in the checkpoint: layer5.0.conv1.weight"),
-        ({"fc_norm.weight": torch.ones(1)}, "1 left over in the checkpoint: fc_norm.weight"),
+        ({"layer2.7.conv1.weight": torch.ones(1)}, "1 unexpected in the checkpoint: layer2.7.conv1.weight"),
+        ({"layer5.0.conv1.weight": torch.ones(1)}, "1 unexpected in the checkpoint: layer5.0.conv1.weight"),
+        ({"fc_norm.weight": torch.ones(1)}, "1 unexpected in the checkpoint: fc_norm.weight"),
         ({"bn1.bias": torch.ones(3)}, r"bn1.bias \(3,\) instead of \(64,\).* of the same depth"),
     ],
 )
-def test_refuses_another_trunk_and_changes_nothing(change: dict[str, Tensor | None], message: str) -> None:
+def test_load_trunk_rejects_another_trunk_and_changes_nothing(change: dict[str, Tensor | None], message: str) -> None:
     model = small_model()
     before = model.get_parameter("conv1.weight").clone()
     given = {key: value for key, value in {**resnet_state(model), **change}.items() if value is not None}
@@ -149,17 +149,17 @@ def test_refuses_another_trunk_and_changes_nothing(change: dict[str, Tensor | No
     assert torch.equal(model.get_parameter("conv1.weight"), before)
 
 
-def test_refuses_to_load_a_trunk_into_another_network() -> None:
+def test_load_trunk_rejects_another_network() -> None:
     with pytest.raises(UsageError, match="needs a vt_resnet model, not Linear"):
         vt.load_trunk(nn.Linear(1, 1), {})
 
 
-def test_a_plain_resnet_as_weights_is_told_the_remedy() -> None:
+def test_weights_of_a_plain_resnet_raise_an_error_that_names_load_trunk() -> None:
     with pytest.raises(CheckpointError, match="load_trunk"):
         create_model("vt_resnet18", resnet_state(small_model()))
 
 
-def test_loads_its_own_state_dict_whole() -> None:
+def test_loads_its_own_state_dict() -> None:
     model = small_model()
     again = create_model("vt_resnet18", model.state_dict(), num_classes=10, **SMALL)
     image = torch.randn(1, 3, 64, 64)
@@ -167,11 +167,11 @@ def test_loads_its_own_state_dict_whole() -> None:
         assert torch.equal(again(image), model(image))
 
 
-# The appendix's pseudo-code, spelt out on tokens (N, C_T, L) with one einsum a line.
+# The appendix's pseudo-code, written out on tokens (N, C_T, L) with einsum.
 
 
 def grouped(x: Tensor, conv: nn.Module) -> Tensor:
-    """A grouped 1x1 convolution over (N, C, L), by its weights."""
+    """Apply a grouped 1x1 convolution to (N, C, L), computed from its weights."""
     weight, bias = (conv.get_parameter(name) for name in ("weight", "bias"))
     groups = x.shape[1] // weight.shape[1]
     parts = zip(x.chunk(groups, 1), weight.flatten(1).chunk(groups), strict=True)
@@ -183,7 +183,7 @@ def heads_of(x: Tensor) -> Tensor:
 
 
 def position_of(encoder: vt.PositionEncoder, coefficients: Tensor, height: int, width: int) -> Tensor:
-    """Coefficients (N, h, HW, L), one token after another -> (N, 49, L)."""
+    """Compute position encodings token by token, (N, h, HW, L) -> (N, 49, L)."""
     columns = []
     for token in coefficients.unbind(3):
         maps = token.reshape(*token.shape[:2], height, width)
@@ -193,8 +193,8 @@ def position_of(encoder: vt.PositionEncoder, coefficients: Tensor, height: int, 
 
 
 @pytest.mark.parametrize("size", [(14, 14), (5, 16)])
-def test_filter_tokenizer_is_the_static_one_of_the_appendix(size: tuple[int, int]) -> None:
-    tokenizer = randomised(vt.FilterTokenizer(32, 4, 64))
+def test_filter_tokenizer_matches_the_static_tokenizer_of_the_appendix(size: tuple[int, int]) -> None:
+    tokenizer = randomized(vt.FilterTokenizer(32, 4, 64))
     x = torch.randn(2, 32, *size)
     coefficients = tokenizer.coefficients(x).flatten(2) / math.sqrt(32)
     coefficients = coefficients.transpose(1, 2).softmax(1)  # (N, HW, L), over HW
@@ -204,8 +204,8 @@ def test_filter_tokenizer_is_the_static_one_of_the_appendix(size: tuple[int, int
 
 
 @pytest.mark.parametrize("size", [(14, 14), (5, 16)])
-def test_recurrent_tokenizer_is_the_dynamic_one_of_the_appendix(size: tuple[int, int]) -> None:
-    tokenizer = randomised(vt.RecurrentTokenizer(32, 64))
+def test_recurrent_tokenizer_matches_the_dynamic_tokenizer_of_the_appendix(size: tuple[int, int]) -> None:
+    tokenizer = randomized(vt.RecurrentTokenizer(32, 64))
     x, tokens = torch.randn(2, 32, *size), torch.randn(2, 6, 64)
     query = heads_of(tokenizer.query(tokens[:, :3]).transpose(1, 2))
     key, value = (heads_of(grouped(x.flatten(2), conv)) for conv in (tokenizer.key, tokenizer.value))
@@ -216,8 +216,8 @@ def test_recurrent_tokenizer_is_the_dynamic_one_of_the_appendix(size: tuple[int,
     torch.testing.assert_close(tokenizer(x, tokens), expected)
 
 
-def test_transformer_is_that_of_the_appendix() -> None:
-    transformer = randomised(vt.Transformer(6, 64, groups=8))
+def test_transformer_matches_the_appendix() -> None:
+    transformer = randomized(vt.Transformer(6, 64, groups=8))
     tokens = torch.randn(2, 6, 64)
     columns = tokens.transpose(1, 2)
     convs = (transformer.key, transformer.query, transformer.value)
@@ -228,8 +228,8 @@ def test_transformer_is_that_of_the_appendix() -> None:
     torch.testing.assert_close(transformer(tokens), rows + transformer.feed_forward(rows))
 
 
-def test_projector_is_that_of_the_appendix() -> None:
-    projector = randomised(vt.Projector(32, 64))
+def test_projector_matches_the_appendix() -> None:
+    projector = randomized(vt.Projector(32, 64))
     x, tokens = torch.randn(2, 32, 5, 7), torch.randn(2, 6, 64)
     query = heads_of(grouped(x.flatten(2), projector.query))
     key, value = (heads_of(part(tokens).transpose(1, 2)) for part in (projector.key, projector.value))
@@ -238,11 +238,11 @@ def test_projector_is_that_of_the_appendix() -> None:
     torch.testing.assert_close(projector(x, tokens), x + read)
 
 
-# The paper's equations, in its own notation: X (HW, C), T (L, C_T), one image at a time.
+# The paper's equations, in the paper's notation: X (HW, C), T (L, C_T), one image at a time.
 
 
 def matrix(layer: nn.Module) -> Tensor:
-    """The matrix that acts from the right: (in, out)."""
+    """Return the weights as a matrix (in, out) to multiply from the right."""
     return layer.get_parameter("weight").flatten(1).t()
 
 
@@ -250,12 +250,12 @@ def widen(x: Tensor, layer: nn.Module) -> Tensor:
     return x if isinstance(layer, nn.Identity) else x @ matrix(layer)
 
 
-@pytest.mark.parametrize("token_dim", [24, 40])  # W_V is there only where C and C_T differ
-def test_paper_mode_is_equations_1_to_5(token_dim: int) -> None:
-    first = randomised(vt.PaperFilterTokenizer(24, 6, token_dim))
-    later = randomised(vt.PaperRecurrentTokenizer(24, token_dim))
-    transformer = randomised(vt.PaperTransformer(token_dim))
-    projector = randomised(vt.PaperProjector(24, token_dim))
+@pytest.mark.parametrize("token_dim", [24, 40])  # W_V exists only if C and C_T differ
+def test_paper_mode_matches_equations_1_to_5(token_dim: int) -> None:
+    first = randomized(vt.PaperFilterTokenizer(24, 6, token_dim))
+    later = randomized(vt.PaperRecurrentTokenizer(24, token_dim))
+    transformer = randomized(vt.PaperTransformer(token_dim))
+    projector = randomized(vt.PaperProjector(24, token_dim))
     x, tokens = torch.randn(1, 24, 5, 7), torch.randn(1, 6, token_dim)
     assert isinstance(first.value, nn.Identity) == (token_dim == 24)
     pixels, rows = x[0].flatten(1).t(), tokens[0]
@@ -277,12 +277,12 @@ def test_paper_mode_is_equations_1_to_5(token_dim: int) -> None:
 
 @pytest.mark.parametrize("mode", vt.MODES)
 @pytest.mark.parametrize("size", [(32, 32), (33, 65), (256, 320)])
-def test_takes_any_size(size: tuple[int, int], mode: str) -> None:
+def test_accepts_any_size(size: tuple[int, int], mode: str) -> None:
     assert small_model(mode=mode)(torch.randn(1, 3, *size)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("mode", vt.MODES)
-def test_an_image_has_the_same_answer_in_any_batch(mode: str) -> None:
+def test_logits_do_not_depend_on_the_batch(mode: str) -> None:
     model = small_model(mode=mode)
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_an_image_has_the_same_answer_in_any_batch(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", vt.MODES)
-def test_classifies_the_mean_of_the_last_tokens_and_needs_no_last_projector(mode: str) -> None:
+def test_classifies_the_mean_of_the_last_tokens_and_does_not_need_the_last_projector(mode: str) -> None:
     model, leaner = (
         small_model(mode=mode),
         create_model("vt_resnet18", num_classes=10, mode=mode, last_projector=False, **SMALL),
@@ -314,8 +314,8 @@ def test_classifies_the_mean_of_the_last_tokens_and_needs_no_last_projector(mode
     ("options", "message"),
     [
         ({"mode": "equations"}, "unknown mode 'equations'; choose from appendix, paper"),
-        ({"block": "wide"}, "no residual block 'wide'"),
-        ({"mode": "paper", "kqv_groups": 4}, "leave kqv_groups out"),
+        ({"block": "wide"}, "unknown residual block 'wide'"),
+        ({"mode": "paper", "kqv_groups": 4}, "kqv_groups is not supported with mode='paper'; remove it"),
         ({"modules": 0}, "at least 1"),
         ({"tokens": 5}, "tokens must be even"),
         ({"width": 40}, "width must be a multiple of 16"),
@@ -323,6 +323,6 @@ def test_classifies_the_mean_of_the_last_tokens_and_needs_no_last_projector(mode
         ({"kqv_groups": 5}, r"kqv_groups \(5\)"),
     ],
 )
-def test_refuses_what_contradicts_itself(options: dict[str, Any], message: str) -> None:
+def test_rejects_inconsistent_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model("vt_resnet18", **{**SMALL, **options})

@@ -1,4 +1,4 @@
-"""ViTAE and ViTAEv2 against their authors' implementation and their own definitions."""
+"""ViTAE and ViTAEv2 match their authors' implementations and their definitions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edgevit.models.vitaev2 import attend_in_windows
 from tests import oracles
 from tests.helpers.macs import multiply_adds
 
-# Parameters, and 10^9 multiply-adds at 224x224, of the authors' code: of its HEAD, which registers vitae_13m with
-# mlp_ratio 2, and of its vitae_s of December 2021, with token_dims (64, 64).
+# Parameters, and 10^9 MACs at 224x224, of the authors' code: of its HEAD, which registers vitae_13m with mlp_ratio 2,
+# and of its vitae_s of December 2021, with token_dims (64, 64).
 COUNTS: list[tuple[str, dict[str, Any], int, float]] = [
     ("vitae_t", {}, 4_886_888, 1.757),
     ("vitae_6m", {}, 6_614_120, 2.152),
@@ -45,11 +45,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "reduction_groups": (1, 4, 8, 16),
     },
 }
-SIZE = (64, 96)  # in v2 the windows lie on 16x24 and 8x12 tokens: neither side is a multiple of 7
+SIZE = (64, 96)  # the windows of v2 work on 16x24 and 8x12 tokens: no side is a multiple of 7
 
 
 def small(name: str, **options: Any) -> nn.Module:
-    """A network of few channels and little depth, with weights that leave nothing without effect."""
+    """Return a narrow and shallow network with random weights, none of which is without effect."""
     model = create_model(name, num_classes=10, **{"img_size": SIZE, **SMALL[name], **options})
     randomize(model, seed=3)
     return model
@@ -63,7 +63,7 @@ def small(name: str, **options: Any) -> nn.Module:
         ("vitaev2_s", "vitaev2__ViTAEv2_S"),
     ],
 )
-def test_agrees_with_the_authors_implementation(name: str, oracle: str) -> None:
+def test_matches_the_authors_implementation(name: str, oracle: str) -> None:
     expected = oracles.load(oracle)
     model = create_model(name, expected.weights)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_agrees_with_the_authors_implementation(name: str, oracle: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "options", "params", "macs_g"), COUNTS)
-def test_has_the_authors_parameters_and_multiply_adds(
+def test_has_the_parameters_and_macs_of_the_authors_code(
     name: str, options: dict[str, Any], params: int, macs_g: float
 ) -> None:
     model = create_model(name, **options)
@@ -82,22 +82,22 @@ def test_has_the_authors_parameters_and_multiply_adds(
 
 
 @pytest.mark.parametrize("widths", [(64, 64), (96, 192)])
-def test_vitae_s_takes_its_token_widths_from_the_weights(widths: tuple[int, int]) -> None:
+def test_vitae_s_reads_token_dims_from_the_weights(widths: tuple[int, int]) -> None:
     weights = create_model("vitae_s", token_dims=widths, depth=1).state_dict()
     model = create_model("vitae_s", weights, depth=1)
     assert model.model_info.options["token_dims"] == widths  # type: ignore[union-attr, index]
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
-def test_vitae_s_refuses_the_weights_of_another_network() -> None:
+def test_vitae_s_rejects_the_weights_of_another_network() -> None:
     with pytest.raises(CheckpointError, match="missing in the checkpoint"):
         create_model("vitae_s", create_model("vitae_t").state_dict())
-    with pytest.raises(CheckpointError, match="left over in the checkpoint"):
+    with pytest.raises(CheckpointError, match="unexpected in the checkpoint"):
         create_model("vitae_s", small("vitaev2_s").state_dict())
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_loads_a_training_checkpoint_by_its_averaged_weights(name: str, tmp_path: Path) -> None:
+def test_loads_the_averaged_weights_of_a_training_checkpoint(name: str, tmp_path: Path) -> None:
     expected = small(name)
     averaged = {f"module.{key}": value for key, value in expected.state_dict().items()}
     if name == "vitaev2_s":
@@ -110,8 +110,8 @@ def test_loads_a_training_checkpoint_by_its_averaged_weights(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_height_and_width_are_not_mixed_up(name: str) -> None:
-    """The transposed network answers the same to the transposed image: no axis is taken for the other anywhere."""
+def test_height_and_width_are_not_swapped(name: str) -> None:
+    """The transposed network returns the same logits for the transposed image."""
     upright, lying = small(name), small(name, img_size=SIZE[::-1])
     weights = upright.state_dict()
     for key, value in weights.items():
@@ -125,11 +125,11 @@ def test_height_and_width_are_not_mixed_up(name: str) -> None:
     with torch.no_grad():
         expected, logits = upright(images), lying(images.transpose(2, 3))
     assert (logits - expected).abs().max() <= 1e-4 * expected.std()
-    assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.std()  # the answer depends on the image
+    assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.std()  # the logits depend on the image
 
 
 def attend_in_windows_of_rank_6(attention: nn.Module, x: Tensor, height: int, width: int) -> Tensor:
-    """The definition: zeros around the map, more of them below and right, and windows by the usual permutation."""
+    """Attend as in the definition: pad with zeros, more of them below and right, then permute axes to form windows."""
     batch, _, channels = x.shape
     below, right = -height % 7, -width % 7
     top, left = below // 2, right // 2
@@ -152,7 +152,7 @@ def test_windows_are_padded_on_all_sides_and_attend_to_the_padding(height: int, 
         torch.testing.assert_close(attend_in_windows(attention, x, height, width), expected)
 
 
-def test_the_class_token_has_no_part_in_the_convolutions() -> None:
+def test_convolutions_skip_the_class_token() -> None:
     """The authors' cell adds the convolved map in place to all tokens but the first."""
     cell = ClassTokenCell(8, 2, mlp_ratio=4, convolutions=convolutions(8, 32, 8, groups=2), drop_path=0).eval()
     randomize(cell, seed=1)
@@ -164,7 +164,7 @@ def test_the_class_token_has_no_part_in_the_convolutions() -> None:
         torch.testing.assert_close(cell(x, 3, 5), expected)
 
 
-def test_the_class_token_precedes_the_patches_and_all_have_positions() -> None:
+def test_class_token_precedes_the_patches_and_all_tokens_have_positions() -> None:
     embedding = PatchEmbedding(8, 4, patches=6)
     randomize(embedding, seed=1)
     images = torch.randn(3, 3, 8, 12)
@@ -178,19 +178,19 @@ def test_the_class_token_precedes_the_patches_and_all_have_positions() -> None:
     ("name", "size", "next_size"),
     [("vitae_t", (224, 230), "224x240"), ("vitae_t", (8, 32), "16x32"), ("vitaev2_s", (240, 256), "256x256")],
 )
-def test_refuses_other_sizes_and_names_the_next(name: str, size: tuple[int, int], next_size: str) -> None:
-    with pytest.raises(UsageError, match=f"not {size[0]}x{size[1]}; the next size is {next_size}"):
+def test_rejects_other_sizes_and_names_the_next_valid_one(name: str, size: tuple[int, int], next_size: str) -> None:
+    with pytest.raises(UsageError, match=f"got {size[0]}x{size[1]}; the next valid size is {next_size}"):
         small(name)(torch.randn(1, 3, *size))
 
 
-def test_the_base_model_is_bound_to_its_size() -> None:
-    with pytest.raises(UsageError, match="the next size is 224x240"):
+def test_base_model_rejects_other_image_sizes() -> None:
+    with pytest.raises(UsageError, match="the next valid size is 224x240"):
         small("vitae_b", img_size=(224, 230))
     with pytest.raises(UsageError, match=r"img_size=\(96, 64\)"):
         small("vitae_b")(torch.randn(1, 3, 96, 64))
 
 
-def test_the_base_models_head_takes_the_norm_of_the_patches_mean() -> None:
+def test_head_of_the_base_model_reads_the_norm_of_the_mean_of_the_patches() -> None:
     model, outputs = small("vitae_b"), []
     model.get_submodule("layers.2").register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     with torch.no_grad():
@@ -203,14 +203,14 @@ def test_the_base_models_head_takes_the_norm_of_the_patches_mean() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vitae_t", {"heads": 3}, "3 heads do not divide"),
+        ("vitae_t", {"heads": 3}, "not divisible by 3 heads"),
         ("vitae_t", {"groups": 3}, "groups"),
-        ("vitae_t", {"token_dims": (64, 64, 256)}, "token_dims has 3 values; give 2"),
-        ("vitaev2_s", {"heads": (1, 3, 1, 1)}, "3 heads do not divide"),
-        ("vitaev2_s", {"reduction_heads": (1, 3, 1, 1)}, "3 heads do not divide"),
-        ("vitaev2_s", {"depths": (1, 1, 1)}, "depths has 3 values; give 4"),
+        ("vitae_t", {"token_dims": (64, 64, 256)}, "token_dims needs 2 values, one per stage, got 3"),
+        ("vitaev2_s", {"heads": (1, 3, 1, 1)}, "not divisible by 3 heads"),
+        ("vitaev2_s", {"reduction_heads": (1, 3, 1, 1)}, "not divisible by 3 heads"),
+        ("vitaev2_s", {"depths": (1, 1, 1)}, "depths needs 4 values, one per stage, got 3"),
     ],
 )
-def test_refuses_options_that_contradict_each_other(name: str, options: dict[str, Any], message: str) -> None:
+def test_rejects_inconsistent_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         small(name, **options)
