@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.weights import detach_weights
 from edgevit.files import first_line
 
 
@@ -17,9 +18,9 @@ def check(graph: OnnxGraph) -> OnnxGraph:
     Raises ExportError if it is not valid ONNX or if the type or shape of a tensor cannot be inferred.
     """
     inferred = graph.apply("infer_shapes", _infer_shapes)
-    proto = ir.to_proto(inferred.model)
+    skeleton, _ = detach_weights(inferred.model)  # the checker serializes the model: two copies of all weights
     try:
-        onnx.checker.check_model(proto, full_check=proto.ByteSize() < 2**31 - 1)
+        onnx.checker.check_model(ir.to_proto(skeleton), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise ExportError(f"the graph is not valid ONNX: {first_line(error)}") from error
     untyped = [

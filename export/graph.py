@@ -14,6 +14,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.validate import find_defect
+from edgevit.export.weights import save_model
 from edgevit.types import Dim, TensorSpec
 
 BATCH = "batch"  # name of the dynamic axis
@@ -92,7 +93,8 @@ class OnnxGraph:
             raise ExportError(f"the model exceeds the 2 GB limit of an ONNX file: {error}") from error
 
     def save(self, path: Path) -> None:
-        path.write_bytes(self.to_bytes())
+        """Write an ONNX file. Raises ExportError above protobuf's limit of 2 GB."""
+        save_model(self.model, path)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> OnnxGraph:

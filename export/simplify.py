@@ -15,20 +15,17 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import onnx_ir as ir
 
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import remove_unused
+from edgevit.export.weights import attach_weights, detach_weights, save_model
 from edgevit.files import first_line
 from edgevit.subprocesses import run_python
 from edgevit.types import Array
 
 TIMEOUT_S = 60.0
-_MAX_PASSED_SIZE = 4096  # larger initializers are weights, which onnxsim need not read
 _MAX_CHANGE = 1e-5  # in standard deviations of an output: rounding only
 
 _CHILD = """
@@ -41,7 +38,6 @@ if not ok:
 onnx.save(model, sys.argv[2])
 """
 
-Weights: TypeAlias = Mapping[str, ir.TensorProtocol]
 Evaluate = Callable[[OnnxGraph], Mapping[str, Array]]
 
 
@@ -81,39 +77,16 @@ def simplify(
 def _run(graph: OnnxGraph, folder: Path | None, timeout_s: float, child: str) -> OnnxGraph:
     with tempfile.TemporaryDirectory(prefix="edgevit-", dir=folder) as temporary:
         before, after = Path(temporary) / "before.onnx", Path(temporary) / "after.onnx"
-        light, weights = _without_weights(graph)
-        light.save(before)
+        light, weights = detach_weights(graph.model)
+        save_model(light, before)
         done = run_python(str(before), str(after), code=child, timeout_s=timeout_s)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
             ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
             raise ExportError(f"it failed ({lines[-1] if lines else ended})")
-        return _with_weights(OnnxGraph.load(after), weights)
-
-
-def _without_weights(graph: OnnxGraph) -> tuple[OnnxGraph, Weights]:
-    """Return the graph with its large weights turned into inputs, and the weights."""
-    model = graph.model.clone()
-    large = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.size > _MAX_PASSED_SIZE
-    }
-    for name in large:
-        value = model.graph.initializers.pop(name)
-        value.const_value = None
-        model.graph.inputs.append(value)
-    return OnnxGraph(model), large
-
-
-def _with_weights(graph: OnnxGraph, weights: Weights) -> OnnxGraph:
-    inputs = graph.model.graph.inputs
-    for value in [value for value in inputs if value.name in weights]:
-        inputs.remove(value)
-        value.const_value = weights[str(value.name)]
-        graph.model.graph.register_initializer(value)
-    remove_unused(graph.model)
-    return graph
+        simplified = OnnxGraph.load(after)
+        attach_weights(simplified.model, weights)
+        return simplified
 
 
 def _change(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:

@@ -23,6 +23,7 @@ from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 _FATAL = 4  # log severity: errors are raised as exceptions too, so that their log lines would repeat them
+_LARGE_BYTES = 256_000_000  # of a model: loading it a second time is cheaper than holding it twice
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -94,15 +95,19 @@ class OnnxRuntimeEngine(Engine):
         fmt: str = "ort",
         optimized: bool = True,
         profile: bool = False,
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
-        """`ort` is the module onnxruntime; `profile=True` runs the session once, on zeros, and records its layers."""
+        """`ort` is the module onnxruntime; `profile=True` runs the session once, on zeros, and records its layers.
+
+        `weights` are the arrays that `model`, given as bytes, declares as external data.
+        """
+        self._weights = weights or {}
         self._ort, self._optimized, self._precision = ort, optimized, options.precision
         self._source = model if isinstance(model, bytes) else _source(model)
         self.fmt = fmt
         self.batches = options.dynamic_batch
-        settings = _settings(ort, optimized=optimized)
-        settings.intra_op_num_threads = options.threads or available_cores()
-        settings.inter_op_num_threads = 1
+        self._threads = options.threads or available_cores()
+        settings = self._session_settings()
         self._layers: ExecutedPrecision | None = None
         if profile and self._reports_precision:
             self._session, events = self._profile(settings, batch=self.batches.minimum if self.batches else 1)
@@ -119,6 +124,12 @@ class OnnxRuntimeEngine(Engine):
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, _run(self._session, names, feeds), strict=True))
 
+    def _session_settings(self) -> Any:
+        settings = _settings(self._ort, optimized=self._optimized)
+        settings.intra_op_num_threads = self._threads
+        settings.inter_op_num_threads = 1
+        return settings
+
     @property
     def _reports_precision(self) -> bool:
         """False for an unoptimized session of a reduced-precision graph: fp16 may be emulated in fp32 there."""
@@ -133,7 +144,13 @@ class OnnxRuntimeEngine(Engine):
         # channels of convolutions in blocked layouts up.
         settings.add_session_config_entry("session.disable_prepacking", "1")
         batch = self.batches.optimum if self.batches else 1
-        return read_precision(self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1])
+        large = not isinstance(self._source, bytes) and Path(self._source).stat().st_size > _LARGE_BYTES
+        if large and self._session is not None:
+            self._session = None  # one session at a time: each holds a copy of the weights
+        precision = read_precision(self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1])
+        if large:
+            self._session = self._load(self._session_settings())
+        return precision
 
     def executed_layers(self) -> ExecutedPrecision:
         return self.executed_precision() if self._layers is None else self._layers
@@ -159,6 +176,9 @@ class OnnxRuntimeEngine(Engine):
     def _load(self, settings: Any, *, disabled: Sequence[str] = ()) -> Any:
         # WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.
         disabled_optimizers = ["WeightBiasQuantization", *disabled]
+        if self._weights:
+            values = [self._ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            settings.add_external_initializers(list(self._weights), values)
         try:
             return self._ort.InferenceSession(
                 self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled_optimizers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.emulation import emulate_fp16
+from edgevit.export.weights import serialize_without_weights
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile, OnnxRuntimeEngine
 from edgevit.types import Run
@@ -11,7 +12,9 @@ from edgevit.types import Run
 
 def graph_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
     """Return a function that runs `graph` node by node as written, without ONNX Runtime's own rewrites."""
-    engine = OnnxRuntimeEngine(OnnxFile().load(), graph.to_bytes(), BuildOptions(threads=threads), optimized=False)
+    content, weights = serialize_without_weights(graph.model)
+    options = BuildOptions(threads=threads)
+    engine = OnnxRuntimeEngine(OnnxFile().load(), content, options, optimized=False, weights=weights)
     return engine.run
 
 

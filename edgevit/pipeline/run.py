@@ -166,6 +166,7 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
         specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
         steps = _plan_device_build(specialized, config, bundle_folder.name) if runtime.format.builds_on_device else None
     converted, plan = _converter(export).convert(specialized, fmt)
+    parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
     with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
         bundle_folder.mkdir()
         converted.save(bundle_folder / MODEL_FILE)
@@ -173,7 +174,7 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
     with timer.stage(f"{fmt}: load"):
         built = open_built(built, options, expected_fraction=plan.fraction if plan is not None else None)
     _require_inputs(built, converted)
-    parity = _check_parity(export, specialized, converted, built)
+    parity += _check_engine(export, built)
     return BuiltBundle(
         runtime=runtime,
         folder=bundle_folder,
@@ -228,22 +229,33 @@ def _plan_device_build(graph: OnnxGraph, config: ExportConfig, bundle_name: str)
     return device_steps(config.out / bundle_name, config.options, config.target_version, inputs=graph.inputs)
 
 
-def _check_parity(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, built: BuildResult) -> ParityReport:
-    """Compare with PyTorch: the specialized fp32 graph, the graph in lower precision, and the engine if it runs."""
+def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, fmt: str) -> ParityReport:
+    """Compare the specialized fp32 graph, and the graph in lower precision if there is one, with PyTorch."""
     if not export.config.verify:
         return ParityReport(())
-    options, references, fmt = export.config.options, export.references.outputs, built.runtime.fmt
-    precision, batches, threads = options.precision, options.batch_sizes, options.threads
-    own = references_for(references, precision)
-    with export.timer.stage(f"{fmt}: parity"):
+    options, references = export.config.options, export.references.outputs
+    precision, batches, threads = options.precision, options.batch_sizes[:1], options.threads
+    with export.timer.stage(f"{fmt}: parity of the graph"):
         run_graph = graph_evaluator(specialized, threads=threads)
-        report = compare(f"{fmt}: optimized ONNX", run_graph, references, precision="fp32", batches=batches[:1])
+        report = compare(f"{fmt}: optimized ONNX", run_graph, references, precision="fp32", batches=batches)
         if converted is not specialized:
+            del run_graph  # each evaluator holds a copy of the weights
             run_graph = fp16_evaluator(converted, threads=threads)
-            report += compare(f"{fmt}: {precision} ONNX", run_graph, own, precision=precision, batches=batches[:1])
-        if built.engine is not None:
-            report += compare(f"{fmt}: engine", built.engine.run, own, precision=precision, batches=batches)
+            own = references_for(references, precision)
+            report += compare(f"{fmt}: {precision} ONNX", run_graph, own, precision=precision, batches=batches)
     return report
+
+
+def _check_engine(export: ExportRun, built: BuildResult) -> ParityReport:
+    """Compare the engine with PyTorch, if it runs here."""
+    if not export.config.verify or built.engine is None:
+        return ParityReport(())
+    options, fmt = export.config.options, built.runtime.fmt
+    own = references_for(export.references.outputs, options.precision)
+    with export.timer.stage(f"{fmt}: parity of the engine"):
+        return compare(
+            f"{fmt}: engine", built.engine.run, own, precision=options.precision, batches=options.batch_sizes
+        )
 
 
 def _build_baselines(
