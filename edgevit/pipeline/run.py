@@ -20,7 +20,7 @@ from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.rules import lint
-from edgevit.export.lint.targets import parse_target
+from edgevit.export.lint.targets import LintTarget, parse_version
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
 from edgevit.models.loading import LoadedModel
@@ -164,7 +164,9 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
     bundle_folder = folder / _bundle_name(export.model.name, config, runtime)
     with timer.stage(f"{fmt}: specialize, check"):
         specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
-        steps = _plan_device_build(specialized, config, bundle_folder.name) if runtime.format.builds_on_device else None
+        steps = None
+        if runtime.format.builds_on_device:
+            steps = _plan_device_build(specialized, runtime, config, bundle_folder.name)
     converted, plan = _converter(export).convert(specialized, fmt)
     parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
     with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
@@ -214,12 +216,12 @@ def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
         )
 
 
-def _plan_device_build(graph: OnnxGraph, config: ExportConfig, bundle_name: str) -> DeviceSteps:
+def _plan_device_build(graph: OnnxGraph, runtime: Runtime, config: ExportConfig, bundle_name: str) -> DeviceSteps:
     """Return the commands that build the engine on the device.
 
     Raises ExportError with the first lint error: TensorRT's parser on the device would refuse the graph.
     """
-    target = parse_target(f"trt:{config.target_version}")
+    target = LintTarget(runtime.fmt, parse_version(config.target_version))
     for finding in lint(graph, target):
         if finding.level == "error":
             module = f" (PyTorch module {finding.module})" if finding.module else ""
