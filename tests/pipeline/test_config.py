@@ -46,7 +46,7 @@ def test_contradicting_options_are_status_2(
     ("version", "words"),
     [
         ("8.5", "JetPack 5"),
-        ("9.3", "not with 9.3"),
+        ("9.3", "not 9.3"),
         ("7.2", "unknown TensorRT version"),
         ("banana", "unknown TensorRT version"),
     ],
