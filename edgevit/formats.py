@@ -16,6 +16,9 @@ GroupNormForm: TypeAlias = Literal["native", "instance"]
 PassPipeline: TypeAlias = Literal["generic", "tensorrt"]
 Int8Range: TypeAlias = Literal["safe", "full"]
 
+# The version that graphs are made for if none is given and none can build here: JetPack 6.1 and 6.2.
+DEFAULT_TENSORRT = "10.3"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Scheme:

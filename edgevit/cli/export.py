@@ -24,7 +24,7 @@ from edgevit.cli.tables import (
     worst_error,
 )
 from edgevit.errors import MissingError, UsageError
-from edgevit.formats import Int8Range, list_formats
+from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
 from edgevit.precisions import list_policies
 from edgevit.types import PRECISIONS
 
@@ -104,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trt-version",
         metavar="V",
-        help="TensorRT version on the device (default: the installed one, or 10.3 if none can build here)",
+        help="TensorRT version on the device "
+        f"(default: the installed one, or {DEFAULT_TENSORRT} if none can build here)",
     )
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
     parser.add_argument(

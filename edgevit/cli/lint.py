@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command
+from edgevit.formats import DEFAULT_TENSORRT
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit lint`."""
     parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
     parser.add_argument(
-        "--target", required=True, metavar="TARGET", help="trt, trt:10.3 (with a version), openvino or ort"
+        "--target",
+        required=True,
+        metavar="TARGET",
+        help=f"trt, trt:{DEFAULT_TENSORRT} (with a version), openvino or ort",
     )
 
 

@@ -12,7 +12,7 @@ from edgevit.errors import MissingError, UsageError, unknown_name
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
-from edgevit.formats import Format, Int8Range, get_format
+from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format
 from edgevit.latency.report import MeasurePlan
 from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions, Runtime
@@ -22,7 +22,6 @@ from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.types import Array
 
-NEWEST_ON_JETPACK_6 = "10.3"
 DEFAULT_LATENCY_TIME_S = 120.0
 DEFAULT_MAX_DROP = 0.01  # of top-1, if it is measured on labelled images
 
@@ -130,7 +129,7 @@ class ExportConfig:
     @property
     def target_version(self) -> str:
         """The TensorRT version that the graph is linted against and specialized for."""
-        return self.trt_version or NEWEST_ON_JETPACK_6
+        return self.trt_version or DEFAULT_TENSORRT
 
     def for_machine(self) -> ExportConfig:
         """Return the configuration with this machine's TensorRT version, if it builds here and none was given."""

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import onnx_ir as ir
 
 from edgevit.errors import UsageError
-from edgevit.formats import get_format
+from edgevit.formats import DEFAULT_TENSORRT, get_format
 
 Level: TypeAlias = Literal["error", "warning", "note"]
 Version: TypeAlias = tuple[int, int]
 
-DEFAULT_TENSORRT: Version = (10, 3)  # JetPack 6.1 and 6.2, the newest of JetPack 6
 OLDEST_TENSORRT: Version = (8, 5)  # JetPack 5
 NEWEST_MAJOR = 11
 LINTABLE = ("trt", "openvino", "ort")  # formats whose operators are listed here
@@ -31,7 +30,7 @@ class LintTarget:
     """A runtime to check a graph for. Only TensorRT has a version, because its parser changes between versions."""
 
     fmt: str
-    version: Version = DEFAULT_TENSORRT
+    version: Version = field(default_factory=lambda: parse_version(DEFAULT_TENSORRT))
 
     def __str__(self) -> str:
         return f"TensorRT {dotted(self.version)}" if self.fmt == "trt" else get_format(self.fmt).title
@@ -64,7 +63,7 @@ def parse_version(text: str) -> Version:
     if version is None or version < OLDEST_TENSORRT or version[0] > NEWEST_MAJOR:
         raise UsageError(
             f"unknown TensorRT version {text!r}: give MAJOR.MINOR from {dotted(OLDEST_TENSORRT)} to {NEWEST_MAJOR}.x, "
-            f"such as {dotted(DEFAULT_TENSORRT)}"
+            f"such as {DEFAULT_TENSORRT}"
         )
     return version
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard, cast
 
 from edgevit.errors import MissingError
+from edgevit.formats import DEFAULT_TENSORRT
 from edgevit.runtimes.tensorrt import api
 
 Line: TypeAlias = Literal["8.6", "10", "11"]
@@ -88,7 +89,9 @@ def supported_line(version: str) -> Line:
             "TensorRT 8.6, 10 and 11: on a Jetson Orin, install JetPack 6 or 7"
         )
     if major in (8, 9):
-        raise MissingError(f"edgevit supports TensorRT 8.6, 10 and 11, not {version}; install tensorrt>=10.3")
+        raise MissingError(
+            f"edgevit supports TensorRT 8.6, 10 and 11, not {version}; install tensorrt>={DEFAULT_TENSORRT}"
+        )
     raise MissingError(
         f"TensorRT {version} is newer than the versions edgevit supports (8.6, 10 and 11); upgrade edgevit, "
         "or pip install 'tensorrt<12'"
