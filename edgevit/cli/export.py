@@ -95,11 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=types.path, metavar="DIR", help="images for the parity check (default: two included photos)"
     )
     add_threads(parser)
+    ahead_of_time = " and ".join(entry.name for entry in list_formats() if entry.ahead_of_time)
     parser.add_argument(
         "--sm",
         type=types.compute_capabilities,
         metavar="N[,N]",
-        help="compute capabilities for trt-rtx, such as 86,89,120 (default: portable)",
+        help=f"compute capabilities for {ahead_of_time}, such as 86,89,120 (default: portable)",
     )
     parser.add_argument(
         "--trt-version",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command
 from edgevit.cli.tables import general, make_table
+from edgevit.formats import list_formats
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from edgevit.models.spec import ModelSpec
 
 
+_ON_GPU = ", ".join(entry.name for entry in list_formats() if entry.runs_on_device)
 UNTESTED = (
-    "TensorRT engines (trt, trt-rtx) have not run on a GPU in edgevit's own tests; run edgevit verify on your device."
+    f"TensorRT engines ({_ON_GPU}) have not run on a GPU in edgevit's own tests; run edgevit verify on your device."
 )
 WEIGHTS = (
     "weights: included; official: --weights official downloads them; manual: edgevit list -v says where they are; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -12,7 +12,7 @@ from edgevit.errors import MissingError, UsageError, unknown_name
 from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
-from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format
+from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format, list_formats
 from edgevit.latency.report import MeasurePlan
 from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions, Runtime
@@ -52,10 +52,10 @@ class ExportConfig:
             raise UsageError("no output format; name at least one: --fmt onnx,ort,openvino")
         if len(set(self.formats)) != len(self.formats):
             raise UsageError(f"duplicate format in --fmt {','.join(self.formats)}; name each format once")
-        if self.options.compute_capabilities and not any(entry.ahead_of_time for entry in self.targets):
-            raise UsageError("--sm requires --fmt trt-rtx; add that format or leave --sm out")
-        if self.options.workspace_mb is not None and not any(entry.workspace for entry in self.targets):
-            raise UsageError("--workspace requires --fmt trt or trt-rtx; add one of them or leave --workspace out")
+        if self.options.compute_capabilities:
+            self._require_format("--sm", lambda entry: entry.ahead_of_time)
+        if self.options.workspace_mb is not None:
+            self._require_format("--workspace", lambda entry: entry.workspace)
         if self.opset is not None and not OLDEST_OPSET <= self.opset <= CAPTURE_OPSET:
             raise UsageError(f"--opset {self.opset} is not supported; choose from {OLDEST_OPSET} to {CAPTURE_OPSET}")
         if self.trt_version is not None:
@@ -64,9 +64,16 @@ class ExportConfig:
             raise UsageError(f"--latency-time must be a number of seconds above 0, not {self.latency_time_s:g}")
         self._check_precision()
 
+    def _require_format(self, option: str, takes: Callable[[Format], bool]) -> None:
+        """Raise UsageError if none of the requested formats takes `option`."""
+        if any(takes(entry) for entry in self.targets):
+            return
+        names = [entry.name for entry in list_formats() if takes(entry)]
+        added = "that format" if len(names) == 1 else "one of them"
+        raise UsageError(f"{option} requires --fmt {' or '.join(names)}; add {added} or leave {option} out")
+
     def _check_trt_version(self, version: str) -> None:
-        if not any(entry.versioned_parser for entry in self.targets):
-            raise UsageError("--trt-version requires --fmt trt; add that format or leave --trt-version out")
+        self._require_format("--trt-version", lambda entry: entry.versioned_parser)
         parse_version(version)
         try:
             supported_line(version)
