@@ -34,7 +34,6 @@ from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport
 from edgevit.runtimes.parity import ParityReport
-from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER
 from edgevit.types import TensorSpec
 
 
@@ -105,11 +104,8 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
     if bundle.precision_plan is not None:
         notes += [f"{bundle.fmt}: {note}" for note in bundle.precision_plan.notes()]
     if steps is not None and missing is not None:
-        tool = f"with TensorRT's own tool (on a Jetson: /usr/src/tensorrt/bin/trtexec; {TIMES_DIFFER})"
-        notes.append(f"or, in the bundle's folder, {tool}: {steps.trtexec}")
-        # No advice to install TensorRT on this machine: the package alone would build nothing.
-        reason = missing.partition("; install it: pip")[0]
-        missing = f"{steps.sentence} ({reason})"
+        notes.append(steps.trtexec_advice)
+        missing = steps.explain(missing)
     return BundleReport(
         path=path,
         fmt=bundle.fmt,

@@ -18,6 +18,7 @@ from edgevit.types import TensorSpec
 _SAME_IN_ALL_VERSIONS = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun")
 # The engine of the build command: it is not the one that edgevit verified, and must not replace it.
 TRTEXEC_ENGINE_FILE = "trtexec.engine"
+_JETSON_TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # not on PATH there
 TIMES_DIFFER = (
     "trtexec reports the GPU's compute time; edgevit latency times the whole call, with the copies to and from the GPU"
 )
@@ -32,6 +33,21 @@ class DeviceSteps:
     sentence: str
     build: str
     trtexec: str
+
+    @property
+    def trtexec_advice(self) -> str:
+        """The way without edgevit, as a note of the report."""
+        return (
+            f"or, in the bundle's folder, with TensorRT's own tool (on a Jetson: {_JETSON_TRTEXEC}; {TIMES_DIFFER}): "
+            f"{self.trtexec}"
+        )
+
+    def explain(self, missing: str) -> str:
+        """Return what to do on the device, and `missing`, the reason why the engine was not built here.
+
+        The advice to install TensorRT is cut off: on a machine without the device, the package alone builds nothing.
+        """
+        return f"{self.sentence} ({missing.partition('; install it: pip')[0]})"
 
 
 def device_steps(
