@@ -16,9 +16,6 @@ from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format, lis
 from edgevit.latency.report import MeasurePlan
 from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions, Runtime
-from edgevit.runtimes.build import usable_version
-from edgevit.runtimes.registry import get_runtime
-from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.types import Array
 
@@ -137,11 +134,3 @@ class ExportConfig:
     def target_version(self) -> str:
         """The TensorRT version that the graph is linted against and specialized for."""
         return self.trt_version or DEFAULT_TENSORRT
-
-    def for_machine(self) -> ExportConfig:
-        """Return the configuration with this machine's TensorRT version, if it builds here and none was given."""
-        versioned = [entry.name for entry in self.targets if entry.versioned_parser]
-        if not versioned or self.trt_version is not None or not cuda.has_gpu():
-            return self
-        version, _ = usable_version(get_runtime(versioned[0]))
-        return self if version is None else replace(self, trt_version=".".join(version.split(".")[:2]))

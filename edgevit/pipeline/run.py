@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles import store
@@ -44,11 +45,12 @@ from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.base import Engine, OnPhase, Runtime
-from edgevit.runtimes.build import BuildResult, build_engine, open_built
+from edgevit.runtimes.build import BuildResult, build_engine, open_built, usable_version
 from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TorchEngine
 from edgevit.runtimes.registry import get_runtime
+from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps, device_steps
 
 __all__ = ["ExportConfig", "run"]
@@ -60,7 +62,7 @@ def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = No
     Raises the error of the stage that failed; its `exit_status` is that of the command line. Nothing is left behind.
     """
     timer = StageTimer(progress)
-    config = config.for_machine()
+    config = target_this_machine(config)
     require_images(model, config.images)
     runtimes = [get_runtime(fmt, _build_progress(fmt, timer)) for fmt in config.formats]
     for runtime in runtimes:
@@ -82,6 +84,15 @@ def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = No
         latency = _measure_latency(export, candidates) if config.latency else LatencyOutcome()
         comparisons = _compare_precisions(export, bundles, baselines, latency.reports)
         return write_bundles(export, bundles, graph_parity=graph_parity, latency=latency, comparisons=comparisons)
+
+
+def target_this_machine(config: ExportConfig) -> ExportConfig:
+    """Return the configuration with this machine's TensorRT version, if it builds here and none was given."""
+    versioned = [entry.name for entry in config.targets if entry.versioned_parser]
+    if not versioned or config.trt_version is not None or not cuda.has_gpu():
+        return config
+    version, _ = usable_version(get_runtime(versioned[0]))
+    return config if version is None else replace(config, trt_version=".".join(version.split(".")[:2]))
 
 
 def _require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -> None:

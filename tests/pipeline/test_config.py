@@ -10,6 +10,7 @@ import pytest
 from edgevit.cli.main import main
 from edgevit.errors import UsageError
 from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.run import target_this_machine
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.runtime import TensorRt
 from tests.helpers.cli import status
@@ -85,7 +86,7 @@ def test_the_graph_targets_the_installed_tensorrt(
     del sys.modules["tensorrt"]
     monkeypatch.setattr(TensorRt, "version", lambda _runtime: here)
     monkeypatch.setattr(cuda, "has_gpu", lambda: gpu)
-    config = ExportConfig(formats=("ort", "trt"), trt_version=requested).for_machine()
+    config = target_this_machine(ExportConfig(formats=("ort", "trt"), trt_version=requested))
     assert config.target_version == target
     assert (config.opset_for("trt") or 20) == opset
 
