@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgevit.cli import parser as types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command
-from edgevit.formats import DEFAULT_TENSORRT
+from edgevit.export.lint.targets import LINTABLE
+from edgevit.formats import DEFAULT_TENSORRT, get_format
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,12 +27,13 @@ _STYLES = {"error": "bold red", "warning": "bold", "note": "dim"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit lint`."""
     parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
-    parser.add_argument(
-        "--target",
-        required=True,
-        metavar="TARGET",
-        help=f"trt, trt:{DEFAULT_TENSORRT} (with a version), openvino or ort",
-    )
+    *most, last = (word for fmt in LINTABLE for word in _spellings(fmt))
+    parser.add_argument("--target", required=True, metavar="TARGET", help=f"{', '.join(most)} or {last}")
+
+
+def _spellings(fmt: str) -> list[str]:
+    """Return the forms of `--target` for a format."""
+    return [fmt, f"{fmt}:{DEFAULT_TENSORRT} (with a version)"] if get_format(fmt).versioned_parser else [fmt]
 
 
 def run(arguments: Arguments, console: Console) -> int:

@@ -33,7 +33,8 @@ from edgevit.export.lint.patterns import (
     head_channels,
     is_mish,
 )
-from edgevit.export.lint.targets import LINTABLE, Level, LintTarget, dotted, find_unsupported, newest_opset
+from edgevit.export.lint.targets import SUPPORT, Level, LintSupport, LintTarget, dotted, find_unsupported, newest_opset
+from edgevit.formats import get_format
 from edgevit.types import Array
 
 
@@ -93,8 +94,8 @@ def opset(context: LintContext) -> Iterator[Diagnostic]:
     if newest is None or context.opset <= newest:
         return
     remedy = f"export with --opset {newest}"
-    if context.target.fmt == "ort":
-        why = f"the graph has opset {context.opset}, and ONNX Runtime 1.31 rejects opsets above {newest}"
+    if release := context.target.support.newer_opsets_rejected_by:
+        why = f"the graph has opset {context.opset}, and {release} rejects opsets above {newest}"
         yield Diagnostic("error", "", why, remedy)
     else:
         why = f"the graph has opset {context.opset}, and {context.target} supports {newest}: it may misread operators"
@@ -120,7 +121,8 @@ def asymmetric_quantization(context: LintContext) -> Iterator[Diagnostic]:
 def scatter(context: LintContext) -> Iterator[Diagnostic]:
     """ScatterND and ScatterElements in the data path: each copies its whole tensor, and no simplifier removes it."""
     for node in context.find("ScatterND", "ScatterElements"):
-        level: Level = "error" if context.target.fmt == "trt" and node.op_type == "ScatterND" else "warning"
+        supported = node.op_type != "ScatterND" or context.target.support.supports_scatter_nd
+        level: Level = "warning" if supported else "error"
         yield Diagnostic(
             level,
             node,
@@ -132,11 +134,13 @@ def scatter(context: LintContext) -> Iterator[Diagnostic]:
 
 def rank(context: LintContext) -> Iterator[Diagnostic]:
     """Tensors of more than five dimensions, for example from a window partition."""
+    limit = context.target.support.max_rank
     for node in context.nodes:
         largest = max((len(value.shape) for value in node.outputs if value.shape is not None), default=0)
         if node in context.data and largest > 5:
-            unsupported = largest > 8 and context.target.fmt == "trt"
-            why = "TensorRT supports at most 8" if unsupported else "more than 5 run as slow generic copies"
+            unsupported = limit is not None and largest > limit
+            title = get_format(context.target.fmt).title
+            why = f"{title} supports at most {limit}" if unsupported else "more than 5 run as slow generic copies"
             yield Diagnostic(
                 "error" if unsupported else "warning",
                 node,
@@ -279,14 +283,10 @@ def wide_types(context: LintContext) -> Iterator[Diagnostic]:
 
 def _wide_type(context: LintContext, dtype: ir.DataType, at: ir.Node | str) -> Diagnostic:
     if dtype == ir.DataType.DOUBLE:
-        effect = {
-            "trt": "TensorRT computes in float32 and clamps values out of its range",
-            "openvino": "OpenVINO's CPU plugin computes in float32",
-            "ort": "twice the memory and half the speed of float32",
-        }[context.target.fmt]
-        why = f"float64 in the data path: {effect}"
+        why = f"float64 in the data path: {context.target.support.float64_effect}"
         return Diagnostic("warning", at, why, "cast to float32 in the module: x.float()")
-    if context.target.fmt == "trt" and context.target.version < (9, 0):
+    clamps_before = context.target.support.clamps_int64_before
+    if clamps_before is not None and context.target.version < clamps_before:
         why = f"int64 in the data path: {context.target} clamps it to int32"
         return Diagnostic("warning", at, why, "use int32 if the values fit: x.int()")
     why = "int64 in the data path: few kernels support it, and casts are inserted around them"
@@ -362,13 +362,19 @@ def _max_row_sum(node: ir.Node, weight: Array) -> float:
     return float(magnitudes.sum(-2).max())  # (..., in, out)
 
 
-_ALL, _TRT = frozenset(LINTABLE), frozenset({"trt"})
-_COMPILERS = frozenset({"trt", "openvino"})
+def _targets(applies: Callable[[LintSupport], bool]) -> frozenset[str]:
+    return frozenset(fmt for fmt, support in SUPPORT.items() if applies(support))
+
+
+_ALL = _targets(lambda _support: True)
+_TRT = _targets(lambda support: support.tensorrt_parser)
+_COMPILERS = _targets(lambda support: support.compiles)
+_OPSET_LIMITED = _targets(lambda support: support.newest_opset is not None)
 
 RULES: tuple[Rule, ...] = (
     Rule("operators", _ALL, operators),
     Rule("operator-forms", _TRT, operator_forms),
-    Rule("opset", frozenset({"trt", "ort"}), opset),
+    Rule("opset", _OPSET_LIMITED, opset),
     Rule("scatter", _ALL, scatter),
     Rule("rank", _COMPILERS, rank),
     Rule("wide-types", _ALL, wide_types),

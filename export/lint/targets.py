@@ -1,4 +1,4 @@
-"""Operators and opsets that each lint target supports.
+"""The lint targets: the operators and opsets that each supports, and the limits that the rules check.
 
 TensorRT: from the support matrix and changelog of its ONNX parser (onnx-tensorrt 8.5 to 10.15; Swish: 11.0).
 OpenVINO and ONNX Runtime: found by running the operator test models of onnx 1.23 in OpenVINO 2026.4 and ONNX Runtime
@@ -8,32 +8,45 @@ OpenVINO and ONNX Runtime: found by running the operator test models of onnx 1.2
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import onnx_ir as ir
-
-from edgevit.errors import UsageError
+from edgevit.errors import UsageError, unknown_name
 from edgevit.formats import DEFAULT_TENSORRT, get_format
+
+if TYPE_CHECKING:  # the help of edgevit lint lists the targets, and starts without onnx_ir
+    import onnx_ir as ir
 
 Level: TypeAlias = Literal["error", "warning", "note"]
 Version: TypeAlias = tuple[int, int]
 
 OLDEST_TENSORRT: Version = (8, 5)  # JetPack 5
 NEWEST_MAJOR = 11
-LINTABLE = ("trt", "openvino", "ort")  # formats whose operators are listed here
 
 
 @dataclass(frozen=True, slots=True)
 class LintTarget:
-    """A runtime to check a graph for. Only TensorRT has a version, because its parser changes between versions."""
+    """A runtime to check a graph for. Only TensorRT has a version, because its parser changes between versions.
+
+    Raises UsageError for a format without an entry in `SUPPORT`.
+    """
 
     fmt: str
     version: Version = field(default_factory=lambda: parse_version(DEFAULT_TENSORRT))
 
+    def __post_init__(self) -> None:
+        if self.fmt not in SUPPORT:
+            raise unknown_name("lint target", self.fmt, LINTABLE)
+
+    @property
+    def support(self) -> LintSupport:
+        """The operators and limits of the runtime."""
+        return SUPPORT[self.fmt]
+
     def __str__(self) -> str:
-        return f"TensorRT {dotted(self.version)}" if self.fmt == "trt" else get_format(self.fmt).title
+        entry = get_format(self.fmt)
+        return f"{entry.title} {dotted(self.version)}" if entry.versioned_parser else entry.title
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +58,28 @@ class Unsupported:
     remedy: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LintSupport:
+    """The operators that a runtime supports, and the limits that the rules check."""
+
+    find_unsupported: Callable[[ir.Node, LintTarget], Unsupported | None]
+    newest_opset: Callable[[Version], int] | None = None  # None: accepts any
+    newer_opsets_rejected_by: str | None = None  # the release that was tried; None: reads them, perhaps wrongly
+    tensorrt_parser: bool = False  # has the forms, the symmetric quantization and the fusion of TensorRT
+    compiles: bool = False  # compiles the whole graph: ranks and shape arithmetic matter
+    max_rank: int | None = None
+    supports_scatter_nd: bool = True
+    float64_effect: str  # of float64 in the data path
+    clamps_int64_before: Version | None = None  # versions that compute int64 in int32
+
+
 def parse_target(text: str) -> LintTarget:
     """Parse `trt`, `trt:10.3`, `openvino`, `ort` or an alias. Raises UsageError for anything else."""
     name, colon, version = text.strip().lower().partition(":")
     fmt = get_format(name, among=LINTABLE, kind="lint target").name
     if not colon:
         return LintTarget(fmt)
-    if fmt != "trt":
+    if not get_format(fmt).versioned_parser:
         raise UsageError(f"only TensorRT targets take a version: use --target {fmt}, not {text}")
     return LintTarget(fmt, parse_version(version))
 
@@ -74,16 +102,13 @@ def dotted(version: Version) -> str:
 
 def find_unsupported(node: ir.Node, target: LintTarget) -> Unsupported | None:
     """Return why `target` does not support a node; None if it does."""
-    if target.fmt == "trt":
-        return _unsupported_by_tensorrt(node, target)
-    return _unsupported_by_openvino(node) if target.fmt == "openvino" else _unsupported_by_onnxruntime(node)
+    return target.support.find_unsupported(node, target)
 
 
 def newest_opset(target: LintTarget) -> int | None:
     """Return the newest opset that the target supports; None for OpenVINO, which accepts any."""
-    if target.fmt == "trt":
-        return max(opset for since, opset in _TENSORRT_OPSETS.items() if since <= target.version)
-    return _ORT_OPSET if target.fmt == "ort" else None
+    newest = target.support.newest_opset
+    return None if newest is None else newest(target.version)
 
 
 _SINCE_85 = """
@@ -146,7 +171,7 @@ def _unsupported_by_tensorrt(node: ir.Node, target: LintTarget) -> Unsupported |
     return None
 
 
-def _unsupported_by_openvino(node: ir.Node) -> Unsupported | None:
+def _unsupported_by_openvino(node: ir.Node, _target: LintTarget) -> Unsupported | None:
     if node.domain in ("", "ai.onnx"):
         why = f"OpenVINO 2026.4 does not support {node.op_type}"
         return Unsupported("error", why, _REWRITE) if node.op_type in _OPENVINO_UNSUPPORTED else None
@@ -158,10 +183,40 @@ def _unsupported_by_openvino(node: ir.Node) -> Unsupported | None:
     return Unsupported("error", f"OpenVINO does not support operators of the domain {node.domain}", _STANDARD_ONLY)
 
 
-def _unsupported_by_onnxruntime(node: ir.Node) -> Unsupported | None:
+def _unsupported_by_onnxruntime(node: ir.Node, _target: LintTarget) -> Unsupported | None:
     if node.domain not in _ORT_DOMAINS:
         why = f"ONNX Runtime needs a custom-operator library for operators of the domain {node.domain}"
         return Unsupported("error", why, _STANDARD_ONLY)
     if node.op_type in _ORT_UNSUPPORTED:
         return Unsupported("error", f"ONNX Runtime has no kernel for {node.op_type}", _REWRITE)
     return None
+
+
+def _newest_tensorrt_opset(version: Version) -> int:
+    return max(opset for since, opset in _TENSORRT_OPSETS.items() if since <= version)
+
+
+SUPPORT: Mapping[str, LintSupport] = {
+    "trt": LintSupport(
+        find_unsupported=_unsupported_by_tensorrt,
+        newest_opset=_newest_tensorrt_opset,
+        tensorrt_parser=True,
+        compiles=True,
+        max_rank=8,
+        supports_scatter_nd=False,
+        float64_effect="TensorRT computes in float32 and clamps values out of its range",
+        clamps_int64_before=(9, 0),
+    ),
+    "openvino": LintSupport(
+        find_unsupported=_unsupported_by_openvino,
+        compiles=True,
+        float64_effect="OpenVINO's CPU plugin computes in float32",
+    ),
+    "ort": LintSupport(
+        find_unsupported=_unsupported_by_onnxruntime,
+        newest_opset=lambda _version: _ORT_OPSET,
+        newer_opsets_rejected_by="ONNX Runtime 1.31",
+        float64_effect="twice the memory and half the speed of float32",
+    ),
+}
+LINTABLE = tuple(SUPPORT)

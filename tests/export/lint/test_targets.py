@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgevit.errors import UsageError
-from edgevit.export.lint.targets import parse_target
+from edgevit.export.lint.targets import LintTarget, parse_target
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,8 @@ def test_a_target_is_a_format_with_a_version_for_tensorrt(text: str, target: str
 def test_unknown_targets_are_rejected_with_a_remedy(text: str) -> None:
     with pytest.raises(UsageError, match=r"choose from|such as 10\.3|only TensorRT"):
         parse_target(text)
+
+
+def test_a_format_without_known_operators_is_no_target() -> None:
+    with pytest.raises(UsageError, match="unknown lint target 'trt-rtx'; choose from openvino, ort, trt"):
+        LintTarget("trt-rtx")
