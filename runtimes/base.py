@@ -19,6 +19,7 @@ import numpy as np
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
 from edgevit.formats import Format, get_format
 from edgevit.runtimes.precision import ExecutedPrecision
+from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
 from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
 
 
@@ -28,9 +29,6 @@ def available_cores() -> int:
 
 
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
-# GPUs for which TensorRT-RTX compiles without a GPU: Turing, Ampere, Ada, Blackwell. Jetson Orin (87) is not supported.
-COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-TURING = 75  # TensorRT-RTX has no fp32 matmuls for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class BuildOptions:
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"the workspace must be at least 1 MB, not {self.workspace_mb}")
         if self.compute_capabilities is not None:
-            _check_capabilities(self.compute_capabilities, self.precision)
+            check_capabilities(self.compute_capabilities, self.precision)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -82,25 +80,6 @@ class BuildOptions:
         if dynamic is None:
             return (self.batch,)
         return tuple(sorted({dynamic.minimum, dynamic.optimum, dynamic.maximum}))
-
-
-def _check_capabilities(capabilities: tuple[int, ...], precision: Precision) -> None:
-    known = ", ".join(str(capability) for capability in COMPUTE_CAPABILITIES)
-    if not capabilities or len(set(capabilities)) != len(capabilities):
-        raise UsageError(
-            f"invalid --sm: name each compute capability once, from {known}; omit --sm for a portable engine"
-        )
-    unknown = [capability for capability in capabilities if capability not in COMPUTE_CAPABILITIES]
-    if unknown:
-        raise UsageError(
-            f"no compute capability {unknown[0]} for ahead-of-time builds; choose from {known}. "
-            "For other GPUs, such as Jetson Orin (87), build on the device: --fmt trt"
-        )
-    if TURING in capabilities and precision == "fp32":
-        raise UsageError(
-            f"TensorRT-RTX has no fp32 matmuls for compute capability {TURING}; "
-            f"use --precision fp16, or omit {TURING} from --sm"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

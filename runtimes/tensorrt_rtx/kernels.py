@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError, UsageError
-from edgevit.runtimes.base import COMPUTE_CAPABILITIES, BatchRange
+from edgevit.runtimes.base import BatchRange
 from edgevit.runtimes.precision import UNKNOWN
+from edgevit.runtimes.tensorrt_rtx.capabilities import COMPUTE_CAPABILITIES
 from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, Compiled, compile_onnx, module_of
 
 PROXY = (
