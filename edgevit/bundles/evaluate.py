@@ -157,7 +157,7 @@ def _model_candidate(model: LoadedModel, threads: int | None) -> _Candidate:
     """PyTorch with a model given by name. Raises UsageError if its weights are random or it takes no images."""
     from edgevit.runtimes.pytorch import TorchEngine
 
-    weights = str(model.origin["weights"])
+    weights = model.origin.weights
     if weights.startswith("random"):
         raise UsageError(f"{model.name} has random weights, so its accuracy means nothing; give --weights FILE")
     if model.preprocessing is None:

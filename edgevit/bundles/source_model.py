@@ -81,7 +81,7 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
         name, weights, record.num_classes, img_size=height_and_width, **(record.options if record.is_registered else {})
     )
     model = loading.from_module(module, batch=batch)
-    if str(model.origin["weights"]).startswith("random"):
+    if model.origin.has_random_weights:
         randomize(module, seed=loading.SEED)
     return model
 
@@ -118,7 +118,7 @@ def require_match(bundle: Bundle, model: LoadedModel) -> None:
         if not _is_close(outputs, reference.outputs):
             raise UsageError(
                 f"the PyTorch model does not match {bundle.name}: {model.name} with the weights "
-                f"{model.origin['weights']} has other outputs than {bundle.name} was exported with; "
+                f"{model.origin.weights} has other outputs than {bundle.name} was exported with; "
                 "check --model and --weights, or export it again"
             )
 

@@ -26,7 +26,7 @@ from edgevit.images import Preprocessing
 from edgevit.models import checkpoints, registry
 from edgevit.models.downloads import OFFICIAL
 from edgevit.models.initialization import randomize
-from edgevit.models.spec import ModelInfo
+from edgevit.models.spec import ModelInfo, ModelOrigin
 
 SEED = 0  # for random weights and noise
 _MODEL_FORMS = "a registered name, package.module:factory or file.py:factory"
@@ -43,7 +43,7 @@ class LoadedModel:
     output_names: tuple[str, ...] | None
     preprocessing: Preprocessing | None  # None if the input is no image
     classes: tuple[str, ...] | None
-    origin: Mapping[str, Any]  # for the manifest: family, options, weights and their hash
+    origin: ModelOrigin
 
     @property
     def batch(self) -> int:
@@ -114,7 +114,7 @@ def from_module(
         output_names=None,
         preprocessing=_image_like(example),
         classes=None,
-        origin={"family": None, "source": None, "options": {}, "weights": "as given", "weights_sha256": None},
+        origin=ModelOrigin(),
     )
 
 
@@ -137,13 +137,13 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
         return module
 
 
-def describe_weights(origin: Mapping[str, Any]) -> str | None:
-    """Return the weights of `LoadedModel.origin` in one line: file, key, tensors, classes; None if no file was read."""
-    if not origin.get("weights_tensors"):
+def describe_weights(origin: ModelOrigin) -> str | None:
+    """Return the weights in one line: file, key, tensors, classes; None if no file was read."""
+    if not origin.weights_tensors:
         return None
-    key = f"key {origin['weights_key']!r}, " if origin["weights_key"] else ""
-    classes = f", {origin['num_classes']} classes" if origin.get("num_classes") else ""
-    return f"weights: {origin['weights']}, {key}{origin['weights_tensors']} tensors{classes}"
+    key = f"key {origin.weights_key!r}, " if origin.weights_key else ""
+    classes = f", {origin.num_classes} classes" if origin.num_classes else ""
+    return f"weights: {origin.weights}, {key}{origin.weights_tensors} tensors{classes}"
 
 
 @contextmanager
@@ -182,16 +182,16 @@ def _from_model_info(
         output_names=("logits",),
         preprocessing=preprocessing,
         classes=class_names(info.classes) if info.classes else None,
-        origin={
-            "family": info.family,
-            "source": info.name,
-            "options": dict(info.options),
-            "num_classes": info.num_classes,
-            "weights": f"random (seed {SEED})" if info.weights == "random" else info.weights,
-            "weights_key": info.weights_key,
-            "weights_tensors": info.weights_tensors,
-            "weights_sha256": info.weights_sha256,
-        },
+        origin=ModelOrigin(
+            family=info.family,
+            source=info.name,
+            options=dict(info.options),
+            num_classes=info.num_classes,
+            weights=f"random (seed {SEED})" if info.weights == "random" else info.weights,
+            weights_key=info.weights_key,
+            weights_tensors=info.weights_tensors,
+            weights_sha256=info.weights_sha256,
+        ),
     )
 
 
@@ -217,25 +217,29 @@ def _from_factory(
     if weights == OFFICIAL:
         raise UsageError(f"--weights official requires a registered model; pass the weights of {name} as a file")
     with _restore_cwd():
-        module, loaded = _call(_find_factory(name), name), {}
-    if weights is not None:
-        read = checkpoints.read(weights)
+        module = _call(_find_factory(name), name)
+    read = None if weights is None else checkpoints.read(weights)
+    if read is not None:
         checkpoints.load_into(module, read.tensors, source=str(weights))
-        loaded = {
-            "weights": str(weights),
-            "weights_key": read.key,
-            "weights_tensors": len(read.tensors),
-            "weights_sha256": read.sha256,
-        }
     if isinstance(getattr(module, "model_info", None), ModelInfo):
         batch = len(example) if isinstance(example, torch.Tensor) else len(next(iter(example.values())))
         model = from_module(module, batch=batch)
-        return replace(model, origin={**model.origin, **loaded})
-    place, _, attribute = name.rpartition(":")
-    stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-    inputs = _ordered(module, example) if isinstance(example, Mapping) else example
-    model = from_module(module, example_input=inputs, name=_slug(f"{stem}_{attribute}"))
-    return replace(model, origin={**model.origin, "source": name, **loaded})
+    else:
+        place, _, attribute = name.rpartition(":")
+        stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+        inputs = _ordered(module, example) if isinstance(example, Mapping) else example
+        model = from_module(module, example_input=inputs, name=_slug(f"{stem}_{attribute}"))
+        model = replace(model, origin=replace(model.origin, source=name))
+    if read is None:
+        return model
+    origin = replace(
+        model.origin,
+        weights=str(weights),
+        weights_key=read.key,
+        weights_tensors=len(read.tensors),
+        weights_sha256=read.sha256,
+    )
+    return replace(model, origin=origin)
 
 
 def _ordered(module: nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -261,7 +265,7 @@ def _require_size(model: LoadedModel, img_size: int | tuple[int, int] | None) ->
     """Raise UsageError if a factory returned a registered model built for another size."""
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     own = tuple(model.example[0].shape[2:])
-    if size is not None and model.origin["family"] is not None and own != size:
+    if size is not None and model.origin.family is not None and own != size:
         raise UsageError(
             f"your factory built {model.name} for images of {own[0]} x {own[1]}, not --img-size {size[0]}x{size[1]}; "
             "pass img_size to create_model there"

@@ -82,7 +82,7 @@ def write_bundles(
     store.publish(destinations)
     return ExportReport(
         model=model.name,
-        weights=str(model.origin["weights"]),
+        weights=model.origin.weights,
         weights_summary=describe_weights(model.origin),
         stages=tuple(export.timer.times),
         captured_nodes=export.captured.node_count,
@@ -122,11 +122,19 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
 
 
 def _model_record(model: LoadedModel) -> ModelRecord:
-    origin = dict(model.origin)
-    if origin["source"] is not None:
-        origin["source"] = _without_folder(origin["source"])
-    origin["weights"] = _without_folder(str(origin["weights"]))
-    return ModelRecord(name=model.name, preprocessing=model.preprocessing, **origin)
+    origin = model.origin
+    return ModelRecord(
+        name=model.name,
+        source=None if origin.source is None else _without_folder(origin.source),
+        weights=_without_folder(origin.weights),
+        weights_sha256=origin.weights_sha256,
+        weights_key=origin.weights_key,
+        weights_tensors=origin.weights_tensors,
+        family=origin.family,
+        options=origin.options,
+        num_classes=origin.num_classes,
+        preprocessing=model.preprocessing,
+    )
 
 
 def _without_folder(text: str) -> str:

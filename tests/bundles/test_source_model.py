@@ -140,7 +140,7 @@ def test_a_module_that_was_in_memory_has_to_be_named(tmp_path: Path) -> None:
 
 def test_a_registered_model_is_recreated_with_its_weights(made: Callable[[str], Bundle]) -> None:
     model = recreate_model(made("ort"))
-    assert model.origin["weights_sha256"] == made("ort").manifest.model.weights_sha256
+    assert model.origin.weights_sha256 == made("ort").manifest.model.weights_sha256
     photos, noise = new_references(made("ort"), PHOTO.parent)
     assert (photos.kind, noise.kind) == ("photos", "noise")
     stored = made("ort").references()[1]
@@ -149,7 +149,7 @@ def test_a_registered_model_is_recreated_with_its_weights(made: Callable[[str], 
 
 def test_random_weights_are_drawn_again(tmp_path: Path) -> None:
     bundle = edgevit.export("shiftvit_cifar10", num_classes=7, fmt="ort", out=tmp_path, verify=False, latency=False)
-    assert recreate_model(bundle).origin["weights"] == "random (seed 0)"
+    assert recreate_model(bundle).origin.weights == "random (seed 0)"
 
 
 def test_a_weights_file_is_found_by_its_hash_or_named_again(

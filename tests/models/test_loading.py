@@ -121,7 +121,7 @@ def test_a_factory_of_a_registered_model_keeps_its_size_and_weights(tmp_path: Pa
     with pytest.raises(UsageError, match="32 x 32"):
         loading.from_name(factory, img_size=64)
     weights = checkpoints.included("shiftvit_cifar10.pth")
-    assert loading.from_name(factory, weights=weights).origin["weights"] == str(weights)
+    assert loading.from_name(factory, weights=weights).origin.weights == str(weights)
 
 
 @pytest.mark.parametrize("name", ["own.py", "own.py:"])
