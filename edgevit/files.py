@@ -1,4 +1,4 @@
-"""File helpers: atomic write, file lock, SHA-256, cache directory, first line of an error."""
+"""File helpers: atomic write, file lock, SHA-256, cache directory, an error in one line."""
 
 from __future__ import annotations
 
@@ -95,3 +95,8 @@ def class_and_first_line(error: BaseException) -> str:
     """Return the class name of an exception and the first line of its message: `ValueError: no such axis`."""
     name, line = type(error).__name__, first_line(error)
     return name if line == name else f"{name}: {line}"
+
+
+def os_reason(error: OSError) -> str:
+    """Return the reason of an OSError without its number and path, such as "No space left on device"."""
+    return error.strerror or first_line(error)  # an OSError that a library raises with a text only has no strerror

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevit.errors import ImageError, UsageError
+from edgevit.files import first_line, os_reason
 from edgevit.untrusted import open_regular
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -108,7 +109,7 @@ def _reason(path: Path, error: Exception) -> str:
         if path.suffix.lower() in HEIC_SUFFIXES:
             return "HEIC is not supported; convert it to JPEG, for example: heif-convert photo.heic photo.jpg"
         return "not an image, or of a format that Pillow does not read"
-    return str(getattr(error, "strerror", None) or error)
+    return os_reason(error) if isinstance(error, OSError) else first_line(error)
 
 
 def _open(file: IO[bytes]) -> Image.Image:

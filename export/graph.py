@@ -15,6 +15,7 @@ import onnx_ir.passes.common as common_passes
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.validate import find_defect
 from edgevit.export.weights import save_model
+from edgevit.files import os_reason
 from edgevit.types import Dim, TensorSpec
 
 BATCH = "batch"  # name of the dynamic axis
@@ -107,7 +108,7 @@ class OnnxGraph:
             content = path.read_bytes()
             return cls.from_bytes(content)
         except OSError as error:
-            raise ExportError(f"cannot read {path}: {error}") from error
+            raise ExportError(f"cannot read {path}: {os_reason(error)}") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
             raise ExportError(f"{path} is not an ONNX model or is damaged: {error}") from error
 
@@ -122,7 +123,7 @@ class OnnxGraph:
             defect = find_defect(proto, path.parent)
             graph = None if defect else cls(ir.load(path))
         except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror or error}; give an ONNX file or a bundle") from error
+            raise UsageError(f"cannot read {path}: {os_reason(error)}; give an ONNX file or a bundle") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
             reason = " ".join(str(error).split())
             raise UsageError(f"{path} is not an ONNX model or is damaged ({reason}); export it again") from error

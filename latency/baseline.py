@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import MeasureError, RegressionError, UsageError
-from edgevit.files import first_line
+from edgevit.files import first_line, os_reason
 from edgevit.latency.compare import gate
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
@@ -56,7 +56,7 @@ def read_baseline(path: Path, names: Sequence[str]) -> Baseline:
         entries = read_json(path, limit_bytes=MAX_BASELINE_BYTES)["latency"]
         reports = {str(entry["name"]): LatencyReport.from_json(entry["evidence"]) for entry in entries}
     except OSError as error:
-        raise UsageError(f"cannot read the baseline {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read the baseline {path}: {os_reason(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UsageError) as error:
         raise UsageError(
             f"{path} is not a baseline ({first_line(error)[:_MAX_SHOWN]}); "

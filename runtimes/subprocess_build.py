@@ -21,6 +21,7 @@ from typing import IO, Any, TypeAlias
 
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
+from edgevit.files import os_reason
 from edgevit.runtimes.base import OnPhase
 from edgevit.subprocesses import python_command
 
@@ -106,7 +107,9 @@ def _start(job: Job, folder: Path, stderr: IO[bytes]) -> subprocess.Popen[str]:
             errors="replace",
         )
     except OSError as error:
-        raise BuildError(f"cannot start a process to build {job.model}: {error}; free some memory") from error
+        raise BuildError(
+            f"cannot start a process to build {job.model}: {os_reason(error)}; free some memory"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -167,7 +170,7 @@ def serve(work: Callable[[Json, Path, OnPhase], Json], arguments: Sequence[str])
             answer = {"error": type(error).__name__, "message": str(error)}
         (folder / _REPORT).write_text(json.dumps(answer), "utf-8")
     except OSError as error:
-        reason = f"cannot read or write {error.filename or folder}: {error.strerror or error}"
+        reason = f"cannot read or write {error.filename or folder}: {os_reason(error)}"
         sys.stderr.write(f"{reason}; free disk space\n")
         return _CANNOT_WRITE
     return 0

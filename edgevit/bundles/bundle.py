@@ -31,7 +31,7 @@ from edgevit.bundles.manifest import (
 )
 from edgevit.bundles.references import read_references
 from edgevit.errors import BundleError, UsageError
-from edgevit.files import file_sha256, first_line
+from edgevit.files import file_sha256, first_line, os_reason
 from edgevit.formats import get_format
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BuildOptions
@@ -141,7 +141,7 @@ class Bundle:
         try:
             names = tuple(read_limited(path, limit_bytes=MAX_CLASSES_BYTES).decode("utf-8").splitlines())
         except OSError as error:
-            raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+            raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
         except ValueError as error:
             raise BundleError(f"{path} is damaged: {first_line(error)}; export the bundle again") from error
         logits = self.manifest.outputs[0].shape if self.manifest.outputs else ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgevit.errors import BundleError, UsageError
+from edgevit.files import os_reason
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.build import BuildResult, usable_version
@@ -420,7 +421,7 @@ def read_manifest(folder: Path) -> Manifest:
     except NotADirectoryError as error:
         raise BundleError(f"no bundle at {folder}; make one: edgevit export MODEL --fmt ort") from error
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+        raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
     except InvalidError as error:
         raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
 

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from edgevit.errors import BundleError
-from edgevit.files import first_line
+from edgevit.files import first_line, os_reason
 from edgevit.types import Array, Reference
 from edgevit.untrusted import InvalidError, open_regular
 
@@ -30,7 +30,7 @@ def read_references(path: Path) -> tuple[Reference, ...]:
         with open(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:  # noqa: PTH123  # a descriptor
             return _references(_read_arrays(archive))
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+        raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
     except Exception as error:  # zipfile and zlib raise many kinds for damaged files
         raise BundleError(f"{path} is damaged: {first_line(error)}; export the bundle again") from error
 

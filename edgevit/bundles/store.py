@@ -22,7 +22,7 @@ import numpy as np
 
 from edgevit.bundles.manifest import MANIFEST_FILE, FileRecord, Manifest
 from edgevit.errors import ExportError
-from edgevit.files import exchange, file_sha256, try_lock
+from edgevit.files import exchange, file_sha256, os_reason, try_lock
 from edgevit.types import Reference
 
 _STAGING = ".edgevit-"
@@ -50,7 +50,7 @@ def staging(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:
-        raise ExportError(f"cannot write to {out}: {error.strerror or error}; choose another folder: --out") from error
+        raise ExportError(f"cannot write to {out}: {os_reason(error)}; choose another folder: --out") from error
     try:
         yield folder
     finally:
@@ -82,9 +82,7 @@ def publish(targets: Mapping[Path, Path]) -> None:
             try:
                 _put(folder, target)
             except OSError as error:
-                raise ExportError(
-                    f"cannot write {target}: {error.strerror or error}; choose another folder: --out"
-                ) from error
+                raise ExportError(f"cannot write {target}: {os_reason(error)}; choose another folder: --out") from error
         undo.pop_all()
     for parent in {target.parent for target in targets.values()}:
         _flush(parent)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgevit.cli.signals import Stop
 from edgevit.errors import EdgevitError, ParityError, UsageError
-from edgevit.files import write_atomically
+from edgevit.files import os_reason, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -177,7 +177,7 @@ def write_json(path: str, result: dict[str, Any]) -> None:
         else:
             write_atomically(target, text)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another path for --json") from error
+        raise UsageError(f"cannot write {path}: {os_reason(error)}; choose another path for --json") from error
 
 
 def _print(console: RichConsole, *parts: Part) -> None:

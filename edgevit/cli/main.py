@@ -17,6 +17,7 @@ from edgevit.cli.console import Console, close_stdout, prepare_streams, require_
 from edgevit.cli.parser import Command, Parser, build_parser, parse
 from edgevit.cli.signals import Stop
 from edgevit.errors import INTERNAL_ERROR, EdgevitError, MissingError, UsageError
+from edgevit.files import cache_folder, os_reason
 
 # The modules of edgevit.cli that define a COMMAND, in the order in which `edgevit --help` lists them.
 COMMANDS = (
@@ -85,7 +86,7 @@ def _as_edgevit_error(error: BaseException) -> EdgevitError | None:
         return error
     if isinstance(error, OSError):
         place = f" {error.filename}" if error.filename else ""
-        return UsageError(f"cannot read or write{place}: {error.strerror or error}")
+        return UsageError(f"cannot read or write{place}: {os_reason(error)}")
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in _EXPORT_PACKAGES:
@@ -123,8 +124,6 @@ def _logged(error: BaseException) -> str:
 
 
 def _write_log(text: str) -> Path:
-    from edgevit.files import cache_folder
-
     name = f"{time.strftime('%Y%m%d-%H%M%S')}.log"
     try:
         folder = cache_folder() / "logs"

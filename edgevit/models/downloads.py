@@ -9,7 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from edgevit.errors import MissingError, UsageError
-from edgevit.files import cache_folder, class_and_first_line, file_sha256
+from edgevit.files import cache_folder, class_and_first_line, file_sha256, os_reason
 
 OFFICIAL = "official"  # value of --weights in place of a file name
 
@@ -77,7 +77,7 @@ def download(weights: PublishedWeights, *, cache: Path) -> Path:
         raise MissingError(f"{weights.url} is not the authors' file: {error}; try again, or {manual}") from error
     except OSError as error:
         raise MissingError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, "
+            f"cannot write {error.filename or path}: {os_reason(error)}; free some space, "
             "or set EDGEVIT_CACHE to another folder"
         ) from error
     return path

@@ -13,6 +13,7 @@ from edgevit.errors import EdgevitError, ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
+from edgevit.files import os_reason
 from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.config import ExportConfig
@@ -114,6 +115,6 @@ def translate_write_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, EdgevitError):
             raise
         raise ExportError(
-            f"cannot write {error.filename or folder}: {error.strerror or error}; free some space, "
+            f"cannot write {error.filename or folder}: {os_reason(error)}; free some space, "
             "or choose another folder with --out"
         ) from error

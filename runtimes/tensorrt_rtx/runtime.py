@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from edgevit.errors import BuildError
-from edgevit.files import write_atomically
+from edgevit.files import os_reason, write_atomically
 from edgevit.runtimes.base import Artifact, BatchRange, BuildOptions, Engine, Runtime
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda
@@ -102,7 +102,9 @@ def read_engine(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BuildError(f"cannot read the engine {path}: {error.strerror}; export or copy the bundle again") from error
+        raise BuildError(
+            f"cannot read the engine {path}: {os_reason(error)}; export or copy the bundle again"
+        ) from error
     if len(content) < _HEADER_BYTES or not content.startswith(_MAGIC):
         raise BuildError(f"{path} is not a TensorRT-RTX engine ({len(content)} bytes); export or copy the bundle again")
     (size,) = struct.unpack_from("<Q", content, 16)
@@ -115,7 +117,7 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise BuildError(f"cannot write {path}: {error.strerror}; free disk space, or use another --out") from error
+        raise BuildError(f"cannot write {path}: {os_reason(error)}; free disk space, or use another --out") from error
 
 
 def _has_small_types(plan: KernelPlan) -> bool:
