@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgevit.errors import UsageError
+from edgevit.files import first_line
 from edgevit.images import SUFFIXES, images_below, is_image
 
 LABEL_FILES = tuple(f"{stem}.{suffix}" for stem in ("labels", "val") for suffix in ("txt", "csv", "tsv"))
@@ -220,7 +221,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}; save it as UTF-8 text") from error
+        raise UsageError(f"cannot read {file}: {first_line(error)}; save it as UTF-8 text") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
     return [
         (number, line)

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as common_passes
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.validate import find_defect
 from edgevit.export.weights import save_model
-from edgevit.files import os_reason
+from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
 
 BATCH = "batch"  # name of the dynamic axis
@@ -91,7 +91,7 @@ class OnnxGraph:
             content: bytes = ir.to_proto(self.model).SerializeToString(deterministic=True)
             return content
         except ValueError as error:
-            raise ExportError(f"the model exceeds the 2 GB limit of an ONNX file: {error}") from error
+            raise ExportError(f"the model exceeds the 2 GB limit of an ONNX file: {first_line(error)}") from error
 
     def save(self, path: Path) -> None:
         """Write an ONNX file. Raises ExportError above protobuf's limit of 2 GB."""
@@ -110,7 +110,7 @@ class OnnxGraph:
         except OSError as error:
             raise ExportError(f"cannot read {path}: {os_reason(error)}") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
-            raise ExportError(f"{path} is not an ONNX model or is damaged: {error}") from error
+            raise ExportError(f"{path} is not an ONNX model or is damaged: {first_line(error)}") from error
 
     @classmethod
     def read(cls, path: Path) -> OnnxGraph:

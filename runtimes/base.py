@@ -17,6 +17,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
+from edgevit.files import first_line
 from edgevit.formats import Format, get_format
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
@@ -232,7 +233,9 @@ class Runtime(ABC):
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
-            raise MissingError(f"{self.title} is not installed ({error}); install it: {self.install_hint}") from error
+            raise MissingError(
+                f"{self.title} is not installed ({first_line(error)}); install it: {self.install_hint}"
+            ) from error
 
     def require_precision(self, precision: Precision) -> None:
         """Raise PrecisionError if this runtime does not run `precision` on this machine."""

@@ -9,7 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from edgevit.errors import MissingError, UsageError
-from edgevit.files import cache_folder, class_and_first_line, file_sha256, os_reason
+from edgevit.files import cache_folder, class_and_first_line, file_sha256, first_line, os_reason
 
 OFFICIAL = "official"  # value of --weights in place of a file name
 
@@ -74,7 +74,9 @@ def download(weights: PublishedWeights, *, cache: Path) -> Path:
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         raise MissingError(f"cannot download {weights.url}: {class_and_first_line(error)}; {manual}") from error
     except RuntimeError as error:  # torch.hub's word for a wrong hash
-        raise MissingError(f"{weights.url} is not the authors' file: {error}; try again, or {manual}") from error
+        raise MissingError(
+            f"{weights.url} is not the authors' file: {first_line(error)}; try again, or {manual}"
+        ) from error
     except OSError as error:
         raise MissingError(
             f"cannot write {error.filename or path}: {os_reason(error)}; free some space, "

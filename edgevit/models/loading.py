@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError, UsageError, unknown_name
-from edgevit.files import class_and_first_line
+from edgevit.files import class_and_first_line, first_line
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints, registry
 from edgevit.models.downloads import OFFICIAL
@@ -319,7 +319,9 @@ def _import_module(place: str) -> Any:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
-        raise UsageError(f"no Python module {place!r} ({error}); for a file write file.py:factory") from error
+        raise UsageError(
+            f"no Python module {place!r} ({first_line(error)}); for a file write file.py:factory"
+        ) from error
     except (Exception, SystemExit) as error:  # user code may raise anything, or exit
         raise ExportError(f"importing {place} failed: {class_and_first_line(error)}") from error
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from edgevit.errors import CheckpointError, MissingError, UsageError, unknown_name
+from edgevit.files import first_line
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints
 from edgevit.models.downloads import OFFICIAL, download_official
@@ -195,4 +196,4 @@ def _build(spec: ModelSpec, options: Mapping[str, Any], num_classes: int, prepro
     except (TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{spec.name} cannot be built with {dict(options)}: {error}") from error
+        raise UsageError(f"{spec.name} cannot be built with {dict(options)}: {first_line(error)}") from error

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgevit.errors import BuildError
+from edgevit.files import first_line
 from edgevit.runtimes.precision import UNKNOWN, ExecutedPrecision
 
 _TYPES = (  # the first pattern found in TensorRT's description of a tensor counts
@@ -36,8 +37,8 @@ def executed_precision(information: str) -> ExecutedPrecision:
         layers = list(json.loads(information, strict=False)["Layers"])  # some versions write raw control characters
     except (ValueError, KeyError, TypeError) as error:
         raise BuildError(
-            f"cannot read the layers from TensorRT's engine inspector ({error}); check the TensorRT installation: "
-            "edgevit doctor"
+            f"cannot read the layers from TensorRT's engine inspector ({first_line(error)}); "
+            "check the TensorRT installation: edgevit doctor"
         ) from error
     counts = Counter(_precision(layer) for layer in layers if isinstance(layer, Mapping) and _is_matmul(layer))
     return ExecutedPrecision(dict(counts))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgevit.errors import BuildError, MissingError
+from edgevit.files import first_line
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, OnPhase
 from edgevit.runtimes.subprocess_build import Json
@@ -164,7 +165,7 @@ def _work(request: Json, folder: Path, _on_phase: OnPhase) -> Json:
     try:
         trt = cast(TensorRtModuleRtx, importlib.import_module(MODULE))
     except ImportError as error:  # installed, but a library it needs is missing
-        raise MissingError(f"cannot import TensorRT-RTX ({error}); {INSTALL}") from error
+        raise MissingError(f"cannot import TensorRT-RTX ({first_line(error)}); {INSTALL}") from error
     return _build(trt, request, folder / ENGINE_FILE)
 
 
