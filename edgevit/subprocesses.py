@@ -8,25 +8,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Runs first in the subprocess. `-I` keeps the current folder out of sys.path (Python 3.10 has no `-P`), and also
-# PYTHONPATH and the user's site-packages, so the parent's sys.path replaces it. PR_SET_PDEATHSIG (1) with SIGKILL (9)
-# ends the subprocess with its parent: a parent that is killed cannot do it.
-_BOOTSTRAP = """
-import ctypes, json, os, sys
-path, parent, kind, target = json.loads(sys.argv[1])
-sys.path[:] = path
-del sys.argv[1]
+# Code for a subprocess. PR_SET_PDEATHSIG (1) with SIGKILL (9) ends it with its parent: a parent that is killed cannot
+# do it.
+DIE_WITH_PARENT = """
+import ctypes
 libc = ctypes.CDLL(None)
 if hasattr(libc, "prctl"):
     libc.prctl(1, 9)
-    if os.getppid() != parent and parent:
-        sys.exit("the parent process has ended")
+"""
+
+# Runs first in the subprocess. `-I` keeps the current folder out of sys.path (Python 3.10 has no `-P`), and also
+# PYTHONPATH and the user's site-packages, so the parent's sys.path replaces it.
+_BOOTSTRAP = f"""
+import json, os, sys
+path, parent, kind, target = json.loads(sys.argv[1])
+sys.path[:] = path
+del sys.argv[1]
+{DIE_WITH_PARENT}
+if hasattr(libc, "prctl") and parent not in (0, os.getppid()):
+    sys.exit("the parent process has ended")
 if kind == "module":
     import runpy
     runpy.run_module(target, run_name="__main__", alter_sys=True)
 else:
     sys.argv[0] = "-c"
-    exec(compile(target, "<string>", "exec"), {"__name__": "__main__"})
+    exec(compile(target, "<string>", "exec"), {{"__name__": "__main__"}})
 """
 
 
@@ -59,6 +65,12 @@ def run_python(
         timeout=timeout_s,
         check=False,
     )
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a process's output that is not blank, or "" if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _import_path() -> list[str]:

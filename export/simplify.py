@@ -22,7 +22,7 @@ from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.weights import attach_weights, detach_weights, save_model
 from edgevit.files import first_line
-from edgevit.subprocesses import run_python
+from edgevit.subprocesses import last_line, run_python
 from edgevit.types import Array
 
 TIMEOUT_S = 60.0
@@ -81,9 +81,8 @@ def _run(graph: OnnxGraph, folder: Path | None, timeout_s: float, child: str) ->
         save_model(light, before)
         done = run_python(str(before), str(after), code=child, timeout_s=timeout_s)
         if done.returncode != 0:
-            lines = done.stderr.strip().splitlines()
             ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-            raise ExportError(f"it failed ({lines[-1] if lines else ended})")
+            raise ExportError(f"it failed ({last_line(done.stderr) or ended})")
         simplified = OnnxGraph.load(after)
         attach_weights(simplified.model, weights)
         return simplified

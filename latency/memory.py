@@ -7,19 +7,16 @@ import sys
 from collections.abc import Sequence
 
 from edgevit.errors import MeasureError
+from edgevit.subprocesses import DIE_WITH_PARENT, last_line
 
 # Linux counts the memory of the process that forks as a peak of its child (ru_maxrss survives exec), and this process
-# may hold gigabytes. So a bare interpreter starts the command, and imports ctypes after that. It dies with its parent
-# (PR_SET_PDEATHSIG is 1, SIGKILL is 9).
-_WATCH = """
+# may hold gigabytes. So a bare interpreter starts the command, and imports ctypes after that.
+_WATCH = f"""
 import os, resource, sys
 answer = os.dup(1)
 os.dup2(2, 1)
 child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
-import ctypes
-libc = ctypes.CDLL(None)
-if hasattr(libc, "prctl"):
-    libc.prctl(1, 9)
+{DIE_WITH_PARENT}
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 os.write(answer, b"%d %d" % (status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
@@ -34,7 +31,7 @@ def peak_memory_of(command: Sequence[str]) -> float:
     watch = subprocess.run([*watcher, *command], check=False, capture_output=True, text=True)
     status, _, peak = watch.stdout.partition(" ")
     if status != "0":
-        lines = watch.stderr.strip().splitlines() or ["no output on stderr"]
-        raise MeasureError(f"{' '.join(command)} ended with status {status or 'unknown'} ({lines[-1]}); run it by hand")
+        last = last_line(watch.stderr) or "no output on stderr"
+        raise MeasureError(f"{' '.join(command)} ended with status {status or 'unknown'} ({last}); run it by hand")
     bytes_each = 1 if sys.platform == "darwin" else 1024
     return int(peak) * bytes_each / 2**20

@@ -23,7 +23,7 @@ from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
 from edgevit.files import os_reason
 from edgevit.runtimes.base import OnPhase
-from edgevit.subprocesses import python_command
+from edgevit.subprocesses import last_line, python_command
 
 Json: TypeAlias = dict[str, Any]
 
@@ -135,17 +135,17 @@ def _deadline(process: subprocess.Popen[str], timeout_s: float | None) -> Iterat
 
 def _reason_of_death(job: Job, status: int, stderr: str) -> str:
     """Return in one line why a subprocess ended without a report."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    if status == _CANNOT_WRITE and lines:
-        return lines[-1]
+    last = last_line(stderr)
+    if status == _CANNOT_WRITE and last:
+        return last
     if status == -signal.SIGKILL:
         return f"{job.process} was killed, as systems do when memory runs out; {job.when_killed}"
-    last = f" ({lines[-1]})" if lines else ""
+    shown = f" ({last})" if last else ""
     if _OUT_OF_MEMORY.search(stderr):
-        return f"{job.process} ran out of memory{last}; {job.when_killed}"
+        return f"{job.process} ran out of memory{shown}; {job.when_killed}"
     if status < 0:
-        return f"{job.process} crashed with {_signal_name(-status)}{last}; {job.when_crashed}"
-    return f"{job.process} ended with status {status}{last}; {job.when_broken}"
+        return f"{job.process} crashed with {_signal_name(-status)}{shown}; {job.when_crashed}"
+    return f"{job.process} ended with status {status}{shown}; {job.when_broken}"
 
 
 def _signal_name(number: int) -> str:
