@@ -1,4 +1,4 @@
-"""Helpers for onnx_ir graphs: constants, consumers, replacing values."""
+"""Helpers for onnx_ir graphs: constants, consumers, inserting nodes, replacing values."""
 
 from __future__ import annotations
 
@@ -71,6 +71,23 @@ def copy_shape_and_type(value: ir.Value, source: ir.Value) -> None:
     value.shape = source.shape
     if source.type is not None:
         value.type = source.type
+
+
+def static_size(value: ir.Value | None, axis: int) -> int | None:
+    """Return the length of an axis; None if it is dynamic or unknown."""
+    if value is None or value.shape is None or not len(value.shape):
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def insert(node: ir.Node, *, before: ir.Node, graph: ir.Graph, like: ir.Value, shape: ir.Shape | None) -> ir.Value:
+    """Insert `node` before another; give its output the type of `like` and the shape, and return it."""
+    graph.insert_before(before, node)
+    output = node.outputs[0]
+    copy_shape_and_type(output, like)
+    output.shape = shape
+    return output
 
 
 class NodeInserter:

@@ -169,11 +169,3 @@ def has_computed_input(node: ir.Node, position: int) -> bool:
 def has_dtype(value: ir.Value | None, dtype: ir.DataType) -> bool:
     """Whether a value has an element type and is not a constant."""
     return value is not None and value.dtype == dtype and stored_array(value) is None
-
-
-def static_size(value: ir.Value | None, axis: int) -> int | None:
-    """Return the length of an axis; None if it is dynamic or unknown."""
-    if value is None or value.shape is None or not len(value.shape):
-        return None
-    size = value.shape[axis]
-    return size if isinstance(size, int) else None

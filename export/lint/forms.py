@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgevit.export.lint.context import LintContext, has_computed_input, static_size
+from edgevit.export.ir_helpers import static_size
+from edgevit.export.lint.context import LintContext, has_computed_input
 from edgevit.export.lint.targets import Level, Version
 
 

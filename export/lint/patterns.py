@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.lint.context import LintContext, consumers, is_input, producer, static_size, stored_array
+from edgevit.export.ir_helpers import static_size
+from edgevit.export.lint.context import LintContext, consumers, is_input, producer, stored_array
 
 _PRODUCTS = frozenset({"MatMul", "Einsum"})
 # Operators between the two products of attention: scales, masks and casts.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import static_size
 from edgevit.export.lint.context import (
     LintContext,
     build_context,
@@ -21,7 +22,6 @@ from edgevit.export.lint.context import (
     module_path,
     node_name,
     producer,
-    static_size,
     stored_array,
 )
 from edgevit.export.lint.findings import LEVELS, Diagnostic, Finding

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import int64_initializer, only_consumer, remove_unused, replace_value
+from edgevit.export.ir_helpers import (
+    insert,
+    int64_initializer,
+    only_consumer,
+    remove_unused,
+    replace_value,
+    static_size,
+)
 
 _MAX_PADDING_FACTOR = 2  # beyond this the matmuls of zeros cost more than the fusion saves
 _MIN_HEAD_CHANNELS = 12  # TensorRT fuses heads of 12 channels but not of 6 or 8; transposing costs two copies
@@ -55,18 +62,18 @@ def _transpose(attention: Attention, graph: ir.Graph) -> None:
     """Transpose an attention whose weights are the right factor and are normalized along the second-to-last axis."""
     scores, softmax, product = attention.scores, attention.softmax, attention.product
     weights, result = softmax.outputs[0], product.outputs[0]
-    rank, width = len(weights.shape or ()), _static_dim(product.inputs[0], -2)
+    rank, width = len(weights.shape or ()), static_size(product.inputs[0], -2)
     if softmax.attributes.get_int("axis", -1) not in (-2, rank - 2) or product.inputs[1] is not weights:
         return
     if width is None or width < _MIN_HEAD_CHANNELS:
         return
     first, second, values = (_swap_axes(value, product, graph) for value in (*scores.inputs, product.inputs[0]))
     node = ir.node("MatMul", [second, first], name=scores.name)
-    logits = _insert(node, _swapped_shape(weights), weights, product, graph)
+    logits = insert(node, before=product, graph=graph, like=weights, shape=_swapped_shape(weights))
     node = ir.node("Softmax", [logits], {"axis": -1}, name=softmax.name)
-    transposed = _insert(node, logits.shape, weights, product, graph)
+    transposed = insert(node, before=product, graph=graph, like=weights, shape=logits.shape)
     node = ir.node("MatMul", [transposed, values], name=product.name)
-    mixture = _insert(node, _swapped_shape(result), result, product, graph)
+    mixture = insert(node, before=product, graph=graph, like=result, shape=_swapped_shape(result))
     replace_value(result, _swap_axes(mixture, product, graph))
 
 
@@ -74,7 +81,7 @@ def _pad_queries_and_keys(attention: Attention, graph: ir.Graph) -> None:
     """Pad q and k with zeros to the width of v."""
     scores, softmax, product = attention.scores, attention.softmax, attention.product
     rank = len(softmax.outputs[0].shape or ())
-    narrow, wide = _static_dim(scores.inputs[0], -1), _static_dim(product.inputs[1], -1)
+    narrow, wide = static_size(scores.inputs[0], -1), static_size(product.inputs[1], -1)
     if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1) or product.inputs[0] is not softmax.outputs[0]:
         return
     if narrow is None or wide is None or not narrow < wide <= _MAX_PADDING_FACTOR * narrow:
@@ -86,7 +93,7 @@ def _pad_queries_and_keys(attention: Attention, graph: ir.Graph) -> None:
         ends[rank + axis] = wide - narrow
         pad = ir.node("Pad", [value, int64_initializer(graph, f"{scores.name}.pads_{index}", ends)])
         shape = ir.Shape([*value.shape[:axis], wide, *value.shape[axis + 1 :]])
-        scores.replace_input_with(index, _insert(pad, shape, value, scores, graph))
+        scores.replace_input_with(index, insert(pad, before=scores, graph=graph, like=value, shape=shape))
 
 
 def _swap_axes(value: ir.Value | None, before: ir.Node, graph: ir.Graph) -> ir.Value:
@@ -94,25 +101,10 @@ def _swap_axes(value: ir.Value | None, before: ir.Node, graph: ir.Graph) -> ir.V
     assert value is not None and value.shape is not None
     *leading, rows, columns = range(len(value.shape))
     node = ir.node("Transpose", [value], {"perm": [*leading, columns, rows]})
-    return _insert(node, _swapped_shape(value), value, before, graph)
+    return insert(node, before=before, graph=graph, like=value, shape=_swapped_shape(value))
 
 
 def _swapped_shape(value: ir.Value) -> ir.Shape:
     assert value.shape is not None
     *leading, rows, columns = value.shape
     return ir.Shape([*leading, columns, rows])
-
-
-def _insert(node: ir.Node, shape: ir.Shape | None, like: ir.Value, before: ir.Node, graph: ir.Graph) -> ir.Value:
-    """Insert a node whose output has this shape and the type of `like`; return its output."""
-    graph.insert_before(before, node)
-    node.outputs[0].shape = shape
-    if like.type is not None:
-        node.outputs[0].type = like.type
-    return node.outputs[0]
-
-
-def _static_dim(value: ir.Value | None, axis: int) -> int | None:
-    """Return the length of an axis; None if it is dynamic or unknown."""
-    dim = value.shape[axis] if value is not None and value.shape is not None else None
-    return dim if isinstance(dim, int) else None

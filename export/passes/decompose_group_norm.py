@@ -16,8 +16,8 @@ import onnx_ir as ir
 from edgevit.errors import ExportError
 from edgevit.export.ir_helpers import (
     constant,
-    copy_shape_and_type,
     initializer,
+    insert,
     int64_initializer,
     remove_unused,
     replace_value,
@@ -41,9 +41,7 @@ def scale_and_shift(node: ir.Node, normalized: ir.Value, graph: ir.Graph) -> ir.
         if values is not None and np.all(values == neutral):
             continue
         applied = ir.node(op_type, [normalized, _column(node, graph, index, column)], name=f"{node.name}_{op_type}")
-        graph.insert_before(node, applied)
-        copy_shape_and_type(applied.outputs[0], normalized)
-        normalized = applied.outputs[0]
+        normalized = insert(applied, before=node, graph=graph, like=normalized, shape=normalized.shape)
     return normalized
 
 
@@ -64,17 +62,16 @@ def _instance_norm(node: ir.Node, graph: ir.Graph) -> ir.Value:
     flat = int64_initializer(graph, f"{node.name}.groups", [0, groups, -1])
     back = int64_initializer(graph, f"{node.name}.shape", list(shape))
     ones, zeros = _unit_scale_and_bias(node, graph, groups)
-    nodes = [ir.node("Reshape", [node.inputs[0], flat], name=f"{node.name}_flatten")]
-    nodes.append(
-        ir.node(
-            "InstanceNormalization",
-            [nodes[0].outputs[0], ones, zeros],
-            {"epsilon": epsilon},
-            name=f"{node.name}_normalise",
-        )
+    flatten = ir.node("Reshape", [node.inputs[0], flat], name=f"{node.name}_flatten")
+    normalize = ir.node(
+        "InstanceNormalization",
+        [flatten.outputs[0], ones, zeros],
+        {"epsilon": epsilon},
+        name=f"{node.name}_normalise",
     )
-    nodes.append(ir.node("Reshape", [nodes[1].outputs[0], back], name=f"{node.name}_unflatten"))
-    return _insert(nodes, node, graph)
+    unflatten = ir.node("Reshape", [normalize.outputs[0], back], name=f"{node.name}_unflatten")
+    graph.insert_before(node, [flatten, normalize])
+    return insert(unflatten, before=node, graph=graph, like=node.outputs[0], shape=node.outputs[0].shape)
 
 
 def _unit_scale_and_bias(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[ir.Value, ir.Value]:
@@ -83,14 +80,6 @@ def _unit_scale_and_bias(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[i
         initializer(graph, f"{node.name}.ones", np.ones(groups, dtype)),
         initializer(graph, f"{node.name}.zeros", np.zeros(groups, dtype)),
     )
-
-
-def _insert(nodes: list[ir.Node], before: ir.Node, graph: ir.Graph) -> ir.Value:
-    for node in nodes:
-        graph.insert_before(before, node)
-    result = nodes[-1].outputs[0]
-    copy_shape_and_type(result, before.outputs[0])
-    return result
 
 
 def static_shape(node: ir.Node) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, int64_initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, insert, int64_initializer, remove_unused, replace_value
 
 _END = 2**63 - 1
 
@@ -63,6 +63,5 @@ def _slice(value: ir.Value, start: int, end: int, axis: int, node: ir.Node, grap
 
 
 def _insert(new: ir.Node, before: ir.Node, graph: ir.Graph) -> ir.Value:
-    graph.insert_before(before, new)
-    new.outputs[0].type = before.outputs[0].type
-    return new.outputs[0]
+    """Insert a node whose output has the type of the Pad's output and no shape."""
+    return insert(new, before=before, graph=graph, like=before.outputs[0], shape=None)

@@ -14,9 +14,9 @@ from edgevit.export.ir_helpers import (
     NCHW_TO_NHWC,
     NHWC_TO_NCHW,
     constant,
-    copy_shape_and_type,
     has_constant_weights,
     initializer,
+    insert,
     module_of,
     only_consumer,
     remove_unused,
@@ -71,11 +71,11 @@ def _in_nhwc(transpose: ir.Node, consumer: ir.Node, graph: ir.Graph) -> ir.Value
     if _is_pointwise(consumer):
         return _matmul(nhwc, consumer, graph)
     if consumer.op_type in _ELEMENTWISE:
-        return _insert(ir.node(consumer.op_type, [nhwc], consumer.attributes, name=consumer.name), consumer, graph)
+        return _insert_nhwc(ir.node(consumer.op_type, [nhwc], consumer.attributes, name=consumer.name), consumer, graph)
     if consumer.op_type == "Add" and (other := _other_operand(transpose, consumer)) is not None:
         node = ir.node("Transpose", [other], {"perm": NCHW_TO_NHWC}, name=f"{consumer.name}_last")
-        other = _insert(node, consumer, graph)
-        return _insert(ir.node("Add", [other, nhwc], name=consumer.name), consumer, graph)
+        other = _insert_nhwc(node, consumer, graph)
+        return _insert_nhwc(ir.node("Add", [other, nhwc], name=consumer.name), consumer, graph)
     return None
 
 
@@ -85,12 +85,12 @@ def _matmul(nhwc: ir.Value, convolution: ir.Node, graph: ir.Graph) -> ir.Value:
     assert weight is not None
     name = f"{module_of(convolution)}/MatMul".lstrip("/")
     matrix = initializer(graph, f"{name}.weight", weight[:, :, 0, 0].T)  # (inputs, outputs)
-    result = _insert(ir.node("MatMul", [nhwc, matrix], name=name), convolution, graph)
+    result = _insert_nhwc(ir.node("MatMul", [nhwc, matrix], name=name), convolution, graph)
     bias = constant(convolution.inputs[2]) if len(convolution.inputs) > 2 else None
     if bias is None:
         return result
     added = initializer(graph, f"{name}.bias", bias)
-    return _insert(ir.node("Add", [result, added], name=f"{name}_bias"), convolution, graph)
+    return _insert_nhwc(ir.node("Add", [result, added], name=f"{name}_bias"), convolution, graph)
 
 
 def _other_operand(transpose: ir.Node, add: ir.Node) -> ir.Value | None:
@@ -101,11 +101,8 @@ def _other_operand(transpose: ir.Node, add: ir.Node) -> ir.Value | None:
     return other if same and other is not transpose.outputs[0] else None
 
 
-def _insert(node: ir.Node, consumer: ir.Node, graph: ir.Graph) -> ir.Value:
+def _insert_nhwc(node: ir.Node, consumer: ir.Node, graph: ir.Graph) -> ir.Value:
     """Insert a node before `consumer`; its output has the consumer's output shape in NHWC."""
-    graph.insert_before(consumer, node)
-    result, like = node.outputs[0], consumer.outputs[0]
-    copy_shape_and_type(result, like)
-    if like.shape is not None:
-        result.shape = ir.Shape([like.shape[axis] for axis in NCHW_TO_NHWC])
-    return result
+    like = consumer.outputs[0]
+    shape = None if like.shape is None else ir.Shape([like.shape[axis] for axis in NCHW_TO_NHWC])
+    return insert(node, before=consumer, graph=graph, like=like, shape=shape)
