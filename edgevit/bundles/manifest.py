@@ -119,7 +119,7 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PassRecord:
+class PassEntry:
     """One step of the graph's way from PyTorch to the ONNX file."""
 
     name: str
@@ -129,7 +129,7 @@ class PassRecord:
     note: str = ""
 
     @classmethod
-    def parse(cls, value: Any, place: str) -> PassRecord:
+    def parse(cls, value: Any, place: str) -> PassEntry:
         fields = JsonObject.of(value, place)
         return cls(
             name=fields.read("name", text()),
@@ -164,7 +164,7 @@ class ExporterRecord:
     onnxsim: str | None
     capture_opset: int
     opset: int
-    passes: tuple[PassRecord, ...]
+    passes: tuple[PassEntry, ...]
     stages: tuple[StageRecord, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class ExporterRecord:
             onnxsim=fields.read_or("onnxsim", nullable(version), None),
             capture_opset=fields.read("capture_opset", integer(1, 1000)),
             opset=fields.read("opset", integer(1, 1000)),
-            passes=fields.read("passes", list_of(PassRecord.parse)),
+            passes=fields.read("passes", list_of(PassEntry.parse)),
             stages=fields.read("stages", list_of(StageRecord.parse)),
         )
 

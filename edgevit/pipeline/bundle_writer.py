@@ -19,7 +19,7 @@ from edgevit.bundles.manifest import (
     ExporterRecord,
     Manifest,
     ModelRecord,
-    PassRecord,
+    PassEntry,
     PrecisionRecord,
     RuntimeRecord,
     StageRecord,
@@ -152,7 +152,7 @@ def _exporter_record(graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterR
         capture_opset=CAPTURE_OPSET,
         opset=graph.opset,
         passes=tuple(
-            PassRecord(
+            PassEntry(
                 name=each.name,
                 nodes_before=each.nodes_before,
                 nodes_after=each.nodes_after,

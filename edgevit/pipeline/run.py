@@ -44,7 +44,7 @@ from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
-from edgevit.runtimes.base import Engine, OnPhase, Runtime
+from edgevit.runtimes.base import BuildOptions, Engine, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built, usable_version
 from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
@@ -102,11 +102,7 @@ def _require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -
     runtime.require_precision(config.options.precision)
     if config.int8_range == "full" and runtime.format.int8_on_cpu:
         require_vnni(f"{model_name} for {runtime.fmt}")
-    store.require_replaceable(config.out / _bundle_name(model_name, config, runtime))
-
-
-def _bundle_name(model_name: str, config: ExportConfig, runtime: Runtime) -> str:
-    return bundle_name(model_name, config.options.precision, runtime.fmt)
+    store.require_replaceable(config.out / bundle_name(model_name, config.options.precision, runtime.fmt))
 
 
 def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
@@ -172,12 +168,14 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
     """Build one bundle in `folder`, load its engine if it runs here, and check parity."""
     config, timer, fmt = export.config, export.timer, runtime.fmt
     options = config.options_for(runtime)
-    bundle_folder = folder / _bundle_name(export.model.name, config, runtime)
+    bundle_folder = folder / bundle_name(export.model.name, options.precision, fmt)
     with timer.stage(f"{fmt}: specialize, check"):
         specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
         steps = None
         if runtime.format.builds_on_device:
-            steps = _plan_device_build(specialized, runtime, config, bundle_folder.name)
+            target = LintTarget(fmt, parse_version(config.target_version))
+            bundle = config.out / bundle_folder.name
+            steps = _plan_device_build(specialized, target, bundle, config.options, version=config.target_version)
     converted, plan = _converter(export).convert(specialized, fmt)
     parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
     with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
@@ -227,19 +225,20 @@ def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
         )
 
 
-def _plan_device_build(graph: OnnxGraph, runtime: Runtime, config: ExportConfig, bundle_name: str) -> DeviceSteps:
-    """Return the commands that build the engine on the device.
+def _plan_device_build(
+    graph: OnnxGraph, target: LintTarget, bundle: Path, options: BuildOptions, *, version: str
+) -> DeviceSteps:
+    """Return the commands that build the engine of `bundle` on the device with TensorRT `version`.
 
     Raises ExportError with the first lint error: TensorRT's parser on the device would refuse the graph.
     """
-    target = LintTarget(runtime.fmt, parse_version(config.target_version))
     for finding in lint(graph, target):
         if finding.level == "error":
             module = f" (PyTorch module {finding.module})" if finding.module else ""
             raise ExportError(
                 f"the graph cannot run on {target}: {finding.node}{module}: {finding.why}; {finding.remedy}"
             )
-    return device_steps(config.out / bundle_name, config.options, config.target_version, inputs=graph.inputs)
+    return device_steps(bundle, options, version, inputs=graph.inputs)
 
 
 def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, fmt: str) -> ParityReport:
