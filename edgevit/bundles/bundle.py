@@ -29,7 +29,7 @@ from edgevit.bundles.manifest import (
     Manifest,
     read_manifest,
 )
-from edgevit.bundles.references import read_references
+from edgevit.bundles.reference_file import read_references
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import file_sha256, first_line, os_reason
 from edgevit.formats import get_format

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.references import read_references
+from edgevit.bundles.reference_file import read_references
 from edgevit.bundles.store import write_manifest, write_references
 from edgevit.errors import BundleError
 from edgevit.types import Array, Reference
