@@ -157,8 +157,7 @@ def _model_candidate(model: LoadedModel, threads: int | None) -> _Candidate:
     """PyTorch with a model given by name. Raises UsageError if its weights are random or it takes no images."""
     from edgevit.runtimes.pytorch import TorchEngine
 
-    weights = model.origin.weights
-    if weights.startswith("random"):
+    if model.origin.has_random_weights:
         raise UsageError(f"{model.name} has random weights, so its accuracy means nothing; give --weights FILE")
     if model.preprocessing is None:
         raise UsageError(f"{model.name} does not take images, and accuracy is measured on images")
@@ -172,5 +171,5 @@ def _model_candidate(model: LoadedModel, threads: int | None) -> _Candidate:
         batch=model.batch,
         preprocessing=model.preprocessing,
         classes=model.classes,
-        weights=weights,
+        weights=model.origin.weights,
     )

@@ -78,7 +78,13 @@ class ModelRecord:
 
     @property
     def has_random_weights(self) -> bool:
-        return self.is_registered and self.weights.startswith("random")
+        """Whether this is a registered model without a checkpoint. A checkpoint called random.pt has a hash."""
+        return self.is_registered and self.weights.startswith("random") and self.weights_sha256 is None
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether the weights are random and can be drawn again; those of `create_model` cannot."""
+        return self.has_random_weights and "seed" in self.weights
 
     def to_json(self) -> dict[str, Any]:
         classes = {} if self.num_classes is None else {"num_classes": self.num_classes}

@@ -46,6 +46,12 @@ def recreate_model(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
     Random weights are drawn again from the same seed. Raises UsageError if the user has to name the model or its
     weights, or if the outputs differ; MissingError if PyTorch is not installed.
     """
+    record = bundle.manifest.model
+    if source == FROM_MANIFEST and record.has_random_weights and not record.has_seed:
+        raise UsageError(
+            f"{bundle.name} was exported from a module in memory whose random weights no seed draws again; "
+            "save the module's state_dict() and name that file: --weights FILE"
+        )
     model = load_unchecked(bundle, source)
     require_match(bundle, model)
     return model
@@ -66,7 +72,6 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
 
     load_torch()
     from edgevit.models import loading, registry
-    from edgevit.models.initialization import randomize
 
     record, batch = bundle.manifest.model, bundle.options.batch
     name = source.model or record.source
@@ -80,10 +85,8 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
     module = registry.create_model(
         name, weights, record.num_classes, img_size=height_and_width, **(record.options if record.is_registered else {})
     )
-    model = loading.from_module(module, batch=batch)
-    if model.origin.has_random_weights:
-        randomize(module, seed=loading.SEED)
-    return model
+    loading.draw_weights(module)
+    return loading.from_module(module, batch=batch)
 
 
 def _recorded_weights(bundle: Bundle) -> Path | None:

@@ -81,9 +81,16 @@ def from_name(
     if input_shapes:
         raise UsageError("--input-shape requires a factory, MODEL as file.py:factory; use --img-size")
     module = registry.create_model(name, weights, num_classes, img_size=img_size)
-    if _model_info(module).weights == "random":
-        randomize(module, seed=SEED)
+    draw_weights(module)
     return from_module(module, batch=batch)
+
+
+def draw_weights(module: nn.Module) -> None:
+    """Draw the weights of a registered model from SEED and record that, unless it has weights from a checkpoint."""
+    info = _model_info(module)
+    if info.weights == "random":
+        randomize(module, seed=SEED)
+        module.model_info = replace(info, weights=f"random (seed {SEED})")  # type: ignore[assignment]  # as in registry
 
 
 def from_module(
@@ -187,7 +194,7 @@ def _from_model_info(
             source=info.name,
             options=dict(info.options),
             num_classes=info.num_classes,
-            weights=f"random (seed {SEED})" if info.weights == "random" else info.weights,
+            weights="random (create_model)" if info.weights == "random" else info.weights,  # no seed draws these again
             weights_key=info.weights_key,
             weights_tensors=info.weights_tensors,
             weights_sha256=info.weights_sha256,

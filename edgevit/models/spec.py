@@ -62,7 +62,7 @@ class ModelInfo:
     preprocessing: Preprocessing
     num_classes: int
     classes: str | None
-    weights: str  # "random", or the file or address they were read from
+    weights: str  # "random", "random (seed 0)", or the file or address they were read from
     weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
     weights_tensors: int = 0
     weights_sha256: str | None = None

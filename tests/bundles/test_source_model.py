@@ -152,6 +152,18 @@ def test_random_weights_are_drawn_again(tmp_path: Path) -> None:
     assert recreate_model(bundle).origin.weights == "random (seed 0)"
 
 
+def test_random_weights_of_a_module_in_memory_are_not_drawn_again(tmp_path: Path) -> None:
+    module = edgevit.create_model("shiftvit_cifar10", num_classes=7)
+    bundle = edgevit.export(module, fmt="ort", out=tmp_path / "out", verify=False, latency=False)
+    assert bundle.manifest.model.weights == "random (create_model)"
+    assert bundle.manifest.model.has_random_weights
+    with pytest.raises(UsageError, match=r"no seed draws again; save .* --weights FILE"):
+        recreate_model(bundle)
+    torch.save(module.state_dict(), tmp_path / "random.pt")
+    model = recreate_model(bundle, PytorchSource(weights=tmp_path / "random.pt"))
+    assert not model.origin.has_random_weights
+
+
 def test_a_weights_file_is_found_by_its_hash_or_named_again(
     made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
