@@ -114,7 +114,7 @@ def export_model(
         verify: compare the outputs with PyTorch's.
         latency: measure the latency.
 
-    Raises an EdgevitError whose `exit_status` tells the failed stage. No partial bundle remains.
+    Raises an EdgevitError; its `exit_status` identifies the failed stage. No partial bundle remains.
     """
     from collections.abc import Mapping
     from pathlib import Path

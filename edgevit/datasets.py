@@ -1,4 +1,4 @@
-"""Labelled image folders: class subfolders or a labels file.
+"""Labeled image folders: class subfolders or a labels file.
 
 A class is given by the name of a folder or by a label in the file. It may be an index of the logits, written as a
 number, a class name of the model, or an ImageNet synset such as n01440764 if the classes are those of ImageNet; they
@@ -57,7 +57,7 @@ class ImageDataset:
 
 
 def find_dataset(folder: Path, *, classes: Sequence[str] | None, class_count: int) -> ImageDataset:
-    """Return the labelled images of `folder` for a model with `class_count` logits named `classes`.
+    """Return the labeled images of `folder` for a model with `class_count` logits named `classes`.
 
     Raises UsageError if there are none, if a folder or a line names an unknown or ambiguous class, and if there are
     both class folders and a labels file.
@@ -212,7 +212,7 @@ def _from_file(file: Path, known: _Known) -> ImageDataset:
         paths=tuple(found),
         labels=labels,
         class_count=known.class_count,
-        description=f"{len(set(labels))} of {known.class_count} classes have images, labelled in {file.name}",
+        description=f"{len(set(labels))} of {known.class_count} classes have images, labeled in {file.name}",
     )
 
 

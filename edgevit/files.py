@@ -43,7 +43,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that no reader sees a part of it: into a temporary file beside it, which is then renamed.
+    """Write a file so that no reader sees a part of it: into a temporary file next to it, which is then renamed.
 
     A string is written as UTF-8. Raises OSError if the folder cannot be written or the disk is full; the temporary
     file is removed, and an older file at `path` stays.

@@ -172,9 +172,9 @@ def read_batch(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[n
 def read_readable(
     paths: Sequence[Path], preprocessing: Preprocessing, on_skip: OnSkip
 ) -> tuple[NDArray[np.float32], list[int]]:
-    """Return the images that can be read, (n, C, H, W), and their places in `paths`; tell `on_skip` of the others.
+    """Return the images that can be read, (n, C, H, W), and their indices in `paths`.
 
-    Without any, n is 0.
+    Each other image is passed to `on_skip`. n is 0 if no image can be read.
     """
     arrays = [_read_or_skip(path, preprocessing, on_skip) for path in paths]
     read = [array for array in arrays if array is not None]

@@ -54,7 +54,7 @@ POLICIES: tuple[PrecisionPolicy, ...] = (
     ),
     PrecisionPolicy(
         name="int8",
-        # The top-1 of int8 is judged as accuracy on labelled images, not as agreement on a few photos.
+        # The top-1 of int8 is judged as accuracy on labeled images, not as agreement on a few photos.
         tolerance=Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None),
         max_row_spread_std=1e-1,
         photos_only=True,

@@ -22,7 +22,7 @@ _MISSING = object()
 
 
 class InvalidError(ValueError):
-    """The content of a file is not what it must be; the message names the field."""
+    """Invalid content of a file; the message names the field."""
 
 
 def open_regular(path: Path) -> int:

@@ -1,7 +1,8 @@
 """Describe the machine a measurement was taken on.
 
-`Environment` holds what must agree before two measurements are compared; `MachineState` holds what changes while a
-machine works. A field is None or empty if the system does not report it. No package is imported for its version.
+`Environment` has the properties that must be equal for two measurements to be comparable; `MachineState` has those that
+change while the machine works. A field is None or empty if the system does not report it. Versions of packages are read
+from their metadata, without importing them.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ OnMeasure: TypeAlias = Callable[[MeasureProgress], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A callable to measure and what is known about it.
+    """A callable to measure, with details for the report.
 
     `infer` runs one inference on one batch and returns its outputs as NumPy arrays (one, a sequence or a mapping), so
     that they are computed when it returns. `details` go into the report: hash of the artifact, precision, whether the

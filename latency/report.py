@@ -199,8 +199,9 @@ class LatencyReport:
     def noise_reason(self) -> str:
         """Why the medians of this report may be biased; empty if other processes used little of the cores.
 
-        Turns cancel what slows all candidates alike. Other processes do not: an inference shorter than the scheduler's
-        time slice may escape them, a longer one does not, and threads that wait for each other wait for them too.
+        Measuring in turns cancels slowdowns that affect all candidates equally. Other processes do not: they interrupt
+        long inferences more often than those shorter than the scheduler's time slice, and a candidate with several
+        threads waits for each interrupted thread.
         """
         share = self.others_share or 0.0
         return f"other processes took {100 * share:.0f} % of the cores" if share > _BUSY_FRACTION else ""

@@ -287,7 +287,7 @@ class GpuState:
 
 
 def gpu_state() -> GpuState:
-    """Return what nvidia-smi reports now. On a Jetson it answers "[N/A]"; devfreq and thermal zones cover its GPU."""
+    """Return the GPUs' state from nvidia-smi. A Jetson's reports "[N/A]"; its GPU is in devfreq and thermal zones."""
     table = _nvidia_smi("temperature.gpu,clocks.sm,clocks_throttle_reasons.active")
     rows = {f"nvidia gpu {index}": row for index, row in enumerate(table)}
     limits = {

@@ -192,7 +192,7 @@ class OnnxRuntimeEngine(Engine):
 
 
 def _source(model: Path) -> str | bytes:
-    """Return what a session is created from, now and later, even if the current folder changes in between."""
+    """Return the model as an absolute path, which stays valid after a change of folder, or as bytes."""
     path = str(model.absolute())
     try:
         path.encode()

@@ -145,7 +145,7 @@ class OpenVinoEngine(Engine):
 
 
 def convert(ov: Any, model: Path, xml: Path) -> None:
-    """Convert an ONNX file to `xml` and the .bin file beside it, and check that both are complete.
+    """Convert an ONNX file to `xml` and the .bin file next to it, and check that both are complete.
 
     Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
     """

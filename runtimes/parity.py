@@ -153,8 +153,9 @@ def compare(
 ) -> ParityReport:
     """Run every reference at every batch size and compare each row with PyTorch's outputs.
 
-    `stage` names what runs in the report. Each batch above 1 is run a second time with copies of one image, whose rows
-    must agree with each other. Raises ParityError if an output has another shape than PyTorch's.
+    `stage` is the name, in the report, of the engine or graph that runs. Each batch above 1 is run a second time with
+    copies of one image, whose rows must agree with each other. Raises ParityError if an output has another shape
+    than PyTorch's.
     """
     results = []
     for reference in references:

@@ -1,4 +1,4 @@
-"""Labelled image folders: every image gets the class of its folder or line, or the error names the place."""
+"""Labeled image folders: every image gets the class of its folder or line, or the error names the place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image(path: Path) -> Path:
     return path
 
 
-def labelled(folder: Path, classes: tuple[str, ...] | None = PETS, count: int | None = None) -> dict[str, int]:
+def labeled(folder: Path, classes: tuple[str, ...] | None = PETS, count: int | None = None) -> dict[str, int]:
     """Return the class of each image by its path relative to `folder`."""
     found = find_dataset(folder, classes=classes, class_count=count or len(classes or ()))
     return {str(path.relative_to(folder)): label for path, label in zip(found.paths, found.labels, strict=True)}
@@ -57,27 +57,27 @@ def labels(folder: Path, text: str, *, file: str = "labels.txt", images: tuple[s
     ],
 )
 def test_a_folder_is_named_by_index_or_class_name(name: str, expected: int, tmp_path: Path) -> None:
-    assert labelled(folders(tmp_path, name)) == {f"{name}/a.png": expected}
+    assert labeled(folders(tmp_path, name)) == {f"{name}/a.png": expected}
 
 
 @pytest.mark.parametrize(("synset", "expected"), [("n01440764", 0), ("n02123045", 281), ("n15075141", 999)])
 def test_synsets_are_known_for_imagenet_classes_only(synset: str, expected: int, tmp_path: Path) -> None:
-    assert labelled(folders(tmp_path, synset), IMAGENET) == {f"{synset}/a.png": expected}
+    assert labeled(folders(tmp_path, synset), IMAGENET) == {f"{synset}/a.png": expected}
     with pytest.raises(UsageError, match=synset):
-        labelled(tmp_path, IMAGENET[::-1])
+        labeled(tmp_path, IMAGENET[::-1])
 
 
 def test_imagenet_has_two_cranes(tmp_path: Path) -> None:
     """The bird (134) and the machine (517) have the same name and different synsets."""
     with pytest.raises(UsageError, match="the classes 134 and 517"):
-        labelled(folders(tmp_path / "names", "crane"), IMAGENET)
-    assert set(labelled(folders(tmp_path / "synsets", "n02012849", "n03126707"), IMAGENET).values()) == {134, 517}
+        labeled(folders(tmp_path / "names", "crane"), IMAGENET)
+    assert set(labeled(folders(tmp_path / "synsets", "n02012849", "n03126707"), IMAGENET).values()) == {134, 517}
 
 
 def test_a_class_name_may_be_a_number(tmp_path: Path) -> None:
-    assert labelled(folders(tmp_path / "years", "1999"), ("1998", "1999")) == {"1999/a.png": 1}
+    assert labeled(folders(tmp_path / "years", "1999"), ("1998", "1999")) == {"1999/a.png": 1}
     with pytest.raises(UsageError, match="'1' may be the classes 0 and 1"):
-        labelled(folders(tmp_path / "digits", "1"), ("1", "0"))
+        labeled(folders(tmp_path / "digits", "1"), ("1", "0"))
 
 
 def test_images_of_every_suffix_and_depth_are_found(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_images_of_every_suffix_and_depth_are_found(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "cat" / "notes.md").write_text("no image")
-    assert labelled(tmp_path) == {"3/c.bmp": 3, "cat/a.JPEG": 0, "cat/deep/er/b.png": 0}
+    assert labeled(tmp_path) == {"3/c.bmp": 3, "cat/a.JPEG": 0, "cat/deep/er/b.png": 0}
 
 
 def test_folders_of_unknown_names_are_taken_in_sorted_order_with_a_note(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def wrong_folders(tmp_path: Path, case: str) -> Path:
 )
 def test_an_error_names_the_wrong_folder(case: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        labelled(wrong_folders(tmp_path, case))
+        labeled(wrong_folders(tmp_path, case))
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_an_error_names_the_wrong_folder(case: str, message: str, tmp_path: Path
     ],
 )
 def test_a_labels_file_gives_the_classes(file: str, text: str, tmp_path: Path) -> None:
-    assert labelled(labels(tmp_path, text, file=file)) == {"a.png": 0, "b.png": 2}
+    assert labeled(labels(tmp_path, text, file=file)) == {"a.png": 0, "b.png": 2}
 
 
 def test_paths_and_class_names_may_contain_spaces(tmp_path: Path) -> None:
     text = "val/my photo.png great white shark\nval/b.JPG.png 3\n"
     labels(tmp_path, text, images=("val/my photo.png", "val/b.JPG.png"))
-    assert labelled(tmp_path) == {"val/my photo.png": 1, "val/b.JPG.png": 3}
+    assert labeled(tmp_path) == {"val/my photo.png": 1, "val/b.JPG.png": 3}
 
 
 @pytest.mark.parametrize(
@@ -182,45 +182,45 @@ def test_paths_and_class_names_may_contain_spaces(tmp_path: Path) -> None:
 )
 def test_an_error_names_the_wrong_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        labelled(labels(tmp_path, text))
+        labeled(labels(tmp_path, text))
 
 
 def test_a_labels_file_that_is_not_utf8_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(UsageError, match="UTF-8"):
-        labelled(tmp_path)
+        labeled(tmp_path)
 
 
 def test_class_folders_and_a_labels_file_are_a_usage_error(tmp_path: Path) -> None:
     labels(tmp_path, "val/a.png 3", images=("val/a.png",))
-    assert labelled(tmp_path) == {"val/a.png": 3}  # `val` is not a class
+    assert labeled(tmp_path) == {"val/a.png": 3}  # `val` is not a class
     folders(tmp_path, "cat")
     with pytest.raises(UsageError, match=re.escape("both class folders (cat)") + r".*labels\.txt"):
-        labelled(tmp_path)
+        labeled(tmp_path)
 
 
 def test_two_labels_files_are_a_usage_error(tmp_path: Path) -> None:
     labels(labels(tmp_path, "a.png 0"), "a.png 1", file="val.txt")
     with pytest.raises(UsageError, match="two labels files"):
-        labelled(tmp_path)
+        labeled(tmp_path)
 
 
 def test_a_huge_number_is_not_a_class_and_is_not_repeated_whole(tmp_path: Path) -> None:
     """int() raises ValueError for so many digits."""
     with pytest.raises(UsageError, match=r"line 1: '9{60}\.\.\.' is not a class of this model"):
-        labelled(labels(tmp_path, f"a.png {'9' * 5000}"))
+        labeled(labels(tmp_path, f"a.png {'9' * 5000}"))
 
 
 def test_a_model_without_class_names_accepts_indices_only(tmp_path: Path) -> None:
-    assert labelled(folders(tmp_path, "2", "0"), None, 3) == {"0/a.png": 0, "2/a.png": 2}
+    assert labeled(folders(tmp_path, "2", "0"), None, 3) == {"0/a.png": 0, "2/a.png": 2}
     folders(tmp_path, "cat")
     with pytest.raises(UsageError, match="'cat' is not a class of this model; use an index from 0 to 2$"):
-        labelled(tmp_path, None, 3)
+        labeled(tmp_path, None, 3)
 
 
 def test_a_wrong_number_of_class_names_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="10 logits but 4 class names"):
-        labelled(folders(tmp_path, "cat"), PETS, 10)
+        labeled(folders(tmp_path, "cat"), PETS, 10)
 
 
 def many(counts: dict[int, int]) -> ImageDataset:

@@ -1,7 +1,7 @@
 """Open, check and read a bundle: one folder that a device can verify, run and measure without PyTorch.
 
     <model>-<precision>-<fmt>/
-        manifest.json    what the bundle holds, how it was made, and what was measured
+        manifest.json    contents of the bundle, origin of the model, and measurements
         model.onnx       the graph that the engine is built from
         ...              the engine's own files
         reference.npz    reference inputs and PyTorch's outputs for them

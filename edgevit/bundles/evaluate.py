@@ -1,4 +1,4 @@
-"""Measure top-1 and top-5 accuracy of bundles and of PyTorch on a labelled dataset."""
+"""Measure top-1 and top-5 accuracy of bundles and of PyTorch on a labeled dataset."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def evaluate_bundles(
     strict: bool = False,
     on_progress: OnImages | None = None,
 ) -> AccuracyReport:
-    """Measure top-1 and top-5 of bundles, and of `models` in PyTorch, on the labelled images in `data`.
+    """Measure top-1 and top-5 of bundles, and of `models` in PyTorch, on the labeled images in `data`.
 
     The reference that the others are compared with is PyTorch if it takes part, as one of the `models` or by
     `against=["torch"]`, and the first bundle otherwise. `source` names the PyTorch model of the first bundle.

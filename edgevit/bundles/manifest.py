@@ -56,9 +56,9 @@ _SHA256 = text(most=64)
 class ModelRecord:
     """The model that was exported.
 
-    `source` is a registered name or the user's `file.py:factory`; None for a module that was in memory. `weights` says
-    where the weights came from: a file, an address, "included ..." or "random ...". Neither has a folder in it, which
-    is nobody's business who receives the bundle.
+    `source` is a registered name or the user's `file.py:factory`; None for a module that was in memory. `weights` is
+    the origin of the weights: a file, an address, "included ..." or "random ...". Both omit folders, because a bundle
+    is passed on to others.
     """
 
     name: str
@@ -198,7 +198,7 @@ class ExporterRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRecord:
-    """What the engine was built for, and how that went."""
+    """The options of an engine's build, its duration and its notes."""
 
     batch: int
     dynamic_batch: BatchRange | None = None

@@ -37,9 +37,9 @@ def classify(
     threads: int | None = None,
     on_skip: OnSkip | None = None,
 ) -> tuple[Prediction, ...]:
-    """Return the `top` classes of each image, preprocessed as the bundle's manifest says.
+    """Return the `top` classes of each image, preprocessed by the bundle's manifest.
 
-    A folder in `images` stands for all images below it. Images that cannot be read are left out and reported to
+    A folder in `images` means all images below it. Images that cannot be read are left out and reported to
     `on_skip`. Raises ImageError if there is no `on_skip` for them, or if none can be read.
     """
     if top < 1:

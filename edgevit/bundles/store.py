@@ -152,13 +152,13 @@ def _put(folder: Path, target: Path) -> None:
 
 
 def _require_bundle(older: Path) -> None:
-    """Raise OSError if what was moved away is not a bundle: it appeared there after `require_replaceable`."""
+    """Raise FileExistsError if the folder that was moved away is not a bundle: it was created after the first check."""
     if not _is_bundle(older):
         raise FileExistsError(None, "it exists and is not a bundle")
 
 
 def _undo(folder: Path, target: Path, published: int) -> None:
-    """Undo what `_put` did before it was interrupted; a bundle that another process published since stays."""
+    """Undo an interrupted `_put`. A bundle that another process has published in the meantime stays."""
     with contextlib.suppress(OSError):
         if target.exists() and target.stat().st_ino == published:
             if folder.exists():

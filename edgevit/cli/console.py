@@ -34,7 +34,7 @@ _UNENCODABLE = "edgevit.unencodable"
 
 
 class Console:
-    """Where a command writes.
+    """The output of a command: results on stdout, progress and errors on stderr, JSON on request.
 
     `json_path` is the argument of --json: a file, or "-" for stdout. `quiet` (-q) leaves out progress and everything
     but the result; `detailed` (-v) adds tables and columns.
@@ -81,7 +81,7 @@ class Console:
         if not self.json_path:
             return
         found = {key: value for result in results if result for key, value in result.items()}
-        with contextlib.suppress(UsageError):  # the JSON file itself may be what cannot be written
+        with contextlib.suppress(UsageError):  # the error may be that this file cannot be written
             write_json(self.json_path, {"error": message, "exit_status": exit_status, **found})
 
     @contextlib.contextmanager
@@ -146,7 +146,7 @@ def prepare_streams() -> None:
     codecs.register_error(_UNENCODABLE, _encode_anyway)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_UNENCODABLE)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # about images that it reads nevertheless
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of images that it reads correctly
 
 
 def close_stdout() -> None:

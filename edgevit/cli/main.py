@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit:
         raise
-    except BaseException as error:  # an extension module may raise any class, as pyo3's panics
+    except BaseException as error:  # not only Exception: panics of pyo3 modules are BaseExceptions
         stop.check()  # the error may be a consequence of the signal
         if isinstance(error, OSError):
             close_stdout()
@@ -81,7 +81,7 @@ def command_line() -> Parser:
 
 
 def _as_edgevit_error(error: BaseException) -> EdgevitError | None:
-    """Return the EdgevitError that an exception amounts to, or None if nobody foresaw it."""
+    """Return the EdgevitError that reports an exception to the user, or None for an unexpected exception."""
     if isinstance(error, EdgevitError):
         return error
     if isinstance(error, OSError):

@@ -1,5 +1,6 @@
-"""The channel shuffle module: "Plug n' Play: Channel Shuffle Module for Enhancing Tiny Vision Transformers" (Xu et al.,
-2023, arXiv 2310.05642).
+"""The channel shuffle module.
+
+"Plug n' Play: Channel Shuffle Module for Enhancing Tiny Vision Transformers" (Xu et al., 2023, arXiv 2310.05642).
 
 Tokens have twice as many channels as in the plain network. Each layer keeps its original width: it processes the first
 half of the channels (the attended ones), and the second half stays idle. After each layer the two halves are

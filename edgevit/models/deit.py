@@ -1,5 +1,7 @@
-"""DeiT: "Training data-efficient image transformers & distillation through attention" (Touvron et al., ICML 2021,
-arXiv 2012.12877), plain and with channel shuffle (arXiv 2310.05642).
+"""DeiT, plain and with channel shuffle.
+
+"Training data-efficient image transformers & distillation through attention" (Touvron et al., ICML 2021, arXiv
+2012.12877). Channel shuffle: arXiv 2310.05642.
 
 A vision transformer: square patches and a class token pass through layers of constant width. The network with channel
 shuffle follows its authors' code, including the epsilon of the last norm: 1e-5, while all other norms have 1e-6.

@@ -1,4 +1,4 @@
-"""Look up and create models by name. A new architecture is one file beside this one and one line in ARCHITECTURES."""
+"""Look up and create models by name. A new architecture is one file next to this one and one line in ARCHITECTURES."""
 
 from __future__ import annotations
 

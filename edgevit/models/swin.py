@@ -1,5 +1,7 @@
-"""Swin: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (Liu et al., ICCV 2021, arXiv
-2103.14030), plain and with channel shuffle (arXiv 2310.05642).
+"""Swin, plain and with channel shuffle.
+
+"Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (Liu et al., ICCV 2021, arXiv 2103.14030).
+Channel shuffle: arXiv 2310.05642.
 
 Four stages of attention within windows of maps (N, H, W, C); every second layer shifts the windows by half their side.
 With channel shuffle, patch merging also processes the two halves of the channels separately.

@@ -1,5 +1,7 @@
-"""T2T-ViT: "Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet" (Yuan et al., ICCV 2021,
-arXiv 2101.11986), plain and with channel shuffle (arXiv 2310.05642).
+"""T2T-ViT, plain and with channel shuffle.
+
+"Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet" (Yuan et al., ICCV 2021, arXiv 2101.11986).
+Channel shuffle: arXiv 2310.05642.
 
 A vision transformer that creates its tokens from overlapping windows in three steps, with linear attention between the
 steps. The authors train this attention with a dropout of 0.1, which is left out here. With channel shuffle, only the

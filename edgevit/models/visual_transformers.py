@@ -1,4 +1,6 @@
-"""Visual Transformers: "Visual Transformers: Token-based Image Representation and Processing" (Wu et al., ICCV 2021 as
+"""Visual Transformers, ResNets with transformers in the last stage.
+
+"Visual Transformers: Token-based Image Representation and Processing" (Wu et al., ICCV 2021 as
 "Visual Transformers: Where Do Transformers Really Belong in Vision Models?", arXiv 2006.03677).
 
 A ResNet whose last stage is replaced by transformers over 16 tokens: a tokenizer pools pixels into tokens, a

@@ -1,5 +1,6 @@
-"""ViTAE: "Vision Transformer Advanced by Exploring Intrinsic Inductive Bias" (Xu et al., NeurIPS 2021,
-arXiv 2106.03348).
+"""ViTAE, transformers with reduction cells and normal cells.
+
+"ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias" (Xu et al., NeurIPS 2021, arXiv 2106.03348).
 
 Reduction cells create tokens with dilated convolutions and linear attention; normal cells are transformer blocks. Both
 have a branch of convolutions parallel to the attention. If the paper and the code disagree, this implementation follows

@@ -1,5 +1,7 @@
-"""ViTAEv2: "Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond" (Zhang et al.,
-IJCV 2023, arXiv 2202.10108).
+"""ViTAEv2, ViTAE's cells in four stages.
+
+"ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond" (Zhang et al., IJCV
+2023, arXiv 2202.10108).
 
 Four stages of ViTAE's cells, each with a reduction cell and normal cells. The attention of the first two stages works
 in windows of 7x7 tokens. The windows are never shifted: the parallel convolutions pass information between windows. If

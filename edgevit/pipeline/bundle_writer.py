@@ -138,7 +138,7 @@ def _model_record(model: LoadedModel) -> ModelRecord:
 
 
 def _without_folder(text: str) -> str:
-    """Cut the folder off a path: a bundle is passed on, and folders tell about the machine and its user."""
+    """Remove the folder from a path: a bundle is passed on, and folders can reveal its author's name."""
     return text if "://" in text else text.rpartition("/")[2]
 
 

@@ -33,24 +33,24 @@ class PrecisionComparison:
     precision: Precision
     measured_on: str  # ENGINE, or GRAPH if no engine runs here
     parity: tuple[OutputParity, ...]  # with PyTorch
-    fp32_evaluation: Evaluation | None  # on the labelled images
+    fp32_evaluation: Evaluation | None  # on the labeled images
     evaluation: Evaluation | None
     time_ratio: Ratio | None  # time / fp32's time, interleaved; None: not measured
     size_bytes: int | None
     fp32_size_bytes: int | None
     instructions: str = ""  # that int8 ran on, such as "avx2"; empty for other precisions
-    allowed_drop: float | None = None  # of top-1, as a fraction of the labelled images; None: no bound
+    allowed_drop: float | None = None  # of top-1, as a fraction of the labeled images; None: no bound
 
     @property
     def drop(self) -> Drop | None:
-        """Top-1 lost on the labelled images, in points."""
+        """Top-1 lost on the labeled images, in points."""
         if self.fp32_evaluation is None or self.evaluation is None:
             return None
         return drop_points(self.fp32_evaluation, self.evaluation)
 
     @property
     def agreement(self) -> float | None:
-        """Fraction of labelled images with fp32's top-1; without them, of parity rows with PyTorch's top-1."""
+        """Fraction of labeled images with fp32's top-1; without them, of parity rows with PyTorch's top-1."""
         if self.fp32_evaluation is not None and self.evaluation is not None:
             return agreement(self.fp32_evaluation, self.evaluation)
         rows = [same for result in self.parity for same in result.same_top1]
@@ -102,7 +102,7 @@ class PrecisionComparison:
 
     @property
     def _fp32_may_be_guessing(self) -> bool:
-        """Whether fp32 may be right no more often than a guess; then there is no accuracy to lose."""
+        """Whether fp32's top-1 may be no better than chance; then a lower precision has no accuracy to lose."""
         fp32 = self.fp32_evaluation
         return fp32 is not None and fp32.top1_interval.low <= 1 / fp32.class_count
 
@@ -180,7 +180,7 @@ def compare_with_fp32(
     latencies: Mapping[str, LatencyReport],
     allowed_drop: float | None,
 ) -> PrecisionComparison:
-    """Compare a bundle with its fp32 baseline. `evaluations` are fp32's and the bundle's on the labelled images."""
+    """Compare a bundle with its fp32 baseline. `evaluations` are fp32's and the bundle's on the labeled images."""
     pair = [latencies[name] for name in (fp32_baseline.candidate_name(bundle.fmt), bundle.fmt) if name in latencies]
     last_stage = bundle.parity.results[-1].stage if bundle.parity.results else ""
     artifact, precision = bundle.built.artifact, bundle.options.precision
@@ -203,7 +203,7 @@ def compare_with_fp32(
 def evaluate_precision(
     bundle: BuiltBundle, baseline: Fp32Baseline, dataset: EvalDataset, timer: StageTimer
 ) -> tuple[Evaluation, Evaluation]:
-    """Evaluate the fp32 baseline and the bundle on labelled images: the engines, or the graphs if none runs here."""
+    """Evaluate the fp32 baseline and the bundle on labeled images: the engines, or the graphs if none runs here."""
     fmt, engine, threads = bundle.fmt, bundle.deployable_engine, bundle.options.threads
     fp32_engine = baseline.built.engine if baseline.built is not None else None
     candidates = {

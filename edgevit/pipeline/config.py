@@ -1,4 +1,4 @@
-"""ExportConfig: what to export and how; invalid combinations are rejected."""
+"""ExportConfig: the options of an export; invalid combinations are rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.types import Array
 
 DEFAULT_LATENCY_TIME_S = 120.0
-DEFAULT_MAX_DROP = 0.01  # of top-1, if it is measured on labelled images
+DEFAULT_MAX_DROP = 0.01  # of top-1, if it is measured on labeled images
 
 # A folder of photos, or the inputs themselves by name, each (rows, ...).
 Calibration: TypeAlias = Path | Mapping[str, Array]
@@ -28,7 +28,7 @@ Calibration: TypeAlias = Path | Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """What to export and how. Raises UsageError for options that contradict each other."""
+    """The options of an export. Raises UsageError for options that contradict each other."""
 
     formats: tuple[str, ...]
     options: BuildOptions = field(default_factory=BuildOptions)
@@ -36,7 +36,7 @@ class ExportConfig:
     opset: int | None = None
     images: Path | None = None  # photos for parity; None: those that come with edgevit
     calib: Calibration | None = None
-    eval: Path | None = None  # labelled images that a lower precision is evaluated on
+    eval: Path | None = None  # labeled images that a lower precision is evaluated on
     int8_range: Int8Range = "safe"  # of int8 weights; x86 processors without VNNI compute "full" wrongly
     max_drop: float | None = None  # of top-1, as a fraction; None: DEFAULT_MAX_DROP with `eval`, else no bound
     trt_version: str | None = None  # of the device; None: see `target_version`
@@ -97,7 +97,7 @@ class ExportConfig:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop is a fraction from 0 to below 1, such as 1%; got {self.max_drop}")
         if self.max_drop is not None and self.options.precision == "fp16" and self.eval is None:
-            raise UsageError("--max-drop with fp16 needs labelled images; add --eval DIR")
+            raise UsageError("--max-drop with fp16 needs labeled images; add --eval DIR")
 
     @property
     def targets(self) -> tuple[Format, ...]:

@@ -98,10 +98,10 @@ class BuiltBundle:
 
     @property
     def deployable_engine(self) -> Engine | None:
-        """The engine, if it runs here and is one to deploy.
+        """The engine, if it runs on this machine and its format is meant for deployment.
 
-        An ONNX file for no particular runtime is not: ONNX Runtime executes it node by node as a reference, so it has
-        no arithmetic and no speed of its own.
+        The `onnx` format is not: ONNX Runtime executes its file node by node as a reference, so its precision and
+        speed are not those of a deployed engine.
         """
         return self.built.engine if self.runtime.format.deployable else None
 

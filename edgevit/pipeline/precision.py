@@ -27,7 +27,7 @@ from edgevit.types import Array, Feeds, Precision, Run
 
 MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magnitude
 SENSITIVITY_ROWS = 4  # reference rows that the sensitivity of layers is measured on
-MAX_SELECTION_IMAGES = 512  # labelled images while layers are chosen; the engine is evaluated on all of them
+MAX_SELECTION_IMAGES = 512  # labeled images while layers are chosen; the engine is evaluated on all of them
 MARGIN = 0.8  # fraction of the allowed loss that a graph may use: the engine rounds slightly differently
 _FP16_SCALES_OPSET = 19  # the first opset whose QuantizeLinear takes fp16 scales
 
@@ -60,7 +60,7 @@ class PrecisionConverter:
         """Return a function that compares a quantized graph with `graph`, and returns why it is rejected, or "".
 
         It checks the parity tolerance on the reference photos and, if `max_drop` is set, the loss of top-1: on
-        labelled images, or else as the fraction of `feeds` that change class.
+        labeled images, or else as the fraction of `feeds` that change class.
         """
         bound, dataset = self.max_drop, self.references.eval_dataset
         dataset = dataset.subset(MAX_SELECTION_IMAGES) if dataset is not None else None
@@ -149,7 +149,7 @@ def tolerance(bound: float, images: int) -> float:
 def _drop_measurement(reference: Run, feeds: Sequence[Feeds], dataset: EvalDataset | None) -> Callable[[Run], float]:
     """Return a function that measures the top-1 drop against `reference`, as a fraction.
 
-    Without labelled images it measures the fraction of `feeds` that change class.
+    Without labeled images it measures the fraction of `feeds` that change class.
     """
     if dataset is None:
         return _class_change_measurement(reference, feeds)

@@ -1,4 +1,4 @@
-"""ReferenceData: reference outputs, calibration inputs and the labelled set of one export."""
+"""ReferenceData: reference outputs, calibration inputs and the labeled set of one export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgevit.types import Array, Reference, Run, TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalDataset:
-    """Labelled images and how a model reads them."""
+    """Labeled images and how a model reads them."""
 
     images: ImageDataset
     preprocessing: Preprocessing
@@ -55,7 +55,7 @@ class ReferenceData:
 
 
 def find_eval_dataset(model: LoadedModel, folder: Path, outputs: Sequence[TensorSpec], *, batch: int) -> EvalDataset:
-    """Return the labelled images in `folder` for `model`. Raises UsageError if it is no image classifier."""
+    """Return the labeled images in `folder` for `model`. Raises UsageError if it is no image classifier."""
     output = outputs[0]
     classes = output.shape[1] if len(output.shape) == 2 else None
     if model.preprocessing is None or not isinstance(classes, int) or classes < 2:

@@ -134,7 +134,7 @@ def _capture(model: LoadedModel, timer: StageTimer, *, dynamic_batch: bool) -> O
 def _compute_references(
     model: LoadedModel, config: ExportConfig, captured: OnnxGraph, timer: StageTimer
 ) -> ReferenceData:
-    """Collect reference outputs, calibration inputs and labelled images; a wrong --eval folder fails first."""
+    """Collect reference outputs, calibration inputs and labeled images; a wrong --eval folder fails first."""
     dataset = None
     if config.eval is not None:
         dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch)

@@ -223,7 +223,7 @@ def _is_uniform_over_tokens(k: Part) -> bool:
 
 
 def _shift(v: Part, product: ir.Node, output: Output) -> Array | None:
-    """Return the vector (channels,) that the bias of v adds to the output layer's input; None if it is no vector."""
+    """Return the vector (channels,) that v's bias adds to the output layer's input; None if it is not a vector."""
     try:
         operand = _follow(_at_all_tokens(v), v.path)  # (..., tokens, channels)
         if not np.all(operand == operand[..., :1, :]):
@@ -253,7 +253,7 @@ def _add_to_heads(q: Part, transpose: ir.Node, graph: ir.Graph) -> None:
 
 
 def _add_to_layer(output: Output, shift: Array, graph: ir.Graph) -> None:
-    """Add to the output layer's bias what a shift of its input adds to its output."""
+    """Add a constant shift of the output layer's input to the layer's bias."""
     weights = np.asarray(constant(output.matmul.inputs[1]))  # (channels, outputs)
     for index, value in enumerate(output.add.inputs):
         bias = constant(value)

@@ -66,9 +66,9 @@ def _round_to_fp16(node: ir.Node, value: ir.Value) -> None:
 
 
 def emulate_saturation(graph: OnnxGraph) -> OnnxGraph:
-    """Return a QDQ graph that computes what an x86 processor without VNNI computes.
+    """Return a QDQ graph with the results of an x86 processor without VNNI.
 
-    It adds the products of uint8 activations and int8 weights in pairs in 16-bit integers that saturate
+    Such a processor adds the products of uint8 activations and int8 weights in pairs in 16-bit integers that saturate
     (`vpmaddubsw`), and the sums of pairs in 32 bits. Pairs are neighbors along the reduction axis: for a convolution
     the channels of one kernel tap, then those of the next. ONNX Runtime on an AMD EPYC with AVX2 computes the same.
 

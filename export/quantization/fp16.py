@@ -1,8 +1,8 @@
 """Convert a graph to mixed fp16/fp32: each operator has one precision, with Casts between them.
 
-TensorRT 11 and TensorRT-RTX have no precision flag: they run in fp16 what the graph types as fp16. TensorRT 10 does the
-same with STRONGLY_TYPED. So each node is decided here, from the range of its tensors on calibration inputs and from
-its role (`fp16_rules`). These stay in fp32:
+TensorRT 11 and TensorRT-RTX have no precision flag: each operator runs in the type that it has in the graph.
+TensorRT 10 does the same with STRONGLY_TYPED. So the precision of each node is chosen here, from the range of its
+tensors on calibration inputs and from its role (`fp16_rules`). These stay in fp32:
 
 * nodes with tensors near fp16's largest number, 65504, or entirely below its smallest normal number, 6.1e-5, and
   readers of constants that fp16 cannot hold, such as an epsilon of 1e-8;
@@ -89,7 +89,7 @@ class PrecisionPlan:
         return None
 
     def notes(self) -> list[str]:
-        """Return what the export report says about the conversion: nothing for fp16."""
+        """Return the notes for the export report: none for fp16."""
         return []
 
     def to_json(self) -> dict[str, Any]:

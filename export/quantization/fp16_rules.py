@@ -229,7 +229,7 @@ def _used_only_by(context: Fp16Context, members: AbstractSet[ir.Node]) -> set[ir
 
 
 def _moving_between(context: Fp16Context, kept: Iterable[ir.Node]) -> set[ir.Node]:
-    """Return data movement between fp32 nodes: rounding there would undo what was kept."""
+    """Return the data movement between fp32 nodes: rounded to fp16, their values would lose the kept precision."""
     fp32 = set(kept)
     moving = [node for node in context.order if node.op_type in DATA_MOVEMENT and node not in fp32 and computes(node)]
     interface = context.io == "fp32"

@@ -54,7 +54,7 @@ class QuantizationPlan:
         return tuple(node for node in self.kept if node.reason.startswith(_COSTS_ACCURACY))
 
     def notes(self) -> list[str]:
-        """Return what the export report says about the conversion."""
+        """Return the notes for the export report: a summary, and the layers that stay in float."""
         return [self.summary, *(f"{node.name} stays in float: {node.reason}" for node in self.reverted)]
 
     def to_json(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class CapturedGraph:
 
 
 def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
-    """Record what `work` enqueues on the device's stream, without running it; return None if CUDA cannot record it."""
+    """Record the operations that `work` enqueues on the stream, without running them; None if CUDA cannot."""
     graph = _Handle()
     try:
         _call(device, "cuStreamBeginCapture_v2", device.stream, _THREAD_LOCAL)

@@ -90,7 +90,7 @@ class TensorRtEngine(Engine):
         if not self._tried_capture:  # after its first run TensorRT is set up for the shape, and can be recorded
             self._tried_capture = True
             self._graph = cuda_graph.capture(self._device, self._enqueue)
-            process_logger(self._trt).take()  # a failed capture is no error, and not the cause of the next one
+            process_logger(self._trt).take()  # drop its messages: a failed capture is not an error
 
     def _enqueue(self) -> None:
         for spec in self.inputs:

@@ -20,7 +20,7 @@ MEMORY_TOLERANCE = 0.1  # firmware reserves varying amounts on devices of one mo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecord:
-    """The machine an engine was built on; it runs on no other. Stored in engine.json beside the engine.
+    """The machine an engine was built on; it runs on no other. Stored in engine.json next to the engine.
 
     The engine file itself has no header of ours, so that TensorRT's own tools can read it.
     """

@@ -54,7 +54,7 @@ class TensorRt(Runtime):
             raise UsageError("TensorRT builds for the GPU of this machine; remove --sm")
         self.load()  # reports a missing package before a process is started
         start = time.perf_counter()
-        # A folder beside the engine, so that the engine is renamed and not copied.
+        # A folder next to the engine, so that the engine is renamed and not copied.
         with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
             built = build_in_subprocess(model, Path(place), options, on_phase=self._on_phase)
             build_s = time.perf_counter() - start

@@ -34,7 +34,7 @@ POWER_MODE_STATUS = Path("/var/lib/nvpmodel/status")  # of a Jetson, such as "pm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """An engine written by the subprocess, and what it reported about it."""
+    """An engine that the subprocess wrote, with its record and precision."""
 
     path: Path
     record: EngineRecord

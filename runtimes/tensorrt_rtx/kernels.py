@@ -64,7 +64,7 @@ class KernelTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A line of the kernel list. The kernel's name and its ONNX nodes tell what it does."""
+    """A line of the kernel list. The operation follows from the name and the ONNX nodes."""
 
     name: str
     kind: str

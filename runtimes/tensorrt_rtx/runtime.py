@@ -89,7 +89,7 @@ class TensorRtRtxEngine(TensorRtEngine):
 
 
 def built_precision(artifact: Path) -> ExecutedPrecision:
-    """Return an engine's precision from the kernel list beside it, without a GPU. Unknown if the list is missing."""
+    """Return an engine's precision from the kernel list next to it, without a GPU; unknown without a list."""
     try:
         plan = json.loads(artifact.with_name(KERNELS_FILE).read_text("utf-8"))
         return ExecutedPrecision(dict(plan["precisions"]))

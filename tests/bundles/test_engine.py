@@ -29,25 +29,25 @@ def change_precision(bundle: Bundle, **fields: Any) -> None:
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
+def labeled(tmp_path: Path) -> Path:
     (tmp_path / "data" / "cat").mkdir(parents=True)
     shutil.copy(PHOTO, tmp_path / "data" / "cat")
     return tmp_path / "data"
 
 
-def arguments(command: str, bundle: Bundle, labelled: Path) -> list[str]:
-    more = {"run": [str(PHOTO)], "eval": ["--data", str(labelled)], "latency": ["--duration", "0.2"]}
+def arguments(command: str, bundle: Bundle, labeled: Path) -> list[str]:
+    more = {"run": [str(PHOTO)], "eval": ["--data", str(labeled)], "latency": ["--duration", "0.2"]}
     return [command, str(bundle.path), *more.get(command, []), "--threads", "1"]
 
 
 @pytest.mark.parametrize("command", ["verify", "run", "latency", "eval"])
 def test_a_manifest_with_another_executed_precision_is_status_9(
-    command: str, own_bundle: Bundle, labelled: Path, capsys: pytest.CaptureFixture[str]
+    command: str, own_bundle: Bundle, labeled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(command, own_bundle, labelled)) == 0
+    assert main(arguments(command, own_bundle, labeled)) == 0
     capsys.readouterr()
     change_precision(own_bundle, asked="fp16")
-    assert main(arguments(command, own_bundle, labelled)) == 9
+    assert main(arguments(command, own_bundle, labeled)) == 9
     assert "requested fp16" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(PrecisionError):
         edgevit.load(own_bundle)
@@ -60,12 +60,12 @@ def test_an_engine_with_another_precision_than_its_manifest_is_status_9(
     fmt: str,
     made: Callable[[str], Bundle],
     tmp_path: Path,
-    labelled: Path,
+    labeled: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     own = Bundle.open(shutil.copytree(made(fmt).path, tmp_path / "own"))
     change_precision(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
-    assert main(arguments(command, own, labelled)) == 9
+    assert main(arguments(command, own, labeled)) == 9
     assert "requested int8" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(PrecisionError, match="requested int8"):
         edgevit.load(own)

@@ -38,7 +38,7 @@ def mine(bundle: Bundle, factory: str = "build") -> str:
     return f"{bundle.path.parent / 'mine.py'}:{factory}"
 
 
-def labelled(folder: Path) -> Path:
+def labeled(folder: Path) -> Path:
     (folder / "data" / "3").mkdir(parents=True)
     shutil.copy(PHOTO, folder / "data" / "3")
     return folder / "data"
@@ -48,7 +48,7 @@ def commands(bundle: Bundle, folder: Path) -> list[list[str | Path]]:
     """The three commands that need the PyTorch model of a bundle."""
     return [
         ["verify", bundle.path, "--images", PHOTO.parent],
-        ["eval", bundle.path, "--against", "torch", "--data", labelled(folder)],
+        ["eval", bundle.path, "--against", "torch", "--data", labeled(folder)],
         ["latency", bundle.path, "--against", "torch", "--duration", "0.1"],
     ]
 
@@ -123,7 +123,7 @@ def test_a_model_that_nothing_is_compared_with_is_a_wrong_request(
     arguments: Sequence[str], user_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, *options = arguments
-    more = ["--data", str(labelled(tmp_path))] if name == "eval" else []
+    more = ["--data", str(labeled(tmp_path))] if name == "eval" else []
     assert status(name, user_bundle.path, *options, *more) == 2
     assert " require" in capsys.readouterr().err
 

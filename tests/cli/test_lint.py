@@ -1,4 +1,4 @@
-"""`edgevit lint` and `edgevit plan`: damaged files are rejected, weights beside the model are read."""
+"""`edgevit lint` and `edgevit plan`: damaged files are rejected, weights next to the model are read."""
 
 from __future__ import annotations
 

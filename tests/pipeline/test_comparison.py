@@ -45,7 +45,7 @@ def parity(got_scale: float = 1.05, *, rows: int = 4) -> tuple[OutputParity, ...
 def comparison(
     time: Ratio | None = FASTER, drop: int | None = 4, *, size_bytes: int | None = 10, precision: str = "int8"
 ) -> PrecisionComparison:
-    """A comparison with `drop` more wrong images than fp32; None: without labelled images."""
+    """A comparison with `drop` more wrong images than fp32; None: without labeled images."""
     return PrecisionComparison(
         fmt="ort",
         precision=precision,  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_an_unknown_size_is_left_out(size: int | None) -> None:
     assert result.size_reduction is None
 
 
-def test_agreement_is_on_the_labelled_images() -> None:
+def test_agreement_is_on_the_labeled_images() -> None:
     """Two engines with the same accuracy need not agree."""
     result = replace(comparison(), fp32_evaluation=evaluation(100), evaluation=evaluation(100, first=500))
     assert result.agreement == 0.8

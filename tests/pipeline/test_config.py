@@ -27,7 +27,7 @@ from tests.helpers.cli import status
         (["--int8", "--calib", "DIR", "--max-drop", "-1%"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "nan"], "--max-drop"),
         (["--int8", "--calib", "DIR", "--max-drop", "much"], "not a percentage"),
-        (["--fp16", "--max-drop", "0%"], "needs labelled images; add --eval DIR"),
+        (["--fp16", "--max-drop", "0%"], "needs labeled images; add --eval DIR"),
         (["--int8", "--fp16", "--calib", "DIR"], "fp16 and int8 were both requested; choose one precision"),
         (["--int8-range", "full"], "--int8-range requires --precision int8"),
         (["--int8", "--calib", "DIR", "--int8-range", "9"], "--int8-range"),

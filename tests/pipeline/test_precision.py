@@ -35,7 +35,7 @@ from tests.helpers.int8 import (
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 
 
-def labelled(small: Path, factory: str, views: Path, folder: Path) -> Path:
+def labeled(small: Path, factory: str, views: Path, folder: Path) -> Path:
     """Sort the photos into folders by the class that the model predicts in fp32."""
     subject = from_name(f"{small}:{factory}", img_size=32)
     assert subject.preprocessing is not None
@@ -52,7 +52,7 @@ def labelled(small: Path, factory: str, views: Path, folder: Path) -> Path:
 
 
 def test_max_drop_of_zero_holds(small: Path, views: Path, tmp_path: Path) -> None:
-    data = labelled(small, "outlier", views, tmp_path / "data")
+    data = labeled(small, "outlier", views, tmp_path / "data")
     assert export(small, "outlier", tmp_path / "out", "--calib", views, "--eval", data, "--max-drop", "0%") == 0
     found = manifest(tmp_path / "out", "small_outlier-int8-ort")
     assert "wide/Conv" in costly(found)
@@ -70,7 +70,7 @@ def test_an_unreachable_max_drop_is_status_9(
     small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cosine is close to 1 but classes change: the parity tolerance alone would accept it."""
-    data, out = labelled(small, "ties", save_crops(tmp_path / "many", 20), tmp_path / "data"), tmp_path / "out"
+    data, out = labeled(small, "ties", save_crops(tmp_path / "many", 20), tmp_path / "data"), tmp_path / "out"
     assert export(small, "ties", out, "--calib", views, "--eval", data, "--max-drop", "0%") == 9
     line = last_line(capsys)
     assert "int8 changes the outputs too much: top-1 drops" in line
@@ -188,7 +188,7 @@ def test_losing_accuracy_without_parity_is_status_6(
             return engine
 
     monkeypatch.setattr("edgevit.runtimes.onnxruntime.OnnxRuntime", WrongInInt8)
-    data, out = labelled(small, "plain", views, tmp_path / "data"), tmp_path / "out"
+    data, out = labeled(small, "plain", views, tmp_path / "data"), tmp_path / "out"
     assert export(small, "plain", out, "--calib", views, "--eval", data, "--no-verify", *options) == 6
     line = last_line(capsys)
     assert "ort in int8 (the engine) loses " in line
