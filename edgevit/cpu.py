@@ -43,11 +43,11 @@ def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | 
     return (architecture or platform.machine()).lower() in _X86 and not any(name in found for name in VNNI)
 
 
-def require_vnni(subject: str) -> None:
-    """Raise PrecisionError if this processor would compute `subject`, an int8 graph that needs VNNI, wrongly."""
+def require_vnni(name: str) -> None:
+    """Raise PrecisionError if this processor would wrongly compute `name`, an int8 graph that needs VNNI."""
     flags = cpu_flags()
     if saturates_int8(flags):
         raise PrecisionError(
-            f"{subject} has full-range int8 weights, whose products overflow on an x86 processor without VNNI (this "
+            f"{name} has full-range int8 weights, whose products overflow on an x86 processor without VNNI (this "
             f"one has {int8_instructions(flags)}); export it again without --int8-range full"
         )

@@ -22,7 +22,7 @@ from edgevit.types import Interval
 # differently (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with
 # shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
-_MAX_SHARE = 0.99  # of other processes; keeps the interval finite
+_MAX_FRACTION = 0.99  # of other processes; keeps the interval finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def _widened(ratio: Ratio, reason: str = "", *, slower: float = 1.0, faster: flo
 
 def _load_effect(report: LatencyReport) -> float:
     """Return the factor by which other processes may have slowed a run that no turn of another candidate cancels."""
-    return 1 / (1 - min(_MAX_SHARE, report.others_share or 0.0)) if report.noise_reason else 1.0
+    return 1 / (1 - min(_MAX_FRACTION, report.others_fraction or 0.0)) if report.noise_reason else 1.0
 
 
 def _throttle_reason(report: LatencyReport, baseline: LatencyReport) -> str:

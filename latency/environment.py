@@ -167,7 +167,7 @@ def throttled(before: MachineState, after: MachineState) -> bool | None:
     return counted or any(after.limits.values()) or any(before.limits.values())
 
 
-def others_share(before: MachineState, after: MachineState) -> float | None:
+def others_fraction(before: MachineState, after: MachineState) -> float | None:
     """Return the fraction of this process's cores that other processes used in between; None if unknown."""
     if None in (before.busy_cpu_s, before.idle_cpu_s, after.busy_cpu_s, after.idle_cpu_s):
         return None

@@ -14,7 +14,7 @@ from edgevit.errors import UsageError
 from edgevit.files import first_line
 from edgevit.latency import statistics
 from edgevit.latency.clock import Probe
-from edgevit.latency.environment import Environment, MachineState, others_share, throttled
+from edgevit.latency.environment import Environment, MachineState, others_fraction, throttled
 from edgevit.latency.statistics import Percentile
 from edgevit.types import Interval
 from edgevit.untrusted import shorten
@@ -191,9 +191,9 @@ class LatencyReport:
         return throttled(self.environment.state, self.after)
 
     @property
-    def others_share(self) -> float | None:
+    def others_fraction(self) -> float | None:
         """Fraction of the cores used by other processes; None if the system does not report it."""
-        return others_share(self.environment.state, self.after)
+        return others_fraction(self.environment.state, self.after)
 
     @property
     def noise_reason(self) -> str:
@@ -203,7 +203,7 @@ class LatencyReport:
         long inferences more often than those shorter than the scheduler's time slice, and a candidate with several
         threads waits for each interrupted thread.
         """
-        share = self.others_share or 0.0
+        share = self.others_fraction or 0.0
         return f"other processes took {100 * share:.0f} % of the cores" if share > _BUSY_FRACTION else ""
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_threads
 from edgevit.cli.tables import parity_parts, parity_phrase
@@ -13,7 +13,7 @@ from edgevit.cli.tables import parity_parts, parity_phrase
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit build`."""
-    parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
+    parser.add_argument("bundle", type=argument_types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument("--fmt", metavar="FMT", help="build for another runtime than the bundle's own")
     add_threads(parser)
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
 from edgevit.cli.tables import make_table, notes, short_names
@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data",
-        type=types.path,
+        type=argument_types.path,
         required=True,
         metavar="DIR",
         help="labeled images: one subfolder per class, or a labels.txt",
     )
     parser.add_argument(
         "--against",
-        type=types.names,
+        type=argument_types.names,
         default=(),
         metavar="NAMES",
         help="torch: compare with the PyTorch module that the bundle was exported from",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.latency import latency_parts
 from edgevit.cli.parser import Arguments, Command, add_threads
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fmt",
         required=True,
-        type=types.names,
+        type=argument_types.names,
         metavar="FMT[,FMT]",
         help=f"{', '.join(entry.name for entry in list_formats())}, or an alias",
     )
@@ -59,28 +59,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
     parser.add_argument(
-        "--img-size", type=types.image_size, metavar="N|HxW", help="height and width of the input: 224, or 224x320"
+        "--img-size",
+        type=argument_types.image_size,
+        metavar="N|HxW",
+        help="height and width of the input: 224, or 224x320",
     )
     parser.add_argument(
         "--input-shape",
-        type=types.input_shape,
+        type=argument_types.input_shape,
         action="append",
         metavar="NAME=N,C,H,W",
         help="shape of one input of your own model, batch included; repeat it for each input",
     )
     parser.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
     parser.add_argument(
-        "--dynamic-batch", type=types.batch_range, metavar="MIN:OPT:MAX", help="dynamic batch size, instead of --batch"
+        "--dynamic-batch",
+        type=argument_types.batch_range,
+        metavar="MIN:OPT:MAX",
+        help="dynamic batch size, instead of --batch",
     )
     parser.add_argument(
-        "--calib", type=types.path, metavar="DIR", help="calibration images for int8 and fp16; required for int8"
+        "--calib",
+        type=argument_types.path,
+        metavar="DIR",
+        help="calibration images for int8 and fp16; required for int8",
     )
     parser.add_argument(
-        "--eval", type=types.path, metavar="DIR", help="labeled images on which fp16 or int8 is compared with fp32"
+        "--eval",
+        type=argument_types.path,
+        metavar="DIR",
+        help="labeled images on which fp16 or int8 is compared with fp32",
     )
     parser.add_argument(
         "--max-drop",
-        type=types.percentage,
+        type=argument_types.percentage,
         metavar="P%",
         help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
     )
@@ -92,13 +104,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: the best one for the format)")
     parser.add_argument(
-        "--images", type=types.path, metavar="DIR", help="images for the parity check (default: two included photos)"
+        "--images",
+        type=argument_types.path,
+        metavar="DIR",
+        help="images for the parity check (default: two included photos)",
     )
     add_threads(parser)
     ahead_of_time = " and ".join(entry.name for entry in list_formats() if entry.ahead_of_time)
     parser.add_argument(
         "--sm",
-        type=types.compute_capabilities,
+        type=argument_types.compute_capabilities,
         metavar="N[,N]",
         help=f"compute capabilities for {ahead_of_time}, such as 86,89,120 (default: portable)",
     )
@@ -110,7 +125,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
     parser.add_argument(
-        "--out", type=types.path, default=Path(), metavar="DIR", help="folder for the bundles (default: current folder)"
+        "--out",
+        type=argument_types.path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for the bundles (default: current folder)",
     )
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"

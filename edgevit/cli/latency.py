@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, short_names, speed_phrase
@@ -24,7 +24,11 @@ _DEFAULT_MAX_SLOWDOWN = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit latency`."""
     parser.add_argument(
-        "bundle", type=types.path, nargs="+", metavar="BUNDLE", help="a bundle folder; the first is the reference"
+        "bundle",
+        type=argument_types.path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="a bundle folder; the first is the reference",
     )
     add_threads(parser)
     parser.add_argument(
@@ -32,18 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--against",
-        type=types.names,
+        type=argument_types.names,
         default=(),
         metavar="NAMES",
         help="also measure torch or other formats, comma-separated",
     )
     add_source(parser, needed_for="--against torch")
     parser.add_argument(
-        "--baseline", type=types.path, metavar="FILE", help="compare with an earlier result, written by --json"
+        "--baseline", type=argument_types.path, metavar="FILE", help="compare with an earlier result, written by --json"
     )
     parser.add_argument(
         "--max-slowdown",
-        type=types.percentage,
+        type=argument_types.percentage,
         metavar="P%",
         help="allowed slowdown against the baseline (default: 10%%)",
     )

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command
 from edgevit.export.lint.targets import LINTABLE
@@ -26,7 +26,7 @@ _STYLES = {"error": "bold red", "warning": "bold", "note": "dim"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit lint`."""
-    parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
+    parser.add_argument("file", type=argument_types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
     *most, last = (word for fmt in LINTABLE for word in _spellings(fmt))
     parser.add_argument("--target", required=True, metavar="TARGET", help=f"{', '.join(most)} or {last}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command
 from edgevit.cli.tables import make_table
@@ -33,7 +33,9 @@ _BYTES_MOVED = "MB moved (read and written)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit plan`."""
-    parser.add_argument("file", type=types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
+    parser.add_argument(
+        "file", type=argument_types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder"
+    )
     parser.add_argument(
         "--sm",
         type=int,
@@ -44,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=int, default=1, metavar="N", help="batch size to plan for if it is dynamic (default: 1)"
     )
-    parser.add_argument("--compare", type=types.path, metavar="OTHER", help="compare with another file or bundle")
+    parser.add_argument(
+        "--compare", type=argument_types.path, metavar="OTHER", help="compare with another file or bundle"
+    )
 
 
 def run(arguments: Arguments, console: Console) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_strict, add_threads
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit run`."""
-    parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
-    parser.add_argument("image", type=types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them")
+    parser.add_argument("bundle", type=argument_types.path, metavar="BUNDLE", help="a bundle folder")
+    parser.add_argument(
+        "image", type=argument_types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image (default: 5)")
     add_strict(parser)
     add_threads(parser)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edgevit.cli import parser as types
+from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.tables import parity_parts, parity_phrase
@@ -13,9 +13,9 @@ from edgevit.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit verify`."""
-    parser.add_argument("bundle", type=types.path, metavar="BUNDLE", help="a bundle folder")
+    parser.add_argument("bundle", type=argument_types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument(
-        "--images", type=types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
+        "--images", type=argument_types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
     )
     add_source(parser, needed_for="--images")
     add_threads(parser)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.latency.environment import Environment, MachineState, others_share, throttled
+from edgevit.latency.environment import Environment, MachineState, others_fraction, throttled
 from tests.helpers import samples
 
 JETSON = {
@@ -134,7 +134,7 @@ def test_a_machine_without_system_files_is_described_without_an_error(
     bare = Environment.capture(tmp_path)
     assert (bare.board, bare.governor, bare.boost, bare.cpu_limit, bare.power_mode) == (None,) * 5
     assert bare.gpus == () and bare.state.limits == {} and bare.state.load_average is None
-    assert throttled(bare.state, bare.state) is None and others_share(bare.state, bare.state) is None
+    assert throttled(bare.state, bare.state) is None and others_fraction(bare.state, bare.state) is None
     assert Environment.from_json(json.loads(json.dumps(bare.to_json()))) == bare
 
 
@@ -188,7 +188,7 @@ def test_the_share_of_others_is_busy_time_without_our_own(
 ) -> None:
     before = dataclasses.replace(samples.QUIET, own_cpu_s=0.0, busy_cpu_s=0.0, idle_cpu_s=0.0)
     after = dataclasses.replace(samples.QUIET, own_cpu_s=own, busy_cpu_s=busy, idle_cpu_s=idle)
-    assert others_share(before, after) == share
+    assert others_fraction(before, after) == share
 
 
 def test_only_the_cores_of_this_process_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def compare_once(work: Callable[[int], Infer], slowdown: float, *, duration_s: f
     reports = measure([Candidate(name=name, infer=work(count)) for name, count in zip("ab", steps, strict=True)], plan)
     ratio = side_by_side(reports)[1].ratio
     assert ratio is not None
-    return ratio, reports[1].others_share or 0.0
+    return ratio, reports[1].others_fraction or 0.0
 
 
 def main() -> None:
