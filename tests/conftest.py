@@ -34,7 +34,7 @@ def fmt(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     """Build the trained model's bundle in a format, for batches of 1 to 16; once per session. Read only."""
     bundles: dict[str, Bundle] = {}
     out = tmp_path_factory.mktemp("bundles")
@@ -48,9 +48,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
 
 
 @pytest.fixture
-def bundle(made: Callable[[str], Bundle], fmt: str) -> Bundle:
+def bundle(shared_bundle: Callable[[str], Bundle], fmt: str) -> Bundle:
     """The shared bundle of each format. Read only."""
-    return made(fmt)
+    return shared_bundle(fmt)
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ def test_a_device_needs_neither_torch_nor_onnx(bundles_on_a_device: str) -> None
 
 
 @pytest.fixture
-def bundles_on_a_device(made) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    paths = [str(made(fmt).path) for fmt in ON_CPU]
+def bundles_on_a_device(shared_bundle) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    paths = [str(shared_bundle(fmt).path) for fmt in ON_CPU]
     photo = str(ROOT / "edgevit" / "data" / "photos" / "chelsea.png")
     return f"""
 import sys

@@ -35,6 +35,6 @@ def test_own_model_is_exported(tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "tinynet-fp32-openvino").path.is_dir()
 
 
-def test_device_verifies_and_runs_a_bundle(made: Callable[[str], Bundle]) -> None:
+def test_device_verifies_and_runs_a_bundle(shared_bundle: Callable[[str], Bundle]) -> None:
     photo = str(ROOT / "edgevit" / "data" / "photos" / "chelsea.png")
-    assert output_of("device.py", str(made("ort").path), photo).splitlines()[0].split()[1] == "cat"
+    assert output_of("device.py", str(shared_bundle("ort").path), photo).splitlines()[0].split()[1] == "cat"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import metrics as accuracy
+from edgevit import metrics
 from edgevit.datasets import ImageDataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, read_batch
@@ -97,7 +97,7 @@ def test_images_are_read_once_for_all_candidates(tmp_path: Path, monkeypatch: py
     def keeping(name: str) -> Callable[[Feeds], dict[str, Array]]:
         return lambda feeds: fed[name].append(feeds["images"]) or by_shade(feeds)  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(accuracy, "read_batch", reading)
+    monkeypatch.setattr(metrics, "read_batch", reading)
     evaluate({"a": keeping("a"), "b": keeping("b")}, images, PLAIN, batch=4)
     assert tuple(read) == images.paths
     assert all(np.array_equal(x, y) for x, y in zip(fed["a"], fed["b"], strict=True))
@@ -124,7 +124,7 @@ def test_rank_and_prediction_agree_on_ties() -> None:
     """Equal logits: the lower class comes first, for the rank as for NumPy's argmax."""
     logits = np.array([[1, 3, 3, 0], [2, 2, 2, 2], [0, 1, 2, 3]], np.float32)
     for labels, ranks in [([1, 0, 3], [0, 0, 0]), ([2, 1, 2], [1, 1, 1]), ([3, 3, 0], [3, 3, 3])]:
-        predictions, found = accuracy._predict(logits, np.array(labels))
+        predictions, found = metrics._predict(logits, np.array(labels))
         assert predictions.tolist() == [1, 0, 3]
         assert found.tolist() == ranks
 
@@ -207,7 +207,7 @@ class Fixed(Engine):
 
 
 def test_engines_with_different_batches_and_names_are_evaluated_side_by_side(tmp_path: Path) -> None:
-    runs = {str(batch): accuracy.in_own_batches(Fixed(batch), batch) for batch in (1, 3, 8)}
+    runs = {str(batch): metrics.in_own_batches(Fixed(batch), batch) for batch in (1, 3, 8)}
     found = evaluate(runs, shades(tmp_path, 19), PLAIN, batch=8)
     assert [one.top1 for one in found] == [1, 1, 1]
 
@@ -215,7 +215,7 @@ def test_engines_with_different_batches_and_names_are_evaluated_side_by_side(tmp
 @pytest.mark.parametrize("classes", [(), (1,), (10, 7, 7), ("batch",)])
 def test_an_engine_without_logits_is_a_usage_error(classes: tuple[Any, ...]) -> None:
     with pytest.raises(UsageError, match="accuracy needs one image input and logits"):
-        accuracy.class_count(Fixed(4, classes))
+        metrics.class_count(Fixed(4, classes))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from edgevit.export.simplify import simplify
 from edgevit.latency.memory import peak_memory_of
 from edgevit.runtimes import subprocess_build
 from edgevit.subprocesses import python_command, run_python
+from tests.helpers.build_worker import JOB
 from tests.helpers.graphs import parse, run
-from tests.runtimes.test_subprocess_build import JOB
 
 GRAPH = '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }'
 SHADOWED = ("ctypes", "edgevit", "json", "numpy", "onnx", "onnxsim", "os", "resource", "runpy", "site", "sitecustomize")

@@ -55,9 +55,9 @@ def python(home: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> subproc
     )
 
 
-def test_a_fresh_home_gets_no_telemetry_files(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+def test_a_fresh_home_gets_no_telemetry_files(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     code = "import sys; from edgevit.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    done = python(tmp_path, code, "run", str(made("ort").path), str(PHOTO))
+    done = python(tmp_path, code, "run", str(shared_bundle("ort").path), str(PHOTO))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -19,9 +19,9 @@ from tests.helpers.bundles import damage, manifest_json, write_manifest_json
 
 
 @pytest.fixture
-def own_ort(made: Callable[[str], Bundle], tmp_path: Path) -> Bundle:
+def own_ort(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> Bundle:
     """A copy to damage."""
-    return Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+    return Bundle.open(shutil.copytree(shared_bundle("ort").path, tmp_path / "own"))
 
 
 def test_a_copy_works_in_another_folder(own_bundle: Bundle) -> None:
@@ -79,8 +79,10 @@ def test_a_manifest_without_any_hash_is_refused(own_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.xml", "model.bin"])
-def test_every_file_of_an_engine_needs_a_hash(name: str, made: Callable[[str], Bundle], tmp_path: Path) -> None:
-    own = Bundle.open(shutil.copytree(made("openvino").path, tmp_path / "own"))
+def test_every_file_of_an_engine_needs_a_hash(
+    name: str, shared_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    own = Bundle.open(shutil.copytree(shared_bundle("openvino").path, tmp_path / "own"))
     _drop_hash(own, name)
     with pytest.raises(BundleError, match=f"no hash of {re.escape(name)}"):
         Bundle.open(own.path)
@@ -145,10 +147,12 @@ def test_an_engine_truncated_after_the_check_does_not_load(own_bundle: Bundle) -
         open_engine(own_bundle)
 
 
-def test_bundles_of_the_same_name_are_displayed_with_their_path(own_ort: Bundle, made: Callable[[str], Bundle]) -> None:
+def test_bundles_of_the_same_name_are_displayed_with_their_path(
+    own_ort: Bundle, shared_bundle: Callable[[str], Bundle]
+) -> None:
     other = Bundle(own_ort.path / "nested" / "own", own_ort.manifest)
     assert display_names([own_ort, other]) == [str(own_ort.path), str(other.path)]
-    assert display_names([own_ort, made("ort")]) == ["own", made("ort").name]
+    assert display_names([own_ort, shared_bundle("ort")]) == ["own", shared_bundle("ort").name]
 
 
 def test_the_onnx_file_of_a_bundle_is_found(own_ort: Bundle, tmp_path: Path) -> None:

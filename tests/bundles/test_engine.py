@@ -58,12 +58,12 @@ def test_a_manifest_with_another_executed_precision_is_status_9(
 def test_an_engine_with_another_precision_than_its_manifest_is_status_9(
     command: str,
     fmt: str,
-    made: Callable[[str], Bundle],
+    shared_bundle: Callable[[str], Bundle],
     tmp_path: Path,
     labeled: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    own = Bundle.open(shutil.copytree(made(fmt).path, tmp_path / "own"))
+    own = Bundle.open(shutil.copytree(shared_bundle(fmt).path, tmp_path / "own"))
     change_precision(own, asked="int8", found="int8", layers={"int8": 23}, multiply_adds={"int8": 1})
     assert main(arguments(command, own, labeled)) == 9
     assert "requested int8" in capsys.readouterr().err.splitlines()[-1]
@@ -89,12 +89,12 @@ class Fp16Engine(Engine):
 
 @pytest.mark.parametrize("fmt", ["trt", "trt-rtx"])
 def test_an_engine_of_a_gpu_is_not_opened_in_another_precision(
-    fmt: str, made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fmt: str, shared_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither runs on a machine without a GPU, so that an engine of our own stands for theirs."""
     engine = Fp16Engine()
     monkeypatch.setattr(type(registry.get_runtime(fmt)), "open", lambda *_: engine)
-    own = Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+    own = Bundle.open(shutil.copytree(shared_bundle("ort").path, tmp_path / "own"))
     damage(own.path, "runtime.fmt", fmt)
     with pytest.raises(PrecisionError, match="requested fp32"):
         edgevit.load(own)

@@ -24,7 +24,7 @@ from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
 from tests.helpers.cifar10 import DATA, Cifar10
-from tests.helpers.cli import USER_MODEL, status
+from tests.helpers.cli import USER_MODEL, last_line, status
 from tests.helpers.formats import ON_CPU
 
 ROOT = Path(__file__).parents[2]
@@ -51,14 +51,6 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dic
     return found
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The error message; progress lines may precede it."""
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("  images: ") for line in lines[:-1]), lines
-    assert lines[-1].startswith("edgevit: ")
-    return lines[-1]
-
-
 def test_predictions_are_those_of_pytorch(
     bundle: Bundle, photos: Path, cifar10: Cifar10, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,9 +74,9 @@ def test_predictions_are_those_of_pytorch(
 
 
 def test_the_table_shows_accuracy_and_agreement(
-    made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [made(fmt).path for fmt in ("ort", "openvino")]
+    paths = [shared_bundle(fmt).path for fmt in ("ort", "openvino")]
     assert status("eval", *paths, "--data", photos, "--limit", "50") == 0
     out, err = capsys.readouterr()
     for part in ("top-1 %", "top-5 %", "agrees", "points lost", "100.00", "0.00 (", "class name", "50 of 200 images"):
@@ -103,18 +95,18 @@ def test_a_model_given_by_name_runs_in_pytorch(
 
 
 def test_bundles_and_a_model_side_by_side(
-    made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """PyTorch is the reference, also if it is not the first argument."""
-    found = evaluated(capsys, made("ort").path, "shiftvit_cifar10", "--data", photos, "--limit", "20")
-    assert [row["name"] for row in found["accuracy"]] == ["shiftvit_cifar10 (torch)", made("ort").name]
+    found = evaluated(capsys, shared_bundle("ort").path, "shiftvit_cifar10", "--data", photos, "--limit", "20")
+    assert [row["name"] for row in found["accuracy"]] == ["shiftvit_cifar10 (torch)", shared_bundle("ort").name]
     assert found["accuracy"][1]["agreement"] == 1
 
 
 def test_a_limit_is_spread_over_the_classes(
-    made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = (evaluated(capsys, made("ort").path, "--data", photos, "--limit", "40") for _ in range(2))
+    first, second = (evaluated(capsys, shared_bundle("ort").path, "--data", photos, "--limit", "40") for _ in range(2))
     assert first == second
     assert len(first["paths"]) == 40
     for name in NAMES:
@@ -124,14 +116,14 @@ def test_a_limit_is_spread_over_the_classes(
 
 
 def test_a_file_of_labels_gives_the_same(
-    made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [f"val/{path.name} {NAMES.index(path.parent.name)}" for path in sorted(photos.rglob("*.png"))]
     (tmp_path / "val").mkdir()
     for path in photos.rglob("*.png"):
         shutil.copy(path, tmp_path / "val")
     (tmp_path / "val.txt").write_text("\n".join(lines))
-    by_file, by_folder = (evaluated(capsys, made("ort").path, "--data", data) for data in (tmp_path, photos))
+    by_file, by_folder = (evaluated(capsys, shared_bundle("ort").path, "--data", data) for data in (tmp_path, photos))
     assert by_file["accuracy"][0]["top1"] == by_folder["accuracy"][0]["top1"]
     assert by_file["accuracy"][0]["evidence"]["ranks"] == by_folder["accuracy"][0]["evidence"]["ranks"]
 
@@ -153,10 +145,10 @@ def permuted(source: Bundle, folder: Path) -> Bundle:
 
 
 def test_a_wrong_engine_has_a_low_accuracy(
-    made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = permuted(made("onnx"), tmp_path)
-    found = evaluated(capsys, wrong.path, made("onnx").path, "--data", photos, "--against", "torch")
+    wrong = permuted(shared_bundle("onnx"), tmp_path)
+    found = evaluated(capsys, wrong.path, shared_bundle("onnx").path, "--data", photos, "--against", "torch")
     torch, broken, right = found["accuracy"]
     assert torch["top1"] == right["top1"] > 0.7
     assert broken["top1"] < 0.2
@@ -166,11 +158,13 @@ def test_a_wrong_engine_has_a_low_accuracy(
 
 
 def test_a_fixed_batch_and_a_range_side_by_side(
-    made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A batch of 3 does not divide 40 images: the images that fill up the last batch are not counted."""
     fixed = edgevit.export("shiftvit_cifar10", fmt="ort", out=tmp_path, batch=3)
-    found = evaluated(capsys, made("ort").path, fixed.path, "--data", photos, "--limit", "40", "--against", "torch")
+    found = evaluated(
+        capsys, shared_bundle("ort").path, fixed.path, "--data", photos, "--limit", "40", "--against", "torch"
+    )
     assert [row["images"] for row in found["accuracy"]] == [40, 40, 40]
     assert len({tuple(row["evidence"]["answers"]) for row in found["accuracy"]}) == 1
 
@@ -187,13 +181,16 @@ def test_a_user_factory_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_outputs_that_are_not_finite_are_counted(
-    made: Callable[[str], Bundle], photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shared_bundle: Callable[[str], Bundle],
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 
     infer = OnnxRuntimeEngine._infer
     monkeypatch.setattr(OnnxRuntimeEngine, "_infer", lambda *given: {"logits": infer(*given)["logits"] * np.nan})
-    assert status("eval", made("ort").path, "--data", photos, "--limit", "20") == 0
+    assert status("eval", shared_bundle("ort").path, "--data", photos, "--limit", "20") == 0
     printed = capsys.readouterr().out
     assert "20 outputs contain NaN or infinity" in printed
     assert " 0.00 (0.00 to" in printed
@@ -218,17 +215,17 @@ def broken_data(photos: Path, folder: Path, case: str) -> Path:
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(
-    made: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = broken_data(photos, tmp_path, "broken image")
-    found = evaluated(capsys, made("ort").path, "--data", data)
+    found = evaluated(capsys, shared_bundle("ort").path, "--data", data)
     assert len(found["paths"]) == found["accuracy"][0]["images"] == IMAGES - 1
     assert f"1 of {IMAGES} images could not be read and were left out" in found["notes"]
     assert any("cannot read the image" in note and "dog" in note for note in found["notes"])
     for path in data.rglob("*.png"):
         path.write_bytes(b"no image")
-    assert status("eval", made("ort").path, "--data", data) == 2
-    assert "cannot read the image" in last_line(capsys)
+    assert status("eval", shared_bundle("ort").path, "--data", data) == 2
+    assert "cannot read the image" in last_line(capsys, progress="  images: ")
 
 
 @pytest.mark.parametrize(
@@ -244,13 +241,13 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
 def test_wrong_data_is_one_line(
     case: str,
     message: str,
-    made: Callable[[str], Bundle],
+    shared_bundle: Callable[[str], Bundle],
     photos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert status("eval", made("ort").path, "--data", broken_data(photos, tmp_path, case), "--strict") == 2
-    assert message in last_line(capsys)
+    assert status("eval", shared_bundle("ort").path, "--data", broken_data(photos, tmp_path, case), "--strict") == 2
+    assert message in last_line(capsys, progress="  images: ")
 
 
 @pytest.mark.parametrize(
@@ -270,13 +267,13 @@ def test_wrong_data_is_one_line(
 def test_a_wrong_request_is_one_line(
     arguments: list[str],
     message: str,
-    made: Callable[[str], Bundle],
+    shared_bundle: Callable[[str], Bundle],
     photos: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    own = [str(made("ort").path) if word == "BUNDLE" else word for word in arguments]
+    own = [str(shared_bundle("ort").path) if word == "BUNDLE" else word for word in arguments]
     assert status("eval", *own, "--data", photos) == 2
-    assert message in last_line(capsys)
+    assert message in last_line(capsys, progress="  images: ")
 
 
 @pytest.mark.parametrize(
@@ -284,9 +281,9 @@ def test_a_wrong_request_is_one_line(
     [({"preprocessing": {"crop_pct": 0.5}}, "differ in preprocessing"), ({"classes": None}, "different classes")],
 )
 def test_candidates_that_do_not_compare_are_refused(
-    change: dict[str, Any], message: str, made: Callable[[str], Bundle], photos: Path, tmp_path: Path
+    change: dict[str, Any], message: str, shared_bundle: Callable[[str], Bundle], photos: Path, tmp_path: Path
 ) -> None:
-    source = made("ort")
+    source = shared_bundle("ort")
     copy = shutil.copytree(source.path, tmp_path / "other")
     preprocessing = replace(source.preprocessing, **change.get("preprocessing", {}))
     manifest = replace(source.manifest, model=replace(source.manifest.model, preprocessing=preprocessing))
@@ -298,10 +295,10 @@ def test_candidates_that_do_not_compare_are_refused(
 
 
 def test_changed_weights_are_refused_as_a_reference(
-    made: Callable[[str], Bundle], photos: Path, tmp_path: Path
+    shared_bundle: Callable[[str], Bundle], photos: Path, tmp_path: Path
 ) -> None:
     """PyTorch with other weights than the bundle was made with would be a wrong reference."""
-    source = made("ort")
+    source = shared_bundle("ort")
     copy = shutil.copytree(source.path, tmp_path / source.name)
     other = [
         replace(one, outputs={name: array + 1 for name, array in one.outputs.items()}) for one in source.references()
@@ -321,8 +318,8 @@ def test_random_weights_are_noted(photos: Path, tmp_path: Path, capsys: pytest.C
     assert found["notes"] == [f"{random.name} has random weights: its accuracy means nothing"]
 
 
-def test_a_device_needs_no_torch(made: Callable[[str], Bundle], photos: Path) -> None:
-    paths = [str(made(fmt).path) for fmt in ON_CPU]
+def test_a_device_needs_no_torch(shared_bundle: Callable[[str], Bundle], photos: Path) -> None:
+    paths = [str(shared_bundle(fmt).path) for fmt in ON_CPU]
     code = f"""
 import sys
 class Missing:

@@ -27,15 +27,15 @@ RECORDED = sorted((DATA / "manifests").glob("v*.json"))
 
 
 @pytest.fixture
-def own_ort(made: Callable[[str], Bundle], tmp_path: Path) -> Bundle:
+def own_ort(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> Bundle:
     """A copy to damage."""
-    return Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+    return Bundle.open(shutil.copytree(shared_bundle("ort").path, tmp_path / "own"))
 
 
-def test_a_written_manifest_is_read_back_equal(made: Callable[[str], Bundle]) -> None:
-    manifest = made("ort").manifest
+def test_a_written_manifest_is_read_back_equal(shared_bundle: Callable[[str], Bundle]) -> None:
+    manifest = shared_bundle("ort").manifest
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
-    assert manifest_json(made("ort").path) == json.loads(json.dumps(manifest.to_json()))
+    assert manifest_json(shared_bundle("ort").path) == json.loads(json.dumps(manifest.to_json()))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_recorded_version_1_manifest_has_the_values_it_was_written_with(tmp_pa
     assert [file.path for file in manifest.files] == ["classes.txt", "model.onnx", "reference.npz"]
 
 
-def test_the_options_of_a_dynamic_batch_are_read_back(made: Callable[[str], Bundle]) -> None:
-    assert made("ort").options.dynamic_batch == BatchRange(1, 2, 16)
+def test_the_options_of_a_dynamic_batch_are_read_back(shared_bundle: Callable[[str], Bundle]) -> None:
+    assert shared_bundle("ort").options.dynamic_batch == BatchRange(1, 2, 16)
 
 
 @pytest.mark.parametrize(

@@ -138,12 +138,12 @@ def test_a_module_that_was_in_memory_has_to_be_named(tmp_path: Path) -> None:
         recreate_model(bundle)
 
 
-def test_a_registered_model_is_recreated_with_its_weights(made: Callable[[str], Bundle]) -> None:
-    model = recreate_model(made("ort"))
-    assert model.origin.weights_sha256 == made("ort").manifest.model.weights_sha256
-    photos, noise = new_references(made("ort"), PHOTO.parent)
+def test_a_registered_model_is_recreated_with_its_weights(shared_bundle: Callable[[str], Bundle]) -> None:
+    model = recreate_model(shared_bundle("ort"))
+    assert model.origin.weights_sha256 == shared_bundle("ort").manifest.model.weights_sha256
+    photos, noise = new_references(shared_bundle("ort"), PHOTO.parent)
     assert (photos.kind, noise.kind) == ("photos", "noise")
-    stored = made("ort").references()[1]
+    stored = shared_bundle("ort").references()[1]
     assert np.abs(noise.outputs["logits"] - stored.outputs["logits"]).max() < 1e-4
 
 
@@ -165,11 +165,11 @@ def test_random_weights_of_a_module_in_memory_are_not_drawn_again(tmp_path: Path
 
 
 def test_a_weights_file_is_found_by_its_hash_or_named_again(
-    made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     included = Path(edgevit.__file__).parent / "data" / "shiftvit_cifar10.pth"
     monkeypatch.chdir(tmp_path)
-    own = Bundle.open(shutil.copytree(made("ort").path, tmp_path / "own"))
+    own = Bundle.open(shutil.copytree(shared_bundle("ort").path, tmp_path / "own"))
     damage(own.path, "model.weights", "mine.pth")
     own = Bundle.open(own.path)
     with pytest.raises(UsageError, match=r"has the weights mine\.pth; name their file again: --weights FILE"):
@@ -201,8 +201,8 @@ def test_a_bundle_says_nothing_of_the_folders_it_was_exported_from(tmp_path: Pat
             assert b"alice" not in file.read_bytes(), file.name
 
 
-def test_references_of_other_weights_are_no_match(made: Callable[[str], Bundle], tmp_path: Path) -> None:
-    source = made("ort")
+def test_references_of_other_weights_are_no_match(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+    source = shared_bundle("ort")
     copy = shutil.copytree(source.path, tmp_path / source.name)
     changed = [
         replace(each, outputs={name: array + 1 for name, array in each.outputs.items()}) for each in source.references()

@@ -13,9 +13,9 @@ from tests.helpers.cli import status
 
 
 def test_build_makes_an_engine_from_the_bundles_onnx_file(
-    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = shutil.copytree(made("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx")
+    source = shutil.copytree(shared_bundle("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx")
     assert status("build", source, "--fmt", "openvino") == 0
     built = Bundle.open(tmp_path / "shiftvit_cifar10-fp32-openvino")
     assert built.fmt == "openvino"

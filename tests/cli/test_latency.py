@@ -13,10 +13,10 @@ from tests.helpers.cli import status
 
 
 def test_latency_measures_side_by_side(
-    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "latency.json"
-    paths = [made(fmt).path for fmt in ("ort", "openvino")]
+    paths = [shared_bundle(fmt).path for fmt in ("ort", "openvino")]
     arguments: list[str | Path] = [
         *paths,
         "--duration",

@@ -11,20 +11,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 import edgevit
 from edgevit.cli.main import main
+from tests.helpers.modules import InPlace
 from tests.helpers.skips import needs_rtx
-
-
-class InPlace(nn.Module):
-    """A sliced assignment, which becomes ScatterND."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros_like(x)
-        out[:, 1:] = x[:, :-1]
-        return out * 2
 
 
 @needs_rtx

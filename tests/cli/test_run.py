@@ -50,10 +50,16 @@ def test_run_rejects_a_file_that_is_no_image(bundle: Bundle, one_line: Callable[
 
 
 def test_an_image_that_cannot_be_read_does_not_end_the_others(
-    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    command: list[str | Path] = ["run", made("ort").path, tmp_path / "photo.heic", PHOTO, tmp_path / "nowhere.jpg"]
+    command: list[str | Path] = [
+        "run",
+        shared_bundle("ort").path,
+        tmp_path / "photo.heic",
+        PHOTO,
+        tmp_path / "nowhere.jpg",
+    ]
     assert status(*command, "--json", "-") == 0
     result = json.loads(capsys.readouterr().out)
     assert [Path(answer["image"]) for answer in result["answers"]] == [PHOTO]
@@ -62,12 +68,12 @@ def test_an_image_that_cannot_be_read_does_not_end_the_others(
     assert "photo.heic: HEIC is not supported" in heic
     assert "nowhere.jpg: No such file" in missing
     assert status(*command, "--strict") == 2
-    assert status("run", made("ort").path, tmp_path / "photo.heic", tmp_path / "nowhere.jpg") == 2
+    assert status("run", shared_bundle("ort").path, tmp_path / "photo.heic", tmp_path / "nowhere.jpg") == 2
 
 
 def test_a_warning_of_pillow_is_not_printed(
-    made: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\xff\xff")
-    assert status("run", made("ort").path, tmp_path / "odd.jpg") == 0
+    assert status("run", shared_bundle("ort").path, tmp_path / "odd.jpg") == 0
     assert capsys.readouterr().err == ""

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from edgevit.cli.main import main
 
 PHOTO = Path(__file__).parents[2] / "edgevit" / "data" / "photos" / "chelsea.png"
@@ -56,3 +58,11 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def last_line(capsys: pytest.CaptureFixture[str], *, progress: str = "") -> str:
+    """Return the error message, the last line on stderr. Each line before it must start with `progress`."""
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith(progress) for line in lines[:-1]), lines
+    assert lines[-1].startswith("edgevit: ")
+    return lines[-1]

@@ -31,9 +31,9 @@ def parse(text: str, **weights: Array) -> OnnxGraph:
     return OnnxGraph(ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True)))
 
 
-def noise(*shape: int, seed: int = 1, offset: float = 0.0) -> Array:
-    """Return seeded float32 noise around `offset`."""
-    return (offset + np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+def noise(*shape: int, seed: int = 1, scale: float = 1.0, offset: float = 0.0) -> Array:
+    """Return seeded float32 noise around `offset` with standard deviation `scale`."""
+    return (offset + scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
 def batchnorm_parameters(channels: int) -> dict[str, Array]:

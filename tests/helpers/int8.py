@@ -106,13 +106,6 @@ def export(small: Path, factory: str, out: Path, *options: str | Path, fmt: str 
     return status("export", model, "--img-size", "32", "--fmt", fmt, "--int8", "--no-latency", "--out", out, *options)
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the error, which follows the progress lines."""
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("edgevit: ")
-    return line
-
-
 def manifest(out: Path, name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((out / name / "manifest.json").read_text())
     return content

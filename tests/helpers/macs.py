@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> int:
+def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """The multiply-adds of one forward pass over a float32 input of `shape`.
 
     Only shapes are computed, so that a large model takes no longer than a small one. Norms, activations, softmax and

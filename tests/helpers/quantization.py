@@ -13,11 +13,6 @@ from edgevit.types import Array, Run
 from tests.helpers.graphs import HEADER, parse
 
 
-def noise(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:
-    """Return seeded float32 noise with standard deviation `scale`."""
-    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
-
-
 def checked_graph(text: str, **weights: Array) -> OnnxGraph:
     """Return a checked graph from its signature and body; each node is named `net/<its first output>`."""
     graph = parse(f"{HEADER} g {text}", **weights)

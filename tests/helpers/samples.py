@@ -1,9 +1,9 @@
-"""Latency reports of known samples, whose statistics are known in advance."""
+"""Latency reports of known samples, whose statistics are known in advance, and short measurements."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import LatencyReport, MeasurePlan
+
+OUTPUT = np.zeros(10, np.float32)
+QUICK = MeasurePlan(
+    min_runs=20, min_duration_s=0.1, max_duration_s=20, warmup_window_s=0.01, warmup_max_s=0.5, settle_s=0, turn_s=0.01
+)
 
 QUIET = MachineState(
     load_average=(0.1, 0.1, 0.1),
@@ -95,3 +100,15 @@ def noisy(median_ms: float, *, seed: int, rounds: int = 40, runs: int = 5, noise
     """Return turns with a known median and a long tail, (rounds, runs), in ms."""
     random = np.random.default_rng(seed)
     return median_ms * np.exp(noise * random.standard_normal((rounds, runs)))
+
+
+def work(units: int) -> Callable[[], object]:
+    """Return an inference that takes time in proportion to `units`, and returns OUTPUT."""
+    values = np.full(20_000, 0.5, np.float32)
+
+    def infer() -> object:
+        for _ in range(20 * units):
+            values * values
+        return OUTPUT
+
+    return infer

@@ -24,8 +24,8 @@ def write(path: Path, *reports: LatencyReport) -> str:
 
 
 @pytest.fixture
-def bundle(made: Callable[[str], Bundle]) -> Bundle:
-    return made("ort")
+def bundle(shared_bundle: Callable[[str], Bundle]) -> Bundle:
+    return shared_bundle("ort")
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,7 @@ from edgevit.runtimes.base import Engine
 from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
-
-OUTPUT = np.zeros(10, np.float32)
-QUICK = MeasurePlan(
-    min_runs=20, min_duration_s=0.1, max_duration_s=20, warmup_window_s=0.01, warmup_max_s=0.5, settle_s=0, turn_s=0.01
-)
+from tests.helpers.samples import OUTPUT, QUICK, work
 
 
 @dataclasses.dataclass
@@ -57,17 +53,6 @@ def time(monkeypatch: pytest.MonkeyPatch) -> SimulatedTime:
     simulated = SimulatedTime()
     monkeypatch.setattr(clock, "now_ns", simulated)
     return simulated
-
-
-def work(units: int) -> Callable[[], object]:
-    values = np.full(20_000, 0.5, np.float32)
-
-    def infer() -> object:
-        for _ in range(20 * units):
-            values * values
-        return OUTPUT
-
-    return infer
 
 
 def test_more_work_is_ranked_slower_by_the_real_clock() -> None:

@@ -16,7 +16,7 @@ from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
 from tests.helpers import samples
-from tests.latency.test_measure import QUICK, work
+from tests.helpers.samples import QUICK, work
 
 
 def test_statistics_are_those_of_the_samples() -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
-from edgevit.models import loading as subject
-from edgevit.models import registry
+from edgevit.models import loading, registry
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import MIN_INPUT_SENSITIVITY
@@ -31,8 +30,8 @@ BATCHES = {"static": BuildOptions(), "dynamic": BuildOptions(dynamic_batch=Batch
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_goes_the_whole_road(name: str, batch: str, tmp_path: Path) -> None:
-    recipe = pipeline.ExportConfig(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
-    report = pipeline.run(subject.from_name(name), recipe)
+    config = pipeline.ExportConfig(formats=("ort", "openvino"), options=BATCHES[batch], out=tmp_path, latency=False)
+    report = pipeline.run(loading.from_name(name), config)
     assert report.parity.passed
     assert min(result.input_sensitivity for result in report.parity.results) > MIN_INPUT_SENSITIVITY
     for bundle in report.bundles:

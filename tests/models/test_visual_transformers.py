@@ -14,7 +14,7 @@ from edgevit.errors import CheckpointError, UsageError
 from edgevit.models import visual_transformers as vt
 from edgevit.models.initialization import randomize
 from edgevit.models.registry import create_model, list_models
-from tests.helpers.macs import multiply_adds
+from tests.helpers.macs import macs
 
 # Parameters of torchvision's ResNets without layer4 and fc.
 TRUNK_PARAMS = {
@@ -68,7 +68,7 @@ def test_has_the_independently_computed_parameters_and_macs(
 ) -> None:
     model = create_model(name, **options)
     assert count(model) / 1e6 == pytest.approx(params_m, abs=0.01)
-    assert multiply_adds(model, (1, 3, 224, 224)) / 1e9 == pytest.approx(macs_g, abs=0.002)
+    assert macs(model, (1, 3, 224, 224)) / 1e9 == pytest.approx(macs_g, abs=0.002)
     assert options or count(model) == PARAMS[name]
 
 

@@ -17,10 +17,10 @@ from edgevit.errors import PrecisionError, UsageError
 from edgevit.images import read_image
 from edgevit.models.loading import from_module, from_name
 from edgevit.pipeline.calibration import calibration_inputs
+from tests.helpers.cli import last_line
 from tests.helpers.int8 import (
     INCLUDED_PHOTOS,
     export,
-    last_line,
     manifest,
 )
 
@@ -89,8 +89,8 @@ def test_every_image_mode_calibrates(small: Path, views: Path, tmp_path: Path) -
     for path in views.iterdir():  # enough photos for int8 to pass
         shutil.copy(path, tmp_path / "calib")
     assert export(small, "plain", tmp_path / "out", "--calib", tmp_path / "calib") == 0
-    typing = manifest(tmp_path / "out", "small_plain-int8-ort")["typing"]
-    assert typing["photos"] == count + len(list(views.iterdir())) == 7 + 12
+    precision_plan = manifest(tmp_path / "out", "small_plain-int8-ort")["typing"]
+    assert precision_plan["photos"] == count + len(list(views.iterdir())) == 7 + 12
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_arrays_calibrate_a_model_without_images(fmt: str, tmp_path: Path) -> No
     module = Mlp()
     bundle = edgevit.export(module, fmt=fmt, precision="int8", calib={"x": ROWS}, example_input=torch.zeros(1, 24),
                             batch=4, out=tmp_path)  # fmt: skip
-    typing = bundle.manifest.to_json()["typing"]
-    assert typing["photos"] == 16  # batches of four
-    assert typing["share"] > 0.9
-    assert bundle.manifest.to_json()["precision"]["multiply_add_shares"]["int8"] >= 0.95 * typing["share"]
+    precision_plan = bundle.manifest.to_json()["typing"]
+    assert precision_plan["photos"] == 16  # batches of four
+    assert precision_plan["share"] > 0.9
+    assert bundle.manifest.to_json()["precision"]["multiply_add_shares"]["int8"] >= 0.95 * precision_plan["share"]
     with edgevit.load(bundle) as engine, torch.inference_mode():
         found = next(iter(engine.run({"x": ROWS[:4]}).values()))
         wanted = module(torch.from_numpy(ROWS[:4])).numpy()

@@ -29,7 +29,7 @@ from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import compare, references_for
 from tests.helpers.cifar10 import Cifar10
-from tests.helpers.cli import status
+from tests.helpers.cli import last_line, status
 from tests.helpers.formats import ON_CPU
 from tests.helpers.int8 import (
     CALIBRATION_IMAGES,
@@ -39,7 +39,6 @@ from tests.helpers.int8 import (
     costly,
     counted,
     export,
-    last_line,
     manifest,
 )
 from tests.helpers.skips import needs_no_tensorrt, needs_rtx
@@ -67,13 +66,17 @@ def trained(cifar10_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 def test_the_manifest_lists_the_int8_layers(trained: Mapping[str, Bundle], fmt: str) -> None:
-    typing = trained[fmt].manifest.to_json()["typing"]
-    assert (typing["layers"], typing["activations"], typing["photos"]) == (23, "uint8", CALIBRATION_IMAGES)
-    assert [(node["name"], node["reason"].split(":")[0]) for node in typing["kept"]] == [
+    precision_plan = trained[fmt].manifest.to_json()["typing"]
+    assert (precision_plan["layers"], precision_plan["activations"], precision_plan["photos"]) == (
+        23,
+        "uint8",
+        CALIBRATION_IMAGES,
+    )
+    assert [(node["name"], node["reason"].split(":")[0]) for node in precision_plan["kept"]] == [
         ("head/Gemm", "too small to gain speed")
     ]
-    assert 0.999 < typing["share"] < 1
-    assert typing["summary"].startswith("22 of 23 layers in int8")
+    assert 0.999 < precision_plan["share"] < 1
+    assert precision_plan["summary"].startswith("22 of 23 layers in int8")
     stages = {result["stage"]: result["precision"] for result in trained[fmt].manifest.to_json()["parity"]["results"]}
     assert stages == {
         "ONNX": "fp32",
@@ -231,8 +234,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
 @counted
 def test_weights_are_safe_unless_the_full_range_is_requested(small_bundles: Path, fmt: str) -> None:
     path = small_bundles / f"small_plain-int8-{fmt}"
-    typing = manifest(small_bundles, path.name)["typing"]
-    assert (typing["weight_range"], typing["needs_vnni"]) == ("safe", False)
+    precision_plan = manifest(small_bundles, path.name)["typing"]
+    assert (precision_plan["weight_range"], precision_plan["needs_vnni"]) == ("safe", False)
     assert not needs_vnni(OnnxGraph.load(path / "model.onnx"))
 
 
@@ -247,8 +250,8 @@ def test_a_bundle_with_full_weights_is_status_9_without_vnni(
     pretend(monkeypatch, "avx2 avx512_vnni")
     assert export(small, "plain", tmp_path, *options) == 0
     path = tmp_path / "small_plain-int8-ort"
-    typing = manifest(tmp_path, path.name)["typing"]
-    assert (typing["weight_range"], typing["needs_vnni"]) == ("full", True)
+    precision_plan = manifest(tmp_path, path.name)["typing"]
+    assert (precision_plan["weight_range"], precision_plan["needs_vnni"]) == ("full", True)
     refused_without_vnni(path, views, capsys, monkeypatch)
 
 

@@ -21,13 +21,12 @@ from edgevit.pipeline.references import ReferenceData
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.types import Reference
-from tests.helpers.cli import status
+from tests.helpers.cli import last_line, status
 from tests.helpers.graphs import parse
 from tests.helpers.int8 import (
     costly,
     dark_noise_photos,
     export,
-    last_line,
     manifest,
     save_crops,
 )
@@ -37,13 +36,13 @@ HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 
 def labeled(small: Path, factory: str, views: Path, folder: Path) -> Path:
     """Sort the photos into folders by the class that the model predicts in fp32."""
-    subject = from_name(f"{small}:{factory}", img_size=32)
-    assert subject.preprocessing is not None
+    model = from_name(f"{small}:{factory}", img_size=32)
+    assert model.preprocessing is not None
     for index in range(10):
         (folder / str(index)).mkdir(parents=True)
     for path in views.iterdir():
         with torch.inference_mode():
-            logits = subject.module(torch.from_numpy(read_batch([path], subject.preprocessing)))
+            logits = model.module(torch.from_numpy(read_batch([path], model.preprocessing)))
         shutil.copy(path, folder / str(int(logits.argmax())))
     for index in range(10):
         if not list((folder / str(index)).iterdir()):

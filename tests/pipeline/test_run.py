@@ -21,7 +21,6 @@ import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
 from edgevit.errors import ExportError, MissingError, ParityError, UsageError
-from edgevit.formats import get_format
 from edgevit.models.loading import from_module
 from edgevit.pipeline import bundle_writer
 from edgevit.pipeline import run as pipeline
@@ -127,11 +126,11 @@ def test_outputs_belong_to_the_caller(bundle: Bundle) -> None:
     assert np.array_equal(first, kept)
 
 
-def test_openvino_caches_the_compiled_model(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+def test_openvino_caches_the_compiled_model(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     feeds = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
     answers = []
     for _ in range(2):
-        with edgevit.load(made("openvino"), cache_dir=tmp_path) as engine:
+        with edgevit.load(shared_bundle("openvino"), cache_dir=tmp_path) as engine:
             answers.append(engine.run(feeds)["logits"])
     assert list(tmp_path.glob("*.blob"))
     assert np.array_equal(answers[0], answers[1])
@@ -241,9 +240,9 @@ def test_a_folder_created_meanwhile_leaves_nothing_published(tmp_path: Path, mon
 
     write_bundles = bundle_writer.write_bundles
     monkeypatch.setattr(pipeline, "write_bundles", write)
-    subject = from_module(TwoHeads(), example_input=(torch.rand(1, 2), torch.rand(1, 4)))
+    model = from_module(TwoHeads(), example_input=(torch.rand(1, 2), torch.rand(1, 4)))
     with pytest.raises(ExportError, match="exists and is not a bundle"):
-        pipeline.run(subject, ExportConfig(formats=("ort", "onnx"), out=tmp_path, verify=False, latency=False))
+        pipeline.run(model, ExportConfig(formats=("ort", "onnx"), out=tmp_path, verify=False, latency=False))
     assert list(tmp_path.rglob("*")) == [mine.parent, mine]
 
 
@@ -396,7 +395,7 @@ def test_an_input_that_openvino_removes_is_named(tmp_path: Path) -> None:
         edgevit.export(Unused(), fmt="openvino", example_input=(torch.rand(1, 4),) * 2, out=tmp_path)
 
 
-class InPlace(nn.Module):
+class DoublesInput(nn.Module):
     """Changes its input in place and returns it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -407,7 +406,7 @@ def test_a_module_that_works_in_place_leaves_the_callers_input_alone() -> None:
     """Repeated runs grew to infinity, and ONNX Runtime was blamed for it."""
     x = np.ones((1, 4), np.float32)
     specs = (TensorSpec("x", "float32", (1, 4)),), (TensorSpec("output", "float32", (1, 4)),)
-    with TorchEngine(InPlace(), *specs, threads=torch.get_num_threads()) as engine:
+    with TorchEngine(DoublesInput(), *specs, threads=torch.get_num_threads()) as engine:
         answers = [engine.run({"x": x})["output"] for _ in range(2)]
     assert x.tolist() == [[1, 1, 1, 1]]
     assert answers[0].tolist() == answers[1].tolist() == [[2, 2, 2, 2]]
@@ -437,10 +436,3 @@ def test_the_users_module_keeps_its_training_mode(fails: bool, tmp_path: Path) -
     with pytest.raises(ExportError, match="fails on request") if fails else nullcontext():
         edgevit.export(module, example_input=torch.rand(1, 4), out=tmp_path)
     assert {name: part.training for name, part in module.named_modules()} == before
-
-
-def test_formats_and_aliases() -> None:
-    assert get_format("ov").name == "openvino"
-    assert get_format("onnxruntime").name == "ort"
-    with pytest.raises(UsageError, match="Did you mean 'openvino'"):
-        get_format("openvno")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
@@ -16,16 +15,8 @@ from edgevit.cli.main import main
 from edgevit.errors import BundleError, ExportError, MissingError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes.base import BuildOptions
+from tests.helpers.modules import InPlace
 from tests.helpers.skips import needs_no_tensorrt, needs_rtx
-
-
-class InPlace(nn.Module):
-    """A sliced assignment, which becomes ScatterND."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros_like(x)
-        out[:, 1:] = x[:, :-1]
-        return out * 2
 
 
 @needs_no_tensorrt

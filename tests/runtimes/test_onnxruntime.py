@@ -34,8 +34,10 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def test_a_model_is_loaded_once_and_reports_its_layers(made: Callable[[str], Bundle], sessions: list[Any]) -> None:
-    bundle = made("ort")
+def test_a_model_is_loaded_once_and_reports_its_layers(
+    shared_bundle: Callable[[str], Bundle], sessions: list[Any]
+) -> None:
+    bundle = shared_bundle("ort")
     sessions.clear()
     with edgevit.load(bundle) as engine:
         assert dict(engine.executed_layers().layers) == {"fp32": 23}
@@ -55,8 +57,8 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_profile_that_cannot_be_written_is_a_build_error(made: Callable[[str], Bundle]) -> None:
-    bundle = made("ort")
+def test_a_profile_that_cannot_be_written_is_a_build_error(shared_bundle: Callable[[str], Bundle]) -> None:
+    bundle = shared_bundle("ort")
     with (
         full_disk(),
         pytest.raises(BuildError, match="is the disk full[?] Free some space, or set TMPDIR"),
@@ -65,9 +67,9 @@ def test_a_profile_that_cannot_be_written_is_a_build_error(made: Callable[[str],
 
 
 def test_no_profile_is_left_behind(
-    made: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = made("ort")
+    bundle = shared_bundle("ort")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with edgevit.load(bundle) as engine:
         engine.executed_precision()

@@ -35,24 +35,24 @@ assert loaded == [], loaded
 """
 
 
-def test_telemetry_is_not_loaded(made: Callable[[str], Bundle]) -> None:
+def test_telemetry_is_not_loaded(shared_bundle: Callable[[str], Bundle]) -> None:
     pytest.importorskip("openvino_telemetry", reason="openvino_telemetry is not installed")
-    model = made("onnx").model_path
+    model = shared_bundle("onnx").model_path
     done = subprocess.run([sys.executable, "-c", BUILD, str(model)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_paths_may_contain_commas(made: Callable[[str], Bundle], tmp_path: Path) -> None:
+def test_paths_may_contain_commas(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     folder = tmp_path / "one, two"
     folder.mkdir()
-    model = Path(shutil.copy(made("onnx").model_path, folder))
+    model = Path(shutil.copy(shared_bundle("onnx").model_path, folder))
     runtime, options = get_runtime("openvino"), BuildOptions()
     with runtime.open(runtime.build(model, folder, options).path, options) as engine:
         assert engine.inputs[0].name == "images"
 
 
-def test_a_model_from_the_cache_reports_its_layers(made: Callable[[str], Bundle], tmp_path: Path) -> None:
-    path, options = made("openvino").engine_path, BuildOptions(cache_dir=tmp_path)
+def test_a_model_from_the_cache_reports_its_layers(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+    path, options = shared_bundle("openvino").engine_path, BuildOptions(cache_dir=tmp_path)
     assert path is not None
     reported = []
     for _ in range(2):

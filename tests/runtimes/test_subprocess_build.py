@@ -1,9 +1,8 @@
-"""Builds in a subprocess, and every way in which it can end. This file is also the module that the subprocess runs."""
+"""Builds in a subprocess, and every way in which it can end."""
 
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,47 +14,10 @@ import pytest
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
 from edgevit.runtimes import subprocess_build
-from edgevit.runtimes.base import OnPhase
 from edgevit.runtimes.subprocess_build import Json
+from tests.helpers.build_worker import JOB
 
-JOB = subprocess_build.Job(
-    module="tests.runtimes.test_subprocess_build",
-    builder="Builder",
-    model="vit.onnx",
-    when_killed="free some memory",
-    when_crashed="try another graph",
-    when_broken="install it again",
-    when_late="build a smaller model",
-)
 ERRORS = sorted(name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, EdgevitError))
-
-
-def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
-    """Do in the subprocess what a request says."""
-    sys.stdout.write("noise of a library\n")
-    for step in range(request.get("steps", 0)):
-        on_phase("Building", (step + 1) / request["steps"])
-    if "raises" in request:
-        raise getattr(errors, request["raises"])("what is wrong; what to do")
-    if "signal" in request:
-        os.kill(os.getpid(), request["signal"])
-    if "breaks" in request:
-        raise RuntimeError("a library is missing")
-    if "ends" in request:
-        os._exit(request["ends"])
-    if "takes" in request:
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # like a machine with less memory
-        bytearray(request["takes"])
-    if "bytes" in request:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))  # like a full disk
-        (folder / "model.engine").write_bytes(b"x" * request["bytes"])
-    time.sleep(request.get("sleep_s", 0))
-    score = Path("/proc/self/oom_score_adj")
-    return {
-        "pid": os.getpid(),
-        "oom_score": int(score.read_text()) if score.exists() else 1000,
-        "path": sys.path,
-    }
 
 
 def alive(pid: int) -> bool:
@@ -142,7 +104,7 @@ def test_the_subprocess_of_a_killed_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from edgevit.runtimes import subprocess_build
-from tests.runtimes.test_subprocess_build import JOB
+from tests.helpers.build_worker import JOB
 request = {{"steps": 1, "sleep_s": 60}}
 subprocess_build.run(JOB, request, Path({str(tmp_path)!r}), on_phase=lambda *_: print("builds", flush=True))
 """
@@ -158,7 +120,3 @@ subprocess_build.run(JOB, request, Path({str(tmp_path)!r}), on_phase=lambda *_: 
             return
         time.sleep(0.1)
     pytest.fail("the subprocess is still running")
-
-
-if __name__ == "__main__":
-    sys.exit(subprocess_build.serve(work, sys.argv[1:]))

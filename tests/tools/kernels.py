@@ -24,8 +24,7 @@ from typing import TypeAlias
 from edgevit.cli import progress
 from edgevit.errors import EdgevitError
 from edgevit.files import write_atomically
-from edgevit.models import loading as subject
-from edgevit.models import registry
+from edgevit.models import loading, registry
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
@@ -70,7 +69,7 @@ def measure(name: str, precision: Precision) -> Row:
         config = pipeline.ExportConfig(
             formats=("trt-rtx",), options=options, out=Path(folder), verify=False, latency=False
         )
-        (bundle,) = pipeline.run(subject.from_name(name), config).bundles
+        (bundle,) = pipeline.run(loading.from_name(name), config).bundles
         plan = json.loads((bundle.path / KERNELS_FILE).read_text("utf-8"))
     totals = plan["totals"]
     return Row(

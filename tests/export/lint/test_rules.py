@@ -24,7 +24,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.findings import Finding, has_errors
 from edgevit.export.lint.rules import RULES, lint
 from edgevit.export.lint.targets import parse_target
-from edgevit.models import loading as subject
+from edgevit.models import loading
 from edgevit.types import Array
 
 HALF = np.dtype(np.float16)
@@ -526,7 +526,7 @@ def test_an_assignment_to_a_slice_is_reported_with_its_module() -> None:
 
 @pytest.fixture(scope="module")
 def captured() -> OnnxGraph:
-    model = subject.from_name("shiftvit_cifar10")
+    model = loading.from_name("shiftvit_cifar10")
     example = tuple(tensor.repeat(2, 1, 1, 1) for tensor in model.example)
     return passes.optimize(capture(model.module, example, dynamic_batch=True).graph)
 

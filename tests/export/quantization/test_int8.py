@@ -37,8 +37,8 @@ from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.types import Array
 from tests.helpers.formats import INT8_SCHEMES
-from tests.helpers.graphs import HEADER, parse
-from tests.helpers.quantization import checked_graph, load, noise, output, snr_db
+from tests.helpers.graphs import HEADER, noise, parse
+from tests.helpers.quantization import checked_graph, load, output, snr_db
 
 every_scheme = pytest.mark.parametrize("fmt", INT8_SCHEMES)
 
@@ -171,15 +171,15 @@ def test_a_layer_has_its_name_and_macs(case: Case) -> None:
 )
 def test_a_grouped_convolution_is_skipped_next_to_larger_layers(groups: int, alone: str, beside: str) -> None:
     """With a channel multiplier always; with fewer groups than channels unless they do most of the MACs."""
-    weight = noise(8, 4 // groups, 3, 3)
-    (layer,) = find_layers(checked_graph(convolution(8, groups), w=weight, b=noise(8)))
+    weight = noise(8, 4 // groups, 3, 3, seed=0)
+    (layer,) = find_layers(checked_graph(convolution(8, groups), w=weight, b=noise(8, seed=0)))
     assert layer.skip_reason == alone
     assert layer.macs == 8 * 36 * 4 // groups * 9
     text = f"""(float[batch, 4, 6, 6] x) => (float[batch, 64, 6, 6] y) {{
         a = Conv <group = {groups}, pads = [1, 1, 1, 1]> (x, w)
         y = Conv <pads = [1, 1, 1, 1]> (a, large)
     }}"""
-    first, second = find_layers(checked_graph(text, w=weight, large=noise(64, 8, 3, 3)))
+    first, second = find_layers(checked_graph(text, w=weight, large=noise(64, 8, 3, 3, seed=0)))
     assert (first.skip_reason, second.skip_reason) == (beside, "")
 
 
@@ -190,7 +190,9 @@ def test_a_small_layer_is_skipped() -> None:
         b = MatMul (a, first)
         y = MatMul (b, second)
     }"""
-    original = checked_graph(text, w=noise(1000, 1000), first=noise(1000, 2), second=noise(2, 1))
+    original = checked_graph(
+        text, w=noise(1000, 1000, seed=0), first=noise(1000, 2, seed=0), second=noise(2, 1, seed=0)
+    )
     assert [bool(layer.skip_reason) for layer in find_layers(original)] == [False, False, True]
     assert find_layers(original)[2].skip_reason == "too small to gain speed: 0.00% of all MACs"
 
@@ -206,10 +208,10 @@ ATTENTION = """(float[batch, 5, 6] x) => (float[batch, 5, 6] y) {
 
 
 def test_a_matmul_of_two_activations_is_not_a_layer_but_has_macs() -> None:
-    original = checked_graph(ATTENTION, wq=noise(6, 6), wk=noise(6, 6, seed=1))
+    original = checked_graph(ATTENTION, wq=noise(6, 6, seed=0), wk=noise(6, 6, seed=1))
     assert [layer.name for layer in find_layers(original)] == ["net/q", "net/k"]
     assert graph_macs(original) == 2 * 5 * 36 + 2 * 5 * 5 * 6
-    result = quantized(original, noise(2, 5, 6))
+    result = quantized(original, noise(2, 5, 6, seed=0))
     assert {quantized_input(result, name, index).dtype for name in ("s", "y") for index in (0, 1)} == {"FLOAT"}
 
 
@@ -220,14 +222,14 @@ def test_a_transposed_convolution_is_not_a_layer_but_has_macs(groups: int) -> No
         f"""(float[batch, 4, 6, 6] x) => (float[batch, {8 * groups}, 12, 12] y) {{
               y = ConvTranspose <kernel_shape = [4, 4], strides = [2, 2], pads = [1, 1, 1, 1], group = {groups}> (x, w)
             }}""",
-        w=noise(4, 8, 4, 4),
+        w=noise(4, 8, 4, 4, seed=0),
     )
     assert find_layers(original) == ()
     assert graph_macs(original) == 4 * 36 * 8 * 16
 
 
 def test_a_matmul_with_a_vector_has_macs() -> None:
-    original = checked_graph("(float[batch, 6] x) => (float[batch] y) { y = MatMul (x, v) }", v=noise(6))
+    original = checked_graph("(float[batch, 6] x) => (float[batch] y) { y = MatMul (x, v) }", v=noise(6, seed=0))
     assert graph_macs(original) == 6
     assert find_layers(original) == ()
 
@@ -241,7 +243,7 @@ def test_a_matmul_with_a_vector_has_macs() -> None:
     ],
 )
 def test_a_layer_has_a_constant_weight_on_the_right(text: str) -> None:
-    assert find_layers(checked_graph(text, w=noise(6, 5), v=noise(5, 5))) == ()
+    assert find_layers(checked_graph(text, w=noise(6, 5, seed=0), v=noise(5, 5, seed=0))) == ()
 
 
 class Windows(nn.Module):
@@ -330,7 +332,7 @@ def test_layers_with_the_same_input_share_one_qdq_pair_and_the_residual_stays_fl
         c = Add (a, b)
         y = Add (h, c)
     }"""
-    result = quantized(checked_graph(text, w=noise(6, 6), v=noise(6, 6, seed=1)), noise(2, 5, 6))
+    result = quantized(checked_graph(text, w=noise(6, 6, seed=0), v=noise(6, 6, seed=1)), noise(2, 5, 6, seed=0))
     assert qdq_counts(result) == (1, 3)
     assert quantized_input(result, "a").source == quantized_input(result, "b").source == "h"
     assert quantized_input(result, "y", 0).dtype == "FLOAT"
@@ -343,7 +345,9 @@ def test_layers_that_are_not_named_are_not_changed() -> None:
         b = MatMul (x, v)
         y = Add (a, b)
     }"""
-    result = quantized(checked_graph(text, w=noise(6, 6), v=noise(6, 6, seed=1)), noise(2, 5, 6), names=("net/b",))
+    result = quantized(
+        checked_graph(text, w=noise(6, 6, seed=0), v=noise(6, 6, seed=1)), noise(2, 5, 6, seed=0), names=("net/b",)
+    )
     assert [quantized_input(result, "a", index).source for index in (0, 1)] == ["x", "w"]
     assert [quantized_input(result, "b", index).dtype for index in (0, 1)] == ["UINT8", "INT8"]
     assert constant_types(result) == {"w": "FLOAT", "v_int8": "INT8"}
@@ -361,7 +365,7 @@ def test_the_given_graph_is_not_changed() -> None:
 @every_scheme
 def test_a_layer_with_a_graph_output_keeps_its_name(fmt: str) -> None:
     text = "(float[batch, 4, 6, 6] x) => (float[batch, 8, 6, 6] y) { y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
-    original, image = checked_graph(text, w=noise(8, 4, 3, 3), b=noise(8)), noise(2, 4, 6, 6)
+    original, image = checked_graph(text, w=noise(8, 4, 3, 3, seed=0), b=noise(8, seed=0)), noise(2, 4, 6, 6, seed=0)
     result = quantized(original, image, scheme=INT8_SCHEMES[fmt])
     assert [spec.name for spec in result.outputs] == ["y"]
     assert snr_db(output(original, image), output(result, image)) > 30
@@ -376,8 +380,8 @@ def test_a_layer_with_a_graph_output_keeps_its_name(fmt: str) -> None:
 )
 def test_a_convolution_with_a_graph_output_runs_in_int8(outputs: str, body: str) -> None:
     """ONNX Runtime needs its output quantized."""
-    original = checked_graph(f"(float[batch, 4, 8, 8] x) => ({outputs}) {{ {body} }}", w=noise(8, 4, 3, 3))
-    typed = quantized(original, noise(2, 4, 8, 8), scheme=INT8_SCHEMES["ort"])
+    original = checked_graph(f"(float[batch, 4, 8, 8] x) => ({outputs}) {{ {body} }}", w=noise(8, 4, 3, 3, seed=0))
+    typed = quantized(original, noise(2, 4, 8, 8, seed=0), scheme=INT8_SCHEMES["ort"])
     engine = OnnxRuntimeEngine(onnxruntime, typed.to_bytes(), BuildOptions(threads=1, precision="int8"))
     assert engine.executed_precision().fraction("int8") == 1
 
@@ -389,7 +393,7 @@ def test_a_shared_weight_is_stored_once(fmt: str) -> None:
         c = Relu (a)
         y = Gemm (c, w, b)
     }"""
-    original, image = checked_graph(text, w=noise(6, 6, scale=0.4), b=noise(6)), noise(2, 6)
+    original, image = checked_graph(text, w=noise(6, 6, scale=0.4, seed=0), b=noise(6, seed=0)), noise(2, 6, seed=0)
     result = quantized(original, image, scheme=INT8_SCHEMES[fmt])
     assert [name for name, dtype in constant_types(result).items() if dtype == "INT8"] == ["w_int8"]
     assert quantized_input(result, "a", 1).source == quantized_input(result, "y", 1).source == "w_int8"
@@ -403,7 +407,7 @@ def test_a_weight_that_is_used_along_both_axes_has_scales_for_each() -> None:
         a = Gemm (x, w)
         y = Gemm <transB = 1> (a, w)
     }"""
-    original, image = checked_graph(text, w=noise(6, 6)), noise(2, 6)
+    original, image = checked_graph(text, w=noise(6, 6, seed=0)), noise(2, 6, seed=0)
     result = quantized(original, image)
     assert [quantized_input(result, name, 1).axis for name in ("a", "y")] == [1, 0]
     assert snr_db(output(original, image), output(result, image)) > 25
@@ -414,7 +418,7 @@ def test_a_weight_shared_with_a_float_layer_is_kept_in_float_too() -> None:
         a = Gemm (x, w)
         y = Gemm (a, w)
     }"""
-    result = quantized(checked_graph(text, w=noise(6, 6)), noise(2, 6), names=("net/y",))
+    result = quantized(checked_graph(text, w=noise(6, 6, seed=0)), noise(2, 6, seed=0), names=("net/y",))
     assert constant_types(result) == {"w": "FLOAT", "w_int8": "INT8"}
 
 
@@ -424,7 +428,10 @@ def test_a_quantized_output_is_quantized_once_for_all_readers() -> None:
         b = Conv (a, v)
         y = Add (a, b)
     }"""
-    original, image = checked_graph(text, w=noise(4, 4, 1, 1), v=noise(4, 4, 1, 1, seed=1)), noise(2, 4, 6, 6)
+    original, image = (
+        checked_graph(text, w=noise(4, 4, 1, 1, seed=0), v=noise(4, 4, 1, 1, seed=1)),
+        noise(2, 4, 6, 6, seed=0),
+    )
     result = quantized(original, image, scheme=INT8_SCHEMES["ort"])
     assert qdq_counts(result) == (3, 5)  # x, a and b; two weights
     assert quantized_input(result, "b").source == quantized_input(result, "y").source == "a"
@@ -444,10 +451,10 @@ def test_a_quantized_output_is_quantized_once_for_all_readers() -> None:
     ],
 )
 def test_only_a_constant_per_channel_is_a_bias(body: str, reason: str) -> None:
-    weights = {"w": noise(6, 6), "b": noise(6, seed=1), "wide": noise(7, 6, seed=2)}
+    weights = {"w": noise(6, 6, seed=0), "b": noise(6, seed=1), "wide": noise(7, 6, seed=2)}
     used = {name: array for name, array in weights.items() if f"{name})" in body}
     original = checked_graph(f"(float[batch, 7, 6] x) => (float[batch, 7, 6] y) {{ {body} }}", **used)
-    result = quantized(original, noise(2, 7, 6), scheme=INT8_SCHEMES["ort"])
+    result = quantized(original, noise(2, 7, 6, seed=0), scheme=INT8_SCHEMES["ort"])
     assert "INT32" not in constant_types(result).values(), reason
 
 
@@ -668,14 +675,14 @@ def test_a_small_net_keeps_its_outputs(seed: int, fmt: str) -> None:
 
 
 def test_onnx_runtime_runs_every_layer_of_it_in_int8() -> None:
-    result = quantized(conv_net(0), noise(4, 3, 16, 16), scheme=INT8_SCHEMES["ort"])
+    result = quantized(conv_net(0), noise(4, 3, 16, 16, seed=0), scheme=INT8_SCHEMES["ort"])
     engine = OnnxRuntimeEngine(onnxruntime, result.to_bytes(), BuildOptions(threads=1, precision="int8"))
     assert engine.executed_precision().fraction("int8") == 1
 
 
 def test_onnx_runtime_computes_the_same_with_optimizations() -> None:
     """On every processor, with VNNI or without."""
-    original, image = conv_net(0), noise(4, 3, 16, 16)
+    original, image = conv_net(0), noise(4, 3, 16, 16, seed=0)
     result = quantized(original, image, scheme=INT8_SCHEMES["ort"])
     optimized: Mapping[str, Array] = OnnxRuntimeEngine(onnxruntime, result.to_bytes(), BuildOptions(threads=1)).run(
         {"x": image}
@@ -719,7 +726,7 @@ def test_weights_of_the_full_range_saturate(case: Case, fmt: str) -> None:
 
 def test_a_net_is_wrong_without_vnni_with_full_weights_and_right_with_safe_ones() -> None:
     """On every machine: the graph with all 8 bits fails the bound that the safe one passes."""
-    image = noise(4, 3, 16, 16)
+    image = noise(4, 3, 16, 16, seed=0)
     expected = output(conv_net(1), image)
     full, safe = (convs_and_products(weights)[0] for weights in ("full", "safe"))
     assert snr_db(expected, output(full, image)) > 35

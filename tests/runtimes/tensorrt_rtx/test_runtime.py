@@ -19,7 +19,7 @@ from edgevit.errors import BuildError, MissingError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile
-from edgevit.runtimes.tensorrt_rtx import compiler as rtx_compiler
+from edgevit.runtimes.tensorrt_rtx import compiler
 from edgevit.runtimes.tensorrt_rtx.kernels import plan
 from edgevit.runtimes.tensorrt_rtx.runtime import TensorRtRtx, built_precision
 from tests.helpers.onnx_files import save_graph, shift_block
@@ -302,7 +302,7 @@ def test_a_build_that_takes_too_long_is_stopped(folder: Path, tmp_path: Path) ->
 def test_a_missing_package_says_how_to_install_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rtx_compiler, "MODULE", "tensorrt_rtx_that_is_not_there")
+    monkeypatch.setattr(compiler, "MODULE", "tensorrt_rtx_that_is_not_there")
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt-rtx\]'") as raised:
         TensorRtRtx().build(relu(tmp_path / "m.onnx"), folder, FP32)
     assert raised.value.exit_status == 3
@@ -320,7 +320,7 @@ def test_a_package_that_cannot_be_imported_is_missing(
 
 @pytest.mark.parametrize("reason", ["Unexpected exception std::bad_alloc", "OutOfMemory (Requested size was 8 bytes)"])
 def test_running_out_of_memory_does_not_blame_the_module(reason: str) -> None:
-    message = rtx_compiler._refusal(Path("m.onnx"), [{"node": "", "operator": "", "reason": reason}])
+    message = compiler._refusal(Path("m.onnx"), [{"node": "", "operator": "", "reason": reason}])
     assert "free some memory" in message
     assert "rewrite" not in message
 

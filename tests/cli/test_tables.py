@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-from rich.console import Console as RichConsole
 
-from edgevit.cli import console as output
 from edgevit.cli import progress
-from edgevit.cli.console import Console, Part
-from edgevit.cli.evaluate import accuracy_parts
+from edgevit.cli.console import Console
 from edgevit.cli.export import report_parts, result_lines
-from edgevit.cli.latency import latency_parts
 from edgevit.cli.latency import result_lines as latency_lines
 from edgevit.cli.tables import notes_by_name, short_names, speed_phrase
 from edgevit.latency.measure import MeasureProgress
-from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio
-from edgevit.metrics import AccuracyReport, Evaluation
-from edgevit.pipeline.report import BundleReport, ExportReport
-from edgevit.runtimes.parity import ParityReport, compare
-from edgevit.runtimes.precision import ExecutedPrecision
-from edgevit.types import Interval, Reference
-from tests.helpers import samples
+from edgevit.types import Interval
+from tests.helpers.reports import TABLES, bundle_report, export_report, latencies, printed
 
 WIDTHS = [80, 100, 140]
-CPU = ("torch", "openvino", "ort")
-
-
-def latencies(*, busy: bool = False) -> tuple[LatencyReport, ...]:
-    """Three engines, of which the second takes 0.7 and the third 0.77 of the time of the first."""
-    after = samples.BUSY_AFTER if busy else samples.AFTER
-    times = dict(zip(CPU, (70.0, 49.0, 53.9), strict=True))
-    return tuple(samples.report([[time, 1.01 * time]] * 40, name=name, after=after) for name, time in times.items())
-
-
-def parity(stage: str, error: float) -> ParityReport:
-    """Compare outputs that are off by `error` of the standard deviation."""
-    outputs = np.random.default_rng(0).standard_normal((2, 10))
-    off = error * outputs.std() * np.where(np.arange(10) % 2, 1, -1)
-    reference = Reference(kind="photos", inputs={"x": outputs}, outputs={"y": outputs})
-    return compare(stage, lambda feeds: {"y": feeds["x"] + off}, [reference], precision="fp32", batches=(2,))
-
-
-def bundle(fmt: str, title: str, size_bytes: int | None = 114_400_000) -> BundleReport:
-    return BundleReport(
-        path=Path(f"bundles/shiftvit_t-fp32-{fmt}"), fmt=fmt, title=title, requested_precision="fp32",
-        actual_precision=ExecutedPrecision({"fp32": 81}, {"fp32": 4_500_000_000}), nodes=669, opset=20,
-        size_bytes=size_bytes, missing=None, notes=("onnxsim left out: nothing to simplify",),
-    )  # fmt: skip
-
-
-def export_report(*, measured: bool = True, verified: bool = True, busy: bool = False) -> ExportReport:
-    results = parity("ONNX", 3e-6) + parity("openvino: engine", 3.8e-6) + parity("ort: engine", 4.1e-6)
-    return ExportReport(
-        model="shiftvit_t",
-        weights="random",
-        weights_summary=None,
-        stages=(),
-        captured_nodes=700,
-        bundles=(bundle("openvino", "OpenVINO"), bundle("ort", "ONNX Runtime")),
-        parity=results if verified else ParityReport(()),
-        latencies=latencies(busy=busy) if measured else (),
-        classifies=True,
-    )
-
-
-def accuracy_report() -> AccuracyReport:
-    names = ("torch", "shiftvit_cifar10-fp32-openvino", "shiftvit_cifar10-int8-openvino")
-    labels = tuple(index % 10 for index in range(2000))
-    evaluations = tuple(
-        Evaluation(
-            name=name,
-            precision="fp32",
-            class_count=10,
-            labels=labels,
-            predictions=tuple(label if index % 4 > wrong else 9 - label for index, label in enumerate(labels)),
-            ranks=tuple(0 if index % 4 > wrong else 3 for index in range(2000)),
-        )
-        for wrong, name in enumerate(names)
-    )
-    return AccuracyReport(paths=(), description="labels from subfolders", evaluations=evaluations)
-
-
-def printed(*parts: Part, width: int = 80) -> list[str]:
-    file = io.StringIO()
-    output._print(RichConsole(file=file, width=width, markup=False, emoji=False), *parts)
-    return file.getvalue().splitlines()
 
 
 def test_the_first_line_of_an_export_is_its_result() -> None:
@@ -105,20 +31,12 @@ def test_the_first_line_of_an_export_is_its_result() -> None:
 
 
 def test_an_engine_that_did_not_run_is_not_called_verified() -> None:
-    built = replace(bundle("trt-rtx", "TensorRT-RTX"), missing="no GPU")
-    report = replace(export_report(measured=False), bundles=(built, bundle("trt", "TensorRT", size_bytes=None)))
+    built = replace(bundle_report("trt-rtx", "TensorRT-RTX"), missing="no GPU")
+    report = replace(export_report(measured=False), bundles=(built, bundle_report("trt", "TensorRT", size_bytes=None)))
     assert result_lines(report) == [
         "shiftvit_t: TensorRT-RTX engine built but not run here, graph parity not checked, 114 MB",
         "shiftvit_t: TensorRT bundle without its engine, which has to be built on the device",
     ]
-
-
-TABLES: dict[str, list[Part]] = {
-    "export": report_parts(export_report()),
-    "export, parts left out": report_parts(export_report(measured=False, verified=False)),
-    "latency": latency_parts(latencies()),
-    "eval": accuracy_parts(accuracy_report()),
-}
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -202,10 +120,3 @@ def test_quiet_prints_the_result_alone(capsys: pytest.CaptureFixture[str]) -> No
         on_stage("capture", 1.0)
     console.finish({}, next_command="edgevit run x")
     assert capsys.readouterr() == ("result\n", "")
-
-
-if __name__ == "__main__":  # look at it: python -m tests.cli.test_output WIDTH
-    import sys
-
-    for name, parts in TABLES.items():
-        sys.stdout.writelines(f"{line}\n" for line in ["---" + name, *printed(*parts, width=int(sys.argv[1]))])

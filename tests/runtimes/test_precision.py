@@ -27,7 +27,7 @@ from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult
 from edgevit.runtimes.precision import ExecutedPrecision, sum_by_precision
 from edgevit.runtimes.registry import get_runtime
-from tests.helpers.macs import multiply_adds
+from tests.helpers.macs import macs
 from tests.helpers.onnx_files import save_graph
 
 MOSTLY = ExecutedPrecision({"int8": 20, "fp32": 2}, {"int8": 970, "fp32": 30})
@@ -158,9 +158,7 @@ def graph_of(name: str) -> tuple[Any, int]:
     """Return the optimized graph of a model and its MACs as PyTorch counts them."""
     model = edgevit.create_model(name)
     shape = (1, 3, 32, 32) if name.endswith("cifar10") else (1, 3, 224, 224)
-    return passes.optimize(capture(model, (torch.zeros(shape),), dynamic_batch=False).graph), multiply_adds(
-        model, shape
-    )
+    return passes.optimize(capture(model, (torch.zeros(shape),), dynamic_batch=False).graph), macs(model, shape)
 
 
 def read_back(fmt: str, model: Path, folder: Path, **options: Any) -> ExecutedPrecision:
@@ -185,8 +183,8 @@ def test_macs_are_those_of_the_model(name: str, runtime: str, tmp_path: Path) ->
     assert executed.macs["fp32"] == known
 
 
-def test_the_manifest_has_macs_for_the_batch_that_ran(made: Callable[[str], Bundle], runtime: str) -> None:
-    precision = made(runtime).manifest.precision.to_json()
+def test_the_manifest_has_macs_for_the_batch_that_ran(shared_bundle: Callable[[str], Bundle], runtime: str) -> None:
+    precision = shared_bundle(runtime).manifest.precision.to_json()
     assert precision == {
         "asked": "fp32",
         "found": "fp32",
