@@ -176,7 +176,7 @@ def test_heic_is_named_with_what_converts_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_fifo_is_no_image(tmp_path: Path) -> None:
+def test_a_fifo_is_not_an_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "photo.png")
     with pytest.raises(ImageError, match="not a regular file"):
         read_image(tmp_path / "photo.png")

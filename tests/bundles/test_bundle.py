@@ -128,7 +128,7 @@ def test_a_bundle_without_an_engine_opens_and_so_does_one_with_more_files(own_or
     assert Bundle.open(own_ort.path).engine_path is None
 
 
-def test_a_folder_that_is_missing_or_empty_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_that_is_missing_or_empty_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle at"):
         edgevit.load(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="is not a bundle"):

@@ -91,7 +91,7 @@ class Fp16Engine(Engine):
 def test_an_engine_of_a_gpu_is_not_opened_in_another_precision(
     fmt: str, shared_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither runs on a machine without a GPU, so that an engine of our own stands for theirs."""
+    """Neither runtime runs without a GPU, so a fake engine replaces theirs."""
     engine = Fp16Engine()
     monkeypatch.setattr(type(registry.get_runtime(fmt)), "open", lambda *_: engine)
     own = Bundle.open(shutil.copytree(shared_bundle("ort").path, tmp_path / "own"))

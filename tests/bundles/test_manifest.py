@@ -46,14 +46,14 @@ def test_a_written_manifest_is_read_back_equal(shared_bundle: Callable[[str], Bu
         PrecisionRecord(requested="int8", executed=ExecutedPrecision({"int8": 2, "fp32": 1}, {"int8": 9, "fp32": 1})),
     ],
 )
-def test_what_has_not_run_is_told_from_what_does_not_report_its_precision(precision: PrecisionRecord) -> None:
+def test_unmeasured_unreported_and_reported_precisions_are_read_back(precision: PrecisionRecord) -> None:
     manifest = sample_manifest(precision=precision)
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.stem)
 def test_recorded_manifests_of_every_schema_version_are_read(recorded: Path, tmp_path: Path) -> None:
-    """Written by the edgevit of their time; what is read is written again with the same keys and values."""
+    """Old versions of edgevit wrote these files; after reading, they are written with the same keys and values."""
     shutil.copy(recorded, tmp_path / "manifest.json")
     manifest = read_manifest(tmp_path)
     content = json.loads(recorded.read_text())
@@ -95,7 +95,7 @@ def test_the_options_of_a_dynamic_batch_are_read_back(shared_bundle: Callable[[s
         ('{"schema_version": 1}', "is missing"),
     ],
 )
-def test_a_file_that_is_no_manifest_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_manifest_is_one_clear_error(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(BundleError, match=message) as raised:
         edgevit.load(tmp_path)

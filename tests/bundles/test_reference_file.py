@@ -77,7 +77,7 @@ def test_written_references_are_read_back(tmp_path: Path) -> None:
         {"photos/input/x": ROWS, "photos/output/y": np.zeros(2, "c8")},
     ],
 )  # fmt: skip
-def test_arrays_that_are_no_references_are_refused(arrays: Mapping[str, Array], tmp_path: Path) -> None:
+def test_arrays_other_than_references_are_refused(arrays: Mapping[str, Array], tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"r\.npz is damaged: .*; export the bundle again$"):
         read_references(npz(tmp_path / "r.npz", arrays))
 

@@ -201,7 +201,7 @@ def test_a_bundle_says_nothing_of_the_folders_it_was_exported_from(tmp_path: Pat
             assert b"alice" not in file.read_bytes(), file.name
 
 
-def test_references_of_other_weights_are_no_match(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+def test_references_of_other_weights_do_not_match(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     source = shared_bundle("ort")
     copy = shutil.copytree(source.path, tmp_path / source.name)
     changed = [

@@ -196,7 +196,7 @@ def in_a_fork(function: Callable[..., None], *arguments: Any) -> int:
 
 def test_sigkill_at_any_moment_leaves_a_whole_bundle(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader sees a whole bundle at every moment: while it is replaced, and after each kill."""
-    monkeypatch.setattr(store, "_flush", lambda _: None)  # slow, and of use in a power cut only
+    monkeypatch.setattr(store, "_flush", lambda _: None)  # slow, and needed only against power cuts
     random = Random(way)
     with store.staging(tmp_path) as folder:
         small_bundle(folder / "model", "0")

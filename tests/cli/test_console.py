@@ -20,7 +20,7 @@ from tests.helpers.cli import PHOTO, shell, status
 
 
 def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[[], str], tmp_path: Path) -> None:
-    """Reported before the export, which would be in vain."""
+    """The error comes before the export starts, not after its minutes of work."""
     arguments = ["export", "shiftvit_cifar10", "--fmt", "ort", "--out", str(tmp_path / "out")]
     assert status(*arguments, "--json", tmp_path / "no" / "folder.json") == 2
     assert "--json" in one_line()
@@ -79,7 +79,7 @@ def test_a_name_that_stdout_cannot_encode_is_printed_nevertheless(encoding: str,
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_no_failure(closed: str, tmp_path: Path) -> None:
+def test_a_closed_stream_does_not_fail_a_command(closed: str, tmp_path: Path) -> None:
     """A file opened later must not get the number of the closed stream, and its output."""
     run = shell(f"edgevit list --json {shlex.quote(str(tmp_path / 'models.json'))} {closed}")
     assert (run.returncode, run.stderr) == (0, "")

@@ -40,7 +40,7 @@ def test_doctor_explains_why_an_installed_runtime_does_not_work(
     (tmp_path / f"{module}.py").write_text(line)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    del sys.modules[module]  # imported anew, and forgotten after the test
+    del sys.modules[module]  # so that the test imports it; monkeypatch removes it afterwards
     assert status("doctor", "--json", "-") == 0
     found = json.loads(capsys.readouterr().out)
     fmt = "trt" if module == "tensorrt" else "trt-rtx"

@@ -33,7 +33,7 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     assert "class " in capsys.readouterr().out  # without class names, a class is a number
 
 
-def test_export_suggests_verify_for_a_model_that_is_no_classifier(
+def test_export_suggests_verify_for_a_model_that_is_not_a_classifier(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "maps.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(3, 2, 3)\n")

@@ -152,7 +152,7 @@ def add_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         monkeypatch.setattr(edgevit.cli, "__path__", [*edgevit.cli.__path__, str(folder)])
         monkeypatch.setattr(cli, "COMMANDS", (*COMMANDS, "toy"))
         monkeypatch.setitem(sys.modules, "edgevit.cli.toy", None)
-        del sys.modules["edgevit.cli.toy"]  # imported anew, and forgotten after the test
+        del sys.modules["edgevit.cli.toy"]  # so that the test imports it; monkeypatch removes it afterwards
 
     return add
 
@@ -212,7 +212,7 @@ def test_the_log_goes_to_the_temporary_folder_if_the_cache_is_not_writable(
     assert one_line().endswith(f"full traceback: {log}")
 
 
-def test_an_interrupt_is_no_bug(add_command: Callable[[str], None], one_line: Callable[[], str]) -> None:
+def test_an_interrupt_is_not_reported_as_a_bug(add_command: Callable[[str], None], one_line: Callable[[], str]) -> None:
     add_command(TOY.replace('console.print(f"toy: {arguments.text}")', "raise KeyboardInterrupt"))
     assert status("toy", "hello") == 130
     assert "interrupted" in one_line()

@@ -30,7 +30,7 @@ def test_run_classifies_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]
     ("outputs", "bias", "expected", "message"),
     [(1, 0.0, 2, "needs an image classifier"), (2, float("nan"), 6, "contain NaN or infinity")],
 )
-def test_run_rejects_outputs_that_are_no_classes(
+def test_run_rejects_outputs_other_than_classes(
     outputs: int, bias: float, expected: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A single output was a class of 100 %, and NaN a traceback with --json."""
@@ -42,7 +42,7 @@ def test_run_rejects_outputs_that_are_no_classes(
     assert message in capsys.readouterr().err
 
 
-def test_run_rejects_a_file_that_is_no_image(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
+def test_run_rejects_a_file_that_is_not_an_image(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no photo")
     assert status("run", bundle.path, tmp_path / "text.jpg") == 2
     assert "text.jpg" in one_line()

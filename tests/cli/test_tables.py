@@ -63,7 +63,7 @@ def test_a_note_of_some_engines_names_them() -> None:
     assert notes_by_name({"torch": ["busy"]}) == ["note: torch: busy"]
 
 
-def test_a_difference_that_is_not_shown_is_no_verdict() -> None:
+def test_a_difference_that_is_not_shown_gives_no_verdict() -> None:
     ratio = Ratio(1.02, Interval(0.95, 1.1), 40, "")
     assert speed_phrase(ratio, "PyTorch") == "no verdict on the speed against PyTorch (time ratio 1.02 (0.95 to 1.10))"
 

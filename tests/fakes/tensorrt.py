@@ -1,7 +1,8 @@
 """Fake TensorRT for one API version, and a fake GPU.
 
-The fake has the classes and methods of one version and no others, by `tensorrt_api.tsv`, so code written for another
-version fails as it would with that version. Its engines double their input. `World` sets what fails, and records calls.
+The fake has only the classes and methods of one version, from `tensorrt_api.tsv`, so code written for another version
+fails as it does with the real package. Its engines double their input. `World` selects the step that fails, and records
+the calls.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ WORDS = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
 
 @dataclass
 class World:
-    """What the fake does, and what was called."""
+    """Settings of the fake, and a record of the calls."""
 
     runs: str = "fp32"  # the precision that its engines report
     shape: tuple[int, ...] = (1, 4)
@@ -65,7 +66,7 @@ class World:
 
 
 def fake_gpu(world: World) -> list[tuple[Any, str, Any]]:
-    """What replaces the GPU: the module, the name in it, and the fake."""
+    """Return the replacements for the GPU: module, name in the module, and fake."""
     return [
         (cuda, "Device", lambda: FakeDevice(world)),
         (cuda_graph, "PinnedMemory", FakePinned),

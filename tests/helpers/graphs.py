@@ -55,7 +55,7 @@ def run(graph: OnnxGraph, seed: int = 0) -> dict[str, Array]:
 
 
 def assert_same(before: OnnxGraph, after: OnnxGraph, *, exact: bool = False, within: float = 1e-5) -> None:
-    """Assert that `after` is valid ONNX and computes what `before` computes.
+    """Assert that `after` is valid ONNX and has the same outputs as `before`.
 
     The largest difference of each output may be `within` times the output's standard deviation; 0 if `exact`.
     """

@@ -18,8 +18,10 @@ def save_graph(
     *,
     opset: int = 20,
 ) -> Path:
-    """Writes `nodes` (name -> "outputs = Operator(inputs)") with random weights of the given shapes, in fp32 or, where
-    the signature takes float16, in fp16."""
+    """Save a graph of `nodes`, name -> "outputs = Operator(inputs)", and return its path.
+
+    `weights` maps names to shapes; their values are random, in fp16 if the signature has float16, otherwise in fp32.
+    """
     lines = "\n".join(nodes.values())
     header = f'<ir_version: 10, opset_import: ["" : {opset}]>'
     model = onnx.parser.parse_model(f"{header}\n{signature} {{\n{lines}\n}}")

@@ -177,18 +177,18 @@ def test_the_gate_passes_and_fails_only_if_the_whole_interval_does(times: float,
     assert caught.value.exit_status == status
 
 
-def test_a_slowdown_within_the_noise_is_no_verdict() -> None:
+def test_a_slowdown_within_the_noise_gives_no_verdict() -> None:
     here, old = (report(noisy(ms, seed=seed, rounds=10, runs=1, noise=0.6)) for ms, seed in ((13, 5), (10, 6)))
     with pytest.raises(MeasureError, match="cannot tell whether a is slower"):
         compare.gate(here, old, max_slowdown=0.1)
 
 
-def test_too_few_rounds_are_no_verdict() -> None:
+def test_too_few_rounds_give_no_verdict() -> None:
     with pytest.raises(MeasureError, match="an interval needs 8 rounds, not 3"):
         compare.gate(report([[20.0]] * 3), report([[10.0]] * 3), max_slowdown=0.1)
 
 
-def test_a_slower_machine_is_no_slowdown_of_the_engine() -> None:
+def test_a_slower_machine_is_not_a_slowdown_of_the_engine() -> None:
     here = report(noisy(14, seed=2), probe_ms=0.7)  # 1.4 times as slow as the baseline, like the probe
     ratio = compare.against_baseline(here, OLD)
     assert ratio.verdict == "cannot tell" and ratio.value == pytest.approx(1.4, rel=0.05)
@@ -208,7 +208,7 @@ HOT = dataclasses.replace(samples.AFTER, throttle_events={"oc1_event_cnt": 4})
         (samples.AFTER, HOT, "the machine throttled in the baseline run only"),
     ],
 )
-def test_throttling_in_one_run_is_no_verdict(after: MachineState, before: MachineState, reason: str) -> None:
+def test_throttling_in_one_run_gives_no_verdict(after: MachineState, before: MachineState, reason: str) -> None:
     here, old = report(noisy(20, seed=2), after=after), report(noisy(10, seed=1), after=before)
     assert compare.against_baseline(here, old).verdict == "cannot tell"
     with pytest.raises(MeasureError, match=reason):

@@ -151,7 +151,7 @@ def test_official_weights_are_the_authors(tiny: dict[str, torch.Tensor], site: S
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("content", [b"<html>Sign in</html>", None])
-def test_a_download_that_is_no_checkpoint_is_deleted(content: bytes | None, site: Site, tmp_path: Path) -> None:
+def test_a_download_that_is_not_a_checkpoint_is_deleted(content: bytes | None, site: Site, tmp_path: Path) -> None:
     if content is None:
         site.sent = len(site.content) // 2
     else:

@@ -77,5 +77,5 @@ def test_sizes_below_one_are_refused(name: str, options: dict[str, Any]) -> None
         registry.create_model(name, **options)
 
 
-def test_a_rate_of_zero_is_no_size() -> None:
+def test_a_rate_of_zero_is_not_a_size() -> None:
     registry.create_model("shiftvit_t_light", drop_path_rate=0)

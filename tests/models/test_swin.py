@@ -85,7 +85,7 @@ def test_constants_in_the_authors_checkpoints_are_ignored() -> None:
         assert torch.equal(create_model("swin_xt", weights, img_size=56, **SMALL)(image), model(image))
 
 
-def test_windows_are_no_larger_than_the_map_and_do_not_shift_if_they_fill_it() -> None:
+def test_windows_fit_into_the_map_and_do_not_shift_if_they_fill_it() -> None:
     model = create_model("swin_xt", img_size=(56, 112), window_size=14, **SMALL)  # maps of 14x28 and 7x14
     attentions = [module for module in model.modules() if isinstance(module, WindowAttention)]
     assert [(attention.window, attention.shift) for attention in attentions] == [(14, 0), (14, 0), (7, 0), (7, 0)]

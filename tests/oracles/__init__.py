@@ -1,4 +1,4 @@
-"""What the original implementations compute on known weights and a known image; see README.md."""
+"""Outputs of the original implementations for known weights and a known image; see README.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PrecisionComparison: its sentence claims only what was measured."""
+"""PrecisionComparison: its summary contains only measured facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole pipeline: bundles of the trained model compute what PyTorch and its authors' code compute."""
+"""The whole pipeline: outputs of the trained model's bundles agree with PyTorch and the authors' code."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_outputs_other_than_tensors_are_an_export_error(kind: str, tmp_path: Pat
         (lambda first, second: {"b": first, "none": None, "a": (second, None)}, False),
     ],
 )
-def test_none_beside_tensors_is_left_out(
+def test_none_next_to_tensors_is_left_out(
     outputs: Callable[[torch.Tensor, torch.Tensor], object], latency: bool, tmp_path: Path
 ) -> None:
     module, x = Returns(outputs), torch.rand(1, 4)

@@ -59,7 +59,7 @@ def _help(action: argparse.Action) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape what would end a table cell."""
+    """Escape the separator of table cells."""
     return text.replace("|", r"\|")
 
 

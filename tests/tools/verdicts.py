@@ -1,10 +1,10 @@
 """Count right and wrong verdicts of side-by-side measurements with planted slowdowns, on this machine.
 
     python -m tests.tools.verdicts --slowdown 0 --tries 40              # A/A: every verdict is wrong
-    python -m tests.tools.verdicts --slowdown 100 --tries 20 --load 4   # beside four busy processes
+    python -m tests.tools.verdicts --slowdown 100 --tries 20 --load 4   # next to four busy processes
     python -m tests.tools.verdicts --slowdown 10 --tries 100            # on an idle machine
 
-The second candidate computes `--slowdown` percent more than the first. `--load` processes compute beside the
+The second candidate computes `--slowdown` percent more than the first. `--load` processes run at the same time as the
 measurement: all the time, or in random bursts with `--bursts`. `--work ort` measures a chain of matmuls in ONNX Runtime
 on all cores instead of single-threaded NumPy.
 """

@@ -18,13 +18,13 @@ from edgevit.runtimes.tensorrt import api, builder, versions
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModule10, TensorRtModule86
 from tests.fakes.tensorrt import api_table
 
-# The columns that a protocol's suffix stands for.
+# A pattern for the table's columns, by the suffix of a protocol's name.
 COLUMNS = {"": "", "86": r"cu12_8\.6", "10": r"cu1[23]_1[01]\.|rtx", "Rtx": "rtx"}
-# BuilderFlag.FP16 and INT8 exist up to 10; the suffix 86 is for the version that we set them in.
+# BuilderFlag.FP16 and INT8 exist up to 10; they are set in 8.6 only, so its protocol has them.
 
 
 def protocol_names(protocol: type) -> list[str]:
-    """The names that a protocol stands for, as the table writes them."""
+    """Return the names that a protocol declares, as they are written in the table."""
     members = {*vars(protocol).get("__annotations__", ()), *(name for name in vars(protocol) if name[0] != "_")}
     owner = re.sub(r"(86|10|Rtx)$", "", protocol.__name__)
     members -= {"__version__"}

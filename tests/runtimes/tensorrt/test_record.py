@@ -79,7 +79,7 @@ def test_records_of_the_first_version_are_still_read(tmp_path: Path) -> None:
     path.write_text(json.dumps({name: content[name] for name in FIRST_FIELDS} | {"schema_version": 1}), "utf-8")
     record = EngineRecord.read(tmp_path / "model.engine")
     assert record == ORIN
-    record.require(AGX, tmp_path / "model.engine")  # what it does not know is not compared
+    record.require(AGX, tmp_path / "model.engine")  # fields that are missing in the record are not compared
 
 
 @pytest.mark.parametrize(
