@@ -26,7 +26,9 @@ _STYLES = {"error": "bold red", "warning": "bold", "note": "dim"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit lint`."""
-    parser.add_argument("file", type=argument_types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder")
+    parser.add_argument(
+        "file", type=argument_types.path, metavar="FILE.onnx|BUNDLE", help="an ONNX file, or a bundle folder"
+    )
     *most, last = (word for fmt in LINTABLE for word in _spellings(fmt))
     parser.add_argument("--target", required=True, metavar="TARGET", help=f"{', '.join(most)} or {last}")
 
