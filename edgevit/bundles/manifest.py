@@ -88,6 +88,9 @@ class ModelRecord:
 
     def to_json(self) -> dict[str, Any]:
         classes = {} if self.num_classes is None else {"num_classes": self.num_classes}
+        read: dict[str, Any] = {}  # absent in schema version 1
+        if self.weights_tensors is not None:
+            read = {"weights_key": self.weights_key, "weights_tensors": self.weights_tensors}
         return {
             "name": self.name,
             "family": self.family,
@@ -96,8 +99,7 @@ class ModelRecord:
             **classes,
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
-            "weights_key": self.weights_key,
-            "weights_tensors": self.weights_tensors,
+            **read,
             "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
         }
 
