@@ -16,7 +16,7 @@ from edgevit.errors import EXIT_STATUSES, EdgevitError, UsageError
 
 PARAMETERS = {
     "list_models": "family",
-    "create_model": "name weights num_classes img_size on_download options",
+    "create_model": "name weights num_classes img_size options",
     "export": "model fmt precision calib eval max_drop out example_input weights num_classes img_size batch "
     "dynamic_batch opset images threads sm trt_version verify latency",
     "load": "bundle threads cache_dir",
