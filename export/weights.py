@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import remove_unused
@@ -47,12 +48,13 @@ def attach_weights(model: ir.Model, weights: Weights) -> None:
 def serialize_without_weights(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
     """Return the content of an ONNX file that declares its large weights as external data, and these by name.
 
-    The arrays share memory with the model. A runtime that takes weights from memory reads the pair without a copy in
+    Contiguous arrays share memory with the model. A runtime that takes weights from memory reads the pair without a copy in
     protobuf, and without its limit of 2 GB.
     """
     copy, weights = _declare_external(model, lambda tensor: tensor.dtype in _SHAREABLE)
     content: bytes = ir.to_proto(copy).SerializeToString(deterministic=True)
-    return content, {name: tensor.numpy() for name, tensor in weights.items()}
+    # ONNX Runtime refuses to share the memory of an array that is not contiguous.
+    return content, {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
 
 
 def save_model(model: ir.Model, path: Path) -> None:

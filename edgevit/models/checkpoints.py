@@ -81,21 +81,25 @@ def from_state_dict(content: Mapping[str, Any]) -> Weights:
 
 def without_prefix(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors without the prefixes that wrappers put before every key (`PREFIXES`)."""
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return without_prefix({key.removeprefix(prefix): value for key, value in tensors.items()})
-    return dict(tensors)
+    return _unwrapped(tensors)[-1]
+
+
+def _unwrapped(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return the tensors as they are, without their first prefix, without their second, and so on."""
+    found = [dict(tensors)]
+    while prefix := next((p for p in PREFIXES if found[-1] and all(key.startswith(p) for key in found[-1])), None):
+        found.append({key.removeprefix(prefix): value for key, value in found[-1].items()})
+    return found
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
     """Load `tensors` into `module` strictly. Raises CheckpointError that names keys missing, unexpected or of another
     shape.
 
-    A wrapper's prefix is removed only if more keys match without it: the module may have a submodule `module` itself.
+    Prefixes of wrappers are removed as far as more keys match without them: the module may have a submodule `module`.
     """
-    own, plain = module.state_dict(), without_prefix(tensors)
-    if len(plain.keys() & own.keys()) > len(tensors.keys() & own.keys()):
-        tensors = plain
+    own = module.state_dict()
+    tensors = max(_unwrapped(tensors), key=lambda unwrapped: len(unwrapped.keys() & own.keys()))
     problems = [
         *_named("missing in the checkpoint", own.keys() - tensors.keys()),
         *_named("unexpected in the checkpoint", tensors.keys() - own.keys()),

@@ -30,7 +30,6 @@ def bad_folder(case: str, views: Path, folder: Path) -> Path:
         return folder
     folder.mkdir()
     if case == "broken":
-        shutil.copy(next(views.iterdir()), folder / "fine.png")
         (folder / "torn.png").write_bytes(next(views.iterdir()).read_bytes()[:200])
     elif case == "no image":
         (folder / "notes.txt").write_text("no image")
