@@ -174,7 +174,7 @@ def test_a_bundle_whose_engine_runs_in_fp32_is_status_9(
     assert status("verify", copy) == 9
     (line,) = capsys.readouterr().err.splitlines()
     assert "requested int8" in line
-    assert "'fp32': 4" in line
+    assert "runs 4 fp32 layers" in line
 
 
 def test_fp32_is_measured_in_the_same_run(small: Path, views: Path, tmp_path: Path) -> None:
