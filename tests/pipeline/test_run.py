@@ -353,14 +353,14 @@ def test_other_types_than_models_are_rejected(model: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64])
 def test_an_example_in_another_dtype_is_rejected(dtype: torch.dtype, tmp_path: Path) -> None:
     module = Returns(lambda first, _: first).to(dtype)
-    with pytest.raises(UsageError, match=f"example_input is {str(dtype)[6:]}; export in float32"):
+    with pytest.raises(UsageError, match=f"example_input is {str(dtype)[6:]}; convert module and input to float32"):
         edgevit.export(module, example_input=torch.rand(1, 4).to(dtype), out=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_rejected(tmp_path: Path) -> None:
     x, trace = torch.rand(1, 4), cast("Any", torch.jit.trace)
-    with pytest.raises(UsageError, match="is TorchScript"):
+    with pytest.raises(UsageError, match="does not support TorchScript"):
         edgevit.export(trace(nn.Linear(4, 3), x), example_input=x, out=tmp_path)
 
 
