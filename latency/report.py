@@ -211,7 +211,7 @@ class LatencyReport:
         """Conditions that a reader must know to interpret the figures."""
         seconds, warmup_s = sum(self.samples_ms) / 1e3, self.plan.warmup_limit_s(1 + len(self.measured_with))
         conditions = {
-            f"the warm-up did not settle within {warmup_s:g} s": not self.steady,
+            f"the warm-up did not settle within {warmup_s:.3g} s": not self.steady,
             f"stopped after {self.runs} of {self.plan.min_runs} runs": self.runs < self.plan.min_runs,
             f"stopped after {seconds:.1f} s of {self.plan.min_duration_s:g} s": seconds < self.plan.min_duration_s,
             f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > _NOTABLE_CHANGE,

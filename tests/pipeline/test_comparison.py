@@ -109,7 +109,8 @@ def test_a_model_that_guesses_is_not_recommended() -> None:
 def test_a_small_loss_is_not_rounded_to_zero() -> None:
     many = {"labels": (0,) * 10_000, "predictions": (0,) * 10_000, "ranks": (0,) * 10_000}
     fp32 = replace(evaluation(0), **many)  # type: ignore[arg-type]
-    lost = replace(evaluation(0), **{**many, "predictions": (1, *many["predictions"][1:]), "ranks": (1, *many["ranks"][1:])})  # type: ignore[arg-type]
+    wrong = {"predictions": (1, *many["predictions"][1:]), "ranks": (1, *many["ranks"][1:])}
+    lost = replace(fp32, **wrong)  # type: ignore[arg-type]
     result = replace(comparison(Ratio(0.97, Interval(0.96, 0.98), 64)), fp32_evaluation=fp32, evaluation=lost)
     assert result.sentence == "int8: 1.03x faster, 0.010 points worse on 10000 images, 3.6x smaller"
 
