@@ -49,8 +49,7 @@ def serialize_without_weights(model: ir.Model) -> tuple[bytes, dict[str, Array]]
     """Return the content of an ONNX file that declares its large weights as external data, and these by name.
 
     Contiguous arrays share memory with the model. A runtime that takes weights from memory reads the pair without a
-    copy in
-    protobuf, and without its limit of 2 GB.
+    copy in protobuf, and without its limit of 2 GB.
     """
     copy, weights = _declare_external(model, lambda tensor: tensor.dtype in _SHAREABLE)
     content: bytes = ir.to_proto(copy).SerializeToString(deterministic=True)
