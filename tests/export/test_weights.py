@@ -91,6 +91,17 @@ def test_serialized_without_weights_the_graph_computes_the_same() -> None:
     assert np.allclose(graph_evaluator(original)({"x": x})["y"], expected, rtol=1e-4, atol=1e-3)
 
 
+def test_a_weight_that_is_not_contiguous_runs() -> None:
+    """ONNX Runtime refuses to share the memory of such an array; passes leave transposed views behind."""
+    transposed = graph()
+    view = np.asfortranarray(weights()["large"])  # (96, 128), equal values in column order
+    assert not view.flags.c_contiguous
+    transposed.model.graph.initializers["large"].const_value = ir.Tensor(view, name="large")
+    x = {"x": np.ones((1, 96), np.float32)}
+    expected = graph_evaluator(graph(), threads=1)(x)["y"]
+    assert np.array_equal(graph_evaluator(transposed, threads=1)(x)["y"], expected)
+
+
 def test_weights_in_memory_are_shared() -> None:
     original = graph()
     _, arrays = serialize_without_weights(original.model)
