@@ -102,7 +102,7 @@ def create_model(
         options=options,
         preprocessing=preprocessing,
         num_classes=classes,
-        classes=spec.class_names if classes == spec.num_classes else None,
+        classes=spec.class_dataset if classes == spec.num_classes else None,
         weights=source,
         weights_key=loaded.key if loaded else None,
         weights_tensors=len(loaded.tensors) if loaded else 0,

@@ -44,7 +44,7 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     num_classes: int = 1000
-    classes: str | None = None  # class names of the logits: edgevit/data/<classes>_classes.tsv; None: see class_names
+    classes: str | None = None  # class names of the logits: edgevit/data/<classes>_classes.tsv; None: see class_dataset
     paper: PaperFigures
     convert_state_dict: Callable[[StateDict], StateDict] | None = None
     weights_options: Callable[[StateDict], Mapping[str, Any]] | None = None
@@ -52,7 +52,7 @@ class ModelSpec:
     published: PublishedWeights | None = None
 
     @property
-    def class_names(self) -> str | None:
+    def class_dataset(self) -> str | None:
         """Name of the dataset whose classes the logits have: `classes`, or ImageNet for 1000 unnamed classes."""
         return self.classes or ("imagenet" if self.num_classes == 1000 else None)
 
