@@ -6,7 +6,7 @@ A ratio is of the times per image. A verdict is "faster", "slower" or "cannot te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,8 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "memory_rise_mb": report.memory_rise_mb,
         "peak_memory_mb": report.peak_memory_mb,
         "steady": report.steady,
+        "throttled": report.throttled,
+        "throttle_events": {name: asdict(rise) for name, rise in report.throttle_events.items()},
         "doubts": list(report.warnings),
     }
 

@@ -24,6 +24,10 @@ from edgevit.latency.system_files import SystemFiles
 _LIBRARIES = ("numpy", "torch", "onnx")
 _REFERENCE = "torch"
 
+# OC3 of a Jetson counts over-current of microseconds, which a healthy board has too (27,390 in an hour). OC1
+# (under-voltage) and OC2 (average over-current) lower the clocks.
+_SPIKES = frozenset({"oc3_event_cnt"})
+
 # Fields that decide a latency, together with the versions of the runtimes. Memory, kernel and momentary state do not.
 _KEY_FIELDS = (
     *("architecture", "board", "cpu", "isa", "physical_cores", "logical_cores", "affinity", "cpu_limit"),
@@ -44,6 +48,7 @@ class MachineState:
     own_cpu_s: float  # processor time of this process
     busy_cpu_s: float | None  # time that any process ran on the cores of this process, stolen time included
     idle_cpu_s: float | None
+    time_s: float | None = None  # of a clock that never goes back; only differences mean something
 
     @classmethod
     def capture(cls, root: Path = Path("/")) -> MachineState:
@@ -61,6 +66,7 @@ class MachineState:
             own_cpu_s=time.process_time(),
             busy_cpu_s=busy_s,
             idle_cpu_s=idle_s,
+            time_s=time.monotonic(),
         )
 
     @classmethod
@@ -159,12 +165,38 @@ class Environment:
         )
 
 
-def throttled(before: MachineState, after: MachineState) -> bool | None:
-    """Return whether the machine lowered its clocks in between; None if it has no counters and no limits."""
-    if not after.throttle_events and not after.limits:
+@dataclass(frozen=True, slots=True)
+class EventRise:
+    """The rise of a throttle counter between two states."""
+
+    count: int
+    per_s: float | None  # None if the time between the states is unknown
+
+
+def event_rises(before: MachineState, after: MachineState) -> dict[str, EventRise]:
+    """Return the rise of each counter that both states have, by name."""
+    elapsed_s = None if before.time_s is None or after.time_s is None else after.time_s - before.time_s
+    rises = {
+        name: count - before.throttle_events[name]
+        for name, count in after.throttle_events.items()
+        if name in before.throttle_events
+    }
+    return {name: EventRise(count, count / elapsed_s if elapsed_s else None) for name, count in rises.items()}
+
+
+def throttle_causes(before: MachineState, after: MachineState) -> tuple[str, ...] | None:
+    """Return the counters that rose and the limits that were active, with their values; None without any of either.
+
+    Over-current spikes (OC3 of a Jetson) lower no clock and are no cause.
+    """
+    counters = {name: rise.count for name, rise in event_rises(before, after).items() if name not in _SPIKES}
+    if not counters and not before.limits and not after.limits:
         return None
-    counted = any(count > before.throttle_events.get(name, 0) for name, count in after.throttle_events.items())
-    return counted or any(after.limits.values()) or any(before.limits.values())
+    limits = {name: max(state, before.limits.get(name, 0)) for name, state in {**before.limits, **after.limits}.items()}
+    return (
+        *(f"{name} +{count}" for name, count in counters.items() if count > 0),
+        *(f"{name} at {state}" for name, state in limits.items() if state),
+    )
 
 
 def others_fraction(before: MachineState, after: MachineState) -> float | None:

@@ -14,7 +14,14 @@ from edgevit.errors import UsageError
 from edgevit.files import first_line
 from edgevit.latency import statistics
 from edgevit.latency.clock import Probe
-from edgevit.latency.environment import Environment, MachineState, others_fraction, throttled
+from edgevit.latency.environment import (
+    Environment,
+    EventRise,
+    MachineState,
+    event_rises,
+    others_fraction,
+    throttle_causes,
+)
 from edgevit.latency.statistics import Percentile
 from edgevit.types import Interval
 from edgevit.untrusted import shorten
@@ -188,7 +195,18 @@ class LatencyReport:
     @property
     def throttled(self) -> bool | None:
         """Whether the machine lowered its clocks during the measurement; None if the system does not report it."""
-        return throttled(self.environment.state, self.after)
+        causes = self.throttle_causes
+        return None if causes is None else bool(causes)
+
+    @property
+    def throttle_causes(self) -> tuple[str, ...] | None:
+        """The counters and limits that show it; None if the system has neither."""
+        return throttle_causes(self.environment.state, self.after)
+
+    @property
+    def throttle_events(self) -> dict[str, EventRise]:
+        """Rise of each throttle counter during the measurement, also of those that are no cause."""
+        return event_rises(self.environment.state, self.after)
 
     @property
     def others_fraction(self) -> float | None:
@@ -218,7 +236,7 @@ class LatencyReport:
             f"the machine's own speed varied by {100 * self._speed_range():.0f} %": (
                 self._speed_range() > _NOTABLE_CHANGE
             ),
-            "the machine throttled": self.throttled is True,
+            f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
         }
         return tuple(warning for warning, applies in conditions.items() if applies)
@@ -247,7 +265,15 @@ class LatencyReport:
 
     def _derive(self) -> None:
         """Compute every statistic once: a field of a wrong type fails here and not in a later comparison."""
-        _ = (self.warnings, self.round_ms, self.fast_round_ms, self.probe_ms, self.p50_interval_ms, self.cv)
+        _ = (
+            self.warnings,
+            self.throttle_events,
+            self.round_ms,
+            self.fast_round_ms,
+            self.probe_ms,
+            self.p50_interval_ms,
+            self.cv,
+        )
         _ = (self.throughput_per_s, hash(tuple(map(str, self.environment.key().values()))), hash(self.threads))
 
     def _by_round(self, percent: float) -> NDArray[np.float64]:

@@ -114,6 +114,13 @@ def instruction_sets(files: SystemFiles) -> tuple[str, ...]:
 
 
 def physical_cores(files: SystemFiles) -> int | None:
+    """Return the number of cores: of the different groups of hardware threads that share one.
+
+    Linux before 5.5 has no such lists; identifiers of cores repeat in the clusters of many Arm processors.
+    """
+    threads = {files.text(path) for path in files.cpus("topology/core_cpus_list").values()}
+    if threads:
+        return len(threads)
     cores = {
         (files.text(folder / "physical_package_id"), files.text(folder / "core_id"))
         for folder in files.cpus("topology").values()

@@ -149,7 +149,11 @@ def _conditions(reports: Sequence[LatencyReport]) -> str:
     first = reports[0]
     instructions = int8_instructions(first.environment.isa)
     processor = f"{first.environment.cpu or first.environment.architecture} ({instructions})"
-    return f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {processor}"
+    conditions = f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {processor}"
+    rises = [
+        f"{name} {rise.per_s:.1f}/s" for name, rise in first.throttle_events.items() if rise.count > 0 and rise.per_s
+    ]
+    return "; ".join((conditions, *rises))
 
 
 def _batches(reports: Sequence[LatencyReport]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.latency.environment import Environment, MachineState, others_fraction, throttled
+from edgevit.latency.environment import Environment, MachineState, event_rises, others_fraction, throttle_causes
 from tests.helpers import samples
 
 JETSON = {
@@ -134,7 +134,7 @@ def test_a_machine_without_system_files_is_described_without_an_error(
     bare = Environment.capture(tmp_path)
     assert (bare.board, bare.governor, bare.boost, bare.cpu_limit, bare.power_mode) == (None,) * 5
     assert bare.gpus == () and bare.state.limits == {} and bare.state.load_average is None
-    assert throttled(bare.state, bare.state) is None and others_fraction(bare.state, bare.state) is None
+    assert throttle_causes(bare.state, bare.state) is None and others_fraction(bare.state, bare.state) is None
     assert Environment.from_json(json.loads(json.dumps(bare.to_json()))) == bare
 
 
@@ -160,23 +160,42 @@ def test_the_cpu_limit_of_a_control_group_is_found(tmp_path: Path, files: dict[s
     assert Environment.capture(machine(tmp_path, files)).cpu_limit == limit
 
 
-def state(events: int, limit: int) -> MachineState:
-    return dataclasses.replace(samples.QUIET, throttle_events={"oc1": events}, limits={"cpufreq": limit})
+def test_threads_of_one_core_count_once_and_equal_numbers_in_two_clusters_twice(tmp_path: Path) -> None:
+    for cpu, (core, threads) in enumerate([(0, "0,2"), (0, "1,3"), (0, "0,2"), (0, "1,3")]):
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        machine(topology, {"physical_package_id": "0\n", "core_id": f"{core}\n", "core_cpus_list": f"{threads}\n"})
+    assert Environment.capture(tmp_path).physical_cores == 2
+
+
+def state(events: dict[str, int], limit: int = 0, *, time_s: float = 0.0) -> MachineState:
+    return dataclasses.replace(samples.QUIET, throttle_events=events, limits={"cpufreq": limit}, time_s=time_s)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "expected"),
+    ("before", "after", "causes"),
     [
-        (state(3, 0), state(3, 0), False),
-        (state(3, 0), state(4, 0), True),
-        (state(3, 0), state(3, 1), True),
-        (state(3, 1), state(3, 0), True),
+        (state({"oc1_event_cnt": 3}), state({"oc1_event_cnt": 3}), ()),
+        (state({"oc1_event_cnt": 3}), state({"oc1_event_cnt": 4}), ("oc1_event_cnt +1",)),
+        (state({"oc2_event_cnt": 0}), state({"oc2_event_cnt": 15}), ("oc2_event_cnt +15",)),
+        (state({}), state({}, 1), ("cpufreq at 1",)),
+        (state({}, 2), state({}), ("cpufreq at 2",)),
     ],
 )
 def test_rising_counters_and_active_limits_mean_throttling(
-    before: MachineState, after: MachineState, expected: bool
+    before: MachineState, after: MachineState, causes: tuple[str, ...]
 ) -> None:
-    assert throttled(before, after) == expected
+    assert throttle_causes(before, after) == causes
+
+
+def test_over_current_spikes_are_a_rate_and_no_throttling() -> None:
+    """An hour of a healthy Orin under load."""
+    counts = {"oc1_event_cnt": 0, "oc2_event_cnt": 0, "oc3_event_cnt": 0}
+    before, after = state(counts), state(counts | {"oc3_event_cnt": 27390}, time_s=3605.0)
+    assert throttle_causes(before, after) == ()
+    spikes = event_rises(before, after)["oc3_event_cnt"]
+    assert spikes.count == 27390 and spikes.per_s == pytest.approx(7.6, abs=0.01)
+    only_spikes = dataclasses.replace(after, throttle_events={"oc3_event_cnt": 1}, limits={})
+    assert throttle_causes(only_spikes, only_spikes) is None
 
 
 @pytest.mark.parametrize(

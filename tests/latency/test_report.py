@@ -40,6 +40,15 @@ def test_a_table_of_several_batch_sizes_names_them_all() -> None:
     assert [each["ratio_interval"] for each in latency_json(mixed[:1])] == [None]
 
 
+def test_the_rate_of_over_current_spikes_is_a_condition_and_no_warning() -> None:
+    counted = dataclasses.replace(samples.AFTER, throttle_events={"oc3_event_cnt": 73}, time_s=10.0)
+    before = dataclasses.replace(samples.QUIET, throttle_events={"oc3_event_cnt": 3}, time_s=0.0)
+    report = samples.report([[1.0]] * 9, environment=dataclasses.replace(samples.BOARD, state=before), after=counted)
+    conditions, *notes = latency_parts([report])[1:]
+    assert str(conditions).endswith("; oc3_event_cnt 7.0/s") and notes == []
+    assert latency_json([report])[0]["throttle_events"] == {"oc3_event_cnt": {"count": 70, "per_s": 7.0}}
+
+
 def test_different_precisions_are_named_in_a_note() -> None:
     fp16 = samples.report([[2.0]] * 9, name="one")  # in fp16, as its details say
     int8 = dataclasses.replace(fp16, name="other", details={"precision": "int8"})
