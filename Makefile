@@ -11,10 +11,10 @@ demo: $(READY)
 	$(BIN)/edgevit run demo/shiftvit_cifar10-fp32-openvino edgevit/data/photos/chelsea.png --top 3
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 lint: $(READY)
 	$(BIN)/ruff check .

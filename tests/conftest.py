@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -15,12 +17,15 @@ CORES = len(os.sched_getaffinity(0))
 import pytest
 import torch
 
-import edgevit
 from edgevit.bundles.bundle import Bundle
+from edgevit.models import loading
+from edgevit.pipeline import run as pipeline
+from edgevit.runtimes.base import BatchRange, BuildOptions
 from tests.helpers.cifar10 import Cifar10, load_cifar10
 from tests.helpers.formats import ON_CPU
 
 torch.set_num_threads(CORES)
+SPREAD = {"test_registry.py", "test_kernels.py"}  # minutes of tests, each of which exports a model of its own
 
 
 @pytest.fixture(scope="session")
@@ -28,23 +33,42 @@ def cifar10() -> Cifar10:
     return load_cifar10()
 
 
-@pytest.fixture(scope="session", params=ON_CPU)
-def fmt(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize `fmt` test by test: a session fixture with params makes pytest visit every module once per format,
+    and build the fixtures of the module each time."""
+    if "fmt" in metafunc.fixturenames and not _parametrizes(metafunc, "fmt"):
+        metafunc.parametrize("fmt", ON_CPU)
+
+
+def _parametrizes(metafunc: pytest.Metafunc, argument: str) -> bool:
+    """Return whether the test has a parametrize mark of its own for this argument."""
+    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    return any(argument in (name.replace(",", " ").split() if isinstance(name, str) else name) for name in names)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one worker, which builds its fixtures once; share out the files that have no fixtures."""
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(scope="session")
 def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """Build the trained model's bundle in a format, for batches of 1 to 16; once per session. Read only."""
-    bundles: dict[str, Bundle] = {}
-    out = tmp_path_factory.mktemp("bundles")
+    """Return the trained model's bundle in a format, for batches of 1 to 16; built once for all workers. Read only."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_bundles"
+    return functools.partial(_shared_bundle, out)
 
-    def make(fmt: str) -> Bundle:
-        if fmt not in bundles:
-            bundles[fmt] = edgevit.export("shiftvit_cifar10", fmt=fmt, out=out, dynamic_batch=(1, 2, 16))
-        return bundles[fmt]
 
-    return make
+def _shared_bundle(out: Path, fmt: str) -> Bundle:
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait for the one that builds
+        if not out.exists():
+            options = BuildOptions(dynamic_batch=BatchRange(1, 2, 16))
+            config = pipeline.ExportConfig(formats=ON_CPU, options=options, out=out, latency=False)
+            pipeline.run(loading.from_name("shiftvit_cifar10"), config)
+    return Bundle.open(out / f"shiftvit_cifar10-fp32-{fmt}")
 
 
 @pytest.fixture
