@@ -1,7 +1,8 @@
 """Top-1, top-5, agreement and their confidence intervals.
 
 The predicted class of every image and the rank of its true class are stored; accuracies and intervals are derived from
-them. A prediction with NaN or infinity in its logits is wrong, and is counted.
+them. Logits of -inf exclude a class, as masks do; a prediction from any other logits that are not finite is wrong, and
+is counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 
 INPUT, OUTPUT = "images", "logits"  # names of the input and output of registered models
 CONFIDENCE = 0.95  # of every interval in this module
-NO_PREDICTION = -1  # the predicted class if the logits contain NaN or infinity
+NO_PREDICTION = -1  # the predicted class if the logits are unusable: see `is_usable`
 _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution, for two-sided 95 %
 
 
@@ -35,7 +36,7 @@ class Evaluation:
     precision: str  # the executed precision, as reported by the runtime
     class_count: int
     labels: tuple[int, ...]
-    predictions: tuple[int, ...]  # predicted classes; NO_PREDICTION if the logits contain NaN or infinity
+    predictions: tuple[int, ...]  # predicted classes; NO_PREDICTION if the logits are unusable
     ranks: tuple[int, ...]  # of the true classes, 0 is the best; class_count if there is no prediction
 
     @property
@@ -49,7 +50,7 @@ class Evaluation:
 
     @property
     def not_finite(self) -> int:
-        """The number of predictions with NaN or infinity."""
+        """The number of images whose logits are unusable."""
         return self.predictions.count(NO_PREDICTION)
 
     @property
@@ -257,8 +258,14 @@ def _predict(logits: Array, labels: Array) -> tuple[Array, Array]:
     classes = logits.shape[1]
     true = logits[np.arange(len(labels)), labels][:, None]  # (n, 1)
     before = (logits > true) | ((logits == true) & (np.arange(classes) < labels[:, None]))
-    finite = np.isfinite(logits).all(1)
-    return np.where(finite, logits.argmax(1), NO_PREDICTION), np.where(finite, before.sum(1), classes)
+    usable = is_usable(logits)
+    return np.where(usable, logits.argmax(1), NO_PREDICTION), np.where(usable, before.sum(1), classes)
+
+
+def is_usable(logits: Array) -> Array:
+    """Return for each row of logits, (n, classes), whether it has a finite value and neither NaN nor +inf."""
+    usable: Array = (logits < np.inf).all(1) & np.isfinite(logits).any(1)  # a comparison with NaN is false
+    return usable
 
 
 def _paired(first: Evaluation, second: Evaluation) -> list[tuple[int, int]]:

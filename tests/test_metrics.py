@@ -129,8 +129,13 @@ def test_rank_and_prediction_agree_on_ties() -> None:
         assert found.tolist() == ranks
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["the true class", "another class", "all"])
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        *((value, where) for value in (np.nan, np.inf) for where in ("the true class", "another class", "all")),
+        (-np.inf, "all"),
+    ],
+)
 def test_a_prediction_that_is_not_finite_is_wrong_and_counted(value: float, where: str, tmp_path: Path) -> None:
     images = shades(tmp_path, 20)
 
@@ -146,6 +151,13 @@ def test_a_prediction_that_is_not_finite_is_wrong_and_counted(value: float, wher
     assert found.top1 == found.top5 == 0.9
     assert found.predictions.count(NO_PREDICTION) == 2
     assert agreement(found, found) == 0.9
+
+
+def test_minus_infinity_excludes_a_class() -> None:
+    logits = np.array([[-np.inf, 3, 1], [-np.inf, 3, 1], [2, -np.inf, -np.inf]], np.float32)
+    predictions, ranks = metrics._predict(logits, np.array([1, 0, 0]))
+    assert predictions.tolist() == [1, 1, 0]
+    assert ranks.tolist() == [0, 2, 0]
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 11), (3, 10), (4, 10, 1)])

@@ -13,6 +13,7 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import open_engine
 from edgevit.errors import ImageError, ParityError, UsageError
 from edgevit.images import OnSkip, find_images, read_batch
+from edgevit.metrics import is_usable
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Array
 
@@ -71,7 +72,7 @@ def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
             f"edgevit run needs an image classifier with logits (N, classes); this model outputs {engine.outputs[0]}; "
             "use edgevit.load in Python"
         )
-    if not (logits < np.inf).all() or not np.isfinite(logits).any():  # -inf excludes a class
+    if not is_usable(logits).all():
         raise ParityError("the engine's logits contain NaN or infinity; check the bundle: edgevit verify BUNDLE")
     first: Array = logits[0]
     return first

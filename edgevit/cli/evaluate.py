@@ -122,7 +122,7 @@ def result_lines(report: AccuracyReport) -> list[str]:
 
 
 def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Part]:
-    """Return the accuracy table and its notes: the source of the labels, and outputs that are not finite."""
+    """Return the accuracy table and its notes: the source of the labels, and unusable outputs."""
     not_finite = [
         f"{evaluation.name}: {evaluation.not_finite} outputs contain NaN or infinity and count as wrong"
         for evaluation in report.evaluations
