@@ -264,8 +264,7 @@ def _predict(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 def is_usable(logits: Array) -> Array:
     """Return for each row of logits, (n, classes), whether it has a finite value and neither NaN nor +inf."""
-    usable: Array = (logits < np.inf).all(1) & np.isfinite(logits).any(1)  # a comparison with NaN is false
-    return usable
+    return np.asarray((logits < np.inf).all(1) & np.isfinite(logits).any(1))  # a comparison with NaN is false
 
 
 def _paired(first: Evaluation, second: Evaluation) -> list[tuple[int, int]]:

@@ -20,9 +20,17 @@ import torch
 from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError
-from edgevit.export.capture_errors import check_module, check_outputs, trace_error, translate_error
+from edgevit.export.capture_errors import (
+    check_module,
+    check_outputs,
+    is_unknown_output,
+    trace_error,
+    translate_error,
+)
 from edgevit.export.graph import BATCH, OnnxGraph, PassRecord
+from edgevit.export.output_names import names_of_outputs
 from edgevit.models.loading import forward_names, in_eval_mode
+from edgevit.models.reference import register_dataclasses
 
 _VERBOSE_LOGGERS = (
     "torch.onnx",
@@ -65,7 +73,7 @@ def capture(
         traced = time.perf_counter()
         model = _translate(program, names, output_names)
         translated = time.perf_counter()
-    _name_outputs(model, output_names)
+    _name_outputs(model, output_names or names_of_outputs(program))
     _name_batch(model)
     _name_nodes(model)
     graph = OnnxGraph(model)
@@ -79,6 +87,11 @@ def _trace(
     shapes = tuple({0: torch.export.Dim(BATCH)} for _ in names) if dynamic_batch else None
     try:
         with torch.no_grad():
+            try:
+                return torch.export.export(module, example, dynamic_shapes=shapes)
+            except RuntimeError as error:
+                if not (is_unknown_output(error) and register_dataclasses(module(*example))):
+                    raise
             return torch.export.export(module, example, dynamic_shapes=shapes)
     except EdgevitError:
         raise
@@ -118,18 +131,22 @@ def _translate(
     return exported.model
 
 
-def _name_outputs(model: ir.Model, names: Sequence[str] | None) -> None:
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
     outputs = model.graph.outputs
-    if names is not None and len(names) != len(outputs):
+    if len(names) != len(outputs):
         raise ExportError(f"the module has {len(outputs)} outputs, but {len(names)} output names were given")
     for value in model.graph.inputs:
         if value.is_graph_output():
             raise ExportError(f"the module returns its input {value.name} unchanged, which engines do not support")
     if len({id(output) for output in outputs}) < len(outputs):
         raise ExportError("the module returns one tensor as two outputs; return it once")
-    for index, output in enumerate(outputs):
-        if names is None:
-            output.name = "output" if len(outputs) == 1 else f"output_{index}"
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for output, name in zip(outputs, names, strict=True):
+        output.name = f"{name}_output" if name in taken else name
+    own = {output.name: output for output in outputs}
+    for value in (value for node in model.graph.all_nodes() for value in node.outputs):
+        if own.get(value.name, value) is not value:
+            value.name = f"{value.name}_inner"
 
 
 def _name_batch(model: ir.Model) -> None:

@@ -50,6 +50,7 @@ FORWARD_CAUSES: tuple[Cause, ...] = (
     ),
     Cause(r"^(MemoryError|OutOfMemoryError)|allocate memory|out of memory", "reduce --img-size or --batch"),
 )
+_UNKNOWN_OUTPUT = r"is not a known type|Unsupported output type|output.*pytree"
 # Failures of the tracer on a module whose forward() works.
 TRACE_CAUSES: tuple[Cause, ...] = (
     Cause(
@@ -61,8 +62,8 @@ TRACE_CAUSES: tuple[Cause, ...] = (
         "a branch or a size depends on values of a tensor: use a fixed size, or torch.where instead of the branch",
     ),
     Cause(
-        r"is not a known type|Unsupported output type|output.*pytree",
-        "return tensors, or tuples, lists or dicts of tensors",
+        _UNKNOWN_OUTPUT,
+        "return tensors, or tuples, lists, dicts or dataclasses of tensors",
     ),
     Cause(r"allocate memory|out of memory|^MemoryError", "reduce --img-size or --batch"),
 )
@@ -108,6 +109,11 @@ def trace_error(error: BaseException, module: nn.Module, example: Example, *, dy
     if remedy is None and dynamic_batch and BATCH in str(error):
         remedy = _BATCH_REMEDY
     return ExportError(f"PyTorch cannot trace {name}: {_reason(cause)}; {remedy or _TRACE_REMEDY}")
+
+
+def is_unknown_output(error: BaseException) -> bool:
+    """Return whether torch.export fails because it does not know the class of an output."""
+    return re.search(_UNKNOWN_OUTPUT, str(root_cause(error))) is not None
 
 
 def translate_error(error: BaseException) -> ExportError:

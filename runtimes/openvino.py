@@ -9,11 +9,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -91,12 +91,24 @@ class OpenVinoEngine(Engine):
         if list(devices) != [DEVICE]:
             raise BuildError(f"OpenVINO runs on {devices} instead of {DEVICE}")
         self._request = self._compiled.create_infer_request()
-        self.inputs = tuple(_spec(port) for port in self._compiled.inputs)
-        self.outputs = tuple(_spec(port) for port in self._compiled.outputs)
-        self.batches = options.dynamic_batch
         self._ov, self._settings = ov, settings
         self._artifact = artifact.absolute()  # read again later, when the current folder may have changed
+        self.inputs = self._specs("inputs")
+        self.outputs = self._specs("outputs")
+        self.batches = options.dynamic_batch
         self._lock = threading.Lock()
+
+    def _specs(self, side: Literal["inputs", "outputs"]) -> tuple[TensorSpec, ...]:
+        """Return the specs of all inputs or outputs.
+
+        A compiled port also has the names of tensors that the plugin merged with it, in no order. Its own name is that
+        of the port at the same position in the file.
+        """
+        ports: Sequence[Any] = getattr(self._compiled, side)
+        named = ports
+        if any(len(port.get_names()) > 1 for port in ports):
+            named = getattr(self._ov.Core().read_model(str(self._artifact)), side)
+        return tuple(_spec(port, own.get_any_name()) for port, own in zip(ports, named, strict=True))
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         with self._lock:  # a request refuses a second call while it is busy
@@ -164,9 +176,9 @@ def convert(ov: Any, model: Path, xml: Path) -> None:
         raise BuildError(f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({_reason(error)})") from error
 
 
-def _spec(port: Any) -> TensorSpec:
+def _spec(port: Any, name: str) -> TensorSpec:
     shape: list[Dim] = [dim.get_length() if dim.is_static else "batch" for dim in port.get_partial_shape()]
-    return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()).name, tuple(shape))
+    return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, tuple(shape))
 
 
 def _reason(error: Exception) -> str:

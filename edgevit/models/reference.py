@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from edgevit.errors import ExportError
 from edgevit.files import class_and_first_line
@@ -65,10 +67,17 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
 
 
 def flatten_outputs(output: Any) -> list[Any]:
-    """Return the tensors in a module's output in the order in which torch.onnx numbers them; None is left out."""
-    from torch.utils._pytree import tree_leaves
-
+    """Return the tensors in a module's output in the order of the graph's outputs; None is left out."""
+    register_dataclasses(output)
     return [leaf for leaf in tree_leaves(output) if leaf is not None]
+
+
+def register_dataclasses(output: Any) -> bool:
+    """Make the dataclasses in a module's output known to torch.export; return whether one was unknown."""
+    unknown = {type(leaf) for leaf in tree_leaves(output) if is_dataclass(leaf)}
+    for each in unknown:
+        torch.export.register_dataclass(each)
+    return bool(unknown) and (register_dataclasses(output) or True)  # their fields may be dataclasses
 
 
 def _forward(model: LoadedModel, inputs: Sequence[torch.Tensor]) -> object:

@@ -1,4 +1,4 @@
-"""OpenVINO: no telemetry, paths with commas, the model cache."""
+"""OpenVINO: no telemetry, paths with commas, names of outputs, the model cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -17,6 +18,7 @@ from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
 
+HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]>'
 # Run in a subprocess, since telemetry starts with the first import of OpenVINO.
 BUILD = """
 import sys, tempfile, threading
@@ -51,6 +53,20 @@ def test_paths_may_contain_commas(shared_bundle: Callable[[str], Bundle], tmp_pa
         assert engine.inputs[0].name == "images"
 
 
+def test_an_output_keeps_its_name_if_the_plugin_merges_it_with_another_tensor(tmp_path: Path) -> None:
+    """The Reshape does nothing, and the plugin gives its output the names of both tensors."""
+    text = """g (float[2, 4] x) => (float[2, 4] logits, float[2, 4] boxes) <int64[2] shape = {2, 4}> {
+        linear = Relu (x)  logits = Reshape (linear, shape)  boxes = Neg (x)
+    }"""
+    onnx.save(onnx.parser.parse_model(f"{HEAD} {text}"), tmp_path / "model.onnx")
+    runtime, options = get_runtime("openvino"), BuildOptions()
+    x = np.array([[-1, 1, 2, 3]] * 2, np.float32)
+    with runtime.open(runtime.build(tmp_path / "model.onnx", tmp_path, options).path, options) as engine:
+        outputs = engine.run({"x": x})
+    assert [spec.name for spec in engine.outputs] == ["logits", "boxes"]
+    assert np.array_equal(outputs["logits"], np.maximum(x, 0))
+
+
 def test_a_model_from_the_cache_reports_its_layers(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     path, options = shared_bundle("openvino").engine_path, BuildOptions(cache_dir=tmp_path)
     assert path is not None
@@ -64,7 +80,6 @@ def test_a_model_from_the_cache_reports_its_layers(shared_bundle: Callable[[str]
     assert dict(reported[0].layers) == {"fp32": 23}
 
 
-HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]>'
 WRAP = """g (float[1, 3, 8, 8] x) => (float[1, 3, 10, 10] y) <int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}>
  { y = Pad <mode = "wrap"> (x, p) }"""
 

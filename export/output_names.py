@@ -1,0 +1,73 @@
+"""Names of a captured module's outputs, from the structure that its forward() returns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch.export.graph_signature import OutputKind
+from torch.utils._pytree import TreeSpec, tree_unflatten
+
+_Path: TypeAlias = tuple[object, ...]  # keys and positions that lead to a tensor
+
+
+def names_of_outputs(program: torch.export.ExportedProgram) -> list[str]:
+    """Return one name per output tensor, each once.
+
+    A tensor in a dict, a dataclass or a named tuple has its key as name, and inside several of them the keys joined by
+    "_". The name of other outputs is "output_<position>", or "output" if there is only one.
+    """
+    outputs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    paths = _paths(program.call_spec.out_spec)
+    tensors = [path for path, spec in zip(paths, outputs, strict=True) if not hasattr(spec.arg, "value")]
+    if len(tensors) == 1 and all(isinstance(key, int) for key in tensors[0]):
+        return ["output"]
+    return _unique([_name(path) for path in tensors])
+
+
+def _paths(structure: TreeSpec) -> list[_Path]:
+    """Return the path of each leaf; its position if the structure does not tell."""
+    count = structure.num_leaves
+    try:
+        indices = tree_unflatten(list(range(count)), structure)
+    except Exception:  # the user's class, which may refuse anything but tensors
+        return [(index,) for index in range(count)]
+    found = dict(_walk(indices, ()))
+    return [found.get(index, (index,)) for index in range(count)]
+
+
+def _walk(value: Any, path: _Path) -> Iterator[tuple[int, _Path]]:
+    """Yield the index and the path of each leaf. pytree's own paths lack the keys of Hugging Face's outputs."""
+    if isinstance(value, int):
+        yield value, path
+    for key, child in _children(value):
+        yield from _walk(child, (*path, key))
+
+
+def _children(value: Any) -> Iterable[tuple[object, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, list | tuple):
+        return zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    return ()
+
+
+def _name(path: _Path) -> str:
+    words = ["output"] if not path or isinstance(path[0], int) else []
+    return "_".join([*words, *(re.sub(r"[^A-Za-z0-9_.-]", "_", str(key)) or "_" for key in path)])
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return the names with a number appended to each that is already taken."""
+    found: list[str] = []
+    for name in names:
+        unique, number = name, 1
+        while unique in found:
+            unique, number = f"{name}_{number}", number + 1
+        found.append(unique)
+    return found
