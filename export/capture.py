@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError
+from edgevit.export.attention_rank import reshape_attention_to_4d
 from edgevit.export.capture_errors import (
     check_module,
     check_outputs,
@@ -115,15 +116,17 @@ def _translate(
 ) -> ir.Model:
     check_outputs(program)
     try:
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            optimize=False,
-            opset_version=CAPTURE_OPSET,
-            verbose=False,
-            input_names=list(names),
-            output_names=list(output_names) if output_names else None,
-        )
+        with torch.no_grad():  # as in the trace: views of a parameter that requires gradients decompose differently
+            reshape_attention_to_4d(program)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                opset_version=CAPTURE_OPSET,
+                verbose=False,
+                input_names=list(names),
+                output_names=list(output_names) if output_names else None,
+            )
     except Exception as error:
         raise translate_error(error) from error
     if exported is None:
