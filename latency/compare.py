@@ -69,6 +69,11 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "steady": report.steady,
         "throttled": report.throttled,
         "throttle_events": {name: asdict(rise) for name, rise in report.throttle_events.items()},
+        "power_w": report.power_w,
+        "energy_per_inference_j": {
+            name: {"value": energy.joules, "interval": statistics.bounds(energy.interval), "idle_w": energy.idle_w}
+            for name, energy in report.energy_per_inference.items()
+        },
         "doubts": list(report.warnings),
     }
 

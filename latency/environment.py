@@ -18,15 +18,12 @@ from typing import Any
 
 from edgevit.formats import list_formats
 from edgevit.latency import system_files
+from edgevit.latency.sampling.nvml import nvml_session
 from edgevit.latency.system_files import SystemFiles
 
 # Packages other than the runtimes of formats, which `Format.packages` adds. PyTorch is measured like a runtime.
 _LIBRARIES = ("numpy", "torch", "onnx")
 _REFERENCE = "torch"
-
-# OC3 of a Jetson counts over-current of microseconds, which a healthy board has too (27,390 in an hour). OC1
-# (under-voltage) and OC2 (average over-current) lower the clocks.
-_SPIKES = frozenset({"oc3_event_cnt"})
 
 # Fields that decide a latency, together with the versions of the runtimes. Memory, kernel and momentary state do not.
 _KEY_FIELDS = (
@@ -52,20 +49,22 @@ class MachineState:
 
     @classmethod
     def capture(cls, root: Path = Path("/")) -> MachineState:
-        """Return the current state. `root` is the folder that holds the system's files."""
+        """Return the current state, without NVIDIA GPUs: a DeviceTrace has those that the measurement uses.
+
+        `root` is the folder that holds the system's files.
+        """
         files = SystemFiles(root)
-        gpus = system_files.gpu_state()
-        busy_s, idle_s = system_files.cpu_time_s(files)
+        times = system_files.cpu_times(files)
         return cls(
             load_average=system_files.load_average(files),
             memory_available_mb=system_files.memory_mb(files, "MemAvailable"),
-            clocks_mhz={**system_files.current_clocks_mhz(files), **gpus.clocks_mhz},
-            temperatures_c={**system_files.temperatures_c(files), **gpus.temperatures_c},
+            clocks_mhz=system_files.current_clocks_mhz(files),
+            temperatures_c=system_files.temperatures_c(files),
             throttle_events=system_files.throttle_events(files),
-            limits={**system_files.clock_limits(files), **gpus.limits},
+            limits=system_files.clock_limits(files),
             own_cpu_s=time.process_time(),
-            busy_cpu_s=busy_s,
-            idle_cpu_s=idle_s,
+            busy_cpu_s=None if times is None else times.busy_s,
+            idle_cpu_s=None if times is None else times.idle_s,
             time_s=time.monotonic(),
         )
 
@@ -124,7 +123,7 @@ class Environment:
             max_mhz=max_mhz,
             boost=system_files.boost(files),
             power_mode=system_files.power_mode(files),
-            gpus=system_files.gpu_names(),
+            gpus=_gpu_names(),
             device_clocks=system_files.device_clocks(files),
             jetson=system_files.jetson_release(files),
             container=system_files.container(files),
@@ -189,7 +188,9 @@ def throttle_causes(before: MachineState, after: MachineState) -> tuple[str, ...
 
     Over-current spikes (OC3 of a Jetson) lower no clock and are no cause.
     """
-    counters = {name: rise.count for name, rise in event_rises(before, after).items() if name not in _SPIKES}
+    counters = {
+        name: rise.count for name, rise in event_rises(before, after).items() if name not in system_files.SPIKES
+    }
     if not counters and not before.limits and not after.limits:
         return None
     limits = {name: max(state, before.limits.get(name, 0)) for name, state in {**before.limits, **after.limits}.items()}
@@ -207,6 +208,14 @@ def others_fraction(before: MachineState, after: MachineState) -> float | None:
     total_s = busy_s + (after.idle_cpu_s or 0.0) - (before.idle_cpu_s or 0.0)
     others_s = busy_s - (after.own_cpu_s - before.own_cpu_s)
     return min(1.0, max(0.0, others_s / total_s)) if total_s > 0 else None
+
+
+def _gpu_names() -> tuple[str, ...]:
+    """Return the name and the driver version of each NVIDIA GPU that this process may see."""
+    with nvml_session() as nvml:
+        if nvml is None:
+            return ()
+        return tuple(f"{gpu.name or 'unknown'}, driver {nvml.driver or 'unknown'}" for gpu in nvml.gpus())
 
 
 def _runtime_packages() -> dict[str, tuple[str, ...]]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +25,10 @@ from edgevit.latency import clock, statistics
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import LatencyReport, MeasurePlan
-from edgevit.runtimes.base import Engine
+from edgevit.latency.sampling.energy import IDLE_SLICES, EnergyRecord
+from edgevit.latency.sampling.sampler import Sampler, device_sampler
+from edgevit.latency.sampling.trace import DeviceTrace
+from edgevit.runtimes.base import GPU_UUID, Engine
 from edgevit.runtimes.loading import Loading, memory_rise_mb, resident_mb
 from edgevit.types import Array
 
@@ -40,6 +45,7 @@ __all__ = [
 
 _MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
 _PROBE_INTERVAL_NS = 500_000_000
+_POLL_S = 0.0005
 _LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
 
 
@@ -134,19 +140,27 @@ def candidate_from_callable(
 
 
 def measure(
-    candidates: Sequence[Candidate], plan: MeasurePlan | None = None, on_progress: OnMeasure | None = None
+    candidates: Sequence[Candidate],
+    plan: MeasurePlan | None = None,
+    on_progress: OnMeasure | None = None,
+    *,
+    root: Path = Path("/"),
 ) -> tuple[LatencyReport, ...]:
     """Measure candidates side by side and return one report each, in the order given.
 
     `plan` is `MeasurePlan()` by default. `on_progress` is called between rounds, while nothing is timed. A candidate
-    that is too slow for the plan gets fewer runs, which its report states. Raises MeasureError if an inference fails
-    or returns NaN or infinity, or if the clock is too coarse for it.
+    that is too slow for the plan gets fewer runs, which its report states. `root` is the folder that holds the system's
+    files. Raises MeasureError if an inference fails or returns NaN or infinity, or if the clock is too coarse for it.
     """
     _require_distinct_names(candidates)
     plan, on_progress = plan or MeasurePlan(), on_progress or _ignore
-    environment, resolution_ns = Environment.capture(), clock.resolution_ns()
+    environment, resolution_ns = Environment.capture(root), clock.resolution_ns()
     begin_ns = clock.now_ns()
-    with _garbage_collection_off():
+    names = tuple(candidate.name for candidate in candidates)
+    gpus = {candidate.details.get(GPU_UUID, "") for candidate in candidates}
+    sampling = device_sampler(names, gpu_uuids=gpus, interval_s=plan.sample_interval_s, root=root)
+    with sampling as sampler, _garbage_collection_off():
+        idle_w = _idle_power_w(sampler, plan.idle_s)
         warmups = []
         for number, candidate in enumerate(candidates):
             on_progress(MeasureProgress(f"warm-up of {candidate.name}", number / len(candidates), None))
@@ -163,7 +177,7 @@ def measure(
             )
             for candidate, warmup in zip(candidates, warmups, strict=True)
         ]
-        probes = _run_rounds(recordings, plan, limit_s, on_progress)
+        origin_ns, probes = _run_rounds(recordings, plan, limit_s, sampler, on_progress)
     for recording in recordings:
         _require_fine_clock(recording.candidate.name, float(np.median(recording.durations_ns)), resolution_ns)
     shared = _Shared(
@@ -172,8 +186,11 @@ def measure(
         resolution_ns=resolution_ns,
         plan=plan,
         environment=environment,
-        after=MachineState.capture(),
-        names=tuple(candidate.name for candidate in candidates),
+        after=MachineState.capture(root),
+        names=names,
+        trace=sampler.trace(origin_ns),
+        energy_sources=sampler.energy_names,
+        idle_w=idle_w,
     )
     return tuple(_report(recording, warmup, shared) for recording, warmup in zip(recordings, warmups, strict=True))
 
@@ -198,6 +215,8 @@ class _Recording:
     durations_ns: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     total_ns: int = 0
+    turns_j: list[tuple[float, ...]] = field(default_factory=list)
+    turns_s: list[float] = field(default_factory=list)
 
     def done_fraction(self, plan: MeasurePlan) -> float:
         """Return the fraction of the plan's runs and seconds that is recorded, 0 to 1."""
@@ -216,6 +235,9 @@ class _Shared:
     environment: Environment
     after: MachineState
     names: tuple[str, ...]
+    trace: DeviceTrace | None
+    energy_sources: tuple[str, ...]
+    idle_w: tuple[tuple[float, ...], ...]
 
 
 def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float:
@@ -247,11 +269,12 @@ def _warm_up(candidate: Candidate, plan: MeasurePlan, *, max_s: float) -> _Warmu
 
 
 def _run_rounds(
-    recordings: Sequence[_Recording], plan: MeasurePlan, limit_s: float, on_progress: OnMeasure
-) -> tuple[Probe, ...]:
+    recordings: Sequence[_Recording], plan: MeasurePlan, limit_s: float, sampler: Sampler, on_progress: OnMeasure
+) -> tuple[int, tuple[Probe, ...]]:
     """Run rounds until every candidate has enough samples, or until another round would exceed `limit_s`.
 
-    There is always one round. Returns the probes of the machine's speed before, between and after the rounds.
+    There is always one round. Returns the start of the first round in ns, and the probes of the machine's speed before,
+    between and after the rounds.
     """
     random = np.random.default_rng(plan.seed)
     origin_ns = clock.now_ns()
@@ -260,7 +283,9 @@ def _run_rounds(
     while not number or (fraction < 1 and elapsed_s + round_s <= limit_s):
         round_start_ns = clock.now_ns()
         for index in random.permutation(len(recordings)):
-            _take_turn(recordings[index], number, plan, origin_ns)
+            sampler.request(int(index))
+            _settle(recordings[index], plan, sampler)
+            _take_turn(recordings[index], number, origin_ns, sampler)
         number += 1
         now_ns = clock.now_ns()
         elapsed_s, round_s = (now_ns - origin_ns) / 1e9, (now_ns - round_start_ns) / 1e9
@@ -270,7 +295,7 @@ def _run_rounds(
             on_progress(_progress(fraction, elapsed_s, limit_s))
     probes.append(_probe(origin_ns))
     on_progress(MeasureProgress("measuring", 1.0, 0.0))
-    return tuple(probes)
+    return origin_ns, tuple(probes)
 
 
 def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgress:
@@ -279,14 +304,29 @@ def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgr
     return MeasureProgress("measuring", elapsed_s / (elapsed_s + remaining_s), remaining_s)
 
 
-def _take_turn(recording: _Recording, number: int, plan: MeasurePlan, origin_ns: int) -> None:
-    """Run unrecorded for `settle_s`, then record. The unrecorded runs refill the caches of this candidate."""
+def _settle(recording: _Recording, plan: MeasurePlan, sampler: Sampler) -> None:
+    """Run unrecorded for `settle_s`, which refills the caches of this candidate, and until the sampler is done.
+
+    So the device is sampled while it works, and not while anything is timed.
+    """
     name, infer = recording.candidate.name, recording.candidate.infer
-    if recording.settles:
-        settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
+    if not recording.settles:
+        while sampler.busy:
+            time.sleep(_POLL_S)
+        return
+    settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
+    _timed(name, infer)
+    while clock.now_ns() < settled_ns or sampler.busy:
         _timed(name, infer)
-        while clock.now_ns() < settled_ns:
-            _timed(name, infer)
+
+
+def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Sampler) -> None:
+    """Record the runs of one turn, and the energy that they take if the device counts it."""
+    name, infer = recording.candidate.name, recording.candidate.infer
+    counts_energy = bool(sampler.energy_names)
+    before_ns, before_j = clock.now_ns(), sampler.energy_j()
+    if counts_energy:
+        _timed(name, infer)  # after the counters were read, the first run would be slower
     for _ in range(recording.runs_per_turn):
         start_ns, duration_ns, outputs = _timed(name, infer)
         _require_valid_outputs(name, outputs)
@@ -294,6 +334,30 @@ def _take_turn(recording: _Recording, number: int, plan: MeasurePlan, origin_ns:
         recording.durations_ns.append(duration_ns)
         recording.rounds.append(number)
         recording.total_ns += duration_ns
+    if counts_energy:
+        spent_j = _spent_j(before_j, sampler.energy_j())
+        if spent_j is not None:
+            recording.turns_j.append(spent_j)
+            recording.turns_s.append((clock.now_ns() - before_ns) / 1e9)
+
+
+def _idle_power_w(sampler: Sampler, idle_s: float) -> tuple[tuple[float, ...], ...]:
+    """Return the mean power of each slice of idle time by energy counter; empty without a counter."""
+    slices: list[tuple[float, ...]] = []
+    for _ in range(IDLE_SLICES if sampler.energy_names else 0):
+        before_ns, before_j = clock.now_ns(), sampler.energy_j()
+        time.sleep(idle_s / IDLE_SLICES)
+        spent_j = _spent_j(before_j, sampler.energy_j())
+        if spent_j is not None:
+            elapsed_s = (clock.now_ns() - before_ns) / 1e9
+            slices.append(tuple(joules / elapsed_s for joules in spent_j))
+    return tuple(slices)
+
+
+def _spent_j(before_j: Sequence[float | None], after_j: Sequence[float | None]) -> tuple[float, ...] | None:
+    """Return the rise of each energy counter; None if one of them could not be read."""
+    spent_j = [high - low for low, high in zip(before_j, after_j, strict=True) if low is not None and high is not None]
+    return tuple(spent_j) if len(spent_j) == len(before_j) else None
 
 
 def _timed(name: str, infer: Callable[[], object]) -> tuple[int, int, object]:
@@ -401,4 +465,18 @@ def _report(recording: _Recording, warmup: _Warmup, shared: _Shared) -> LatencyR
         environment=shared.environment,
         after=shared.after,
         details=candidate.details,
+        trace=shared.trace,
+        energy=_energy(recording, shared),
+    )
+
+
+def _energy(recording: _Recording, shared: _Shared) -> EnergyRecord | None:
+    if not shared.idle_w or not recording.turns_j:
+        return None
+    return EnergyRecord(
+        sources=shared.energy_sources,
+        idle_w=shared.idle_w,
+        turns_j=tuple(recording.turns_j),
+        turns_s=tuple(recording.turns_s),
+        inferences=recording.runs_per_turn + 1,
     )

@@ -22,7 +22,11 @@ from edgevit.latency.environment import (
     others_fraction,
     throttle_causes,
 )
+from edgevit.latency.sampling.energy import EnergyEstimate, EnergyRecord
+from edgevit.latency.sampling.sampler import INTERVAL_S
+from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.statistics import Percentile
+from edgevit.runtimes.base import GPU_UUID
 from edgevit.types import Interval
 from edgevit.untrusted import shorten
 
@@ -50,6 +54,9 @@ class MeasurePlan:
     when the rounds have taken `max_duration_s` seconds times the number of candidates, or when the whole measurement
     has taken `max_total_s` seconds.
     At least one round is run, so a single slow round may exceed the limit.
+
+    Device: its sensors are read every `sample_interval_s` seconds at most, during unrecorded runs. If it has energy
+    counters, its power is measured for `idle_s` seconds before the warm-up.
     """
 
     min_runs: int = 100
@@ -64,6 +71,8 @@ class MeasurePlan:
     settle_s: float = 0.02
     turn_s: float = 0.05
     seed: int = 0
+    sample_interval_s: float = INTERVAL_S
+    idle_s: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.min_runs, self.min_rounds, self.warmup_window_runs) < 1:
@@ -73,7 +82,10 @@ class MeasurePlan:
                 "durations must be finite, with 0 <= min_duration_s <= max_duration_s; got "
                 f"{self.min_duration_s:g} and {self.max_duration_s:g}"
             )
-        times = (self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s)
+        times = (
+            *(self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s),
+            *(self.sample_interval_s, self.idle_s),
+        )
         if not all(0 <= time < math.inf for time in times):
             raise UsageError("times and tolerances of a measurement must be finite and not negative")
         if self.max_total_s is not None and not 0 < self.max_total_s < math.inf:
@@ -115,6 +127,8 @@ class LatencyReport:
     environment: Environment  # before the measurement
     after: MachineState  # after the measurement
     details: Mapping[str, str] = field(default_factory=dict)  # from the caller: hash of the artifact, precision
+    trace: DeviceTrace | None = None  # of the whole run; None if the device has no sensor that this process may read
+    energy: EnergyRecord | None = None  # None without an energy counter
 
     def __post_init__(self) -> None:
         if not self.samples_ms or not len(self.samples_ms) == len(self.starts_ns) == len(self.rounds):
@@ -194,19 +208,45 @@ class LatencyReport:
 
     @property
     def throttled(self) -> bool | None:
-        """Whether the machine lowered its clocks during the measurement; None if the system does not report it."""
+        """Whether the machine lowered its clocks during the measurement; None if the system does not report it.
+
+        False is evidence only if the device was sampled while it worked; see `trace`.
+        """
         causes = self.throttle_causes
         return None if causes is None else bool(causes)
 
     @property
     def throttle_causes(self) -> tuple[str, ...] | None:
         """The counters and limits that show it; None if the system has neither."""
-        return throttle_causes(self.environment.state, self.after)
+        found = (
+            throttle_causes(self.environment.state, self.after),
+            self.trace.throttle_causes if self.trace is not None else None,
+        )
+        known = [causes for causes in found if causes is not None]
+        # The trace names a counter too, from its own first sample on.
+        return tuple({cause.rpartition(" ")[0]: cause for causes in known for cause in causes}.values()) or (
+            () if known else None
+        )
 
     @property
     def throttle_events(self) -> dict[str, EventRise]:
         """Rise of each throttle counter during the measurement, also of those that are no cause."""
         return event_rises(self.environment.state, self.after)
+
+    @property
+    def uses_gpu(self) -> bool:
+        return GPU_UUID in self.details
+
+    @property
+    def energy_per_inference(self) -> dict[str, EnergyEstimate]:
+        """Energy of one inference by counter, above that of the idle device; empty without a counter."""
+        return {} if self.energy is None else self.energy.per_inference()
+
+    @property
+    def power_w(self) -> dict[str, float]:
+        """Median power by sensor while this engine worked."""
+        spread = {} if self.trace is None else self.trace.spread(self.name, "power")
+        return {name: median for name, (_, median, _) in spread.items()}
 
     @property
     def others_fraction(self) -> float | None:
@@ -238,8 +278,23 @@ class LatencyReport:
             ),
             f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
+            **self._device_warnings(),
         }
         return tuple(warning for warning, applies in conditions.items() if applies)
+
+    def _device_warnings(self) -> dict[str, bool]:
+        if self.trace is None:
+            return {}
+        clocks = [
+            f"{name} {low:g} to {high:g} MHz"
+            for name, (low, high) in self.trace.clock_ranges(self.name, on_gpu=self.uses_gpu).items()
+            if high - low > _NOTABLE_CHANGE * high
+        ]
+        problem = self.trace.problem
+        return {
+            f"the clocks varied meanwhile: {', '.join(clocks)}": bool(clocks),
+            f"the device was not sampled to the end: {problem}": bool(problem),
+        }
 
     def percentile(self, percent: float) -> Percentile:
         """Return a percentile in ms, or why there is none."""
@@ -248,7 +303,8 @@ class LatencyReport:
     def to_json(self) -> dict[str, Any]:
         """Return every field for `json.dump`; `from_json` gives an equal report."""
         fields = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        return {"schema": SCHEMA, **fields}
+        trace = None if self.trace is None else self.trace.to_json()
+        return {"schema": SCHEMA, **fields, "trace": trace}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyReport:
@@ -299,4 +355,6 @@ def _converted(data: Mapping[str, Any]) -> dict[str, Any]:
         "plan": MeasurePlan(**data["plan"]),
         "environment": Environment.from_json(data["environment"]),
         "after": MachineState.from_json(data["after"]),
+        "trace": None if data.get("trace") is None else DeviceTrace.from_json(data["trace"]),
+        "energy": None if data.get("energy") is None else EnergyRecord.from_json(data["energy"]),
     }

@@ -1,4 +1,4 @@
-"""Read /proc, /sys, nvidia-smi and nvpmodel.
+"""Read /proc, /sys and nvpmodel.
 
 A function returns None, or an empty collection, if the system does not have the file or the program.
 """
@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,20 @@ _ISA = frozenset(
 # Cooling devices that lower a clock; fans are cooling devices too.
 _CLOCK_LIMITER = re.compile("cpufreq|devfreq|gpu|processor|throttle", re.IGNORECASE)
 
-# NVML's reasons for a lowered clock other than the user's settings: power cap, thermal and hardware slowdown.
-_GPU_LIMIT_REASONS = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+# OC3 of a Jetson counts over-current of microseconds, which a healthy board has too (27,390 in an hour). OC1
+# (under-voltage) and OC2 (average over-current) lower the clocks.
+SPIKES = frozenset({"oc3_event_cnt"})
+
+THERMAL_THROTTLE_COUNTERS = ("core_throttle_count", "package_throttle_count")  # of Intel, for each core
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """Seconds since boot, summed over the cores that this process may use."""
+
+    busy_s: float  # with the time stolen by a hypervisor
+    idle_s: float
+    stolen_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +162,25 @@ def cpu_limit(files: SystemFiles) -> float | None:
     return min(limits) if limits else None
 
 
-def cpu_time_s(files: SystemFiles) -> tuple[float, float] | tuple[None, None]:
-    """Return the busy and the idle seconds since boot, summed over the cores that this process may use.
+def usable_cores() -> frozenset[str] | None:
+    """Return the names of the cores that this process may use ("cpu0"); None if the system does not say."""
+    cores = affinity()
+    return None if cores is None else frozenset(f"cpu{core}" for core in cores)
 
-    Time stolen by a hypervisor counts as busy.
-    """
-    cores, ticks = affinity(), {}
-    for name, counts in re.findall(r"^cpu(\d+) ([\d ]+)$", files.text("proc/stat") or "", re.MULTILINE):
-        if cores is None or int(name) in cores:
+
+def cpu_times(files: SystemFiles) -> CpuTimes | None:
+    """Return the time of the cores that this process may use."""
+    cores, ticks = usable_cores(), []
+    for name, counts in re.findall(r"^(cpu\d+) ([\d ]+)$", files.text("proc/stat") or "", re.MULTILINE):
+        if cores is None or name in cores:
             # user, nice, system, idle, iowait, irq, softirq, steal; the guest times after them are part of user
-            ticks[name] = [int(count) for count in counts.split()[:8]]
+            ticks.append([int(count) for count in counts.split()[:8]])
     if not ticks or not hasattr(os, "sysconf"):
-        return None, None
+        return None
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
-    idle = sum(sum(counts[3:5]) for counts in ticks.values())
-    return (sum(map(sum, ticks.values())) - idle) * tick_s, idle * tick_s
+    idle = sum(sum(counts[3:5]) for counts in ticks)
+    stolen = sum(sum(counts[7:]) for counts in ticks)
+    return CpuTimes((sum(map(sum, ticks)) - idle) * tick_s, idle * tick_s, stolen * tick_s)
 
 
 def _cpuinfo(files: SystemFiles, *names: str) -> str | None:
@@ -242,21 +258,29 @@ def _over_cores(files: SystemFiles, name: str, choose: Callable[[Iterable[float]
 # Heat
 
 
+def temperature_files(files: SystemFiles) -> dict[str, Path]:
+    """Return the files of thermal zones and other sensors by name; they hold thousandths of a degree Celsius."""
+    zones = {
+        f"{files.text(zone / 'type')} {zone.name}": zone / "temp"
+        for zone in files.find("sys/class/thermal/thermal_zone*")
+    }
+    sensors = {
+        f"{files.text(sensor.parent / 'name')} {sensor.name.removesuffix('_input')}": sensor
+        for sensor in files.find("sys/class/hwmon/hwmon*/temp*_input")
+    }
+    return {**zones, **sensors}
+
+
 def temperatures_c(files: SystemFiles) -> dict[str, float]:
-    """Return thermal zones, and the sensors of processors that have no zone. Sensors that are off are left out."""
-    readings = {}
-    for zone in files.find("sys/class/thermal/thermal_zone*"):
-        readings[f"{files.text(zone / 'type')} {zone.name}"] = files.number(zone / "temp")
-    for sensor in files.find("sys/class/hwmon/hwmon*/temp*_input"):
-        name = f"{files.text(sensor.parent / 'name')} {sensor.name.removesuffix('_input')}"
-        readings[name] = files.number(sensor)
+    """Return the temperatures by sensor. Sensors that are off are left out."""
+    readings = {name: files.number(path) for name, path in temperature_files(files).items()}
     return {name: reading / 1e3 for name, reading in readings.items() if reading is not None}
 
 
 def throttle_events(files: SystemFiles) -> dict[str, int]:
     """Return Intel's thermal counters, summed over cores, and the over-current counters of a Jetson."""
     events: dict[str, int] = {}
-    for kind in ("core_throttle_count", "package_throttle_count"):
+    for kind in THERMAL_THROTTLE_COUNTERS:
         counts = [files.number(path) for path in files.cpus(f"thermal_throttle/{kind}").values()]
         if counts:
             events[kind] = sum(int(count) for count in counts if count is not None)
@@ -266,58 +290,18 @@ def throttle_events(files: SystemFiles) -> dict[str, int]:
     return events
 
 
+def cooling_devices(files: SystemFiles) -> dict[str, Path]:
+    """Return the files with the state of each cooling device that lowers a clock, by name."""
+    devices = {device: files.text(device / "type") or "" for device in files.find("sys/class/thermal/cooling_device*")}
+    return {
+        f"{kind} {device.name}": device / "cur_state" for device, kind in devices.items() if _CLOCK_LIMITER.search(kind)
+    }
+
+
 def clock_limits(files: SystemFiles) -> dict[str, int]:
     """Return the state of each cooling device that lowers a clock; 0 means that it is not active."""
-    limits = {}
-    for device in files.find("sys/class/thermal/cooling_device*"):
-        kind, state = files.text(device / "type") or "", files.number(device / "cur_state")
-        if state is not None and _CLOCK_LIMITER.search(kind):
-            limits[f"{kind} {device.name}"] = int(state)
-    return limits
-
-
-# NVIDIA GPUs
-
-
-def gpu_names() -> tuple[str, ...]:
-    """Return name and driver version of each GPU that nvidia-smi lists."""
-    return tuple(", driver ".join(row) for row in _nvidia_smi("name,driver_version"))
-
-
-@dataclass(frozen=True, slots=True)
-class GpuState:
-    """Temperatures, clocks and active clock limits by GPU."""
-
-    temperatures_c: Mapping[str, float]
-    clocks_mhz: Mapping[str, float]
-    limits: Mapping[str, int]  # NVML's reasons as a bit mask; 0 means that nothing lowers the clock
-
-
-def gpu_state() -> GpuState:
-    """Return the GPUs' state from nvidia-smi. A Jetson's reports "[N/A]"; its GPU is in devfreq and thermal zones."""
-    table = _nvidia_smi("temperature.gpu,clocks.sm,clocks_throttle_reasons.active")
-    rows = {f"nvidia gpu {index}": row for index, row in enumerate(table)}
-    limits = {
-        name: int(row[2], 16) & _GPU_LIMIT_REASONS
-        for name, row in rows.items()
-        if len(row) > 2 and re.fullmatch(r"0x[0-9a-fA-F]+", row[2])
-    }
-    return GpuState(temperatures_c=_column(rows, 0), clocks_mhz=_column(rows, 1), limits=limits)
-
-
-def _nvidia_smi(fields: str) -> list[list[str]]:
-    """Return one row per GPU."""
-    table = _run_program("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-    return [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.strip()]
-
-
-def _column(rows: Mapping[str, list[str]], column: int) -> dict[str, float]:
-    """Return the numbers of one column; other cells are left out."""
-    numbers = {}
-    for name, row in rows.items():
-        if column < len(row) and re.fullmatch(r"\d+(\.\d+)?", row[column]):
-            numbers[name] = float(row[column])
-    return numbers
+    states = {name: files.number(path) for name, path in cooling_devices(files).items()}
+    return {name: int(state) for name, state in states.items() if state is not None}
 
 
 def _run_program(*command: str) -> str:

@@ -29,6 +29,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+GPU_UUID = "gpu_uuid"  # entry of `Engine.conditions` for the GPU that runs the engine
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
 
 
@@ -131,6 +132,11 @@ class Engine(ABC):
     def executed_layers(self) -> ExecutedPrecision:
         """Return layers by precision, without MACs if counting them would load the model a second time."""
         return self.executed_precision()
+
+    @property
+    def conditions(self) -> Mapping[str, str]:
+        """How the engine runs, for reports: the GPU, and whether CUDA graphs are used. Known after the first run."""
+        return {}
 
     def close(self) -> None:  # noqa: B027  # most engines have nothing to release
         """Release the engine. It cannot run afterwards."""

@@ -111,7 +111,8 @@ def latency_parts(reports: Sequence[LatencyReport], *, detailed: bool = False) -
         mixed = [f"note: different precisions: {listed}"]
     names = short_names([report.name for report in reports])
     warnings = notes_by_name({name: report.warnings for name, report in zip(names, reports, strict=True)})
-    return [latency_table(reports, detailed=detailed), _conditions(reports), *mixed, *warnings]
+    device = [*_sampling(reports[0]), *_energies(reports)]
+    return [latency_table(reports, detailed=detailed), _conditions(reports), *device, *mixed, *warnings]
 
 
 def latency_table(reports: Sequence[LatencyReport], *, detailed: bool = False) -> Table:
@@ -154,6 +155,38 @@ def _conditions(reports: Sequence[LatencyReport]) -> str:
         f"{name} {rise.per_s:.1f}/s" for name, rise in first.throttle_events.items() if rise.count > 0 and rise.per_s
     ]
     return "; ".join((conditions, *rises))
+
+
+def _sampling(report: LatencyReport) -> list[str]:
+    """Return one line on the device while the engines worked; none if it has no sensors."""
+    trace = report.trace
+    if trace is None or not trace.costs_ms:
+        return []
+    clocks = trace.clock_ranges(report.name, on_gpu=report.uses_gpu)
+    hottest = max((high for _, _, high in trace.spread(report.name, "temperature").values()), default=None)
+    found = [
+        *(f"{name} {_range(low, high)} MHz" for name, (low, high) in clocks.items()),
+        *(f"{name} {power:.1f} W" for name, power in report.power_w.items()),
+        *([] if hottest is None else [f"hottest sensor {hottest:.0f} C"]),
+    ]
+    rate = "" if trace.rate_hz is None else f" at {trace.rate_hz:.1f} Hz"
+    cost = f"sampled {len(trace.costs_ms)} times{rate}, {fixed(trace.cost_ms, 1)} ms each, never while a run was timed"
+    return [f"device: {'; '.join([', '.join(found), cost] if found else [cost])}"]
+
+
+def _range(low: float, high: float) -> str:
+    return f"{high:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+
+
+def _energies(reports: Sequence[LatencyReport]) -> list[str]:
+    """Return the energy of an inference of each engine, in one line for each counter."""
+    lines: dict[str, list[str]] = {}
+    for report in reports:
+        for source, energy in report.energy_per_inference.items():
+            interval = energy.interval
+            within = f" ({1e3 * interval.low:.3g} to {1e3 * interval.high:.3g})" if interval else ""
+            lines.setdefault(source, []).append(f"{report.name} {1e3 * energy.joules:.3g} mJ{within}")
+    return [f"energy above idle by {source}: {', '.join(engines)} per batch" for source, engines in lines.items()]
 
 
 def _batches(reports: Sequence[LatencyReport]) -> str:

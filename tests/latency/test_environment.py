@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.latency.environment import Environment, MachineState, event_rises, others_fraction, throttle_causes
+from tests.fakes.nvml import eight_gpus, loader
 from tests.helpers import samples
 
 JETSON = {
@@ -117,14 +118,9 @@ def test_a_laptop_reports_turbo_profile_throttling_and_container(tmp_path: Path)
     assert laptop.state.temperatures_c == {"coretemp temp1": 61}
 
 
-def test_an_nvidia_gpu_reports_name_driver_and_clock_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path / "bin", "nvidia-smi", "A GPU, 580.10", monkeypatch)
-    assert Environment.capture(tmp_path).gpus == ("A GPU, driver 580.10",)
-    # Bit 0x1 means idle, which is no limit; 0x40 is thermal. nvidia-smi on a Jetson answers [N/A].
-    program(tmp_path / "bin", "nvidia-smi", "61, 1410, 0x0000000000000041\n[N/A], [N/A], [N/A]", monkeypatch)
-    state = MachineState.capture(tmp_path)
-    assert state.temperatures_c == {"nvidia gpu 0": 61} and state.clocks_mhz == {"nvidia gpu 0": 1410}
-    assert state.limits == {"nvidia gpu 0": 0x40}
+def test_nvidia_gpus_are_named_with_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", loader(eight_gpus()))
+    assert Environment.capture().gpus == ("NVIDIA RTX 4000 SFF Ada Generation, driver 595.84",) * 8
 
 
 def test_a_machine_without_system_files_is_described_without_an_error(

@@ -6,12 +6,14 @@ import dataclasses
 import gc
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock, compare
+from edgevit.latency import measure as measurement
 from edgevit.latency.measure import (
     Candidate,
     MeasurePlan,
@@ -20,6 +22,8 @@ from edgevit.latency.measure import (
     candidate_from_engine,
     measure,
 )
+from edgevit.latency.sampling.channel import Channel, Source
+from edgevit.latency.sampling.sampler import Sampler
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -52,6 +56,8 @@ class SimulatedTime:
 def time(monkeypatch: pytest.MonkeyPatch) -> SimulatedTime:
     simulated = SimulatedTime()
     monkeypatch.setattr(clock, "now_ns", simulated)
+    # Reading sensors takes real time, during which simulated inferences would go on.
+    monkeypatch.setattr(measurement, "device_sampler", lambda names, **_: Sampler([], names))
     return simulated
 
 
@@ -325,3 +331,45 @@ def test_the_remaining_time_never_exceeds_the_limit(time: SimulatedTime) -> None
     plan = MeasurePlan(min_duration_s=100, max_duration_s=100, max_total_s=5)
     measure([Candidate(name="a", infer=time.inference("a", 5.0))], plan, reported.append)
     assert all(progress.remaining_s is None or progress.remaining_s <= 5 for progress in reported)
+
+
+def test_the_device_is_sampled_while_engines_work_and_never_while_one_is_timed(tmp_path: Path) -> None:
+    """Whenever a sensor is read, the next inference is an unrecorded one."""
+    files = tmp_path / "sys/class/devfreq/17000000.gpu/cur_freq"
+    files.parent.mkdir(parents=True)
+    files.write_text("918000000")
+    plan = dataclasses.replace(QUICK, sample_interval_s=0.0, min_runs=60, min_duration_s=0.0, min_rounds=8)
+    reports = measure([Candidate(name=name, infer=work(2)) for name in "ab"], plan, root=tmp_path)
+    trace = reports[0].trace
+    assert trace is not None and trace == reports[1].trace and trace.problem == ""
+    assert len(trace.samples_of("a")) == len(trace.samples_of("b")) >= 4
+    timed = sorted(
+        (start, start + 1e6 * sample)
+        for report in reports
+        for start, sample in zip(report.starts_ns, report.samples_ms, strict=True)
+    )
+    for start_ns, cost_ms in zip(trace.starts_ns, trace.costs_ms, strict=True):
+        end_ns = start_ns + 1e6 * cost_ms
+        assert not any(begin < end_ns and start_ns < end for begin, end in timed)
+
+
+def test_energy_is_counted_in_turns_and_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that takes 5 W when idle, and 0.25 J more for each inference of 10 ms."""
+    simulated, done = SimulatedTime(), [0]
+    monkeypatch.setattr(clock, "now_ns", simulated)
+    monkeypatch.setattr("time.sleep", lambda s: setattr(simulated, "ns", simulated.ns + round(1e9 * s)))
+
+    def energy_j() -> list[float]:
+        return [5 * simulated.ns / 1e9 + 0.25 * done[0]]
+
+    def infer() -> object:
+        simulated.ns += 10_000_000
+        done[0] += 1
+        return OUTPUT
+
+    counter = Source((Channel("package", "energy"),), energy_j)
+    monkeypatch.setattr(measurement, "device_sampler", lambda names, **_: Sampler([], names, energy=[counter]))
+    (report,) = measure([Candidate(name="a", infer=infer)], dataclasses.replace(QUICK, min_duration_s=1.0))
+    estimate = report.energy_per_inference["package"]
+    assert estimate.joules == pytest.approx(0.25, rel=0.001) and estimate.idle_w == pytest.approx(5, rel=0.001)
+    assert estimate.interval is not None and estimate.interval.high - estimate.interval.low < 0.001

@@ -15,6 +15,9 @@ from edgevit.latency.clock import Probe
 from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
+from edgevit.latency.sampling.channel import Channel
+from edgevit.latency.sampling.trace import DeviceTrace, Series
+from edgevit.runtimes.base import GPU_UUID
 from tests.helpers import samples
 from tests.helpers.samples import QUICK, work
 
@@ -76,6 +79,50 @@ def test_a_report_is_unchanged_by_a_round_trip_through_json() -> None:
         assert again == report and again.environment.key() == report.environment.key()
 
 
+CLOCK, RAIL = Channel("17000000.gpu", "clock"), Channel("VDD_GPU_SOC", "power")
+ZONE, LIMIT = Channel("gpu-thermal thermal_zone1", "temperature"), Channel("devfreq cooling_device1", "limit")
+
+
+def sampled(clocks: tuple[float, ...], limit: float = 0, problem: str = "") -> LatencyReport:
+    """A report of an engine on a Jetson's GPU, with samples of the device before, during and after it."""
+    count = len(clocks)
+    trace = DeviceTrace(
+        names=("a",),
+        starts_ns=tuple(range(0, 250_000_000 * count, 250_000_000)),
+        candidates=(-1, *(0,) * (count - 2), -1),
+        costs_ms=(0.6,) * count,
+        series=(
+            Series(CLOCK, clocks),
+            Series(RAIL, (2.0, *(8.5,) * (count - 2), 2.0)),
+            Series(ZONE, (40.0,) * (count - 1) + (48.0,)),
+            Series(LIMIT, (0.0, *(limit,) * (count - 2), 0.0)),
+        ),
+        problem=problem,
+    )
+    return dataclasses.replace(samples.report([[1.0]] * 9), trace=trace, details={GPU_UUID: "0"})
+
+
+def test_the_device_is_named_as_it_was_while_the_engine_worked() -> None:
+    report = sampled((306, 1300, 1300, 306))
+    assert report.warnings == () and report.throttled is False and report.power_w == {"VDD_GPU_SOC": 8.5}
+    assert str(latency_parts([report])[2]) == (
+        "device: 17000000.gpu 1300 MHz, VDD_GPU_SOC 8.5 W, hottest sensor 40 C; sampled 4 times at 4.0 Hz, 0.6 ms "
+        "each, never while a run was timed"
+    )
+    assert LatencyReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_a_limit_that_is_active_only_while_the_engine_works_is_throttling() -> None:
+    report = sampled((306, 1300, 1300, 306), limit=2)
+    assert report.throttled and report.warnings == ("the machine throttled (devfreq cooling_device1 at 2)",)
+
+
+def test_clocks_that_vary_and_sensors_that_fail_are_warned_of() -> None:
+    assert sampled((306, 918, 1300, 306)).warnings == ("the clocks varied meanwhile: 17000000.gpu 918 to 1300 MHz",)
+    (warning,) = sampled((306, 1300, 1300, 306), problem="a sensor failed").warnings
+    assert warning == "the device was not sampled to the end: a sensor failed"
+
+
 def drop(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda data: data.pop(name)
 
@@ -126,6 +173,8 @@ def put_state(name: str, value: object) -> Callable[[dict[str, Any]], object]:
         put_state("busy_cpu_s", "all"),
         put_state("own_cpu_s", None),
         put_state("load_average", 5),
+        put("trace", {"names": ["a"]}),
+        put("energy", {"sources": 5}),
     ],
 )
 def test_a_damaged_report_is_a_usage_error(damage: Callable[[dict[str, Any]], object]) -> None:
