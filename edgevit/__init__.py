@@ -86,6 +86,8 @@ def export_model(
     threads: int | None = None,
     sm: Sequence[int] | None = None,
     trt_version: str | None = None,
+    onnxsim: bool = False,
+    strict: bool = False,
     verify: bool = True,
     latency: bool = False,
 ) -> Bundle:
@@ -111,6 +113,8 @@ def export_model(
         threads: CPU threads of the runtime (default: all cores).
         sm: compute capabilities that TensorRT-RTX compiles for, such as (86, 89).
         trt_version: the TensorRT version of the device, such as "10.3".
+        onnxsim: also simplify the graph with onnxsim, if that removes nodes.
+        strict: raise ImageError for an image that cannot be read, instead of leaving it out with a warning.
         verify: compare the outputs with PyTorch's.
         latency: measure the latency.
 
@@ -162,6 +166,8 @@ def export_model(
             int8_range=int8_range,
             max_drop=max_drop,
             trt_version=trt_version,
+            onnxsim=onnxsim,
+            strict=strict,
             verify=verify,
             latency=latency,
         )

@@ -6,6 +6,7 @@ copied.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from edgevit.errors import ImageError, UsageError
 from edgevit.files import first_line, os_reason
 from edgevit.untrusted import open_regular
+
+_LOG = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -195,6 +198,12 @@ def skipped_notes(skipped: Sequence[ImageError], total: int) -> list[str]:
     if not skipped:
         return []
     return [f"{len(skipped)} of {total} images could not be read and were left out", *map(str, skipped[:MAX_NAMED])]
+
+
+def warn_of_skipped(option: str, skipped: Sequence[ImageError], total: int) -> None:
+    """Log the images of an option that were left out."""
+    for line in skipped_notes(skipped, total):
+        _LOG.warning("edgevit: %s: %s", option, line)
 
 
 def find_images(folder: Path) -> list[Path]:

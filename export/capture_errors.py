@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,17 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from edgevit.errors import EdgevitError, ExportError, MissingError, UsageError
 from edgevit.export.graph import BATCH
 from edgevit.files import class_and_first_line
+from edgevit.models.loading import forward_names
 
 Example = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A kind of failure, recognized in "Class: message" of the exception; `remedy` may use the pattern's groups."""
+    """A kind of failure, recognized in "Class: message" of the exception.
+
+    `remedy` may use the pattern's groups, and `input`, `batch` and `size` of the first input.
+    """
 
     pattern: str
     remedy: str
@@ -32,8 +36,9 @@ class Cause:
 FORWARD_CAUSES: tuple[Cause, ...] = (
     Cause(
         r"expected input\[.*\] to have (?P<expected>\d+) channels, but got (?P<actual>\d+)",
-        "the module takes {expected} channels and the example has {actual}: export it in Python with "
-        "edgevit.export(module, example_input=torch.rand(1, {expected}, 224, 224))",
+        "the module takes {expected} channels and the example has {actual}: give its shape with "
+        "--input-shape {input}={batch},{expected},{size}, or in Python "
+        "example_input=torch.rand({batch},{expected},{size})",
     ),
     Cause(
         r"should be the same|same dtype|expected scalar type|must have the same type|implemented for '(Half|BFloat16)'",
@@ -46,7 +51,8 @@ FORWARD_CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         r"missing \d+ required positional argument|positional arguments? but",
-        "give one example tensor per input of forward(): edgevit.export(module, example_input=(first, second))",
+        "give the shape of each input of forward() with --input-shape, once for each, or in Python "
+        "example_input=(first, second)",
     ),
     Cause(r"^(MemoryError|OutOfMemoryError)|allocate memory|out of memory", "reduce --img-size or --batch"),
 )
@@ -70,7 +76,7 @@ TRACE_CAUSES: tuple[Cause, ...] = (
 _BATCH_REMEDY = (
     "forward() uses the batch as a constant, as in a view or a loop: use -1 for it, or export with a static --batch"
 )
-_FORWARD_REMEDY = "correct forward(), or give it another input with --img-size or example_input"
+_FORWARD_REMEDY = "correct forward(), or give it another input with --img-size, --input-shape or example_input"
 _TRACE_REMEDY = "rewrite this line with operations that torch.export supports"
 _STDLIB = Path(traceback.__file__).parent
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).resolve().parent.parent / "export", _STDLIB)
@@ -103,7 +109,11 @@ def trace_error(error: BaseException, module: nn.Module, example: Example, *, dy
         if isinstance(cause, ModuleNotFoundError):
             return MissingError(f"{name}.forward() needs the package {cause.name}: install it{_at(cause)}")
         what = f"{name}.forward() fails on its example input of shape {shapes}"
-        return ExportError(f"{what}: {_reason(cause)}; {_remedy(cause, FORWARD_CAUSES) or _FORWARD_REMEDY}")
+        correction = (
+            _remedy(cause, FORWARD_CAUSES, _first_input(module, example, dynamic_batch=dynamic_batch))
+            or _FORWARD_REMEDY
+        )
+        return ExportError(f"{what}: {_reason(cause)}; {correction}")
     cause = root_cause(error)
     remedy = _remedy(cause, TRACE_CAUSES)
     if remedy is None and dynamic_batch and BATCH in str(error):
@@ -149,11 +159,21 @@ def _run(module: nn.Module, example: Example) -> BaseException | None:
     return None
 
 
-def _remedy(error: BaseException, causes: Sequence[Cause]) -> str | None:
+def _first_input(module: nn.Module, example: Example, *, dynamic_batch: bool) -> dict[str, str]:
+    """Return the name, the batch and the sizes after the channels of the first input, as options take them."""
+    shape = example[0].shape
+    return {
+        "input": forward_names(module, 1)[0],
+        "batch": "1" if dynamic_batch else str(shape[0]),
+        "size": ",".join(str(size) for size in shape[2:]),
+    }
+
+
+def _remedy(error: BaseException, causes: Sequence[Cause], words: Mapping[str, str] | None = None) -> str | None:
     text = f"{type(error).__name__}: {error}"
     for cause in causes:
         if match := re.search(cause.pattern, text):
-            return cause.remedy.format(**match.groupdict())
+            return cause.remedy.format(**match.groupdict(), **(words or {}))
     return None
 
 

@@ -18,15 +18,17 @@ def verify(
     *,
     images: Path | None = None,
     source: PytorchSource = FROM_MANIFEST,
+    strict: bool = False,
     threads: int | None = None,
 ) -> ParityReport:
     """Compare the bundle's engine with PyTorch: with the outputs in reference.npz, or on the photos in `images`.
 
-    `images` needs PyTorch and the model that the bundle was exported from, which `source` names. The report may have
+    `images` needs PyTorch and the model that the bundle was exported from, which `source` names; images that cannot be
+    read are left out with a warning, or raise ImageError if `strict`. The report may have
     failed: call `ParityReport.require`. Raises MissingError if PyTorch is needed and not installed, PrecisionError if
     another precision runs than was requested.
     """
-    references = bundle.references() if images is None else new_references(bundle, images, source)
+    references = bundle.references() if images is None else new_references(bundle, images, source, strict=strict)
     with load_engine(bundle, threads=threads) as engine:
         require_precision(bundle, engine)
         return engine_parity(engine, references, bundle.options)

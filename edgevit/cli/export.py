@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.latency import latency_parts
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.parser import Arguments, Command, Group, add_strict, add_threads
 from edgevit.cli.tables import (
     fixed,
     make_table,
@@ -38,109 +38,133 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `edgevit export`."""
-    parser.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
-    parser.add_argument(
-        "--fmt",
-        required=True,
-        type=argument_types.names,
-        metavar="FMT[,FMT]",
-        help=f"{', '.join(entry.name for entry in list_formats())}, or an alias",
-    )
-    parser.add_argument(
-        "--precision", action="append", choices=PRECISIONS, help="precision of the engine (default: fp32)"
-    )
-    for policy in list_policies():
-        for flag in policy.flags:
-            same_as = f"same as --precision {policy.name}"
-            parser.add_argument(flag, dest="precision", action="append_const", const=policy.name, help=same_as)
-    parser.add_argument(
+    """Add the arguments of `edgevit export`, in groups by subject."""
+    parser.usage = "%(prog)s MODEL --fmt FMT[,FMT] [OPTION]..."
+    _add_model_arguments(parser)
+    _add_engine_arguments(parser.add_argument_group("engine"))
+    _add_precision_arguments(parser.add_argument_group("lower precision"))
+    _add_check_arguments(parser.add_argument_group("checks and measurements"))
+    _add_tensorrt_arguments(parser.add_argument_group("TensorRT"))
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
+    group.add_argument(
         "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
     )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
-    parser.add_argument(
+    group.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
+    group.add_argument(
         "--img-size",
         type=argument_types.image_size,
         metavar="N|HxW",
         help="height and width of the input: 224, or 224x320",
     )
-    parser.add_argument(
+    group.add_argument(
         "--input-shape",
         type=argument_types.input_shape,
         action="append",
         metavar="NAME=N,C,H,W",
         help="shape of one input of your own model, batch included; repeat it for each input",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
-    parser.add_argument(
+
+
+def _add_engine_arguments(group: Group) -> None:
+    group.add_argument(
+        "--fmt",
+        required=True,
+        type=argument_types.names,
+        metavar="FMT[,FMT]",
+        help=f"{', '.join(entry.name for entry in list_formats())}, or an alias",
+    )
+    group.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
+    group.add_argument(
         "--dynamic-batch",
         type=argument_types.batch_range,
         metavar="MIN:OPT:MAX",
         help="dynamic batch size, instead of --batch",
     )
-    parser.add_argument(
-        "--calib",
-        type=argument_types.path,
-        metavar="DIR",
-        help="calibration images for int8 and fp16; required for int8",
-    )
-    parser.add_argument(
-        "--eval",
-        type=argument_types.path,
-        metavar="DIR",
-        help="labeled images on which fp16 or int8 is compared with fp32",
-    )
-    parser.add_argument(
-        "--max-drop",
-        type=argument_types.percentage,
-        metavar="P%",
-        help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
-    )
-    parser.add_argument(
-        "--int8-range",
-        choices=get_args(Int8Range),
-        default="safe",
-        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
-    )
-    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: the best one for the format)")
-    parser.add_argument(
-        "--images",
-        type=argument_types.path,
-        metavar="DIR",
-        help="images for the parity check (default: two included photos)",
-    )
-    add_threads(parser)
-    ahead_of_time = " and ".join(entry.name for entry in list_formats() if entry.ahead_of_time)
-    parser.add_argument(
-        "--sm",
-        type=argument_types.compute_capabilities,
-        metavar="N[,N]",
-        help=f"compute capabilities for {ahead_of_time}, such as 86,89,120 (default: portable)",
-    )
-    parser.add_argument(
-        "--trt-version",
-        metavar="V",
-        help="TensorRT version on the device "
-        f"(default: the installed one, or {DEFAULT_TENSORRT} if none can build here)",
-    )
-    parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
-    parser.add_argument(
+    group.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: the best one for the format)")
+    group.add_argument("--onnxsim", action="store_true", help="also simplify the graph with onnxsim, if that helps")
+    add_threads(group)
+    group.add_argument(
         "--out",
         type=argument_types.path,
         default=Path(),
         metavar="DIR",
         help="folder for the bundles (default: current folder)",
     )
-    parser.add_argument(
+
+
+def _add_precision_arguments(group: Group) -> None:
+    group.add_argument(
+        "--precision", action="append", choices=PRECISIONS, help="precision of the engine (default: fp32)"
+    )
+    for policy in list_policies():
+        if policy.flags:
+            same_as = f"same as --precision {policy.name}"
+            group.add_argument(*policy.flags, dest="precision", action="append_const", const=policy.name, help=same_as)
+    group.add_argument(
+        "--calib",
+        type=argument_types.path,
+        metavar="DIR",
+        help="calibration images for int8 and fp16; required for int8",
+    )
+    group.add_argument(
+        "--eval",
+        type=argument_types.path,
+        metavar="DIR",
+        help="labeled images on which fp16 or int8 is compared with fp32",
+    )
+    group.add_argument(
+        "--max-drop",
+        type=argument_types.percentage,
+        metavar="P%",
+        help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
+    )
+    group.add_argument(
+        "--int8-range",
+        choices=get_args(Int8Range),
+        default="safe",
+        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
+    )
+
+
+def _add_check_arguments(group: Group) -> None:
+    group.add_argument(
+        "--images",
+        type=argument_types.path,
+        metavar="DIR",
+        help="images for the parity check (default: two included photos)",
+    )
+    add_strict(group)
+    group.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"
     )
-    parser.add_argument(
+    group.add_argument(
         "--latency-time",
         type=float,
         metavar="S",
         help="limit of the latency measurement in seconds (default: 120)",
     )
-    parser.add_argument("--no-latency", dest="latency", action="store_false", help="skip the latency measurement")
+    group.add_argument("--no-latency", dest="latency", action="store_false", help="skip the latency measurement")
+
+
+def _add_tensorrt_arguments(group: Group) -> None:
+    ahead_of_time = " and ".join(entry.name for entry in list_formats() if entry.ahead_of_time)
+    group.add_argument(
+        "--sm",
+        type=argument_types.compute_capabilities,
+        metavar="N[,N]",
+        help=f"compute capabilities for {ahead_of_time}, such as 86,89,120 (default: portable)",
+    )
+    group.add_argument(
+        "--trt-version",
+        metavar="V",
+        help="TensorRT version on the device "
+        f"(default: the installed one, or {DEFAULT_TENSORRT} if none can build here)",
+    )
+    group.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
 
 
 def run(arguments: Arguments, console: Console) -> int:
@@ -163,6 +187,8 @@ def run(arguments: Arguments, console: Console) -> int:
         int8_range=arguments.int8_range,
         max_drop=arguments.max_drop,
         trt_version=arguments.trt_version,
+        onnxsim=arguments.onnxsim,
+        strict=arguments.strict,
         verify=arguments.verify,
         latency=arguments.latency,
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,

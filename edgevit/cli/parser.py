@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import edgevit
 from edgevit.errors import EXIT_STATUSES, did_you_mean
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgevit.cli.console import Console
 
 Arguments = argparse.Namespace
+Group: TypeAlias = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +100,16 @@ def add_source(parser: argparse.ArgumentParser, *, needed_for: str) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint file of that model")
 
 
-def add_strict(parser: argparse.ArgumentParser) -> None:
+def add_strict(group: Group) -> None:
     """Add --strict, which makes an image that cannot be read an error."""
-    parser.add_argument(
+    group.add_argument(
         "--strict", action="store_true", help="fail on an image that cannot be read, instead of leaving it out"
     )
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_threads(group: Group) -> None:
     """Add --threads."""
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
 def path(text: str) -> Path:

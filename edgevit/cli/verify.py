@@ -6,7 +6,7 @@ import argparse
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, redirect_user_output
-from edgevit.cli.parser import Arguments, Command, add_source, add_threads
+from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
 from edgevit.cli.tables import parity_parts, parity_phrase
 from edgevit.errors import UsageError
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=argument_types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
     )
     add_source(parser, needed_for="--images")
+    add_strict(parser)
     add_threads(parser)
 
 
@@ -31,7 +32,9 @@ def run(arguments: Arguments, console: Console) -> int:
     if arguments.images is None and source != FROM_MANIFEST:
         raise UsageError("--model and --weights require --images DIR")
     with redirect_user_output():
-        parity = verify(bundle, images=arguments.images, source=source, threads=arguments.threads)
+        parity = verify(
+            bundle, images=arguments.images, source=source, strict=arguments.strict, threads=arguments.threads
+        )
     parity.require()
     console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
     console.print(*parity_parts(parity.results, detailed=console.detailed))

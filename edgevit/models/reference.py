@@ -11,9 +11,17 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from edgevit.errors import ExportError
+from edgevit.errors import ExportError, ImageError
 from edgevit.files import class_and_first_line
-from edgevit.images import find_images, read_image, sample_images, to_array
+from edgevit.images import (
+    Preprocessing,
+    find_images,
+    read_image,
+    read_readable,
+    sample_images,
+    to_array,
+    warn_of_skipped,
+)
 from edgevit.models.loading import SEED, LoadedModel
 from edgevit.types import PHOTOS, Array, Reference
 
@@ -22,14 +30,15 @@ NOISE_ROWS = 2
 
 
 def compute_references(
-    model: LoadedModel, output_names: Iterable[str], *, images: Path | None = None
+    model: LoadedModel, output_names: Iterable[str], *, images: Path | None = None, strict: bool = False
 ) -> tuple[Reference, ...]:
     """Run PyTorch, image by image, on photos (if the input is an image) and on noise.
 
-    `images` is a folder of photos; without it, the photos that come with edgevit are used.
+    `images` is a folder of photos; without it, the photos that come with edgevit are used. Photos that cannot be read
+    are left out, with a warning; ImageError is raised for the first if `strict`, or if none can be read.
     Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
     """
-    inputs = {PHOTOS: _photo_inputs(model, images), "noise": _noise_inputs(model)}
+    inputs = {PHOTOS: _photo_inputs(model, images, strict=strict), "noise": _noise_inputs(model)}
     names = tuple(output_names)
     return tuple(
         Reference(
@@ -92,17 +101,33 @@ def _forward(model: LoadedModel, inputs: Sequence[torch.Tensor]) -> object:
         ) from error
 
 
-def _photo_inputs(model: LoadedModel, images: Path | None) -> tuple[Array, ...]:
+def _photo_inputs(model: LoadedModel, images: Path | None, *, strict: bool) -> tuple[Array, ...]:
     if model.preprocessing is None:
         return ()
-    paths = find_images(images)[:MAX_PHOTOS] if images is not None else sample_images()
-    photos = [read_image(path) for path in paths]
+    if images is not None:
+        return (_first_readable(images, model.preprocessing, strict=strict),)
+    photos = [read_image(path) for path in sample_images()]
     rows = [to_array(photo, model.preprocessing) for photo in photos]
-    if images is None:  # six views of edgevit's two photos: whole, mirrored, and the center half
-        rows += [np.ascontiguousarray(row[:, :, ::-1]) for row in rows]
-        centers = [photo.crop(_center_box(photo.width, photo.height)) for photo in photos]
-        rows += [to_array(center, model.preprocessing) for center in centers]
+    # Six views of edgevit's two photos: whole, mirrored, and the center half.
+    rows += [np.ascontiguousarray(row[:, :, ::-1]) for row in rows]
+    centers = [photo.crop(_center_box(photo.width, photo.height)) for photo in photos]
+    rows += [to_array(center, model.preprocessing) for center in centers]
     return (np.stack(rows),)
+
+
+def _first_readable(folder: Path, preprocessing: Preprocessing, *, strict: bool) -> Array:
+    """Return the first MAX_PHOTOS photos of a folder that can be read, (n, C, H, W)."""
+    rows: list[Array] = []
+    skipped: list[ImageError] = []
+    for path in find_images(folder):
+        photos, _ = read_readable([path], preprocessing, skipped.append)
+        rows += list(photos)
+        if len(rows) == MAX_PHOTOS:
+            break
+    if skipped and (strict or not rows):
+        raise skipped[0]
+    warn_of_skipped("--images", skipped, len(rows) + len(skipped))
+    return np.stack(rows)
 
 
 def _center_box(width: int, height: int) -> tuple[int, int, int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,23 +9,25 @@ import numpy as np
 import torch
 
 from edgevit.errors import ImageError, UsageError
-from edgevit.images import find_images, read_readable, skipped_notes
+from edgevit.images import find_images, read_readable, warn_of_skipped
 from edgevit.models.loading import LoadedModel
 from edgevit.types import Array
-
-_LOG = logging.getLogger(__name__)
 
 MAX_PHOTOS = 300  # of a folder
 MIN_SPREAD = 2 / 255  # standard deviation over the pixels of a photo; a photo below it has a single color
 
 
-def calibration_inputs(model: LoadedModel, calib: Path | Mapping[str, Array]) -> Mapping[str, Array]:
+def calibration_inputs(
+    model: LoadedModel, calib: Path | Mapping[str, Array], *, strict: bool = False
+) -> Mapping[str, Array]:
     """Return calibration inputs by name, each (rows, ...): the photos of a folder, or the given arrays, checked.
 
-    Raises UsageError if the arrays do not fit the inputs of the model, or activation ranges cannot be derived.
+    Photos that cannot be read are left out, with a warning; ImageError is raised for the first if `strict`, or if none
+    can be read. Raises UsageError if the arrays do not fit the inputs of the model, or activation ranges cannot be
+    derived.
     """
     if isinstance(calib, Path):
-        return _photo_inputs(model, calib)
+        return _photo_inputs(model, calib, strict=strict)
     if calib.keys() != set(model.input_names):
         raise UsageError(f"calib has the inputs {sorted(calib)}; the model takes {sorted(model.input_names)}")
     for name, example in zip(model.input_names, model.example, strict=True):
@@ -49,10 +50,9 @@ def _require_rows_like(array: object, example: torch.Tensor, name: str) -> None:
         raise UsageError(f"calib has NaN or infinity for {name}; remove those rows")
 
 
-def _photo_inputs(model: LoadedModel, folder: Path) -> dict[str, Array]:
+def _photo_inputs(model: LoadedModel, folder: Path, *, strict: bool) -> dict[str, Array]:
     """Return at most MAX_PHOTOS photos, evenly spread over the folder.
 
-    Photos that cannot be read are left out, with a warning; ImageError is raised if none can be read.
     Raises UsageError if the model takes no photos, or if most photos have a single color: ranges measured on such
     photos would fit nothing else.
     """
@@ -67,10 +67,9 @@ def _photo_inputs(model: LoadedModel, folder: Path) -> dict[str, Array]:
     skipped: list[ImageError] = []
     paths = [found[index * len(found) // count] for index in range(count)]
     photos, _ = read_readable(paths, preprocessing, skipped.append)
-    if not len(photos):
+    if skipped and (strict or not len(photos)):
         raise skipped[0]
-    for line in skipped_notes(skipped, count):
-        _LOG.warning("edgevit: --calib: %s", line)
+    warn_of_skipped("--calib", skipped, count)
     count = len(photos)
     spread = (photos * np.asarray(preprocessing.std, np.float32)[:, None, None]).std((2, 3)).max(1)  # (n,), 0 to 1
     flat = int((spread < MIN_SPREAD).sum())

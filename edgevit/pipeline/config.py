@@ -40,6 +40,8 @@ class ExportConfig:
     int8_range: Int8Range = "safe"  # of int8 weights; x86 processors without VNNI compute "full" wrongly
     max_drop: float | None = None  # of top-1, as a fraction; None: DEFAULT_MAX_DROP with `eval`, else no bound
     trt_version: str | None = None  # of the device; None: see `target_version`
+    onnxsim: bool = False  # whether onnxsim simplifies the graph after the passes
+    strict: bool = False  # whether an image that cannot be read is an error, instead of being left out
     verify: bool = True  # whether parity with PyTorch is checked; the accuracy on `eval` is in any case
     latency: bool = True
     latency_time_s: float = DEFAULT_LATENCY_TIME_S  # limit of the whole latency measurement

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgevit.datasets import ImageDataset, find_dataset
-from edgevit.errors import UsageError
-from edgevit.images import Preprocessing, find_images
+from edgevit.errors import ImageError, UsageError
+from edgevit.images import Preprocessing, find_images, warn_of_skipped
 from edgevit.metrics import Evaluation, OnImages, evaluate
 from edgevit.models.loading import LoadedModel
 from edgevit.types import Array, Reference, Run, TensorSpec
@@ -23,9 +23,18 @@ class EvalDataset:
     batch: int
     input_name: str
     output_name: str
+    strict: bool
+    unreadable: dict[str, ImageError] = field(default_factory=dict)  # left out by `evaluate`, by message
 
     def evaluate(self, candidates: Mapping[str, Run], *, progress: OnImages | None = None) -> tuple[Evaluation, ...]:
-        """Run all candidates on all images. Raises ImageError if an image cannot be read."""
+        """Run all candidates on all images that can be read.
+
+        Raises ImageError if one cannot and the dataset is strict, or if none can.
+        """
+
+        def skip(error: ImageError) -> None:
+            self.unreadable[str(error)] = error
+
         return evaluate(
             candidates,
             self.images,
@@ -34,11 +43,16 @@ class EvalDataset:
             input_name=self.input_name,
             output_name=self.output_name,
             progress=progress,
+            on_skip=None if self.strict else skip,
         )
 
     def subset(self, limit: int) -> EvalDataset:
         """Return the dataset with at most `limit` images, spread over the classes."""
         return replace(self, images=self.images.sample(limit))
+
+    def warn_of_unreadable(self) -> None:
+        """Log the images that were left out."""
+        warn_of_skipped("--eval", tuple(self.unreadable.values()), len(self.images.paths))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +68,9 @@ class ReferenceData:
         return {name: array[[0] * batch] for name, array in self.outputs[0].inputs.items()}
 
 
-def find_eval_dataset(model: LoadedModel, folder: Path, outputs: Sequence[TensorSpec], *, batch: int) -> EvalDataset:
+def find_eval_dataset(
+    model: LoadedModel, folder: Path, outputs: Sequence[TensorSpec], *, batch: int, strict: bool
+) -> EvalDataset:
     """Return the labeled images in `folder` for `model`. Raises UsageError if it is no image classifier."""
     output = outputs[0]
     classes = output.shape[1] if len(output.shape) == 2 else None
@@ -66,6 +82,7 @@ def find_eval_dataset(model: LoadedModel, folder: Path, outputs: Sequence[Tensor
         batch=batch,
         input_name=model.input_names[0],
         output_name=output.name,
+        strict=strict,
     )
 
 

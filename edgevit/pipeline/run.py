@@ -137,10 +137,13 @@ def _compute_references(
     """Collect reference outputs, calibration inputs and labeled images; a wrong --eval folder fails first."""
     dataset = None
     if config.eval is not None:
-        dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch)
+        dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch, strict=config.strict)
+    names, strict = [spec.name for spec in captured.outputs], config.strict
     with timer.stage("reference outputs (PyTorch)"):
-        outputs = compute_references(model, [spec.name for spec in captured.outputs], images=config.images)
-    calibration = outputs[0].inputs if config.calib is None else calibration_inputs(model, config.calib)
+        outputs = compute_references(model, names, images=config.images, strict=strict)
+    calibration = outputs[0].inputs
+    if config.calib is not None:
+        calibration = calibration_inputs(model, config.calib, strict=strict)
     return ReferenceData(outputs=outputs, calibration=calibration, eval_dataset=dataset)
 
 
@@ -155,10 +158,12 @@ def _check_captured(export: ExportRun) -> ParityReport:
 
 
 def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:
-    """Apply our passes, then onnxsim if that helps."""
+    """Apply our passes, then onnxsim if the user asks for it and it helps."""
     threads = export.config.options.threads
     with export.timer.stage("graph passes"):
         graph = passes.optimize(export.captured)
+    if not export.config.onnxsim:
+        return graph
     feeds = export.references.first_rows(export.config.batch)
     with export.timer.stage("onnxsim"):
         return simplify(graph, lambda candidate: graph_evaluator(candidate, threads=threads)(feeds), folder=folder)
@@ -357,4 +362,6 @@ def _compare_precisions(
         )
         comparison.require_accuracy()
         found[bundle.fmt] = comparison
+    if dataset is not None:
+        dataset.warn_of_unreadable()
     return found

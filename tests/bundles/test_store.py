@@ -301,7 +301,7 @@ def test_a_kill_during_onnxsim_leaves_no_temporary_files(tmp_path: Path) -> None
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
     process = subprocess.Popen(
-        [*EXPORT, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        [*EXPORT, str(out), "--onnxsim"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("before.onnx")) and time.monotonic() < deadline:

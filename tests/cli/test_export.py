@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgevit.bundles.bundle import Bundle
-from tests.helpers.cli import USER_MODEL, status
+from edgevit.images import sample_images
+from tests.helpers.cli import USER_MODEL, last_line, status
 from tests.helpers.formats import ON_CPU
 
 
@@ -93,6 +96,25 @@ def test_a_deleted_current_folder_is_reported(
     (tmp_path / "gone").rmdir()
     assert status("export", "shiftvit_cifar10", "--fmt", "ort") == 2
     assert "the current folder has been deleted" in one_line()
+
+
+def test_strict_refuses_a_photo_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "torn.png").write_bytes(b"torn")
+    shutil.copy(sample_images()[0], tmp_path / "photos")
+    options = ("--fmt", "ort", "--img-size", "8", "--images", tmp_path / "photos", "--strict", "--out", tmp_path)
+    assert status("export", f"{tmp_path / 'mine.py'}:build", *options) == 2
+    assert "torn.png" in last_line(capsys)
+
+
+def test_the_remedy_for_other_channels_works(tmp_path: Path, one_line: Callable[[], str]) -> None:
+    (tmp_path / "gray.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(1, 2, 3)\n")
+    command = ("export", f"{tmp_path / 'gray.py'}:build", "--fmt", "onnx", "--no-latency", "--out", tmp_path)
+    assert status(*command, "--img-size", "8") == 4
+    remedy = re.search(r"--input-shape \S+?(?=, or)", one_line())
+    assert remedy is not None
+    assert status(*command, *remedy[0].split()) == 0
 
 
 @pytest.mark.parametrize(("size", "shape"), [("16", [1, 3, 16, 16]), ("16x24", [1, 3, 16, 24])])

@@ -70,10 +70,18 @@ class Failure:
 
 FAILURES = {
     "one channel": Failure(
-        nn.Conv2d(1, 4, 3), ExportError, "takes 1 channels and the example has 3", r"example_input=torch\.rand\(1, 1, "
+        nn.Conv2d(1, 4, 3),
+        ExportError,
+        "takes 1 channels and the example has 3",
+        r"--input-shape input=2,1,8,8, or .*"
+        r"example_input=torch\.rand\(2,1,8,8\)",
     ),
     "four channels": Failure(
-        nn.Conv2d(4, 4, 3), ExportError, "takes 4 channels and the example has 3", r"example_input=torch\.rand\(1, 4, "
+        nn.Conv2d(4, 4, 3),
+        ExportError,
+        "takes 4 channels and the example has 3",
+        r"--input-shape input=2,4,8,8, or .*"
+        r"example_input=torch\.rand\(2,4,8,8\)",
     ),
     "half": Failure(nn.Conv2d(3, 4, 3).half(), ExportError, "different dtypes", r"module\.float\(\)"),
     "bfloat16": Failure(nn.Conv2d(3, 4, 3).bfloat16(), ExportError, "different dtypes", r"module\.float\(\)"),
@@ -90,7 +98,10 @@ FAILURES = {
         Call(wrong_shape), ExportError, r"shape \(2, 3, 8, 8\): .*\(test_capture.py:\d+\)", "correct forward"
     ),
     "inputs": Failure(
-        TwoInputs(), ExportError, "missing 1 required positional argument: 'y'", "one example tensor per input"
+        TwoInputs(),
+        ExportError,
+        "missing 1 required positional argument: 'y'",
+        r"--input-shape, once for each, or in Python example_input=\(",
     ),
     "branch": Failure(
         Call(branch_on_data), ExportError, r"\(test_capture.py:\d+\)", "torch.where instead of the branch"

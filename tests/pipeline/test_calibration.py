@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import edgevit
-from edgevit.errors import PrecisionError, UsageError
+from edgevit.errors import ImageError, PrecisionError, UsageError
 from edgevit.images import read_image
 from edgevit.models.loading import from_module, from_name
 from edgevit.pipeline.calibration import calibration_inputs
@@ -57,6 +57,26 @@ def test_an_unusable_folder_is_rejected(case: str, message: str, small: Path, vi
         calibration_inputs(from_name(f"{small}:plain", img_size=32), calib)
     assert str(calib) in str(caught.value)
     assert caught.value.exit_status == 2
+
+
+def with_a_torn_photo(views: Path, folder: Path) -> Path:
+    """Copy three photos and the beginning of one."""
+    folder.mkdir()
+    for path in sorted(views.iterdir())[:3]:
+        shutil.copy(path, folder)
+    (folder / "torn.png").write_bytes(next(views.iterdir()).read_bytes()[:200])
+    return folder
+
+
+def test_a_photo_that_cannot_be_read_is_left_out_and_named(
+    small: Path, views: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, calib = from_name(f"{small}:plain", img_size=32), with_a_torn_photo(views, tmp_path / "calib")
+    assert calibration_inputs(model, calib)["x"].shape == (3, 3, 32, 32)
+    assert "--calib: 1 of 4 images could not be read" in caplog.text
+    assert str(calib / "torn.png") in caplog.text
+    with pytest.raises(ImageError, match=r"torn\.png"):
+        calibration_inputs(model, calib, strict=True)
 
 
 @pytest.mark.parametrize("case", ["missing", "black"])

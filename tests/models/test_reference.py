@@ -1,0 +1,46 @@
+"""Reference inputs: photos that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from edgevit.errors import ImageError
+from edgevit.models.loading import LoadedModel, from_module
+from edgevit.models.reference import MAX_PHOTOS, compute_references
+
+
+@pytest.fixture
+def model() -> LoadedModel:
+    return from_module(nn.Conv2d(3, 2, 3), example_input=torch.zeros(1, 3, 8, 8))
+
+
+def save_photos(folder: Path, *, readable: int, torn: int) -> Path:
+    """Write files that cannot be read, and photos that come after them."""
+    for index in range(torn):
+        (folder / f"a_torn_{index}.png").write_bytes(b"torn")
+    for index in range(readable):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"photo_{index:02}.png")
+    return folder
+
+
+def test_the_first_photos_that_can_be_read_are_the_inputs(
+    model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, _ = compute_references(model, ["y"], images=save_photos(tmp_path, readable=MAX_PHOTOS + 3, torn=2))
+    assert photos.inputs["input"].shape == (MAX_PHOTOS, 3, 8, 8)
+    assert f"--images: 2 of {MAX_PHOTOS + 2} images could not be read and were left out" in caplog.text
+    assert "a_torn_1.png" in caplog.text
+
+
+@pytest.mark.parametrize(("readable", "strict"), [(3, True), (0, False)])
+def test_a_photo_that_cannot_be_read_is_an_error_if_strict_or_alone(
+    readable: int, strict: bool, model: LoadedModel, tmp_path: Path
+) -> None:
+    folder = save_photos(tmp_path, readable=readable, torn=1)
+    with pytest.raises(ImageError, match=r"a_torn_0\.png"):
+        compute_references(model, ["y"], images=folder, strict=strict)

@@ -1,0 +1,50 @@
+"""Labeled images of an export that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from edgevit.errors import ImageError
+from edgevit.models.loading import from_module
+from edgevit.pipeline.references import EvalDataset, find_eval_dataset
+from edgevit.types import Array, Feeds, TensorSpec
+
+CLASSES = 2
+
+
+def dataset(folder: Path, *, strict: bool) -> EvalDataset:
+    """Two photos of each class, and a torn one of class 1."""
+    for label in range(CLASSES):
+        (folder / str(label)).mkdir()
+        for index in range(2):
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / str(label) / f"{index}.png")
+    (folder / "1" / "torn.png").write_bytes(b"torn")
+    model = from_module(nn.Conv2d(3, 2, 3), example_input=torch.zeros(1, 3, 8, 8))
+    return find_eval_dataset(model, folder, [TensorSpec("y", "float32", (1, CLASSES))], batch=2, strict=strict)
+
+
+def predict_class_1(feeds: Feeds) -> dict[str, Array]:
+    return {"y": np.tile(np.array([0, 1], np.float32), (len(feeds["input"]), 1))}
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = dataset(tmp_path, strict=False)
+    for _ in range(2):
+        (evaluation,) = images.evaluate({"engine": predict_class_1})
+        assert (evaluation.images, evaluation.top1) == (4, 0.5)
+    images.warn_of_unreadable()
+    assert "--eval: 1 of 5 images could not be read and were left out" in caplog.text
+    assert caplog.text.count("torn.png") == 1
+
+
+def test_strict_makes_it_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"torn\.png"):
+        dataset(tmp_path, strict=True).evaluate({"engine": predict_class_1})
