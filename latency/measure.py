@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -96,15 +96,15 @@ def candidate_from_engine(
     Raises UsageError if the engine does not accept the feeds, MeasureError if the inference fails.
     """
     shapes = {spec.name: feeds[spec.name].shape for spec in engine.inputs if spec.name in feeds}
-    return candidate_from_callable(
+    candidate = candidate_from_callable(
         name,
         functools.partial(engine.run, feeds),
         batch=_batch_size(engine, feeds),
         input_shapes=shapes,
         threads=threads,
         loading=loading,
-        details=details,
     )
+    return replace(candidate, details={**engine.conditions, **(details or {})})
 
 
 def candidate_from_callable(

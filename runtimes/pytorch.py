@@ -3,45 +3,117 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from edgevit.errors import MissingError
-from edgevit.runtimes.base import Engine, available_cores
+from edgevit.errors import MissingError, unknown_name
+from edgevit.files import first_line
+from edgevit.runtimes.base import GPU_UUID, Engine, available_cores
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
+CPU, CUDA = "cpu", "cuda"
+_TITLES = {CPU: "CPU", CUDA: "CUDA"}
+
+
+@dataclass(frozen=True, slots=True)
+class TorchMode:
+    """A way to run a PyTorch module."""
+
+    device: str = CPU
+    compiled: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name in tables and reports, which tells the device: "torch (CPU)"."""
+        return f"{'torch.compile' if self.compiled else 'torch'} ({_TITLES[self.device]})"
+
+
+TORCH_CPU = TorchMode()
+TORCH_MODES = ("torch", "torch-cuda", "torch-compile")  # names on the command line
+
+
+def torch_mode(name: str) -> TorchMode:
+    """Return the mode with a name of TORCH_MODES; `torch-compile` uses the GPU if PyTorch has one.
+
+    Raises MissingError if PyTorch is not installed, or has no GPU for `torch-cuda`.
+    """
+    if name not in TORCH_MODES:
+        raise unknown_name("way to run PyTorch", name, TORCH_MODES)
+    if name == "torch":
+        return TORCH_CPU
+    has_cuda = bool(load_torch().cuda.is_available())
+    if name == "torch-cuda":
+        if not has_cuda:
+            raise MissingError("PyTorch has no CUDA GPU here; install a build with CUDA, or leave torch-cuda out")
+        return TorchMode(CUDA)
+    return TorchMode(CUDA if has_cuda else CPU, compiled=True)
+
 
 class TorchEngine(Engine):
-    """A PyTorch module, run eagerly in fp32 on the CPU."""
+    """A PyTorch module in fp32: eager on the CPU, unless `mode` says otherwise."""
 
     fmt = "torch"
 
     def __init__(
-        self, module: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, threads: int | None = None
+        self,
+        module: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        threads: int | None = None,
+        mode: TorchMode = TORCH_CPU,
     ) -> None:
         self._torch = load_torch()
         from edgevit.models.reference import flatten_outputs
 
         self._flatten = flatten_outputs
         self._torch.set_num_threads(threads or available_cores())
-        self._module = module
+        self._mode = mode
+        self._module = module if mode.device == CPU else module.to(mode.device)
         with contextlib.suppress(NotImplementedError):  # a program of torch.export cannot switch modes
             module.eval()
+        self._call = self._torch.compile(self._module) if mode.compiled else self._module
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 
+    def compile(self, feeds: Mapping[str, Array]) -> None:
+        """Run once, which compiles a compiled module. Raises MissingError if it cannot be compiled here."""
+        try:
+            self.run(feeds)
+        except Exception as error:
+            raise MissingError(
+                f"torch.compile does not work here ({first_line(error)}); install a C++ compiler, or leave "
+                "torch-compile out"
+            ) from error
+
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         # torch.tensor copies: a module may modify its input in place, or return a view of it.
-        tensors = [self._torch.tensor(feeds[spec.name]) for spec in self.inputs]
+        tensors = [self._torch.tensor(feeds[spec.name], device=self._mode.device) for spec in self.inputs]
         with self._torch.inference_mode():
-            result = self._module(*tensors)
+            result = self._call(*tensors)
         values = [result] if isinstance(result, self._torch.Tensor) else self._flatten(result)
-        return {spec.name: value.numpy() for spec, value in zip(self.outputs, values, strict=True)}
+        return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
 
     def executed_precision(self) -> ExecutedPrecision:
+        """Precision of the layers with weights. On CUDA, PyTorch multiplies in TF32 where its settings allow it."""
         layers = [layer for layer in self._module.modules() if hasattr(layer, "weight") and layer.weight is not None]
-        return ExecutedPrecision({"fp32": sum(layer.weight.ndim > 1 for layer in layers)})
+        return ExecutedPrecision(
+            Counter(self._precision(layer.weight.ndim) for layer in layers if layer.weight.ndim > 1)
+        )
+
+    def _precision(self, rank: int) -> str:
+        backends = self._torch.backends
+        allows_tf32 = backends.cudnn.allow_tf32 if rank > 2 else backends.cuda.matmul.allow_tf32
+        return "tf32" if self._mode.device == CUDA and allows_tf32 else "fp32"
+
+    @property
+    def conditions(self) -> Mapping[str, str]:
+        if self._mode.device == CPU:
+            return {}
+        return {GPU_UUID: str(self._torch.cuda.get_device_properties(self._mode.device).uuid)}
 
 
 def load_torch() -> Any:

@@ -18,11 +18,11 @@ from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, OnMea
 from edgevit.latency.memory import peak_memory_of
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
+from edgevit.runtimes.pytorch import TORCH_MODES, TorchEngine, TorchMode, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.subprocesses import python_command
 from edgevit.types import Array
 
-TORCH = "torch"
 _RUN_ONCE = "import sys; from edgevit.bundles.benchmark import run_once; run_once(*sys.argv[1:])"
 
 
@@ -37,8 +37,8 @@ def measure_bundles(
 ) -> tuple[LatencyReport, ...]:
     """Measure all bundles in interleaved rounds of one process; the first bundle is the reference of the ratios.
 
-    `against` adds candidates made from the first bundle: "torch" for its PyTorch model, which `source` names, or a
-    format, built from its ONNX file.
+    `against` adds candidates made from the first bundle: a name of TORCH_MODES for its PyTorch model, which `source`
+    names, or a format, built from its ONNX file.
 
     Raises UsageError for an unknown name, MissingError if a runtime is not installed.
     """
@@ -47,15 +47,15 @@ def measure_bundles(
         max_duration_s=max(120.0, 2 * duration_s),
         turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
     )
-    others = [name if name == TORCH else get_format(name).name for name in against]
+    others = [name if name in TORCH_MODES else get_format(name).name for name in against]
     with ExitStack() as stack:
         candidates = [
             _bundle_candidate(stack, name, bundle, threads)
             for name, bundle in zip(display_names(bundles), bundles, strict=True)
         ]
         for other in others:
-            if other == TORCH:
-                candidates.append(_torch_candidate(stack, bundles[0], source, threads))
+            if other in TORCH_MODES:
+                candidates.append(_torch_candidate(stack, bundles[0], source, threads, mode=torch_mode(other)))
             else:
                 candidates.append(_other_runtime(stack, bundles[0], other, threads))
         return measure(candidates, plan, on_progress)
@@ -83,17 +83,19 @@ def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int 
     )
 
 
-def _torch_candidate(stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None) -> Candidate:
+def _torch_candidate(
+    stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None, *, mode: TorchMode
+) -> Candidate:
     """PyTorch with the model that the bundle was exported from."""
-    from edgevit.runtimes.pytorch import TorchEngine
-
     with load_engine(bundle, threads=threads) as engine:
         inputs, outputs = engine.inputs, engine.outputs
     model, loading = timed_load(lambda: load_unchecked(bundle, source))
     if not bundle.manifest.model.has_random_weights:  # their values do not matter to the time
         require_match(bundle, model)
-    torch_engine = TorchEngine(model.module, inputs, outputs, threads=threads)
-    return _candidate(stack, TORCH, bundle, (torch_engine, loading), threads)
+    torch_engine = TorchEngine(model.module, inputs, outputs, threads=threads, mode=mode)
+    if mode.compiled:
+        torch_engine.compile(_feeds(bundle))
+    return _candidate(stack, mode.title, bundle, (torch_engine, loading), threads)
 
 
 def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Candidate:

@@ -254,7 +254,7 @@ def result_lines(report: ExportReport) -> list[str]:
             lines.append(f"{name} engine built but not run here, graph {parity}, {megabytes(bundle.size_bytes)}")
             continue
         ratio = ratios.get(bundle.fmt)
-        speed = f" {speed_phrase(ratio, 'PyTorch')}" if ratio else ""
+        speed = f" {speed_phrase(ratio, 'PyTorch (CPU)')}" if ratio else ""
         lines.append(f"{name}{speed}, {parity}, {megabytes(bundle.size_bytes)}")
     comparisons = [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
     return lines + comparisons
@@ -293,7 +293,7 @@ def summary_table(report: ExportReport) -> Table:
     """Return one row for each engine that was built or measured."""
     times = {latency.name: f"{latency.p50_ms:.2f}" for latency in report.latencies}
     ratios, bundles = _ratios(report), {bundle.fmt: bundle for bundle in report.bundles}
-    measured = ("p50 ms", "time / torch") if times else ()
+    measured = ("p50 ms", "time / torch (CPU)") if times else ()
     table = make_table(None, "engine", "runs", "MB", *measured, "parity")
     for name in [*(name for name in times if name not in bundles), *bundles]:
         bundle = bundles.get(name)
@@ -311,8 +311,9 @@ def summary_table(report: ExportReport) -> Table:
 def _ratios(report: ExportReport) -> dict[str, Ratio]:
     """Return the time of each engine relative to PyTorch's; empty if PyTorch was not measured."""
     from edgevit.latency.compare import side_by_side
+    from edgevit.runtimes.pytorch import TORCH_CPU
 
-    measured = bool(report.latencies) and report.latencies[0].name == "torch"
+    measured = bool(report.latencies) and report.latencies[0].name == TORCH_CPU.title
     rows = side_by_side(report.latencies) if measured else ()
     return {row.report.name: row.ratio for row in rows if row.ratio is not None}
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=argument_types.names,
         default=(),
         metavar="NAMES",
-        help="also measure torch or other formats, comma-separated",
+        help="also measure torch, torch-cuda, torch-compile or other formats, comma-separated",
     )
     add_source(parser, needed_for="--against torch")
     parser.add_argument(
@@ -60,6 +60,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
     from edgevit.latency import baseline, compare
     from edgevit.latency.compare import latency_json
+    from edgevit.runtimes.pytorch import TORCH_MODES
 
     if arguments.max_slowdown is not None and arguments.baseline is None:
         raise UsageError("--max-slowdown requires --baseline FILE")
@@ -69,7 +70,7 @@ def run(arguments: Arguments, console: Console) -> int:
     names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
     source = PytorchSource(model=arguments.model, weights=arguments.weights)
-    if "torch" not in arguments.against and source != FROM_MANIFEST:
+    if not set(TORCH_MODES) & set(arguments.against) and source != FROM_MANIFEST:
         raise UsageError("--model and --weights require --against torch")
     with redirect_user_output(), console.measure_progress() as on_progress:
         reports = measure_bundles(

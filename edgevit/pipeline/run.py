@@ -48,7 +48,7 @@ from edgevit.runtimes.base import BuildOptions, Engine, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built, usable_version
 from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
-from edgevit.runtimes.pytorch import TorchEngine
+from edgevit.runtimes.pytorch import TORCH_CPU, TorchEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.trtexec import DeviceSteps, device_steps
@@ -308,7 +308,7 @@ def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> L
     batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
     feeds = export.references.outputs[0].batch(batch)
     torch_engine = TorchEngine(export.model.module, captured.inputs, captured.outputs, threads=options.threads)
-    loaded: dict[str, tuple[Engine, Loading | None]] = {"torch": (torch_engine, None)}
+    loaded: dict[str, tuple[Engine, Loading | None]] = {TORCH_CPU.title: (torch_engine, None)}
     loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
     candidates: list[Candidate] = []
     problems: list[str] = []

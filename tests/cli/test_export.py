@@ -28,7 +28,7 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
         assert Bundle.open(tmp_path / "out" / f"mine_build-fp32-{fmt}").manifest.latency
     report = json.loads(json_path.read_text())
     assert report["parity"]["passed"] is True
-    assert [row["name"] for row in report["latency"]] == ["torch", *ON_CPU]
+    assert [row["name"] for row in report["latency"]] == ["torch (CPU)", *ON_CPU]
     assert "peak MB" not in printed  # nothing ran alone
     command = printed.strip().splitlines()[-1]
     assert command == report["next_command"]

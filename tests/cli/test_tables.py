@@ -22,8 +22,8 @@ WIDTHS = [80, 100, 140]
 
 def test_the_first_line_of_an_export_is_its_result() -> None:
     assert result_lines(export_report()) == [
-        "shiftvit_t: OpenVINO 1.43x faster than PyTorch, parity passed (max error 4e-06 std), 114 MB",
-        "shiftvit_t: ONNX Runtime 1.30x faster than PyTorch, parity passed (max error 4e-06 std), 114 MB",
+        "shiftvit_t: OpenVINO 1.43x faster than PyTorch (CPU), parity passed (max error 4e-06 std), 114 MB",
+        "shiftvit_t: ONNX Runtime 1.30x faster than PyTorch (CPU), parity passed (max error 4e-06 std), 114 MB",
     ]
     assert result_lines(export_report(measured=False, verified=False))[1] == (
         "shiftvit_t: ONNX Runtime, parity not checked, 114 MB"
@@ -76,8 +76,8 @@ def test_details_add_tables() -> None:
 
 
 def test_latency_lines_compare_with_the_first_engine() -> None:
-    assert latency_lines(latencies())[1] == "ort: 1.30x faster than torch"
-    assert latency_lines(latencies()[:1]) == ["torch: p50 70.35 ms, 14.2 images/s, batch 1"]
+    assert latency_lines(latencies())[1] == "ort: 1.30x faster than torch (CPU)"
+    assert latency_lines(latencies()[:1]) == ["torch (CPU): p50 70.35 ms, 14.2 images/s, batch 1"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Reference
 from tests.helpers import samples
 
-CPU = ("torch", "openvino", "ort")
+CPU = ("torch (CPU)", "openvino", "ort")
 
 
 def latencies(*, busy: bool = False) -> tuple[LatencyReport, ...]:

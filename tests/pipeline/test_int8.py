@@ -193,7 +193,7 @@ def test_fp32_is_measured_in_the_same_run(small: Path, views: Path, tmp_path: Pa
     assert (kept["sentence"], kept["time_ratio"]) == (verdict.sentence, verdict.time_ratio.value)
     assert any(verdict.sentence in line for line in result_lines(found))
     latency = json.loads((tmp_path / "small_plain-int8-ort" / "latency.json").read_text())
-    assert {each["name"] for each in latency} == {"torch", "ort", "ort fp32"}
+    assert {each["name"] for each in latency} == {"torch (CPU)", "ort", "ort fp32"}
 
 
 def test_the_layer_that_costs_accuracy_is_named(

@@ -45,7 +45,7 @@ def test_a_failed_measurement_publishes_the_bundles_and_states_the_reason(
 
 def test_a_candidate_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_for_torch(name: str, *arguments: Any, **options: Any) -> Candidate:
-        if name == "torch":
+        if name == "torch (CPU)":
             raise MeasureError("torch failed")
         return latency.candidate_from_engine(name, *arguments, **options)
 
@@ -70,7 +70,7 @@ def test_a_slow_candidate_gets_fewer_runs_within_the_latency_time(
 
     monkeypatch.setattr(pipeline, "measure", slow_down)
     report = export(tmp_path)
-    assert [each.name for each in report.latencies] == ["torch", "ort"]
+    assert [each.name for each in report.latencies] == ["torch (CPU)", "ort"]
     assert all(0 < each.runs < 64 for each in report.latencies)
     assert all(any("of 64 runs" in warning for warning in each.warnings) for each in report.latencies)
 
