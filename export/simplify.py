@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
+from edgevit.arrays import differences, finite_std
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.weights import attach_weights, detach_weights, save_model
@@ -92,4 +91,6 @@ def _change(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
     """Return the largest difference of any output in its standard deviations; infinity if names or shapes differ."""
     if before.keys() != after.keys() or any(before[name].shape != after[name].shape for name in before):
         return float("inf")
-    return max(float(np.abs(after[name] - before[name]).max() / (np.std(before[name]) or 1.0)) for name in before)
+    return max(
+        float(differences(after[name], before[name]).max()) / (finite_std(before[name]) or 1.0) for name in before
+    )

@@ -17,14 +17,15 @@ from edgevit.untrusted import InvalidError, open_regular
 MAX_BYTES = 2 << 30  # of all arrays together
 MAX_ARRAYS = 1000
 MAX_NAME = 4096  # characters
-_SIDES = ("input", "output")
+_SIDES = ("input", "output", "float32_error")
 
 
 def read_references(path: Path) -> tuple[Reference, ...]:
     """Read the references that `store.write_references` wrote, in their order.
 
     Raises BundleError if the file cannot be read, or holds anything but numeric arrays (rows, ...) with the keys
-    `kind/input|output/name`, the same number of rows, at least one, for each kind.
+    `kind/input|output/name`, the same number of rows, at least one, for each kind; and, optionally, one number for an
+    output with the key `kind/float32_error/name`.
     """
     try:
         with open(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:  # noqa: PTH123  # a descriptor
@@ -56,7 +57,7 @@ def _read_array(file: IO[bytes], size_bytes: int) -> Array:
     if version not in read_header:
         raise InvalidError(f"an array has the format version {version}")
     shape, fortran_order, dtype = read_header[version](file)
-    if dtype.kind not in "biuf" or not 1 <= len(shape) <= 32 or min(shape) < 0:
+    if dtype.kind not in "biuf" or len(shape) > 32 or min(shape, default=0) < 0:
         raise InvalidError(f"an array has the type {dtype} and shape {list(shape)[:8]}; expected numbers (rows, ...)")
     count = math.prod(shape)
     if count * dtype.itemsize > size_bytes:
@@ -73,10 +74,25 @@ def _references(arrays: dict[str, Array]) -> tuple[Reference, ...]:
         kind, _, rest = key.partition("/")
         side, _, name = rest.partition("/")
         if side not in _SIDES or not kind or not name:
-            raise InvalidError(f"an array is named {key[:40]!r}, expected kind/input/name or kind/output/name")
+            raise InvalidError(f"an array is named {key[:40]!r}, expected kind/{'|'.join(_SIDES)}/name")
         kinds.setdefault(kind, {side: {} for side in _SIDES})[side][name] = array
     for kind, sides in kinds.items():
-        rows = {len(array) for named in sides.values() for array in named.values()}
-        if len(rows) != 1 or 0 in rows or not all(sides.values()):
+        arrays_with_rows = [*sides["input"].values(), *sides["output"].values()]
+        rows = {len(array) if array.ndim else 0 for array in arrays_with_rows}
+        if len(rows) != 1 or 0 in rows or not sides["input"] or not sides["output"]:
             raise InvalidError(f"the arrays of {kind[:40]!r} need inputs and outputs of the same number of rows")
-    return tuple(Reference(kind=kind, inputs=sides["input"], outputs=sides["output"]) for kind, sides in kinds.items())
+    return tuple(
+        Reference(
+            kind=kind,
+            inputs=sides["input"],
+            outputs=sides["output"],
+            float32_error={name: _error(array, name) for name, array in sides["float32_error"].items()},
+        )
+        for kind, sides in kinds.items()
+    )
+
+
+def _error(array: Array, name: str) -> float:
+    if array.ndim != 0 or not 0 <= (value := float(array)) < math.inf:
+        raise InvalidError(f"the float32 error of {name[:40]!r} is not a number from 0")
+    return value

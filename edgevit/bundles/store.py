@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -114,14 +114,18 @@ def version(folder: Path) -> tuple[int, int, int] | None:
 
 
 def write_references(path: Path, references: Sequence[Reference]) -> None:
-    """Write reference inputs and outputs as an .npz file with the keys `kind/input|output/name`."""
+    """Write references as an .npz file with the keys `kind/input|output|float32_error/name`."""
     arrays = {
-        f"{reference.kind}/{side}/{name}": array
+        f"{reference.kind}/{side}/{name}": np.asarray(array)
         for reference in references
-        for side, named in (("input", reference.inputs), ("output", reference.outputs))
+        for side, named in _sides(reference).items()
         for name, array in named.items()
     }
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes keywords for its own options
+
+
+def _sides(reference: Reference) -> dict[str, Mapping[str, Any]]:
+    return {"input": reference.inputs, "output": reference.outputs, "float32_error": reference.float32_error}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

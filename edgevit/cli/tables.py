@@ -95,7 +95,9 @@ def parity_phrase(results: Sequence[OutputParity]) -> str:
     if not results:
         return "parity not checked"
     outcome = "passed" if all(result.passed for result in results) else "FAILED"
-    return f"parity {outcome} ({worst_error(results)})"
+    own = [result.float32_error_of_std or 0.0 for result in results if result.precision == "fp32"]
+    fp32 = len(own) == len(results) and max(own) > 0
+    return f"parity {outcome} ({worst_error(results)}{f', PyTorch itself {max(own):.0e}' if fp32 else ''})"
 
 
 def worst_error(results: Sequence[OutputParity]) -> str:
@@ -118,12 +120,14 @@ def parity_parts(results: Sequence[OutputParity], *, detailed: bool) -> list[Par
 def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> Table:
     """Return one row for each stage and kind of input that was compared with PyTorch."""
     more = ("batch", "cosine") if detailed else ()
-    table = make_table("Parity with PyTorch", "stage", "input", "max error / std", "SNR dB", "top-1", *more, "verdict")
+    measures = ("max error / std", "PyTorch's own", "SNR dB", "top-1", *more)
+    table = make_table("Parity with PyTorch", "stage", "input", *measures, "verdict")
     for result in results:
         table.add_row(
             result.stage,
             f"{len(result.max_abs)} {result.kind}",
             f"{result.max_abs_of_std:.1e}",
+            "" if result.float32_error_of_std is None else f"{result.float32_error_of_std:.1e}",
             f"{result.snr_db:.0f}",
             "" if result.agreement is None else f"{result.agreement:.0%}",
             *((str(result.batch), f"{min(result.cosine):.7f}") if detailed else ()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
+from edgevit.arrays import differences
 from edgevit.errors import ExportError, ImageError
 from edgevit.files import class_and_first_line
 from edgevit.images import (
@@ -22,33 +24,43 @@ from edgevit.images import (
     to_array,
     warn_of_skipped,
 )
+from edgevit.models.float64 import run_in_float64
 from edgevit.models.loading import SEED, LoadedModel
 from edgevit.types import PHOTOS, Array, Reference
 
+_LOG = logging.getLogger(__name__)
+
 MAX_PHOTOS = 8  # of a folder
 NOISE_ROWS = 2
+FLOAT64_LIMIT_S = 60.0  # for one row
 
 
 def compute_references(
-    model: LoadedModel, output_names: Iterable[str], *, images: Path | None = None, strict: bool = False
+    model: LoadedModel,
+    output_names: Iterable[str],
+    *,
+    images: Path | None = None,
+    strict: bool = False,
+    float64: bool = True,
 ) -> tuple[Reference, ...]:
     """Run PyTorch, image by image, on photos (if the input is an image) and on noise.
 
     `images` is a folder of photos; without it, the photos that come with edgevit are used. Photos that cannot be read
-    are left out, with a warning; ImageError is raised for the first if `strict`, or if none can be read.
+    are left out, with a warning; ImageError is raised for the first if `strict`, or if none can be read. With
+    `float64`, the first row of each is run in float64 too, which takes as long as two to three other rows; a warning
+    says if that fails.
     Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
     """
     inputs = {PHOTOS: _photo_inputs(model, images, strict=strict), "noise": _noise_inputs(model)}
     names = tuple(output_names)
-    return tuple(
-        Reference(
-            kind=kind,
-            inputs=dict(zip(model.input_names, arrays, strict=True)),
-            outputs=reference_outputs(model, arrays, names),
-        )
-        for kind, arrays in inputs.items()
-        if arrays
-    )
+    references = []
+    for kind, arrays in inputs.items():
+        if arrays:
+            outputs = reference_outputs(model, arrays, names)
+            error = _float32_error(model, arrays, outputs) if float64 else {}
+            named = dict(zip(model.input_names, arrays, strict=True))
+            references.append(Reference(kind=kind, inputs=named, outputs=outputs, float32_error=error))
+    return tuple(references)
 
 
 def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names: Sequence[str]) -> dict[str, Array]:
@@ -60,8 +72,7 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
     rows: list[list[Array]] = []
     batch = len(model.example[0])
     for index in range(len(inputs[0])):
-        feeds = [torch.from_numpy(np.repeat(array[index : index + 1], batch, axis=0)) for array in inputs]
-        output = _forward(model, feeds)
+        output = _forward(model, _feeds(model, inputs, index))
         tensors = [output] if isinstance(output, torch.Tensor) else flatten_outputs(output)
         if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
@@ -73,6 +84,33 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
             )
         rows.append([tensor[:1].float().numpy() for tensor in tensors])
     return {name: np.concatenate(column) for name, column in zip(output_names, zip(*rows, strict=True), strict=True)}
+
+
+def _feeds(model: LoadedModel, inputs: Sequence[Array], row: int) -> list[torch.Tensor]:
+    """Return as many copies of a row as the module's batch, for each input."""
+    batch = len(model.example[0])
+    return [torch.from_numpy(np.repeat(array[row : row + 1], batch, axis=0)) for array in inputs]
+
+
+def _float32_error(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping[str, Array]) -> Mapping[str, float]:
+    """Return the largest difference of each output's first row from float64, over its finite values.
+
+    Empty if the module does not run in float64, or not within `FLOAT64_LIMIT_S`.
+    """
+    try:
+        output = run_in_float64(model.module, _feeds(model, inputs, 0), limit_s=FLOAT64_LIMIT_S)
+        exact = [tensor[0].double().numpy() for tensor in flatten_outputs(output)]
+    except (Exception, SystemExit) as error:  # user code may raise anything, or exit
+        slow = isinstance(error, TimeoutError)
+        reason = f"it takes more than {FLOAT64_LIMIT_S:.0f} s" if slow else class_and_first_line(error)
+        _LOG.warning(
+            "edgevit: %s was not run in float64 (%s): PyTorch's own error is unknown, and fp32 is judged without it",
+            model.name,
+            reason,
+        )
+        return {}
+    errors = {name: differences(array[0], each) for (name, array), each in zip(outputs.items(), exact, strict=True)}
+    return {name: float(error[np.isfinite(error)].max(initial=0.0)) for name, error in errors.items()}
 
 
 def flatten_outputs(output: Any) -> list[Any]:

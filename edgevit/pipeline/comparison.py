@@ -19,7 +19,7 @@ from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
 from edgevit.pipeline.references import EvalDataset
 from edgevit.runtimes.parity import OutputParity
-from edgevit.types import Precision
+from edgevit.types import PHOTOS, Precision
 
 ENGINE = "the engine"
 GRAPH = "the ONNX graph"
@@ -50,10 +50,10 @@ class PrecisionComparison:
 
     @property
     def agreement(self) -> float | None:
-        """Fraction of labeled images with fp32's top-1; without them, of parity rows with PyTorch's top-1."""
+        """Fraction of labeled images with fp32's top-1; without them, of parity photos with PyTorch's top-1."""
         if self.fp32_evaluation is not None and self.evaluation is not None:
             return agreement(self.fp32_evaluation, self.evaluation)
-        rows = [same for result in self.parity for same in result.same_top1]
+        rows = [same for result in self.parity if result.kind == PHOTOS for same in result.same_top1]
         return sum(rows) / len(rows) if rows else None
 
     @property

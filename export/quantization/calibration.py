@@ -111,7 +111,8 @@ def collect_ranges(
 ) -> dict[str, ValueRange]:
     """Return the range of each fp32 tensor by name, without weights; only of those in `names`, if given.
 
-    Raises UsageError without feeds, ExportError if an output of the graph is not finite.
+    Raises UsageError without feeds, ExportError if an output of the graph is not finite for some of them only, or
+    nowhere: a model may mask classes with -inf, but always the same.
     """
     if not feeds:
         raise UsageError("no calibration inputs; give a folder of images with --calib DIR")
@@ -126,20 +127,42 @@ def collect_ranges(
     common_passes.NameFixPass()(model)
     run = load(OnnxGraph(model))
     found: list[Mapping[str, Array]] = []
+    masks = _NonFiniteOutputs(outputs)
     for index, feed in enumerate(feeds):
         if on_feed is not None:
             on_feed(index, len(feeds))
         results = run(feed)
-        if not all(np.isfinite(results[name]).all() for name in outputs):
-            raise ExportError(
-                f"the fp32 model outputs NaN or infinity for calibration input {index}; fix the model or remove "
-                "that input"
-            )
+        masks.add(results)
         found.append({name: results[name] for pair in extremes.values() for name in pair})
+    masks.require_equal()
     return {
         name: ValueRange(tuple(float(each[low]) for each in found), tuple(float(each[high]) for each in found))
         for name, (low, high) in extremes.items()
     }
+
+
+class _NonFiniteOutputs:
+    """The places where outputs are not finite, for each input in turn."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._always: dict[str, Array] = {}  # where an output was never finite
+        self._counts: list[dict[str, int]] = []  # of places, for each input
+
+    def add(self, results: Mapping[str, Array]) -> None:
+        places = {name: ~np.isfinite(results[name]) for name in self._names}
+        self._always = {name: mask & self._always.get(name, mask) for name, mask in places.items()}
+        self._counts.append({name: int(mask.sum()) for name, mask in places.items()})
+
+    def require_equal(self) -> None:
+        """Raise ExportError for an input with other places than all inputs have, and for an output without values."""
+        for index, counts in enumerate(self._counts):
+            for name, mask in self._always.items():
+                if counts[name] > mask.sum() or mask.all():
+                    raise ExportError(
+                        f"the fp32 model outputs NaN or infinity for calibration input {index}; fix the model or "
+                        "remove that input"
+                    )
 
 
 def _float_tensors(graph: ir.Graph) -> list[ir.Value]:

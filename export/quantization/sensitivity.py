@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from edgevit.arrays import differences
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
@@ -161,12 +162,13 @@ def _noise_by_layer(
 
 
 def _noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
-    """Return the power of the difference over the power of `expected`; infinity if an output is not finite."""
+    """Return the power of the difference over the power of `expected`; infinity if an output is finite at other
+    places than expected."""
     noise = signal = 0.0
     for expected_outputs, actual_outputs in zip(expected, actual, strict=True):
         for name, array in expected_outputs.items():
-            noise += float(np.square(actual_outputs[name].astype(np.float64) - array).sum())
-            signal += float(np.square(array.astype(np.float64)).sum())
+            noise += float(np.square(differences(actual_outputs[name], array)).sum())
+            signal += float(np.square(array[np.isfinite(array)].astype(np.float64)).sum())
     return noise / signal if signal > 0 and math.isfinite(noise) else math.inf
 
 

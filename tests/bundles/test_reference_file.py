@@ -43,12 +43,18 @@ def zipped(path: Path, members: Mapping[str, bytes]) -> Path:
 
 def test_written_references_are_read_back(tmp_path: Path) -> None:
     written = [
-        Reference(kind="photos", inputs={"x": ROWS, "n/1": np.asfortranarray(ROWS)}, outputs={"y": ROWS.astype(">i8")}),
+        Reference(
+            kind="photos",
+            inputs={"x": ROWS, "n/1": np.asfortranarray(ROWS)},
+            outputs={"y": ROWS.astype(">i8")},
+            float32_error={"y": 2.5e-6},
+        ),
         Reference(kind="noise", inputs={"x": ROWS[:1], "n/1": ROWS[:1] > 1}, outputs={"y": np.zeros((1, 0))}),
     ]
     write_references(tmp_path / "r.npz", written)
     for reference, expected in zip(read_references(tmp_path / "r.npz"), written, strict=True):
         assert reference.kind == expected.kind
+        assert reference.float32_error == expected.float32_error
         for found, wanted in ((reference.inputs, expected.inputs), (reference.outputs, expected.outputs)):
             assert list(found) == list(wanted)
             for name, array in wanted.items():
@@ -75,6 +81,10 @@ def test_written_references_are_read_back(tmp_path: Path) -> None:
         {"photos/input/x": ROWS, "photos/output/y": np.zeros(2, [("a", "f4")])},
         {"photos/input/x": ROWS, "photos/output/y": np.zeros(2, "M8[s]")},
         {"photos/input/x": ROWS, "photos/output/y": np.zeros(2, "c8")},
+        {**GOOD, "photos/float32_error/y": ROWS[:1]},
+        {**GOOD, "photos/float32_error/y": np.float64(-1)},
+        {**GOOD, "photos/float32_error/y": np.float64(np.inf)},
+        {**GOOD, "photos/float32_error/y": np.float64(np.nan)},
     ],
 )  # fmt: skip
 def test_arrays_other_than_references_are_refused(arrays: Mapping[str, Array], tmp_path: Path) -> None:

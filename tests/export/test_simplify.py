@@ -34,9 +34,11 @@ RENAMES_THE_BATCH = WRONG.replace(
 
 
 def test_a_simpler_equivalent_graph_is_kept() -> None:
-    graph = parse(TEXT)
+    """Its outputs may hold infinities, such as those of masked classes."""
+    graph = parse(TEXT.replace("y = Add (x, two)", "z = Add (x, two) y = Add (z, mask)"),
+                  mask=np.array([0, -np.inf, 0, 0], np.float32))  # fmt: skip
     after = simplify(graph, run)
-    assert after.operators["Add"] == 1
+    assert after.operators["Add"] == 2
     assert after.history[-1].note == ""
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgevit.cli.tables import parity_table
 from edgevit.errors import ParityError
-from edgevit.runtimes.parity import ParityReport, compare
+from edgevit.runtimes.parity import OutputParity, ParityReport, compare
 from edgevit.types import PRECISIONS, Array, Precision, Reference, Run
 
 RANDOM = np.random.default_rng(0)
@@ -116,6 +116,25 @@ def test_finite_logits_beside_infinite_ones_are_compared() -> None:
 def test_another_top1_fails() -> None:
     with pytest.raises(ParityError, match="top-1 agreement"):
         parity(engine(swap_best_two)).require()
+
+
+def close_call(kind: str, lead: float) -> OutputParity:
+    """Compare in fp16 an engine that ranks the best two classes the other way; the best leads by `lead` std."""
+    logits = RANDOM.standard_normal((2, 50)).astype(np.float32)
+    logits[[0, 1], logits.argmax(1)] = np.sort(logits)[:, -2] + np.float32(lead * logits.std())
+    reference = Reference(kind=kind, inputs={"x": logits}, outputs={"y": logits})
+    (found,) = compare("engine", lambda feeds: {"y": swap_best_two(feeds["x"])}, [reference], precision="fp16").results
+    return found
+
+
+def test_the_top1_of_a_lead_that_fp16_can_reverse_is_not_judged() -> None:
+    assert close_call("photos", lead=0.01).passed
+    assert close_call("photos", lead=0.01).agreement is None
+    assert close_call("photos", lead=0.1).failures[-1] == "top-1 agreement 0.0%, at least 99.5%"
+
+
+def test_the_top1_of_noise_is_not_judged() -> None:
+    assert not any("top-1" in failure for failure in close_call("noise", lead=0.1).failures)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -112,6 +112,12 @@ def test_an_output_that_is_not_finite_is_an_error(value: float, index: int, load
     assert list(tmp_path.iterdir()) == []
 
 
+def test_classes_that_are_always_masked_are_accepted(load: Loads) -> None:
+    text = f"{HEADER} g (float[batch, 4] x) => (float[batch, 4] y) {{ y = Add (x, mask) }}"
+    masked = parse(text, mask=np.array([0, -np.inf, 0, 0], np.float32))
+    assert collect_ranges(masked, FEEDS, load=load)["y"].low == -np.inf
+
+
 # The cache
 
 

@@ -304,6 +304,8 @@ def test_an_output_that_is_not_finite_is_infinite_noise(damage: float) -> None:
     assert _decibel(0) == math.inf
     assert _noise_to_signal(expected, [{"y": 1.1 * each["y"]} for each in expected]) == pytest.approx(0.01, rel=1e-4)
     assert _decibel(0.01) == pytest.approx(20)
+    masked = [{"y": np.append(each["y"], -np.inf)} for each in expected]
+    assert _noise_to_signal(masked, [{"y": 1.1 * each["y"]} for each in masked]) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_a_layer_with_a_wrong_range_goes_back_to_float() -> None:

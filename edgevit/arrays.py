@@ -1,0 +1,27 @@
+"""Differences of arrays in which infinity and NaN at the same places are equal: a model may output them itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgevit.types import Array
+
+
+def differences(values: Array, expected: Array) -> NDArray[np.float64]:
+    """Return the absolute differences in float64; infinity where only one of both is finite, or their signs differ."""
+    equal = (values == expected) | (np.isnan(values) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(values.astype(np.float64) - expected)
+    found: NDArray[np.float64] = np.where(equal, 0.0, np.where(np.isnan(difference), np.inf, difference))
+    return found
+
+
+def finite_std(values: Array) -> float:
+    """Return the standard deviation of the finite values, in float64; 0 if there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.astype(np.float64).std()) if finite.size else 0.0
