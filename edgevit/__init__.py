@@ -83,6 +83,8 @@ def export_model(
     dynamic_batch: BatchRange | tuple[int, int, int] | None = None,
     opset: int | None = None,
     images: str | os.PathLike[str] | None = None,
+    preprocessing: object = None,
+    classes: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     sm: Sequence[int] | None = None,
     trt_version: str | None = None,
@@ -110,6 +112,10 @@ def export_model(
         dynamic_batch: (minimum, optimum, maximum), instead of `batch`.
         opset: the ONNX opset; by default the best one for the format.
         images: a folder of images for the parity check (default: two included photos).
+        preprocessing: how images become the input, instead of what the model declares: an
+            `edgevit.images.Preprocessing`, a timm `pretrained_cfg`, a Hugging Face image processor, or the
+            `transforms()` of a torchvision weights entry.
+        classes: a file of class names, one a line in the order of the logits.
         threads: CPU threads of the runtime (default: all cores).
         sm: compute capabilities that TensorRT-RTX compiles for, such as (86, 89).
         trt_version: the TensorRT version of the device, such as "10.3".
@@ -149,6 +155,10 @@ def export_model(
                     "weights, num_classes and img_size are for a model given by name; apply them to your module"
                 )
             loaded = loading.from_module(model, example_input=example_input, batch=batch)
+        if preprocessing is not None:
+            loaded = loading.with_preprocessing(loaded, preprocessing)
+        if classes is not None:
+            loaded = loading.with_classes(loaded, Path(classes))
         config = pipeline.ExportConfig(
             formats=(get_format(fmt).name,),
             options=BuildOptions(

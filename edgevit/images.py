@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevit.errors import ImageError, UsageError
 from edgevit.files import first_line, os_reason
+from edgevit.types import CROP_MODES, INTERPOLATIONS, CropMode, Interpolation
 from edgevit.untrusted import open_regular
 
 _LOG = logging.getLogger(__name__)
@@ -32,15 +33,12 @@ MAX_NAMED = 10  # images that were left out
 HEIC_SUFFIXES = frozenset({".heic", ".heif"})  # of phone cameras; read by pillow-heif or libheif, not by Pillow
 MAX_SIDE = 65535  # the largest side of a JPEG; Pillow needs 16 bytes and more for each row of a narrow image
 MAX_PIXELS = 89_478_485  # 256 MB in RGB; the number from which Pillow warns of a decompression bomb
+MAX_CROP_PCT = 2.0  # above 1 the resized image is smaller than the input and gets a black border
 _MAX_RESIZED_PIXELS = 1 << 25  # of the resized image that the input is cropped from
 _WHITE_16 = 65535
 _MAX_ASPECT = 16  # of the cropped region; resizing a long strip of pixels as a whole would exhaust memory
 
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
+_FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
 OnSkip: TypeAlias = Callable[[ImageError], None]  # called for each image that cannot be read
@@ -48,14 +46,17 @@ OnSkip: TypeAlias = Callable[[ImageError], None]  # called for each image that c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a model's input: resize the shorter side, crop the center, normalize.
+    """How an image becomes a model's input: resize it to size / crop_pct, crop the center, normalize.
 
+    `crop_mode` says how the image is resized. "center": its shorter side, and the rest is cut off. "squash": both
+    sides, without regard to the aspect ratio. "border": its longer side, and borders of the mean color are added.
     Raises UsageError if the values contradict each other.
     """
 
     input_size: tuple[int, int, int] = (3, 224, 224)  # channels, height, width
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     crop_pct: float = 0.875
+    crop_mode: CropMode = "center"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -63,10 +64,10 @@ class Preprocessing:
         channels, height, width = self.input_size
         if channels not in (1, 3):
             raise UsageError(f"input_size needs 1 or 3 channels, not {channels}")
-        if min(height, width) < 1 or not 0 < self.crop_pct <= 1:
+        if min(height, width) < 1 or not 0 < self.crop_pct <= MAX_CROP_PCT:
             raise UsageError(
                 f"invalid input_size {height}x{width} or crop_pct {self.crop_pct}; "
-                "sizes must be at least 1, and 0 < crop_pct <= 1"
+                f"sizes must be at least 1, and 0 < crop_pct <= {MAX_CROP_PCT:g}"
             )
         if max(height, width) > MAX_SIDE or height * width > _MAX_RESIZED_PIXELS * self.crop_pct**2:
             raise UsageError(
@@ -75,11 +76,27 @@ class Preprocessing:
             )
         if self.interpolation not in _FILTERS:
             raise UsageError(f"unknown interpolation {self.interpolation!r}; use one of {', '.join(_FILTERS)}")
+        if self.crop_mode not in CROP_MODES:
+            raise UsageError(f"unknown crop_mode {self.crop_mode!r}; use one of {', '.join(CROP_MODES)}")
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
             raise UsageError("mean and std need one value per channel, and std must be above 0")
 
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Height and width from which the input is cropped."""
+        return (math.floor(self.input_size[1] / self.crop_pct), math.floor(self.input_size[2] / self.crop_pct))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __str__(self) -> str:
+        """Return the settings in one line."""
+        resized = "x".join(map(str, self.resized)) if self.crop_mode != "center" else str(min(self.resized))
+        size = f"{self.input_size[1]}x{self.input_size[2]}"
+        return (
+            f"{self.interpolation} resize to {resized} ({self.crop_mode}), crop to {size}, "
+            f"mean {_listed(self.mean)}, std {_listed(self.std)}"
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocessing:
@@ -88,9 +105,14 @@ class Preprocessing:
             input_size=(size[0], size[1], size[2]),
             interpolation=data["interpolation"],
             crop_pct=data["crop_pct"],
+            crop_mode=data.get("crop_mode", "center"),
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
         )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -140,22 +162,57 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return the model's input, (C, H, W) float32: shorter side to size / crop_pct, center crop, normalize."""
+    """Return the model's input, (C, H, W) float32: resized, cropped to the center, normalized."""
     channels, height, width = preprocessing.input_size
-    scaled = [math.floor(side / preprocessing.crop_pct) for side in (height, width)]
-    ratio = max(scaled[0] / image.height, scaled[1] / image.width)
-    image = _center(image, math.ceil(_MAX_ASPECT * scaled[1] / ratio), math.ceil(_MAX_ASPECT * scaled[0] / ratio))
-    # At least the scaled size on both sides: after rounding, the image must not be smaller than the crop.
-    size = (max(scaled[1], round(image.width * ratio)), max(scaled[0], round(image.height * ratio)))
-    if size != image.size:
-        image = image.resize(size, _FILTERS[preprocessing.interpolation])
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    image = image.crop((left, top, left + width, top + height))
+    resize = {"center": _resize_shorter_side, "squash": _resize_both_sides, "border": _resize_longer_side}
+    image = resize[preprocessing.crop_mode](image, preprocessing)
+    left, top = _margin(image.width, width), _margin(image.height, height)
+    image = image.crop((left, top, left + width, top + height))  # black outside of the image
     if channels == 1:
         image = image.convert("L")
     pixels = np.asarray(image, np.float32).reshape(height, width, channels) / 255
     pixels = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+
+def _margin(side: int, crop: int) -> int:
+    """Return where a centered crop begins, rounded as torchvision does; negative if the image is smaller."""
+    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
+
+
+def _resize_shorter_side(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    height, width = preprocessing.resized
+    ratio = max(height / image.height, width / image.width)
+    image = _center(image, math.ceil(_MAX_ASPECT * width / ratio), math.ceil(_MAX_ASPECT * height / ratio))
+    if height == width:  # as torchvision's Resize, which rounds the longer side down
+        shorter, longer = min(image.size), max(image.size)
+        longer = int(height * longer / shorter)
+        size = (height, longer) if image.width <= image.height else (longer, height)
+    else:  # at least the resized size on both sides: after rounding, the image must not be smaller than the crop
+        size = (max(width, round(image.width * ratio)), max(height, round(image.height * ratio)))
+    return _resize(image, size, preprocessing)
+
+
+def _resize_both_sides(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    height, width = preprocessing.resized
+    return _resize(image, (width, height), preprocessing)
+
+
+def _resize_longer_side(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize the image to fit, and put it in the middle of a canvas of the mean color, no smaller than the input."""
+    height, width = preprocessing.resized
+    ratio = min(height / image.height, width / image.width)
+    size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    image = _resize(image, size, preprocessing)
+    canvas = (max(size[0], preprocessing.input_size[2]), max(size[1], preprocessing.input_size[1]))
+    color = tuple(min(255, max(0, round(255 * value))) for value in preprocessing.mean)
+    padded = Image.new("RGB", canvas, color if len(color) == 3 else color * 3)
+    padded.paste(image, ((canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2))
+    return padded
+
+
+def _resize(image: Image.Image, size: tuple[int, int], preprocessing: Preprocessing) -> Image.Image:
+    return image if size == image.size else image.resize(size, _FILTERS[preprocessing.interpolation])
 
 
 def _center(image: Image.Image, width: int, height: int) -> Image.Image:

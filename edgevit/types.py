@@ -20,7 +20,14 @@ Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]  # inputs to outputs, bo
 
 Shape: TypeAlias = tuple[int, ...]
 
+CropMode: TypeAlias = Literal["center", "squash", "border"]
+Interpolation: TypeAlias = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
+PreprocessingSource: TypeAlias = Literal["published", "declared", "given", "assumed"]
+
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CROP_MODES: tuple[CropMode, ...] = get_args(CropMode)
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+PREPROCESSING_SOURCES: tuple[PreprocessingSource, ...] = get_args(PreprocessingSource)
 PHOTOS = "photos"  # the `kind` of a reference whose rows are photos
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgevit.images import (
     skipped_notes,
     to_array,
 )
+from edgevit.types import CROP_MODES, CropMode
 
 PLAIN = Preprocessing(input_size=(3, 8, 8), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -41,10 +43,32 @@ def test_resizes_the_shorter_side_and_crops_the_center() -> None:
     assert to_array(image, PLAIN).min() == 1
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 300), (300, 7), (1, 1), (224, 225)])
-@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
-def test_any_photo_gets_the_input_size(size: tuple[int, int], crop_pct: float) -> None:
-    preprocessing = Preprocessing(input_size=(3, 32, 24), crop_pct=crop_pct)
+def test_squash_keeps_the_whole_photo_and_not_its_aspect_ratio() -> None:
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 255, 255), (8, 0, 16, 8))
+    array = to_array(image, replace(PLAIN, crop_mode="squash", interpolation="nearest"))
+    assert array[0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_border_keeps_the_whole_photo_between_borders_of_the_mean_color() -> None:
+    white = Image.new("RGB", (16, 8), (255, 255, 255))
+    array = to_array(white, replace(PLAIN, crop_mode="border", mean=(0.2, 0.4, 0.6)))
+    assert np.allclose(array[:, 0], 0, atol=0.01)  # the mean
+    assert np.allclose(array[:, 2:6], 1 - np.array([0.2, 0.4, 0.6])[:, None, None], atol=0.01)
+    assert np.allclose(array[:, 7], 0, atol=0.01)
+
+
+def test_a_crop_larger_than_the_resized_photo_has_a_black_border() -> None:
+    array = to_array(Image.new("RGB", (8, 8), (255, 255, 255)), replace(PLAIN, crop_pct=2.0))
+    assert array[0].sum() == 16
+    assert array[0, 2:6, 2:6].min() == 1
+
+
+@pytest.mark.parametrize("crop_mode", CROP_MODES)
+@pytest.mark.parametrize("size", [(8, 8), (7, 300), (300, 7), (1, 1), (224, 225), (2000, 1)])
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0, 1.15])
+def test_every_crop_mode_gives_the_input_size(crop_mode: CropMode, size: tuple[int, int], crop_pct: float) -> None:
+    preprocessing = Preprocessing(input_size=(3, 32, 24), crop_pct=crop_pct, crop_mode=crop_mode)
     assert to_array(Image.new("RGB", size), preprocessing).shape == (3, 32, 24)
 
 
@@ -138,6 +162,8 @@ def test_a_folder_without_images_is_a_usage_error(tmp_path: Path) -> None:
     "wrong",
     [
         {"crop_pct": 0},
+        {"crop_pct": 2.5},
+        {"crop_mode": "corner"},
         {"interpolation": "cubic"},
         {"mean": (0.5,)},
         {"std": (0, 1, 1)},
@@ -154,6 +180,8 @@ def test_contradictions_are_usage_errors(wrong: dict[str, object]) -> None:
 
 def test_a_round_trip_through_json_changes_nothing() -> None:
     assert Preprocessing.from_json(PLAIN.to_json()) == PLAIN
+    squashed = replace(PLAIN, crop_mode="squash")
+    assert Preprocessing.from_json(squashed.to_json()) == squashed
 
 
 def test_images_that_cannot_be_read_are_left_out_and_their_places_known(tmp_path: Path) -> None:

@@ -10,11 +10,22 @@ from typing import Any, cast
 
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import os_reason
-from edgevit.images import Preprocessing
+from edgevit.images import MAX_CROP_PCT, Preprocessing
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.build import BuildResult, usable_version
 from edgevit.runtimes.precision import ExecutedPrecision, precision_json
-from edgevit.types import PRECISIONS, Dim, Precision, TensorSpec
+from edgevit.types import (
+    CROP_MODES,
+    INTERPOLATIONS,
+    PRECISIONS,
+    PREPROCESSING_SOURCES,
+    CropMode,
+    Dim,
+    Interpolation,
+    Precision,
+    PreprocessingSource,
+    TensorSpec,
+)
 from edgevit.untrusted import (
     InvalidError,
     Json,
@@ -71,6 +82,7 @@ class ModelRecord:
     options: Json = field(default_factory=dict)
     num_classes: int | None = None  # of registered models
     preprocessing: Preprocessing | None = None  # None if the input is not an image
+    preprocessing_source: PreprocessingSource | None = None  # None in bundles of earlier versions
 
     @property
     def is_registered(self) -> bool:
@@ -101,6 +113,7 @@ class ModelRecord:
             "weights_sha256": self.weights_sha256,
             **read,
             "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
+            "preprocessing_source": self.preprocessing_source,
         }
 
     @classmethod
@@ -123,6 +136,10 @@ class ModelRecord:
             options=fields.read("options", any_object),
             num_classes=num_classes,
             preprocessing=fields.read("preprocessing", nullable(_parse_preprocessing)),
+            preprocessing_source=cast(
+                "PreprocessingSource | None",
+                fields.read_or("preprocessing_source", nullable(one_of(*PREPROCESSING_SOURCES)), None),
+            ),
         )
 
 
@@ -452,8 +469,9 @@ def _parse_preprocessing(value: Any, place: str) -> Preprocessing:
     try:
         return Preprocessing(
             input_size=(channels, height, width),
-            interpolation=fields.read("interpolation", text(most=255)),
-            crop_pct=fields.read("crop_pct", number(MIN_CROP_PCT, 1)),
+            interpolation=cast("Interpolation", fields.read("interpolation", one_of(*INTERPOLATIONS))),
+            crop_pct=fields.read("crop_pct", number(MIN_CROP_PCT, MAX_CROP_PCT)),
+            crop_mode=cast("CropMode", fields.read_or("crop_mode", one_of(*CROP_MODES), "center")),
             mean=fields.read("mean", channel_values),
             std=fields.read("std", channel_values),
         )

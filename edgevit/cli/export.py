@@ -26,12 +26,13 @@ from edgevit.cli.tables import (
 from edgevit.errors import MissingError, UsageError
 from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
 from edgevit.precisions import list_policies
-from edgevit.types import PRECISIONS
+from edgevit.types import CROP_MODES, INTERPOLATIONS, PRECISIONS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.latency.statistics import Ratio
+    from edgevit.models.loading import LoadedModel
     from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.runtimes.base import BuildOptions
     from edgevit.runtimes.parity import OutputParity
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit export`, in groups by subject."""
     parser.usage = "%(prog)s MODEL --fmt FMT[,FMT] [OPTION]..."
     _add_model_arguments(parser)
+    _add_preprocessing_arguments(parser.add_argument_group("preprocessing", "each replaces the model's own setting"))
     _add_engine_arguments(parser.add_argument_group("engine"))
     _add_precision_arguments(parser.add_argument_group("lower precision"))
     _add_check_arguments(parser.add_argument_group("checks and measurements"))
@@ -49,7 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("model", metavar="MODEL", help="a registered name, package.module:factory or file.py:factory")
+    group.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a registered name, timm:NAME, hf:NAME, package.module:factory or file.py:factory",
+    )
+    group.add_argument(
+        "--arg",
+        type=argument_types.argument,
+        action="append",
+        metavar="NAME=VALUE",
+        help="an argument of your factory; repeat it for each",
+    )
     group.add_argument(
         "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
     )
@@ -66,6 +79,34 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME=N,C,H,W",
         help="shape of one input of your own model, batch included; repeat it for each input",
+    )
+
+
+def _add_preprocessing_arguments(group: Group) -> None:
+    group.add_argument(
+        "--mean",
+        type=argument_types.channel_values,
+        metavar="R,G,B",
+        help="mean of the pixels, which are from 0 to 1",
+    )
+    group.add_argument(
+        "--std", type=argument_types.channel_values, metavar="R,G,B", help="standard deviation of the pixels"
+    )
+    group.add_argument(
+        "--input-range",
+        type=argument_types.value_range,
+        metavar="LOW:HIGH",
+        help="values of a black and a white pixel, in which --mean and --std are: 0:255, or --input-range=-1:1",
+    )
+    group.add_argument("--resize", type=int, metavar="N", help="shorter side from which the input is cropped")
+    group.add_argument("--crop-pct", type=float, metavar="P", help="side of the input over --resize, such as 0.875")
+    group.add_argument("--crop-mode", choices=CROP_MODES, help="resize the shorter, both or the longer side")
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help="filter that resizes")
+    group.add_argument(
+        "--classes",
+        type=argument_types.path,
+        metavar="FILE",
+        help="class names, one a line in the order of the logits",
     )
 
 
@@ -172,7 +213,6 @@ def run(arguments: Arguments, console: Console) -> int:
     options = _build_options(arguments)
     _require_current_folder()
     from edgevit.formats import get_format
-    from edgevit.models.loading import from_name
     from edgevit.pipeline import run as pipeline
     from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S
 
@@ -194,14 +234,7 @@ def run(arguments: Arguments, console: Console) -> int:
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
     with redirect_user_output():
-        model = from_name(
-            arguments.model,
-            weights=arguments.weights,
-            num_classes=arguments.num_classes,
-            img_size=arguments.img_size,
-            batch=options.batch,
-            input_shapes=dict(arguments.input_shape or ()),
-        )
+        model = _load_model(arguments, options.batch)
     with redirect_user_output(), console.stage_progress() as on_stage:
         report = pipeline.run(model, config, on_stage)
     console.result(*result_lines(report))
@@ -229,6 +262,33 @@ def _build_options(arguments: Arguments) -> BuildOptions:
         compute_capabilities=arguments.sm,
         workspace_mb=arguments.workspace,
     )
+
+
+def _load_model(arguments: Arguments, batch: int) -> LoadedModel:
+    """Load MODEL, with the preprocessing and the class names that the options set."""
+    from edgevit.models import loading
+    from edgevit.models.preprocessing import PreprocessingOptions
+
+    model = loading.from_name(
+        arguments.model,
+        weights=arguments.weights,
+        num_classes=arguments.num_classes,
+        img_size=arguments.img_size,
+        batch=batch,
+        input_shapes=dict(arguments.input_shape or ()),
+        arguments=dict(arguments.arg or ()),
+    )
+    settings = PreprocessingOptions(
+        mean=arguments.mean,
+        std=arguments.std,
+        input_range=arguments.input_range,
+        resize=arguments.resize,
+        crop_pct=arguments.crop_pct,
+        crop_mode=arguments.crop_mode,
+        interpolation=arguments.interpolation,
+    )
+    model = loading.with_preprocessing(model, settings) if settings.given else model
+    return loading.with_classes(model, arguments.classes) if arguments.classes else model
 
 
 def _require_current_folder() -> None:
@@ -283,6 +343,8 @@ def _notes(report: ExportReport) -> Iterator[str]:
             yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
     if report.weights_summary:
         yield report.weights_summary
+    if report.preprocessing_note:
+        yield report.preprocessing_note
     if report.weights.startswith("random"):
         yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
     for problem in report.latency_problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,6 +136,34 @@ def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not equals or not all(_is_number(part) for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not an input shape, such as images=1,3,224,224")
     return name, tuple(int(part) for part in parts)
+
+
+def argument(text: str) -> tuple[str, object]:
+    """Argument type for NAME=VALUE, with VALUE as Python writes it, or else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as depth=12")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def channel_values(text: str) -> tuple[float, ...]:
+    """Argument type for one number per channel, such as 0.485,0.456,0.406."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number per channel, such as 0.485,0.456,0.406") from None
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """Argument type for LOW:HIGH."""
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, such as 0:255") from None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 import inspect
 import os
 import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -20,16 +15,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevit.errors import EdgevitError, ExportError, UsageError, unknown_name
-from edgevit.files import class_and_first_line, first_line
+from edgevit.errors import UsageError, unknown_name
+from edgevit.files import first_line, os_reason
 from edgevit.images import Preprocessing
-from edgevit.models import checkpoints, registry
+from edgevit.models import checkpoints, hubs, registry
 from edgevit.models.downloads import OFFICIAL
+from edgevit.models.factories import MODEL_FORMS, call_factory, factories_in
 from edgevit.models.initialization import randomize
+from edgevit.models.preprocessing import (
+    PreprocessingOptions,
+    declared_classes,
+    declared_preprocessing,
+    parse_preprocessing,
+)
 from edgevit.models.spec import ModelInfo, ModelOrigin
+from edgevit.types import PreprocessingSource
+from edgevit.untrusted import read_limited
 
 SEED = 0  # for random weights and noise
-_MODEL_FORMS = "a registered name, package.module:factory or file.py:factory"
+_MAX_CLASSES_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class LoadedModel:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...] | None
     preprocessing: Preprocessing | None  # None if the input is no image
+    preprocessing_source: PreprocessingSource | None  # None without preprocessing
     classes: tuple[str, ...] | None
     origin: ModelOrigin
 
@@ -59,25 +64,31 @@ def from_name(
     img_size: int | tuple[int, int] | None = None,
     batch: int = 1,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
-    """Load the MODEL of a command line: a registered name, `package.module:factory` or `file.py:factory`.
+    """Load the MODEL of a command line: a registered name, a model of timm or Hugging Face, or a user's factory.
 
-    A registered model without weights gets random ones that keep its activations alive; `weights` is described in
-    `registry.create_model`. `img_size` is a side or (height, width). `input_shapes` gives a factory's inputs by name,
-    batch included; without it the input is one RGB image (batch, 3, height, width).
+    The forms are listed in `factories.MODEL_FORMS`. A registered model without weights gets random ones that keep its
+    activations alive; `weights` is described in `registry.create_model`. `img_size` is a side or (height, width).
+    `input_shapes` gives a factory's inputs by name, batch included; without it the input is one RGB image
+    (batch, 3, height, width), of the size that the model declares if `img_size` is None. `arguments` are a factory's.
     Raises UsageError, CheckpointError, MissingError, and ExportError if the user's code fails.
     """
     registry.require_positive("img_size", img_size)
     registry.require_positive("batch", batch)
+    if arguments and (":" not in name or hubs.is_hub_name(name)):
+        raise UsageError("--arg requires a factory, MODEL as file.py:factory")
     if ":" in name:
+        inputs = _Inputs(input_shapes, img_size, batch)
+        if hubs.is_hub_name(name):
+            return _from_hub(name, inputs, weights=weights, num_classes=num_classes)
         if num_classes is not None:
             raise UsageError("--num-classes requires a registered model; set the number of classes in your factory")
-        example = _example_of(input_shapes, img_size, batch)
-        model = _from_factory(name, example=example, weights=weights)
+        model = _from_factory(name, inputs, weights=weights, arguments=arguments or {})
         _require_size(model, img_size)
         return model
     if name.endswith(".py"):
-        raise UsageError(_factories_in(Path(name)))
+        raise UsageError(factories_in(Path(name)))
     if input_shapes:
         raise UsageError("--input-shape requires a factory, MODEL as file.py:factory; use --img-size")
     module = registry.create_model(name, weights, num_classes, img_size=img_size)
@@ -102,7 +113,7 @@ def from_module(
 ) -> LoadedModel:
     """Wrap a module in memory. Raises UsageError if it is no nn.Module, or if its input is unknown."""
     if not isinstance(module, nn.Module):
-        raise UsageError(f"a model is {_MODEL_FORMS}, or a torch.nn.Module, not a {type(module).__name__}")
+        raise UsageError(f"a model is {MODEL_FORMS}, or a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError("torch.export does not support TorchScript; pass the original nn.Module")
     registry.require_positive("batch", batch)
@@ -113,16 +124,40 @@ def from_module(
             f"the input of {type(module).__name__} is unknown; pass example_input=torch.rand(1, 3, 224, 224)"
         )
     example = _examples(example_input, batch)
+    preprocessing, source = _preprocessing_of(module, example)
     return LoadedModel(
         name=name or _slug(type(module).__name__),
         module=in_eval_mode(module),
         example=example,
         input_names=tuple(forward_names(module, len(example))),
         output_names=None,
-        preprocessing=_image_like(example),
-        classes=None,
+        preprocessing=preprocessing,
+        preprocessing_source=source,
+        classes=declared_classes(module),
         origin=ModelOrigin(),
     )
+
+
+def with_preprocessing(model: LoadedModel, settings: object) -> LoadedModel:
+    """Return the model with the user's preprocessing: `PreprocessingOptions`, or a source of `parse_preprocessing`.
+
+    Raises UsageError if the model does not take images, or the settings contradict each other or its input.
+    """
+    shape = tuple(model.example[0].shape)
+    if len(model.example) != 1 or len(shape) != 4 or shape[1] not in (1, 3):
+        raise UsageError(f"preprocessing is for one image input (N, 1 or 3, H, W), but {model.name} takes {shape}")
+    size = (shape[1], shape[2], shape[3])
+    if isinstance(settings, PreprocessingOptions):
+        gray = Preprocessing(input_size=size, mean=(0.0,), std=(1.0,)) if size[0] == 1 else None
+        preprocessing = settings.apply(model.preprocessing or gray or Preprocessing(input_size=size))
+    else:
+        preprocessing = replace(parse_preprocessing(settings), input_size=size)
+    return replace(model, preprocessing=preprocessing, preprocessing_source="given")
+
+
+def with_classes(model: LoadedModel, path: Path) -> LoadedModel:
+    """Return the model with the class names in a file, one a line in the order of the logits."""
+    return replace(model, classes=read_class_names(path))
 
 
 def forward_names(module: nn.Module, count: int) -> list[str]:
@@ -153,6 +188,17 @@ def describe_weights(origin: ModelOrigin) -> str | None:
     return f"weights: {origin.weights}, {key}{origin.weights_tensors} tensors{classes}"
 
 
+def describe_preprocessing(model: LoadedModel) -> str | None:
+    """Return where the preprocessing of a user's model comes from, and what it is, in one line."""
+    how = f"{model.preprocessing}"
+    return {
+        "assumed": f"preprocessing assumed: {how}; if the model was trained otherwise, set --mean, --std, --resize, "
+        "--crop-mode or --interpolation (edgevit export --help)",
+        "declared": f"preprocessing of the model: {how}",
+        "given": f"preprocessing as given: {how}",
+    }.get(model.preprocessing_source or "")
+
+
 @contextmanager
 def preserve_training_mode(model: object) -> Iterator[None]:
     """Restore the training flag of a module and its submodules on exit; do nothing for anything else."""
@@ -163,6 +209,21 @@ def preserve_training_mode(model: object) -> Iterator[None]:
     finally:
         for part, flag in zip(parts, flags, strict=True):
             part.training = flag
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Return the class names in a text file, one a line in the order of the logits; empty lines at its end are ignored.
+
+    Raises UsageError if it cannot be read or names fewer than two.
+    """
+    try:
+        names = read_limited(path, limit_bytes=_MAX_CLASSES_BYTES).decode("utf-8").rstrip("\n").splitlines()
+    except (OSError, ValueError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else first_line(error)
+        raise UsageError(f"cannot read the class names in {path}: {reason}") from error
+    if len(names) < 2:
+        raise UsageError(f"{path} has {len(names)} class names; give one a line, in the order of the logits")
+    return tuple(name.strip() for name in names)
 
 
 def class_names(dataset: str) -> tuple[str, ...]:
@@ -179,8 +240,7 @@ def _from_model_info(
         example: tuple[torch.Tensor, ...] = (torch.zeros(batch, *info.preprocessing.input_size),)
     else:
         example = _examples(example_input, batch)
-        if tuple(example[0].shape[1:]) != info.preprocessing.input_size:
-            preprocessing = _image_like(example)
+        preprocessing = _for_size(info.preprocessing, example)
     return LoadedModel(
         name=info.name,
         module=in_eval_mode(module),
@@ -188,6 +248,7 @@ def _from_model_info(
         input_names=("images",),
         output_names=("logits",),
         preprocessing=preprocessing,
+        preprocessing_source=None if preprocessing is None else "published",
         classes=class_names(info.classes) if info.classes else None,
         origin=ModelOrigin(
             family=info.family,
@@ -202,46 +263,73 @@ def _from_model_info(
     )
 
 
-def _example_of(
-    input_shapes: Mapping[str, Sequence[int]] | None, img_size: int | tuple[int, int] | None, batch: int
-) -> Mapping[str, torch.Tensor] | torch.Tensor:
-    """Return zeros for each named input, or for one RGB image if no shapes are given."""
-    if not input_shapes:
-        height, width = (img_size or 224,) * 2 if not isinstance(img_size, tuple) else img_size
-        return torch.zeros(batch, 3, height, width, device="cpu")
-    if img_size is not None:
-        raise UsageError("--img-size and --input-shape exclude each other; the shape includes the size")
-    for name, shape in input_shapes.items():
-        registry.require_positive(f"--input-shape {name}", tuple(shape))
-        if shape[0] != batch:
-            raise UsageError(f"--input-shape {name} starts with a batch of {shape[0]}, but --batch is {batch}")
-    return {name: torch.zeros(*shape, device="cpu") for name, shape in input_shapes.items()}
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The inputs that the user asks for."""
+
+    shapes: Mapping[str, Sequence[int]] | None
+    img_size: int | tuple[int, int] | None
+    batch: int
+
+    def example_for(self, module: nn.Module) -> tuple[torch.Tensor, ...] | torch.Tensor:
+        """Return zeros for each named input, or for one RGB image of the size asked for, declared, or 224 x 224."""
+        if not self.shapes:
+            size = self.img_size or _declared_size(module)
+            height, width = (size, size) if not isinstance(size, tuple) else size
+            return torch.zeros(self.batch, 3, height, width, device="cpu")
+        if self.img_size is not None:
+            raise UsageError("--img-size and --input-shape exclude each other; the shape includes the size")
+        for name, shape in self.shapes.items():
+            registry.require_positive(f"--input-shape {name}", tuple(shape))
+            if shape[0] != self.batch:
+                raise UsageError(f"--input-shape {name} starts with a batch of {shape[0]}, but --batch is {self.batch}")
+        return _ordered(module, {name: torch.zeros(*shape, device="cpu") for name, shape in self.shapes.items()})
+
+
+def _declared_size(module: nn.Module) -> int | tuple[int, int]:
+    declared = declared_preprocessing(module)
+    return 224 if declared is None else (declared.input_size[1], declared.input_size[2])
 
 
 def _from_factory(
-    name: str, *, example: Mapping[str, torch.Tensor] | torch.Tensor, weights: str | os.PathLike[str] | None
+    name: str, inputs: _Inputs, *, weights: str | os.PathLike[str] | None, arguments: Mapping[str, Any]
 ) -> LoadedModel:
     if weights == OFFICIAL:
         raise UsageError(f"--weights official requires a registered model; pass the weights of {name} as a file")
-    with _restore_cwd():
-        module = _call(_find_factory(name), name)
-    read = None if weights is None else checkpoints.read(weights)
-    if read is not None:
-        checkpoints.load_into(module, read.tensors, source=str(weights))
+    module = in_eval_mode(call_factory(name, arguments))
+    read = None if weights is None else _load_weights(module, weights)
     if isinstance(getattr(module, "model_info", None), ModelInfo):
-        batch = len(example) if isinstance(example, torch.Tensor) else len(next(iter(example.values())))
-        model = from_module(module, batch=batch)
+        model = from_module(module, batch=inputs.batch)
     else:
         place, _, attribute = name.rpartition(":")
         stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-        inputs = _ordered(module, example) if isinstance(example, Mapping) else example
-        model = from_module(module, example_input=inputs, name=_slug(f"{stem}_{attribute}"))
+        model = from_module(module, example_input=inputs.example_for(module), name=_slug(f"{stem}_{attribute}"))
         model = replace(model, origin=replace(model.origin, source=name))
-    if read is None:
-        return model
+    return model if read is None else _with_weights(model, str(weights), read)
+
+
+def _from_hub(
+    name: str, inputs: _Inputs, *, weights: str | os.PathLike[str] | None, num_classes: int | None
+) -> LoadedModel:
+    found = hubs.create_hub_model(name, num_classes=num_classes, download=weights == OFFICIAL)
+    module = in_eval_mode(found.module)
+    read = None if weights in (None, OFFICIAL) else _load_weights(module, weights)
+    model = from_module(module, example_input=inputs.example_for(module), name=_slug(name.partition(":")[2]))
+    model = replace(model, origin=replace(model.origin, source=name, weights=found.weights))
+    return model if read is None else _with_weights(model, str(weights), read)
+
+
+def _load_weights(module: nn.Module, weights: str | os.PathLike[str]) -> checkpoints.Weights:
+    read = checkpoints.read(weights)
+    checkpoints.load_into(module, read.tensors, source=str(weights))
+    return read
+
+
+def _with_weights(model: LoadedModel, source: str, read: checkpoints.Weights) -> LoadedModel:
+    """Return the model with the checkpoint that was loaded into it as the origin of its weights."""
     origin = replace(
         model.origin,
-        weights=str(weights),
+        weights=source,
         weights_key=read.key,
         weights_tensors=len(read.tensors),
         weights_sha256=read.sha256,
@@ -258,16 +346,6 @@ def _ordered(module: nn.Module, example: Mapping[str, torch.Tensor]) -> tuple[to
     return tuple(example[name] for name in names)
 
 
-@contextmanager
-def _restore_cwd() -> Iterator[None]:
-    """Restore the current folder on exit: a user's script may change it, and other relative paths depend on it."""
-    folder = Path.cwd()
-    try:
-        yield
-    finally:
-        os.chdir(folder)
-
-
 def _require_size(model: LoadedModel, img_size: int | tuple[int, int] | None) -> None:
     """Raise UsageError if a factory returned a registered model built for another size."""
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -277,86 +355,6 @@ def _require_size(model: LoadedModel, img_size: int | tuple[int, int] | None) ->
             f"your factory built {model.name} for images of {own[0]} x {own[1]}, not --img-size {size[0]}x{size[1]}; "
             "pass img_size to create_model there"
         )
-
-
-def _find_factory(name: str) -> Callable[[], Any]:
-    place, _, attribute = name.rpartition(":")
-    if not place.strip(". "):
-        raise UsageError(f"MODEL is {_MODEL_FORMS}, not {name!r}")
-    if not attribute:
-        raise UsageError(_factories_in(Path(place)) if place.endswith(".py") else f"MODEL is {_MODEL_FORMS}")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{place} has no function {attribute!r}; it has {', '.join(public) or 'none'}")
-    return factory
-
-
-def _factories_in(path: Path) -> str:
-    """Return the error for a file without a factory; its functions are read without running it."""
-    message = f"name the function that returns the model: {path}:FUNCTION"
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return message
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return f"{message}; {path.name} has {', '.join(names) or 'none'}"
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"no file {path}; MODEL is {_MODEL_FORMS}")
-    name = path.stem if path.stem not in sys.modules else f"_users_{path.stem}"  # a file may be called torch.py
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a module up by name
-    sys.path.insert(0, str(path.parent.resolve()))  # imports of its neighbours work as when it runs as a script
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # user code may raise anything, or exit
-        raise ExportError(f"importing {path} failed: {_reason(error, path)}") from error
-    return module
-
-
-def _import_module(place: str) -> Any:
-    sys.path.insert(0, "")  # the current folder, as with `python -m`
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"no Python module {place!r} ({first_line(error)}); for a file write file.py:factory"
-        ) from error
-    except (Exception, SystemExit) as error:  # user code may raise anything, or exit
-        raise ExportError(f"importing {place} failed: {class_and_first_line(error)}") from error
-
-
-def _call(factory: Callable[[], Any], name: str) -> nn.Module:
-    try:
-        module = factory()
-    except EdgevitError:
-        raise
-    except (Exception, SystemExit) as error:  # user code may raise anything, or exit
-        raise ExportError(f"{name}() failed: {_reason(error, _source_file(factory))}") from error
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{name}() returned a {type(module).__name__}, not a torch.nn.Module")
-    return in_eval_mode(module)
-
-
-def _source_file(factory: Callable[[], Any]) -> Path | None:
-    try:
-        return Path(inspect.getsourcefile(factory) or "")
-    except TypeError:
-        return None
-
-
-def _reason(error: BaseException, path: Path | None) -> str:
-    """Return an exception of the user's code in one line, with the last line of `path` that it passed through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if path and Path(frame.filename) == path]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
-    return f"{class_and_first_line(error)}{place}"
 
 
 def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
@@ -377,12 +375,26 @@ def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) 
     return tuple(tensor.detach().cpu().contiguous() for tensor in example)
 
 
-def _image_like(example: tuple[torch.Tensor, ...]) -> Preprocessing | None:
-    """Return ImageNet's preprocessing if the only input looks like a batch of RGB photos."""
+def _preprocessing_of(
+    module: nn.Module, example: tuple[torch.Tensor, ...]
+) -> tuple[Preprocessing | None, PreprocessingSource | None]:
+    """Return the preprocessing that the module declares, or ImageNet's if its only input looks like an RGB photo."""
+    declared = declared_preprocessing(module)
+    preprocessing = _for_size(declared or Preprocessing(), example)
+    if preprocessing is None:
+        return None, None
+    return preprocessing, "declared" if declared else "assumed"
+
+
+def _for_size(preprocessing: Preprocessing, example: tuple[torch.Tensor, ...]) -> Preprocessing | None:
+    """Return the preprocessing for the example's size; None unless it is one batch of photos with its channels."""
     first = example[0]
-    if len(example) == 1 and first.ndim == 4 and first.shape[1] == 3 and first.dtype == torch.float32:
-        return Preprocessing(input_size=(3, first.shape[2], first.shape[3]))
-    return None
+    if len(example) != 1 or first.ndim != 4 or first.dtype != torch.float32:
+        return None
+    channels, height, width = first.shape[1:]
+    if channels != preprocessing.input_size[0]:
+        return None
+    return replace(preprocessing, input_size=(channels, height, width))
 
 
 def _model_info(module: nn.Module) -> ModelInfo:

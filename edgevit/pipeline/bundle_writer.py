@@ -29,7 +29,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
-from edgevit.models.loading import LoadedModel, describe_weights
+from edgevit.models.loading import LoadedModel, describe_preprocessing, describe_weights
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport
@@ -84,6 +84,7 @@ def write_bundles(
         model=model.name,
         weights=model.origin.weights,
         weights_summary=describe_weights(model.origin),
+        preprocessing_note=describe_preprocessing(model),
         stages=tuple(export.timer.times),
         captured_nodes=export.captured.node_count,
         bundles=tuple(reports),
@@ -134,6 +135,7 @@ def _model_record(model: LoadedModel) -> ModelRecord:
         options=origin.options,
         num_classes=origin.num_classes,
         preprocessing=model.preprocessing,
+        preprocessing_source=model.preprocessing_source,
     )
 
 

@@ -43,6 +43,7 @@ class ExportReport:
     model: str
     weights: str
     weights_summary: str | None  # file, key, tensors and classes; None if no checkpoint was read
+    preprocessing_note: str | None  # None if it is that of a registered model, or the input is no image
     stages: tuple[StageTime, ...]
     captured_nodes: int
     bundles: tuple[BundleReport, ...]
@@ -71,6 +72,7 @@ class ExportReport:
         return {
             "model": self.model,
             "weights": self.weights,
+            "preprocessing_note": self.preprocessing_note,
             "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in self.stages],
             "captured_nodes": self.captured_nodes,
             "bundles": [

@@ -15,7 +15,7 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
-from edgevit.errors import ExportError, MeasureError
+from edgevit.errors import ExportError, MeasureError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
@@ -128,7 +128,18 @@ def _capture(model: LoadedModel, timer: StageTimer, *, dynamic_batch: bool) -> O
             raise ExportError(f"output {spec} has no batch dimension; return one result per image, batch first")
         if dynamic_batch and spec.shape[0] != "batch":
             raise ExportError(f"output {spec} has no dynamic batch dimension; export with a fixed --batch")
+    _require_class_names(model, captured.graph)
     return captured.graph
+
+
+def _require_class_names(model: LoadedModel, graph: OnnxGraph) -> None:
+    """Raise UsageError if the model has class names, and another number of logits."""
+    logits = graph.outputs[0].shape
+    if model.classes is not None and len(logits) == 2 and logits[1] != len(model.classes):
+        raise UsageError(
+            f"{len(model.classes)} class names for {logits[1]} classes; give one name a line, in the order of the "
+            "logits (--classes FILE)"
+        )
 
 
 def _compute_references(

@@ -39,12 +39,57 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
 def test_export_suggests_verify_for_a_model_that_is_not_a_classifier(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "maps.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Conv2d(3, 2, 3)\n")
+    """With the arguments, the preprocessing and the class names that the command line gives."""
+    (tmp_path / "maps.py").write_text("from torch import nn\n\n\ndef build(maps):\n    return nn.Conv2d(3, maps, 3)\n")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
     arguments = ["export", f"{tmp_path / 'maps.py'}:build", "--fmt", "ort", "--img-size", "16", "--no-latency"]
-    assert status(*arguments, "--out", tmp_path) == 0
-    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    settings: list[str | Path] = [
+        "--arg",
+        "maps=2",
+        "--input-range=-1:1",
+        "--crop-mode",
+        "squash",
+        "--classes",
+        tmp_path / "names.txt",
+    ]
+    assert status(*arguments, *settings, "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "preprocessing as given: bicubic resize to 18x18 (squash), crop to 16x16" in " ".join(printed.split())
+    bundle = Bundle.open(tmp_path / "maps_build-fp32-ort")
+    assert bundle.manifest.model.preprocessing_source == "given"
+    assert (bundle.preprocessing.mean, bundle.preprocessing.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert bundle.classes == ("cat", "dog")
+    command = shlex.split(printed.strip().splitlines()[-1])
     assert command[:2] == ["edgevit", "verify"]
     assert status(*command[1:]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--arg", "depth=1"], "got an unexpected keyword argument 'depth'; give its arguments as --arg NAME=VALUE"),
+        (["--arg", "depth"], "'depth' is not NAME=VALUE"),
+        (["--mean", "1,x,3"], "'1,x,3' is not a number per channel"),
+        (["--mean", "123,117,104"], "add --input-range 0:255"),
+        (["--input-range", "5"], "'5' is not LOW:HIGH"),
+        (["--classes", "nowhere.txt"], "cannot read the class names in nowhere.txt"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    options: list[str], words: str, tmp_path: Path, one_line: Callable[[], str]
+) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", "ort", "--img-size", "8", "--no-latency"]
+    assert status(*arguments, *options) == 2
+    assert words in one_line()
+
+
+def test_class_names_have_to_be_as_many_as_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", "ort", "--img-size", "8", "--no-latency"]
+    assert status(*arguments, "--classes", tmp_path / "names.txt") == 2
+    assert "2 class names for 5 classes" in last_line(capsys)
 
 
 def test_prints_of_the_users_code_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,7 @@ def export_report(*, measured: bool = True, verified: bool = True, busy: bool = 
         model="shiftvit_t",
         weights="random",
         weights_summary=None,
+        preprocessing_note=None,
         stages=(),
         captured_nodes=700,
         bundles=(bundle_report("openvino", "OpenVINO"), bundle_report("ort", "ONNX Runtime")),

@@ -1,0 +1,108 @@
+"""Create models of timm (`timm:NAME`) and Hugging Face transformers (`hf:FOLDER` or `hf:ORG/NAME`).
+
+Neither package is a dependency, and nothing is downloaded unless the user asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from edgevit.errors import ExportError, MissingError, UsageError, did_you_mean
+from edgevit.files import class_and_first_line, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TIMM, HUGGING_FACE = "timm:", "hf:"
+_SEED = 0  # of the random weights
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A module and where its weights come from, as a manifest records it."""
+
+    module: nn.Module
+    weights: str
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a MODEL names a model of timm or Hugging Face."""
+    return name.startswith((TIMM, HUGGING_FACE))
+
+
+def create_hub_model(name: str, *, num_classes: int | None, download: bool) -> HubModel:
+    """Return the model that `name` names, with random weights (timm) or the ones in the local folder or cache (hf).
+
+    With `download` the published weights are fetched. Raises MissingError if the package is not installed or the
+    weights are not on this machine, UsageError if there is no such model.
+    """
+    if name.startswith(TIMM):
+        return _create_timm(name.removeprefix(TIMM), num_classes=num_classes, download=download)
+    if num_classes is not None:
+        raise UsageError("--num-classes requires a registered model or timm:NAME; a Hugging Face model has its own")
+    return _load_hugging_face(name.removeprefix(HUGGING_FACE), download=download)
+
+
+def _create_timm(name: str, *, num_classes: int | None, download: bool) -> HubModel:
+    timm = _import("timm")
+    if not timm.is_model(name):
+        raise UsageError(f"timm has no model {name!r}.{did_you_mean(name.partition('.')[0], timm.list_models())}")
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    with _failure_is_missing(f"the weights of {name} could not be downloaded"), torch.random.fork_rng([]):
+        torch.manual_seed(_SEED)
+        module = timm.create_model(name, pretrained=download, **options)
+    return HubModel(module, f"official ({module.pretrained_cfg.get('tag') or name})" if download else "random (timm)")
+
+
+def _load_hugging_face(name: str, *, download: bool) -> HubModel:
+    transformers = _import("transformers")
+    folder = Path(name).expanduser()
+    reference = str(folder) if folder.is_dir() else name
+    advice = "" if folder.is_dir() else "; --weights official downloads it, hf:FOLDER loads a local one"
+    with _failure_is_missing(f"no Hugging Face model {name} on this machine{advice}"):
+        config = transformers.AutoConfig.from_pretrained(reference, local_files_only=not download)
+        auto = getattr(transformers, _auto_class(config))
+        module = auto.from_pretrained(reference, config=config, local_files_only=not download)
+    return HubModel(module, name)
+
+
+def _auto_class(config: Any) -> str:
+    """Return the class that opens a model with the head it was saved with, by the first of its architectures."""
+    architecture = (config.architectures or [""])[0]
+    heads = {
+        "ForImageClassification": "AutoModelForImageClassification",
+        "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+        "ForObjectDetection": "AutoModelForObjectDetection",
+        "ForDepthEstimation": "AutoModelForDepthEstimation",
+    }
+    return next((auto for head, auto in heads.items() if architecture.endswith(head)), "AutoModel")
+
+
+def _import(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise MissingError(f"{error.name} is not installed, which the model needs: pip install {package}") from error
+    except Exception as error:
+        raise MissingError(f"importing {package} failed: {class_and_first_line(error)}") from error
+
+
+@contextmanager
+def _failure_is_missing(message: str) -> Iterator[None]:
+    """Turn what these packages raise into errors of edgevit: an unreachable hub is missing, the rest has failed."""
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    try:
+        yield
+    except (OSError, ConnectionError) as error:
+        detail = "HF_HUB_OFFLINE is set" if offline else first_line(error)
+        raise MissingError(f"{message} ({detail})") from error
+    except Exception as error:
+        raise ExportError(f"{message}: {class_and_first_line(error)}") from error

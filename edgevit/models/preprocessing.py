@@ -1,0 +1,253 @@
+"""Preprocessing and class names: as a model declares them, as the user sets them.
+
+timm keeps the settings in `module.pretrained_cfg`, Hugging Face in `module.config` and a `preprocessor_config.json`
+next to the weights, torchvision in the transforms of a weights entry. A declaration that `Preprocessing` cannot express
+is an error: a model that is fed in another way gives other answers, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgevit.errors import UsageError
+from edgevit.files import first_line, os_reason
+from edgevit.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from edgevit.types import INTERPOLATIONS, CropMode, Interpolation
+from edgevit.untrusted import read_json
+
+HF_PREPROCESSOR = "preprocessor_config.json"
+_MAX_CONFIG_BYTES = 1 << 20
+_HF_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+_HF_UNSET = "LABEL_"  # transformers names classes LABEL_0, LABEL_1, ... if nothing else is known
+_HF_SQUASHED = 384  # ConvNeXt's processor crops smaller inputs by crop_pct and squashes photos to larger ones
+_TIMM_DEFAULT_CROP = 0.875  # timm's value if a configuration has none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessingOptions:
+    """Settings that the user gives; each that is not None replaces the model's own.
+
+    `input_range` are the values of a black and a white pixel before `mean` and `std`, which are in its units:
+    0:1 if it is None, 0:255 for the means of Caffe and OpenCV, -1:1 for TensorFlow's models.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_range: tuple[float, float] | None = None
+    resize: int | None = None  # the shorter side from which the input is cropped
+    crop_pct: float | None = None
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any setting is given."""
+        return self != PreprocessingOptions()
+
+    def apply(self, base: Preprocessing) -> Preprocessing:
+        """Return `base` with the given settings. Raises UsageError if they contradict each other."""
+        if self.resize is not None and self.crop_pct is not None:
+            raise UsageError("--resize and --crop-pct exclude each other: crop_pct is the input's side over --resize")
+        mean, std = self._normalization(base)
+        fraction = base.crop_pct if self.crop_pct is None else self.crop_pct
+        if self.resize is not None:
+            fraction = crop_fraction(min(base.input_size[1:]), self.resize)
+        return Preprocessing(
+            input_size=base.input_size,
+            interpolation=self.interpolation or base.interpolation,
+            crop_pct=fraction,
+            crop_mode=self.crop_mode or base.crop_mode,
+            mean=mean,
+            std=std,
+        )
+
+    def _normalization(self, base: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std for pixels from 0 to 1."""
+        if self.input_range is None:
+            if self.mean is not None and max(self.mean) > 1:
+                raise UsageError(
+                    f"a mean of {max(self.mean):g} is for pixels from 0 to 255, and pixels are from 0 to 1 here; "
+                    "add --input-range 0:255"
+                )
+            return self.mean or base.mean, self.std or base.std
+        low, high = self.input_range
+        if not low < high:
+            raise UsageError(f"--input-range {low:g}:{high:g} is empty; give LOW:HIGH, such as 0:255 or -1:1")
+        channels, scale = base.input_size[0], high - low
+        mean, std = self.mean or (0.0,) * channels, self.std or (1.0,) * channels
+        return tuple((value - low) / scale for value in mean), tuple(value / scale for value in std)
+
+
+def declared_preprocessing(module: nn.Module) -> Preprocessing | None:
+    """Return the preprocessing that a module carries, or None.
+
+    Raises UsageError if it carries one that `Preprocessing` cannot express.
+    """
+    for name in ("pretrained_cfg", "default_cfg"):
+        settings = _as_mapping(getattr(module, name, None))
+        if settings and "mean" in settings:
+            return parse_preprocessing(settings)
+    folder = getattr(getattr(module, "config", None), "name_or_path", None)
+    if isinstance(folder, str) and folder and (Path(folder) / HF_PREPROCESSOR).is_file():
+        return parse_preprocessing(_read_settings(Path(folder) / HF_PREPROCESSOR))
+    return None
+
+
+def declared_classes(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the class names in `module.config.id2label` in the order of the logits, or None."""
+    labels = getattr(getattr(module, "config", None), "id2label", None)
+    if not isinstance(labels, Mapping) or set(labels) != set(range(len(labels))):
+        return None
+    names = tuple(str(labels[index]) for index in range(len(labels)))
+    return None if not names or all(name.startswith(_HF_UNSET) for name in names) else names
+
+
+def parse_preprocessing(source: object, *, size: tuple[int, int, int] | None = None) -> Preprocessing:
+    """Return the preprocessing that `source` describes, for inputs of `size` (C, H, W) if it names none itself.
+
+    `source` is a `Preprocessing`, a timm configuration, a Hugging Face image processor or its configuration, or the
+    transforms of a torchvision weights entry (`ResNet18_Weights.DEFAULT.transforms()`).
+    Raises UsageError if it is none of these, or needs a step that `Preprocessing` does not have.
+    """
+    if isinstance(source, Preprocessing):
+        return source
+    if hasattr(source, "resize_size") and hasattr(source, "crop_size"):
+        return _from_torchvision(source)
+    settings = _as_mapping(source)
+    if settings and "image_mean" in settings:
+        return _from_hugging_face(settings)
+    if settings and ("mean" in settings or "crop_pct" in settings):
+        return _from_timm(settings, size)
+    raise UsageError(
+        f"cannot read the preprocessing from a {type(source).__name__}; pass an edgevit.images.Preprocessing, a timm "
+        "pretrained_cfg, a Hugging Face image processor, or the transforms() of a torchvision weights entry"
+    )
+
+
+def crop_fraction(crop: int, resized: int) -> float:
+    """Return the crop_pct for which an image is resized to `resized` and cropped to `crop`.
+
+    Raises UsageError if the crop is larger.
+    """
+    if not 1 <= crop <= resized:
+        raise UsageError(f"a crop of {crop} pixels does not fit into an image resized to {resized}")
+    exact = crop / resized
+    return exact if int(crop / exact) == resized else crop / (resized + 0.5)  # size / crop_pct is rounded down
+
+
+def _from_timm(settings: Mapping[str, Any], size: tuple[int, int, int] | None) -> Preprocessing:
+    interpolation = settings.get("interpolation") or "bilinear"
+    return Preprocessing(
+        input_size=_three(settings.get("input_size") or size or (3, 224, 224)),
+        interpolation=_interpolation(interpolation),
+        crop_pct=float(settings.get("crop_pct") or _TIMM_DEFAULT_CROP),
+        crop_mode=settings.get("crop_mode") or "center",
+        mean=tuple(settings.get("mean") or IMAGENET_MEAN),
+        std=tuple(settings.get("std") or IMAGENET_STD),
+    )
+
+
+def _from_torchvision(transforms: Any) -> Preprocessing:
+    height, width = _sides(list(transforms.crop_size))
+    resized = list(transforms.resize_size)
+    if len(resized) == 2 and resized[0] != resized[1]:
+        raise UsageError(f"torchvision's transforms resize images to {resized}; only one size is supported")
+    interpolation = getattr(transforms.interpolation, "value", transforms.interpolation)
+    return Preprocessing(
+        input_size=(len(transforms.mean), height, width),
+        interpolation=_interpolation(interpolation),
+        crop_pct=crop_fraction(min(height, width), resized[0]),
+        crop_mode="center" if len(resized) == 1 else "squash",
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+    )
+
+
+def _from_hugging_face(settings: Mapping[str, Any]) -> Preprocessing:
+    if settings.get("do_resize") is False:
+        raise UsageError(f"{HF_PREPROCESSOR} does not resize images (do_resize: false); give --resize")
+    size = _as_mapping(settings.get("size")) or {"shortest_edge": settings.get("size")}
+    shorter, mode = _hf_resize(size)
+    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
+    if crop is not None:
+        sides = _as_mapping(crop) or {"shortest_edge": crop}
+        height, width = _sides([sides["height"], sides["width"]] if "height" in sides else [sides["shortest_edge"]])
+        fraction = crop_fraction(min(height, width), shorter)
+    else:
+        height, width = _sides([size["height"], size["width"]] if "height" in size else [shorter])
+        fraction = float(settings.get("crop_pct") or 1.0)
+        if settings.get("crop_pct") and shorter >= _HF_SQUASHED:
+            fraction, mode = 1.0, "squash"
+    mean, std = _hf_normalization(settings)
+    return Preprocessing(
+        input_size=(len(mean), height, width),
+        interpolation=_interpolation(_HF_INTERPOLATIONS[int(settings.get("resample", 2))]),
+        crop_pct=fraction,
+        crop_mode=mode,
+        mean=mean,
+        std=std,
+    )
+
+
+def _hf_resize(size: Mapping[str, Any]) -> tuple[int, CropMode]:
+    """Return the shorter side after resizing, and whether the aspect ratio is lost ("squash") or kept ("center")."""
+    if isinstance(size.get("shortest_edge"), int):
+        return size["shortest_edge"], "center"
+    if isinstance(size.get("height"), int) and isinstance(size.get("width"), int):
+        return min(size["height"], size["width"]), "squash"
+    raise UsageError(f"{HF_PREPROCESSOR} resizes images to {dict(size)}, which is not supported; give --resize")
+
+
+def _hf_normalization(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std for pixels from 0 to 1; Hugging Face rescales (by 1/255) and normalizes separately."""
+    factor = 255 * float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 255.0
+    channels = len(settings["image_mean"])
+    if settings.get("do_normalize", True) is False:
+        return (0.0,) * channels, (1 / factor,) * channels
+    return (
+        tuple(float(value) / factor for value in settings["image_mean"]),
+        tuple(float(value) / factor for value in settings["image_std"]),
+    )
+
+
+def _interpolation(name: str) -> Interpolation:
+    for known in INTERPOLATIONS:
+        if name == known:
+            return known
+    raise UsageError(f"interpolation {name!r} is not supported; give --interpolation {'|'.join(INTERPOLATIONS)}")
+
+
+def _sides(sizes: Sequence[int]) -> tuple[int, int]:
+    """Return height and width from one side of a square or both."""
+    return (sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _three(size: Sequence[int]) -> tuple[int, int, int]:
+    channels, height, width = size
+    return channels, height, width
+
+
+def _as_mapping(settings: object) -> Mapping[str, Any] | None:
+    """Return settings as a mapping: a dict, or an object that has `to_dict()`."""
+    if isinstance(settings, Mapping):
+        return settings
+    to_dict = getattr(settings, "to_dict", None)
+    found = to_dict() if callable(to_dict) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        settings = read_json(path, limit_bytes=_MAX_CONFIG_BYTES)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {os_reason(error)}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"{path} is damaged: it holds no settings")
+    return settings
