@@ -27,9 +27,10 @@ _SEED = 0  # of the random weights
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A module and where its weights come from, as a manifest records it."""
+    """A module, its name without a folder, and the origin of its weights, as a manifest records them."""
 
     module: nn.Module
+    name: str
     weights: str
 
 
@@ -59,7 +60,8 @@ def _create_timm(name: str, *, num_classes: int | None, download: bool) -> HubMo
     with _failure_is_missing(f"the weights of {name} could not be downloaded"), torch.random.fork_rng([]):
         torch.manual_seed(_SEED)
         module = timm.create_model(name, pretrained=download, **options)
-    return HubModel(module, f"official ({module.pretrained_cfg.get('tag') or name})" if download else "random (timm)")
+    weights = f"official ({module.pretrained_cfg.get('tag') or name})" if download else "random (timm)"
+    return HubModel(module, f"{TIMM}{name}", weights)
 
 
 def _load_hugging_face(name: str, *, download: bool) -> HubModel:
@@ -71,7 +73,8 @@ def _load_hugging_face(name: str, *, download: bool) -> HubModel:
         config = transformers.AutoConfig.from_pretrained(reference, local_files_only=not download)
         auto = getattr(transformers, _auto_class(config))
         module = auto.from_pretrained(reference, config=config, local_files_only=not download)
-    return HubModel(module, name)
+    known_as = f"{HUGGING_FACE}{folder.resolve().name if folder.is_dir() else name}"
+    return HubModel(module, known_as, weights=known_as)
 
 
 def _auto_class(config: Any) -> str:

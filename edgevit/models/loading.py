@@ -314,8 +314,8 @@ def _from_hub(
     found = hubs.create_hub_model(name, num_classes=num_classes, download=weights == OFFICIAL)
     module = in_eval_mode(found.module)
     read = None if weights in (None, OFFICIAL) else _load_weights(module, weights)
-    model = from_module(module, example_input=inputs.example_for(module), name=_slug(name.partition(":")[2]))
-    model = replace(model, origin=replace(model.origin, source=name, weights=found.weights))
+    model = from_module(module, example_input=inputs.example_for(module), name=_slug(found.name.partition(":")[2]))
+    model = replace(model, origin=replace(model.origin, source=found.name, weights=found.weights))
     return model if read is None else _with_weights(model, str(weights), read)
 
 

@@ -29,6 +29,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
+from edgevit.models.hubs import is_hub_name
 from edgevit.models.loading import LoadedModel, describe_preprocessing, describe_weights
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
@@ -141,7 +142,7 @@ def _model_record(model: LoadedModel) -> ModelRecord:
 
 def _without_folder(text: str) -> str:
     """Remove the folder from a path: a bundle is passed on, and folders can reveal its author's name."""
-    return text if "://" in text else text.rpartition("/")[2]
+    return text if "://" in text or is_hub_name(text) else text.rpartition("/")[2]
 
 
 def _exporter_record(graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterRecord:

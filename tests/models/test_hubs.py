@@ -33,10 +33,24 @@ def create_model(name, pretrained, num_classes=10):
     return module
 """
 TRANSFORMERS = """
+import pathlib
+from types import SimpleNamespace
+from torch import nn
+
 class AutoConfig:
     @staticmethod
     def from_pretrained(name, local_files_only):
-        raise OSError(f"{name}, local_files_only={local_files_only}")
+        if not pathlib.Path(name).is_dir():
+            raise OSError(f"{name}, local_files_only={local_files_only}")
+        labels = {0: "a", 1: "b"}
+        return SimpleNamespace(architectures=["TinyForImageClassification"], name_or_path=name, id2label=labels)
+
+class AutoModelForImageClassification:
+    @staticmethod
+    def from_pretrained(name, config, local_files_only):
+        module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        module.config = config
+        return module
 """
 
 
@@ -95,6 +109,14 @@ def test_a_model_that_cannot_be_made_is_one_line(name: str, error: type[Exceptio
 def test_nothing_is_downloaded_unless_asked(weights: str | None, words: str) -> None:
     with pytest.raises(MissingError, match=words):
         loading.from_name("hf:org/name", weights=weights)
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_hugging_face_folder_gives_its_class_names_and_not_its_place(tmp_path: Path) -> None:
+    (tmp_path / "My model").mkdir()
+    model = loading.from_name(f"hf:{tmp_path / 'My model'}")
+    assert (model.name, model.classes) == ("my_model", ("a", "b"))
+    assert (model.origin.source, model.origin.weights) == ("hf:My model", "hf:My model")
 
 
 @pytest.mark.usefixtures("packages")
