@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from edgevit.arrays import differences
+from edgevit.arrays import differences, finite_std
 from edgevit.errors import ExportError, ImageError
 from edgevit.files import class_and_first_line
 from edgevit.images import (
@@ -24,6 +24,7 @@ from edgevit.images import (
     to_array,
     warn_of_skipped,
 )
+from edgevit.models.determinism import explain_difference
 from edgevit.models.float64 import run_in_float64
 from edgevit.models.loading import SEED, LoadedModel
 from edgevit.types import PHOTOS, Array, Reference
@@ -32,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 MAX_PHOTOS = 8  # of a folder
 NOISE_ROWS = 2
+_REPEATED_STD = 1e-5  # between two runs of one input, of an output's standard deviation: threads may sum in any order
 FLOAT64_LIMIT_S = 60.0  # for one row
 
 
@@ -41,23 +43,26 @@ def compute_references(
     *,
     images: Path | None = None,
     strict: bool = False,
-    float64: bool = True,
+    verify: bool = True,
 ) -> tuple[Reference, ...]:
     """Run PyTorch, image by image, on photos (if the input is an image) and on noise.
 
     `images` is a folder of photos; without it, the photos that come with edgevit are used. Photos that cannot be read
-    are left out, with a warning; ImageError is raised for the first if `strict`, or if none can be read. With
-    `float64`, the first row of each is run in float64 too, which takes as long as two to three other rows; a warning
-    says if that fails.
-    Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
+    are left out, with a warning; ImageError is raised for the first if `strict`, or if none can be read. With `verify`,
+    the first row is run twice to see that it has one result, and the first of photos and of noise in float64 too, which
+    takes as long as two to three other rows; a warning says if that fails.
+    Raises ExportError if the module fails, returns anything but tensors with the batch as first axis, or other outputs
+    each time.
     """
     inputs = {PHOTOS: _photo_inputs(model, images, strict=strict), "noise": _noise_inputs(model)}
     names = tuple(output_names)
-    references = []
+    references: list[Reference] = []
     for kind, arrays in inputs.items():
         if arrays:
             outputs = reference_outputs(model, arrays, names)
-            error = _float32_error(model, arrays, outputs) if float64 else {}
+            if verify and not references:
+                _require_same_again(model, arrays, outputs)
+            error = _float32_error(model, arrays, outputs) if verify else {}
             named = dict(zip(model.input_names, arrays, strict=True))
             references.append(Reference(kind=kind, inputs=named, outputs=outputs, float32_error=error))
     return tuple(references)
@@ -84,6 +89,20 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
             )
         rows.append([tensor[:1].float().numpy() for tensor in tensors])
     return {name: np.concatenate(column) for name, column in zip(output_names, zip(*rows, strict=True), strict=True)}
+
+
+def _require_same_again(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping[str, Array]) -> None:
+    """Run the first row again. Raises ExportError, with the submodule to blame, if the outputs differ."""
+    again = reference_outputs(model, [array[:1] for array in inputs], tuple(outputs))
+    if all(
+        (differences(again[name], array[:1]) <= _REPEATED_STD * finite_std(array)).all()
+        for name, array in outputs.items()
+    ):
+        return
+    raise ExportError(
+        f"{model.name} outputs something else each time for the same input, so that no engine can be compared with it: "
+        f"{explain_difference(model.module, _feeds(model, inputs, 0))}"
+    )
 
 
 def _feeds(model: LoadedModel, inputs: Sequence[Array], row: int) -> list[torch.Tensor]:

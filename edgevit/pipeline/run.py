@@ -151,7 +151,7 @@ def _compute_references(
         dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch, strict=config.strict)
     names, strict = [spec.name for spec in captured.outputs], config.strict
     with timer.stage("reference outputs (PyTorch)"):
-        outputs = compute_references(model, names, images=config.images, strict=strict, float64=config.verify)
+        outputs = compute_references(model, names, images=config.images, strict=strict, verify=config.verify)
     calibration = outputs[0].inputs
     if config.calib is not None:
         calibration = calibration_inputs(model, config.calib, strict=strict)
