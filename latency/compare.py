@@ -66,6 +66,7 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "first_inference_ms": report.first_inference_ms,
         "memory_rise_mb": report.memory_rise_mb,
         "peak_memory_mb": report.peak_memory_mb,
+        "device_memory_mb": report.device_memory_mb,
         "steady": report.steady,
         "throttled": report.throttled,
         "throttle_events": {name: asdict(rise) for name, rise in report.throttle_events.items()},

@@ -79,6 +79,7 @@ class Candidate:
     first_inference_ms: float | None = None
     memory_rise_mb: float | None = None
     peak_memory_mb: float | None = None
+    device_memory_mb: float | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -91,11 +92,14 @@ def candidate_from_engine(
     loading: Loading | None = None,
     details: Mapping[str, str] | None = None,
 ) -> Candidate:
-    """Return a candidate that runs `engine` on `feeds`. Runs the first inference, so pass an engine that has not run.
+    """Return a candidate that runs `engine` on `feeds`.
+
+    Runs an inference. It counts as the first one, and for the memory, only if the engine has not run before.
 
     Raises UsageError if the engine does not accept the feeds, MeasureError if the inference fails.
     """
     shapes = {spec.name: feeds[spec.name].shape for spec in engine.inputs if spec.name in feeds}
+    had_run = engine.has_run
     candidate = candidate_from_callable(
         name,
         functools.partial(engine.run, feeds),
@@ -104,7 +108,9 @@ def candidate_from_engine(
         threads=threads,
         loading=loading,
     )
-    return replace(candidate, details={**engine.conditions, **(details or {})})
+    details = {**engine.conditions, **(details or {})}
+    candidate = replace(candidate, details=details, device_memory_mb=engine.device_memory_mb)
+    return replace(candidate, first_inference_ms=None, memory_rise_mb=None) if had_run else candidate
 
 
 def candidate_from_callable(
@@ -457,6 +463,7 @@ def _report(recording: _Recording, warmup: _Warmup, shared: _Shared) -> LatencyR
         first_inference_ms=candidate.first_inference_ms,
         memory_rise_mb=candidate.memory_rise_mb,
         peak_memory_mb=candidate.peak_memory_mb,
+        device_memory_mb=candidate.device_memory_mb,
         steady=warmup.steady,
         warmup_runs=warmup.runs,
         probes=shared.probes,

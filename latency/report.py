@@ -116,7 +116,7 @@ class LatencyReport:
     input_shapes: Mapping[str, tuple[int, ...]]
     threads: int | None  # None: the runtime chooses
     load_s: float | None
-    first_inference_ms: float | None
+    first_inference_ms: float | None  # None if the engine had run before, as after a parity check
     memory_rise_mb: float | None  # rise of the process's resident memory during load and first inference
     peak_memory_mb: float | None  # peak of a fresh process that loads the engine and runs it once
     steady: bool  # whether the warm-up reached a constant pace
@@ -127,6 +127,7 @@ class LatencyReport:
     environment: Environment  # before the measurement
     after: MachineState  # after the measurement
     details: Mapping[str, str] = field(default_factory=dict)  # from the caller: hash of the artifact, precision
+    device_memory_mb: float | None = None  # on the GPU, without what CUDA itself takes
     trace: DeviceTrace | None = None  # of the whole run; None if the device has no sensor that this process may read
     energy: EnergyRecord | None = None  # None without an energy counter
 

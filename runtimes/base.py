@@ -83,6 +83,11 @@ class BuildOptions:
             return (self.batch,)
         return tuple(sorted({dynamic.minimum, dynamic.optimum, dynamic.maximum}))
 
+    @property
+    def batch_to_measure(self) -> int:
+        """The fixed batch size, or the optimum of a dynamic batch."""
+        return self.dynamic_batch.optimum if self.dynamic_batch else self.batch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
@@ -112,6 +117,8 @@ class Engine(ABC):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batches: BatchRange | None = None  # bounds of a dynamic batch; None: static, or unbounded
+    device_memory_mb: float | None = None  # on the GPU, without what CUDA itself takes; None if it is not known
+    has_run: bool = False
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one inference and return the output arrays by name.
@@ -119,6 +126,7 @@ class Engine(ABC):
         Raises UsageError for wrong names, dtypes or shapes, InferenceError if the runtime fails.
         """
         self._check(feeds)
+        self.has_run = True
         return self._infer(feeds)
 
     @abstractmethod

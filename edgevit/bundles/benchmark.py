@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, open_engine, require_precision
+from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
 from edgevit.errors import MeasureError
 from edgevit.formats import get_format
@@ -79,7 +80,7 @@ def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int 
         _feeds(bundle),
         threads=threads,
         loading=replace(loading, peak_memory_mb=peak_mb),
-        details={"precision": require_precision(bundle, engine).actual},
+        details=bundle_details(bundle, precision=require_precision(bundle, engine).actual),
     )
 
 
@@ -132,6 +133,4 @@ def _peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
 
 def _feeds(bundle: Bundle) -> dict[str, Array]:
     """One batch of the bundle's reference inputs."""
-    options = bundle.options
-    batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
-    return bundle.references()[0].batch(batch)
+    return bundle.references()[0].batch(bundle.options.batch_to_measure)

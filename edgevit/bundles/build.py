@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle, bundle_name
+from edgevit.bundles.latency_file import artifact_details, write_latency
 from edgevit.bundles.manifest import (
     CLASSES_FILE,
     MODEL_FILE,
@@ -19,12 +20,25 @@ from edgevit.bundles.manifest import (
 )
 from edgevit.bundles.verify import engine_parity
 from edgevit.cpu import require_vnni
-from edgevit.errors import MissingError
+from edgevit.errors import MeasureError, MissingError
+from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
-from edgevit.runtimes.base import OnPhase
-from edgevit.runtimes.build import build_engine, open_built
+from edgevit.latency.measure import candidate_from_engine, measure
+from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.runtimes.base import BuildOptions, OnPhase
+from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.registry import get_runtime
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOutcome:
+    """A published bundle, and what was found out about its engine."""
+
+    bundle: Bundle
+    parity: ParityReport
+    latency: tuple[LatencyReport, ...] = ()  # empty if it was not measured
+    latency_problem: str = ""  # why it was not
 
 
 def build(
@@ -33,9 +47,12 @@ def build(
     fmt: str | None = None,
     threads: int | None = None,
     workspace_mb: int | None = None,
+    plan: MeasurePlan | None = None,
     on_phase: OnPhase | None = None,
-) -> tuple[Bundle, ParityReport]:
+) -> BuildOutcome:
     """Build an engine from the bundle's ONNX file, verify it, and publish a bundle that holds it.
+
+    With a `plan` it is measured as well, and the bundle keeps the samples; a measurement that fails costs nothing else.
 
     The result replaces the bundle if the format is its own, and is written next to it otherwise. On any error the
     bundle on disk is unchanged.
@@ -66,15 +83,39 @@ def build(
         stack.enter_context(built.engine)
         parity = engine_parity(built.engine, bundle.references(), options)
         parity.require()
+        reports, problem = _measure(built, bundle, options, plan)
+        if reports:
+            write_latency(folder, reports)
         manifest = replace(
             bundle.manifest,
             build=BuildRecord.of(built, options),
             runtime=RuntimeRecord.of(built, folder),
             precision=PrecisionRecord(requested=options.precision, executed=built.precision),
             parity=parity.to_json(),
-            latency=None,
+            latency=tuple(latency_figures(report) for report in reports) or None,
             environment=Environment.capture().to_json(),
         )
         store.write_manifest(folder, manifest)
         store.publish({folder: target})
-        return Bundle(target, read_manifest(target)), parity
+        return BuildOutcome(Bundle(target, read_manifest(target)), parity, reports, problem)
+
+
+def _measure(
+    built: BuildResult, bundle: Bundle, options: BuildOptions, plan: MeasurePlan | None
+) -> tuple[tuple[LatencyReport, ...], str]:
+    """Measure a built engine alone; return the report, or none and the reason."""
+    if plan is None or built.engine is None or built.artifact is None or built.precision is None:
+        return (), ""
+    engine = built.artifact.path
+    try:
+        candidate = candidate_from_engine(
+            built.runtime.fmt,
+            built.engine,
+            bundle.references()[0].batch(options.batch_to_measure),
+            threads=options.threads,
+            loading=built.loading,
+            details=artifact_details(engine, engine.with_name(MODEL_FILE), precision=built.precision.actual),
+        )
+        return measure([candidate], plan), ""
+    except MeasureError as error:
+        return (), str(error)

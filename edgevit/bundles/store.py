@@ -135,7 +135,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_FILE
     )
-    content = json.dumps(replace(manifest, files=files).to_json(), indent=2, allow_nan=False)
+    save_manifest(folder, replace(manifest, files=files))
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder whose `files` it lists."""
+    content = json.dumps(manifest.to_json(), indent=2, allow_nan=False)
     (folder / MANIFEST_FILE).write_text(content + "\n", "utf-8")
 
 

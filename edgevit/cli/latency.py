@@ -11,11 +11,13 @@ from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, short_names, speed_phrase
 from edgevit.cpu import int8_instructions
-from edgevit.errors import UsageError
+from edgevit.errors import BundleError, ExportError, UsageError
+from edgevit.files import first_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgevit.bundles.bundle import Bundle
     from edgevit.latency.report import LatencyReport
 
 _DEFAULT_MAX_SLOWDOWN = 0.1
@@ -81,15 +83,27 @@ def run(arguments: Arguments, console: Console) -> int:
             duration_s=arguments.duration,
             on_progress=on_progress,
         )
+    kept = [_keep(bundle, reports) for bundle in bundles]
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
-    console.print(*latency_parts(reports, detailed=console.detailed))
+    console.print(*latency_parts(reports, detailed=console.detailed), *(note for note in kept if note))
     result = {"latency": latency_json(reports), "baseline": [check.to_json() for check in checks]}
     failure = baseline.first_failure(checks)
     if failure is not None:
         return console.fail(failure, result=result)
     console.finish(result)
     return 0
+
+
+def _keep(bundle: Bundle, reports: Sequence[LatencyReport]) -> str:
+    """Store the measurement in the bundle; return a note if that is not possible."""
+    from edgevit.bundles.latency_file import keep_latency
+
+    try:
+        keep_latency(bundle, reports)
+    except (BundleError, ExportError, OSError) as error:
+        return f"note: not kept in {bundle.path} ({first_line(error).partition(';')[0]})"
+    return ""
 
 
 def result_lines(reports: Sequence[LatencyReport]) -> list[str]:
@@ -122,8 +136,9 @@ def latency_table(reports: Sequence[LatencyReport], *, detailed: bool = False) -
 
     names = short_names([report.name for report in reports])
     cells = {name: cell for name, cell in _COLUMNS.items() if detailed or name in _SHORT_COLUMNS}
-    if not any(report.peak_memory_mb is not None for report in reports):
-        cells.pop("peak MB", None)
+    for name in _OPTIONAL_COLUMNS:
+        if all(_COLUMNS[name](report) == "-" for report in reports):
+            cells.pop(name, None)
     table = make_table("Latency, side by side", "engine", *cells, f"time / {names[0]}", "verdict")
     for name, row in zip(names, side_by_side(reports), strict=True):
         figures = [cell(row.report) for cell in cells.values()]
@@ -140,10 +155,12 @@ _COLUMNS: dict[str, Callable[[LatencyReport], str]] = {
     "load s": lambda report: fixed(report.load_s, 2),
     "first ms": lambda report: fixed(report.first_inference_ms, 1),
     "rise MB": lambda report: fixed(report.memory_rise_mb, 0),
-    "peak MB": lambda report: fixed(report.peak_memory_mb, 0),
+    "host MB": lambda report: fixed(report.peak_memory_mb, 0),
+    "GPU MB": lambda report: fixed(report.device_memory_mb, 0),
     "runs": lambda report: str(report.runs),
 }
-_SHORT_COLUMNS = ("p50 ms", "images/s", "peak MB")
+_SHORT_COLUMNS = ("p50 ms", "images/s", "host MB", "GPU MB")
+_OPTIONAL_COLUMNS = ("first ms", "rise MB", "host MB", "GPU MB")  # left out if no engine has a value
 
 
 def _conditions(reports: Sequence[LatencyReport]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 
 import edgevit
 from edgevit.bundles import store
+from edgevit.bundles.latency_file import write_latency
 from edgevit.bundles.manifest import (
     CLASSES_FILE,
-    LATENCY_FILE,
     REFERENCE_FILE,
     BuildRecord,
     ExporterRecord,
@@ -28,7 +27,6 @@ from edgevit.export.capture import CAPTURE_OPSET
 from edgevit.export.graph import OnnxGraph
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
-from edgevit.latency.report import LatencyReport
 from edgevit.models.hubs import is_hub_name
 from edgevit.models.loading import LoadedModel, describe_preprocessing, describe_weights
 from edgevit.pipeline.comparison import PrecisionComparison
@@ -61,7 +59,7 @@ def write_bundles(
             if model.classes:
                 (bundle.folder / CLASSES_FILE).write_text("\n".join(model.classes) + "\n", "utf-8")
             if latencies:
-                _write_samples(bundle, latencies)
+                write_latency(bundle.folder, tuple(latencies.values()))
             manifest = Manifest(
                 edgevit_version=edgevit.__version__,
                 model=_model_record(model),
@@ -170,9 +168,3 @@ def _exporter_record(graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterR
 
 def _device_notes(bundle: BuiltBundle) -> tuple[str, ...]:
     return () if bundle.device_steps is None else (bundle.device_steps.build, bundle.device_steps.trtexec)
-
-
-def _write_samples(bundle: BuiltBundle, latencies: Mapping[str, LatencyReport]) -> None:
-    """Write all samples of the run, of all candidates; the manifest holds the figures derived from them."""
-    content = [report.to_json() for report in latencies.values()]
-    (bundle.folder / LATENCY_FILE).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
+from edgevit.bundles.latency_file import artifact_details
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
 from edgevit.errors import ExportError, MeasureError, UsageError
@@ -316,8 +317,7 @@ def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> L
     if not engines:
         return LatencyOutcome()
     options, captured = export.config.options, export.captured
-    batch = options.dynamic_batch.optimum if options.dynamic_batch else options.batch
-    feeds = export.references.outputs[0].batch(batch)
+    feeds = export.references.outputs[0].batch(options.batch_to_measure)
     torch_engine = TorchEngine(export.model.module, captured.inputs, captured.outputs, threads=options.threads)
     loaded: dict[str, tuple[Engine, Loading | None]] = {TORCH_CPU.title: (torch_engine, None)}
     loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
@@ -327,10 +327,23 @@ def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> L
     with export.timer.stage("latency"):
         for name, (engine, loading) in loaded.items():
             with _collect_problem(problems):
-                candidates.append(candidate_from_engine(name, engine, feeds, threads=options.threads, loading=loading))
+                details = _measured_files(engines.get(name))
+                candidates.append(
+                    candidate_from_engine(
+                        name, engine, feeds, threads=options.threads, loading=loading, details=details
+                    )
+                )
         with _collect_problem(problems):
             reports = measure(candidates, export.config.measure_plan, _show_latency(export.timer)) if candidates else ()
     return LatencyOutcome(reports={report.name: report for report in reports}, problems=tuple(problems))
+
+
+def _measured_files(built: BuildResult | None) -> dict[str, str]:
+    """Return the details that tie a measurement to an engine; empty for PyTorch."""
+    if built is None or built.artifact is None or built.precision is None:
+        return {}
+    engine = built.artifact.path
+    return artifact_details(engine, engine.with_name(MODEL_FILE), precision=built.precision.actual)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.latency_file import bundle_details
 from tests.helpers.cli import status
 
 
@@ -17,11 +19,14 @@ def test_build_makes_an_engine_from_the_bundles_onnx_file(
 ) -> None:
     source = shutil.copytree(shared_bundle("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx")
     assert status("build", source, "--fmt", "openvino") == 0
+    measured = json.loads((tmp_path / "shiftvit_cifar10-fp32-openvino" / "latency.json").read_text())
     built = Bundle.open(tmp_path / "shiftvit_cifar10-fp32-openvino")
     assert built.fmt == "openvino"
     assert (built.manifest.parity or {})["passed"] is True
-    assert status(*capsys.readouterr().out.strip().splitlines()[-1].split()[1:], "--duration", "0.1") == 0
+    assert measured[0]["details"] == bundle_details(built, precision="fp32")
+    assert [figures["name"] for figures in built.manifest.latency or ()] == ["openvino"]
+    assert capsys.readouterr().out.strip().splitlines()[-1].endswith(f"edgevit latency {built.path}")
     before = source.stat().st_ino
-    assert status("build", source) == 0  # for its own format it takes its place
+    assert status("build", source, "--no-latency") == 0  # for its own format it takes its place
     assert source.stat().st_ino != before
     assert len(list(tmp_path.iterdir())) == 2

@@ -29,7 +29,7 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     report = json.loads(json_path.read_text())
     assert report["parity"]["passed"] is True
     assert [row["name"] for row in report["latency"]] == ["torch (CPU)", *ON_CPU]
-    assert "peak MB" not in printed  # nothing ran alone
+    assert "host MB" not in printed  # nothing ran alone
     command = printed.strip().splitlines()[-1]
     assert command == report["next_command"]
     assert status(*shlex.split(command)[1:]) == 0

@@ -38,7 +38,7 @@ def test_latency_measures_side_by_side(
     peak, none = (row["peak_memory_mb"] for row in rows)
     assert 20 < peak < 2000 and none is None  # in a process of its own
     printed = capsys.readouterr().out
-    assert "images/s" in printed and "peak MB" in printed and "device: " in printed
+    assert "images/s" in printed and "host MB" in printed and "device: " in printed
 
 
 def test_latency_rejects_an_unknown_name(bundle: Bundle, one_line: Callable[[], str]) -> None:

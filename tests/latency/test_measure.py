@@ -282,6 +282,15 @@ def test_a_candidate_from_an_engine_has_the_facts_of_its_feeds_and_loading() -> 
     assert len(report.probes) >= 2 and report.clock_resolution_ns >= 1
 
 
+def test_an_engine_that_has_run_before_has_no_first_inference() -> None:
+    feeds = {"images": np.ones((1, 3, 64, 64), np.float32)}
+    (engine, loading) = timed_load(Sums)
+    engine.device_memory_mb = 40.5
+    engine.run(feeds)
+    candidate = candidate_from_engine("sums", engine, feeds, loading=loading)
+    assert (candidate.first_inference_ms, candidate.memory_rise_mb, candidate.device_memory_mb) == (None, None, 40.5)
+
+
 def test_feeds_that_the_engine_does_not_accept_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="float32"):
         candidate_from_engine("sums", Sums(), {"images": np.ones((4, 3, 64, 64))})
