@@ -22,7 +22,7 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     (tmp_path / "mine.py").write_text(USER_MODEL)
     json_path = tmp_path / "report.json"
     arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", ",".join(ON_CPU), "--img-size", "32"]
-    assert status(*arguments, "--out", tmp_path / "out", "--json", json_path) == 0
+    assert status(*arguments, "--latency-time", "10", "--out", tmp_path / "out", "--json", json_path) == 0
     printed = capsys.readouterr().out
     for fmt in ON_CPU:
         assert Bundle.open(tmp_path / "out" / f"mine_build-fp32-{fmt}").manifest.latency

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx
 import pytest
 import torch
 from torch import nn
@@ -146,33 +145,6 @@ def test_plain_networks_have_no_option_rescale(name: str) -> None:
 def test_rejects_an_unknown_rescaling() -> None:
     with pytest.raises(UsageError, match=r"unknown rescaling 'halve'; .* Did you mean 'half'"):
         create_model("shuffle_deit_t", rescale="halve")
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("shuffle_deit_t", {"depth": 1, "img_size": 64}),
-        ("shuffle_t2t_7", {"depth": 1, "img_size": 64}),
-        ("shuffle_swin_xt", {"depths": (2, 1), "heads": (3, 6), "img_size": 56}),
-    ],
-)
-def test_exports_with_a_dynamic_batch_and_without_index_or_shape_operators(name: str, options: dict[str, Any]) -> None:
-    model = create_model(name, **options)
-    randomize(model, seed=5)
-    images = torch.randn(3, 3, options["img_size"], options["img_size"])
-    batch = torch.export.Dim("batch", max=64)
-    exported = torch.onnx.export(
-        model, (images,), dynamo=True, opset_version=18, dynamic_shapes=({0: batch},), verbose=False
-    )
-    assert exported is not None
-    graph = onnx.shape_inference.infer_shapes(exported.model_proto).graph
-    hostile = {"Einsum", "Expand", "GatherND", "NonZero", "Range", "ScatterND", "Shape", "Tile"}
-    assert not hostile & {node.op_type for node in graph.node}
-    assert max(len(value.type.tensor_type.shape.dim) for value in graph.value_info) == 4
-    for some in (images, images[:1]):
-        (logits,) = exported(some)  # ONNX Runtime
-        expected = model(some).detach()
-        assert (logits - expected).abs().max() <= 1e-4 * expected.std()
 
 
 @pytest.mark.parametrize("name", ["deit_t", "shuffle_deit_t"])
