@@ -10,18 +10,49 @@ Importing edgevit imports neither PyTorch nor a runtime.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import TypedDict
 
     import torch
     from torch import nn
+    from typing_extensions import Unpack
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.formats import Int8Range
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.types import Array, Precision
+
+    class _ExportOptions(TypedDict, total=False):
+        """The options of `export_model` that its result does not depend on."""
+
+        name: str | None
+        precision: Precision
+        calib: str | os.PathLike[str] | Mapping[str, Array] | None
+        eval: str | os.PathLike[str] | None
+        int8_range: Int8Range
+        max_drop: float | None
+        out: str | os.PathLike[str]
+        example_input: torch.Tensor | Sequence[torch.Tensor] | None
+        weights: str | os.PathLike[str] | None
+        num_classes: int | None
+        img_size: int | tuple[int, int] | None
+        batch: int
+        dynamic_batch: BatchRange | tuple[int, int, int] | None
+        opset: int | None
+        images: str | os.PathLike[str] | None
+        preprocessing: object
+        classes: str | os.PathLike[str] | None
+        threads: int | None
+        sm: Sequence[int] | None
+        trt_version: str | None
+        onnxsim: bool
+        strict: bool
+        verify: bool
+        latency: bool
+
 
 # ONNX Runtime's wheels report their use to Microsoft unless this is set before their first import, by edgevit or by
 # onnxsim, which imports them too. Subprocesses inherit it.
@@ -65,10 +96,17 @@ def create_model(
     return registry.create_model(name, weights, num_classes, img_size=img_size, **options)
 
 
+@overload
+def export_model(model: str | nn.Module, *, fmt: str = "onnx", **options: Unpack[_ExportOptions]) -> Bundle: ...
+@overload
+def export_model(
+    model: str | nn.Module, *, fmt: list[str] | tuple[str, ...], **options: Unpack[_ExportOptions]
+) -> tuple[Bundle, ...]: ...
 def export_model(
     model: str | nn.Module,
     *,
-    fmt: str = "onnx",
+    fmt: str | list[str] | tuple[str, ...] = "onnx",
+    name: str | None = None,
     precision: Precision = "fp32",
     calib: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     eval: str | os.PathLike[str] | None = None,  # noqa: A002  # as on the command line
@@ -92,13 +130,17 @@ def export_model(
     strict: bool = False,
     verify: bool = True,
     latency: bool = False,
-) -> Bundle:
+) -> Bundle | tuple[Bundle, ...]:
     """Export a model as a bundle and compare its outputs with PyTorch's; available as `edgevit.export`.
+
+    Returns the bundle, or one for each format if `fmt` is a list or tuple of formats.
 
     Args:
         model: a registered name, "package.module:factory", "file.py:factory" or a module. A module is exported in
             eval mode and is returned to its previous mode.
-        fmt: a format or an alias, such as "onnx", "ort", "openvino", "trt" or "trt-rtx".
+        fmt: a format or an alias, such as "onnx", "ort", "openvino", "trt" or "trt-rtx"; or several formats.
+        name: the name of the model, with which the bundle's name begins. By default that of a registered model, of a
+            function, or of the module's class, which is numbered if `out` has bundles of another module of that class.
         precision: "fp32", "fp16" or "int8".
         calib: calibration data for fp16 and int8: a folder of images, or arrays (rows, ...) by input name. int8
             requires it; fp16 uses two included photos by default.
@@ -134,6 +176,7 @@ def export_model(
     from edgevit.formats import get_format
     from edgevit.models import loading
     from edgevit.pipeline import run as pipeline
+    from edgevit.pipeline.naming import with_distinct_name, with_name
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
@@ -159,8 +202,9 @@ def export_model(
             loaded = loading.with_preprocessing(loaded, preprocessing)
         if classes is not None:
             loaded = loading.with_classes(loaded, Path(classes))
+        loaded = with_distinct_name(loaded, Path(out)) if name is None else with_name(loaded, name)
         config = pipeline.ExportConfig(
-            formats=(get_format(fmt).name,),
+            formats=tuple(get_format(each).name for each in ([fmt] if isinstance(fmt, str) else fmt)),
             options=BuildOptions(
                 precision=precision,
                 batch=loaded.batch,
@@ -182,7 +226,8 @@ def export_model(
             latency=latency,
         )
         report = pipeline.run(loaded, config)
-    return Bundle.open(report.bundles[0].path)
+    bundles = tuple(Bundle.open(each.path) for each in report.bundles)
+    return bundles[0] if isinstance(fmt, str) else bundles
 
 
 export = export_model  # the package edgevit.export is callable too: see export/__init__.py

@@ -41,5 +41,6 @@ def build() -> nn.Module:
 
 if __name__ == "__main__":
     out = sys.argv[1] if len(sys.argv) > 1 else "bundles"
-    bundle = edgevit.export(build(), example_input=torch.rand(1, 3, 64, 64), fmt="openvino", out=out)
+    images = torch.rand(1, 3, 64, 64)
+    bundle = edgevit.export(build(), name="tinynet", example_input=images, fmt="openvino", out=out)
     print(f"exported {bundle.path}")

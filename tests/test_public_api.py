@@ -49,11 +49,12 @@ def test_importing_edgevit_imports_no_package() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_export_and_load_return_arrays_by_name(tmp_path: Path) -> None:
+def test_export_to_several_formats_and_load_return_arrays_by_name(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 5 * 5, 7)).train()
     images = torch.rand(1, 3, 8, 8)
-    bundle = edgevit.export(module, fmt="ort", example_input=images, out=tmp_path)
+    bundle, other = edgevit.export(module, fmt=("ort", "onnx"), name="My-net.1", example_input=images, out=tmp_path)
     assert module.training
+    assert [each.path.name for each in (bundle, other)] == ["My-net.1-fp32-ort", "My-net.1-fp32-onnx"]
     assert bundle.path.parent == tmp_path
     assert repr(bundle) == str(bundle) == f"Bundle({str(bundle.path)!r})"
     with edgevit.load(bundle) as engine:
@@ -65,7 +66,7 @@ def test_export_and_load_return_arrays_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"weights": "w.pth"}, {"num_classes": 3}, {"img_size": 64}])
 def test_options_of_a_name_are_rejected_for_a_module(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="for a model given by name"):
-        edgevit.export(nn.Identity(), example_input=torch.rand(1, 3, 8, 8), out=tmp_path, **options)  # type: ignore[arg-type]
+        edgevit.export(nn.Identity(), example_input=torch.rand(1, 3, 8, 8), out=tmp_path, **options)  # type: ignore[call-overload]
 
 
 def test_an_example_input_is_rejected_for_a_name(tmp_path: Path) -> None:

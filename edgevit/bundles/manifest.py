@@ -83,6 +83,7 @@ class ModelRecord:
     num_classes: int | None = None  # of registered models
     preprocessing: Preprocessing | None = None  # None if the input is not an image
     preprocessing_source: PreprocessingSource | None = None  # None in bundles of earlier versions
+    fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
 
     @property
     def is_registered(self) -> bool:
@@ -112,6 +113,7 @@ class ModelRecord:
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
             **read,
+            **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
             "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
             "preprocessing_source": self.preprocessing_source,
         }
@@ -140,6 +142,7 @@ class ModelRecord:
                 "PreprocessingSource | None",
                 fields.read_or("preprocessing_source", nullable(one_of(*PREPROCESSING_SOURCES)), None),
             ),
+            fingerprint=fields.read_or("fingerprint", nullable(_SHA256), None),
         )
 
 

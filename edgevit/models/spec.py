@@ -85,6 +85,7 @@ class ModelOrigin:
     weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
     weights_tensors: int | None = None
     weights_sha256: str | None = None
+    fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
 
     @property
     def has_random_weights(self) -> bool:

@@ -130,6 +130,7 @@ def _model_record(model: LoadedModel) -> ModelRecord:
         weights_sha256=origin.weights_sha256,
         weights_key=origin.weights_key,
         weights_tensors=origin.weights_tensors,
+        fingerprint=origin.fingerprint,
         family=origin.family,
         options=origin.options,
         num_classes=origin.num_classes,
