@@ -21,6 +21,7 @@ from tests.helpers.graphs import MAX_RANK, UNWANTED_OPERATORS, max_rank, unwante
 EVERYDAY = {"shiftvit_t_light", "mobileformer_26m", "vitae_t", "shuffle_deit_t", "shuffle_t2t_7",
             "shuffle_swin_xt", "vt_resnet18"}  # fmt: skip
 BATCHES = {"static": BuildOptions(), "dynamic": BuildOptions(dynamic_batch=BatchRange(1, 1, 3))}
+EVERYDAY_DYNAMIC = {"shiftvit_t_light", "shuffle_deit_t"}
 OTHER_FORMS = {
     "deit_t",
     "t2t_vit_7",
@@ -28,11 +29,14 @@ OTHER_FORMS = {
     "vitaev2_s",
 }  # further architectures; the rest are only deeper or wider
 CASES = [
-    pytest.param(name, batch, marks=() if name in EVERYDAY else pytest.mark.large)
+    pytest.param(name, batch, marks=() if name in everyday else pytest.mark.large)
     for name in registry.list_models()
-    for batch in BATCHES
     if name != "shiftvit_cifar10"  # test_export.py has it
-    and (batch == "static" or name in EVERYDAY | OTHER_FORMS)
+    for batch, everyday, names in (
+        ("static", EVERYDAY, registry.list_models()),
+        ("dynamic", EVERYDAY_DYNAMIC, EVERYDAY | OTHER_FORMS),
+    )
+    if name in names
 ]
 
 
