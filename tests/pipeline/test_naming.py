@@ -68,10 +68,9 @@ def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
 
 class Activation(nn.Module):
     def extra_repr(self) -> str:
-        return str(self.forward)  # with its address
+        return str(object())  # with its address
 
 
 def test_the_fingerprint_does_not_depend_on_addresses() -> None:
-    first, second = Activation(), Activation()
-    assert str(first) != str(second)
-    assert fingerprint_of(first) == fingerprint_of(second)
+    assert " at 0x" in str(Activation())
+    assert fingerprint_of(Activation()) == fingerprint_of(Activation())
