@@ -26,7 +26,7 @@ from edgevit.latency.sampling.energy import EnergyEstimate, EnergyRecord
 from edgevit.latency.sampling.sampler import INTERVAL_S
 from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.statistics import Percentile
-from edgevit.runtimes.base import GPU_UUID
+from edgevit.runtimes.base import CUDA_GRAPH, GPU
 from edgevit.types import Interval
 from edgevit.untrusted import shorten
 
@@ -236,7 +236,7 @@ class LatencyReport:
 
     @property
     def uses_gpu(self) -> bool:
-        return GPU_UUID in self.details
+        return GPU in self.details
 
     @property
     def energy_per_inference(self) -> dict[str, EnergyEstimate]:
@@ -279,6 +279,7 @@ class LatencyReport:
             ),
             f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
+            f"runs without a CUDA graph: {self.details.get(CUDA_GRAPH)}": self.details.get(CUDA_GRAPH, "yes") != "yes",
             **self._device_warnings(),
         }
         return tuple(warning for warning, applies in conditions.items() if applies)

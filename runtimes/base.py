@@ -29,7 +29,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-GPU_UUID = "gpu_uuid"  # entry of `Engine.conditions` for the GPU that runs the engine
+# Entries of `Engine.conditions` of an engine on a GPU.
+GPU, GPU_UUID = "gpu", "gpu_uuid"  # its name; its UUID, which some Jetsons lack
+CUDA_GRAPH = "cuda_graph"  # "yes", or why not
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
 
 
@@ -220,6 +222,13 @@ class Runtime(ABC):
     @abstractmethod
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         """Load an artifact that `build` wrote. Raises BuildError if that fails."""
+
+    def session(self) -> contextlib.AbstractContextManager[object]:
+        """Start what all its engines share, such as CUDA, so that none of them is timed with it.
+
+        Keep it open until the engine is loaded. Raises MissingError if it does not start.
+        """
+        return contextlib.nullcontext()
 
     def open_with_precision(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
         """Load an artifact and read back the precision of its layers in one step. Raises BuildError."""

@@ -70,7 +70,8 @@ def open_built(built: BuildResult, options: BuildOptions, *, expected_fraction: 
     if artifact is None:
         return built
     try:
-        engine, loading = timed_load(lambda: built.runtime.open(artifact.path, options))
+        with built.runtime.session():
+            engine, loading = timed_load(lambda: built.runtime.open(artifact.path, options))
     except MissingError as error:
         if not built.runtime.format.runs_on_device:
             raise

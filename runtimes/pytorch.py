@@ -10,7 +10,7 @@ from typing import Any
 
 from edgevit.errors import MissingError, unknown_name
 from edgevit.files import first_line
-from edgevit.runtimes.base import GPU_UUID, Engine, available_cores
+from edgevit.runtimes.base import GPU, GPU_UUID, Engine, available_cores
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
@@ -113,7 +113,8 @@ class TorchEngine(Engine):
     def conditions(self) -> Mapping[str, str]:
         if self._mode.device == CPU:
             return {}
-        return {GPU_UUID: str(self._torch.cuda.get_device_properties(self._mode.device).uuid)}
+        properties = self._torch.cuda.get_device_properties(self._mode.device)
+        return {GPU: properties.name, GPU_UUID: str(properties.uuid)}
 
 
 def load_torch() -> Any:

@@ -72,6 +72,8 @@ def run_once(path: str, threads: str | None = None) -> None:
 def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int | None) -> Candidate:
     """The bundle's own engine, which has to run in the bundle's precision."""
     peak_mb = _peak_memory_mb(bundle, threads)
+    if bundle.engine_path is not None:
+        stack.enter_context(get_runtime(bundle.fmt).session())
     engine, loading = timed_load(lambda: load_engine(bundle, threads=threads))
     stack.enter_context(engine)
     return candidate_from_engine(
@@ -105,6 +107,7 @@ def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | No
     options = BuildOptions(threads=threads, dynamic_batch=bundle.options.dynamic_batch, batch=bundle.options.batch)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
     artifact = runtime.build(bundle.model_path, folder, options)
+    stack.enter_context(runtime.session())
     return _candidate(stack, fmt, bundle, timed_load(lambda: runtime.open(artifact.path, options)), threads)
 
 

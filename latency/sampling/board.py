@@ -6,13 +6,14 @@ Paths of a Jetson follow NVIDIA's kernel for L4T: the GPU is a devfreq device, I
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from edgevit.latency.sampling.channel import Channel, Entry, Kind, Source, file_source
 from edgevit.latency.system_files import SPIKES, SystemFiles, cooling_devices, temperature_files
 
 _EMC_RATE = "sys/kernel/debug/bpmp/debug/clk/emc/rate"  # of a Jetson's memory; only root may read it
-_POWER_MODE = "var/lib/nvpmodel/status"  # "pmode:0002"
+_POWER_MODE = "var/lib/nvpmodel/status"  # "pmode:0002 fmode:quiet"
 _RAILS = ("ina3221",)  # current sensors whose voltage and current give the power of a rail
 
 
@@ -68,7 +69,7 @@ def _rails(files: SystemFiles) -> Source:
 
 def _power_mode(files: SystemFiles) -> Source:
     def read() -> list[float | None]:
-        number = (files.text(_POWER_MODE) or "").removeprefix("pmode:")
-        return [float(number) if number.isdigit() else None]
+        found = re.search(r"pmode:(\d+)", files.text(_POWER_MODE) or "")
+        return [float(found[1]) if found else None]
 
     return Source((Channel("nvpmodel", "mode"),), read)

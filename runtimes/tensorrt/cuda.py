@@ -20,13 +20,18 @@ from edgevit.types import Array
 DRIVER = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+# How a thread waits for the GPU: CU_CTX_SCHED_*. Left to itself, CUDA decides by the number of cores and contexts.
+_SPIN = 1
+_WAITS = {0: "auto", _SPIN: "spin", 2: "yield", 4: "blocking"}
+_WAIT_MASK = 7  # CU_CTX_SCHED_MASK
 _SUCCESS = 0
 _CHECK_DRIVER = "run this on a machine with one, or check the driver: nvidia-smi"
+OLD_DRIVER = "update the NVIDIA driver, it is older than the CUDA libraries need"
 # Statuses of a GPU that cannot be used, and what to do. CUDA_ERROR_...
 _NO_GPU = {
     3: _CHECK_DRIVER,  # NOT_INITIALIZED
     34: "install the driver, this is the stub library of the CUDA toolkit",  # STUB_LIBRARY
-    35: "update the NVIDIA driver, it is older than the CUDA libraries need",  # INSUFFICIENT_DRIVER
+    35: OLD_DRIVER,  # INSUFFICIENT_DRIVER
     46: "another process uses it exclusively, or it needs a reset: nvidia-smi",  # DEVICE_UNAVAILABLE
     100: _CHECK_DRIVER,  # NO_DEVICE
     101: _CHECK_DRIVER,  # INVALID_DEVICE
@@ -43,11 +48,14 @@ _Handle = ctypes.c_void_p  # CUcontext, CUstream
 _CALLS: dict[str, Sequence[Any]] = {
     "cuInit": (ctypes.c_uint,),
     "cuGetErrorString": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
+    "cuDriverGetVersion": (ctypes.POINTER(ctypes.c_int),),
     "cuDeviceGet": (ctypes.POINTER(ctypes.c_int), ctypes.c_int),
     "cuDeviceGetName": (ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
     "cuDeviceGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int),
     "cuDeviceTotalMem_v2": (ctypes.POINTER(ctypes.c_size_t), ctypes.c_int),
     "cuDeviceGetUuid": (ctypes.c_void_p, ctypes.c_int),
+    "cuDevicePrimaryCtxSetFlags_v2": (ctypes.c_int, ctypes.c_uint),
+    "cuDevicePrimaryCtxGetState": (ctypes.c_int, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_int)),
     "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_Handle), ctypes.c_int),
     "cuDevicePrimaryCtxRelease_v2": (ctypes.c_int,),
     "cuCtxSetCurrent": (_Handle,),
@@ -71,9 +79,20 @@ def has_gpu() -> bool:
     return bool(driver.cuInit(0) == _SUCCESS and driver.cuDeviceGet(ctypes.byref(found), 0) == _SUCCESS)
 
 
+def driver_version() -> str | None:
+    """Return the CUDA version that the driver supports, such as "12.2"; None without a driver."""
+    version = ctypes.c_int()
+    try:
+        status = _load_driver().cuDriverGetVersion(ctypes.byref(version))
+    except MissingError:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}" if status == _SUCCESS else None
+
+
 class Device:
     """A GPU and one stream on it, in the primary context, which the CUDA runtime and TensorRT use too.
 
+    A thread that waits for the GPU spins, which has the lowest latency and takes a core; trtexec does the same.
     Raises MissingError if there is no driver or no GPU. Use it in a `with` block, or close it.
     """
 
@@ -87,6 +106,8 @@ class Device:
         self.call("cuDeviceGetName", name, len(name), self._handle)
         self.name = name.value.decode()
         self.compute_capability = 10 * self.attribute(_CAPABILITY_MAJOR) + self.attribute(_CAPABILITY_MINOR)
+        # A context that is in use already may refuse: `cpu_wait` tells how it waits.
+        self._driver.cuDevicePrimaryCtxSetFlags_v2(self._handle, _SPIN)
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._handle)
         self.activate()
         self.call("cuStreamCreate", ctypes.byref(self._stream), 0)
@@ -125,6 +146,13 @@ class Device:
     def multiprocessors(self) -> int:
         """The number of streaming multiprocessors."""
         return self.attribute(_MULTIPROCESSOR_COUNT)
+
+    @property
+    def cpu_wait(self) -> str:
+        """How a thread waits for the GPU: "spin", "yield", "blocking", or "auto", in which case CUDA decides."""
+        flags, active = ctypes.c_uint(), ctypes.c_int()
+        self.call("cuDevicePrimaryCtxGetState", self._handle, ctypes.byref(flags), ctypes.byref(active))
+        return _WAITS.get(flags.value & _WAIT_MASK, "unknown")
 
     @property
     def memory_bytes(self) -> int:

@@ -86,8 +86,11 @@ class CapturedGraph:
         self._graph, self._ready = _Handle(), _Handle()
 
 
-def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
-    """Record the operations that `work` enqueues on the stream, without running them; None if CUDA cannot."""
+def capture(device: Device, work: Callable[[], None]) -> CapturedGraph:
+    """Record the operations that `work` enqueues on the stream, without running them.
+
+    Raises BuildError, or the error of `work`, if CUDA cannot; the stream is usable all the same.
+    """
     graph = _Handle()
     try:
         _call(device, "cuStreamBeginCapture_v2", device.stream, _THREAD_LOCAL)
@@ -100,7 +103,7 @@ def capture(device: Device, work: Callable[[], None]) -> CapturedGraph | None:
         if graph:
             with contextlib.suppress(BuildError):
                 _call(device, "cuGraphDestroy", graph)
-        return None
+        raise
 
 
 def _call(device: Device, name: str, *arguments: Any) -> None:

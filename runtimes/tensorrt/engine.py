@@ -5,19 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
 from edgevit.errors import BuildError, EdgevitError, InferenceError
-from edgevit.runtimes.base import BatchRange, Engine
+from edgevit.files import first_line
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID, BatchRange, Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.inspector import executed_precision
 from edgevit.runtimes.tensorrt.log import failure, process_logger
+from edgevit.runtimes.tensorrt.memory import MB, nvmap_bytes
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
 from edgevit.runtimes.tensorrt.versions import TensorRtModule
 from edgevit.types import Array, TensorSpec
 
+_MEMINFO = Path("/proc/meminfo")
 _REBUILD = "rebuild it here: edgevit build BUNDLE"
 
 
@@ -39,8 +43,10 @@ class TensorRtEngine(Engine):
         self._views: dict[str, Array] = {}  # arrays on the pinned memory, in the shapes of the current batch
         self._graph: cuda_graph.CapturedGraph | None = None
         self._tried_capture = False
+        self._graph_problem = "it has not run yet"
         with ExitStack() as stack:
             self._device = stack.enter_context(cuda.Device())
+            self._used_before = _used_bytes(self._device)
             stack.callback(self._release_tensorrt)
             self._load(trt, content)
             self.inputs, self.outputs = self._specs(trt)
@@ -50,6 +56,19 @@ class TensorRtEngine(Engine):
             self._allocate()
             self._set_batch(self.batches.optimum if self.batches else 1)
             self._stack: ExitStack | None = stack.pop_all()
+
+    @property
+    def conditions(self) -> Mapping[str, str]:
+        """The GPU, how the processor waits for it, where the host's arrays are, and whether a CUDA graph runs."""
+        self._require_open(self._stack)
+        uuid = self._device.uuid
+        return {
+            GPU: self._device.name,
+            **({GPU_UUID: uuid} if uuid else {}),
+            "cpu_wait": self._device.cpu_wait,
+            "host_memory": "pinned",
+            CUDA_GRAPH: "yes" if self._graph is not None else self._graph_problem,
+        }
 
     def close(self) -> None:
         if self._stack is not None:
@@ -89,7 +108,11 @@ class TensorRtEngine(Engine):
         self._device.synchronize()
         if not self._tried_capture:  # after its first run TensorRT is set up for the shape, and can be recorded
             self._tried_capture = True
-            self._graph = cuda_graph.capture(self._device, self._enqueue)
+            self._measure_memory()  # kernels are loaded by the first run
+            try:
+                self._graph = cuda_graph.capture(self._device, self._enqueue)
+            except (BuildError, InferenceError) as error:  # it runs without one, and the conditions say so
+                self._graph_problem = first_line(error)
             process_logger(self._trt).take()  # drop its messages: a failed capture is not an error
 
     def _enqueue(self) -> None:
@@ -184,6 +207,12 @@ class TensorRtEngine(Engine):
                 raise self._failure(f"the engine does not accept a buffer for {spec}")
         self._make_views()
 
+    def _measure_memory(self) -> None:
+        """Set `device_memory_mb`. Other processes that allocate or free meanwhile change it too."""
+        used = _used_bytes(self._device)
+        if self._used_before is not None and used is not None:
+            self.device_memory_mb = max(0, used - self._used_before) / MB
+
     def _drop_graph(self) -> None:
         self._tried_capture = False
         if self._graph is not None:
@@ -202,3 +231,10 @@ class TensorRtEngine(Engine):
         """Drop TensorRT's objects, each before the one that created it."""
         for name in ("_context", "_engine", "_runtime"):
             self.__dict__.pop(name, None)
+
+
+def _used_bytes(device: cuda.Device) -> int | None:
+    """Return the GPU memory in use; None if it is the host's and the system does not tell the GPU's share."""
+    if not cuda_graph.shares_memory(device):
+        return device.memory_bytes - cuda_graph.free_memory(device)
+    return nvmap_bytes(_MEMINFO.read_text("ascii", "replace")) if _MEMINFO.exists() else None

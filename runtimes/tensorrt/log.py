@@ -7,9 +7,10 @@ import re
 from typing import Protocol
 
 from edgevit.errors import BuildError, EdgevitError
-from edgevit.runtimes.tensorrt import api
+from edgevit.runtimes.tensorrt import api, cuda
 from edgevit.runtimes.tensorrt.versions import TensorRtModule
 
+_OLD_DRIVER = r"(?i)initialization failure with error: 35\b|driver version is insufficient|InsufficientDriver"
 _OUT_OF_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's messages
 
 
@@ -29,6 +30,8 @@ def failure(
     reason = " ".join(" ".join(lines[:2]).split())
     if any(re.search(_OUT_OF_MEMORY, line) for line in lines):
         remedy = "free GPU memory (on a Jetson: add swap), or reduce --workspace"
+    elif any(re.search(_OLD_DRIVER, line) for line in lines):
+        remedy = f"{cuda.OLD_DRIVER} (it supports CUDA {cuda.driver_version() or 'of an unknown version'})"
     elif remedy is None:
         remedy = f"check the graph: edgevit lint BUNDLE --target trt:{version_name(trt)}"
     return kind(f"{title}: {what}: {reason or 'no reason reported'}; {remedy}")

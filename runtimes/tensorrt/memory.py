@@ -57,10 +57,25 @@ def workspace_bytes(requested_mb: int | None, memory: FreeMemory, model_bytes: i
     return workspace if requested_mb is not None else min(max(left // 2, MIN_WORKSPACE), MAX_WORKSPACE)
 
 
-def host_free_bytes(meminfo: str) -> int:
-    """Return the bytes that Linux can allocate without killing a process, from the text of /proc/meminfo."""
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo, re.MULTILINE))
-    return 1024 * (int(fields.get("MemAvailable", 0)) + int(fields.get("SwapFree", 0)))
+def host_free_bytes(meminfo: str, swaps: str) -> int:
+    """Return the bytes that Linux can allocate without killing a process.
+
+    `meminfo` and `swaps` are the texts of /proc/meminfo and /proc/swaps. Swap in compressed memory (zram) is left out:
+    it takes the memory that it seems to add.
+    """
+    rows = re.findall(r"^(\S+)\s+\S+\s+(\d+)\s+(\d+)", swaps, re.MULTILINE)
+    free_kb = sum(int(size) - int(used) for name, size, used in rows if not name.startswith("/dev/zram"))
+    return 1024 * (_meminfo(meminfo).get("MemAvailable", 0) + free_kb)
+
+
+def nvmap_bytes(meminfo: str) -> int | None:
+    """Return the memory that a Jetson's GPU has in use, from the text of /proc/meminfo; None on other machines."""
+    used_kb = _meminfo(meminfo).get("NvMapMemUsed")
+    return None if used_kb is None else 1024 * used_kb
+
+
+def _meminfo(text: str) -> dict[str, int]:
+    return {name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
 def _mb(size: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -18,10 +19,8 @@ from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
 from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER, trtexec_time_command
-from edgevit.runtimes.tensorrt.versions import supported_module
+from edgevit.runtimes.tensorrt.versions import JETSON_INSTALL, is_jetson, supported_module
 from edgevit.runtimes.tensorrt.worker import build_in_subprocess, record_here
-
-JETSON = Path("/etc/nv_tegra_release")
 
 
 class TensorRt(Runtime):
@@ -33,9 +32,7 @@ class TensorRt(Runtime):
     @property
     def install_hint(self) -> str:
         """The command that installs TensorRT: JetPack's own on a Jetson, for which PyPI has no package."""
-        if JETSON.exists():
-            return "sudo apt install python3-libnvinfer, and use python3 -m venv --system-site-packages"
-        return super().install_hint
+        return JETSON_INSTALL if is_jetson() else super().install_hint
 
     def load(self) -> ModuleType:
         """Import TensorRT. Raises MissingError if it is not installed, or in a version edgevit does not support."""
@@ -66,6 +63,11 @@ class TensorRt(Runtime):
         command = trtexec_time_command(Path(ENGINE_FILE), options, inputs=built.inputs)
         notes = (*built.record.notes, f"to time it in its folder: {command}", TIMES_DIFFER)
         return Artifact(fmt=self.fmt, files=(path, record), build_s=build_s, notes=notes)
+
+    def session(self) -> AbstractContextManager[object]:
+        """Import TensorRT and start CUDA."""
+        self.load()
+        return cuda.Device()
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:  # the engine itself knows its batch sizes
         """Load an engine built on this machine. Raises BuildError if it was built on another GPU, version or system."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard, cast
 
 from edgevit.errors import MissingError
 from edgevit.formats import DEFAULT_TENSORRT
 from edgevit.runtimes.tensorrt import api
+
+_JETSON_RELEASE = Path("/etc/nv_tegra_release")
+_JETSON_TREE = Path("/proc/device-tree/compatible")  # lists "nvidia,tegra234", also in a container without the release
+_JETPACK = "install JetPack 6 or 7 with its own TensorRT"
+JETSON_INSTALL = "sudo apt install python3-libnvinfer, and use python3 -m venv --system-site-packages"
 
 Line: TypeAlias = Literal["8.6", "10", "11"]
 
@@ -69,6 +75,14 @@ def is_10(trt: TensorRtModule) -> TypeGuard[TensorRtModule10]:
     return supported_line(trt.__version__) != "8.6"
 
 
+def is_jetson() -> bool:
+    """Whether this machine is a Jetson, for which PyPI's `tensorrt` does not build: JetPack has its own."""
+    try:
+        return _JETSON_RELEASE.exists() or b"nvidia,tegra" in _JETSON_TREE.read_bytes()
+    except OSError:
+        return False
+
+
 def supported_line(version: str) -> Line:
     """Return the release line of a TensorRT version.
 
@@ -89,10 +103,9 @@ def supported_line(version: str) -> Line:
             "TensorRT 8.6, 10 and 11: on a Jetson Orin, install JetPack 6 or 7"
         )
     if major in (8, 9):
-        raise MissingError(
-            f"edgevit supports TensorRT 8.6, 10 and 11, not {version}; install tensorrt>={DEFAULT_TENSORRT}"
-        )
+        remedy = _JETPACK if is_jetson() else f"install tensorrt>={DEFAULT_TENSORRT}"
+        raise MissingError(f"edgevit supports TensorRT 8.6, 10 and 11, not {version}; {remedy}")
+    older = _JETPACK if is_jetson() else "pip install 'tensorrt<12'"
     raise MissingError(
-        f"TensorRT {version} is newer than the versions edgevit supports (8.6, 10 and 11); upgrade edgevit, "
-        "or pip install 'tensorrt<12'"
+        f"TensorRT {version} is newer than the versions edgevit supports (8.6, 10 and 11); upgrade edgevit, or {older}"
     )

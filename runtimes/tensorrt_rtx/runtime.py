@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -65,6 +66,16 @@ class TensorRtRtx(Runtime):
     def built_precision(self, artifact: Path) -> ExecutedPrecision:
         """Precision of the matmul kernels in the compiler's kernel list."""
         return built_precision(artifact)
+
+    def session(self) -> AbstractContextManager[object]:
+        """Start CUDA and import TensorRT-RTX."""
+        device = cuda.Device()  # a missing GPU is reported before a missing package
+        try:
+            self.load()
+        except BaseException:
+            device.close()
+            raise
+        return device
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         """Load an engine on the first GPU. Raises BuildError if it is not an engine, MissingError without a GPU."""

@@ -12,7 +12,7 @@ ORIN = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic",
     "proc/loadavg": "0.50 0.25 0.12 1/300 999\n",
-    "var/lib/nvpmodel/status": "pmode:0002\n",
+    "var/lib/nvpmodel/status": "pmode:0002 fmode:quiet\n",
     "sys/class/devfreq/17000000.gpu/cur_freq": "1300500000\n",
     "sys/class/devfreq/17000000.gpu/device/load": "873\n",
     "sys/kernel/debug/bpmp/debug/clk/emc/rate": "3199000000\n",

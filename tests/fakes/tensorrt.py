@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevit.errors import BuildError
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import OnPhase
 from edgevit.runtimes.subprocess_build import Json
@@ -372,7 +373,7 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
 class FakeDevice:
     """A GPU of compute capability 8.7 whose stream runs immediately."""
 
-    stream = 7
+    stream, cpu_wait = 7, "spin"
 
     def __init__(self, world: World) -> None:
         self.world, self.name, self.compute_capability = world, "Orin", 87
@@ -427,7 +428,7 @@ class FakePinned(PinnedMemory):
 def fake_capture(device: FakeDevice, work: Callable[[], None]) -> Any:
     """Keep the work itself instead of a recording of it."""
     if not device.world.capturable:
-        return None
+        raise BuildError("CUDA error: operation not permitted when stream is capturing (900)")
     device.world.captured += 1
 
     def launch() -> None:

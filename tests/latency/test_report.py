@@ -17,7 +17,7 @@ from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
 from edgevit.latency.sampling.channel import Channel
 from edgevit.latency.sampling.trace import DeviceTrace, Series
-from edgevit.runtimes.base import GPU_UUID
+from edgevit.runtimes.base import CUDA_GRAPH, GPU
 from tests.helpers import samples
 from tests.helpers.samples import QUICK, work
 
@@ -99,7 +99,7 @@ def sampled(clocks: tuple[float, ...], limit: float = 0, problem: str = "") -> L
         ),
         problem=problem,
     )
-    return dataclasses.replace(samples.report([[1.0]] * 9), trace=trace, details={GPU_UUID: "0"})
+    return dataclasses.replace(samples.report([[1.0]] * 9), trace=trace, details={GPU: "Orin", CUDA_GRAPH: "yes"})
 
 
 def test_the_device_is_named_as_it_was_while_the_engine_worked() -> None:
@@ -121,6 +121,12 @@ def test_clocks_that_vary_and_sensors_that_fail_are_warned_of() -> None:
     assert sampled((306, 918, 1300, 306)).warnings == ("the clocks varied meanwhile: 17000000.gpu 918 to 1300 MHz",)
     (warning,) = sampled((306, 1300, 1300, 306), problem="a sensor failed").warnings
     assert warning == "the device was not sampled to the end: a sensor failed"
+
+
+def test_an_engine_without_its_cuda_graph_is_warned_of() -> None:
+    report = sampled((306, 1300, 1300, 306))
+    without = dataclasses.replace(report, details={**report.details, CUDA_GRAPH: "a plugin allocates memory"})
+    assert without.warnings == ("runs without a CUDA graph: a plugin allocates memory",)
 
 
 def drop(name: str) -> Callable[[dict[str, Any]], object]:

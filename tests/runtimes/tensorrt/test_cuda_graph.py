@@ -25,6 +25,7 @@ class Driver:
     refuses: str = ""
     status: int = 901  # the status it returns: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
     uuid: bytes = bytes(range(16))
+    flags: list[int] = field(default_factory=list)  # of the context
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
 
@@ -51,6 +52,9 @@ ACTIONS: dict[str, Callable[..., object]] = {
     "cuDeviceGetAttribute": lambda _, place, attribute, __: _set(place, {75: 8, 76: 7, 18: 1, 16: 14}[attribute]),
     "cuDeviceTotalMem_v2": lambda _, place, __: _set(place, 30 << 30),
     "cuDeviceGetUuid": lambda driver, place, _: ctypes.memmove(place, driver.uuid, 16),
+    "cuDriverGetVersion": lambda _, place: _set(place, 12020),
+    "cuDevicePrimaryCtxSetFlags_v2": lambda driver, _, flags: driver.flags.append(flags),
+    "cuDevicePrimaryCtxGetState": lambda driver, _, place, __: _set(place, (driver.flags or [0])[-1]),
     "cuDevicePrimaryCtxRetain": lambda _, place, __: _set(place, 3),
     "cuStreamCreate": lambda _, place, __: _set(place, STREAM),
     "cuMemGetInfo_v2": lambda _, free, total: [_set(place, size << 30) for place, size in ((free, 5), (total, 8))],
@@ -89,6 +93,22 @@ def test_a_device_is_described(device: cuda.Device, driver: Driver) -> None:
     assert device.uuid == ""
 
 
+def test_the_processor_spins_unless_the_context_refuses(device: cuda.Device, driver: Driver) -> None:
+    assert device.cpu_wait == "spin" and driver.calls.index("cuDevicePrimaryCtxSetFlags_v2") < driver.calls.index(
+        "cuDevicePrimaryCtxRetain"
+    )
+    driver.refuses, driver.flags = "cuDevicePrimaryCtxSetFlags_v2", [4 | 8]  # in use, and set by another library
+    with cuda.Device() as other:
+        assert other.cpu_wait == "blocking"
+    driver.refuses = ""
+
+
+def test_the_driver_tells_its_cuda_version(device: cuda.Device, driver: Driver) -> None:
+    assert device.name is not None and cuda.driver_version() == "12.2"
+    driver.refuses = "cuDriverGetVersion"
+    assert cuda.driver_version() is None
+
+
 def test_a_device_reports_its_memory(device: cuda.Device) -> None:
     assert (device.compute_capability, free_memory(device), shares_memory(device)) == (87, 5 << 30, True)
 
@@ -110,7 +130,6 @@ def test_pinned_memory_is_an_array_of_any_shape_that_fits(device: cuda.Device) -
 def test_work_is_recorded_once_and_launched_as_a_graph(device: cuda.Device, driver: Driver) -> None:
     runs: list[int] = []
     graph = capture(device, lambda: runs.append(1))
-    assert graph is not None
     driver.calls.clear()
     graph.launch()
     graph.launch()
@@ -122,7 +141,8 @@ def test_work_is_recorded_once_and_launched_as_a_graph(device: cuda.Device, driv
 @pytest.mark.parametrize("refused", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
 def test_work_that_cannot_be_recorded_gives_no_graph(device: cuda.Device, driver: Driver, refused: str) -> None:
     driver.refuses = refused
-    assert capture(device, lambda: None) is None
+    with pytest.raises(BuildError, match=refused):
+        capture(device, lambda: None)
     assert ("cuGraphDestroy" in driver.calls) == (refused == "cuGraphInstantiateWithFlags")
 
 
@@ -130,7 +150,8 @@ def test_work_that_fails_while_it_is_recorded_leaves_the_stream_usable(device: c
     def fail() -> None:
         raise BuildError("CUDA error")
 
-    assert capture(device, fail) is None
+    with pytest.raises(BuildError, match="CUDA error"):
+        capture(device, fail)
     assert driver.calls[-2:] == ["cuStreamEndCapture", "cuGraphDestroy"]
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.tensorrt.memory import COPIES_OF_MODEL, MB, FreeMemory, host_free_bytes, workspace_bytes
+from edgevit.runtimes.tensorrt.memory import (
+    COPIES_OF_MODEL,
+    MB,
+    FreeMemory,
+    host_free_bytes,
+    nvmap_bytes,
+    workspace_bytes,
+)
 
 GB = 1024 * MB
 
@@ -50,8 +57,14 @@ def test_a_build_that_does_not_fit_into_memory_is_an_error(
         workspace_bytes(requested_mb, free, 100 * MB)
 
 
-def test_free_host_memory_includes_caches_and_swap() -> None:
-    meminfo = "MemTotal:  16000000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\nSwapFree:  500 kB\n"
-    assert host_free_bytes(meminfo) == 4500 * 1024
+def test_free_host_memory_includes_caches_and_swap_but_no_compressed_memory() -> None:
+    meminfo = "MemTotal:  16000000 kB\nMemFree:  100 kB\nMemAvailable:  4000 kB\nSwapFree:  1000 kB\n"
+    swaps = "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition\t500\t0\t5\n/swapfile file\t700\t200\t-2\n"
+    assert host_free_bytes(meminfo, swaps) == 4500 * 1024
     if Path("/proc/meminfo").exists():
-        assert host_free_bytes(Path("/proc/meminfo").read_text("ascii")) > 100 * MB
+        assert host_free_bytes(Path("/proc/meminfo").read_text("ascii"), "") > 100 * MB
+
+
+def test_a_jetson_reports_the_memory_of_its_gpu() -> None:
+    assert nvmap_bytes("MemFree:  100 kB\nNvMapMemUsed:   2048 kB\n") == 2 * MB
+    assert nvmap_bytes("MemFree:  100 kB\n") is None

@@ -25,7 +25,7 @@ from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.build import build_engine as build_bundle_engine
 from edgevit.runtimes.build import usable_version
-from edgevit.runtimes.tensorrt import cuda_graph, worker
+from edgevit.runtimes.tensorrt import cuda, cuda_graph, worker
 from edgevit.runtimes.tensorrt import runtime as tensorrt
 from edgevit.runtimes.tensorrt.log import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB
@@ -406,9 +406,35 @@ def test_later_inferences_of_a_shape_launch_a_cuda_graph(
             np.testing.assert_array_equal(answer, 2 * rows(batch, start=batch)["x"])
             assert world.launched == (launched if capturable else 0)
             assert world.captured <= 1
+        assert engine.conditions == {
+            "gpu": "Orin",
+            "gpu_uuid": "2f2c4b1e-0000-4000-8000-00000000000a",
+            "cpu_wait": "spin",
+            "host_memory": "pinned",
+            "cuda_graph": "yes" if capturable else "CUDA error: operation not permitted when stream is capturing (900)",
+        }
         with pytest.raises(UsageError, match="batches of 1:2:8"):
             engine.run(rows(9))
     assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
+def test_the_memory_of_an_engine_is_what_the_gpu_has_less_after_its_first_run(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        assert engine.device_memory_mb is None
+        world.free -= 40 << 20
+        engine.run(rows(1))
+        assert engine.device_memory_mb == 40
+
+
+def test_a_driver_that_is_too_old_is_named(runtime: TensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "driver_version", lambda: "11.4")
+    trt = supported_module(runtime.load())
+    error = failure(trt, "the builder stopped", "CUDA initialization failure with error: 35. Please check")
+    assert str(error).endswith(f"{cuda.OLD_DRIVER} (it supports CUDA 11.4)")
+    assert "edgevit lint" in str(failure(trt, "the builder stopped", "35 layers failed"))
 
 
 def test_a_failed_inference_is_an_inference_error(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
@@ -510,12 +536,12 @@ def test_an_unsupported_version_is_an_error_on_import(monkeypatch: pytest.Monkey
     assert error.value.exit_status == 3
 
 
-def test_a_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_tensorrt_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not installed
-    monkeypatch.setattr(tensorrt, "JETSON", tmp_path / "absent")
+    monkeypatch.setattr(tensorrt, "is_jetson", lambda: False)
     with pytest.raises(MissingError, match=r"pip install 'edgevit\[trt\]'"):
         TensorRt().load()
-    monkeypatch.setattr(tensorrt, "JETSON", tmp_path)
+    monkeypatch.setattr(tensorrt, "is_jetson", lambda: True)
     with pytest.raises(MissingError, match="not installed.*python3-libnvinfer.*--system-site-packages") as error:
         TensorRt().load()
     assert "pip install" not in str(error.value)
