@@ -13,7 +13,7 @@ from edgevit.errors import PrecisionError, unknown_name
 from edgevit.types import Precision
 
 GroupNormForm: TypeAlias = Literal["native", "instance"]
-PassPipeline: TypeAlias = Literal["generic", "tensorrt"]
+PassPipeline: TypeAlias = Literal["generic", "openvino", "tensorrt"]
 Int8Range: TypeAlias = Literal["safe", "full"]
 
 # The version that graphs are made for if none is given and none can build here: JetPack 6.1 and 6.2.
@@ -115,6 +115,7 @@ FORMATS: tuple[Format, ...] = (
         precisions=("fp32", "int8"),
         opset=21,
         group_norm="native",
+        passes="openvino",
         int8=Int8Scheme(activations="uint8"),
     ),
     Format(

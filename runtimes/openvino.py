@@ -102,7 +102,7 @@ class OpenVinoEngine(Engine):
         """Return the specs of all inputs or outputs.
 
         A compiled port also has the names of tensors that the plugin merged with it, in no order. Its own name is that
-        of the port at the same position in the file.
+        of the port at the same position in the file, which has one name.
         """
         ports: Sequence[Any] = getattr(self._compiled, side)
         named = ports
@@ -165,6 +165,8 @@ def convert(ov: Any, model: Path, xml: Path) -> None:
         converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
     except Exception as error:  # RuntimeError and several classes of OpenVINO's own
         raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
+    for port in converted.inputs:  # one may also have the name of a tensor that is the same, as after Identity
+        port.get_tensor().set_names({port.get_node().get_friendly_name()})
     try:
         # By default OpenVINO would silently compress fp32 weights to fp16.
         ov.save_model(converted, xml, compress_to_fp16=False)

@@ -22,7 +22,7 @@ from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.rules import lint
-from edgevit.export.lint.targets import LintTarget, parse_version
+from edgevit.export.lint.targets import LINTABLE, LintTarget, parse_version
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
 from edgevit.models.loading import LoadedModel
@@ -45,14 +45,14 @@ from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
-from edgevit.runtimes.base import BuildOptions, Engine, OnPhase, Runtime
+from edgevit.runtimes.base import Engine, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built, usable_version
 from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.pytorch import TORCH_CPU, TorchEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt import cuda
-from edgevit.runtimes.tensorrt.trtexec import DeviceSteps, device_steps
+from edgevit.runtimes.tensorrt.trtexec import device_steps
 
 __all__ = ["ExportConfig", "run"]
 
@@ -188,11 +188,11 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
     bundle_folder = folder / bundle_name(export.model.name, options.precision, fmt)
     with timer.stage(f"{fmt}: specialize, check"):
         specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
+        _require_supported(specialized, fmt, config.target_version)
         steps = None
         if runtime.format.builds_on_device:
-            target = LintTarget(fmt, parse_version(config.target_version))
             bundle = config.out / bundle_folder.name
-            steps = _plan_device_build(specialized, target, bundle, config.options, version=config.target_version)
+            steps = device_steps(bundle, config.options, config.target_version, inputs=specialized.inputs)
     converted, plan = _converter(export).convert(specialized, fmt)
     parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
     with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
@@ -242,20 +242,17 @@ def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
         )
 
 
-def _plan_device_build(
-    graph: OnnxGraph, target: LintTarget, bundle: Path, options: BuildOptions, *, version: str
-) -> DeviceSteps:
-    """Return the commands that build the engine of `bundle` on the device with TensorRT `version`.
-
-    Raises ExportError with the first lint error: TensorRT's parser on the device would refuse the graph.
-    """
+def _require_supported(graph: OnnxGraph, fmt: str, trt_version: str) -> None:
+    """Raise ExportError with the first lint error: the runtime would refuse the graph or compute it wrongly."""
+    if fmt not in LINTABLE:
+        return
+    target = LintTarget(fmt, parse_version(trt_version))
     for finding in lint(graph, target):
         if finding.level == "error":
             module = f" (PyTorch module {finding.module})" if finding.module else ""
             raise ExportError(
                 f"the graph cannot run on {target}: {finding.node}{module}: {finding.why}; {finding.remedy}"
             )
-    return device_steps(bundle, options, version, inputs=graph.inputs)
 
 
 def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, fmt: str) -> ParityReport:

@@ -25,7 +25,8 @@ from edgevit.export.lint.context import (
     stored_array,
 )
 from edgevit.export.lint.findings import LEVELS, Diagnostic, Finding
-from edgevit.export.lint.forms import TENSORRT_FORMS
+from edgevit.export.lint.forms import TENSORRT_FORMS, OperatorForm
+from edgevit.export.lint.openvino_forms import OPENVINO_FORMS
 from edgevit.export.lint.patterns import (
     attention_products,
     decomposed_layer_norms,
@@ -33,7 +34,16 @@ from edgevit.export.lint.patterns import (
     head_channels,
     is_mish,
 )
-from edgevit.export.lint.targets import SUPPORT, Level, LintSupport, LintTarget, dotted, find_unsupported, newest_opset
+from edgevit.export.lint.targets import (
+    SUPPORT,
+    TESTED_OPENVINO,
+    Level,
+    LintSupport,
+    LintTarget,
+    dotted,
+    find_unsupported,
+    newest_opset,
+)
 from edgevit.formats import get_format
 from edgevit.types import Array
 
@@ -79,13 +89,22 @@ def operators(context: LintContext) -> Iterator[Diagnostic]:
 
 
 def operator_forms(context: LintContext) -> Iterator[Diagnostic]:
-    """Forms of supported operators that TensorRT's parser rejects or misreads, in this version or in all."""
+    """Forms of supported operators that the target refuses or computes wrongly, in this version or in all."""
     for node in context.nodes:
-        for form in TENSORRT_FORMS:
+        for form in _FORMS[context.target.fmt]:
             supported = form.since is not None and form.since <= context.target.version
             if not supported and node.op_type == form.op_type and not node.domain and form.matches(node, context):
-                since = "in all TensorRT versions" if form.since is None else f"supported from {dotted(form.since)} on"
-                yield Diagnostic(form.level, node, f"{form.description}: {since}", form.remedy)
+                yield Diagnostic(form.level, node, f"{form.description}: {_effect(form)}", form.remedy)
+
+
+_FORMS = {"trt": TENSORRT_FORMS, "openvino": OPENVINO_FORMS}
+_EFFECTS = {"refused": f"{TESTED_OPENVINO} refuses it", "wrong": f"{TESTED_OPENVINO} computes it wrongly"}
+
+
+def _effect(form: OperatorForm) -> str:
+    if form.effect is not None:
+        return _EFFECTS[form.effect]
+    return "in all TensorRT versions" if form.since is None else f"supported from {dotted(form.since)} on"
 
 
 def opset(context: LintContext) -> Iterator[Diagnostic]:
@@ -373,7 +392,7 @@ _OPSET_LIMITED = _targets(lambda support: support.newest_opset is not None)
 
 RULES: tuple[Rule, ...] = (
     Rule("operators", _ALL, operators),
-    Rule("operator-forms", _TRT, operator_forms),
+    Rule("operator-forms", frozenset(_FORMS), operator_forms),
     Rule("opset", _OPSET_LIMITED, opset),
     Rule("scatter", _ALL, scatter),
     Rule("rank", _COMPILERS, rank),

@@ -2,7 +2,7 @@
 
 TensorRT: from the support matrix and changelog of its ONNX parser (onnx-tensorrt 8.5 to 10.15; Swish: 11.0).
 OpenVINO and ONNX Runtime: found by running the operator test models of onnx 1.23 in OpenVINO 2026.4 and ONNX Runtime
-1.31.
+1.31. Forms of operators that OpenVINO supports in part are in `openvino_forms`.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ _OPENVINO_UNSUPPORTED = frozenset({
     "SequenceLength", "SequenceMap", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU",
     "TensorScatter", "TfIdfVectorizer",
 })  # fmt: skip
+TESTED_OPENVINO = "OpenVINO 2026.4"
 _REWRITE = "rewrite the module without it"
 _STANDARD_ONLY = "export with standard ONNX operators only"
 
@@ -173,7 +174,7 @@ def _unsupported_by_tensorrt(node: ir.Node, target: LintTarget) -> Unsupported |
 
 def _unsupported_by_openvino(node: ir.Node, _target: LintTarget) -> Unsupported | None:
     if node.domain in ("", "ai.onnx"):
-        why = f"OpenVINO 2026.4 does not support {node.op_type}"
+        why = f"{TESTED_OPENVINO} does not support {node.op_type}"
         return Unsupported("error", why, _REWRITE) if node.op_type in _OPENVINO_UNSUPPORTED else None
     if node.domain == "com.microsoft":
         why = f"OpenVINO supports only some of ONNX Runtime's own operators, such as {node.op_type}"

@@ -20,8 +20,10 @@ from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
 from edgevit.export.passes.decompose_mish import decompose_mish
+from edgevit.export.passes.decompose_onesided_dft import decompose_onesided_dft
 from edgevit.export.passes.decompose_wrap_pad import decompose_wrap_pad
 from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, OpsetError, downgrade_opset
+from edgevit.export.passes.eliminate_ceil_mode import eliminate_ceil_mode
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
@@ -31,6 +33,7 @@ from edgevit.export.passes.fuse_batchnorm import fuse_batchnorm
 from edgevit.export.passes.fuse_channel_shuffle import fuse_channel_shuffle
 from edgevit.export.passes.fuse_slices import fuse_slices
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
+from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
@@ -41,7 +44,13 @@ __all__ = ["FORMAT_PASSES", "OLDEST_OPSET", "PASSES", "FormatPass", "PassTarget"
 
 Pass: TypeAlias = Callable[[ir.Model], None]
 
-LAST_OPSET_OF_GRID_SAMPLE_16 = 19
+# Operators that a pipeline's runtimes misread in a format's opset, and the last opset that they read correctly.
+# TensorRT's parser takes linear interpolation of GridSample in opset 20 for nearest (NVIDIA/TensorRT issue 4646).
+# OpenVINO ignores the axis of DFT in opset 20, where it is an input.
+LAST_OPSETS: Mapping[PassPipeline, Mapping[str, int]] = {
+    "tensorrt": {"GridSample": 19},
+    "openvino": {"DFT": 19},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     freeze_reshape_shapes,
     eliminate_slices,
+    eliminate_ceil_mode,
     fuse_slices,
     fuse_batchnorm,
     fuse_affine,
@@ -102,9 +112,17 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
 )
 
+# Forms that OpenVINO refuses or computes wrongly.
+_OPENVINO: tuple[FormatPass, ...] = (
+    FormatPass(pad_average_pool),
+    FormatPass(decompose_onesided_dft),
+    FormatPass(decompose_wrap_pad),
+)
+
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
     "generic": _GENERIC,
     "tensorrt": (*_TENSORRT, *_GENERIC),
+    "openvino": (*_OPENVINO, *_GENERIC),
 }
 
 
@@ -121,14 +139,15 @@ def specialize(
     """Rewrite an optimized graph into the opset and the operator forms of a format.
 
     `opset` overrides the format's own. Without it, the opset is changed if the graph needs another: a newer one for
-    operators that the format's opset lacks, an older one for operators that TensorRT misreads in it. Raises ExportError
-    if the graph cannot be written in the opset, UsageError for an unknown format.
+    operators that the format's opset lacks, an older one for operators that the runtime misreads in it. Raises
+    ExportError if the graph cannot be written in the opset, UsageError for an unknown format.
     """
     entry = get_format(fmt) if isinstance(fmt, str) else fmt
     newest = _newest_opset(graph, entry)
     if opset is not None:
         if newest < entry.opset and opset > newest:
-            raise ExportError(f"{entry.title} misreads GridSample of opset {opset}; use --opset {newest}")
+            name = next(iter(_misread(graph, entry)))
+            raise ExportError(f"{entry.title} misreads {name} of opset {opset}; use --opset {newest}")
         return _apply(graph, PassTarget(entry, precision, opset))
     try:
         return _apply(graph, PassTarget(entry, precision, newest))
@@ -139,12 +158,14 @@ def specialize(
 
 
 def _newest_opset(graph: OnnxGraph, entry: Format) -> int:
-    """Return the format's opset, or the one before it that TensorRT reads correctly.
+    """Return the format's opset, or the newest one that the runtime reads correctly."""
+    return min((entry.opset, *_misread(graph, entry).values()))
 
-    TensorRT's parser takes linear interpolation of GridSample in opset 20 for nearest (NVIDIA/TensorRT issue 4646).
-    """
-    misread = entry.passes == "tensorrt" and graph.operators["GridSample"] > 0
-    return min(entry.opset, LAST_OPSET_OF_GRID_SAMPLE_16) if misread else entry.opset
+
+def _misread(graph: OnnxGraph, entry: Format) -> dict[str, int]:
+    """Return the operators of the graph in `LAST_OPSETS`."""
+    operators = graph.operators
+    return {name: opset for name, opset in LAST_OPSETS.get(entry.passes, {}).items() if operators[name]}
 
 
 def _apply(graph: OnnxGraph, target: PassTarget) -> OnnxGraph:

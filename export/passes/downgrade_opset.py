@@ -85,7 +85,9 @@ def _to_dft_17(node: ir.Node) -> None:
     axis = np.asarray(-2) if len(node.inputs) < 3 or node.inputs[2] is None else constant(node.inputs[2])
     if axis is None:
         raise OpsetError(node, "DFT with an axis that is not constant", 20)
-    node.attributes["axis"] = ir.AttrInt64("axis", int(axis))
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    place = int(axis) if shape is None else int(axis) % len(shape)  # OpenVINO takes a negative axis for another one
+    node.attributes["axis"] = ir.AttrInt64("axis", place)
     node.resize_inputs(min(len(node.inputs), 2))
 
 

@@ -49,6 +49,37 @@ def test_every_engine_has_the_recorded_accuracy(bundle: Bundle, cifar10: Cifar10
     assert (logits.argmax(1) == cifar10.labels).mean() == 0.7625
 
 
+class Smaller(nn.Module):
+    """Reduces the image with antialiasing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_form_that_the_runtime_computes_wrongly_is_refused_before_the_build(verify: bool, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"cannot run on OpenVINO: /Resize: .*antialias.* wrongly; resize with"):
+        edgevit.export(
+            Smaller(), fmt="openvino", example_input=torch.zeros(1, 3, 8, 8), verify=verify, out=tmp_path / "out"
+        )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class Spectrum(nn.Module):
+    """A Fourier filter, an average pooling that counts its padding, and circular padding."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filtered = torch.fft.irfft2(torch.fft.rfft2(x) * 0.5 + 1, s=(9, 8))
+        pooled = nn.functional.avg_pool2d(filtered, 3, 2, 1, ceil_mode=True)
+        return nn.functional.pad(pooled, (1, 2, 1, 1), mode="circular")
+
+
+def test_forms_that_openvino_miscomputes_are_written_in_others(tmp_path: Path) -> None:
+    """Parity with PyTorch is checked by the export itself."""
+    bundle = edgevit.export(Spectrum(), fmt="openvino", example_input=torch.zeros(1, 3, 9, 8), out=tmp_path)
+    assert bundle.manifest.to_json()["parity"]["passed"] is True
+
+
 def test_the_manifest_describes_the_bundle(bundle: Bundle, fmt: str) -> None:
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     assert manifest["schema_version"] == 2
