@@ -56,6 +56,7 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "p50_ms": report.p50_ms,
         "p90_ms": report.p90_ms,
         "p99_ms": report.p99_ms,
+        "alone_p50_ms": report.alone_p50_ms,
         "mean_ms": report.mean_ms,
         "std_ms": report.std_ms,
         "throughput_per_s": report.throughput_per_s,

@@ -7,30 +7,35 @@ turns, so that a change of the machine's speed affects all of them alike.
 
 from __future__ import annotations
 
-import functools
 import gc
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from edgevit.errors import MeasureError, UsageError
-from edgevit.files import first_line
-from edgevit.latency import clock, statistics
+from edgevit.latency import clock
+from edgevit.latency.candidate import (
+    Candidate,
+    candidate_from_callable,
+    candidate_from_engine,
+    require_valid_outputs,
+    timed,
+)
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.report import NOTABLE_CHANGE, LatencyReport, MeasurePlan
 from edgevit.latency.sampling.energy import IDLE_SLICES, EnergyRecord
 from edgevit.latency.sampling.sampler import Sampler, device_sampler
 from edgevit.latency.sampling.trace import DeviceTrace
-from edgevit.runtimes.base import GPU_UUID, Engine
-from edgevit.runtimes.loading import Loading, memory_rise_mb, resident_mb
-from edgevit.types import Array
+from edgevit.latency.warmup import Warmup, warm_up
+from edgevit.runtimes.base import GPU_UUID
 
 __all__ = [
     "Candidate",
@@ -46,6 +51,7 @@ __all__ = [
 _MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
 _PROBE_INTERVAL_NS = 500_000_000
 _POLL_S = 0.0005
+_ALONE_S = 2.0  # of a candidate alone
 _LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
 
 
@@ -59,90 +65,6 @@ class MeasureProgress:
 
 
 OnMeasure: TypeAlias = Callable[[MeasureProgress], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A callable to measure, with details for the report.
-
-    `infer` runs one inference on one batch and returns its outputs as NumPy arrays (one, a sequence or a mapping), so
-    that they are computed when it returns. `details` go into the report: hash of the artifact, precision, whether the
-    engine replays a CUDA graph.
-    """
-
-    name: str
-    infer: Callable[[], object]
-    batch: int = 1
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    threads: int | None = None
-    load_s: float | None = None
-    first_inference_ms: float | None = None
-    memory_rise_mb: float | None = None
-    peak_memory_mb: float | None = None
-    device_memory_mb: float | None = None
-    details: Mapping[str, str] = field(default_factory=dict)
-
-
-def candidate_from_engine(
-    name: str,
-    engine: Engine,
-    feeds: Mapping[str, Array],
-    *,
-    threads: int | None = None,
-    loading: Loading | None = None,
-    details: Mapping[str, str] | None = None,
-) -> Candidate:
-    """Return a candidate that runs `engine` on `feeds`.
-
-    Runs an inference. It counts as the first one, and for the memory, only if the engine has not run before.
-
-    Raises UsageError if the engine does not accept the feeds, MeasureError if the inference fails.
-    """
-    shapes = {spec.name: feeds[spec.name].shape for spec in engine.inputs if spec.name in feeds}
-    had_run = engine.has_run
-    candidate = candidate_from_callable(
-        name,
-        functools.partial(engine.run, feeds),
-        batch=_batch_size(engine, feeds),
-        input_shapes=shapes,
-        threads=threads,
-        loading=loading,
-    )
-    details = {**engine.conditions, **(details or {})}
-    candidate = replace(candidate, details=details, device_memory_mb=engine.device_memory_mb)
-    return replace(candidate, first_inference_ms=None, memory_rise_mb=None) if had_run else candidate
-
-
-def candidate_from_callable(
-    name: str,
-    infer: Callable[[], object],
-    *,
-    batch: int = 1,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    threads: int | None = None,
-    loading: Loading | None = None,
-    details: Mapping[str, str] | None = None,
-) -> Candidate:
-    """Return a candidate that calls `infer`, for example `lambda: model(images).numpy()` for a PyTorch model.
-
-    Runs the first inference. Raises MeasureError if it fails.
-    """
-    before_mb = resident_mb()
-    _, duration_ns, outputs = _timed(name, infer)
-    _require_valid_outputs(name, outputs)
-    rises = [loading.memory_rise_mb if loading else None, memory_rise_mb(before_mb)]
-    return Candidate(
-        name=name,
-        infer=infer,
-        batch=batch,
-        input_shapes=dict(input_shapes or {}),
-        threads=threads,
-        load_s=loading.load_s if loading else None,
-        first_inference_ms=duration_ns / 1e6,
-        memory_rise_mb=sum(rise for rise in rises if rise is not None) if None not in rises else None,
-        peak_memory_mb=loading.peak_memory_mb if loading else None,
-        details=dict(details or {}),
-    )
 
 
 def measure(
@@ -170,7 +92,8 @@ def measure(
         warmups = []
         for number, candidate in enumerate(candidates):
             on_progress(MeasureProgress(f"warm-up of {candidate.name}", number / len(candidates), None))
-            warmups.append(_warm_up(candidate, plan, max_s=plan.warmup_limit_s(len(candidates))))
+            limit_s = plan.warmup_limit_s(len(candidates))
+            warmups.append(warm_up(candidate, plan, max_s=limit_s, sampler=sampler, index=number))
             _require_fine_clock(candidate.name, warmups[-1].median_ns, resolution_ns)
         limit_s = _rounds_limit_s(plan, len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
         # The second half of the time is for the unrecorded runs.
@@ -184,6 +107,12 @@ def measure(
             for candidate, warmup in zip(candidates, warmups, strict=True)
         ]
         origin_ns, probes = _run_rounds(recordings, plan, limit_s, sampler, on_progress)
+        trace = sampler.trace(origin_ns)
+        if trace is not None and len(candidates) > 1:
+            for recording in recordings:
+                elapsed_s = (clock.now_ns() - begin_ns) / 1e9
+                if _clock_varied(recording, trace) and elapsed_s + _ALONE_S <= (plan.max_total_s or math.inf):
+                    _run_alone(recording)
     for recording in recordings:
         _require_fine_clock(recording.candidate.name, float(np.median(recording.durations_ns)), resolution_ns)
     shared = _Shared(
@@ -201,15 +130,6 @@ def measure(
     return tuple(_report(recording, warmup, shared) for recording, warmup in zip(recordings, warmups, strict=True))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Warmup:
-    """The end of a warm-up."""
-
-    runs: int
-    steady: bool
-    median_ns: float  # of the last window
-
-
 @dataclass(slots=True)
 class _Recording:
     """A candidate's samples while they are recorded."""
@@ -223,6 +143,7 @@ class _Recording:
     total_ns: int = 0
     turns_j: list[tuple[float, ...]] = field(default_factory=list)
     turns_s: list[float] = field(default_factory=list)
+    alone_ns: list[int] = field(default_factory=list)
 
     def done_fraction(self, plan: MeasurePlan) -> float:
         """Return the fraction of the plan's runs and seconds that is recorded, 0 to 1."""
@@ -250,28 +171,6 @@ def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float
     """Return the seconds that the rounds of `count` candidates may take after a warm-up of `elapsed_s`."""
     limit_s = plan.max_duration_s * count
     return limit_s if plan.max_total_s is None else max(0.0, min(limit_s, plan.max_total_s - elapsed_s))
-
-
-def _warm_up(candidate: Candidate, plan: MeasurePlan, *, max_s: float) -> _Warmup:
-    """Run until the last three windows agree, or for `max_s` seconds, but at least once."""
-    begin_ns, runs = clock.now_ns(), 0
-    window: list[int] = []
-    medians: list[float] = []
-    window_start_ns = begin_ns
-    while True:
-        start_ns, duration_ns, outputs = _timed(candidate.name, candidate.infer)
-        if not runs:
-            _require_valid_outputs(candidate.name, outputs)
-        runs, end_ns = runs + 1, start_ns + duration_ns
-        window.append(duration_ns)
-        if len(window) >= plan.warmup_window_runs and end_ns - window_start_ns >= 1e9 * plan.warmup_window_s:
-            medians.append(float(np.median(window)))
-            window, window_start_ns = [], end_ns
-            if statistics.is_steady(medians, plan.warmup_tolerance):
-                return _Warmup(runs=runs, steady=True, median_ns=medians[-1])
-        if end_ns - begin_ns >= 1e9 * max_s:
-            last_ns = float(np.median(window)) if window else medians[-1]
-            return _Warmup(runs=runs, steady=False, median_ns=last_ns)
 
 
 def _run_rounds(
@@ -321,9 +220,9 @@ def _settle(recording: _Recording, plan: MeasurePlan, sampler: Sampler) -> None:
             time.sleep(_POLL_S)
         return
     settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
-    _timed(name, infer)
+    timed(name, infer)
     while clock.now_ns() < settled_ns or sampler.busy:
-        _timed(name, infer)
+        timed(name, infer)
 
 
 def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Sampler) -> None:
@@ -332,10 +231,10 @@ def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Samp
     counts_energy = bool(sampler.energy_names)
     before_ns, before_j = clock.now_ns(), sampler.energy_j()
     if counts_energy:
-        _timed(name, infer)  # after the counters were read, the first run would be slower
+        timed(name, infer)  # after the counters were read, the first run would be slower
     for _ in range(recording.runs_per_turn):
-        start_ns, duration_ns, outputs = _timed(name, infer)
-        _require_valid_outputs(name, outputs)
+        start_ns, duration_ns, outputs = timed(name, infer)
+        require_valid_outputs(name, outputs)
         recording.starts_ns.append(start_ns - origin_ns)
         recording.durations_ns.append(duration_ns)
         recording.rounds.append(number)
@@ -345,6 +244,24 @@ def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Samp
         if spent_j is not None:
             recording.turns_j.append(spent_j)
             recording.turns_s.append((clock.now_ns() - before_ns) / 1e9)
+
+
+def _clock_varied(recording: _Recording, trace: DeviceTrace) -> bool:
+    """Return whether a clock that matters to the candidate changed during its turns."""
+    candidate = recording.candidate
+    ranges = trace.clock_ranges(candidate.name, on_gpu=candidate.uses_gpu)
+    return any(high - low > NOTABLE_CHANGE * high for low, high in ranges.values())
+
+
+def _run_alone(recording: _Recording) -> None:
+    """Run for half of _ALONE_S unrecorded and then record, without turns of others, in which a clock falls."""
+    name, infer = recording.candidate.name, recording.candidate.infer
+    end_ns = clock.now_ns() + round(1e9 * _ALONE_S)
+    settled_ns = end_ns - round(1e9 * _ALONE_S / 2)
+    while not recording.alone_ns or clock.now_ns() < end_ns:
+        start_ns, duration_ns, _ = timed(name, infer)
+        if start_ns >= settled_ns:
+            recording.alone_ns.append(duration_ns)
 
 
 def _idle_power_w(sampler: Sampler, idle_s: float) -> tuple[tuple[float, ...], ...]:
@@ -364,41 +281,6 @@ def _spent_j(before_j: Sequence[float | None], after_j: Sequence[float | None]) 
     """Return the rise of each energy counter; None if one of them could not be read."""
     spent_j = [high - low for low, high in zip(before_j, after_j, strict=True) if low is not None and high is not None]
     return tuple(spent_j) if len(spent_j) == len(before_j) else None
-
-
-def _timed(name: str, infer: Callable[[], object]) -> tuple[int, int, object]:
-    """Run once and return start and duration in ns, and the outputs, which are freed outside the timed part."""
-    start_ns = clock.now_ns()
-    try:
-        outputs = infer()
-    except UsageError:
-        raise
-    except Exception as error:
-        raise MeasureError(f"an inference of {name} failed ({first_line(error)}); run edgevit verify BUNDLE") from error
-    return start_ns, clock.now_ns() - start_ns, outputs
-
-
-def _require_valid_outputs(name: str, outputs: object) -> None:
-    """Raise MeasureError unless the outputs are finite numbers in host memory."""
-    if isinstance(outputs, Mapping):
-        values = list(outputs.values())
-    else:
-        values = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-    for value in values or [None]:
-        if not isinstance(value, np.ndarray | np.generic):
-            raise MeasureError(
-                f"{name} returned {type(value).__name__} instead of a NumPy array, so its outputs may not be computed "
-                "yet; return arrays, as in model(images).numpy()"
-            )
-        if value.dtype.kind in "fc" and not _is_valid(np.asarray(value)):
-            raise MeasureError(f"{name} returned NaN or infinity; run edgevit verify BUNDLE")
-
-
-def _is_valid(value: Array) -> bool:
-    """Return whether an output has neither NaN nor infinity, except -inf in real outputs: logits of masked classes."""
-    if value.dtype.kind == "c":
-        return bool(np.isfinite(value).all())
-    return bool((value < np.inf).all())
 
 
 def _require_fine_clock(name: str, median_ns: float, resolution_ns: int) -> None:
@@ -439,15 +321,7 @@ def _ignore(progress: MeasureProgress) -> None:
     del progress
 
 
-def _batch_size(engine: Engine, feeds: Mapping[str, Array]) -> int:
-    """Return the images per call: the size of the first input's dynamic axis, else of its first axis."""
-    spec = engine.inputs[0]
-    shape = feeds[spec.name].shape if spec.name in feeds else ()
-    axis = spec.shape.index("batch") if spec.is_dynamic else 0
-    return shape[axis] if axis < len(shape) else 1
-
-
-def _report(recording: _Recording, warmup: _Warmup, shared: _Shared) -> LatencyReport:
+def _report(recording: _Recording, warmup: Warmup, shared: _Shared) -> LatencyReport:
     candidate = recording.candidate
     return LatencyReport(
         name=candidate.name,
@@ -474,6 +348,8 @@ def _report(recording: _Recording, warmup: _Warmup, shared: _Shared) -> LatencyR
         details=candidate.details,
         trace=shared.trace,
         energy=_energy(recording, shared),
+        clock_steady=warmup.clock_steady,
+        alone_ms=tuple(duration / 1e6 for duration in recording.alone_ns),
     )
 
 

@@ -32,7 +32,7 @@ from edgevit.untrusted import shorten
 
 SCHEMA = 1
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
-_NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
+NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
 _BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
 _WARMUP_FRACTION = 0.25  # of `max_total_s`, for the warm-ups of all candidates together
 
@@ -42,7 +42,8 @@ class MeasurePlan:
     """How to measure. Raises UsageError if the values contradict each other.
 
     Warm-up: windows of at least `warmup_window_runs` runs and `warmup_window_s` seconds, until the medians of the
-    last three are within `warmup_tolerance` of the middle one, or until `warmup_max_s` seconds have passed.
+    last three are within `warmup_tolerance` of the middle one, or until `warmup_max_s` seconds have passed. Then for at
+    most `clock_settle_s` seconds until the last samples of the clock that matters agree as well.
 
     Rounds: each candidate takes one turn per round, in an order drawn from `seed`. A turn starts with unrecorded runs
     for `settle_s` seconds, at least one, so that caches and spinning threads of the previous candidate no longer
@@ -73,6 +74,7 @@ class MeasurePlan:
     seed: int = 0
     sample_interval_s: float = INTERVAL_S
     idle_s: float = 1.0
+    clock_settle_s: float = 3.0
 
     def __post_init__(self) -> None:
         if min(self.min_runs, self.min_rounds, self.warmup_window_runs) < 1:
@@ -84,7 +86,7 @@ class MeasurePlan:
             )
         times = (
             *(self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s),
-            *(self.sample_interval_s, self.idle_s),
+            *(self.sample_interval_s, self.idle_s, self.clock_settle_s),
         )
         if not all(0 <= time < math.inf for time in times):
             raise UsageError("times and tolerances of a measurement must be finite and not negative")
@@ -129,6 +131,8 @@ class LatencyReport:
     details: Mapping[str, str] = field(default_factory=dict)  # from the caller: hash of the artifact, precision
     device_memory_mb: float | None = None  # on the GPU, without what CUDA itself takes
     trace: DeviceTrace | None = None  # of the whole run; None if the device has no sensor that this process may read
+    clock_steady: bool | None = None  # whether the warm-up reached a constant clock; None if no clock is reported
+    alone_ms: tuple[float, ...] = ()  # runs without other candidates, if the clock varied in turns
     energy: EnergyRecord | None = None  # None without an energy counter
 
     def __post_init__(self) -> None:
@@ -161,6 +165,11 @@ class LatencyReport:
     def p99_ms(self) -> float | None:
         """None below 662 runs; `percentile(99)` gives the reason."""
         return self.percentile(99).value
+
+    @property
+    def alone_p50_ms(self) -> float | None:
+        """Median of the runs without other candidates, which were made only if the clock varied."""
+        return float(np.median(self.alone_ms)) if self.alone_ms else None
 
     @property
     def mean_ms(self) -> float:
@@ -273,9 +282,9 @@ class LatencyReport:
             f"the warm-up did not settle within {warmup_s:.3g} s": not self.steady,
             f"stopped after {self.runs} of {self.plan.min_runs} runs": self.runs < self.plan.min_runs,
             f"stopped after {seconds:.1f} s of {self.plan.min_duration_s:g} s": seconds < self.plan.min_duration_s,
-            f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > _NOTABLE_CHANGE,
+            f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > NOTABLE_CHANGE,
             f"the machine's own speed varied by {100 * self._speed_range():.0f} %": (
-                self._speed_range() > _NOTABLE_CHANGE
+                self._speed_range() > NOTABLE_CHANGE
             ),
             f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
@@ -290,10 +299,11 @@ class LatencyReport:
         clocks = [
             f"{name} {low:g} to {high:g} MHz"
             for name, (low, high) in self.trace.clock_ranges(self.name, on_gpu=self.uses_gpu).items()
-            if high - low > _NOTABLE_CHANGE * high
+            if high - low > NOTABLE_CHANGE * high
         ]
         problem = self.trace.problem
         return {
+            f"the clock did not settle within {self.plan.clock_settle_s:g} s": self.clock_steady is False,
             f"the clocks varied meanwhile: {', '.join(clocks)}": bool(clocks),
             f"the device was not sampled to the end: {problem}": bool(problem),
         }
@@ -352,6 +362,7 @@ def _converted(data: Mapping[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in data.items() if name != _JSON_NAMES["measured_with"]},
         "measured_with": tuple(data[_JSON_NAMES["measured_with"]]),
         **{name: tuple(data[name]) for name in ("samples_ms", "starts_ns", "rounds")},
+        "alone_ms": tuple(data.get("alone_ms", ())),
         "input_shapes": {name: tuple(shape) for name, shape in data["input_shapes"].items()},
         "probes": tuple(Probe(**probe) for probe in data["probes"]),
         "plan": MeasurePlan(**data["plan"]),

@@ -126,7 +126,12 @@ def latency_parts(reports: Sequence[LatencyReport], *, detailed: bool = False) -
         mixed = [f"note: different precisions: {listed}"]
     names = short_names([report.name for report in reports])
     warnings = notes_by_name({name: report.warnings for name, report in zip(names, reports, strict=True)})
-    device = [*_sampling(reports[0]), *_energies(reports)]
+    alone = [
+        f"note: {report.name}: its clock varied in turns; alone, its p50 is {report.alone_p50_ms:.2f} ms"
+        for report in reports
+        if report.alone_p50_ms is not None
+    ]
+    device = [*_sampling(reports[0]), *_energies(reports), *alone]
     return [latency_table(reports, detailed=detailed), _conditions(reports), *device, *mixed, *warnings]
 
 

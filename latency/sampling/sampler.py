@@ -40,6 +40,7 @@ class Sampler:
         self._energy = [source for source in counters if source is not None]
         self._sources = [*(source for source in kept if source is not None), *self._energy]
         self._names, self._interval_ns, self._now_ns = tuple(names), round(1e9 * interval_s), now_ns or clock.now_ns
+        self._served = [0] * len(self._names)  # samples of each candidate in turns
         self._starts_ns: list[int] = []
         self._candidates: list[int] = []
         self._costs_ms: list[float] = []
@@ -59,17 +60,18 @@ class Sampler:
         """Read the energy counters now, in the calling thread."""
         return tuple(value for source in self._energy for value in source.read())
 
-    def request(self, candidate: int) -> None:
+    def request(self, candidate: int, *, in_turns: bool = True) -> None:
         """Ask for a sample while `candidate` works, if the last one is an interval ago.
 
-        A candidate that has more samples than another leaves its turn to that one, for an interval at most.
+        If candidates take turns, one that has more samples than another leaves its turn to that one, for an interval at
+        most.
         """
         now_ns = self._now_ns()
         waited_ns = now_ns - self._starts_ns[-1] if self._starts_ns else 2 * self._interval_ns
-        fewest = min(self._candidates.count(index) for index in range(len(self._names)))
-        served = self._candidates.count(candidate) > fewest
+        served = in_turns and self._served[candidate] > min(self._served)
         due = waited_ns >= (2 if served else 1) * self._interval_ns
         if self._sources and due and not self._problem:
+            self._served[candidate] += in_turns
             self._candidate, self._requested_ns, self._busy = candidate, now_ns, True
             self._wanted.set()
 

@@ -76,9 +76,10 @@ class DeviceTrace:
                 raise UsageError(f"device trace: the values of {series.channel.name} must be numbers or null")
 
     def samples_of(self, name: str) -> tuple[int, ...]:
-        """Return the indices of the samples during which a candidate worked."""
+        """Return the indices of the samples during which a candidate worked, without those of the warm-up."""
         index = self.names.index(name) if name in self.names else len(self.names)
-        return tuple(sample for sample, candidate in enumerate(self.candidates) if candidate == index)
+        pairs = zip(self.candidates, self.starts_ns, strict=True)
+        return tuple(sample for sample, (worked, start) in enumerate(pairs) if worked == index and start >= 0)
 
     def of_kind(self, *kinds: Kind) -> Iterator[Series]:
         return (series for series in self.series if series.channel.kind in kinds)
@@ -112,15 +113,15 @@ class DeviceTrace:
         found = {each.channel.name: each.known(samples) for each in self.of_kind(kind)}
         return {key: (min(known), float(np.median(known)), max(known)) for key, known in found.items() if known}
 
-    def clock_ranges(self, name: str, *, on_gpu: bool) -> dict[str, tuple[float, float]]:
-        """Return the lowest and the highest clock that mattered to the candidate `name` while it worked.
+    def clock_ranges(self, name: str, *, on_gpu: bool, last: int | None = None) -> dict[str, tuple[float, float]]:
+        """Return the lowest and the highest clock that mattered to the candidate `name`, in its `last` samples or all.
 
         For an engine on the processor that is the clock of the fastest core: the others may rest. For one on a GPU it
         is each clock of the GPU and of its memory.
         """
         clocks = list(self.of_kind("clock"))
         cores = [series for series in clocks if _CORE.fullmatch(series.channel.name)]
-        samples = self.samples_of(name)
+        samples = self.samples_of(name)[-(last or 0) :]
         if on_gpu:
             found = {each.channel.name: each.known(samples) for each in clocks if each not in cores}
         else:

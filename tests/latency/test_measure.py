@@ -347,7 +347,7 @@ def test_the_device_is_sampled_while_engines_work_and_never_while_one_is_timed(t
     files = tmp_path / "sys/class/devfreq/17000000.gpu/cur_freq"
     files.parent.mkdir(parents=True)
     files.write_text("918000000")
-    plan = dataclasses.replace(QUICK, sample_interval_s=0.0, min_runs=60, min_duration_s=0.0, min_rounds=8)
+    plan = dataclasses.replace(QUICK, sample_interval_s=0.0, min_runs=8, min_duration_s=0.0, min_rounds=8)
     reports = measure([Candidate(name=name, infer=work(2)) for name in "ab"], plan, root=tmp_path)
     trace = reports[0].trace
     assert trace is not None and trace == reports[1].trace and trace.problem == ""
