@@ -123,11 +123,12 @@ def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> T
     measures = ("max error / std", "PyTorch's own", "SNR dB", "top-1", *more)
     table = make_table("Parity with PyTorch", "stage", "input", *measures, "verdict")
     for result in results:
+        own = result.float32_error_of_std
         table.add_row(
             result.stage,
             f"{len(result.max_abs)} {result.kind}",
             f"{result.max_abs_of_std:.1e}",
-            "" if result.float32_error_of_std is None else f"{result.float32_error_of_std:.1e}",
+            "" if result.allowed_error_of_std is None or own is None else f"{own:.1e}",
             f"{result.snr_db:.0f}",
             "" if result.agreement is None else f"{result.agreement:.0%}",
             *((str(result.batch), f"{min(result.cosine):.7f}") if detailed else ()),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgevit import metrics
-from edgevit.errors import MissingError, UsageError
+from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
@@ -44,6 +44,7 @@ class PrecisionConverter:
     max_drop: float | None  # the fraction of top-1 that may be lost; None: no bound
     timer: StageTimer
     int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
+    _noise: dict[str, float] = field(default_factory=dict)  # of each layer of the one graph that is converted
 
     def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
         """Return the graph in the requested precision, and the plan that lists the nodes kept out of it; None for fp32.
@@ -55,6 +56,19 @@ class PrecisionConverter:
         if self.precision == "int8":
             return self._to_int8(graph, fmt)
         return graph, None
+
+    def revert_more(
+        self, graph: OnnxGraph, fmt: str, plan: QuantizationPlan
+    ) -> tuple[OnnxGraph, QuantizationPlan] | None:
+        """Return the graph with more layers in float than `plan` has, whose engine misses parity.
+
+        At least one layer of twenty goes back, or twice as many as before. None if too little would stay in int8.
+        """
+        count = max(2 * len(plan.reverted), -(-plan.layers // 20))
+        try:
+            return self._to_int8(graph, fmt, min_reverted=count)
+        except PrecisionError:
+            return None
 
     def acceptance_check(self, graph: OnnxGraph, feeds: Sequence[Feeds]) -> AcceptanceCheck:
         """Return a function that compares a quantized graph with `graph`, and returns why it is rejected, or "".
@@ -89,7 +103,7 @@ class PrecisionConverter:
             converted, plan = to_fp16(graph, feeds, load=self._load)
             return check(converted), plan
 
-    def _to_int8(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, QuantizationPlan]:
+    def _to_int8(self, graph: OnnxGraph, fmt: str, *, min_reverted: int = 0) -> tuple[OnnxGraph, QuantizationPlan]:
         scheme, feeds = get_format(fmt).require_int8(), self._feeds(self.references.calibration)
         if self.int8_range == "full":
             scheme = replace(scheme, weight_range="full")
@@ -102,6 +116,8 @@ class PrecisionConverter:
                 acceptance_check=self.acceptance_check(graph, feeds),
                 feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
                 load=self._load,
+                min_reverted=min_reverted,
+                noise=self._noise,
                 on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
             )
             check(quantized)

@@ -6,6 +6,8 @@ check parity; then latency and accuracy side by side; then all bundles are publi
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,6 +25,8 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.rules import lint
 from edgevit.export.lint.targets import LINTABLE, LintTarget, parse_version
+from edgevit.export.quantization.fp16 import PrecisionPlan
+from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
 from edgevit.models.loading import LoadedModel
@@ -55,6 +59,8 @@ from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.trtexec import device_steps
 
 __all__ = ["ExportConfig", "run"]
+
+MAX_ENGINE_ROUNDS = 4  # builds of an int8 engine; each has more layers in float than the one before
 
 
 def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = None) -> ExportReport:
@@ -193,26 +199,56 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
         if runtime.format.builds_on_device:
             bundle = config.out / bundle_folder.name
             steps = device_steps(bundle, config.options, config.target_version, inputs=specialized.inputs)
-    converted, plan = _converter(export).convert(specialized, fmt)
-    parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
-    with timer.stage(f"{fmt}: build"), translate_write_errors(bundle_folder):
-        bundle_folder.mkdir()
-        converted.save(bundle_folder / MODEL_FILE)
-        built = build_engine(runtime, bundle_folder / MODEL_FILE, bundle_folder, options)
+    converter = _converter(export)
+    converted, plan = converter.convert(specialized, fmt)
+    for round_ in itertools.count(1):
+        parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
+        built = _build_engine(export, runtime, converted, plan, bundle_folder)
+        engine_parity = _check_engine(export, built)
+        attempt = BuiltBundle(
+            runtime=runtime,
+            folder=bundle_folder,
+            options=options,
+            graph=converted,
+            precision_plan=plan,
+            built=built,
+            parity=parity + engine_parity,
+            device_steps=steps,
+        )
+        if not isinstance(plan, QuantizationPlan) or engine_parity.first_failed_stage is None:
+            return attempt
+        more = converter.revert_more(specialized, fmt, plan) if round_ < MAX_ENGINE_ROUNDS else None
+        if more is None:
+            return attempt
+        converted, plan = more
+        _discard(attempt)
+    raise AssertionError("unreachable: the rounds are bounded")
+
+
+def _build_engine(
+    export: ExportRun,
+    runtime: Runtime,
+    graph: OnnxGraph,
+    plan: PrecisionPlan | QuantizationPlan | None,
+    folder: Path,
+) -> BuildResult:
+    """Build the engine of `graph` into a new folder, and load it if it runs here."""
+    options, timer, fmt = export.config.options_for(runtime), export.timer, runtime.fmt
+    with timer.stage(f"{fmt}: build"), translate_write_errors(folder):
+        folder.mkdir()
+        graph.save(folder / MODEL_FILE)
+        built = build_engine(runtime, folder / MODEL_FILE, folder, options)
     with timer.stage(f"{fmt}: load"):
         built = open_built(built, options, expected_fraction=plan.fraction if plan is not None else None)
-    _require_inputs(built, converted)
-    parity += _check_engine(export, built)
-    return BuiltBundle(
-        runtime=runtime,
-        folder=bundle_folder,
-        options=options,
-        graph=converted,
-        precision_plan=plan,
-        built=built,
-        parity=parity,
-        device_steps=steps,
-    )
+    _require_inputs(built, graph)
+    return built
+
+
+def _discard(bundle: BuiltBundle) -> None:
+    """Close the engine of a bundle whose layers are chosen again, and delete its folder."""
+    if bundle.built.engine is not None:
+        bundle.built.engine.close()
+    shutil.rmtree(bundle.folder)
 
 
 def _converter(export: ExportRun) -> PrecisionConverter:

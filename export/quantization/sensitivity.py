@@ -80,14 +80,17 @@ def quantize_with_fallback(
     acceptance_check: AcceptanceCheck,
     feeds: Sequence[Feeds],
     load: LoadGraph,
+    min_reverted: int = 0,
+    noise: dict[str, float] | None = None,
     on_layer: OnLayer | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
     All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs for
     `feeds` is measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary
-    search.
+    search. At least `min_reverted` layers go back in any case, the noisiest first.
 
+    `noise` keeps the measured noise by layer name from one call to the next for the same graph.
     Raises PrecisionError if less than `MIN_INT8_FRACTION` of the MACs can be in int8, or can stay there.
     """
     layers = tuple(_skip_if_not_finite(layer, ranges) for layer in find_layers(graph))
@@ -101,13 +104,19 @@ def quantize_with_fallback(
             f"only {int8_macs / total_macs:.0%} of the graph's MACs are in layers that can be int8, and "
             f"{MIN_INT8_FRACTION:.0%} are required; use --precision fp16 or fp32"
         )
-    quantized = _quantize(graph, candidates, ranges, scheme)
-    rejection_reason = acceptance_check(quantized)
-    if not rejection_reason:
-        return quantized, _plan(graph, quantized, layers, {}, ranges, scheme)
-    noise = _noise_by_layer(graph, candidates, ranges, scheme=scheme, feeds=feeds, load=load, on_layer=on_layer)
+    rejection_reason = f"{min_reverted} layers have to be in float"
+    if min_reverted == 0:
+        quantized = _quantize(graph, candidates, ranges, scheme)
+        rejection_reason = acceptance_check(quantized)
+        if not rejection_reason:
+            return quantized, _plan(graph, quantized, layers, {}, ranges, scheme)
+    noise = {} if noise is None else noise
+    if not noise:
+        noise |= _noise_by_layer(graph, candidates, ranges, scheme=scheme, feeds=feeds, load=load, on_layer=on_layer)
     by_noise = sorted(candidates, key=lambda layer: -noise[layer.name])
     limit = _max_reverted(by_noise, min_macs)
+    if min_reverted > limit:
+        raise PrecisionError(f"{rejection_reason}, and at least {MIN_INT8_FRACTION:.0%} of the MACs in int8")
     last_reason = acceptance_check(_quantize(graph, by_noise[limit:], ranges, scheme))
     if last_reason:
         names = ", ".join(layer.name for layer in by_noise[:5])
@@ -116,7 +125,11 @@ def quantize_with_fallback(
             f"{last_reason} (most sensitive: {names}). Calibrate with images like those the model will see, or use "
             "--precision fp16"
         )
-    count = _min_reverted(limit, lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)))
+    count = _min_reverted(
+        max(min_reverted, 1),
+        limit,
+        lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)),
+    )
     reverted = {
         layer.name: f"{_COSTS_ACCURACY}: SNR {_decibel(noise[layer.name]):.0f} dB with this layer alone in int8"
         for layer in by_noise[:count]
@@ -187,12 +200,12 @@ def _max_reverted(layers: Sequence[Layer], min_macs: float) -> int:
     return len(layers)
 
 
-def _min_reverted(limit: int, accepts: Callable[[int], bool]) -> int:
-    """Return the smallest accepted number of layers in float, from 1 to `limit`, by binary search.
+def _min_reverted(least: int, limit: int, accepts: Callable[[int], bool]) -> int:
+    """Return the smallest accepted number of layers in float, from `least` to `limit`, by binary search.
 
-    0 is known to be rejected and `limit` to be accepted.
+    `limit` is known to be accepted.
     """
-    rejected, accepted = 0, limit
+    rejected, accepted = least - 1, limit
     while accepted - rejected > 1:
         middle = (rejected + accepted) // 2
         if accepts(middle):

@@ -70,6 +70,10 @@ def outlier():
     return Small(3000.0)
 
 
+def uneven():
+    return Small(30.0)
+
+
 def hopeless():
     return Hopeless()
 

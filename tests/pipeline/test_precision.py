@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.references import ReferenceData
 from edgevit.runtimes.base import BuildOptions, Engine
-from edgevit.runtimes.onnxruntime import OnnxRuntime
-from edgevit.types import Reference
+from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
+from edgevit.types import Array, Reference
 from tests.helpers.cli import last_line, status
 from tests.helpers.graphs import parse
 from tests.helpers.int8 import (
@@ -58,6 +59,25 @@ def test_max_drop_of_zero_holds(small: Path, views: Path, tmp_path: Path) -> Non
     assert found["verdict"]["images"] == len(list(data.rglob("*.png")))
     assert found["verdict"]["drop_points"] <= 0
     assert found["verdict"]["top1"] >= found["verdict"]["top1_fp32"] > 0.5
+
+
+def test_an_engine_that_misses_parity_gets_more_layers_in_float(
+    small: Path, views: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph passes, and the engine is wrong as long as more than two of its layers are int8."""
+    infer, built = OnnxRuntimeEngine._infer, set()
+
+    def wrong(engine: OnnxRuntimeEngine, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = infer(engine, feeds)
+        layers = engine.executed_layers().layers.get("int8", 0) if engine._optimized else 0
+        built.add(layers)
+        return {name: -array if layers > 2 else array for name, array in outputs.items()}
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_infer", wrong)
+    assert export(small, "uneven", tmp_path, "--calib", views) == 0
+    found = manifest(tmp_path, "small_uneven-int8-ort")
+    assert costly(found) == ["wide/Conv"] and max(built) == 3
+    assert [stage["name"] for stage in found["exporter"]["stages"]].count("ort: build") == 2
 
 
 def test_max_drop_counts_changed_classes_without_labels(small: Path, views: Path, tmp_path: Path) -> None:

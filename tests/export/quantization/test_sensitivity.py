@@ -24,7 +24,7 @@ from edgevit.export.quantization.sensitivity import (
     quantize_with_fallback,
 )
 from edgevit.formats import Int8Scheme
-from edgevit.types import Array
+from edgevit.types import Array, Run
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import noise
 from tests.helpers.quantization import checked_graph, load, output, snr_db
@@ -263,22 +263,45 @@ def quantize_accepting_all(graph: OnnxGraph) -> None:
     )
 
 
+def test_more_layers_go_back_on_request_and_their_noise_is_measured_once() -> None:
+    graph, feeds, noises, loads = matmul_chain(sensitive=2), [{"x": IMAGE}], dict[str, float](), list[OnnxGraph]()
+
+    def counting_load(each: OnnxGraph) -> Run:
+        loads.append(each)
+        return load(each)
+
+    def reverted(count: int) -> set[str]:
+        _, plan = quantize_with_fallback(
+            graph, collect_ranges(graph, feeds, load=load), scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "",
+            feeds=feeds, load=counting_load, min_reverted=count, noise=noises,
+        )  # fmt: skip
+        return {node.name for node in plan.reverted}
+
+    assert reverted(1) == {NAMES[2]}
+    assert len(loads) == LAYERS + 1 == len(noises) + 1
+    assert len(reverted(2)) == 2 and NAMES[2] in reverted(2)
+    assert len(loads) == LAYERS + 1
+    with pytest.raises(PrecisionError, match="layers have to be in float, and at least 50% of the MACs in int8"):
+        reverted(LAYERS)
+
+
 # Parts
 
 
-@pytest.mark.parametrize("limit", range(1, 20))
-def test_binary_search_finds_the_fewest(limit: int) -> None:
-    for expected in range(1, limit + 1):
+@pytest.mark.parametrize("least", [1, 4])
+@pytest.mark.parametrize("limit", range(4, 20))
+def test_binary_search_finds_the_fewest(limit: int, least: int) -> None:
+    for expected in range(least, limit + 1):
         tried: list[int] = []
 
         def accepts(count: int, expected: int = expected, tried: list[int] = tried) -> bool:
             tried.append(count)
             return count >= expected
 
-        assert _min_reverted(limit, accepts) == expected
+        assert _min_reverted(least, limit, accepts) == expected
         assert len(tried) <= math.ceil(math.log2(limit))
         assert len(set(tried)) == len(tried)
-        assert all(0 < count < limit for count in tried)  # both ends are known
+        assert all(least <= count < limit for count in tried)  # the limit is known
 
 
 @pytest.mark.parametrize(
