@@ -33,11 +33,11 @@ class Evaluation:
     """The predictions of one candidate for every image, and the accuracies derived from them."""
 
     name: str
-    precision: str  # the executed precision, as reported by the runtime
     class_count: int
     labels: tuple[int, ...]
     predictions: tuple[int, ...]  # predicted classes; NO_PREDICTION if the logits are unusable
     ranks: tuple[int, ...]  # of the true classes, 0 is the best; class_count if there is no prediction
+    precision: str = "unknown"  # the executed precision, as reported by the runtime
 
     @property
     def images(self) -> int:
@@ -109,18 +109,15 @@ def evaluate(
     preprocessing: Preprocessing,
     *,
     batch: int = 1,
-    input_name: str = INPUT,
-    output_name: str = OUTPUT,
-    precisions: Mapping[str, str] | None = None,
     progress: OnImages | None = None,
     on_skip: OnSkip | None = None,
 ) -> tuple[Evaluation, ...]:
     """Run every candidate on every image. Each image is read once, and all candidates get the same array.
 
-    Every call has exactly `batch` images, as engines with a fixed batch need; the last one is filled up by repetition.
-    `precisions` are the executed precisions by candidate, for the report. Images that cannot be read are left out and
-    reported to `on_skip`. Raises ImageError if there is no `on_skip` for them, or if none can be read; UsageError if an
-    output is not one row of logits per image.
+    A candidate takes INPUT and returns OUTPUT; `with_common_names` and `in_own_batches` adapt others. Every call has
+    exactly `batch` images, as engines with a fixed batch need; the last one is filled up by repetition. Images that
+    cannot be read are left out and reported to `on_skip`. Raises ImageError if there is no `on_skip` for them, or if
+    none can be read; UsageError if an output is not one row of logits per image.
     """
     found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in candidates}
     done, total = 0, len(images.paths)
@@ -128,7 +125,7 @@ def evaluate(
     for photos, labels in _batches(images, preprocessing, batch, on_skip):
         read.append(labels)
         for name, run in candidates.items():
-            output = run({input_name: _filled(photos, batch)})[output_name]
+            output = run({INPUT: _filled(photos, batch)})[OUTPUT]
             logits = _require_logits(output, batch, images.class_count, name)[: len(labels)]
             found[name].append(_predict(logits, labels))
         done = min(done + batch, total)
@@ -137,7 +134,6 @@ def evaluate(
     return tuple(
         Evaluation(
             name=name,
-            precision=(precisions or {}).get(name, "unknown"),
             class_count=images.class_count,
             labels=tuple(np.concatenate(read).tolist()),
             predictions=tuple(np.concatenate([predictions for predictions, _ in parts]).tolist()),
@@ -145,6 +141,11 @@ def evaluate(
         )
         for name, parts in found.items()
     )
+
+
+def with_common_names(run: Run, input_name: str, output_name: str) -> Run:
+    """Return `run` with INPUT and OUTPUT as the names of its input and output."""
+    return lambda feeds: {OUTPUT: run({input_name: feeds[INPUT]})[output_name]}
 
 
 def in_own_batches(engine: RunnableEngine, batch: int) -> Run:

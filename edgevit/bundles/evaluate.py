@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgevit import metrics
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, require_precision
-from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, recreate_model
+from edgevit.bundles.source_model import PytorchSource, recreate_model
 from edgevit.datasets import find_dataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, skipped_notes
@@ -39,64 +39,64 @@ class _Candidate:
     bundle: Bundle | None = None  # the bundle that the engine belongs to; None for PyTorch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """How to evaluate: CPU threads, a limit of the images, and whether one that cannot be read is an error."""
+
+    threads: int | None = None
+    limit: int | None = None  # images, spread over the classes
+    strict: bool = False
+
+
 def evaluate_bundles(
     bundles: Sequence[Bundle],
     *,
     data: Path,
     models: Sequence[LoadedModel] = (),
-    against: Sequence[str] = (),
-    source: PytorchSource = FROM_MANIFEST,
-    threads: int | None = None,
-    limit: int | None = None,
-    strict: bool = False,
+    pytorch: PytorchSource | None = None,
+    options: EvalOptions = EvalOptions(),  # frozen
     on_progress: OnImages | None = None,
 ) -> AccuracyReport:
-    """Measure top-1 and top-5 of bundles, and of `models` in PyTorch, on the labeled images in `data`.
+    """Measure top-1 and top-5 of bundles, and of PyTorch, on the labeled images in `data`.
 
-    The reference that the others are compared with is PyTorch if it takes part, as one of the `models` or by
-    `against=["torch"]`, and the first bundle otherwise. `source` names the PyTorch model of the first bundle.
-    `limit` caps the number of images, spread over the classes.
-
-    Images that cannot be read are left out and named in the notes of the report; ImageError is raised for the first if
-    `strict`, or if none can be read.
+    PyTorch takes part with each of `models`, and with the model of the first bundle if `pytorch` says where to find
+    that. The first PyTorch model is the reference that the others are compared with, or else the first bundle.
+    Images that cannot be read are left out and named in the notes of the report.
 
     Raises UsageError if the candidates preprocess images differently or have different classes, MissingError if
-    PyTorch is needed and not installed.
+    PyTorch is needed and not installed, and ImageError if no image can be read, or one cannot and that is an error.
     """
-    if unknown := [name for name in against if name != TORCH]:
-        raise UsageError(f"--against accepts only {TORCH}, got {unknown[0]!r}; pass other bundles as arguments")
-    if against and not bundles:
+    if pytorch is not None and not bundles:
         raise UsageError(f"--against {TORCH} needs a bundle; a model given by name runs in PyTorch already")
     with ExitStack() as stack:
-        candidates = [_model_candidate(model, threads) for model in models]
-        engines = [stack.enter_context(load_engine(bundle, threads=threads)) for bundle in bundles]
-        if against:
-            candidates.append(_source_candidate(bundles[0], engines[0], source, threads))
+        candidates = [_model_candidate(model, options.threads) for model in models]
+        engines = [stack.enter_context(load_engine(bundle, threads=options.threads)) for bundle in bundles]
+        if pytorch is not None:
+            candidates.append(_source_candidate(bundles[0], engines[0], pytorch, options.threads))
         candidates += [
             replace(_bundle_candidate(name, engine, bundle), bundle=bundle)
             for name, engine, bundle in zip(display_names(bundles), engines, bundles, strict=True)
         ]
-        return _evaluate(candidates, data, limit, on_progress, strict=strict)
+        return _evaluate(candidates, data, options, on_progress)
 
 
 def _evaluate(
-    candidates: Sequence[_Candidate], data: Path, limit: int | None, on_progress: OnImages | None, *, strict: bool
+    candidates: Sequence[_Candidate], data: Path, options: EvalOptions, on_progress: OnImages | None
 ) -> AccuracyReport:
     first = candidates[0]
     class_count = metrics.class_count(first.engine)
     for other in candidates[1:]:
         _require_comparable(first, other)
     images = find_dataset(data, classes=first.classes, class_count=class_count)
-    images = images if limit is None else images.sample(limit)
+    images = images if options.limit is None else images.sample(options.limit)
     skipped: list[ImageError] = []
     evaluations = metrics.evaluate(
         {each.name: metrics.in_own_batches(each.engine, each.batch) for each in candidates},
         images,
         first.preprocessing,
         batch=max(each.batch for each in candidates),
-        precisions={each.name: _executed_precision(each).actual for each in candidates},
         progress=on_progress,
-        on_skip=None if strict else skipped.append,
+        on_skip=None if options.strict else skipped.append,
     )
     notes = [f"{each.name} has random weights: its accuracy means nothing" for each in candidates if _is_random(each)]
     unreadable = {error.path for error in skipped}
@@ -104,7 +104,10 @@ def _evaluate(
     return AccuracyReport(
         paths=tuple(path for path in images.paths if path not in unreadable),
         description=images.description,
-        evaluations=evaluations,
+        evaluations=tuple(
+            replace(evaluation, precision=_executed_precision(candidate).actual)
+            for candidate, evaluation in zip(candidates, evaluations, strict=True)
+        ),
         notes=tuple(notes),
     )
 

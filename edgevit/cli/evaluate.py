@@ -50,8 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments, console: Console) -> int:
     """Evaluate bundles and PyTorch on the same images."""
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.evaluate import evaluate_bundles
+    from edgevit.bundles.evaluate import TORCH, EvalOptions, evaluate_bundles
 
+    if unknown := [name for name in arguments.against if name != TORCH]:
+        raise UsageError(f"--against accepts only {TORCH}, got {unknown[0]!r}; pass other bundles as arguments")
     names = [name for name in arguments.bundle if _is_model(name)]
     source = _source(arguments, names)
     with redirect_user_output(), console.image_progress() as on_progress:
@@ -59,11 +61,8 @@ def run(arguments: Arguments, console: Console) -> int:
             [Bundle.open(path) for path in arguments.bundle if not _is_model(path)],
             models=_load_models(names, None if arguments.against else arguments.weights),
             data=arguments.data,
-            against=arguments.against,
-            source=source,
-            threads=arguments.threads,
-            limit=arguments.limit,
-            strict=arguments.strict,
+            pytorch=source if arguments.against else None,
+            options=EvalOptions(threads=arguments.threads, limit=arguments.limit, strict=arguments.strict),
             on_progress=on_progress,
         )
     console.result(*result_lines(report))

@@ -190,15 +190,18 @@ class Swin(nn.Module):
         self.patch_embed = PatchEmbed(width, patch_size)
         self.layers = nn.Sequential()
         for stage, (size, stage_heads, stage_rates) in enumerate(zip(sizes, heads, rates, strict=True)):
-            layers = window_layers(
-                embed_dim * 2**stage,
-                stage_heads,
-                size=size,
-                window=window_size,
-                mlp_ratio=mlp_ratio,
-                drop_paths=stage_rates,
-                rescale=rescale,
-            )
+            dim, windows = embed_dim * 2**stage, alternating_windows(size, window_size, len(stage_rates))
+            check_heads(dim, stage_heads)
+            layers = [
+                TransformerLayer(
+                    dim,
+                    WindowAttention(dim, stage_heads, size=size, window=window, shift=shift),
+                    mlp_ratio=mlp_ratio,
+                    drop_path=rate,
+                    rescale=rescale,
+                )
+                for (window, shift), rate in zip(windows, stage_rates, strict=True)
+            ]
             downsample = merging(width * 2**stage) if stage + 1 < len(depths) else nn.Identity()
             self.layers.append(Stage(chain(layers, rescale), downsample))
         width *= 2 ** (len(depths) - 1)
@@ -233,29 +236,13 @@ def map_sizes(img_size: tuple[int, int], *, patch_size: int, window: int, stages
     return sizes
 
 
-def window_layers(
-    dim: int,
-    heads: int,
-    *,
-    size: tuple[int, int],
-    window: int,
-    mlp_ratio: float,
-    drop_paths: list[float],
-    rescale: Rescaling | None,
-) -> list[TransformerLayer]:
-    """Return the layers of one stage. Every second one shifts, unless a side of the map is no longer than a window."""
-    check_heads(dim, heads)
+def alternating_windows(size: tuple[int, int], window: int, depth: int) -> list[tuple[int, int]]:
+    """Return window and shift of each layer of a stage, whose map has `size`.
+
+    Every second layer shifts by half a window, unless a side of the map is no longer than a window.
+    """
     shift = window // 2 if min(size) > window else 0
-    return [
-        TransformerLayer(
-            dim,
-            WindowAttention(dim, heads, size=size, window=min(window, *size), shift=shift if index % 2 else 0),
-            mlp_ratio=mlp_ratio,
-            drop_path=rate,
-            rescale=rescale,
-        )
-        for index, rate in enumerate(drop_paths)
-    ]
+    return [(min(window, *size), shift if index % 2 else 0) for index in range(depth)]
 
 
 def without_constants(weights: StateDict) -> StateDict:

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, find_images, warn_of_skipped
-from edgevit.metrics import Evaluation, OnImages, evaluate
+from edgevit.metrics import Evaluation, OnImages, evaluate, with_common_names
 from edgevit.models.loading import LoadedModel
 from edgevit.types import Array, Reference, Run, TensorSpec
 
@@ -36,12 +36,10 @@ class EvalDataset:
             self.unreadable[str(error)] = error
 
         return evaluate(
-            candidates,
+            {name: with_common_names(run, self.input_name, self.output_name) for name, run in candidates.items()},
             self.images,
             self.preprocessing,
             batch=self.batch,
-            input_name=self.input_name,
-            output_name=self.output_name,
             progress=progress,
             on_skip=None if self.strict else skip,
         )

@@ -21,6 +21,7 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.evaluate import evaluate_bundles
 from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE
+from edgevit.bundles.source_model import FROM_MANIFEST
 from edgevit.errors import UsageError
 from edgevit.models.loading import class_names
 from tests.helpers.cifar10 import DATA, Cifar10
@@ -79,7 +80,7 @@ def test_the_table_shows_accuracy_and_agreement(
     paths = [shared_bundle(fmt).path for fmt in ("ort", "openvino")]
     assert status("eval", *paths, "--data", photos, "--limit", "50") == 0
     out, err = capsys.readouterr()
-    for part in ("top-1 %", "top-5 %", "agrees", "points lost", "100.00", "0.00 (", "class name", "50 of 200 images"):
+    for part in ("top-1 %", "same %", "points lost", "100.00", "0.00 (", "class name", "50 of 200 images"):
         assert part in out
     assert err.splitlines()[-1] == "  images: 50 of 50"
 
@@ -306,7 +307,7 @@ def test_changed_weights_are_refused_as_a_reference(
     store.write_references(copy / REFERENCE_FILE, other)
     store.write_manifest(copy, source.manifest)
     with pytest.raises(UsageError, match="does not match"):
-        evaluate_bundles([Bundle.open(copy)], data=photos, against=["torch"])
+        evaluate_bundles([Bundle.open(copy)], data=photos, pytorch=FROM_MANIFEST)
 
 
 def test_random_weights_are_noted(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
