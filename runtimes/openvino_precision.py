@@ -23,6 +23,7 @@ class Operator(NamedTuple):
 
     matmuls: int  # 2 for attention, 1 for every other
     macs: int | None  # None if its shapes are unknown
+    has_weights: bool = False  # whether it multiplies by a constant
 
 
 def multiplying_operators(model: Any) -> dict[str, Operator]:
@@ -33,7 +34,11 @@ def multiplying_operators(model: Any) -> dict[str, Operator]:
         if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
             kind = "Deconvolution"
         if kind in _MULTIPLYING:
-            operators[node.get_friendly_name()] = Operator(2 if kind in _ATTENTIONS else 1, _macs(kind, node))
+            operators[node.get_friendly_name()] = Operator(
+                matmuls=2 if kind in _ATTENTIONS else 1,
+                macs=_macs(kind, node),
+                has_weights=kind not in _ATTENTIONS and _is_constant(node.input_value(1)),
+            )
     return operators
 
 
@@ -69,10 +74,23 @@ def _runtime_info(node: Any, name: str) -> str:
 def _multiplies_int8(node: Any, fused: Sequence[Operator]) -> bool:
     """Return whether all matmuls in one layer multiply 8-bit inputs.
 
-    The plugin reports int8 for the whole layer if a single input has 8 bits, even if the others are fp32.
+    The plugin reports int8 for the whole layer if a single input has 8 bits, even if the others are fp32. Each matmul
+    by weights has an 8-bit input for them; its other factor may be quantized within the layer. A chain of n matmuls
+    without weights, as in attention, has n + 1 inputs.
     """
     types = [port.get_element_type().to_string() for port in node.inputs()]
-    return sum(name in ("i8", "u8") for name in types) > sum(operator.matmuls for operator in fused)
+    with_weights = sum(operator.matmuls for operator in fused if operator.has_weights)
+    others = sum(operator.matmuls for operator in fused if not operator.has_weights)
+    return sum(name in ("i8", "u8") for name in types) >= with_weights + others + (others > 0)
+
+
+def _is_constant(value: Any, depth: int = 6) -> bool:
+    """Return whether an input is a constant or computed from constants, as dequantized weights are."""
+    node = value.get_node()
+    if node.get_type_name() == "Constant":
+        return True
+    inputs = node.input_values()
+    return depth > 0 and bool(inputs) and all(_is_constant(each, depth - 1) for each in inputs)
 
 
 def _macs(kind: str, node: Any) -> int | None:
