@@ -50,6 +50,7 @@ __all__ = [
 
 _MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
 _PROBE_INTERVAL_NS = 500_000_000
+_SAMPLED_BETWEEN_NS = 100_000_000  # a millisecond of waiting changes such an inference by less than 1 %
 _POLL_S = 0.0005
 _ALONE_S = 2.0  # of a candidate alone
 _LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
@@ -101,10 +102,12 @@ def measure(
         recordings = [
             _Recording(
                 candidate,
+                index=index,
                 runs_per_turn=max(1, round(1e9 * turn_s / warmup.median_ns)),
                 settles=warmup.median_ns < _LONG_INFERENCE_NS,
+                sampled_between=warmup.median_ns >= _SAMPLED_BETWEEN_NS,
             )
-            for candidate, warmup in zip(candidates, warmups, strict=True)
+            for index, (candidate, warmup) in enumerate(zip(candidates, warmups, strict=True))
         ]
         origin_ns, probes = _run_rounds(recordings, plan, limit_s, sampler, on_progress)
         trace = sampler.trace(origin_ns)
@@ -135,8 +138,10 @@ class _Recording:
     """A candidate's samples while they are recorded."""
 
     candidate: Candidate
+    index: int  # in the sampler
     runs_per_turn: int
     settles: bool  # whether a turn starts with unrecorded runs
+    sampled_between: bool  # whether the device is sampled between recorded runs too, which are long
     starts_ns: list[int] = field(default_factory=list)
     durations_ns: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
@@ -188,7 +193,6 @@ def _run_rounds(
     while not number or (fraction < 1 and elapsed_s + round_s <= limit_s):
         round_start_ns = clock.now_ns()
         for index in random.permutation(len(recordings)):
-            sampler.request(int(index))
             _settle(recordings[index], plan, sampler)
             _take_turn(recordings[index], number, origin_ns, sampler)
         number += 1
@@ -215,14 +219,20 @@ def _settle(recording: _Recording, plan: MeasurePlan, sampler: Sampler) -> None:
     So the device is sampled while it works, and not while anything is timed.
     """
     name, infer = recording.candidate.name, recording.candidate.infer
+    sampler.request(recording.index)
     if not recording.settles:
-        while sampler.busy:
-            time.sleep(_POLL_S)
+        _wait_for(sampler)
         return
     settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
     timed(name, infer)
     while clock.now_ns() < settled_ns or sampler.busy:
         timed(name, infer)
+
+
+def _wait_for(sampler: Sampler) -> None:
+    """Wait until a requested sample is read, if there is one."""
+    while sampler.busy:
+        time.sleep(_POLL_S)
 
 
 def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Sampler) -> None:
@@ -233,6 +243,9 @@ def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Samp
     if counts_energy:
         timed(name, infer)  # after the counters were read, the first run would be slower
     for _ in range(recording.runs_per_turn):
+        if recording.sampled_between:
+            sampler.request(recording.index)
+            _wait_for(sampler)
         start_ns, duration_ns, outputs = timed(name, infer)
         require_valid_outputs(name, outputs)
         recording.starts_ns.append(start_ns - origin_ns)

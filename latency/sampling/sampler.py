@@ -70,7 +70,7 @@ class Sampler:
         waited_ns = now_ns - self._starts_ns[-1] if self._starts_ns else 2 * self._interval_ns
         served = in_turns and self._served[candidate] > min(self._served)
         due = waited_ns >= (2 if served else 1) * self._interval_ns
-        if self._sources and due and not self._problem:
+        if self._sources and due and not self._busy and not self._problem:
             self._served[candidate] += in_turns
             self._candidate, self._requested_ns, self._busy = candidate, now_ns, True
             self._wanted.set()

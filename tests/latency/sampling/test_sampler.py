@@ -72,6 +72,23 @@ def test_a_candidate_with_more_samples_leaves_its_turn_to_another() -> None:
     assert traced(sampler).candidates == (NOBODY, 0, 1, 0, 0, NOBODY)
 
 
+def test_a_request_during_a_sample_changes_nothing() -> None:
+    answer = threading.Event()
+
+    def read() -> Sequence[float]:
+        if threading.current_thread().name == "edgevit-sampler":
+            answer.wait(10)
+        return [1.0]
+
+    with Sampler([Source((CLOCK,), read)], "ab", interval_s=0) as sampler:
+        sampler.request(0)
+        sampler.request(1)
+        answer.set()
+        while sampler.busy:
+            time.sleep(0.0001)
+    assert traced(sampler).candidates == (NOBODY, 0, NOBODY)
+
+
 def test_reading_takes_place_in_another_thread() -> None:
     threads: list[str] = []
 
