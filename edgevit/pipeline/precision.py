@@ -15,7 +15,12 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.int8 import find_layers
-from edgevit.export.quantization.sensitivity import AcceptanceCheck, QuantizationPlan, quantize_with_fallback
+from edgevit.export.quantization.sensitivity import (
+    AcceptanceCheck,
+    NoiseMeasurement,
+    QuantizationPlan,
+    quantize_with_fallback,
+)
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
@@ -114,11 +119,13 @@ class PrecisionConverter:
                 ranges,
                 scheme=scheme,
                 acceptance_check=self.acceptance_check(graph, feeds),
-                feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
-                load=self._load,
+                measurement=NoiseMeasurement(
+                    feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
+                    load=self._load,
+                    on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
+                    noise=self._noise,
+                ),
                 min_reverted=min_reverted,
-                noise=self._noise,
-                on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
             )
             check(quantized)
         if scheme.float_dtype == "fp32":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,6 +68,34 @@ class QuantizationPlan:
         return {"summary": self.summary, **renamed, **fields}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseMeasurement:
+    """Measures how much noise each layer alone adds to the outputs for `feeds`; once, for one graph.
+
+    `load` prepares a graph to run. `noise` is what has been measured, by layer name.
+    """
+
+    feeds: Sequence[Feeds]
+    load: LoadGraph
+    on_layer: OnLayer | None = None
+    noise: dict[str, float] = field(default_factory=dict)
+
+    def by_layer(
+        self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
+    ) -> Mapping[str, float]:
+        """Return the noise-to-signal ratio of the outputs with each layer alone in int8, by layer name."""
+        if self.noise:
+            return self.noise
+        run = self.load(graph)
+        expected = [run(feed) for feed in self.feeds]
+        for index, layer in enumerate(layers):
+            if self.on_layer is not None:
+                self.on_layer(index, len(layers))
+            run = self.load(quantize_alone(layer))
+            self.noise[layer.name] = _noise_to_signal(expected, [run(feed) for feed in self.feeds])
+        return self.noise
+
+
 _COSTS_ACCURACY = "costs accuracy"
 _NOT_FINITE = "its input or output is not finite on the calibration inputs, in fp32 too"
 
@@ -78,19 +106,15 @@ def quantize_with_fallback(
     *,
     scheme: Int8Scheme,
     acceptance_check: AcceptanceCheck,
-    feeds: Sequence[Feeds],
-    load: LoadGraph,
+    measurement: NoiseMeasurement,
     min_reverted: int = 0,
-    noise: dict[str, float] | None = None,
-    on_layer: OnLayer | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
-    All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs for
-    `feeds` is measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary
-    search. At least `min_reverted` layers go back in any case, the noisiest first.
+    All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs is
+    measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary search. At
+    least `min_reverted` layers go back in any case, the noisiest first.
 
-    `noise` keeps the measured noise by layer name from one call to the next for the same graph.
     Raises PrecisionError if less than `MIN_INT8_FRACTION` of the MACs can be in int8, or can stay there.
     """
     layers = tuple(_skip_if_not_finite(layer, ranges) for layer in find_layers(graph))
@@ -110,9 +134,7 @@ def quantize_with_fallback(
         rejection_reason = acceptance_check(quantized)
         if not rejection_reason:
             return quantized, _plan(graph, quantized, layers, {}, ranges, scheme)
-    noise = {} if noise is None else noise
-    if not noise:
-        noise |= _noise_by_layer(graph, candidates, ranges, scheme=scheme, feeds=feeds, load=load, on_layer=on_layer)
+    noise = measurement.by_layer(graph, candidates, lambda layer: _quantize(graph, [layer], ranges, scheme))
     by_noise = sorted(candidates, key=lambda layer: -noise[layer.name])
     limit = _max_reverted(by_noise, min_macs)
     if min_reverted > limit:
@@ -150,28 +172,6 @@ def _quantize(
     graph: OnnxGraph, layers: Collection[Layer], ranges: Mapping[str, ValueRange], scheme: Int8Scheme
 ) -> OnnxGraph:
     return quantize(graph, [layer.name for layer in layers], ranges, scheme=scheme)
-
-
-def _noise_by_layer(
-    graph: OnnxGraph,
-    layers: Sequence[Layer],
-    ranges: Mapping[str, ValueRange],
-    *,
-    scheme: Int8Scheme,
-    feeds: Sequence[Feeds],
-    load: LoadGraph,
-    on_layer: OnLayer | None,
-) -> dict[str, float]:
-    """Return the noise-to-signal ratio of the outputs with each layer alone in int8, by layer name."""
-    run = load(graph)
-    expected = [run(feed) for feed in feeds]
-    noise = {}
-    for index, layer in enumerate(layers):
-        if on_layer is not None:
-            on_layer(index, len(layers))
-        run = load(_quantize(graph, [layer], ranges, scheme))
-        noise[layer.name] = _noise_to_signal(expected, [run(feed) for feed in feeds])
-    return noise
 
 
 def _noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:

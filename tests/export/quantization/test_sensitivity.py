@@ -16,6 +16,7 @@ from edgevit.export.quantization.calibration import collect_ranges
 from edgevit.export.quantization.int8 import Layer
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
+    NoiseMeasurement,
     QuantizationPlan,
     _decibel,
     _max_reverted,
@@ -72,9 +73,11 @@ def quantize_checked(
         collect_ranges(graph, feeds, load=load),
         scheme=scheme,
         acceptance_check=acceptance_check,
-        feeds=feeds,
-        load=load,
-        on_layer=None if progress is None else lambda done, total: progress.append((done, total)),
+        measurement=NoiseMeasurement(
+            feeds=feeds,
+            load=load,
+            on_layer=None if progress is None else lambda done, total: progress.append((done, total)),
+        ),
     )
     onnx.checker.check_model(ir.to_proto(quantized.model), full_check=True)
     assert int8_layers(quantized) == plan.layers - len(plan.kept)
@@ -168,9 +171,7 @@ def test_a_layer_that_int8_does_not_speed_up_is_kept_and_not_reverted() -> None:
         collect_ranges(graph, feeds, load=load),
         scheme=INT8_SCHEMES["ort"],
         acceptance_check=accepts_at_most(2),
-        feeds=feeds,
-        load=load,
-        on_layer=lambda _, total: totals.append(total),
+        measurement=NoiseMeasurement(feeds=feeds, load=load, on_layer=lambda _, total: totals.append(total)),
     )
     assert totals == [3, 3, 3]
     assert {node.name: node.reason.split(":")[0] for node in plan.kept} == {
@@ -259,7 +260,11 @@ def quantize_accepting_all(graph: OnnxGraph) -> None:
     feeds = [{"x": noise(8, 8, seed=0)}]
     ranges = collect_ranges(graph, feeds, load=load)
     quantize_with_fallback(
-        graph, ranges, scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "", feeds=feeds, load=load
+        graph,
+        ranges,
+        scheme=INT8_SCHEMES["ort"],
+        acceptance_check=lambda _: "",
+        measurement=NoiseMeasurement(feeds=feeds, load=load),
     )
 
 
@@ -273,7 +278,7 @@ def test_more_layers_go_back_on_request_and_their_noise_is_measured_once() -> No
     def reverted(count: int) -> set[str]:
         _, plan = quantize_with_fallback(
             graph, collect_ranges(graph, feeds, load=load), scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "",
-            feeds=feeds, load=counting_load, min_reverted=count, noise=noises,
+            measurement=NoiseMeasurement(feeds=feeds, load=counting_load, noise=noises), min_reverted=count,
         )  # fmt: skip
         return {node.name for node in plan.reverted}
 
@@ -342,8 +347,7 @@ def test_a_layer_with_a_wrong_range_goes_back_to_float() -> None:
         ranges,
         scheme=INT8_SCHEMES["trt"],
         acceptance_check=requires_snr(graph, 20),
-        feeds=feeds,
-        load=load,
+        measurement=NoiseMeasurement(feeds=feeds, load=load),
     )
     assert [node.name for node in plan.reverted] == [NAMES[3]]
 
