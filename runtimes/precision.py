@@ -69,9 +69,9 @@ class ExecutedPrecision:
         """Raise PrecisionError if less than the requested precision runs, or if fp32 was requested and less runs.
 
         `expected` is the fraction of MACs, 0 to 1, that the graph has in `precision`; at least 0.95 of it must run in
-        it. If the engine's MACs are unknown, a quarter of that fraction of its layers must; if `expected` is unknown,
-        one layer. Layers of unknown precision are left out. If none of the others is in `precision`, the engine is
-        accepted only if they are not more than the unknown ones.
+        it. If the engine's MACs are unknown, a quarter of that fraction of its layers must; if `expected` is unknown, a
+        quarter of its layers. Layers of unknown precision are left out. If none of the others is in `precision`, the
+        engine is accepted only if they are not more than the unknown ones.
         """
         if expected is not None and not 0 <= expected <= 1:  # NaN too, which no comparison below would refuse
             raise PrecisionError(f"invalid {precision} fraction in the manifest ({expected}); export the model again")
@@ -89,15 +89,15 @@ class ExecutedPrecision:
                 f"requested {precision}, but {runtime} runs {_list_counts(self.layers)}; this machine or this runtime "
                 f"has no {precision} arithmetic: export with --precision fp32"
             )
-        if expected is None:
-            return
-        if self.macs:
+        if self.macs and expected is not None:
             enough = self.fraction(precision) >= MIN_FRACTION_OF_REQUESTED * expected
         else:
-            enough = _fraction(known, precision) >= MIN_LAYER_FRACTION_OF_REQUESTED * expected
+            wanted = 1.0 if expected is None else expected
+            enough = _fraction(known, precision) >= MIN_LAYER_FRACTION_OF_REQUESTED * wanted
         if not enough:
+            part = "" if expected is None else f" for {_percent(expected)} of the MACs"
             raise PrecisionError(
-                f"requested {precision} for {_percent(expected)} of the MACs, but {runtime} runs "
+                f"requested {precision}{part}, but {runtime} runs "
                 f"{self._fractions_of(precision)}; build for another runtime, or export with --precision fp32"
             )
 

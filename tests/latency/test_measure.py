@@ -14,6 +14,7 @@ import pytest
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock, compare
 from edgevit.latency import measure as measurement
+from edgevit.latency.environment import MachineState
 from edgevit.latency.measure import (
     Candidate,
     MeasurePlan,
@@ -28,6 +29,8 @@ from edgevit.runtimes.base import Engine
 from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
+from tests.fakes.machines import ORIN, write_root
+from tests.helpers import samples
 from tests.helpers.samples import OUTPUT, QUICK, work
 
 
@@ -360,6 +363,22 @@ def test_the_device_is_sampled_while_engines_work_and_never_while_one_is_timed(t
     for start_ns, cost_ms in zip(trace.starts_ns, trace.costs_ms, strict=True):
         end_ns = start_ns + 1e6 * cost_ms
         assert not any(begin < end_ns and start_ns < end for begin, end in timed)
+
+
+def test_a_jetson_that_throttles_only_while_it_works_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after the measurement no limit is active."""
+    board, working = write_root(tmp_path, ORIN), work(2)
+    limit = board / "sys/class/thermal/cooling_device1/cur_state"
+
+    def infer() -> object:
+        limit.write_text("3\n")
+        return working()
+
+    monkeypatch.setattr(MachineState, "capture", lambda *_: samples.QUIET)
+    plan = dataclasses.replace(QUICK, sample_interval_s=0.0, min_runs=8, min_duration_s=0.0, min_rounds=8)
+    (report,) = measure([Candidate(name="a", infer=infer)], plan, root=board)
+    assert report.throttled and "the machine throttled (devfreq-17000000.gpu cooling_device1 at 3)" in report.warnings
+    assert report.power_w == {"VDD_GPU_SOC": 4.764} and report.environment.board is not None
 
 
 def test_between_long_inferences_the_device_is_sampled_too(monkeypatch: pytest.MonkeyPatch) -> None:

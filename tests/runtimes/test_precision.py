@@ -106,7 +106,8 @@ def test_one_layer_with_unknown_macs_makes_all_macs_unknown(count: int | None) -
         (NOTHING_REPORTED, "fp16", 0.99, None),
         # Without MACs, a part of the layers must run in the precision, and unknown layers are left out
         (ExecutedPrecision({"int8": 1, "fp32": 79}), "int8", 0.9, "int8: 1 % of the layers"),
-        (ExecutedPrecision({"int8": 1, "fp32": 79}), "int8", None, None),
+        (ExecutedPrecision({"int8": 1, "fp32": 79}), "int8", None, "int8, but ORT runs int8: 1 % of the layers"),
+        (ExecutedPrecision({"int8": 1, "fp32": 79}), "int8", 0.0, None),
         (ExecutedPrecision({"int8": 20, "fp32": 60}), "int8", 0.9, None),
         (ExecutedPrecision({"int8": 1, "unknown": 79}), "int8", 0.9, None),
         (ExecutedPrecision({"unknown": 1}), "fp16", 0.9, None),
