@@ -206,10 +206,7 @@ def compare(
                     name,
                     np.asarray(expected),
                     outputs[name],
-                    stage=stage,
-                    kind=reference.kind,
-                    precision=precision,
-                    batch=batch,
+                    conditions=_Conditions(stage, reference.kind, precision, batch),
                     rows_differ=spread.get(name, 0.0),
                     float32_error=reference.float32_error.get(name),
                 )
@@ -235,20 +232,29 @@ def _spread_of_copies(run: Run, reference: Reference, batch: int) -> dict[str, f
     return {name: float(differences(outputs[name], outputs[name][:1]).max()) for name in reference.outputs}
 
 
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """The stage, the kind of inputs, the precision and the batch size of one comparison."""
+
+    stage: str
+    kind: str
+    precision: Precision
+    batch: int
+
+
 def _compare_output(
     name: str,
     expected: Array,
     actual: Array,
     *,
-    stage: str,
-    kind: str,
-    precision: Precision,
-    batch: int,
+    conditions: _Conditions,
     rows_differ: float,
     float32_error: float | None,
 ) -> OutputParity:
     if expected.shape != actual.shape:
-        raise ParityError(f"{stage}: output {name} has the shape {actual.shape}, but PyTorch's has {expected.shape}")
+        raise ParityError(
+            f"{conditions.stage}: output {name} has the shape {actual.shape}, but PyTorch's has {expected.shape}"
+        )
     want = expected.reshape(len(expected), -1).astype(np.float64)  # (rows, values)
     got = actual.reshape(len(actual), -1).astype(np.float64)
     classifies = expected.ndim == 2 and want.shape[1] > 1
@@ -261,11 +267,11 @@ def _compare_output(
     want, got = np.where(undefined, 0.0, want), np.where(undefined & matching, 0.0, got)
     difference = np.abs(got - want)
     return OutputParity(
-        stage=stage,
-        kind=kind,
+        stage=conditions.stage,
+        kind=conditions.kind,
         output=name,
-        precision=precision,
-        batch=batch,
+        precision=conditions.precision,
+        batch=conditions.batch,
         std=std,
         max_abs=tuple(difference.max(1).tolist()),
         cosine=tuple(_cosine(want, got).tolist()),
