@@ -96,7 +96,7 @@ def main() -> None:
     for name in arguments.names or smallest_of_each_module(arguments.count):
         outcomes.append(export_in_child(name, request, timeout_s=arguments.timeout))
         sys.stderr.write(outcomes[-1].row + "\n")
-    arguments.page.write_text(page(outcomes, request), "utf-8")
+        arguments.page.write_text(page(outcomes, request), "utf-8")  # after each: a run takes hours
 
 
 def import_timm() -> Any:
