@@ -141,8 +141,10 @@ def _capture(model: LoadedModel, timer: StageTimer, *, dynamic_batch: bool) -> O
 
 def _require_class_names(model: LoadedModel, graph: OnnxGraph) -> None:
     """Raise UsageError if the model has class names, and another number of logits."""
+    if model.classes is None or not graph.outputs:
+        return
     logits = graph.outputs[0].shape
-    if model.classes is not None and len(logits) == 2 and logits[1] != len(model.classes):
+    if len(logits) == 2 and logits[1] != len(model.classes):
         raise UsageError(
             f"{len(model.classes)} class names for {logits[1]} classes; give one name a line, in the order of the "
             "logits (--classes FILE)"
