@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_the_last_measurement_is_kept_with_every_sample(bundle: Bundle) -> None:
     assert (bundle.path / "notes.txt").read_text() == "mine"
     assert [file.path for file in kept.manifest.files] == ["latency.json", "model.onnx", "model.ort", "reference.npz"]
     assert [path.name for path in bundle.path.parent.iterdir()] == [bundle.name]
+
+
+def test_the_older_bundle_stays_whole_until_it_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    """Its files are linked into the new one, and must not be written through the link."""
+    keep_latency(bundle, [samples.report([[3.0]] * 9)])
+    for name in ("latency.json", "manifest.json"):
+        os.link(bundle.path / name, tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in ("latency.json", "manifest.json")]
+    keep_latency(bundle, [samples.report([[2.0]] * 9)])
+    assert [(tmp_path / name).read_bytes() for name in ("latency.json", "manifest.json")] == before
 
 
 def test_a_measurement_names_the_files_it_was_made_of(bundle: Bundle) -> None:

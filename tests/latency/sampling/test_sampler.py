@@ -61,6 +61,8 @@ def test_samples_are_an_interval_apart_and_know_who_worked() -> None:
     assert trace.samples_of("a") == (1, 3) and trace.samples_of("other") == ()
     assert trace.spread("a", "clock") == {"17000000.gpu": (1280, 1290, 1300)}
     assert trace.rate_hz == pytest.approx(2 / 0.42) and trace.cost_ms == 0
+    later = sampler.trace(round(100.5e9))
+    assert later is not None and later.samples_of("a") == (3,)  # the others were of the warm-up
 
 
 def test_a_candidate_with_more_samples_leaves_its_turn_to_another() -> None:
@@ -133,15 +135,17 @@ def test_a_sensor_that_fails_ends_the_sampling_only() -> None:
 
 
 def test_a_sensor_that_hangs_is_waited_for_two_seconds() -> None:
-    now, answer = Clock(), threading.Event()
+    now, begun, answer = Clock(), threading.Event(), threading.Event()
 
     def read() -> Sequence[float]:
         if threading.current_thread().name == "edgevit-sampler":
+            begun.set()
             answer.wait(10)
         return [1.0]
 
     with Sampler([Source((CLOCK,), read)], "a", interval_s=0, now_ns=now) as sampler:
         sampler.request(0)
+        begun.wait(10)
         now.s += 1.9
         assert sampler.busy
         now.s += 0.2
