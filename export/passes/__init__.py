@@ -24,15 +24,19 @@ from edgevit.export.passes.decompose_onesided_dft import decompose_onesided_dft
 from edgevit.export.passes.decompose_wrap_pad import decompose_wrap_pad
 from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, OpsetError, downgrade_opset
 from edgevit.export.passes.eliminate_ceil_mode import eliminate_ceil_mode
+from edgevit.export.passes.eliminate_pads import eliminate_pads
 from edgevit.export.passes.eliminate_slices import eliminate_slices
+from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_static_dims import fold_static_dims
 from edgevit.export.passes.freeze_reshape_shapes import freeze_reshape_shapes
 from edgevit.export.passes.fuse_affine import fuse_affine
 from edgevit.export.passes.fuse_batchnorm import fuse_batchnorm
 from edgevit.export.passes.fuse_channel_shuffle import fuse_channel_shuffle
 from edgevit.export.passes.fuse_slices import fuse_slices
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
+from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
@@ -84,8 +88,11 @@ class FormatPass:
 PASSES: tuple[Pass, ...] = (
     cleanup,
     fold_constants,
+    fold_static_dims,
     freeze_reshape_shapes,
     eliminate_slices,
+    eliminate_pads,
+    eliminate_zero_states,
     eliminate_ceil_mode,
     fuse_slices,
     fuse_batchnorm,
@@ -93,6 +100,7 @@ PASSES: tuple[Pass, ...] = (
     push_scale_to_query,
     fuse_channel_shuffle,
     push_gather_through_concat,
+    merge_reshapes,
 )
 
 # For all formats, after the passes that only some formats need.
