@@ -329,22 +329,22 @@ def test_outputs_other_than_tensors_are_an_export_error(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("outputs", "latency"),
+    ("outputs", "names", "latency"),
     [
-        (lambda first, second: (first, None, second), True),
-        (lambda first, second: {"b": first, "none": None, "a": (second, None)}, False),
+        (lambda first, second: (first, None, second), ("output_0", "output_2"), True),
+        (lambda first, second: {"b": first, "none": None, "a": (second, None)}, ("b", "a_0"), False),
     ],
 )
 def test_none_next_to_tensors_is_left_out(
-    outputs: Callable[[torch.Tensor, torch.Tensor], object], latency: bool, tmp_path: Path
+    outputs: Callable[[torch.Tensor, torch.Tensor], object], names: tuple[str, str], latency: bool, tmp_path: Path
 ) -> None:
     module, x = Returns(outputs), torch.rand(1, 4)
     made = edgevit.export(module, fmt="ort", example_input=x, out=tmp_path, latency=latency)
     with edgevit.load(made) as engine:
         answer = engine.run({"x": x.numpy()})
-    assert list(answer) == ["output_0", "output_1"]
-    assert np.allclose(answer["output_0"], module.linear(x).detach().numpy(), atol=1e-6)
-    assert np.allclose(answer["output_1"], x.relu().numpy(), atol=1e-6)
+    assert tuple(answer) == names
+    assert np.allclose(answer[names[0]], module.linear(x).detach().numpy(), atol=1e-6)
+    assert np.allclose(answer[names[1]], x.relu().numpy(), atol=1e-6)
 
 
 def test_none_behind_the_only_output_is_left_out(tmp_path: Path) -> None:
