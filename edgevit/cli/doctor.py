@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.latency.environment import Environment
+    from edgevit.latency.sampling.channel import Channel
     from edgevit.runtimes.base import Runtime
 
 
@@ -25,16 +27,19 @@ def run(_arguments: Arguments, console: Console) -> int:
     """Print the machine's properties, and each runtime with its version or the reason why it does not work."""
     from edgevit.formats import list_formats
     from edgevit.latency.environment import Environment
+    from edgevit.latency.sampling.sampler import device_channels
     from edgevit.runtimes.build import usable_version
     from edgevit.runtimes.registry import get_runtime
 
     environment = Environment.capture()
     runtimes = [get_runtime(entry.name) for entry in list_formats()]
     versions = [(runtime, *usable_version(runtime)) for runtime in runtimes]
-    console.result(doctor_table(environment, versions))
+    channels = device_channels()
+    console.result(doctor_table(environment, versions, channels))
     console.finish(
         {
             "environment": environment.to_json(),
+            "sensors": [{"name": channel.name, "kind": channel.kind, "unit": channel.unit} for channel in channels],
             "runtimes": {runtime.fmt: version for runtime, version, _ in versions},
             "unusable": {runtime.fmt: reason for runtime, version, reason in versions if version is None},
         }
@@ -42,8 +47,13 @@ def run(_arguments: Arguments, console: Console) -> int:
     return 0
 
 
-def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str | None, str]]) -> Table:
-    """Return the machine's properties, and each runtime with its version or the reason why it does not work."""
+def doctor_table(
+    environment: Environment, versions: Iterable[tuple[Runtime, str | None, str]], channels: Iterable[Channel] = ()
+) -> Table:
+    """Return the machine's properties, and each runtime with its version or the reason why it does not work.
+
+    `channels` are the sensors that a latency measurement reads.
+    """
     table = make_table("This machine", "item", "value", left=2)
     properties = {
         "processor": f"{environment.cpu or environment.architecture}, {environment.logical_cores} cores",
@@ -53,6 +63,7 @@ def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str
         "board": environment.jetson or environment.board or "unknown",
         "GPU": ", ".join(environment.gpus) or "none found",
         "clocks": f"governor {environment.governor or 'unknown'}, power mode {environment.power_mode or 'unknown'}",
+        "sensors": _counted(channels) or "none that this user can read",
         "Python": environment.python,
         **environment.packages,
     }
@@ -61,6 +72,12 @@ def doctor_table(environment: Environment, versions: Iterable[tuple[Runtime, str
     for runtime, version, reason in versions:
         table.add_row(f"--fmt {runtime.fmt}", f"{runtime.title} {version}" if version else reason)
     return table
+
+
+def _counted(channels: Iterable[Channel]) -> str:
+    """Return the number of channels of each kind, such as "2 clock, 3 temperature"."""
+    kinds = Counter(channel.kind.replace("_", " ") for channel in channels)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 COMMAND = Command(

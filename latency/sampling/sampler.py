@@ -10,7 +10,7 @@ from pathlib import Path
 from edgevit.files import first_line
 from edgevit.latency import clock
 from edgevit.latency.sampling import board, nvml, processor
-from edgevit.latency.sampling.channel import Source
+from edgevit.latency.sampling.channel import Channel, Source
 from edgevit.latency.sampling.trace import NOBODY, DeviceTrace, Series
 from edgevit.latency.system_files import SystemFiles
 
@@ -50,6 +50,10 @@ class Sampler:
         self._candidate, self._requested_ns = NOBODY, 0
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="edgevit-sampler", daemon=True)
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        return tuple(channel for source in self._sources for channel in source.channels)
 
     @property
     def energy_names(self) -> tuple[str, ...]:
@@ -103,14 +107,13 @@ class Sampler:
         """Return the samples, with times from `origin_ns`; None if the device has no channel."""
         if not self._sources:
             return None
-        channels = [channel for source in self._sources for channel in source.channels]
         return DeviceTrace(
             names=self._names,
             starts_ns=tuple(start_ns - origin_ns for start_ns in self._starts_ns),
             candidates=tuple(self._candidates),
             costs_ms=tuple(self._costs_ms),
             series=tuple(
-                Series(channel, tuple(row[index] for row in self._rows)) for index, channel in enumerate(channels)
+                Series(channel, tuple(row[index] for row in self._rows)) for index, channel in enumerate(self.channels)
             ),
             problem=self._problem,
         )
@@ -149,7 +152,20 @@ def device_sampler(
     files = SystemFiles(root)
     with nvml.nvml_session() as library:
         gpus = nvml.gpus_with(library, gpu_uuids) if library is not None else {}
-        sources = [*board.board_sources(files), *processor.processor_sources(files), *nvml.gpu_sources(gpus)]
-        energy = [*processor.energy_sources(files), *nvml.gpu_energy_sources(gpus)]
+        sources, energy = _sources(files, gpus)
         with Sampler(sources, names, energy=energy, interval_s=interval_s) as sampler:
             yield sampler
+
+
+def device_channels(root: Path = Path("/")) -> tuple[Channel, ...]:
+    """Return the channels that this user can read on this machine, those of all its GPUs included."""
+    with nvml.nvml_session() as library:
+        gpus = {gpu.uuid or "": gpu for gpu in library.gpus()} if library is not None else {}
+        sources, energy = _sources(SystemFiles(root), gpus)
+        return Sampler(sources, (), energy=energy).channels
+
+
+def _sources(files: SystemFiles, gpus: dict[str, nvml.Gpu]) -> tuple[list[Source], list[Source]]:
+    """Return the sources of a machine, and those of its energy counters."""
+    sources = [*board.board_sources(files), *processor.processor_sources(files), *nvml.gpu_sources(gpus)]
+    return sources, [*processor.energy_sources(files), *nvml.gpu_energy_sources(gpus)]

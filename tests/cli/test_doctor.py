@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from edgevit.cli.doctor import doctor_table
+from edgevit.latency.sampling.sampler import device_channels
 from edgevit.runtimes.registry import get_runtime
+from tests.fakes.machines import ORIN, write_root
+from tests.helpers import samples
 from tests.helpers.cli import status
 from tests.helpers.formats import ON_CPU
 
 
 def test_doctor_lists_the_runtimes(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("doctor", "--json", "-") == 0
-    assert set(json.loads(capsys.readouterr().out)["runtimes"]) >= set(ON_CPU)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["runtimes"]) >= set(ON_CPU)
+    assert {"name": "load", "kind": "load", "unit": ""} in found["sensors"]
     if get_runtime("trt").version() is None:
         assert status("doctor") == 0
         assert "pip install 'edgevit[trt]'" in capsys.readouterr().out
@@ -46,3 +53,11 @@ def test_doctor_explains_why_an_installed_runtime_does_not_work(
     fmt = "trt" if module == "tensorrt" else "trt-rtx"
     assert found["runtimes"][fmt] is None
     assert words in found["unusable"][fmt]
+
+
+def test_doctor_counts_the_sensors_that_it_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    channels = device_channels(write_root(tmp_path, ORIN))
+    for given, cell in ((channels, "4 clock, 1 utilization, 2 temperature"), ((), "none that this user can read")):
+        names, values = (list(column.cells) for column in doctor_table(samples.BOARD, [], given).columns)
+        assert str(values[names.index("sensors")]).startswith(cell)
