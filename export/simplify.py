@@ -3,9 +3,7 @@
 A simplifier that crashes, hangs, runs out of memory, or changes the graph's interface or outputs must not stop the
 export: its result is discarded, and the graph's history records why.
 
-In a set of 24 small modules onnxsim removes nodes from 3 with static shapes and 6 with a dynamic batch, mostly Reshape
-and shape arithmetic (nn.MultiheadAttention: 32 to 27 nodes, nn.Unfold with a dynamic batch: 16 to 5); in the registered
-ShiftViT models it finds nothing.
+It runs on request only: docs/concepts.md has the figures.
 """
 
 from __future__ import annotations
