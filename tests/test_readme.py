@@ -31,6 +31,7 @@ def test_tables_follow_from_the_registries() -> None:
     assert readme.updated(TEXT) == TEXT, "regenerate them: make docs"
 
 
+@pytest.mark.large  # four exports and their measurements
 def test_every_block_runs_as_pasted_in_order(clone: Path) -> None:
     assert [language for language, _ in BLOCKS].count("sh") >= 3
     script = "set -eux\n" + "".join(
