@@ -17,8 +17,9 @@ from importlib import resources
 from pathlib import Path
 
 from edgevit.errors import UsageError
-from edgevit.files import first_line
+from edgevit.files import first_line, os_reason
 from edgevit.images import SUFFIXES, images_below, is_image
+from edgevit.untrusted import InvalidError, read_limited
 
 LABEL_FILES = tuple(f"{stem}.{suffix}" for stem in ("labels", "val") for suffix in ("txt", "csv", "tsv"))
 # A path ends with its suffix, so that paths and class names may contain spaces, commas and quotes.
@@ -26,6 +27,7 @@ _LINE = re.compile(
     r'"?(?P<path>.+?\.(?:' + "|".join(suffix[1:] for suffix in sorted(SUFFIXES)) + r'))"?[\s,;]+"?(?P<label>.+?)"?',
     re.IGNORECASE,
 )
+_MAX_LABELS_BYTES = 256 << 20
 _MAX_SHOWN = 60  # characters of a name that are repeated in an error message
 _HEADER = re.compile(r"(path|file|file_?name|image)\s*[\s,;]\s*(label|class|target)", re.IGNORECASE)
 
@@ -219,8 +221,12 @@ def _from_file(file: Path, known: _Known) -> ImageDataset:
 def _lines(file: Path) -> list[tuple[int, str]]:
     """Return the lines that label an image, numbered from 1. Comments and a header line are skipped."""
     try:
-        text = file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(file, limit_bytes=_MAX_LABELS_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {os_reason(error)}") from error
+    except InvalidError as error:
+        raise UsageError(f"cannot read {file}: it is {error}, too much for a list of labels") from error
+    except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {file}: {first_line(error)}; save it as UTF-8 text") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
     return [

@@ -14,6 +14,7 @@ from typing import IO, Any
 from edgevit.errors import MissingError
 
 _BLOCK_BYTES = 1 << 20
+_MAX_MESSAGE = 1000  # characters of a message on the terminal; it may repeat a value from a file or the command line
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
@@ -95,6 +96,15 @@ def class_and_first_line(error: BaseException) -> str:
     """Return the class name of an exception and the first line of its message: `ValueError: no such axis`."""
     name, line = type(error).__name__, first_line(error)
     return name if line == name else f"{name}: {line}"
+
+
+def message_line(message: object) -> str:
+    """Return a message as one line for the terminal: control characters escaped, the middle left out if it is long."""
+    line = " ".join(part for part in map(str.strip, str(message).splitlines()) if part)
+    half = _MAX_MESSAGE // 2
+    if len(line) > _MAX_MESSAGE:
+        line = f"{line[:half]} [...] {line[-half:]}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
 def os_reason(error: OSError) -> str:

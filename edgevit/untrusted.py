@@ -41,6 +41,8 @@ def read_limited(path: Path, *, limit_bytes: int) -> bytes:
     """Read a regular file. Raises OSError if it cannot be read or is not regular, InvalidError if it is too large."""
     with open(open_regular(path), "rb") as file:  # a descriptor, not a path
         content = file.read(limit_bytes + 1)
+    if content is None:  # files of /proc may have nothing to read yet
+        raise OSError(None, "not a regular file", str(path))
     if len(content) > limit_bytes:
         raise InvalidError(f"larger than {limit_bytes >> 20} MB")
     return content

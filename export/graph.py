@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from edgevit.export.weights import save_model
 from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
 
+_MAX_FILE_BYTES = 1 << 31  # of protobuf
 BATCH = "batch"  # name of the dynamic axis
 
 
@@ -118,10 +121,19 @@ class OnnxGraph:
 
         Raises UsageError if the file is missing, damaged, incomplete or not ONNX.
         """
+        logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it logs and warns of defects that are reported here
         try:
+            if path.stat().st_size > _MAX_FILE_BYTES:  # before it is read into memory
+                raise UsageError(
+                    f"{path} is larger than 2 GB, the limit of an ONNX file; keep its weights outside of it"
+                )
             proto = onnx.load_model(path, load_external_data=False)
             defect = find_defect(proto, path.parent)
-            graph = None if defect else cls(ir.load(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = None if defect else cls(ir.load(path))
+        except UsageError:
+            raise
         except OSError as error:
             raise UsageError(f"cannot read {path}: {os_reason(error)}; give an ONNX file or a bundle") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
@@ -138,6 +150,9 @@ def _structural_defect(model: ir.Model) -> str | None:
     """Describe the first thing that a model lacks; None if it is complete. An empty file parses as an empty model."""
     if not model.graph.outputs:
         return "it contains no graph"
+    for value in model.graph.outputs:
+        if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+            return f"no node produces its output {value.name!r}"
     if "" not in model.opset_imports and any(not node.domain for node in model.graph.all_nodes()):
         return "it imports no opset"
     for node in model.graph.all_nodes():

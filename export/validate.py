@@ -11,12 +11,16 @@ import onnx
 
 MAX_TENSOR_SIZE = 2**40  # elements; no device holds a tensor as large
 MAX_INLINED_NODES = 1_000_000
+MAX_OPSET = 2**31 - 1  # onnx reads opsets as 32-bit integers
+_VALUE_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _BITS: Mapping[int, int] = {
     onnx.TensorProto.FLOAT: 32, onnx.TensorProto.UINT8: 8, onnx.TensorProto.INT8: 8, onnx.TensorProto.UINT16: 16,
     onnx.TensorProto.INT16: 16, onnx.TensorProto.INT32: 32, onnx.TensorProto.INT64: 64, onnx.TensorProto.BOOL: 8,
     onnx.TensorProto.FLOAT16: 16, onnx.TensorProto.DOUBLE: 64, onnx.TensorProto.UINT32: 32, onnx.TensorProto.UINT64: 64,
     onnx.TensorProto.BFLOAT16: 16, onnx.TensorProto.COMPLEX64: 64, onnx.TensorProto.COMPLEX128: 128,
 }  # fmt: skip
+
+_COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)  # two values for each element
 
 _FunctionKey = tuple[str, str]
 
@@ -27,7 +31,7 @@ def find_defect(model: onnx.ModelProto, folder: Path) -> str | None:
     `folder` is the model's folder, in which its external data must lie.
     """
     functions = {(function.domain, function.name): function for function in model.functions}
-    if defect := _function_defect(model, functions):
+    if defect := _opset_defect(model) or _function_defect(model, functions):
         return defect
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         if defect := _order_defect(nodes):
@@ -40,6 +44,13 @@ def find_defect(model: onnx.ModelProto, folder: Path) -> str | None:
     for tensor in _tensors(model):
         if defect := _tensor_defect(tensor, folder):
             return defect
+    return None
+
+
+def _opset_defect(model: onnx.ModelProto) -> str | None:
+    for entry in (*model.opset_import, *(each for function in model.functions for each in function.opset_import)):
+        if not 0 <= entry.version <= MAX_OPSET:
+            return f"it imports opset {entry.version} of the domain {entry.domain!r}, which does not exist"
     return None
 
 
@@ -155,6 +166,21 @@ def _tensor_defect(tensor: onnx.TensorProto, folder: Path) -> str | None:
         return _external_defect(tensor, size_bytes, folder)
     if tensor.HasField("raw_data") and size_bytes is not None and len(tensor.raw_data) != size_bytes:
         return f"{name!r} holds {len(tensor.raw_data)} bytes, but its shape {tuple(tensor.dims)} needs {size_bytes}"
+    return _value_defect(tensor, name)
+
+
+def _value_defect(tensor: onnx.TensorProto, name: str) -> str | None:
+    """Describe values of another type or number than the tensor declares."""
+    if tensor.data_type not in onnx.TensorProto.DataType.values() or not tensor.data_type:
+        return f"{name!r} has the unknown element type {tensor.data_type}"
+    if tensor.HasField("raw_data"):
+        return None
+    expected = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    if others := [field for field in _VALUE_FIELDS if getattr(tensor, field) and field != expected]:
+        return f"{name!r} keeps values in {others[0]}, but its type needs {expected}"
+    count = len(getattr(tensor, expected)) // (2 if tensor.data_type in _COMPLEX else 1)
+    if tensor.data_type in (*_BITS, onnx.TensorProto.STRING) and count != math.prod(tensor.dims):
+        return f"{name!r} holds {count} values, but its shape {tuple(tensor.dims)} needs {math.prod(tensor.dims)}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 _FATAL = 4  # log severity: errors are raised as exceptions too, so that their log lines would repeat them
+_MAX_ELEMENTS = 2**32  # of an input or output
 _LARGE_BYTES = 256_000_000  # of a model: loading it a second time is cheaper than holding it twice
 _DTYPES = {
     "tensor(float)": "float32",
@@ -221,4 +223,6 @@ def _spec(value: Any) -> TensorSpec:
     shape: list[Dim] = [dim if isinstance(dim, int) else "batch" for dim in value.shape]
     if value.type not in _DTYPES:
         raise BuildError(f"unsupported dtype {value.type} of {value.name}; supported are {', '.join(_DTYPES.values())}")
+    if math.prod(dim for dim in shape if isinstance(dim, int)) > _MAX_ELEMENTS:
+        raise BuildError(f"{value.name} has the shape {shape}, which no device can hold; export the model again")
     return TensorSpec(value.name, _DTYPES[value.type], tuple(shape))

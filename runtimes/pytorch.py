@@ -10,6 +10,7 @@ from typing import Any
 
 from edgevit.errors import MissingError, unknown_name
 from edgevit.files import first_line
+from edgevit.memory import PYTORCH_MB, require_address_space
 from edgevit.runtimes.base import GPU, GPU_UUID, Engine, available_cores
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
@@ -118,9 +119,10 @@ class TorchEngine(Engine):
 
 
 def load_torch() -> Any:
-    """Import torch. Raises MissingError with the command that installs it."""
+    """Import torch. Raises MissingError with the command that installs it, or if there is too little memory."""
+    require_address_space(PYTORCH_MB, user="PyTorch")
     try:
         import torch
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingError("PyTorch is not installed; install it: pip install 'edgevit[export]'") from error
     return torch

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import IO, Any, TypeAlias
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
 from edgevit.files import os_reason
+from edgevit.memory import OUT_OF_MEMORY
 from edgevit.runtimes.base import OnPhase
 from edgevit.subprocesses import last_line, python_command
 
@@ -29,7 +29,6 @@ Json: TypeAlias = dict[str, Any]
 
 _REQUEST, _REPORT, _STDERR = "request.json", "report.json", "stderr.txt"
 _STEP = "edgevit step: "  # NVIDIA's libraries print to stdout too
-_OUT_OF_MEMORY = re.compile(r"bad_alloc|MemoryError|cannot allocate memory|failed to map segment", re.IGNORECASE)
 _CANNOT_WRITE = 73  # exit status of a subprocess that could not write its files; stderr has the reason
 
 
@@ -141,7 +140,7 @@ def _reason_of_death(job: Job, status: int, stderr: str) -> str:
     if status == -signal.SIGKILL:
         return f"{job.process} was killed, as systems do when memory runs out; {job.when_killed}"
     shown = f" ({last})" if last else ""
-    if _OUT_OF_MEMORY.search(stderr):
+    if OUT_OF_MEMORY.search(stderr):
         return f"{job.process} ran out of memory{shown}; {job.when_killed}"
     if status < 0:
         return f"{job.process} crashed with {_signal_name(-status)}{shown}; {job.when_crashed}"

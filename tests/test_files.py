@@ -73,6 +73,19 @@ def test_a_failed_atomic_write_leaves_the_older_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("no such file", "no such file"),
+        ("one\n\n  two\r\nthree", "one two three"),
+        ("\x1b[2J\x07 red \u202e", "\\x1b[2J\\x07 red \\u202e"),
+        ("a" * 4000 + "; do this", "a" * 500 + " [...] " + "a" * 491 + "; do this"),
+    ],
+)
+def test_a_message_is_one_short_line_without_control_characters(message: str, line: str) -> None:
+    assert files.message_line(message) == line
+
+
 def test_a_lock_keeps_other_processes_out_until_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     other = f"from edgevit.files import try_lock; print(try_lock(open({str(path)!r}, 'a')))"

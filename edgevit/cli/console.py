@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgevit.cli.signals import Stop
 from edgevit.errors import EdgevitError, ParityError, UsageError
-from edgevit.files import os_reason, write_atomically
+from edgevit.files import message_line, os_reason, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -72,7 +72,7 @@ class Console:
             from edgevit.cli.tables import parity_parts
 
             _print(_rich_console(stderr=True), *parity_parts(parity.results, detailed=self.detailed))
-        print(f"edgevit: {error}", file=sys.stderr)
+        print(f"edgevit: {message_line(error)}", file=sys.stderr)
         self.fail_json(str(error), error.exit_status, {"parity": parity.to_json()} if parity else {}, result)
         return error.exit_status
 

@@ -24,7 +24,9 @@ from edgevit.cli.tables import (
     worst_error,
 )
 from edgevit.errors import MissingError, UsageError
+from edgevit.files import message_line
 from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
+from edgevit.memory import EXPORT_MB, require_address_space
 from edgevit.precisions import list_policies
 from edgevit.types import CROP_MODES, INTERPOLATIONS, PRECISIONS
 
@@ -212,6 +214,7 @@ def run(arguments: Arguments, console: Console) -> int:
     """Export a model to one or several formats."""
     options = _build_options(arguments)
     _require_current_folder()
+    require_address_space(EXPORT_MB, user="edgevit export")
     from edgevit.formats import get_format
     from edgevit.pipeline import run as pipeline
     from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S
@@ -241,7 +244,7 @@ def run(arguments: Arguments, console: Console) -> int:
     console.print(*report_parts(report, detailed=console.detailed))
     console.finish(report.to_json(), next_command=report.next_command)
     for bundle in report.unbuilt:
-        print(f"edgevit: {bundle.missing}", file=sys.stderr)
+        print(f"edgevit: {message_line(bundle.missing)}", file=sys.stderr)
     return MissingError.exit_status if report.unbuilt else 0
 
 

@@ -10,6 +10,7 @@ from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command
 from edgevit.cli.tables import general, make_table
 from edgevit.formats import list_formats
+from edgevit.memory import PYTORCH_MB, require_address_space
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments, console: Console) -> int:
     """Print the registered models."""
+    require_address_space(PYTORCH_MB, user="edgevit list")
     from edgevit.models import registry
 
     specs = [registry.get_spec(name) for name in registry.list_models(arguments.family)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from edgevit.cli.parser import Command, Parser, build_parser, parse
 from edgevit.cli.signals import Stop
 from edgevit.errors import INTERNAL_ERROR, EdgevitError, MissingError, UsageError
 from edgevit.files import cache_folder, os_reason
+from edgevit.memory import ANY_COMMAND_MB, OUT_OF_MEMORY, require_address_space
 
 # The modules of edgevit.cli that define a COMMAND, in the order in which `edgevit --help` lists them.
 COMMANDS = (
@@ -49,6 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
     stop.install()
     console = Console(arguments.json, quiet=arguments.quiet, detailed=arguments.verbose, stop=stop)
     try:
+        require_address_space(ANY_COMMAND_MB, user="edgevit")
         require_writable(arguments.json)
         status: int = arguments.run(arguments, console)
         sys.stdout.flush()  # here, while a failure can still be reported
@@ -63,10 +67,19 @@ def main(words: Sequence[str] | None = None) -> int:
         raise
     except BaseException as error:  # not only Exception: panics of pyo3 modules are BaseExceptions
         stop.check()  # the error may be a consequence of the signal
-        if isinstance(error, OSError):
-            close_stdout()
-        known = _as_edgevit_error(error)
-        return _report_unforeseen(error, console) if known is None else console.fail(known)
+        try:
+            return _report(error, console)
+        except MemoryError:  # nothing that needs memory may happen here
+            os.write(2, b"edgevit: out of memory\n")
+            return UsageError.exit_status
+
+
+def _report(error: BaseException, console: Console) -> int:
+    """Report the error that ended a command, and return its exit status."""
+    if isinstance(error, OSError):
+        close_stdout()
+    known = _as_edgevit_error(error)
+    return _report_unforeseen(error, console) if known is None else console.fail(known)
 
 
 def commands() -> Iterator[Command]:
@@ -84,6 +97,8 @@ def _as_edgevit_error(error: BaseException) -> EdgevitError | None:
     """Return the EdgevitError that reports an exception to the user, or None for an unexpected exception."""
     if isinstance(error, EdgevitError):
         return error
+    if unloaded := _unloaded_library(error):
+        return unloaded
     if isinstance(error, OSError):
         place = f" {error.filename}" if error.filename else ""
         return UsageError(f"cannot read or write{place}: {os_reason(error)}")
@@ -91,9 +106,23 @@ def _as_edgevit_error(error: BaseException) -> EdgevitError | None:
         package = (error.name or "").partition(".")[0]
         if package in _EXPORT_PACKAGES:
             return MissingError(f"{package} is not installed: pip install 'edgevit[export]'")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return UsageError("out of memory; reduce --img-size or --batch")
     return None
+
+
+_LIBRARY = re.compile(r"[\w./+-]+\.so[\w.]*: .+")  # in a message of the dynamic linker
+
+
+def _unloaded_library(error: BaseException) -> MissingError | None:
+    """Return the error of a package whose native library could not be loaded, or None for another exception."""
+    is_loader = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is None)  # or of ctypes
+    found = _LIBRARY.search(str(error)) if is_loader else None
+    if found is None:
+        return None
+    if OUT_OF_MEMORY.search(found[0]):
+        return MissingError(f"out of memory while loading a package ({found[0]}); free memory, or raise ulimit -v")
+    return MissingError(f"a package could not be loaded ({found[0]}); install it again")
 
 
 def _report_unforeseen(error: BaseException, console: Console) -> int:

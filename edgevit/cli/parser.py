@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import edgevit
 from edgevit.errors import EXIT_STATUSES, did_you_mean
+from edgevit.files import message_line
 
 if TYPE_CHECKING:
     from edgevit.cli.console import Console
@@ -39,7 +40,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that reports an error in one line and suggests the closest names for a misspelled one."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"edgevit: {message}.{self._suggestion(message)} See: {self.prog} --help", file=sys.stderr)
+        line = message_line(message)
+        print(f"edgevit: {line}.{self._suggestion(message)} See: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
     def _suggestion(self, message: str) -> str:

@@ -52,8 +52,8 @@ def build_context(graph: OnnxGraph, target: LintTarget) -> LintContext:
     Raises UsageError if that fails.
     """
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it logs tracebacks of failed shape inference
-    model = graph.model.clone()
     try:
+        model = graph.model.clone()
         common_passes.InlinePass()(model)
         _require_inputs(model)
         common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from edgevit.bundles import store
-from edgevit.bundles.bundle import Bundle
 from edgevit.errors import ExportError
 from edgevit.files import exchange
+from tests.fuzzing.kill_loop import kill_once, publish_number, read_number, small_bundle
+from tests.fuzzing.tiny_bundle import TINY_MODEL
 from tests.helpers.bundles import sample_manifest
 
 
@@ -167,63 +168,18 @@ def test_a_published_bundle_with_the_same_name_as_a_link_replaces_the_link(way: 
     assert [path.name for path in out.iterdir()] == ["model"], way
 
 
-def small_bundle(folder: Path, content: str) -> None:
-    """A bundle that `Bundle.open` accepts, with files of known content."""
-    folder.mkdir()
-    for name in ("model.onnx", "reference.npz"):
-        (folder / name).write_text(content)
-    store.write_manifest(folder, sample_manifest(edgevit_version=content))
-
-
-def publish_until_killed(out: Path, start: int) -> None:
-    for number in range(start, start + 1_000_000):
-        with store.staging(out) as folder:
-            small_bundle(folder / "model", str(number))
-            store.publish({folder / "model": out / "model"})
-        time.sleep(0.003)
-
-
-def in_a_fork(function: Callable[..., None], *arguments: Any) -> int:
-    """Run a function in a forked process until it is killed, and return its process id."""
-    process = os.fork()
-    if process == 0:
-        try:
-            function(*arguments)
-        finally:
-            os._exit(1)
-    return process
-
-
 def test_sigkill_at_any_moment_leaves_a_whole_bundle(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader sees a whole bundle at every moment: while it is replaced, and after each kill."""
+    """A reader sees a whole bundle at every moment; `tests.tools.fuzz` does the same hundreds of times."""
     monkeypatch.setattr(store, "_flush", lambda _: None)  # slow, and needed only against power cuts
+    publish_number(tmp_path, 0)
     random = Random(way)
-    with store.staging(tmp_path) as folder:
-        small_bundle(folder / "model", "0")
-        store.publish({folder / "model": tmp_path / "model"})
-    newest = 0
-    for kill in range(20):
-        process = in_a_fork(publish_until_killed, tmp_path, 1000 * (kill + 1))
-        end = time.monotonic() + random.uniform(0.02, 0.1)
-        try:
-            while time.monotonic() < end:
-                newest = max(newest, _read_number(tmp_path))
-        finally:
-            os.kill(process, signal.SIGKILL)
-        assert os.waitpid(process, 0)[1] == signal.SIGKILL
-        assert _read_number(tmp_path) >= newest
-    assert newest > 1000
+    assert {kill_once(tmp_path, random) for _ in range(5)} == {""}
+    assert read_number(tmp_path) > 0
     monkeypatch.setattr(store, "_UNLOCKED_S", 0)  # of folders killed before they were locked or after they were emptied
     with store.staging(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    _read_number(tmp_path)
-
-
-def _read_number(out: Path) -> int:
-    """Open the bundle, with every hash checked, and return the number that it was published with."""
-    bundle = Bundle.open(out / "model")
-    return int(bundle.manifest.edgevit_version)
+    read_number(tmp_path)
 
 
 @pytest.mark.parametrize("restored_by", ["a reader", "the next writer"])
@@ -234,7 +190,7 @@ def test_a_kill_between_two_renames_is_repaired(restored_by: str, tmp_path: Path
     small_bundle(abandoned / "model", "2")
     small_bundle(abandoned / "model.replaced", "1")
     if restored_by == "a reader":
-        assert _read_number(tmp_path) == 1
+        assert read_number(tmp_path) == 1
     else:
         with store.staging(tmp_path):
             assert (tmp_path / "model" / "manifest.json").is_file()
@@ -263,7 +219,7 @@ for _ in range(int(sys.argv[2])):
 
 
 def test_concurrent_processes_do_not_delete_each_others_folders(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STAGE_OFTEN, str(tmp_path), "400"]
+    command = [sys.executable, "-c", STAGE_OFTEN, str(tmp_path), "100"]
     runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [run.communicate(timeout=120)[1] for run in runs] == ["", "", ""]
     assert list(tmp_path.iterdir()) == []
@@ -275,43 +231,63 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
         pass
 
 
-EXPORT = [sys.executable, "-m", "edgevit", "export", "shiftvit_cifar10", "--fmt", "openvino", "--no-latency", "--out"]
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """Start the export of a tiny model into tmp_path/out; OpenVINO's conversion leaves time to interrupt it."""
+    (tmp_path / "tiny.py").write_text(TINY_MODEL)
+    words = ["tiny.py:build", "--img-size", "16", "--fmt", "openvino", "--no-latency", "--out", "out"]
+
+    def start(*options: str, **environment: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edgevit", "export", *words, *options],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    return start
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_killed_export_leaves_no_bundle(number: signal.Signals, tmp_path: Path) -> None:
-    """After SIGKILL a staging folder is left, which holds no manifest and is deleted by the next process."""
-    process = subprocess.Popen([*EXPORT, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def wait_for(folder: Path, pattern: str) -> None:
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".edgevit-*/*/model.onnx")) and time.monotonic() < deadline:
+    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_export_leaves_no_bundle(
+    number: signal.Signals, export: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """After SIGKILL a staging folder is left, which holds no manifest and is deleted by the next process."""
+    process, out = export(), tmp_path / "out"
+    wait_for(out, ".edgevit-*/*/model.onnx")
     os.kill(process.pid, number)
     status = process.wait(timeout=120)
     assert status == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
-    assert list(tmp_path.rglob("manifest.json")) == []
+    assert list(out.rglob("manifest.json")) == []
     if number is not signal.SIGKILL:
-        assert list(tmp_path.iterdir()) == []
-    with store.staging(tmp_path):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_kill_during_onnxsim_leaves_no_temporary_files(tmp_path: Path) -> None:
-    out, temporary = tmp_path / "out", tmp_path / "temporary"
-    temporary.mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    process = subprocess.Popen(
-        [*EXPORT, str(out), "--onnxsim"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("before.onnx")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.wait(timeout=120)
-    assert list(tmp_path.rglob("before.onnx")) != []
+        assert list(out.iterdir()) == []
     with store.staging(out):
         pass
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.large
+def test_a_kill_during_onnxsim_leaves_no_temporary_files(
+    export: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = export("--onnxsim", TMPDIR=str(temporary))
+    wait_for(tmp_path, "**/before.onnx")
+    process.kill()
+    process.wait(timeout=120)
+    assert list(tmp_path.rglob("before.onnx")) != []
+    with store.staging(tmp_path / "out"):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []
     assert list(temporary.glob("edgevit-*")) == []
 
 
@@ -323,10 +299,22 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("fmt", ["onnx", "openvino"])
 def test_a_full_disk_is_one_clear_line(fmt: str, tmp_path: Path) -> None:
     """A limit of 1 MB per file, for a model of 5 MB, fails in the same way as a full disk."""
-    command = [sys.executable, "-c", FULL_DISK, "1000000", *EXPORT[3:5], "--fmt", fmt, "--no-latency", "--out"]
+    command = [
+        sys.executable,
+        "-c",
+        FULL_DISK,
+        "1000000",
+        "export",
+        "shiftvit_cifar10",
+        "--fmt",
+        fmt,
+        "--no-latency",
+        "--out",
+    ]
     done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.returncode in (4, 5), done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("edgevit: ")

@@ -200,6 +200,52 @@ def test_an_unforeseen_exception_is_one_line_with_a_log_file(
     assert result == {"error": f"internal error: {expected}", "exit_status": 70}
 
 
+@pytest.mark.parametrize(
+    ("statement", "expected", "message"),
+    [
+        ('raise ImportError("libx.so.1: failed to map segment from shared object")', 3, "out of memory while loading"),
+        ('raise OSError("libgomp.so.1: cannot allocate memory in static TLS block")', 3, "out of memory while loading"),
+        ('raise ImportError("libz.so: cannot open shared object file: No such file")', 3, "install it again"),
+        ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 2, "out of memory; reduce"),
+        ("raise MemoryError", 2, "out of memory; reduce"),
+        ('raise ImportError("cannot import name x from edgevit.files")', 70, "internal error"),
+    ],
+)
+def test_a_library_that_does_not_load_is_not_a_bug(
+    statement: str,
+    expected: int,
+    message: str,
+    add_command: Callable[[str], None],
+    one_line: Callable[[], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path))
+    add_command(TOY.replace('console.print(f"toy: {arguments.text}")', statement))
+    assert status("toy", "hello") == expected
+    assert message in one_line()
+
+
+def test_out_of_memory_while_an_error_is_reported_is_one_line(
+    add_command: Callable[[str], None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(cli.Console, "fail", fail)
+    add_command(TOY.replace('console.print(f"toy: {arguments.text}")', "raise MemoryError"))
+    assert status("toy", "hello") == 2
+    assert capfd.readouterr().err == "edgevit: out of memory\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "x/" * 3000, "a.png"), ("run", "x", "y", "--top", "1" * 5000), ("completion", "x" * 5000)]
+)
+def test_a_long_value_is_not_repeated_whole(words: tuple[str, ...], one_line: Callable[[], str]) -> None:
+    assert status(*words) == 2
+    assert len(one_line()) < 1200
+
+
 def test_the_log_goes_to_the_temporary_folder_if_the_cache_is_not_writable(
     add_command: Callable[[str], None], one_line: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,16 @@ def external(folder: Path, location: str, *, offset: int = 0) -> onnx.ModelProto
     return model
 
 
+def typed_values(data_type: int, field: str, values: Sequence[int]) -> onnx.ModelProto:
+    """A weight of 4 elements whose values are in a field of their own, instead of raw bytes."""
+    model = model_with_weight()
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_type = data_type
+    getattr(weight, field).extend(values)
+    return model
+
+
 def self_cycle(_: Path) -> onnx.ModelProto:
     model = onnx.parser.parse_model(f"{HEADER} g (float[4] x) => (float[4] y) {{ y = Add (x, x) }}")
     model.graph.node[0].input[1] = "y"
@@ -61,6 +71,7 @@ def parsed(text: str) -> Callable[[Path], onnx.ModelProto]:
     return lambda _: onnx.parser.parse_model(text)
 
 
+ELEMENTS = [1, 2, 3, 4]
 HOSTILE: dict[str, tuple[Callable[[Path], onnx.ModelProto], str]] = {
     "a recursive function": (parsed(f"{HEADER} {BODY} {FUNCTION} f (x) => (y) {{ y = mine.f (x) }}"), "f calls itself"),
     "two recursive functions": (
@@ -89,6 +100,26 @@ HOSTILE: dict[str, tuple[Callable[[Path], onnx.ModelProto], str]] = {
         "which no device can hold",
     ),
     "a weight shorter than its shape": (lambda _: model_with_weight(dims=[400]), "holds 16 bytes, but its shape"),
+    "a weight with fewer values than its shape": (
+        lambda _: typed_values(TensorProto.INT8, "int32_data", ELEMENTS[:3]),
+        "holds 3 values, but its shape",
+    ),
+    "a weight with values of another type": (
+        lambda _: typed_values(TensorProto.INT8, "int64_data", ELEMENTS),
+        "keeps values in int64_data, but its type needs int32_data",
+    ),
+    "a weight of an unknown type": (
+        lambda _: typed_values(TensorProto.UNDEFINED, "int32_data", ELEMENTS),
+        "unknown element type 0",
+    ),
+    "an output that nothing computes": (
+        parsed(f"{HEADER} g (float[4] x) => (float[4] y) {{ z = Relu (x) }}"),
+        "no node produces its output 'y'",
+    ),
+    "an opset of 63 bits": (
+        parsed(f"{HEADER} g (float[4] x) => (float[4] y) {{ y = Relu (x) }}".replace("20", str(2**62))),
+        "which does not exist",
+    ),
     "external data behind a link": (lambda folder: external(folder, "link.bin"), "is a link"),
     "external data in another folder": (lambda folder: external(folder, "../escape.bin"), "is missing|outside"),
     "external data past the end": (lambda folder: external(folder, "data.bin", offset=8), "ends after the end"),
@@ -121,3 +152,21 @@ def test_nodes_in_any_order_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     assert OnnxGraph.read(path).node_count == 2
+
+
+def test_a_file_beyond_the_limit_of_protobuf_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate(1 << 45)  # sparse
+    with pytest.raises(UsageError, match="larger than 2 GB"):
+        OnnxGraph.read(path)
+
+
+def test_remarks_of_onnx_ir_stay_off_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It warns of keys of external data that it does not know."""
+    model = external(tmp_path, "data.bin")
+    model.graph.initializer[0].external_data.add(key="unknown", value="key")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    OnnxGraph.read(path)
+    assert capfd.readouterr().err == ""
