@@ -124,9 +124,7 @@ class OnnxGraph:
         logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it logs and warns of defects that are reported here
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:  # before it is read into memory
-                raise UsageError(
-                    f"{path} is larger than 2 GB, the limit of an ONNX file; keep its weights outside of it"
-                )
+                raise UsageError(f"{path} is larger than 2 GB, the limit of an ONNX file; store its weights beside it")
             proto = onnx.load_model(path, load_external_data=False)
             defect = find_defect(proto, path.parent)
             with warnings.catch_warnings():
@@ -150,9 +148,9 @@ def _structural_defect(model: ir.Model) -> str | None:
     """Describe the first thing that a model lacks; None if it is complete. An empty file parses as an empty model."""
     if not model.graph.outputs:
         return "it contains no graph"
-    for value in model.graph.outputs:
-        if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
-            return f"no node produces its output {value.name!r}"
+    for output in model.graph.outputs:
+        if output.producer() is None and not output.is_graph_input() and not output.is_initializer():
+            return f"no node produces its output {output.name!r}"
     if "" not in model.opset_imports and any(not node.domain for node in model.graph.all_nodes()):
         return "it imports no opset"
     for node in model.graph.all_nodes():

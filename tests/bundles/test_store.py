@@ -173,7 +173,10 @@ def test_sigkill_at_any_moment_leaves_a_whole_bundle(way: str, tmp_path: Path, m
     monkeypatch.setattr(store, "_flush", lambda _: None)  # slow, and needed only against power cuts
     publish_number(tmp_path, 0)
     random = Random(way)
-    assert {kill_once(tmp_path, random) for _ in range(5)} == {""}
+    for kills in range(100):  # on a busy machine the first processes publish nothing
+        assert kill_once(tmp_path, random) == ""
+        if kills >= 5 and read_number(tmp_path) > 0:
+            break
     assert read_number(tmp_path) > 0
     monkeypatch.setattr(store, "_UNLOCKED_S", 0)  # of folders killed before they were locked or after they were emptied
     with store.staging(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import edgevit.cli
+from edgevit.cli import console
 from edgevit.cli import main as cli
 from edgevit.cli.main import COMMANDS, command_line, commands
 from tests.helpers.cli import status
@@ -232,7 +233,7 @@ def test_out_of_memory_while_an_error_is_reported_is_one_line(
     def fail(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(cli.Console, "fail", fail)
+    monkeypatch.setattr(console.Console, "fail", fail)
     add_command(TOY.replace('console.print(f"toy: {arguments.text}")', "raise MemoryError"))
     assert status("toy", "hello") == 2
     assert capfd.readouterr().err == "edgevit: out of memory\n"

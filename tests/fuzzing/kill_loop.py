@@ -47,13 +47,18 @@ def kill_once(out: Path, random: Random) -> str:
     `out` holds a bundle already. The remains of the process stay, for the next to clean up.
     """
     newest = read_number(out)
+    started, start = os.pipe()
     process = os.fork()
     if process == 0:
         try:
+            os.write(start, b".")
             for number in range(newest + 1, newest + 1_000_000):
                 publish_number(out, number)
         finally:
             os._exit(1)
+    os.read(started, 1)
+    os.close(started)
+    os.close(start)
     end = time.monotonic() + random.uniform(0, 0.03)
     try:
         while True:
