@@ -35,6 +35,7 @@ from tests.fuzzing.sandbox import Attempt
 from tests.fuzzing.tiny_bundle import CLASSES, SIDE, TINY_MODEL, repair_hash, write_tiny_bundle
 
 PHOTO = "edgevit-photo.png"
+_BUILD = ["build", "bundle", "--no-latency"]
 _OUT = frozenset({"bundle", "out", "result.json"})
 Json: TypeAlias = dict[str, Any]
 
@@ -132,8 +133,8 @@ def _commands(random: Random) -> list[str]:
             ["verify", "bundle", "--json", "result.json"],
             ["run", "bundle", PHOTO],
             ["run", "bundle", PHOTO, "--top", "2"],
-            ["build", "bundle"],
-            ["build", "bundle", "--fmt", "onnx"],
+            _BUILD,
+            [*_BUILD, "--fmt", "onnx"],
             ["lint", "bundle", "--target", "trt"],
             ["plan", "bundle"],
             ["eval", "bundle", "--data", "data"],
@@ -186,7 +187,7 @@ def reference(random: Random, folder: Path, samples: Samples) -> Attempt:
     repaired = random.random() < 0.9
     if repaired:
         repair_hash(bundle, "reference.npz")
-    command = random.choice([["verify", "bundle"], ["build", "bundle"], ["build", "bundle", "--fmt", "onnx"]])
+    command = random.choice([["verify", "bundle"], _BUILD, [*_BUILD, "--fmt", "onnx"]])
     return Attempt(target=command, must_fail=not repaired, may_leave=_OUT | {"tiny-fp32-onnx"})
 
 
@@ -308,8 +309,8 @@ def build(random: Random, folder: Path, samples: Samples) -> Attempt:
     changed = content != samples.bundle["model.onnx"]
     command = random.choice(
         [
-            ["build", "bundle"],
-            ["build", "bundle", "--fmt", "onnx"],
+            _BUILD,
+            [*_BUILD, "--fmt", "onnx"],
             ["verify", "bundle"],
             ["run", "bundle", PHOTO],
         ]
@@ -322,7 +323,7 @@ def convert(random: Random, folder: Path, samples: Samples) -> Attempt:
     bundle = _prepared(folder, samples)
     (bundle / "model.onnx").write_bytes(damaged_onnx(random, samples))
     repair_hash(bundle, "model.onnx")
-    command = ["build", "bundle", "--fmt", "openvino"]
+    command = [*_BUILD, "--fmt", "openvino"]
     return Attempt(target=command, may_leave=_OUT | {"tiny-fp32-openvino"}, limit_s=60)
 
 
@@ -588,7 +589,7 @@ def disk(random: Random, folder: Path, samples: Samples) -> Attempt:
     """No file may exceed a size: writing fails as on a full disk."""
     _prepared(folder, samples)
     limit = random.choice([2500, 3000, 4000, 5000, 7000])  # more than what is printed, less than the files
-    command = random.choice([["build", "bundle"], ["build", "bundle", "--fmt", "onnx"], _commands(random)])
+    command = random.choice([_BUILD, [*_BUILD, "--fmt", "onnx"], _commands(random)])
     may_leave = _OUT | {"tiny-fp32-onnx"}
     return Attempt(target=command, note=f"{limit} bytes", may_leave=may_leave, file_bytes=limit)
 
@@ -612,7 +613,18 @@ def arguments(random: Random, folder: Path, samples: Samples) -> Attempt:
     from edgevit.cli.main import command_line
     from edgevit.cli.parser import subcommands
 
-    name, parser = random.choice(list(subcommands(command_line())))
+    words = _command_line(*random.choice(list(subcommands(command_line()))), random)
+    if random.random() < 0.05:
+        words.insert(random.randint(0, len(words)), random.choice(TEXTS))
+    words = [word for word in words if "\0" not in word]
+    if words[:1] != ["export"]:  # a pipe for --json waits for its reader, as pipes do
+        words = ["missing" if word == "fifo" else word for word in words]
+    written = frozenset(word.split("/")[0] for word in words if word)  # --json writes to any path
+    return Attempt(target=words, may_leave=_OUT | written | {"tiny-fp32-onnx", "tiny-fp32-openvino"}, limit_s=60)
+
+
+def _command_line(name: str, parser: argparse.ArgumentParser, random: Random) -> list[str]:
+    """Return a command with its positional arguments, its required options and a few others."""
     words = [name]
     options = [action for action in parser._actions if action.option_strings and action.dest not in ("help", "out")]
     for action in parser._actions:
@@ -628,14 +640,9 @@ def arguments(random: Random, folder: Path, samples: Samples) -> Attempt:
             words.append(_value(action, random))
     if name == "export":
         words += ["--out", random.choice(["out", "out/deep", "bundle", "fifo", PHOTO, "/dev/null"])]
-        words += ["--no-latency"] * ("--latency-time" not in words)
-    if random.random() < 0.05:
-        words.insert(random.randint(0, len(words)), random.choice(TEXTS).replace("\0", "0"))
-    words = [word for word in words if "\0" not in word]
-    if name != "export":  # a pipe for --json waits for its reader, as pipes do
-        words = ["missing" if word == "fifo" else word for word in words]
-    written = frozenset(word.split("/")[0] for word in words if word)  # --json writes to any path
-    return Attempt(target=words, may_leave=_OUT | written | {"tiny-fp32-onnx", "tiny-fp32-openvino"}, limit_s=60)
+    if name in ("export", "build") and "--latency-time" not in words:
+        words.append("--no-latency")
+    return words
 
 
 def _value(action: argparse.Action, random: Random) -> str:
