@@ -28,7 +28,7 @@ from edgevit.export.capture_errors import (
     trace_error,
     translate_error,
 )
-from edgevit.export.graph import BATCH, OnnxGraph, PassRecord
+from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph, PassRecord
 from edgevit.export.output_names import names_of_outputs
 from edgevit.models.loading import forward_names, in_eval_mode
 from edgevit.models.reference import register_dataclasses
@@ -40,7 +40,6 @@ _VERBOSE_LOGGERS = (
     "torch._export",
     "torch.fx.experimental.symbolic_shapes",
 )
-CAPTURE_OPSET = 21  # the first whose GroupNormalization has scale and bias per channel
 
 
 @dataclass(frozen=True, slots=True)

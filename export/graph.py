@@ -22,6 +22,7 @@ from edgevit.types import Dim, TensorSpec
 
 _MAX_FILE_BYTES = 1 << 31  # of protobuf
 BATCH = "batch"  # name of the dynamic axis
+CAPTURE_OPSET = 21  # the first whose GroupNormalization has scale and bias per channel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,17 +9,14 @@ It runs on request only: docs/concepts.md has the figures.
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgevit.arrays import differences, finite_std
-from edgevit.errors import ExportError
+from edgevit.export.child_rewrite import rewrite_in_child
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.weights import attach_weights, detach_weights, save_model
 from edgevit.files import first_line
-from edgevit.subprocesses import last_line, run_python
 from edgevit.types import Array
 
 TIMEOUT_S = 60.0
@@ -53,7 +50,7 @@ def simplify(
     """
     start = time.perf_counter()
     try:
-        simplified = _run(graph, folder, timeout_s, child)
+        simplified = rewrite_in_child(graph, child, folder=folder, timeout_s=timeout_s)
         if simplified.node_count >= graph.node_count:
             reason = "nothing to simplify"
         elif (simplified.inputs, simplified.outputs) != (graph.inputs, graph.outputs):
@@ -69,20 +66,6 @@ def simplify(
     if reason:
         return graph.with_model("onnxsim", graph.model, elapsed_s=elapsed_s, note=f"left out: {reason}")
     return graph.with_model("onnxsim", simplified.model, elapsed_s=elapsed_s)
-
-
-def _run(graph: OnnxGraph, folder: Path | None, timeout_s: float, child: str) -> OnnxGraph:
-    with tempfile.TemporaryDirectory(prefix="edgevit-", dir=folder) as temporary:
-        before, after = Path(temporary) / "before.onnx", Path(temporary) / "after.onnx"
-        light, weights = detach_weights(graph.model)
-        save_model(light, before)
-        done = run_python(str(before), str(after), code=child, timeout_s=timeout_s)
-        if done.returncode != 0:
-            ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-            raise ExportError(f"it failed ({last_line(done.stderr) or ended})")
-        simplified = OnnxGraph.load(after)
-        attach_weights(simplified.model, weights)
-        return simplified
 
 
 def _change(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:

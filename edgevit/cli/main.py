@@ -31,6 +31,7 @@ COMMANDS = (
     "run",
     "evaluate",
     "latency",
+    "optimize",
     "lint",
     "plan",
     "doctor",

@@ -121,7 +121,7 @@ def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> T
     """Return one row for each stage and kind of input that was compared with PyTorch."""
     more = ("batch", "cosine") if detailed else ()
     measures = ("max error / std", "PyTorch's own", "SNR dB", "top-1", *more)
-    table = make_table("Parity with PyTorch", "stage", "input", *measures, "verdict")
+    table = make_table("Parity", "stage", "input", *measures, "verdict")
     for result in results:
         own = result.float32_error_of_std
         table.add_row(

@@ -23,8 +23,7 @@ from edgevit.bundles.manifest import (
     RuntimeRecord,
     StageRecord,
 )
-from edgevit.export.capture import CAPTURE_OPSET
-from edgevit.export.graph import OnnxGraph
+from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.models.hubs import is_hub_name

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias, get_args
 
 from edgevit.errors import MissingError, UsageError, unknown_name
-from edgevit.export.capture import CAPTURE_OPSET
+from edgevit.export.graph import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
 from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format, list_formats
