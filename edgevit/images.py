@@ -124,7 +124,9 @@ def read_image(path: Path) -> Image.Image:
         with open(open_regular(path), "rb") as file, _open(file) as image:  # noqa: PTH123  # a descriptor
             ImageOps.exif_transpose(image, in_place=True)
             return _to_8_bits(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything for a damaged file
         raise ImageError(f"cannot read the image {path}: {_reason(path, error)}", path=path) from error
 
 

@@ -19,6 +19,7 @@ from edgevit.export.validate import find_defect
 from edgevit.export.weights import save_model
 from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
+from edgevit.untrusted import read_limited
 
 _MAX_FILE_BYTES = 1 << 31  # of protobuf
 BATCH = "batch"  # name of the dynamic axis
@@ -126,11 +127,13 @@ class OnnxGraph:
         try:
             if path.stat().st_size > _MAX_FILE_BYTES:  # before it is read into memory
                 raise UsageError(f"{path} is larger than 2 GB, the limit of an ONNX file; store its weights beside it")
-            proto = onnx.load_model(path, load_external_data=False)
+            proto = onnx.load_model_from_string(read_limited(path, limit_bytes=_MAX_FILE_BYTES))
             defect = find_defect(proto, path.parent)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph = None if defect else cls(ir.load(path))
+                graph = None if defect else cls(ir.from_proto(proto))
+            if graph is not None:
+                ir.external_data.set_base_dir(graph.model.graph, path.parent)
         except UsageError:
             raise
         except OSError as error:

@@ -34,7 +34,7 @@ def find_defect(model: onnx.ModelProto, folder: Path) -> str | None:
     if defect := _opset_defect(model) or _function_defect(model, functions):
         return defect
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        if defect := _order_defect(nodes):
+        if defect := _order_defect(nodes) or _attribute_defect(nodes, model.opset_import):
             return defect
     for graph in _graphs(model):
         for value in (*graph.input, *graph.output, *graph.value_info):
@@ -51,6 +51,21 @@ def _opset_defect(model: onnx.ModelProto) -> str | None:
     for entry in (*model.opset_import, *(each for function in model.functions for each in function.opset_import)):
         if not 0 <= entry.version <= MAX_OPSET:
             return f"it imports opset {entry.version} of the domain {entry.domain!r}, which does not exist"
+    return None
+
+
+def _attribute_defect(nodes: Iterable[onnx.NodeProto], opsets: Iterable[onnx.OperatorSetIdProto]) -> str | None:
+    """Describe the first attribute that has another type than the operator's schema says."""
+    versions = {entry.domain: entry.version for entry in opsets}
+    for node in nodes:
+        try:
+            schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
+        except onnx.defs.SchemaError:  # an operator of another library, or of a newer ONNX
+            continue
+        for attribute in node.attribute:
+            known = schema.attributes.get(attribute.name)
+            if known is not None and known.type.value != attribute.type:  # type: ignore[attr-defined]  # an enum
+                return f"attribute {attribute.name!r} of {node.op_type} {node.name!r} has another type than in ONNX"
     return None
 
 

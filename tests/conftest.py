@@ -28,6 +28,12 @@ torch.set_num_threads(CORES)
 SPREAD = {"test_registry.py", "test_kernels.py"}  # minutes of tests, each of which exports a model of its own
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Give each test the same random numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def cifar10() -> Cifar10:
     return load_cifar10()

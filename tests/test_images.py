@@ -139,6 +139,18 @@ def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
         read_batch([tmp_path / "broken.png"], PLAIN)
 
 
+def test_any_error_of_a_decoder_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's AVIF and TIFF readers raise AttributeError and struct.error for damaged files."""
+
+    def broken(*_: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'startswith'")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ImageError, match=r"photo\.png: 'NoneType' object"):
+        read_image(tmp_path / "photo.png")
+
+
 def test_a_truncated_photo_is_named(tmp_path: Path) -> None:
     content = sample_images()[0].read_bytes()
     (tmp_path / "half.png").write_bytes(content[: len(content) // 2])

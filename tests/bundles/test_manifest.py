@@ -210,6 +210,7 @@ def test_a_wrong_field_is_one_short_line(place: str, value: Any, own_ort: Bundle
     assert len(message) < len(str(own_ort.path)) + 200
 
 
+@pytest.mark.large  # tests/tools/test_fuzz.py damages some fields every day
 def test_damage_to_any_field_ends_in_one_line_or_leaves_the_bundle_usable(own_ort: Bundle) -> None:
     """Every value of the manifest is replaced in turn by values of other types and sizes."""
     values: list[Any] = [None, True, -1, 2**70, 1e308, "x", "\0", "x" * 10_000, [], {}, [[]], {"a": {"b": []}}]

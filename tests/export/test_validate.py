@@ -170,3 +170,19 @@ def test_remarks_of_onnx_ir_stay_off_the_terminal(tmp_path: Path, capfd: pytest.
     path.write_bytes(model.SerializeToString())
     OnnxGraph.read(path)
     assert capfd.readouterr().err == ""
+
+
+def test_an_attribute_of_another_type_is_a_defect(tmp_path: Path) -> None:
+    """A rule of lint would read it as an integer."""
+    text = f"{HEADER} g (float[2, 2] x, float[2, 2] w) => (float[2, 2] y) {{ y = Gemm <transB = [1.0]> (x, w) }}"
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match="attribute 'transB' of Gemm .* has another type than in ONNX"):
+        OnnxGraph.read(tmp_path / "net.onnx")
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_only_waits_is_refused(tmp_path: Path) -> None:
+    """/proc/kmsg is a regular file whose reader waits for a message of the kernel."""
+    (tmp_path / "net.onnx").symlink_to("/proc/kmsg")
+    with pytest.raises(UsageError, match="cannot read"):
+        OnnxGraph.read(tmp_path / "net.onnx")

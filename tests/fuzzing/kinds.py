@@ -521,7 +521,7 @@ def labels(random: Random, folder: Path, samples: Samples) -> Attempt:
     for _ in range(random.choice([0, 1, 2, 3])):
         name = random.choice(["cat", "dog", "7", "-1", "nobody", ".hidden", "x/y", "1", "a.png", "val.txt", "é" * 100])
         place = data / name
-        if place.parent.is_dir() and not place.exists():
+        if place.parent.is_dir() and not os.path.lexists(place):
             _odd_file(random, data, name) if random.random() < 0.5 else place.mkdir()
     limit = ["--limit", str(random.choice([*INTEGERS, 1, 2]))] if random.random() < 0.2 else []
     return Attempt(target=["eval", "bundle", "--data", "data", *limit])

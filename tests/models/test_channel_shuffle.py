@@ -54,7 +54,10 @@ def test_every_model_has_figures() -> None:
     assert set(FIGURES) == set(list_models("channel_shuffle"))
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.large if params_m > 7 else ()) for name, (params_m, _) in FIGURES.items()],
+)
 def test_has_the_parameters_and_macs_of_the_authors_code(name: str) -> None:
     options: dict[str, Any] = {"rescale": "none"} if name.startswith("shuffle") else {}
     model = create_model(name, **options)

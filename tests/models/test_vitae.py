@@ -72,7 +72,10 @@ def test_matches_the_authors_implementation(name: str, oracle: str) -> None:
     assert abs(logits - expected.logits).max() <= 1e-4 * expected.logits.std()
 
 
-@pytest.mark.parametrize(("name", "options", "params", "macs_g"), COUNTS)
+@pytest.mark.parametrize(
+    ("name", "options", "params", "macs_g"),
+    [pytest.param(*count, marks=pytest.mark.large if count[2] > 20e6 else ()) for count in COUNTS],
+)
 def test_has_the_parameters_and_macs_of_the_authors_code(
     name: str, options: dict[str, Any], params: int, macs_g: float
 ) -> None:

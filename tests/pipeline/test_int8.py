@@ -337,7 +337,7 @@ def families(*quick: tuple[str, str], each: tuple[str, ...]) -> pytest.MarkDecor
     return pytest.mark.parametrize(("name", "way"), [*quick, *cases])
 
 
-@families(("vt_resnet18", "ort"), ("t2t_vit_7", "ort"), each=("ort,openvino",))
+@families(("vt_resnet18", "ort"), each=("ort,openvino",))
 def test_every_family_runs_in_int8(name: str, way: str, tmp_path: Path) -> None:
     """Layers that stay in float are named with a reason."""
     options: list[str | Path] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named_once(
     for _ in range(2):
         (evaluation,) = images.evaluate({"engine": predict_class_1})
         assert (evaluation.images, evaluation.top1) == (4, 0.5)
-    images.warn_of_unreadable()
+    with caplog.at_level(logging.WARNING):
+        images.warn_of_unreadable()
     assert "--eval: 1 of 5 images could not be read and were left out" in caplog.text
     assert caplog.text.count("torn.png") == 1
 

@@ -59,6 +59,7 @@ def test_a_broken_tensorrt_counts_as_missing(tmp_path: Path, monkeypatch: pytest
     assert manifest["build"]["missing"]
 
 
+@pytest.mark.large
 @needs_no_tensorrt
 def test_the_python_api_takes_targets(tmp_path: Path) -> None:
     """The versions differ in Gelu, an operator since opset 20."""
