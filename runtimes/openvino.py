@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import re
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -162,7 +164,8 @@ def convert(ov: Any, model: Path, xml: Path) -> None:
     Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
     """
     try:
-        converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
+        with _preserve_root_logger():
+            converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
     except Exception as error:  # RuntimeError and several classes of OpenVINO's own
         raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
     for port in converted.inputs:  # one may also have the name of a tensor that is the same, as after Identity
@@ -176,6 +179,18 @@ def convert(ov: Any, model: Path, xml: Path) -> None:
         ov.Core().read_model(str(xml), str(xml.with_suffix(".bin")))
     except Exception as error:
         raise BuildError(f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({_reason(error)})") from error
+
+
+@contextmanager
+def _preserve_root_logger() -> Iterator[None]:
+    """Restore the root logger: `convert_model` lets it log errors only, and leaves it so if the conversion fails."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def _spec(port: Any, name: str) -> TensorSpec:

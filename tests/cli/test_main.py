@@ -79,7 +79,20 @@ def test_a_wrong_request_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-NAMES = ["list", "export", "build", "verify", "run", "eval", "latency", "lint", "plan", "doctor", "completion"]
+NAMES = [
+    "list",
+    "export",
+    "build",
+    "verify",
+    "run",
+    "eval",
+    "latency",
+    "optimize",
+    "lint",
+    "plan",
+    "doctor",
+    "completion",
+]
 
 
 def test_help_lists_every_command() -> None:

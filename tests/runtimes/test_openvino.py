@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
@@ -96,8 +97,10 @@ WRAP = """g (float[1, 3, 8, 8] x) => (float[1, 3, 10, 10] y) <int64[8] p = {0, 0
 def test_a_refused_conversion_gives_the_reason(text: str, reason: str, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     onnx.save(onnx.parser.parse_model(f"{HEAD} {text}"), model)
+    level = logging.getLogger().level
     with pytest.raises(BuildError, match=f"{re.escape(reason)}$"):
         get_runtime("openvino").build(model, tmp_path, BuildOptions())
+    assert logging.getLogger().level == level  # or warnings after it would be lost
 
 
 def test_a_graph_that_crashes_openvino_is_a_build_error(tmp_path: Path) -> None:
