@@ -207,8 +207,12 @@ def _check_file(folder: Path, file: FileRecord) -> None:
         raise BundleError(f"{folder / MANIFEST_FILE} lists a file outside of the bundle: {file.path}; do not use it")
     if not path.is_file():
         raise BundleError(f"{folder} lacks {file.path}; copy the bundle again, or export it again")
-    size = path.stat().st_size
-    if size != file.size_bytes or file_sha256(path) != file.sha256:
+    try:
+        size = path.stat().st_size
+        as_exported = size == file.size_bytes and file_sha256(path) == file.sha256
+    except OSError as error:  # another process may replace the bundle meanwhile
+        raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
+    if not as_exported:
         raise BundleError(
             f"{path} is not the file that was exported: it has {size} bytes, expected {file.size_bytes}, "
             "or another SHA-256; copy the bundle again, or export it again"

@@ -15,6 +15,7 @@ from edgevit.bundles.bundle import Bundle, display_names, model_file
 from edgevit.bundles.engine import open_engine
 from edgevit.cli.main import main
 from edgevit.errors import BuildError, BundleError, UsageError
+from edgevit.files import file_sha256
 from tests.helpers.bundles import damage, manifest_json, write_manifest_json
 
 
@@ -160,3 +161,23 @@ def test_the_onnx_file_of_a_bundle_is_found(own_ort: Bundle, tmp_path: Path) -> 
     assert model_file(own_ort.model_path) == own_ort.model_path
     with pytest.raises(UsageError, match="no ONNX file and no bundle at"):
         model_file(tmp_path / "nowhere")
+
+
+def test_a_bundle_that_is_replaced_while_its_files_are_read_is_read_again(
+    own_ort: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that cannot exchange folders, there is none for a moment."""
+    versions, missed = iter(range(1_000_000)), list[Path]()
+
+    def missing_once(path: Path) -> str:
+        if not missed:
+            missed.append(path)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return file_sha256(path)
+
+    monkeypatch.setattr("edgevit.bundles.bundle.file_sha256", missing_once)
+    with pytest.raises(BundleError, match="cannot read .*: No such file or directory"):
+        Bundle.open(own_ort.path)
+    missed.clear()
+    monkeypatch.setattr("edgevit.bundles.store.version", lambda _: next(versions))
+    assert Bundle.open(own_ort.path).name == own_ort.name
