@@ -80,7 +80,7 @@ def test_wrong_settings_are_one_line(
 ) -> None:
     (tmp_path / "mine.py").write_text(USER_MODEL)
     arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", "ort", "--img-size", "8", "--no-latency"]
-    assert status(*arguments, *options) == 2
+    assert status(*arguments, "--out", tmp_path / "out", *options) == 2
     assert words in one_line()
 
 
@@ -88,7 +88,7 @@ def test_class_names_have_to_be_as_many_as_the_classes(tmp_path: Path, capsys: p
     (tmp_path / "mine.py").write_text(USER_MODEL)
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     arguments = ["export", f"{tmp_path / 'mine.py'}:build", "--fmt", "ort", "--img-size", "8", "--no-latency"]
-    assert status(*arguments, "--classes", tmp_path / "names.txt") == 2
+    assert status(*arguments, "--classes", tmp_path / "names.txt", "--out", tmp_path / "out") == 2
     assert "2 class names for 5 classes" in last_line(capsys)
 
 

@@ -17,6 +17,7 @@ import pytest
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.openvino import convert
 from edgevit.runtimes.registry import get_runtime
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]>'
@@ -97,10 +98,18 @@ WRAP = """g (float[1, 3, 8, 8] x) => (float[1, 3, 10, 10] y) <int64[8] p = {0, 0
 def test_a_refused_conversion_gives_the_reason(text: str, reason: str, tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     onnx.save(onnx.parser.parse_model(f"{HEAD} {text}"), model)
-    level = logging.getLogger().level
     with pytest.raises(BuildError, match=f"{re.escape(reason)}$"):
         get_runtime("openvino").build(model, tmp_path, BuildOptions())
-    assert logging.getLogger().level == level  # or warnings after it would be lost
+
+
+def test_a_refused_conversion_leaves_the_root_logger_as_it_was(tmp_path: Path) -> None:
+    """Warnings after it would be lost. `build` converts files that are not ours in a child process."""
+    model = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(f"{HEAD} {WRAP}"), model)
+    level = logging.getLogger().level
+    with pytest.raises(BuildError):
+        convert(get_runtime("openvino").load(), model, tmp_path / "model.xml")
+    assert logging.getLogger().level == level
 
 
 def test_a_graph_that_crashes_openvino_is_a_build_error(tmp_path: Path) -> None:
