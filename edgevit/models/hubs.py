@@ -57,7 +57,8 @@ def _create_timm(name: str, *, num_classes: int | None, download: bool) -> HubMo
     if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}.{did_you_mean(name.partition('.')[0], timm.list_models())}")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    with _failure_is_missing(f"the weights of {name} could not be downloaded"), torch.random.fork_rng([]):
+    failed = f"the weights of {name} could not be downloaded" if download else f"timm could not create {name}"
+    with _failure_is_missing(failed), torch.random.fork_rng([]):
         torch.manual_seed(_SEED)
         module = timm.create_model(name, pretrained=download, **options)
     weights = f"official ({module.pretrained_cfg.get('tag') or name})" if download else "random (timm)"

@@ -88,7 +88,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone() -
     ("name", "error", "words"),
     [
         ("timm:tiny_ne", UsageError, "timm has no model 'tiny_ne'.*tiny_net"),
-        ("timm:broken_net", ExportError, "RuntimeError: no such layer$"),
+        ("timm:broken_net", ExportError, "^timm could not create broken_net: RuntimeError: no such layer$"),
         (
             "hf:org/name",
             MissingError,
