@@ -107,8 +107,8 @@ def declared_classes(module: nn.Module) -> tuple[str, ...] | None:
     return None if not names or all(name.startswith(_HF_UNSET) for name in names) else names
 
 
-def parse_preprocessing(source: object, *, size: tuple[int, int, int] | None = None) -> Preprocessing:
-    """Return the preprocessing that `source` describes, for inputs of `size` (C, H, W) if it names none itself.
+def parse_preprocessing(source: object) -> Preprocessing:
+    """Return the preprocessing that `source` describes.
 
     `source` is a `Preprocessing`, a timm configuration, a Hugging Face image processor or its configuration, or the
     transforms of a torchvision weights entry (`ResNet18_Weights.DEFAULT.transforms()`).
@@ -122,7 +122,7 @@ def parse_preprocessing(source: object, *, size: tuple[int, int, int] | None = N
     if settings and "image_mean" in settings:
         return _from_hugging_face(settings)
     if settings and ("mean" in settings or "crop_pct" in settings):
-        return _from_timm(settings, size)
+        return _from_timm(settings)
     raise UsageError(
         f"cannot read the preprocessing from a {type(source).__name__}; pass an edgevit.images.Preprocessing, a timm "
         "pretrained_cfg, a Hugging Face image processor, or the transforms() of a torchvision weights entry"
@@ -140,10 +140,10 @@ def crop_fraction(crop: int, resized: int) -> float:
     return exact if int(crop / exact) == resized else crop / (resized + 0.5)  # size / crop_pct is rounded down
 
 
-def _from_timm(settings: Mapping[str, Any], size: tuple[int, int, int] | None) -> Preprocessing:
+def _from_timm(settings: Mapping[str, Any]) -> Preprocessing:
     interpolation = settings.get("interpolation") or "bilinear"
     return Preprocessing(
-        input_size=_three(settings.get("input_size") or size or (3, 224, 224)),
+        input_size=_three(settings.get("input_size") or (3, 224, 224)),
         interpolation=_interpolation(interpolation),
         crop_pct=float(settings.get("crop_pct") or _TIMM_DEFAULT_CROP),
         crop_mode=settings.get("crop_mode") or "center",
