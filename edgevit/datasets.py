@@ -28,6 +28,7 @@ _LINE = re.compile(
     re.IGNORECASE,
 )
 _MAX_LABELS_BYTES = 256 << 20
+MAX_CLASSES_BYTES = 16 << 20  # of a file of class names
 _MAX_SHOWN = 60  # characters of a name that are repeated in an error message
 _HEADER = re.compile(r"(path|file|file_?name|image)\s*[\s,;]\s*(label|class|target)", re.IGNORECASE)
 

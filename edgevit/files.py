@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,9 +51,19 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     A string is written as UTF-8. Raises OSError if the folder cannot be written or the disk is full; the temporary
     file is removed, and an older file at `path` stays.
     """
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file next to `path`, which replaces it on exit.
+
+    If the block raises, the temporary file is removed, and an older file at `path` stays.
+    """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield part
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

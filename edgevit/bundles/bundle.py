@@ -30,6 +30,7 @@ from edgevit.bundles.manifest import (
     read_manifest,
 )
 from edgevit.bundles.reference_file import read_references
+from edgevit.datasets import MAX_CLASSES_BYTES
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import file_sha256, first_line, os_reason
 from edgevit.formats import get_format
@@ -39,7 +40,6 @@ from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Reference
 from edgevit.untrusted import read_limited
 
-MAX_CLASSES_BYTES = 16 << 20
 _READ_S = 5.0  # how long to try again to read a bundle that other processes replace meanwhile
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgevit.datasets import MAX_CLASSES_BYTES
 from edgevit.errors import UsageError, unknown_name
 from edgevit.files import first_line, os_reason
 from edgevit.images import Preprocessing
@@ -33,7 +34,6 @@ from edgevit.types import PreprocessingSource
 from edgevit.untrusted import read_limited
 
 SEED = 0  # for random weights and noise
-_MAX_CLASSES_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +217,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     Raises UsageError if it cannot be read or names fewer than two.
     """
     try:
-        names = read_limited(path, limit_bytes=_MAX_CLASSES_BYTES).decode("utf-8").rstrip("\n").splitlines()
+        names = read_limited(path, limit_bytes=MAX_CLASSES_BYTES).decode("utf-8").rstrip("\n").splitlines()
     except (OSError, ValueError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else first_line(error)
         raise UsageError(f"cannot read the class names in {path}: {reason}") from error

@@ -13,7 +13,7 @@ from edgevit.export import passes
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph, PassRecord
 from edgevit.export.import_onnx import import_graph
-from edgevit.files import os_reason
+from edgevit.files import os_reason, replacing
 from edgevit.formats import get_format
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.parity import ParityReport, compare
@@ -61,7 +61,8 @@ def optimize_file(
     parity = _compare(original, graph, optimized, threads)
     parity.require()
     try:
-        optimized.save(path)
+        with replacing(path) as part:
+            optimized.save(part)
     except OSError as error:
         raise ExportError(f"cannot write {path}: {os_reason(error)}; give another --out") from error
     return OptimizedFile(

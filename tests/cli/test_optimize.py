@@ -62,6 +62,22 @@ def test_a_file_that_would_compute_something_else_is_not_written(
     assert not file.with_name("net.ort.onnx").exists()
 
 
+def test_a_file_that_cannot_be_written_whole_leaves_the_older_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[[], str]
+) -> None:
+    def full_disk(_graph: OnnxGraph, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    older = file.with_name("net.ort.onnx")
+    older.write_bytes(b"older")
+    monkeypatch.setattr(OnnxGraph, "save", full_disk)
+    assert status("optimize", file, "--fmt", "ort") == 4
+    assert "net.ort.onnx: No space left on device" in one_line()
+    assert older.read_bytes() == b"older"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["net.onnx", "net.ort.onnx"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected", "words"),
     [
