@@ -22,6 +22,7 @@ from edgevit.types import Interval
 # differently (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with
 # shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
+_PERCENTS = (50, 90, 99)
 _MAX_FRACTION = 0.99  # of other processes; keeps the interval finite
 
 
@@ -56,6 +57,12 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "p50_ms": report.p50_ms,
         "p90_ms": report.p90_ms,
         "p99_ms": report.p99_ms,
+        **{
+            f"p{percent}_interval_ms": statistics.bounds(report.percentile_interval_ms(percent))
+            for percent in _PERCENTS[1:]
+        },
+        "p50_interval_ms": statistics.bounds(report.p50_interval_ms),
+        "compute_ms": _compute_figures(report),
         "alone_p50_ms": report.alone_p50_ms,
         "mean_ms": report.mean_ms,
         "std_ms": report.std_ms,
@@ -65,6 +72,12 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "threads": report.threads,
         "load_s": report.load_s,
         "first_inference_ms": report.first_inference_ms,
+        "first_answer_ms": report.first_answer_ms,
+        "parity": None if report.parity is None else asdict(report.parity),
+        "limit_fraction": report.limit_fraction,
+        "roofline": None if report.roofline is None else report.roofline.to_json(),
+        "throughput": None if report.throughput is None else report.throughput.to_json(),
+        "sustained": None if report.sustained is None else report.sustained.to_json(),
         "memory_rise_mb": report.memory_rise_mb,
         "peak_memory_mb": report.peak_memory_mb,
         "device_memory_mb": report.device_memory_mb,
@@ -77,6 +90,17 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
             for name, energy in report.energy_per_inference.items()
         },
         "doubts": list(report.warnings),
+    }
+
+
+def _compute_figures(report: LatencyReport) -> dict[str, Any] | None:
+    """Return the percentiles of the time on the GPU with their intervals; None without a GPU."""
+    if not report.compute_ms:
+        return None
+    found = {percent: report.compute_percentile(percent) for percent in _PERCENTS}
+    return {
+        **{f"p{percent}": value for percent, (value, _) in found.items()},
+        **{f"p{percent}_interval": statistics.bounds(interval) for percent, (_, interval) in found.items()},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,15 +22,26 @@ from edgevit.latency.environment import (
     others_fraction,
     throttle_causes,
 )
+from edgevit.latency.roofline import Roofline
 from edgevit.latency.sampling.energy import EnergyEstimate, EnergyRecord
 from edgevit.latency.sampling.sampler import INTERVAL_S
 from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.statistics import Percentile
+from edgevit.latency.sustained import SustainedRun
+from edgevit.latency.throughput import Throughput
 from edgevit.runtimes.base import CUDA_GRAPH, GPU
+from edgevit.runtimes.layer_profile import LayerProfile
+from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Interval
 from edgevit.untrusted import shorten
 
 SCHEMA = 1
+_PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
+    "roofline": Roofline,
+    "layers": LayerProfile,
+    "throughput": Throughput,
+    "sustained": SustainedRun,
+}
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
 NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
 _BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
@@ -134,6 +145,12 @@ class LatencyReport:
     clock_steady: bool | None = None  # whether the warm-up reached a constant clock; None if no clock is reported
     alone_ms: tuple[float, ...] = ()  # runs without other candidates, if the clock varied in turns
     energy: EnergyRecord | None = None  # None without an energy counter
+    compute_ms: tuple[float, ...] = ()  # on the GPU, by events around its graph, of each sample; empty if not measured
+    parity: ParitySummary | None = None  # of this very engine with PyTorch; None if it was not compared
+    roofline: Roofline | None = None  # the fields from here on are None unless they were asked for
+    layers: LayerProfile | None = None
+    throughput: Throughput | None = None
+    sustained: SustainedRun | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_ms or not len(self.samples_ms) == len(self.starts_ns) == len(self.rounds):
@@ -144,6 +161,8 @@ class LatencyReport:
             raise UsageError(f"latency report of {self.name}: every sample must be a finite time above 0")
         if not all(isinstance(number, int) for number in (*self.rounds, *self.starts_ns)):
             raise UsageError(f"latency report of {self.name}: rounds and starts must be integers")
+        if self.compute_ms and len(self.compute_ms) != len(self.samples_ms):
+            raise UsageError(f"latency report of {self.name}: every sample needs a time on the GPU, or none")
         if self.batch < 1:
             raise UsageError(f"latency report of {self.name}: the batch must be at least 1, not {self.batch}")
 
@@ -170,6 +189,23 @@ class LatencyReport:
     def alone_p50_ms(self) -> float | None:
         """Median of the runs without other candidates, which were made only if the clock varied."""
         return float(np.median(self.alone_ms)) if self.alone_ms else None
+
+    @property
+    def compute_p50_ms(self) -> float | None:
+        """Median of the time on the GPU, copies included, without the processor's part; None without a GPU."""
+        return float(np.median(self.compute_ms)) if self.compute_ms else None
+
+    @property
+    def first_answer_ms(self) -> float | None:
+        """From the start of loading to the first output; None if either is unknown."""
+        if self.load_s is None or self.first_inference_ms is None:
+            return None
+        return 1e3 * self.load_s + self.first_inference_ms
+
+    @property
+    def limit_fraction(self) -> float | None:
+        """The fraction of the machine's limit that the median reaches; see Roofline."""
+        return None if self.roofline is None else self.roofline.fraction(self.p50_ms)
 
     @property
     def mean_ms(self) -> float:
@@ -308,6 +344,17 @@ class LatencyReport:
             f"the device was not sampled to the end: {problem}": bool(problem),
         }
 
+    def percentile_interval_ms(self, percent: float) -> Interval | None:
+        """99 % confidence interval of a percentile, over rounds; None below 8 rounds or with too few runs."""
+        return statistics.percentile_interval(self._turns(self.samples_ms), percent)
+
+    def compute_percentile(self, percent: float) -> tuple[float | None, Interval | None]:
+        """Return a percentile of the time on the GPU in ms, and its interval; None without a GPU or enough runs."""
+        if not self.compute_ms:
+            return None, None
+        interval = statistics.percentile_interval(self._turns(self.compute_ms), percent)
+        return statistics.percentile(self.compute_ms, percent).value, interval
+
     def percentile(self, percent: float) -> Percentile:
         """Return a percentile in ms, or why there is none."""
         return statistics.percentile(self.samples_ms, percent)
@@ -315,8 +362,8 @@ class LatencyReport:
     def to_json(self) -> dict[str, Any]:
         """Return every field for `json.dump`; `from_json` gives an equal report."""
         fields = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        trace = None if self.trace is None else self.trace.to_json()
-        return {"schema": SCHEMA, **fields, "trace": trace}
+        parts = {name: getattr(self, name) for name in ("trace", *_PARTS)}
+        return {"schema": SCHEMA, **fields, **{name: part and part.to_json() for name, part in parts.items()}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyReport:
@@ -341,12 +388,20 @@ class LatencyReport:
             self.probe_ms,
             self.p50_interval_ms,
             self.cv,
+            self.limit_fraction,
+            self.compute_p50_ms,
+            self.layers and self.layers.to_json(),
+            self.throughput and self.throughput.to_json(),
+            self.sustained and self.sustained.to_json(),
         )
         _ = (self.throughput_per_s, hash(tuple(map(str, self.environment.key().values()))), hash(self.threads))
 
     def _by_round(self, percent: float) -> NDArray[np.float64]:
-        first_of_round = np.flatnonzero(np.diff(self.rounds)) + 1
-        return np.array([np.percentile(turn, percent) for turn in np.split(np.array(self.samples_ms), first_of_round)])
+        return np.array([np.percentile(turn, percent) for turn in self._turns(self.samples_ms)])
+
+    def _turns(self, values: Sequence[float]) -> list[NDArray[np.float64]]:
+        """Return one value of each sample as one array for each round."""
+        return np.split(np.array(values, float), np.flatnonzero(np.diff(self.rounds)) + 1)
 
     def _speed_range(self) -> float:
         """Return by which fraction the slow probes (90th percentile) exceed the fast ones (10th percentile)."""
@@ -370,4 +425,7 @@ def _converted(data: Mapping[str, Any]) -> dict[str, Any]:
         "after": MachineState.from_json(data["after"]),
         "trace": None if data.get("trace") is None else DeviceTrace.from_json(data["trace"]),
         "energy": None if data.get("energy") is None else EnergyRecord.from_json(data["energy"]),
+        "compute_ms": tuple(map(float, data.get("compute_ms", ()))),
+        "parity": None if data.get("parity") is None else ParitySummary.from_json(data["parity"]),
+        **{name: None if data.get(name) is None else part.from_json(data[name]) for name, part in _PARTS.items()},
     }

@@ -32,6 +32,7 @@ Values: TypeAlias = Sequence[float] | NDArray[np.float64]
 
 CONFIDENCE = 0.99
 RESAMPLES = 2000
+_PERCENTILE_RESAMPLES = 500
 FAST_PERCENT = 10  # the percentile of runs that other processes hardly disturb
 MIN_ROUNDS = 8  # with fewer, no two order statistics enclose the median with 99 % confidence: 1 - 2 / 2**8
 
@@ -92,6 +93,25 @@ def percentile(values: Values, percent: float) -> Percentile:
     if len(values) < needed:
         return Percentile(percent, None, f"p{percent:g} needs {needed} runs, not {len(values)}")
     return Percentile(percent, float(np.percentile(values, percent)))
+
+
+def percentile_interval(rounds: Sequence[Values], percent: float) -> Interval | None:
+    """Return the interval of a percentile of all samples; None if there are too few samples or rounds.
+
+    It is a bootstrap interval over rounds, because the samples of one round are not independent.
+    """
+    if len(rounds) < MIN_ROUNDS or sum(map(len, rounds)) < runs_needed(percent):
+        return None
+    random, values = np.random.default_rng(0), [np.asarray(turn, float) for turn in rounds]
+    found = [
+        np.percentile(
+            np.concatenate([values[index] for index in random.integers(len(values), size=len(values))]), percent
+        )
+        for _ in range(_PERCENTILE_RESAMPLES)
+    ]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return Interval(float(low), float(high))
 
 
 def standard_deviation(values: Values) -> float:

@@ -13,7 +13,7 @@ measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,6 +133,27 @@ class OutputParity:
         return not self.failures
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParitySummary:
+    """How an engine's outputs compare with PyTorch's, in one line."""
+
+    passed: bool
+    max_error_std: float | None  # largest difference in standard deviations of the output; None if not finite
+    cosine: float | None  # smallest of all rows
+    agreement: float | None = None  # fraction of photos with PyTorch's top-1 class; None if not judged
+    failure: str = ""  # the first reason why it does not pass
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ParitySummary:
+        return cls(
+            passed=bool(data["passed"]),
+            max_error_std=_number(data["max_error_std"]),
+            cosine=_number(data["cosine"]),
+            agreement=_number(data["agreement"]),
+            failure=str(data["failure"]),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ParityReport:
     """The comparisons of all outputs of all stages, in the order of the stages."""
@@ -154,6 +175,21 @@ class ParityReport:
         return tuple(
             f"output {name} hardly depends on the input, so that its parity proves little"
             for name in sorted(insensitive)
+        )
+
+    @property
+    def summary(self) -> ParitySummary | None:
+        """The worst measures over all outputs; None if nothing was compared."""
+        if not self.results:
+            return None
+        agreements = [result.agreement for result in self.results if result.agreement is not None]
+        failures = [failure for result in self.results for failure in result.failures]
+        return ParitySummary(
+            passed=self.passed,
+            max_error_std=_finite(max(result.max_abs_of_std for result in self.results)),
+            cosine=_finite(min(min(result.cosine) for result in self.results)),
+            agreement=min(agreements, default=None),
+            failure=failures[0] if failures else "",
         )
 
     def require(self) -> None:
@@ -310,3 +346,11 @@ def _for_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_for_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.roofline import Roofline
 
 OUTPUT = np.zeros(10, np.float32)
 QUICK = MeasurePlan(
@@ -55,6 +56,16 @@ BOARD = Environment(
     python="3.10.12",
     packages={"numpy": "1.26.4", "onnxruntime": "1.20.0"},
     state=QUIET,
+)
+
+ROOFLINE = Roofline(
+    runtime="ONNX Runtime",
+    threads=1,
+    macs_per_s={"fp32": 2e9, "int8": 8e9},
+    copy_bytes_per_s=1e9,
+    macs={"fp32": 1_000_000, "int8": 2_000_000},
+    moved_bytes=500_000,
+    activation_bytes=100_000,
 )
 
 

@@ -17,7 +17,12 @@ from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
 from edgevit.latency.sampling.channel import Channel
 from edgevit.latency.sampling.trace import DeviceTrace, Series
+from edgevit.latency.sustained import SustainedRun
+from edgevit.latency.throughput import Throughput, ThroughputPoint
 from edgevit.runtimes.base import CUDA_GRAPH, GPU
+from edgevit.runtimes.layer_profile import LayerProfile, LayerTime
+from edgevit.runtimes.parity import ParitySummary
+from edgevit.types import Interval
 from tests.helpers import samples
 from tests.helpers.samples import QUICK, work
 
@@ -50,6 +55,32 @@ def test_the_rate_of_over_current_spikes_is_a_condition_and_no_warning() -> None
     conditions, *notes = latency_parts([report])[1:]
     assert str(conditions).endswith("; oc3_event_cnt 7.0/s") and notes == []
     assert latency_json([report])[0]["throttle_events"] == {"oc3_event_cnt": {"count": 70, "per_s": 7.0}}
+
+
+def test_a_report_keeps_its_profile_limit_throughput_and_sustained_run() -> None:
+    layer = LayerTime(name="blocks.0/MatMul", kind="MatMul", module="blocks.0", ms=1.5)
+    report = dataclasses.replace(
+        samples.report([[2.0, 2.5]] * 9),
+        compute_ms=(1.0,) * 18,
+        parity=ParitySummary(passed=False, max_error_std=None, cosine=0.5, failure="max error"),
+        roofline=samples.ROOFLINE,
+        layers=LayerProfile(layers=(layer,), runs=3, profiled_ms=2.5),
+        throughput=Throughput(
+            points=(ThroughputPoint(batch=1, streams=2, images_per_s=9.5, inferences=19, elapsed_s=2.0),)
+        ),
+        sustained=SustainedRun(batch=1, seconds=(9.0, 8.0, 7.0), first_clock_mhz=Interval(900, 1000)),
+    )
+    assert LatencyReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
+    figures = latency_json([report])[0]
+    assert figures["compute_ms"]["p50"] == 1 and figures["compute_ms"]["p90"] is None
+    assert figures["first_answer_ms"] == 262.5 and figures["limit_fraction"] == report.limit_fraction
+
+
+def test_a_damaged_roofline_is_refused() -> None:
+    data = dataclasses.replace(samples.report([[2.0]] * 9), roofline=samples.ROOFLINE).to_json()
+    data["roofline"]["macs_per_s"] = {}
+    with pytest.raises(UsageError, match="damaged latency report"):
+        LatencyReport.from_json(data)
 
 
 def test_different_precisions_are_named_in_a_note() -> None:

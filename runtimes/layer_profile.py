@@ -1,0 +1,111 @@
+"""LayerProfile: the time of each layer of an engine, as its runtime's own profiler reports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+UNKNOWN_MODULE = "(unknown)"  # of layers whose names the runtime made up
+TOP_MODULE = "(top level)"  # of layers that belong to no submodule
+_NUMBER = re.compile(r"_\d+$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """One layer: a node of the ONNX graph, or several that the runtime fused."""
+
+    name: str  # the runtime's name of the layer
+    kind: str  # of operator, in the runtime's words
+    module: str  # dotted path of its PyTorch module, or UNKNOWN_MODULE or TOP_MODULE
+    ms: float  # median over the profiled runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTime:
+    """Layers with a module or a kind of operator in common."""
+
+    name: str
+    layers: int
+    ms: float
+    fraction: float  # of the sum of all layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """The layers of one engine in the order in which they run, profiled apart from the timed runs."""
+
+    layers: tuple[LayerTime, ...]
+    runs: int
+    profiled_ms: float  # median of a whole run while the profiler worked, from host arrays to host arrays
+
+    @property
+    def sum_ms(self) -> float:
+        return sum(layer.ms for layer in self.layers)
+
+    def by_kind(self) -> tuple[GroupTime, ...]:
+        """Sum the layers by kind of operator, the longest first."""
+        return self._grouped(lambda layer: layer.kind)
+
+    def by_module(self, depth: int | None = None) -> tuple[GroupTime, ...]:
+        """Sum the layers by module, the longest first; by the first `depth` parts of its path if given."""
+        return self._grouped(lambda layer: ".".join(layer.module.split(".")[:depth]))
+
+    def longest(self, count: int) -> tuple[LayerTime, ...]:
+        return tuple(sorted(self.layers, key=lambda layer: -layer.ms)[:count])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "profiled_ms": self.profiled_ms,
+            "sum_ms": self.sum_ms,
+            "layers": [asdict(layer) for layer in self.layers],
+            "by_kind": [asdict(group) for group in self.by_kind()],
+            "by_module": [asdict(group) for group in self.by_module()],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerProfile:
+        layers = tuple(
+            LayerTime(name=str(each["name"]), kind=str(each["kind"]), module=str(each["module"]), ms=float(each["ms"]))
+            for each in data["layers"]
+        )
+        return cls(layers=layers, runs=int(data["runs"]), profiled_ms=float(data["profiled_ms"]))
+
+    def _grouped(self, key: Callable[[LayerTime], str]) -> tuple[GroupTime, ...]:
+        groups: dict[str, list[float]] = {}
+        for layer in self.layers:
+            groups.setdefault(key(layer), []).append(layer.ms)
+        total = self.sum_ms or 1.0
+        found = [
+            GroupTime(name=name, layers=len(times), ms=sum(times), fraction=sum(times) / total)
+            for name, times in groups.items()
+        ]
+        return tuple(sorted(found, key=lambda group: -group.ms))
+
+
+def layer_profile(runs: Sequence[Sequence[tuple[str, str, str, float]]], runs_ms: Sequence[float]) -> LayerProfile:
+    """Return the medians over runs. Each run has (name, kind, module, ms) of its layers, in the same order."""
+    first = runs[0]
+    times = np.median([[layer[3] for layer in run] for run in runs if len(run) == len(first)], axis=0)
+    layers = tuple(
+        LayerTime(name=name, kind=kind, module=module, ms=float(ms))
+        for (name, kind, module, _), ms in zip(first, times, strict=True)
+    )
+    return LayerProfile(layers=layers, runs=len(runs), profiled_ms=float(np.median(runs_ms)))
+
+
+def module_of_name(name: str) -> str:
+    """Return the module of a node that edgevit named `<module path>/<operator>[_n]`."""
+    module, slash, _ = name.rpartition("/")
+    if not slash:
+        return UNKNOWN_MODULE
+    return module or TOP_MODULE
+
+
+def without_number(name: str) -> str:
+    """Return a name without the number that makes it unique: `MatMul` for `MatMul_3`."""
+    return _NUMBER.sub("", name)
