@@ -9,7 +9,7 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import ClassVar, TypeAlias
@@ -20,6 +20,7 @@ from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_nam
 from edgevit.files import first_line
 from edgevit.formats import Format, get_format
 from edgevit.runtimes.precision import ExecutedPrecision
+from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
 from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
 
@@ -62,6 +63,7 @@ class BuildOptions:
     workspace_mb: int | None = None
     cache_dir: Path | None = None  # for the runtime's cache of compiled models or timings
     compute_capabilities: tuple[int, ...] | None = None  # of the GPUs to compile for; None: a portable engine
+    session: SessionSettings = field(default_factory=SessionSettings)  # of the engine when it is opened
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -195,6 +197,7 @@ class Runtime(ABC):
 
     fmt: ClassVar[str]  # name of its format
     module: ClassVar[str]  # Python module of the runtime
+    settings: ClassVar[tuple[Setting, ...]] = ()  # of a session, that `BuildOptions.session` chooses
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:
         """`on_phase` is called during builds that take minutes, if the runtime reports progress."""
@@ -259,6 +262,10 @@ class Runtime(ABC):
             raise MissingError(
                 f"{self.title} is not installed ({first_line(error)}); install it: {self.install_hint}"
             ) from error
+
+    def session_settings(self, chosen: Mapping[str, str]) -> SessionSettings:
+        """Return session settings by name. Raises UsageError for a name or a value that the runtime does not have."""
+        return SessionSettings.of(chosen, self.settings, runtime=self.title)
 
     def require_precision(self, precision: Precision) -> None:
         """Raise PrecisionError if this runtime does not run `precision` on this machine."""

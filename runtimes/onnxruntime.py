@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -20,9 +21,16 @@ from edgevit.files import first_line
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
 from edgevit.runtimes.onnxruntime_precision import read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
+from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
+SPINNING = Setting("spinning", ("on", "off"))  # whether idle threads poll for work instead of sleeping
+PINNING = Setting("pinning", ("off", "on"))  # whether each thread keeps to one core
+ARENA = Setting("arena", ("on", "off"))  # whether freed memory is kept for the next inference
+MEMORY_PATTERN = Setting("memory_pattern", ("on", "off"))  # whether all tensors of an inference are allocated at once
+DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
+GRAPH_OPTIMIZATION = Setting("graph_optimization", ("all", "extended"))  # "extended": without changes of layout
 _FATAL = 4  # log severity: errors are raised as exceptions too, so that their log lines would repeat them
 _MAX_ELEMENTS = 2**32  # of an input or output
 _LARGE_BYTES = 256_000_000  # of a model: loading it a second time is cheaper than holding it twice
@@ -43,6 +51,10 @@ class OnnxRuntime(Runtime):
 
     fmt: ClassVar[str] = "ort"
     module: ClassVar[str] = "onnxruntime"
+    settings: ClassVar[tuple[Setting, ...]] = (
+        *(SPINNING, GRAPH_OPTIMIZATION, ARENA, MEMORY_PATTERN),
+        *(PINNING, DENORMALS),
+    )
     optimized: ClassVar[bool] = True
 
     def load(self) -> ModuleType:
@@ -109,6 +121,7 @@ class OnnxRuntimeEngine(Engine):
         self.fmt = fmt
         self.batches = options.dynamic_batch
         self._threads = options.threads or available_cores()
+        self._chosen = options.session
         settings = self._session_settings()
         self._layers: ExecutedPrecision | None = None
         if profile and self._reports_precision:
@@ -128,8 +141,11 @@ class OnnxRuntimeEngine(Engine):
 
     def _session_settings(self) -> Any:
         settings = _settings(self._ort, optimized=self._optimized)
+        if self._optimized and self._chosen.get(GRAPH_OPTIMIZATION) == "extended":
+            settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         settings.intra_op_num_threads = self._threads
         settings.inter_op_num_threads = 1
+        _apply(self._chosen, settings, threads=self._threads)
         return settings
 
     @property
@@ -217,6 +233,27 @@ def _settings(ort: Any, *, optimized: bool) -> Any:
     levels = ort.GraphOptimizationLevel
     settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     return settings
+
+
+def _apply(chosen: SessionSettings, settings: Any, *, threads: int) -> None:
+    """Apply the session settings of a bundle to ONNX Runtime's."""
+    settings.enable_cpu_mem_arena = chosen.get(ARENA) == "on"
+    settings.enable_mem_pattern = chosen.get(MEMORY_PATTERN) == "on"
+    entries = {}
+    if chosen.get(SPINNING) == "off":
+        entries["session.intra_op.allow_spinning"] = "0"
+    if chosen.get(DENORMALS) == "zero":
+        entries["session.set_denormal_as_zero"] = "1"
+    if chosen.get(PINNING) == "on" and 1 < threads <= available_cores():
+        entries["session.intra_op_thread_affinities"] = _affinities(threads)
+    for key, value in entries.items():
+        settings.add_session_config_entry(key, value)
+
+
+def _affinities(threads: int) -> str:
+    """Return the core of each thread but the caller's, which ONNX Runtime leaves alone; it counts cores from 1."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(threads)
+    return ";".join(str(core + 1) for core in list(cores)[1:threads])
 
 
 def _spec(value: Any) -> TensorSpec:

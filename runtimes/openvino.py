@@ -24,9 +24,14 @@ from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
+from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.types import Array, Dim, TensorSpec
 
 DEVICE = "CPU"
+HINT = Setting("hint", ("latency", "throughput"))  # "throughput" splits the threads into streams
+PINNING = Setting("pinning", ("on", "off"))  # whether each thread keeps to one core
+HYPER_THREADING = Setting("hyper_threading", ("on", "off"))  # whether both logical cores of a physical one are used
+DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
 _TELEMETRY = "openvino_telemetry"
 # Lines of OpenVINO's report of a failed conversion.
 _FAILED_OPERATOR = re.compile(r"-- ([\w.]+)-\d+ with a message:")
@@ -38,6 +43,7 @@ class OpenVino(Runtime):
 
     fmt: ClassVar[str] = "openvino"
     module: ClassVar[str] = "openvino"
+    settings: ClassVar[tuple[Setting, ...]] = (HINT, PINNING, HYPER_THREADING, DENORMALS)
 
     def load(self) -> ModuleType:
         """Import OpenVINO without its telemetry.
@@ -78,7 +84,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, ov: Any, artifact: Path, options: BuildOptions) -> None:
         """`ov` is the module openvino, `artifact` the .xml file. Raises BuildError if it cannot be loaded."""
         settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
+            **_session_settings(options.session),
             "INFERENCE_NUM_THREADS": options.threads or available_cores(),
             # By default the plugin runs fp32 models in bf16 if the processor supports it.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -179,6 +185,18 @@ def convert(ov: Any, model: Path, xml: Path) -> None:
         ov.Core().read_model(str(xml), str(xml.with_suffix(".bin")))
     except Exception as error:
         raise BuildError(f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({_reason(error)})") from error
+
+
+def _session_settings(chosen: SessionSettings) -> dict[str, Any]:
+    """Return the session settings of a bundle as OpenVINO's; its own defaults are left out."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": chosen.get(HINT).upper()}
+    if chosen.get(PINNING) == "off":
+        settings["ENABLE_CPU_PINNING"] = False
+    if chosen.get(HYPER_THREADING) == "off":
+        settings["ENABLE_HYPER_THREADING"] = False
+    if chosen.get(DENORMALS) == "zero":
+        settings["CPU_DENORMALS_OPTIMIZATION"] = True
+    return settings
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle, display_names
-from edgevit.bundles.engine import load_engine, open_engine, require_precision
+from edgevit.bundles.engine import load_engine, open_engine, require_precision, used_threads
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
 from edgevit.errors import MeasureError
@@ -51,9 +51,10 @@ def measure_bundles(
     others = [name if name in TORCH_MODES else get_format(name).name for name in against]
     with ExitStack() as stack:
         candidates = [
-            _bundle_candidate(stack, name, bundle, threads)
+            _bundle_candidate(stack, name, bundle, used_threads(bundle, threads))
             for name, bundle in zip(display_names(bundles), bundles, strict=True)
         ]
+        threads = used_threads(bundles[0], threads)
         for other in others:
             if other in TORCH_MODES:
                 candidates.append(_torch_candidate(stack, bundles[0], source, threads, mode=torch_mode(other)))

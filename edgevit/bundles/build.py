@@ -29,6 +29,7 @@ from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.registry import get_runtime
+from edgevit.runtimes.session_settings import SessionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,10 @@ def build(
     """
     runtime = get_runtime(fmt or bundle.fmt, on_phase)
     same_format = runtime.fmt == bundle.fmt
-    inherited = bundle.options if same_format else replace(bundle.options, compute_capabilities=None)
-    options = replace(inherited, threads=threads, workspace_mb=workspace_mb)
+    inherited = bundle.options
+    if not same_format:
+        inherited = replace(inherited, compute_capabilities=None, threads=None, session=SessionSettings())
+    options = replace(inherited, threads=inherited.threads if threads is None else threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)
     if bundle.needs_vnni(runtime.fmt):
         require_vnni(bundle.name)
@@ -88,7 +91,7 @@ def build(
             write_latency(folder, reports)
         manifest = replace(
             bundle.manifest,
-            build=BuildRecord.of(built, options),
+            build=replace(BuildRecord.of(built, options), threads=inherited.threads),
             runtime=RuntimeRecord.of(built, folder),
             precision=PrecisionRecord(requested=options.precision, executed=built.precision),
             parity=parity.to_json(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.cpu import require_vnni
-from edgevit.errors import MissingError
+from edgevit.errors import BundleError, MissingError, UsageError
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.registry import get_runtime
@@ -49,13 +49,27 @@ def require_precision(bundle: Bundle, engine: Engine) -> ExecutedPrecision:
     return executed
 
 
+def used_threads(bundle: Bundle, threads: int | None) -> int | None:
+    """Return the requested number of threads, or else the one that the bundle was tuned for; None: one per core."""
+    return bundle.options.threads if threads is None else threads
+
+
 def _engine_file(bundle: Bundle, *, threads: int | None, cache_dir: Path | None) -> tuple[Path, BuildOptions]:
     """The engine file and its options, after a check of the processor and of the precision in the manifest."""
     if bundle.engine_path is None:
         raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
-    options = replace(bundle.options, threads=threads, cache_dir=cache_dir)
+    options = replace(bundle.options, threads=used_threads(bundle, threads), cache_dir=cache_dir)
+    _require_session_settings(bundle)
     if bundle.needs_vnni():
         require_vnni(bundle.name)
     reported_by = f"{bundle.fmt}, by the manifest of {bundle.name},"
     bundle.recorded_precision.require(options.precision, runtime=reported_by, expected=bundle.quantized_fraction)
     return bundle.engine_path, options
+
+
+def _require_session_settings(bundle: Bundle) -> None:
+    """Raise BundleError if the manifest has session settings that the runtime does not know."""
+    try:
+        get_runtime(bundle.fmt).session_settings(bundle.manifest.build.session)
+    except UsageError as error:
+        raise BundleError(f"{bundle.name}: {error}; export the bundle again") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +11,10 @@ from typing import Any, cast
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import os_reason
 from edgevit.images import MAX_CROP_PCT, Preprocessing
-from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.base import MAX_THREADS, BatchRange, BuildOptions
 from edgevit.runtimes.build import BuildResult, usable_version
 from edgevit.runtimes.precision import ExecutedPrecision, precision_json
+from edgevit.runtimes.session_settings import SessionSettings
 from edgevit.types import (
     CROP_MODES,
     INTERPOLATIONS,
@@ -228,6 +229,8 @@ class BuildRecord:
     compute_capabilities: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
     missing: str | None = None  # the package or device without which the engine could not be built or run
+    threads: int | None = None  # that the engine is opened with; None: one per core
+    session: Mapping[str, str] = field(default_factory=dict)  # settings that differ from the runtime's defaults
 
     @classmethod
     def of(cls, built: BuildResult, options: BuildOptions, *, notes: Sequence[str] = ()) -> BuildRecord:
@@ -239,6 +242,7 @@ class BuildRecord:
             compute_capabilities=options.compute_capabilities,
             notes=(*notes, *(artifact.notes if artifact else ())),
             missing=built.missing,
+            session=options.session.to_json(),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -250,6 +254,8 @@ class BuildRecord:
             "compute_capabilities": list(self.compute_capabilities) if self.compute_capabilities else None,
             "notes": list(self.notes),
             "missing": self.missing,
+            **({} if self.threads is None else {"threads": self.threads}),
+            **({"session": dict(self.session)} if self.session else {}),
         }
 
     @classmethod
@@ -265,6 +271,8 @@ class BuildRecord:
             compute_capabilities=capabilities or None,
             notes=fields.read_or("notes", list_of(text(most=1 << 16)), ()),
             missing=fields.read_or("missing", nullable(text(most=1 << 16)), None),
+            threads=fields.read_or("threads", nullable(integer(1, MAX_THREADS)), None),
+            session=fields.read_or("session", object_of(text(most=64), most=64), {}),
         )
 
 
@@ -377,6 +385,8 @@ class Manifest:
             batch=self.build.batch,
             dynamic_batch=self.build.dynamic_batch,
             compute_capabilities=self.build.compute_capabilities,
+            threads=self.build.threads,
+            session=SessionSettings(tuple(sorted(self.build.session.items()))),
         )
 
     @property
