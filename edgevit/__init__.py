@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         calib: str | os.PathLike[str] | Mapping[str, Array] | None
         eval: str | os.PathLike[str] | None
         int8_range: Int8Range
+        keep_float: Sequence[str]
         max_drop: float | None
         out: str | os.PathLike[str]
         example_input: torch.Tensor | Sequence[torch.Tensor] | None
@@ -111,6 +112,7 @@ def export_model(
     calib: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     eval: str | os.PathLike[str] | None = None,  # noqa: A002  # as on the command line
     int8_range: Int8Range = "safe",
+    keep_float: Sequence[str] = (),
     max_drop: float | None = None,
     out: str | os.PathLike[str] = ".",
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
@@ -146,6 +148,7 @@ def export_model(
             requires it; fp16 uses two included photos by default.
         eval: a folder of labeled images on which a lower precision is compared with fp32.
         int8_range: "safe", or "full" for int8 weights that x86 processors need VNNI for.
+        keep_float: paths of PyTorch modules that stay in float with fp16 and int8, such as "blocks.3.attn".
         max_drop: the largest allowed loss of top-1 on `eval`, as a fraction (default: 0.01).
         out: the folder in which the bundle is created.
         example_input: a tensor with the batch first, or one for each input. Required for a module.
@@ -218,6 +221,7 @@ def export_model(
             calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
             eval=Path(eval) if eval is not None else None,
             int8_range=int8_range,
+            keep_float=tuple(keep_float),
             max_drop=max_drop,
             trt_version=trt_version,
             onnxsim=onnxsim,

@@ -166,6 +166,13 @@ def _add_precision_arguments(group: Group) -> None:
         help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
     )
     group.add_argument(
+        "--keep-float",
+        type=argument_types.names,
+        default=(),
+        metavar="MODULE[,MODULE]",
+        help="PyTorch modules that stay in float with fp16 or int8, such as blocks.3.attn",
+    )
+    group.add_argument(
         "--int8-range",
         choices=get_args(Int8Range),
         default="safe",
@@ -228,6 +235,7 @@ def run(arguments: Arguments, console: Console) -> int:
         calib=arguments.calib,
         eval=arguments.eval,
         int8_range=arguments.int8_range,
+        keep_float=arguments.keep_float,
         max_drop=arguments.max_drop,
         trt_version=arguments.trt_version,
         onnxsim=arguments.onnxsim,

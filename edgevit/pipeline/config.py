@@ -38,6 +38,7 @@ class ExportConfig:
     calib: Calibration | None = None
     eval: Path | None = None  # labeled images that a lower precision is evaluated on
     int8_range: Int8Range = "safe"  # of int8 weights; x86 processors without VNNI compute "full" wrongly
+    keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float in fp16 and int8
     max_drop: float | None = None  # of top-1, as a fraction; None: DEFAULT_MAX_DROP with `eval`, else no bound
     trt_version: str | None = None  # of the device; None: see `target_version`
     onnxsim: bool = False  # whether onnxsim simplifies the graph after the passes
@@ -87,6 +88,8 @@ class ExportConfig:
                     raise UsageError(
                         f"{name} requires --precision fp16 or int8; the accuracy of fp32 is measured by edgevit eval"
                     )
+            if self.keep_float:
+                raise UsageError("--keep-float requires --precision fp16 or int8; leave it out")
         if self.int8_range not in get_args(Int8Range):
             raise unknown_name("int8 range", self.int8_range, get_args(Int8Range))
         if self.int8_range == "full" and self.options.precision != "int8":

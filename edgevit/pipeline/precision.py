@@ -17,6 +17,7 @@ from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.int8 import find_layers
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
+    InFloat,
     NoiseMeasurement,
     QuantizationPlan,
     quantize_with_fallback,
@@ -49,6 +50,7 @@ class PrecisionConverter:
     max_drop: float | None  # the fraction of top-1 that may be lost; None: no bound
     timer: StageTimer
     int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
+    keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
     _noise: dict[str, float] = field(default_factory=dict)  # of each layer of the one graph that is converted
 
     def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
@@ -105,7 +107,7 @@ class PrecisionConverter:
 
     def _to_fp16(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> tuple[OnnxGraph, PrecisionPlan]:
         with self.timer.stage(f"{fmt}: convert to fp16"):
-            converted, plan = to_fp16(graph, feeds, load=self._load)
+            converted, plan = to_fp16(graph, feeds, load=self._load, keep_float=self.keep_float)
             return check(converted), plan
 
     def _to_int8(self, graph: OnnxGraph, fmt: str, *, min_reverted: int = 0) -> tuple[OnnxGraph, QuantizationPlan]:
@@ -125,7 +127,7 @@ class PrecisionConverter:
                     on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
                     noise=self._noise,
                 ),
-                min_reverted=min_reverted,
+                in_float=InFloat(modules=self.keep_float, min_reverted=min_reverted),
             )
             check(quantized)
         if scheme.float_dtype == "fp32":

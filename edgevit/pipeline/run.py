@@ -263,6 +263,7 @@ def _converter(export: ExportRun) -> PrecisionConverter:
         check_parity=config.verify,
         max_drop=config.allowed_drop,
         int8_range=config.int8_range,
+        keep_float=config.keep_float,
         timer=export.timer,
     )
 

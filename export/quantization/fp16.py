@@ -31,7 +31,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import constant
+from edgevit.export.ir_helpers import constant, require_modules
 from edgevit.export.quantization.calibration import LoadGraph, collect_ranges
 from edgevit.export.quantization.dtypes import (
     InterfaceType,
@@ -97,21 +97,27 @@ class PrecisionPlan:
 
 
 def to_fp16(
-    graph: OnnxGraph, feeds: Sequence[Feeds], *, load: LoadGraph, io: InterfaceType = "fp32"
+    graph: OnnxGraph,
+    feeds: Sequence[Feeds],
+    *,
+    load: LoadGraph,
+    io: InterfaceType = "fp32",
+    keep_float: Sequence[str] = (),
 ) -> tuple[OnnxGraph, PrecisionPlan]:
     """Return the mixed-precision graph and its plan. All types have to be known: call `check` on the graph before.
 
     `load` prepares a graph to run in fp32. `feeds` are calibration inputs: photos, since noise has other ranges. `io`
-    is the type of the graph's inputs and outputs. Raises UsageError without feeds, ExportError if an output of the
-    fp32 graph is not finite.
+    is the type of the graph's inputs and outputs. `keep_float` names PyTorch modules whose nodes stay in fp32. Raises
+    UsageError without feeds or for an unknown module, ExportError if an output of the fp32 graph is not finite.
     """
     start = time.perf_counter()
     model = graph.model.clone()
+    require_modules(model, keep_float)
     common_passes.NameFixPass()(model)  # a file from elsewhere may have nodes without names
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ranges = collect_ranges(OnnxGraph(model), feeds, load=load)
     magnitudes = {name: found.magnitude for name, found in ranges.items()}
-    kept = find_fp32_nodes(Fp16Context(model, magnitudes, io))
+    kept = find_fp32_nodes(Fp16Context(model, magnitudes, io, keep_float))
     weights = tuple(_weight_ranges(model, kept.keys()))
     nodes = sum(computes(node) for node in model.graph.all_nodes())
     retype(model, kept.keys(), io)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant
+from edgevit.export.ir_helpers import constant, is_in_modules
 from edgevit.export.quantization.dtypes import DATA_MOVEMENT, InterfaceType, computes, is_float, is_known, takes_fp16
 from edgevit.types import Array
 
 FP16_MAX = 65504.0
 FP16_MIN_NORMAL = 2.0**-14  # 6.1e-5; smaller numbers lose bits, those below 3e-8 become 0
 HEADROOM = 4.0  # magnitudes on other images may be this many times larger than on the calibration images
+KEPT_ON_REQUEST = "kept in float by --keep-float"
 MAX_EXACT_INTEGER = 2048.0  # fp16 holds all integers up to this one
 
 _SUMS = frozenset({"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool"})
@@ -31,9 +32,12 @@ Kept: TypeAlias = Iterator[tuple[ir.Node, str]]  # nodes that stay in fp32, each
 class Fp16Context:
     """A model with the magnitudes of its tensors and the type of its inputs and outputs, as the rules need them."""
 
-    def __init__(self, model: ir.Model, magnitudes: Mapping[str, float], io: InterfaceType) -> None:
+    def __init__(
+        self, model: ir.Model, magnitudes: Mapping[str, float], io: InterfaceType, keep_float: Sequence[str] = ()
+    ) -> None:
         self.model = model
         self.io = io
+        self.keep_float = keep_float  # PyTorch modules that the user keeps in fp32
         self.opset = model.opset_imports.get("", 0)
         self.order = tuple(model.graph)  # without the bodies of branches and loops; producers first
         self.nodes = tuple(model.graph.all_nodes())
@@ -55,6 +59,13 @@ def find_fp32_nodes(context: Fp16Context) -> dict[ir.Node, str]:
     for node in _moving_between(context, reasons.keys()):
         reasons[node] = "moves data between fp32 nodes"
     return {node: reasons[node] for node in context.nodes if node in reasons}
+
+
+def _requested(context: Fp16Context) -> Kept:
+    """Keep the modules that the user names."""
+    for node in context.nodes:
+        if is_in_modules(str(node.name), context.keep_float):
+            yield node, KEPT_ON_REQUEST
 
 
 def _no_fp16(context: Fp16Context) -> Kept:
@@ -158,6 +169,7 @@ def _integers(context: Fp16Context) -> Kept:
 
 # If several rules keep a node, the first one gives the reason.
 RULES: tuple[Callable[[Fp16Context], Kept], ...] = (
+    _requested,
     _no_fp16,
     _constants,
     _too_large,

@@ -12,9 +12,11 @@ import numpy as np
 from edgevit.arrays import differences
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import is_in_modules, require_modules
 from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
+from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.int8 import Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
 from edgevit.types import Feeds
@@ -96,6 +98,18 @@ class NoiseMeasurement:
         return self.noise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFloat:
+    """Layers that stay in float in any case: those of PyTorch modules, and a number of others, the noisiest first."""
+
+    modules: Sequence[str] = ()
+    min_reverted: int = 0
+
+    def skip(self, layer: Layer) -> Layer:
+        """Return the layer, with a skip reason if it is in one of the modules."""
+        return replace(layer, skip_reason=KEPT_ON_REQUEST) if is_in_modules(layer.name, self.modules) else layer
+
+
 _COSTS_ACCURACY = "costs accuracy"
 _NOT_FINITE = "its input or output is not finite on the calibration inputs, in fp32 too"
 
@@ -107,17 +121,21 @@ def quantize_with_fallback(
     scheme: Int8Scheme,
     acceptance_check: AcceptanceCheck,
     measurement: NoiseMeasurement,
-    min_reverted: int = 0,
+    in_float: InFloat | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
     All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs is
-    measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary search. At
-    least `min_reverted` layers go back in any case, the noisiest first.
+    measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary search.
+    `in_float` says which layers stay in float in any case.
 
-    Raises PrecisionError if less than `MIN_INT8_FRACTION` of the MACs can be in int8, or can stay there.
+    Raises UsageError if it names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs can
+    be in int8, or can stay there.
     """
-    layers = tuple(_skip_if_not_finite(layer, ranges) for layer in find_layers(graph))
+    in_float = in_float or InFloat()
+    require_modules(graph.model, in_float.modules)
+    min_reverted = in_float.min_reverted
+    layers = tuple(_skip_if_not_finite(in_float.skip(layer), ranges) for layer in find_layers(graph))
     candidates = [layer for layer in layers if not layer.skip_reason]
     if not candidates:
         raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")

@@ -104,6 +104,14 @@ def test_inputs_and_outputs_stay_fp32_by_default(io: InterfaceType, dtype: str, 
     assert plan.casts == casts
 
 
+def test_the_nodes_of_named_modules_stay_in_fp32() -> None:
+    graph = attention()
+    for node in graph.model.graph:
+        node.name = f"{'head.q' if node.op_type == 'Softmax' else 'body'}/{node.op_type}"
+    _, plan = to_fp16(graph, [{"x": noise(1, 10, 8, seed=0)}], load=load, keep_float=["head"])
+    assert [(node.operator, node.reason) for node in plan.kept] == [("Softmax", "kept in float by --keep-float")]
+
+
 def test_weights_are_stored_as_fp16_under_their_names() -> None:
     result, _ = typed(attention(), noise(2, 10, 8, seed=0))
     assert {name: str(value.dtype) for name, value in result.model.graph.initializers.items()} == dict.fromkeys(

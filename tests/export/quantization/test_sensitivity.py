@@ -10,12 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgevit.errors import PrecisionError
+from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import collect_ranges
 from edgevit.export.quantization.int8 import Layer
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
+    InFloat,
     NoiseMeasurement,
     QuantizationPlan,
     _decibel,
@@ -65,6 +66,7 @@ def quantize_checked(
     *,
     scheme: Int8Scheme = INT8_SCHEMES["openvino"],
     progress: list[tuple[int, int]] | None = None,
+    in_float: InFloat | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Quantize and check that the graph is valid and agrees with its plan."""
     feeds = [{"x": IMAGE}]
@@ -78,6 +80,7 @@ def quantize_checked(
             load=load,
             on_layer=None if progress is None else lambda done, total: progress.append((done, total)),
         ),
+        in_float=in_float,
     )
     onnx.checker.check_model(ir.to_proto(quantized.model), full_check=True)
     assert int8_layers(quantized) == plan.layers - len(plan.kept)
@@ -121,6 +124,18 @@ def test_all_layers_stay_in_int8_if_that_is_accepted() -> None:
     assert (plan.kept, plan.reverted, plan.fraction, plan.layers, plan.calibration_inputs) == ((), (), 1.0, LAYERS, 1)
     assert (plan.activations, plan.float_dtype) == ("uint8", "fp32")
     assert plan.summary == "6 of 6 layers in int8, 100.0% of all MACs, from 1 calibration inputs"
+
+
+def test_the_layers_of_named_modules_stay_in_float() -> None:
+    graph = matmul_chain()
+    modules = ("stem", "net.0", "net.1", "net.10", "net.1.q", "head")
+    for node, module in zip(graph.model.graph, modules, strict=True):
+        node.name = f"{module}/MatMul"
+    _, plan = quantize_checked(graph, lambda _: "", in_float=InFloat(modules=["net.1"]))
+    assert [node.name for node in plan.kept] == ["net.1/MatMul", "net.1.q/MatMul"]
+    assert {node.reason for node in plan.kept} == {"kept in float by --keep-float"}
+    with pytest.raises(UsageError, match=r"no operator of the graph belongs to a module 'heat'. Did you mean 'head'"):
+        quantize_checked(graph, lambda _: "", in_float=InFloat(modules=["heat"]))
 
 
 @pytest.mark.parametrize("fmt", ["openvino", "ort", "trt"])
@@ -278,7 +293,8 @@ def test_more_layers_go_back_on_request_and_their_noise_is_measured_once() -> No
     def reverted(count: int) -> set[str]:
         _, plan = quantize_with_fallback(
             graph, collect_ranges(graph, feeds, load=load), scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "",
-            measurement=NoiseMeasurement(feeds=feeds, load=counting_load, noise=noises), min_reverted=count,
+            measurement=NoiseMeasurement(feeds=feeds, load=counting_load, noise=noises),
+            in_float=InFloat(min_reverted=count),
         )  # fmt: skip
         return {node.name for node in plan.reverted}
 
