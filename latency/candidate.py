@@ -13,6 +13,7 @@ from edgevit.files import first_line
 from edgevit.latency import clock
 from edgevit.runtimes.base import GPU, Engine
 from edgevit.runtimes.loading import Loading, memory_rise_mb, resident_mb
+from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Array
 
 
@@ -36,6 +37,7 @@ class Candidate:
     peak_memory_mb: float | None = None
     device_memory_mb: float | None = None
     details: Mapping[str, str] = field(default_factory=dict)
+    parity: ParitySummary | None = None  # with PyTorch; None if it was not compared
 
     @property
     def uses_gpu(self) -> bool:

@@ -359,6 +359,7 @@ def _report(recording: _Recording, warmup: Warmup, shared: _Shared) -> LatencyRe
         environment=shared.environment,
         after=shared.after,
         details=candidate.details,
+        parity=candidate.parity,
         trace=shared.trace,
         energy=_energy(recording, shared),
         clock_steady=warmup.clock_steady,

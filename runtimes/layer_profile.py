@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 
 UNKNOWN_MODULE = "(unknown)"  # of layers whose names the runtime made up
 TOP_MODULE = "(top level)"  # of layers that belong to no submodule
-_NUMBER = re.compile(r"_\d+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +98,7 @@ def layer_profile(runs: Sequence[Sequence[tuple[str, str, str, float]]], runs_ms
 
 def module_of_name(name: str) -> str:
     """Return the module of a node that edgevit named `<module path>/<operator>[_n]`."""
-    module, slash, _ = name.rpartition("/")
+    module, slash, _ = name.partition("/")  # runtimes add parts of their own, such as /MatMulAddFusion
     if not slash:
         return UNKNOWN_MODULE
     return module or TOP_MODULE
-
-
-def without_number(name: str) -> str:
-    """Return a name without the number that makes it unique: `MatMul` for `MatMul_3`."""
-    return _NUMBER.sub("", name)

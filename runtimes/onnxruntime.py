@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -175,21 +175,13 @@ class OnnxRuntimeEngine(Engine):
 
     def _profile(
         self, settings: Any, *, batch: int, disabled: Sequence[str] = ()
-    ) -> tuple[Any, Iterable[Mapping[str, Any]]]:
+    ) -> tuple[Any, Sequence[Mapping[str, Any]]]:
         """Return a new session and the profile events of one inference on zeros; later ones are not profiled."""
-        with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-            settings.enable_profiling = True
-            settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._load(settings, disabled=disabled)
-            specs = [_spec(value) for value in session.get_inputs()]
-            _run(session, None, {spec.name: np.zeros(spec.with_batch(batch), spec.dtype) for spec in specs})
-            try:
-                return session, json.loads(Path(session.end_profiling()).read_text())
-            except (OSError, ValueError) as error:
-                raise BuildError(
-                    f"ONNX Runtime could not write its profile to {folder} ({error}); is the disk full? "
-                    "Free some space, or set TMPDIR to another folder"
-                ) from error
+
+        def load(settings: Any) -> Any:
+            return self._load(settings, disabled=disabled)
+
+        return profile_session(load, settings, batch=batch)
 
     def _load(self, settings: Any, *, disabled: Sequence[str] = ()) -> Any:
         # WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.
@@ -207,6 +199,36 @@ class OnnxRuntimeEngine(Engine):
 
     def close(self) -> None:
         self._session = None
+
+
+def profile_session(
+    load: Callable[[Any], Any],
+    settings: Any,
+    *,
+    batch: int = 1,
+    feeds: Mapping[str, Array] | None = None,
+    runs: int = 1,
+) -> tuple[Any, Sequence[Mapping[str, Any]]]:
+    """Return a session that `load` makes of `settings`, and the profile events of its first runs.
+
+    It runs on `feeds`, or on zeros for `batch` images. Later runs of the session are not profiled.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(folder) / "profile")
+        session = load(settings)
+        if feeds is None:
+            specs = [_spec(value) for value in session.get_inputs()]
+            feeds = {spec.name: np.zeros(spec.with_batch(batch), spec.dtype) for spec in specs}
+        for _ in range(runs):
+            _run(session, None, feeds)
+        try:
+            return session, json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, ValueError) as error:
+            raise BuildError(
+                f"ONNX Runtime could not write its profile to {folder} ({error}); is the disk full? "
+                "Free some space, or set TMPDIR to another folder"
+            ) from error
 
 
 def _source(model: Path) -> str | bytes:

@@ -170,7 +170,7 @@ def convert(ov: Any, model: Path, xml: Path) -> None:
     Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
     """
     try:
-        with _preserve_root_logger():
+        with preserve_root_logger():
             converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
     except Exception as error:  # RuntimeError and several classes of OpenVINO's own
         raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
@@ -200,7 +200,7 @@ def _session_settings(chosen: SessionSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def _preserve_root_logger() -> Iterator[None]:
+def preserve_root_logger() -> Iterator[None]:
     """Restore the root logger: `convert_model` lets it log errors only, and leaves it so if the conversion fails."""
     root = logging.getLogger()
     level, filters, handlers = root.level, list(root.filters), list(root.handlers)

@@ -8,22 +8,30 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, open_engine, require_precision, used_threads
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
-from edgevit.errors import MeasureError
+from edgevit.errors import MeasureError, ParityError
+from edgevit.files import first_line
 from edgevit.formats import get_format
 from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
 from edgevit.latency.memory import peak_memory_of
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
+from edgevit.runtimes.parity import ParitySummary, compare, references_for
+from edgevit.runtimes.peers import PEERS, build_peer, open_peer, require_peer
 from edgevit.runtimes.pytorch import TORCH_MODES, TorchEngine, TorchMode, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.subprocesses import python_command
-from edgevit.types import Array
+from edgevit.types import Array, Precision
 
+if TYPE_CHECKING:
+    from edgevit.models.loading import LoadedModel
+
+FROM_PYTORCH = (*TORCH_MODES, *PEERS)  # names of candidates that are made of the PyTorch model
 _RUN_ONCE = "import sys; from edgevit.bundles.benchmark import run_once; run_once(*sys.argv[1:])"
 
 
@@ -38,8 +46,8 @@ def measure_bundles(
 ) -> tuple[LatencyReport, ...]:
     """Measure all bundles in interleaved rounds of one process; the first bundle is the reference of the ratios.
 
-    `against` adds candidates made from the first bundle: a name of TORCH_MODES for its PyTorch model, which `source`
-    names, or a format, built from its ONNX file.
+    `against` adds candidates made from the first bundle: a name of TORCH_MODES or PEERS for its PyTorch model, which
+    `source` names, or a format, built from its ONNX file. The outputs of all are compared with PyTorch's.
 
     Raises UsageError for an unknown name, MissingError if a runtime is not installed.
     """
@@ -48,7 +56,7 @@ def measure_bundles(
         max_duration_s=max(120.0, 2 * duration_s),
         turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
     )
-    others = [name if name in TORCH_MODES else get_format(name).name for name in against]
+    others = [name if name in FROM_PYTORCH else get_format(name).name for name in against]
     with ExitStack() as stack:
         candidates = [
             _bundle_candidate(stack, name, bundle, used_threads(bundle, threads))
@@ -58,6 +66,8 @@ def measure_bundles(
         for other in others:
             if other in TORCH_MODES:
                 candidates.append(_torch_candidate(stack, bundles[0], source, threads, mode=torch_mode(other)))
+            elif other in PEERS:
+                candidates.append(_peer_candidate(stack, bundles[0], source, threads, name=other))
             else:
                 candidates.append(_other_runtime(stack, bundles[0], other, threads))
         return measure(candidates, plan, on_progress)
@@ -77,7 +87,7 @@ def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int 
         stack.enter_context(get_runtime(bundle.fmt).session())
     engine, loading = timed_load(lambda: load_engine(bundle, threads=threads))
     stack.enter_context(engine)
-    return candidate_from_engine(
+    candidate = candidate_from_engine(
         name,
         engine,
         _feeds(bundle),
@@ -85,21 +95,47 @@ def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int 
         loading=replace(loading, peak_memory_mb=peak_mb),
         details=bundle_details(bundle, precision=require_precision(bundle, engine).actual),
     )
+    return replace(candidate, parity=_parity(name, bundle, engine, bundle.options.precision))
 
 
 def _torch_candidate(
     stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None, *, mode: TorchMode
 ) -> Candidate:
     """PyTorch with the model that the bundle was exported from."""
-    with load_engine(bundle, threads=threads) as engine:
-        inputs, outputs = engine.inputs, engine.outputs
-    model, loading = timed_load(lambda: load_unchecked(bundle, source))
-    if not bundle.manifest.model.has_random_weights:  # their values do not matter to the time
-        require_match(bundle, model)
+    inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
+    model, loading = timed_load(lambda: _pytorch_model(bundle, source))
     torch_engine = TorchEngine(model.module, inputs, outputs, threads=threads, mode=mode)
     if mode.compiled:
         torch_engine.compile(_feeds(bundle))
-    return _candidate(stack, mode.title, bundle, (torch_engine, loading), threads)
+    precision = _precision_of_pytorch(bundle)
+    return _candidate(stack, mode.title, bundle, (torch_engine, loading), threads, judged=precision)
+
+
+def _peer_candidate(
+    stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None, *, name: str
+) -> Candidate:
+    """A peer of PEERS, made of the model that the bundle was exported from."""
+    require_peer(name)
+    module = _pytorch_model(bundle, source).module
+    inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
+    model = build_peer(name, module, _feeds(bundle), outputs, folder)
+    loaded = timed_load(lambda: open_peer(name, model, inputs, outputs, threads=threads))
+    return _candidate(stack, name, bundle, loaded, threads, judged=_precision_of_pytorch(bundle))
+
+
+def _pytorch_model(bundle: Bundle, source: PytorchSource) -> LoadedModel:
+    """The PyTorch model, whose outputs are checked; the values of random weights do not matter to the time."""
+    model = load_unchecked(bundle, source)
+    if not bundle.manifest.model.has_random_weights:
+        require_match(bundle, model)
+    return model
+
+
+def _precision_of_pytorch(bundle: Bundle) -> Precision | None:
+    """The precision that PyTorch's outputs are judged in; None if its weights were drawn again as others."""
+    record = bundle.manifest.model
+    return None if record.has_random_weights and not record.has_seed else "fp32"
 
 
 def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Candidate:
@@ -109,19 +145,40 @@ def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | No
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
     artifact = runtime.build(bundle.model_path, folder, options)
     stack.enter_context(runtime.session())
-    return _candidate(stack, fmt, bundle, timed_load(lambda: runtime.open(artifact.path, options)), threads)
+    loaded = timed_load(lambda: runtime.open(artifact.path, options))
+    return _candidate(stack, fmt, bundle, loaded, threads, judged=bundle.options.precision)
 
 
 def _candidate(
-    stack: ExitStack, name: str, bundle: Bundle, loaded: tuple[Engine, Loading], threads: int | None
+    stack: ExitStack,
+    name: str,
+    bundle: Bundle,
+    loaded: tuple[Engine, Loading],
+    threads: int | None,
+    *,
+    judged: Precision | None,
 ) -> Candidate:
-    """A loaded engine that is not the bundle's own; any precision is accepted, and reported."""
+    """A loaded engine that is not the bundle's own; any precision is accepted, and reported.
+
+    Its outputs are compared with PyTorch's by the tolerance of the precision `judged`.
+    """
     engine, loading = loaded
     stack.enter_context(engine)
     precision = engine.executed_precision().actual
-    return candidate_from_engine(
+    candidate = candidate_from_engine(
         name, engine, _feeds(bundle), threads=threads, loading=loading, details={"precision": precision}
     )
+    return candidate if judged is None else replace(candidate, parity=_parity(name, bundle, engine, judged))
+
+
+def _parity(name: str, bundle: Bundle, engine: Engine, precision: Precision) -> ParitySummary | None:
+    """Compare an engine's outputs with PyTorch's; outputs that are no match are reported, and measured all the same."""
+    references = references_for(bundle.references(), precision)
+    try:
+        batches = (bundle.options.batch_to_measure,)
+        return compare(name, engine.run, references, precision=precision, batches=batches).summary
+    except ParityError as error:  # other shapes than PyTorch's
+        return ParitySummary(passed=False, max_error_std=None, cosine=None, failure=first_line(error))
 
 
 def _peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:

@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=argument_types.names,
         default=(),
         metavar="NAMES",
-        help="also measure torch, torch-cuda, torch-compile or other formats, comma-separated",
+        help="also measure torch, torch-cuda, torch-compile, naive-onnx (torch.onnx.export as it is), ov-direct "
+        "(openvino.convert_model as it is) or other formats, comma-separated",
     )
     add_source(parser, needed_for="--against torch")
     parser.add_argument(
@@ -57,12 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments, console: Console) -> int:
     """Measure the latency of bundles, and compare it with a baseline if one is given."""
-    from edgevit.bundles.benchmark import measure_bundles
+    from edgevit.bundles.benchmark import FROM_PYTORCH, measure_bundles
     from edgevit.bundles.bundle import Bundle, display_names
     from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
     from edgevit.latency import baseline, compare
     from edgevit.latency.compare import latency_json
-    from edgevit.runtimes.pytorch import TORCH_MODES
 
     if arguments.max_slowdown is not None and arguments.baseline is None:
         raise UsageError("--max-slowdown requires --baseline FILE")
@@ -72,8 +72,8 @@ def run(arguments: Arguments, console: Console) -> int:
     names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
     source = PytorchSource(model=arguments.model, weights=arguments.weights)
-    if not set(TORCH_MODES) & set(arguments.against) and source != FROM_MANIFEST:
-        raise UsageError("--model and --weights require --against torch")
+    if not set(FROM_PYTORCH) & set(arguments.against) and source != FROM_MANIFEST:
+        raise UsageError(f"--model and --weights require --against with one of {', '.join(FROM_PYTORCH)}")
     with redirect_user_output(), console.measure_progress() as on_progress:
         reports = measure_bundles(
             bundles,
@@ -131,7 +131,7 @@ def latency_parts(reports: Sequence[LatencyReport], *, detailed: bool = False) -
         for report in reports
         if report.alone_p50_ms is not None
     ]
-    device = [*_sampling(reports[0]), *_energies(reports), *alone]
+    device = [*_parity(reports), *_sampling(reports[0]), *_energies(reports), *alone]
     return [latency_table(reports, detailed=detailed), _conditions(reports), *device, *mixed, *warnings]
 
 
@@ -178,6 +178,18 @@ def _conditions(reports: Sequence[LatencyReport]) -> str:
         f"{name} {rise.per_s:.1f}/s" for name, rise in first.throttle_events.items() if rise.count > 0 and rise.per_s
     ]
     return "; ".join((conditions, *rises))
+
+
+def _parity(reports: Sequence[LatencyReport]) -> list[str]:
+    """Return one line on how the outputs of each engine compare with PyTorch's; none if they were not compared."""
+    phrases = []
+    for name, report in zip(short_names([report.name for report in reports]), reports, strict=True):
+        parity = report.parity
+        if parity is None:
+            continue
+        error = "" if parity.max_error_std is None else f" ({parity.max_error_std:.0e} std)"
+        phrases.append(f"{name} {'passes' if parity.passed else 'WRONG'}{error}")
+    return [f"parity with PyTorch: {', '.join(phrases)}"] if phrases else []
 
 
 def _sampling(report: LatencyReport) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.bundles.bundle import Bundle
+from edgevit.runtimes.peers import DirectOpenVinoEngine
 from tests.helpers.cli import status
 
 
@@ -44,3 +45,26 @@ def test_latency_measures_side_by_side(
 def test_latency_rejects_an_unknown_name(bundle: Bundle, one_line: Callable[[], str]) -> None:
     assert status("latency", bundle.path, "--against", "tensorflow") == 2
     assert "unknown format 'tensorflow'" in one_line()
+
+
+def test_a_peer_that_answers_wrongly_is_measured_and_named(
+    shared_bundle: Callable[[str], Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right = DirectOpenVinoEngine._infer
+    monkeypatch.setattr(
+        DirectOpenVinoEngine, "_infer", lambda *args: {name: 2 * array for name, array in right(*args).items()}
+    )
+    out, path = tmp_path / "latency.json", shared_bundle("ort").path
+    against = ("--against", "naive-onnx,ov-direct", "--duration", "0.1", "--threads", "1")
+    assert status("latency", path, *against, "--json", out) == 0
+    rows = json.loads(out.read_text())["latency"]
+    assert [(row["name"], row["parity"]["passed"]) for row in rows] == [
+        (path.name, True),
+        ("naive-onnx", True),
+        ("ov-direct", False),
+    ]
+    printed = capsys.readouterr().out
+    assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not PyTorch's: max error" in printed
