@@ -21,7 +21,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevit.errors import ImageError, UsageError
 from edgevit.files import first_line, os_reason
-from edgevit.types import CROP_MODES, INTERPOLATIONS, CropMode, Interpolation
+from edgevit.placement import Placement, place, rescaled
+from edgevit.types import (
+    CROP_MODES,
+    INTERPOLATIONS,
+    PAD_SIDES,
+    RESIZE_MODES,
+    CropMode,
+    Interpolation,
+    PadSide,
+    ResizeMode,
+)
 from edgevit.untrusted import open_regular
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +48,8 @@ _MAX_RESIZED_PIXELS = 1 << 25  # of the resized image that the input is cropped 
 _WHITE_16 = 65535
 _MAX_ASPECT = 16  # of the cropped region; resizing a long strip of pixels as a whole would exhaust memory
 
+_PLACEMENT_FIELDS = frozenset({"resize", "edges", "pad", "pad_side"})
+
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 
@@ -46,10 +58,17 @@ OnSkip: TypeAlias = Callable[[ImageError], None]  # called for each image that c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a model's input: resize it to size / crop_pct, crop the center, normalize.
+    """How an image becomes a model's input: resize, crop or pad, normalize.
 
-    `crop_mode` says how the image is resized. "center": its shorter side, and the rest is cut off. "squash": both
-    sides, without regard to the aspect ratio. "border": its longer side, and borders of the mean color are added.
+    `resize` "crop", for classifiers: resize to size / crop_pct, crop the center. `crop_mode` says how the image is
+    resized. "center": its shorter side, and the rest is cut off. "squash": both sides, without regard to the aspect
+    ratio. "border": its longer side, and borders of the mean color are added.
+
+    The other values of `resize` show the whole image, for boxes and masks: see `placement`. "fit": as large as the
+    input allows. "stretch": to the input's size. "shorter_side": to `edges`, the shortest and the longest edge
+    (without them those of the input), and no larger than the input. The rest is padded with `pad`, one value per
+    channel after normalization (without it 0, the mean color), at the bottom and right or around the center.
+
     Raises UsageError if the values contradict each other.
     """
 
@@ -59,6 +78,10 @@ class Preprocessing:
     crop_mode: CropMode = "center"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    resize: ResizeMode = "crop"
+    edges: tuple[int, int] | None = None
+    pad: tuple[float, ...] | None = None
+    pad_side: PadSide = "bottom_right"
 
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
@@ -80,6 +103,17 @@ class Preprocessing:
             raise UsageError(f"unknown crop_mode {self.crop_mode!r}; use one of {', '.join(CROP_MODES)}")
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
             raise UsageError("mean and std need one value per channel, and std must be above 0")
+        self._require_placement()
+
+    def _require_placement(self) -> None:
+        """Raise UsageError unless the settings of `resize` fit together."""
+        for name, value, known in (("resize", self.resize, RESIZE_MODES), ("pad_side", self.pad_side, PAD_SIDES)):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}; use one of {', '.join(known)}")
+        if self.edges is not None and (self.resize != "shorter_side" or not 1 <= self.edges[0] <= self.edges[1]):
+            raise UsageError(f"edges {self.edges} need resize 'shorter_side', and a shortest edge that is no longer")
+        if self.pad is not None and len(self.pad) != self.input_size[0]:
+            raise UsageError("pad needs one value per channel")
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -87,10 +121,29 @@ class Preprocessing:
         return (math.floor(self.input_size[1] / self.crop_pct), math.floor(self.input_size[2] / self.crop_pct))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        settings = asdict(self)
+        if self.resize == "crop":  # written as before there were other modes
+            return {name: value for name, value in settings.items() if name not in _PLACEMENT_FIELDS}
+        return settings | {"pad": list(self.pad or (0.0,) * self.input_size[0])}
+
+    def place(self, image: Image.Image) -> Placement:
+        """Return where the image lies in the model's input. Raises UsageError for `resize` "crop", which cuts it."""
+        if self.resize == "crop":
+            raise UsageError("the preprocessing crops images, so boxes and masks cannot be mapped back to them")
+        limit, photo = self.input_size[1:], (image.height, image.width)
+        resized = limit if self.resize == "stretch" else rescaled(photo, limit, edges=self._edges)
+        return place(photo, resized, limit, centered=self.pad_side == "center")
+
+    @property
+    def _edges(self) -> tuple[int, int] | None:
+        """Shortest and longest edge of the resized image; None: as large as the input allows."""
+        limit = self.input_size[1:]
+        return None if self.resize == "fit" else self.edges or (min(limit), max(limit))
 
     def __str__(self) -> str:
         """Return the settings in one line."""
+        if self.resize != "crop":
+            return self._placement_text()
         resized = "x".join(map(str, self.resized)) if self.crop_mode != "center" else str(min(self.resized))
         size = f"{self.input_size[1]}x{self.input_size[2]}"
         return (
@@ -98,16 +151,13 @@ class Preprocessing:
             f"mean {_listed(self.mean)}, std {_listed(self.std)}"
         )
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Preprocessing:
-        size = data["input_size"]
-        return cls(
-            input_size=(size[0], size[1], size[2]),
-            interpolation=data["interpolation"],
-            crop_pct=data["crop_pct"],
-            crop_mode=data.get("crop_mode", "center"),
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
+    def _placement_text(self) -> str:
+        edges = f" {self.edges[0]} to {self.edges[1]}" if self.edges else ""
+        side = {"bottom_right": "bottom and right", "center": "around the center"}[self.pad_side]
+        pad = "" if self.resize == "stretch" else f", padded with {_listed(self.pad or (0.0,))} {side}"
+        return (
+            f"{self.interpolation} resize to {self.input_size[1]}x{self.input_size[2]} ({self.resize}{edges}){pad}, "
+            f"mean {_listed(self.mean)}, std {_listed(self.std)}"
         )
 
 
@@ -164,15 +214,37 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return the model's input, (C, H, W) float32: resized, cropped to the center, normalized."""
-    channels, height, width = preprocessing.input_size
+    """Return the model's input, (C, H, W) float32: resized, cropped to the center or padded, normalized."""
+    return _cropped(image, preprocessing) if preprocessing.resize == "crop" else _placed(image, preprocessing)
+
+
+def _placed(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the whole image, resized and normalized, on padding."""
+    placement = preprocessing.place(image)
+    (top, left), (height, width) = placement.offset, placement.resized
+    pad = preprocessing.pad or (0.0,) * preprocessing.input_size[0]
+    canvas = np.empty(preprocessing.input_size, np.float32)
+    canvas[:] = np.asarray(pad, np.float32)[:, None, None]
+    resized = _resize(image, (width, height), preprocessing)
+    canvas[:, top : top + height, left : left + width] = _normalize(resized, preprocessing)
+    return canvas
+
+
+def _cropped(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    _, height, width = preprocessing.input_size
     resize = {"center": _resize_shorter_side, "squash": _resize_both_sides, "border": _resize_longer_side}
     image = resize[preprocessing.crop_mode](image, preprocessing)
     left, top = _margin(image.width, width), _margin(image.height, height)
     image = image.crop((left, top, left + width, top + height))  # black outside of the image
+    return _normalize(image, preprocessing)
+
+
+def _normalize(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the pixels, (C, H, W) float32."""
+    channels = preprocessing.input_size[0]
     if channels == 1:
         image = image.convert("L")
-    pixels = np.asarray(image, np.float32).reshape(height, width, channels) / 255
+    pixels = np.asarray(image, np.float32).reshape(image.height, image.width, channels) / 255
     pixels = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 

@@ -22,11 +22,22 @@ Shape: TypeAlias = tuple[int, ...]
 
 CropMode: TypeAlias = Literal["center", "squash", "border"]
 Interpolation: TypeAlias = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
+ResizeMode: TypeAlias = Literal["crop", "fit", "stretch", "shorter_side"]
+PadSide: TypeAlias = Literal["bottom_right", "center"]
 PreprocessingSource: TypeAlias = Literal["published", "declared", "given", "assumed"]
+
+Task: TypeAlias = Literal["classification", "features", "detection", "segmentation"]
+# The outputs of a model for a task: class scores (N, K) or maps (N, K, h, w); the best class of each pixel; boxes and
+# scores of every anchor; the same after non-maximum suppression; the maps of a detector's heads; those of a backbone.
+OutputForm: TypeAlias = Literal["logits", "classes", "boxes", "nms", "raw", "features"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CROP_MODES: tuple[CropMode, ...] = get_args(CropMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
+PAD_SIDES: tuple[PadSide, ...] = get_args(PadSide)
+TASKS: tuple[Task, ...] = get_args(Task)
+OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 PREPROCESSING_SOURCES: tuple[PreprocessingSource, ...] = get_args(PreprocessingSource)
 PHOTOS = "photos"  # the `kind` of a reference whose rows are photos
 

@@ -18,13 +18,21 @@ from edgevit.runtimes.session_settings import SessionSettings
 from edgevit.types import (
     CROP_MODES,
     INTERPOLATIONS,
+    OUTPUT_FORMS,
+    PAD_SIDES,
     PRECISIONS,
     PREPROCESSING_SOURCES,
+    RESIZE_MODES,
+    TASKS,
     CropMode,
     Dim,
     Interpolation,
+    OutputForm,
+    PadSide,
     Precision,
     PreprocessingSource,
+    ResizeMode,
+    Task,
     TensorSpec,
 )
 from edgevit.untrusted import (
@@ -85,6 +93,8 @@ class ModelRecord:
     preprocessing: Preprocessing | None = None  # None if the input is not an image
     preprocessing_source: PreprocessingSource | None = None  # None in bundles of earlier versions
     fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
+    task: Task = "classification"
+    output_form: OutputForm = "logits"
 
     @property
     def is_registered(self) -> bool:
@@ -115,6 +125,8 @@ class ModelRecord:
             "weights_sha256": self.weights_sha256,
             **read,
             **({} if self.fingerprint is None else {"fingerprint": self.fingerprint}),
+            "task": self.task,
+            "output_form": self.output_form,
             "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
             "preprocessing_source": self.preprocessing_source,
         }
@@ -144,6 +156,8 @@ class ModelRecord:
                 fields.read_or("preprocessing_source", nullable(one_of(*PREPROCESSING_SOURCES)), None),
             ),
             fingerprint=fields.read_or("fingerprint", nullable(_SHA256), None),
+            task=cast("Task", fields.read_or("task", one_of(*TASKS), "classification")),
+            output_form=cast("OutputForm", fields.read_or("output_form", one_of(*OUTPUT_FORMS), "logits")),
         )
 
 
@@ -487,9 +501,21 @@ def _parse_preprocessing(value: Any, place: str) -> Preprocessing:
             crop_mode=cast("CropMode", fields.read_or("crop_mode", one_of(*CROP_MODES), "center")),
             mean=fields.read("mean", channel_values),
             std=fields.read("std", channel_values),
+            resize=cast("ResizeMode", fields.read_or("resize", one_of(*RESIZE_MODES), "crop")),
+            edges=_pair(fields.read_or("edges", nullable(list_of(integer(1, MAX_SIDE), least=2, most=2)), None)),
+            pad=_unless_zero(fields.read_or("pad", nullable(channel_values), None)),
+            pad_side=cast("PadSide", fields.read_or("pad_side", one_of(*PAD_SIDES), "bottom_right")),
         )
     except UsageError as error:
         raise InvalidError(f"{place}: {error}") from error
+
+
+def _unless_zero(pad: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    return pad if pad is not None and any(pad) else None
+
+
+def _pair(values: tuple[int, ...] | None) -> tuple[int, int] | None:
+    return None if values is None else (values[0], values[1])
 
 
 def _parse_tensor(value: Any, place: str) -> TensorSpec:

@@ -8,7 +8,7 @@ is an error: a model that is fed in another way gives other answers, without a w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ class PreprocessingOptions:
         fraction = base.crop_pct if self.crop_pct is None else self.crop_pct
         if self.resize is not None:
             fraction = crop_fraction(min(base.input_size[1:]), self.resize)
-        return Preprocessing(
-            input_size=base.input_size,
+        return replace(
+            base,
             interpolation=self.interpolation or base.interpolation,
             crop_pct=fraction,
             crop_mode=self.crop_mode or base.crop_mode,

@@ -15,9 +15,10 @@ import pytest
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import Manifest, PrecisionRecord, read_manifest
+from edgevit.bundles.manifest import Manifest, ModelRecord, PrecisionRecord, read_manifest
 from edgevit.cli.main import main
 from edgevit.errors import BundleError
+from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BatchRange
 from edgevit.runtimes.precision import ExecutedPrecision
 from tests.helpers.bundles import damage, manifest_json, sample_manifest, write_manifest_json
@@ -51,6 +52,31 @@ def test_unmeasured_unreported_and_reported_precisions_are_read_back(precision: 
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"crop_mode": "squash"},
+        {"resize": "fit", "pad": (0.5, 0.0, -1.0), "pad_side": "center"},
+        {"resize": "shorter_side", "edges": (100, 160)},
+        {"resize": "stretch"},
+    ],
+)
+def test_the_task_and_the_preprocessing_are_read_back(settings: dict[str, Any]) -> None:
+    preprocessing = Preprocessing(input_size=(3, 128, 192), **settings)
+    record = ModelRecord(
+        name="model",
+        source=None,
+        weights="as given",
+        task="detection",
+        output_form="boxes",
+        preprocessing=preprocessing,
+        preprocessing_source="declared",
+    )
+    manifest = sample_manifest(model=record)
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+
+
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.stem)
 def test_recorded_manifests_of_every_schema_version_are_read(recorded: Path, tmp_path: Path) -> None:
     """Old versions of edgevit wrote these files; after reading, they are written with the same keys and values.
@@ -64,6 +90,7 @@ def test_recorded_manifests_of_every_schema_version_are_read(recorded: Path, tmp
     assert content.pop("schema_version") <= written.pop("schema_version")
     assert written["model"].pop("preprocessing_source") is None
     assert written["model"]["preprocessing"].pop("crop_mode") == "center"
+    assert (written["model"].pop("task"), written["model"].pop("output_form")) == ("classification", "logits")
     assert written == content
 
 

@@ -1,0 +1,1 @@
+"""Detection and segmentation: from the outputs of an engine to boxes and masks in a photo, and their quality."""
