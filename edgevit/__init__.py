@@ -138,8 +138,9 @@ def export_model(
     Returns the bundle, or one for each format if `fmt` is a list or tuple of formats.
 
     Args:
-        model: a registered name, "package.module:factory", "file.py:factory" or a module. A module is exported in
-            eval mode and is returned to its previous mode.
+        model: a registered name, "package.module:factory", "file.py:factory", an ONNX file ("model.onnx") or a module.
+            A module is exported in eval mode and is returned to its previous mode. An ONNX file needs no PyTorch: it is
+            compared with its own run in ONNX Runtime, without optimizations.
         fmt: a format or an alias, such as "onnx", "ort", "openvino", "trt" or "trt-rtx"; or several formats.
         name: the name of the model, with which the bundle's name begins. By default that of a registered model, of a
             function, or of the module's class, which is numbered if `out` has bundles of another module of that class.
@@ -177,34 +178,37 @@ def export_model(
     from edgevit.bundles.bundle import Bundle
     from edgevit.errors import UsageError
     from edgevit.formats import get_format
-    from edgevit.models import loading
+    from edgevit.models.description import with_classes, with_preprocessing
     from edgevit.pipeline import run as pipeline
+    from edgevit.pipeline.load_model import load_named, restored_mode
     from edgevit.pipeline.naming import with_distinct_name, with_name
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
-    with loading.preserve_training_mode(model):
+    with restored_mode(model):
         if isinstance(model, str):
             if example_input is not None:
                 raise UsageError("example_input is for a module; a model given by name is exported for img_size")
-            loaded = loading.from_name(
+            loaded = load_named(
                 model,
                 weights=weights,
                 num_classes=num_classes,
                 img_size=img_size,
-                batch=batch,
+                batch=None if batch == 1 else batch,
             )
         else:
+            from edgevit.models import loading
+
             if weights is not None or num_classes is not None or img_size is not None:
                 raise UsageError(
                     "weights, num_classes and img_size are for a model given by name; apply them to your module"
                 )
             loaded = loading.from_module(model, example_input=example_input, batch=batch)
         if preprocessing is not None:
-            loaded = loading.with_preprocessing(loaded, preprocessing)
+            loaded = with_preprocessing(loaded, preprocessing)
         if classes is not None:
-            loaded = loading.with_classes(loaded, Path(classes))
+            loaded = with_classes(loaded, Path(classes))
         loaded = with_distinct_name(loaded, Path(out)) if name is None else with_name(loaded, name)
         config = pipeline.ExportConfig(
             formats=tuple(get_format(each).name for each in ([fmt] if isinstance(fmt, str) else fmt)),

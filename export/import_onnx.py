@@ -27,13 +27,16 @@ onnx.save(model, sys.argv[2])
 """
 
 
-def import_graph(graph: OnnxGraph, *, shapes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
+def import_graph(
+    graph: OnnxGraph, *, shapes: Mapping[str, Sequence[int]] | None = None, dynamic_batch: bool = False
+) -> OnnxGraph:
     """Return the graph in CAPTURE_OPSET with known shapes.
 
-    `shapes` are the shapes of inputs by name, for dynamic axes other than the first, which becomes the batch. Raises
+    `shapes` are the shapes of inputs by name, for dynamic axes other than the first, which becomes the batch: that of
+    the shape, or with `dynamic_batch` a dynamic one. Raises
     UsageError for an unknown input or an axis without a size, ExportError if the opset cannot be changed.
     """
-    graph = graph.apply("static_shapes", lambda model: _set_shapes(model, shapes or {}))
+    graph = graph.apply("static_shapes", lambda model: _set_shapes(model, shapes or {}, dynamic_batch=dynamic_batch))
     if graph.opset > CAPTURE_OPSET:
         raise ExportError(
             f"the file has opset {graph.opset}, and edgevit reads up to {CAPTURE_OPSET}; export it in that"
@@ -41,7 +44,7 @@ def import_graph(graph: OnnxGraph, *, shapes: Mapping[str, Sequence[int]] | None
     return check(graph if graph.opset == CAPTURE_OPSET else _upgrade(graph))
 
 
-def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
+def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], *, dynamic_batch: bool) -> None:
     weights = model.graph.initializers
     inputs = [value for value in model.graph.inputs if value.name not in weights]  # older files list weights as inputs
     for value in [value for value in model.graph.inputs if value.name in weights]:
@@ -51,7 +54,9 @@ def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
         if name not in names:
             raise unknown_name("input", name, names)
     for value in inputs:
-        value.shape = ir.Shape(_static(value, shapes.get(str(value.name))))
+        open_batch = dynamic_batch and value.shape is not None and not isinstance(value.shape[0], int)
+        dims = _static(value, shapes.get(str(value.name)))
+        value.shape = ir.Shape([BATCH, *dims[1:]] if open_batch else dims)
     dynamic = any(value.shape is not None and BATCH in map(str, value.shape) for value in inputs)
     for value in (value for node in model.graph.all_nodes() for value in node.outputs):
         value.shape = _named_batch(value) if dynamic and value.is_graph_output() else None  # inferred from the inputs

@@ -76,9 +76,9 @@ _SHA256 = text(most=64)
 class ModelRecord:
     """The model that was exported.
 
-    `source` is a registered name or the user's `file.py:factory`; None for a module that was in memory. `weights` is
-    the origin of the weights: a file, an address, "included ..." or "random ...". Both omit folders, because a bundle
-    is passed on to others.
+    `source` is a registered name, the user's `file.py:factory`, or `onnx:FILE`; None for a module that was in memory.
+    `weights` is the origin of the weights: a file, an address, "included ..." or "random ...". Both omit folders,
+    because a bundle is passed on to others.
     """
 
     name: str
@@ -95,6 +95,11 @@ class ModelRecord:
     fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
     task: Task = "classification"
     output_form: OutputForm = "logits"
+
+    @property
+    def onnx_file(self) -> str | None:
+        """The name of the ONNX file that was exported; None for a PyTorch model."""
+        return self.source.removeprefix("onnx:") if self.source and self.source.startswith("onnx:") else None
 
     @property
     def is_registered(self) -> bool:
@@ -201,7 +206,7 @@ class ExporterRecord:
     """The packages and steps that made the ONNX file."""
 
     name: str
-    torch: str
+    torch: str | None  # None for an ONNX file
     onnx: str
     onnx_ir: str
     onnxsim: str | None
@@ -222,7 +227,7 @@ class ExporterRecord:
         version = text(most=255)
         return cls(
             name=fields.read("name", text()),
-            torch=fields.read("torch", version),
+            torch=fields.read("torch", nullable(version)),
             onnx=fields.read("onnx", version),
             onnx_ir=fields.read("onnx_ir", version),
             onnxsim=fields.read_or("onnxsim", nullable(version), None),

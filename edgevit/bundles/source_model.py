@@ -79,6 +79,11 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
 
     record, batch = bundle.manifest.model, bundle.options.batch
     name = source.model or record.source
+    if record.onnx_file is not None and source.model is None:
+        raise UsageError(
+            f"{bundle.name} was exported from the ONNX file {record.onnx_file}; name the PyTorch model of that file "
+            "(--model file.py:FUNCTION), or export the file again for other photos"
+        )
     if name is None or (":" in name and source.model is None):
         made_from = "a module in memory" if name is None else f"the code {name}, which a bundle cannot make edgevit run"
         raise UsageError(f"{bundle.name} was exported from {made_from}; name it again: --model file.py:FUNCTION")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.latency.statistics import Ratio
-    from edgevit.models.loading import LoadedModel
+    from edgevit.models.description import ModelDescription
     from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.runtimes.base import BuildOptions
     from edgevit.runtimes.parity import OutputParity
@@ -56,7 +57,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "model",
         metavar="MODEL",
-        help="a registered name, timm:NAME, hf:NAME, package.module:factory or file.py:factory",
+        help="a registered name, timm:NAME, hf:NAME, package.module:factory, file.py:factory or FILE.onnx",
     )
     group.add_argument(
         "--arg",
@@ -245,7 +246,9 @@ def run(arguments: Arguments, console: Console) -> int:
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
     with redirect_user_output():
-        model = _load_model(arguments, options.batch)
+        model = _load_model(arguments)
+    if config.options.dynamic_batch is None:
+        config = replace(config, options=replace(options, batch=model.batch))  # an ONNX file may have one of its own
     with redirect_user_output(), console.stage_progress() as on_stage:
         report = pipeline.run(model, config, on_stage)
     console.result(*result_lines(report))
@@ -275,17 +278,18 @@ def _build_options(arguments: Arguments) -> BuildOptions:
     )
 
 
-def _load_model(arguments: Arguments, batch: int) -> LoadedModel:
+def _load_model(arguments: Arguments) -> ModelDescription:
     """Load MODEL, with the preprocessing and the class names that the options set."""
-    from edgevit.models import loading
+    from edgevit.models.description import with_classes, with_preprocessing
     from edgevit.models.preprocessing import PreprocessingOptions
+    from edgevit.pipeline.load_model import load_named
 
-    model = loading.from_name(
+    model = load_named(
         arguments.model,
         weights=arguments.weights,
         num_classes=arguments.num_classes,
         img_size=arguments.img_size,
-        batch=batch,
+        batch=arguments.batch,
         input_shapes=dict(arguments.input_shape or ()),
         arguments=dict(arguments.arg or ()),
     )
@@ -298,8 +302,8 @@ def _load_model(arguments: Arguments, batch: int) -> LoadedModel:
         crop_mode=arguments.crop_mode,
         interpolation=arguments.interpolation,
     )
-    model = loading.with_preprocessing(model, settings) if settings.given else model
-    return loading.with_classes(model, arguments.classes) if arguments.classes else model
+    model = with_preprocessing(model, settings) if settings.given else model
+    return with_classes(model, arguments.classes) if arguments.classes else model
 
 
 def _require_current_folder() -> None:
@@ -325,7 +329,7 @@ def result_lines(report: ExportReport) -> list[str]:
             lines.append(f"{name} engine built but not run here, graph {parity}, {megabytes(bundle.size_bytes)}")
             continue
         ratio = ratios.get(bundle.fmt)
-        speed = f" {speed_phrase(ratio, 'PyTorch (CPU)')}" if ratio else ""
+        speed = f" {speed_phrase(ratio, _baseline_title(report))}" if ratio else ""
         lines.append(f"{name}{speed}, {parity}, {megabytes(bundle.size_bytes)}")
     comparisons = [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
     return lines + comparisons
@@ -348,7 +352,7 @@ def _notes(report: ExportReport) -> Iterator[str]:
         yield from bundle.notes
     yield from report.parity.warnings
     if not report.parity.results:
-        yield "parity was not checked (--no-verify): the engines' outputs were not compared with PyTorch's"
+        yield f"parity was not checked (--no-verify): the engines' outputs were not compared with {report.reference}'s"
     for bundle in report.bundles:
         if bundle.missing and bundle.size_bytes is not None:
             yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
@@ -366,7 +370,7 @@ def summary_table(report: ExportReport) -> Table:
     """Return one row for each engine that was built or measured."""
     times = {latency.name: f"{latency.p50_ms:.2f}" for latency in report.latencies}
     ratios, bundles = _ratios(report), {bundle.fmt: bundle for bundle in report.bundles}
-    measured = ("p50 ms", "time / torch (CPU)") if times else ()
+    measured = ("p50 ms", f"time / {report.baseline}") if times else ()
     table = make_table(None, "engine", "runs", "MB", *measured, "parity")
     for name in [*(name for name in times if name not in bundles), *bundles]:
         bundle = bundles.get(name)
@@ -382,13 +386,16 @@ def summary_table(report: ExportReport) -> Table:
 
 
 def _ratios(report: ExportReport) -> dict[str, Ratio]:
-    """Return the time of each engine relative to PyTorch's; empty if PyTorch was not measured."""
+    """Return the time of each engine relative to the model's own; empty if the model was not measured."""
     from edgevit.latency.compare import side_by_side
-    from edgevit.runtimes.pytorch import TORCH_CPU
 
-    measured = bool(report.latencies) and report.latencies[0].name == TORCH_CPU.title
+    measured = bool(report.latencies) and report.latencies[0].name == report.baseline
     rows = side_by_side(report.latencies) if measured else ()
     return {row.report.name: row.ratio for row in rows if row.ratio is not None}
+
+
+def _baseline_title(report: ExportReport) -> str:
+    return "PyTorch (CPU)" if report.reference == "PyTorch" else "the file in ONNX Runtime"
 
 
 def _parity(report: ExportReport, bundle: BundleReport) -> list[OutputParity]:

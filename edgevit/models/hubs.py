@@ -17,11 +17,11 @@ from torch import nn
 
 from edgevit.errors import ExportError, MissingError, UsageError, did_you_mean
 from edgevit.files import class_and_first_line, first_line
+from edgevit.models.description import HUGGING_FACE, TIMM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TIMM, HUGGING_FACE = "timm:", "hf:"
 _SEED = 0  # of the random weights
 
 
@@ -32,11 +32,6 @@ class HubModel:
     module: nn.Module
     name: str
     weights: str
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether a MODEL names a model of timm or Hugging Face."""
-    return name.startswith((TIMM, HUGGING_FACE))
 
 
 def create_hub_model(name: str, *, num_classes: int | None, download: bool) -> HubModel:

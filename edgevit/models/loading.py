@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,45 +14,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevit.datasets import MAX_CLASSES_BYTES
 from edgevit.errors import UsageError, unknown_name
-from edgevit.files import first_line, os_reason
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints, hubs, registry
+from edgevit.models.description import ModelDescription, ModelOrigin, for_photos, is_hub_name, slug
 from edgevit.models.downloads import OFFICIAL
 from edgevit.models.factories import MODEL_FORMS, call_factory, factories_in
 from edgevit.models.initialization import randomize
-from edgevit.models.preprocessing import (
-    PreprocessingOptions,
-    declared_classes,
-    declared_preprocessing,
-    parse_preprocessing,
-)
-from edgevit.models.spec import ModelInfo, ModelOrigin
-from edgevit.types import PreprocessingSource
-from edgevit.untrusted import read_limited
+from edgevit.models.preprocessing import declared_classes, declared_preprocessing
+from edgevit.models.spec import ModelInfo
+from edgevit.types import PreprocessingSource, TensorSpec
 
 SEED = 0  # for random weights and noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
+class LoadedModel(ModelDescription):
     """A module with everything an export needs to know about it. `example` has one tensor per input, batch first."""
 
-    name: str
     module: nn.Module
     example: tuple[torch.Tensor, ...]
-    input_names: tuple[str, ...]
     output_names: tuple[str, ...] | None
-    preprocessing: Preprocessing | None  # None if the input is no image
-    preprocessing_source: PreprocessingSource | None  # None without preprocessing
-    classes: tuple[str, ...] | None
-    origin: ModelOrigin
 
     @property
-    def batch(self) -> int:
-        """Number of rows in the example, the batch size of a static export."""
-        return len(self.example[0])
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return _specs(self.example, self.input_names)
 
 
 def from_name(
@@ -76,11 +61,11 @@ def from_name(
     """
     registry.require_positive("img_size", img_size)
     registry.require_positive("batch", batch)
-    if arguments and (":" not in name or hubs.is_hub_name(name)):
+    if arguments and (":" not in name or is_hub_name(name)):
         raise UsageError("--arg requires a factory, MODEL as file.py:factory")
     if ":" in name:
         inputs = _Inputs(input_shapes, img_size, batch)
-        if hubs.is_hub_name(name):
+        if is_hub_name(name):
             return _from_hub(name, inputs, weights=weights, num_classes=num_classes)
         if num_classes is not None:
             raise UsageError("--num-classes requires a registered model; set the number of classes in your factory")
@@ -126,7 +111,7 @@ def from_module(
     example = _examples(example_input, batch)
     preprocessing, source = _preprocessing_of(module, example)
     return LoadedModel(
-        name=name or _slug(type(module).__name__),
+        name=name or slug(type(module).__name__),
         module=in_eval_mode(module),
         example=example,
         input_names=tuple(forward_names(module, len(example))),
@@ -136,28 +121,6 @@ def from_module(
         classes=declared_classes(module),
         origin=ModelOrigin(),
     )
-
-
-def with_preprocessing(model: LoadedModel, settings: object) -> LoadedModel:
-    """Return the model with the user's preprocessing: `PreprocessingOptions`, or a source of `parse_preprocessing`.
-
-    Raises UsageError if the model does not take images, or the settings contradict each other or its input.
-    """
-    shape = tuple(model.example[0].shape)
-    if len(model.example) != 1 or len(shape) != 4 or shape[1] not in (1, 3):
-        raise UsageError(f"preprocessing is for one image input (N, 1 or 3, H, W), but {model.name} takes {shape}")
-    size = (shape[1], shape[2], shape[3])
-    if isinstance(settings, PreprocessingOptions):
-        gray = Preprocessing(input_size=size, mean=(0.0,), std=(1.0,)) if size[0] == 1 else None
-        preprocessing = settings.apply(model.preprocessing or gray or Preprocessing(input_size=size))
-    else:
-        preprocessing = replace(parse_preprocessing(settings), input_size=size)
-    return replace(model, preprocessing=preprocessing, preprocessing_source="given")
-
-
-def with_classes(model: LoadedModel, path: Path) -> LoadedModel:
-    """Return the model with the class names in a file, one a line in the order of the logits."""
-    return replace(model, classes=read_class_names(path))
 
 
 def forward_names(module: nn.Module, count: int) -> list[str]:
@@ -179,26 +142,6 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
         return module
 
 
-def describe_weights(origin: ModelOrigin) -> str | None:
-    """Return the weights in one line: file, key, tensors, classes; None if no file was read."""
-    if not origin.weights_tensors:
-        return None
-    key = f"key {origin.weights_key!r}, " if origin.weights_key else ""
-    classes = f", {origin.num_classes} classes" if origin.num_classes else ""
-    return f"weights: {origin.weights}, {key}{origin.weights_tensors} tensors{classes}"
-
-
-def describe_preprocessing(model: LoadedModel) -> str | None:
-    """Return where the preprocessing of a user's model comes from, and what it is, in one line."""
-    how = f"{model.preprocessing}"
-    return {
-        "assumed": f"preprocessing assumed: {how}; if the model was trained otherwise, set --mean, --std, --resize, "
-        "--crop-mode or --interpolation (edgevit export --help)",
-        "declared": f"preprocessing of the model: {how}",
-        "given": f"preprocessing as given: {how}",
-    }.get(model.preprocessing_source or "")
-
-
 @contextmanager
 def preserve_training_mode(model: object) -> Iterator[None]:
     """Restore the training flag of a module and its submodules on exit; do nothing for anything else."""
@@ -209,21 +152,6 @@ def preserve_training_mode(model: object) -> Iterator[None]:
     finally:
         for part, flag in zip(parts, flags, strict=True):
             part.training = flag
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Return the class names in a text file, one a line in the order of the logits; empty lines at its end are ignored.
-
-    Raises UsageError if it cannot be read or names fewer than two.
-    """
-    try:
-        names = read_limited(path, limit_bytes=MAX_CLASSES_BYTES).decode("utf-8").rstrip("\n").splitlines()
-    except (OSError, ValueError) as error:
-        reason = os_reason(error) if isinstance(error, OSError) else first_line(error)
-        raise UsageError(f"cannot read the class names in {path}: {reason}") from error
-    if len(names) < 2:
-        raise UsageError(f"{path} has {len(names)} class names; give one a line, in the order of the logits")
-    return tuple(name.strip() for name in names)
 
 
 def class_names(dataset: str) -> tuple[str, ...]:
@@ -240,7 +168,7 @@ def _from_model_info(
         example: tuple[torch.Tensor, ...] = (torch.zeros(batch, *info.preprocessing.input_size),)
     else:
         example = _examples(example_input, batch)
-        preprocessing = _for_size(info.preprocessing, example)
+        preprocessing = for_photos(info.preprocessing, _specs(example))
     return LoadedModel(
         name=info.name,
         module=in_eval_mode(module),
@@ -303,7 +231,7 @@ def _from_factory(
     else:
         place, _, attribute = name.rpartition(":")
         stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-        model = from_module(module, example_input=inputs.example_for(module), name=_slug(f"{stem}_{attribute}"))
+        model = from_module(module, example_input=inputs.example_for(module), name=slug(f"{stem}_{attribute}"))
         model = replace(model, origin=replace(model.origin, source=name))
     return model if read is None else _with_weights(model, str(weights), read)
 
@@ -314,7 +242,7 @@ def _from_hub(
     found = hubs.create_hub_model(name, num_classes=num_classes, download=weights == OFFICIAL)
     module = in_eval_mode(found.module)
     read = None if weights in (None, OFFICIAL) else _load_weights(module, weights)
-    model = from_module(module, example_input=inputs.example_for(module), name=_slug(found.name.partition(":")[2]))
+    model = from_module(module, example_input=inputs.example_for(module), name=slug(found.name.partition(":")[2]))
     model = replace(model, origin=replace(model.origin, source=found.name, weights=found.weights))
     return model if read is None else _with_weights(model, str(weights), read)
 
@@ -380,27 +308,19 @@ def _preprocessing_of(
 ) -> tuple[Preprocessing | None, PreprocessingSource | None]:
     """Return the preprocessing that the module declares, or ImageNet's if its only input looks like an RGB photo."""
     declared = declared_preprocessing(module)
-    preprocessing = _for_size(declared or Preprocessing(), example)
+    preprocessing = for_photos(declared or Preprocessing(), _specs(example))
     if preprocessing is None:
         return None, None
     return preprocessing, "declared" if declared else "assumed"
 
 
-def _for_size(preprocessing: Preprocessing, example: tuple[torch.Tensor, ...]) -> Preprocessing | None:
-    """Return the preprocessing for the example's size; None unless it is one batch of photos with its channels."""
-    first = example[0]
-    if len(example) != 1 or first.ndim != 4 or first.dtype != torch.float32:
-        return None
-    channels, height, width = first.shape[1:]
-    if channels != preprocessing.input_size[0]:
-        return None
-    return replace(preprocessing, input_size=(channels, height, width))
+def _specs(example: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in zip(names or map(str, range(len(example))), example, strict=True)
+    )
 
 
 def _model_info(module: nn.Module) -> ModelInfo:
     assert isinstance(module.model_info, ModelInfo)
     return module.model_info
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "model"

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import UsageError
 from edgevit.files import first_line, os_reason
 from edgevit.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from edgevit.types import INTERPOLATIONS, CropMode, Interpolation
 from edgevit.untrusted import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HF_PREPROCESSOR = "preprocessor_config.json"
 _MAX_CONFIG_BYTES = 1 << 20

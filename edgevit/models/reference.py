@@ -13,26 +13,16 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from edgevit.arrays import differences, finite_std
-from edgevit.errors import ExportError, ImageError
+from edgevit.errors import ExportError
 from edgevit.files import class_and_first_line
-from edgevit.images import (
-    Preprocessing,
-    find_images,
-    read_image,
-    read_readable,
-    sample_images,
-    to_array,
-    warn_of_skipped,
-)
 from edgevit.models.determinism import explain_difference
 from edgevit.models.float64 import run_in_float64
-from edgevit.models.loading import SEED, LoadedModel
+from edgevit.models.loading import LoadedModel
+from edgevit.models.reference_inputs import noise_inputs, photo_inputs
 from edgevit.types import PHOTOS, Array, Reference
 
 _LOG = logging.getLogger(__name__)
 
-MAX_PHOTOS = 8  # of a folder
-NOISE_ROWS = 2
 _REPEATED_STD = 1e-5  # between two runs of one input, of an output's standard deviation: threads may sum in any order
 FLOAT64_LIMIT_S = 60.0  # for one row
 
@@ -54,7 +44,10 @@ def compute_references(
     Raises ExportError if the module fails, returns anything but tensors with the batch as first axis, or other outputs
     each time.
     """
-    inputs = {PHOTOS: _photo_inputs(model, images, strict=strict), "noise": _noise_inputs(model)}
+    inputs = {
+        PHOTOS: photo_inputs(model.preprocessing, images, strict=strict),
+        "noise": noise_inputs([tensor[:1].numpy() for tensor in model.example]),
+    }
     names = tuple(output_names)
     references: list[Reference] = []
     for kind, arrays in inputs.items():
@@ -156,49 +149,3 @@ def _forward(model: LoadedModel, inputs: Sequence[torch.Tensor]) -> object:
             f"forward() of {model.name} failed on verification inputs, though the example input worked: "
             f"{class_and_first_line(error)}"
         ) from error
-
-
-def _photo_inputs(model: LoadedModel, images: Path | None, *, strict: bool) -> tuple[Array, ...]:
-    if model.preprocessing is None:
-        return ()
-    if images is not None:
-        return (_first_readable(images, model.preprocessing, strict=strict),)
-    photos = [read_image(path) for path in sample_images()]
-    rows = [to_array(photo, model.preprocessing) for photo in photos]
-    # Six views of edgevit's two photos: whole, mirrored, and the center half.
-    rows += [np.ascontiguousarray(row[:, :, ::-1]) for row in rows]
-    centers = [photo.crop(_center_box(photo.width, photo.height)) for photo in photos]
-    rows += [to_array(center, model.preprocessing) for center in centers]
-    return (np.stack(rows),)
-
-
-def _first_readable(folder: Path, preprocessing: Preprocessing, *, strict: bool) -> Array:
-    """Return the first MAX_PHOTOS photos of a folder that can be read, (n, C, H, W)."""
-    rows: list[Array] = []
-    skipped: list[ImageError] = []
-    for path in find_images(folder):
-        photos, _ = read_readable([path], preprocessing, skipped.append)
-        rows += list(photos)
-        if len(rows) == MAX_PHOTOS:
-            break
-    if skipped and (strict or not rows):
-        raise skipped[0]
-    warn_of_skipped("--images", skipped, len(rows) + len(skipped))
-    return np.stack(rows)
-
-
-def _center_box(width: int, height: int) -> tuple[int, int, int, int]:
-    return (width // 4, height // 4, width - width // 4, height - height // 4)
-
-
-def _noise_inputs(model: LoadedModel) -> tuple[Array, ...]:
-    """Normal noise for floating-point inputs. Other inputs repeat their example: noise may be no valid index."""
-    random = np.random.default_rng(SEED)
-    arrays: list[Array] = []
-    for tensor in model.example:
-        shape = (NOISE_ROWS, *tensor.shape[1:])
-        if tensor.is_floating_point():
-            arrays.append(random.standard_normal(shape).astype(np.float32))
-        else:
-            arrays.append(np.repeat(tensor[:1].numpy(), NOISE_ROWS, axis=0))
-    return tuple(arrays)

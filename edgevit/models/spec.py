@@ -1,4 +1,4 @@
-"""Descriptions of models: ModelSpec before it is built, ModelInfo on the built module, ModelOrigin for a manifest."""
+"""Descriptions of registered models: ModelSpec before one is built, ModelInfo on the built module."""
 
 from __future__ import annotations
 
@@ -71,23 +71,3 @@ class ModelInfo:
     weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
     weights_tensors: int = 0
     weights_sha256: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOrigin:
-    """Source of a loaded model and of its weights, as a manifest records them."""
-
-    family: str | None = None  # None for a module of the user's
-    source: str | None = None  # registered name, or the user's `file.py:factory`; None for a module in memory
-    options: Mapping[str, Any] = field(default_factory=dict)
-    num_classes: int | None = None  # of registered models
-    weights: str = "as given"  # file, address, "included ..." or "random ..."
-    weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
-    weights_tensors: int | None = None
-    weights_sha256: str | None = None
-    fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
-
-    @property
-    def has_random_weights(self) -> bool:
-        """Whether this is a registered model without a checkpoint. A checkpoint called random.pt has a hash."""
-        return self.family is not None and self.weights.startswith("random") and self.weights_sha256 is None

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 import edgevit
 from edgevit.bundles import store
 from edgevit.bundles.latency_file import write_latency
@@ -26,11 +24,11 @@ from edgevit.bundles.manifest import (
 from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
-from edgevit.models.hubs import is_hub_name
-from edgevit.models.loading import LoadedModel, describe_preprocessing, describe_weights
+from edgevit.models.description import ModelDescription, describe_preprocessing, describe_weights, is_hub_name
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport
+from edgevit.pipeline.source import Source
 from edgevit.runtimes.parity import ParityReport
 from edgevit.types import TensorSpec
 
@@ -62,7 +60,7 @@ def write_bundles(
             manifest = Manifest(
                 edgevit_version=edgevit.__version__,
                 model=_model_record(model),
-                exporter=_exporter_record(bundle.graph, export.timer.times),
+                exporter=_exporter_record(export.source, bundle.graph, export.timer.times),
                 build=BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
                 runtime=RuntimeRecord.of(bundle.built, bundle.folder),
                 precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
@@ -81,6 +79,8 @@ def write_bundles(
     return ExportReport(
         model=model.name,
         weights=model.origin.weights,
+        reference=export.source.title,
+        baseline=export.source.baseline,
         weights_summary=describe_weights(model.origin),
         preprocessing_note=describe_preprocessing(model),
         stages=tuple(export.timer.times),
@@ -120,7 +120,7 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
     )
 
 
-def _model_record(model: LoadedModel) -> ModelRecord:
+def _model_record(model: ModelDescription) -> ModelRecord:
     origin = model.origin
     return ModelRecord(
         name=model.name,
@@ -143,10 +143,10 @@ def _without_folder(text: str) -> str:
     return text if "://" in text or is_hub_name(text) else text.rpartition("/")[2]
 
 
-def _exporter_record(graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterRecord:
+def _exporter_record(source: Source, graph: OnnxGraph, stages: Sequence[StageTime]) -> ExporterRecord:
     return ExporterRecord(
-        name="torch.onnx.export(dynamo=True)",
-        torch=torch.__version__,
+        name=source.exporter,
+        torch=source.exporter_version,
         onnx=metadata.version("onnx"),
         onnx_ir=metadata.version("onnx-ir"),
         onnxsim=metadata.version("onnxsim"),

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import find_images, read_readable, warn_of_skipped
-from edgevit.models.loading import LoadedModel
-from edgevit.types import Array
+from edgevit.models.description import ModelDescription
+from edgevit.types import Array, TensorSpec
 
 MAX_PHOTOS = 300  # of a folder
 MIN_SPREAD = 2 / 255  # standard deviation over the pixels of a photo; a photo below it has a single color
 
 
 def calibration_inputs(
-    model: LoadedModel, calib: Path | Mapping[str, Array], *, strict: bool = False
+    model: ModelDescription, calib: Path | Mapping[str, Array], *, strict: bool = False
 ) -> Mapping[str, Array]:
     """Return calibration inputs by name, each (rows, ...): the photos of a folder, or the given arrays, checked.
 
@@ -30,27 +29,27 @@ def calibration_inputs(
         return _photo_inputs(model, calib, strict=strict)
     if calib.keys() != set(model.input_names):
         raise UsageError(f"calib has the inputs {sorted(calib)}; the model takes {sorted(model.input_names)}")
-    for name, example in zip(model.input_names, model.example, strict=True):
-        _require_rows_like(calib[name], example, name)
+    for spec in model.inputs:
+        _require_rows_like(calib[spec.name], spec)
     rows = {len(array) for array in calib.values()}
     if len(rows) != 1 or 0 in rows:
         raise UsageError("calib needs the same number of rows for every input, and at least one")
     return calib
 
 
-def _require_rows_like(array: object, example: torch.Tensor, name: str) -> None:
-    """Raise UsageError unless `array` holds finite rows of the same dtype and shape as the rows of `example`."""
-    dtype = "float32" if example.is_floating_point() else str(example.dtype).removeprefix("torch.")
-    expected = f"{dtype} of shape {['rows', *example.shape[1:]]}"
+def _require_rows_like(array: object, spec: TensorSpec) -> None:
+    """Raise UsageError unless `array` holds finite rows of the dtype and shape of an input."""
+    name, shape = spec.name, spec.with_batch(1)
+    expected = f"{spec.dtype} of shape {['rows', *shape[1:]]}"
     if not isinstance(array, np.ndarray):
         raise UsageError(f"calib has a {type(array).__name__} for {name}; pass a NumPy array, {expected}")
-    if array.shape[1:] != tuple(example.shape[1:]) or array.ndim != example.ndim or array.dtype.name != dtype:
+    if array.shape[1:] != shape[1:] or array.ndim != len(shape) or array.dtype.name != spec.dtype:
         raise UsageError(f"calib has {array.dtype} of shape {list(array.shape)} for {name}; expected {expected}")
     if not np.isfinite(array).all():
         raise UsageError(f"calib has NaN or infinity for {name}; remove those rows")
 
 
-def _photo_inputs(model: LoadedModel, folder: Path, *, strict: bool) -> dict[str, Array]:
+def _photo_inputs(model: ModelDescription, folder: Path, *, strict: bool) -> dict[str, Array]:
     """Return at most MAX_PHOTOS photos, evenly spread over the folder.
 
     Raises UsageError if the model takes no photos, or if most photos have a single color: ranges measured on such

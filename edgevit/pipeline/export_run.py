@@ -15,9 +15,10 @@ from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.files import os_reason
 from edgevit.latency.report import LatencyReport
-from edgevit.models.loading import LoadedModel
+from edgevit.models.description import ModelDescription
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.references import ReferenceData
+from edgevit.pipeline.source import Source
 from edgevit.runtimes.base import BuildOptions, Engine, Runtime
 from edgevit.runtimes.build import BuildResult
 from edgevit.runtimes.parity import ParityReport
@@ -64,9 +65,10 @@ class StageTimer:
 class ExportRun:
     """One export in progress, once its model is captured and its references are computed."""
 
-    model: LoadedModel
+    model: ModelDescription
+    source: Source
     config: ExportConfig
-    captured: OnnxGraph  # the graph as PyTorch exported it
+    captured: OnnxGraph  # the graph as PyTorch exported it, or as it is in the file
     references: ReferenceData
     timer: StageTimer
 

@@ -8,28 +8,30 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, TypeVar
 
 from edgevit.bundles.bundle import bundle_name
 from edgevit.bundles.manifest import read_manifest
 from edgevit.errors import BundleError, UsageError
-from edgevit.models.loading import LoadedModel
+from edgevit.models.description import ModelDescription
 
+if TYPE_CHECKING:
+    from torch import nn
+
+_Model = TypeVar("_Model", bound=ModelDescription)
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def with_name(model: LoadedModel, name: str) -> LoadedModel:
+def with_name(model: _Model, name: str) -> _Model:
     """Return the model with a name of the user's. Raises UsageError if it cannot begin the name of a folder."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"name={name!r} names a folder: use up to 100 letters, digits, hyphens, underscores and dots")
     return replace(model, name=name)
 
 
-def with_distinct_name(model: LoadedModel, out: Path) -> LoadedModel:
+def with_distinct_name(model: _Model, out: Path) -> _Model:
     """Return a module in memory under a name that no bundle of another module in `out` has.
 
     The name of its class is numbered if need be, which a warning says: two models of one class are two models, and
@@ -38,6 +40,9 @@ def with_distinct_name(model: LoadedModel, out: Path) -> LoadedModel:
     """
     if model.origin.source is not None:
         return model
+    from edgevit.models.loading import LoadedModel
+
+    assert isinstance(model, LoadedModel)
     fingerprint = fingerprint_of(model.module)
     named = replace(model, origin=replace(model.origin, fingerprint=fingerprint))
     for number in itertools.count(1):
@@ -56,6 +61,8 @@ def with_distinct_name(model: LoadedModel, out: Path) -> LoadedModel:
 
 def fingerprint_of(module: nn.Module) -> str:
     """Return a hash of the module's class, its structure and its weights."""
+    import torch
+
     structure = f"{type(module).__module__}.{type(module).__qualname__}\n{module}"
     found = hashlib.sha256(_ADDRESS.sub("", structure).encode())
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

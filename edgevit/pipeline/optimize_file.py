@@ -13,8 +13,9 @@ from edgevit.export import passes
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph, PassRecord
 from edgevit.export.import_onnx import import_graph
+from edgevit.export.lint.refusal import require_supported
 from edgevit.files import os_reason, replacing
-from edgevit.formats import get_format
+from edgevit.formats import DEFAULT_TENSORRT, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import Array, Reference, TensorSpec
@@ -48,8 +49,8 @@ def optimize_file(
     """Write `source` in the operator forms of a format, and compare it with the file in ONNX Runtime.
 
     `out` is `<source>.<fmt>.onnx` by default; `shapes` are those of inputs with dynamic axes besides the batch. Raises
-    UsageError if the file cannot be read, ExportError if it cannot be rewritten, and ParityError if the outputs differ;
-    nothing is written then.
+    UsageError if the file cannot be read, ExportError if it cannot be rewritten or lint finds an error in the result,
+    and ParityError if the outputs differ; nothing is written then.
     """
     entry = get_format(fmt)
     path = source.with_suffix(f".{entry.name}.onnx") if out is None else out
@@ -58,6 +59,7 @@ def optimize_file(
     original = OnnxGraph.read(source)
     graph = import_graph(original, shapes=shapes)
     optimized = check(passes.specialize(passes.optimize(graph), entry, opset=opset))
+    require_supported(optimized, entry.name, DEFAULT_TENSORRT)
     parity = _compare(original, graph, optimized, threads)
     parity.require()
     try:

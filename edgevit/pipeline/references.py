@@ -10,7 +10,7 @@ from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, find_images, warn_of_skipped
 from edgevit.metrics import Evaluation, OnImages, evaluate, with_common_names
-from edgevit.models.loading import LoadedModel
+from edgevit.models.description import ModelDescription
 from edgevit.types import Array, Reference, Run, TensorSpec
 
 
@@ -57,7 +57,7 @@ class EvalDataset:
 class ReferenceData:
     """The inputs and outputs that all stages of one export are checked with."""
 
-    outputs: tuple[Reference, ...]  # PyTorch's outputs; photos first if the model takes photos
+    outputs: tuple[Reference, ...]  # of the model itself; photos first if the model takes photos
     calibration: Mapping[str, Array]  # inputs for choosing fp16 and int8, each (rows, ...)
     eval_dataset: EvalDataset | None
 
@@ -67,7 +67,7 @@ class ReferenceData:
 
 
 def find_eval_dataset(
-    model: LoadedModel, folder: Path, outputs: Sequence[TensorSpec], *, batch: int, strict: bool
+    model: ModelDescription, folder: Path, outputs: Sequence[TensorSpec], *, batch: int, strict: bool
 ) -> EvalDataset:
     """Return the labeled images in `folder` for `model`. Raises UsageError if it is no image classifier."""
     output = outputs[0]
@@ -84,7 +84,7 @@ def find_eval_dataset(
     )
 
 
-def require_images(model: LoadedModel, images: Path | None) -> None:
+def require_images(model: ModelDescription, images: Path | None) -> None:
     """Raise UsageError if `images` holds no photo, or is given for a model without an image input."""
     if images is not None and model.preprocessing is None:
         raise UsageError(f"--images needs a model with one image input; {model.name} has none and is checked on noise")

@@ -42,6 +42,8 @@ class ExportReport:
 
     model: str
     weights: str
+    reference: str  # what the engines are compared with, such as PyTorch
+    baseline: str  # the name under which the model itself is measured
     weights_summary: str | None  # file, key, tensors and classes; None if no checkpoint was read
     preprocessing_note: str | None  # None if it is that of a registered model, or the input is no image
     stages: tuple[StageTime, ...]

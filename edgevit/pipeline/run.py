@@ -1,4 +1,4 @@
-"""Run the pipeline: model -> ONNX graph -> engine -> verified bundle.
+"""Run the pipeline: module or ONNX file -> ONNX graph -> engine -> verified bundle.
 
 Stages: capture, reference outputs, graph passes; for each format: specialize, convert to the precision, build, load,
 check parity; then latency and accuracy side by side; then all bundles are published together.
@@ -20,17 +20,14 @@ from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
 from edgevit.errors import ExportError, MeasureError, UsageError
 from edgevit.export import passes
-from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.lint.rules import lint
-from edgevit.export.lint.targets import LINTABLE, LintTarget, parse_version
+from edgevit.export.lint.refusal import require_supported
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
-from edgevit.models.loading import LoadedModel
-from edgevit.models.reference import compute_references
+from edgevit.models.description import ModelDescription
 from edgevit.pipeline import fp32_baseline
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
@@ -49,11 +46,11 @@ from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
+from edgevit.pipeline.source import Source, source_of
 from edgevit.runtimes.base import Engine, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built, usable_version
 from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
-from edgevit.runtimes.pytorch import TORCH_CPU, TorchEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.trtexec import device_steps
@@ -63,7 +60,7 @@ __all__ = ["ExportConfig", "run"]
 MAX_ENGINE_ROUNDS = 4  # builds of an int8 engine; each has more layers in float than the one before
 
 
-def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = None) -> ExportReport:
+def run(model: ModelDescription, config: ExportConfig, progress: Progress | None = None) -> ExportReport:
     """Export `model` in every format of `config`, verify the bundles and publish them together: all or none.
 
     Raises the error of the stage that failed; its `exit_status` is that of the command line. Nothing is left behind.
@@ -75,9 +72,13 @@ def run(model: LoadedModel, config: ExportConfig, progress: Progress | None = No
     for runtime in runtimes:
         _require_possible(runtime, config, model.name)
     with store.staging(config.out) as folder, ExitStack() as engines:
-        captured = _capture(model, timer, dynamic_batch=config.options.dynamic_batch is not None)
-        references = _compute_references(model, config, captured, timer)
-        export = ExportRun(model=model, config=config, captured=captured, references=references, timer=timer)
+        source = source_of(model)
+        captured = source.capture(timer, config.options)
+        _require_class_names(model, captured)
+        references = _compute_references(model, source, config, captured, timer)
+        export = ExportRun(
+            model=model, source=source, config=config, captured=captured, references=references, timer=timer
+        )
         graph_parity = _check_captured(export)
         graph = _optimize(export, folder)
         bundles = [_build_bundle(export, graph, runtime, folder) for runtime in runtimes]
@@ -116,30 +117,7 @@ def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
     return lambda phase, done: timer.update(f"{fmt}: build, {phase} {done:.0%}")
 
 
-def _capture(model: LoadedModel, timer: StageTimer, *, dynamic_batch: bool) -> OnnxGraph:
-    """Capture the model. Raises ExportError if an output has no batch dimension."""
-    example = model.example
-    if dynamic_batch and len(example[0]) == 1:  # torch.export treats a batch of one as a constant
-        example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
-    captured = capture(
-        model.module,
-        example,
-        dynamic_batch=dynamic_batch,
-        input_names=model.input_names,
-        output_names=model.output_names,
-    )
-    timer.record("capture (torch.export)", captured.capture_s)
-    timer.record("translate to ONNX", captured.translate_s)
-    for spec in captured.graph.outputs:
-        if not spec.shape:
-            raise ExportError(f"output {spec} has no batch dimension; return one result per image, batch first")
-        if dynamic_batch and spec.shape[0] != "batch":
-            raise ExportError(f"output {spec} has no dynamic batch dimension; export with a fixed --batch")
-    _require_class_names(model, captured.graph)
-    return captured.graph
-
-
-def _require_class_names(model: LoadedModel, graph: OnnxGraph) -> None:
+def _require_class_names(model: ModelDescription, graph: OnnxGraph) -> None:
     """Raise UsageError if the model has class names, and another number of logits."""
     if model.classes is None or not graph.outputs:
         return
@@ -152,15 +130,17 @@ def _require_class_names(model: LoadedModel, graph: OnnxGraph) -> None:
 
 
 def _compute_references(
-    model: LoadedModel, config: ExportConfig, captured: OnnxGraph, timer: StageTimer
+    model: ModelDescription, source: Source, config: ExportConfig, captured: OnnxGraph, timer: StageTimer
 ) -> ReferenceData:
     """Collect reference outputs, calibration inputs and labeled images; a wrong --eval folder fails first."""
     dataset = None
     if config.eval is not None:
         dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch, strict=config.strict)
-    names, strict = [spec.name for spec in captured.outputs], config.strict
-    with timer.stage("reference outputs (PyTorch)"):
-        outputs = compute_references(model, names, images=config.images, strict=strict, verify=config.verify)
+    strict, threads = config.strict, config.options.threads
+    with timer.stage(f"reference outputs ({source.title})"):
+        outputs = source.references(
+            captured, images=config.images, strict=strict, verify=config.verify, threads=threads
+        )
     calibration = outputs[0].inputs
     if config.calib is not None:
         calibration = calibration_inputs(model, config.calib, strict=strict)
@@ -168,7 +148,7 @@ def _compute_references(
 
 
 def _check_captured(export: ExportRun) -> ParityReport:
-    """Compare the captured graph with PyTorch."""
+    """Compare the captured graph with the model itself."""
     config = export.config
     if not config.verify:
         return ParityReport(())
@@ -196,7 +176,7 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
     bundle_folder = folder / bundle_name(export.model.name, options.precision, fmt)
     with timer.stage(f"{fmt}: specialize, check"):
         specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
-        _require_supported(specialized, fmt, config.target_version)
+        require_supported(specialized, fmt, config.target_version)
         steps = None
         if runtime.format.builds_on_device:
             bundle = config.out / bundle_folder.name
@@ -281,21 +261,8 @@ def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
         )
 
 
-def _require_supported(graph: OnnxGraph, fmt: str, trt_version: str) -> None:
-    """Raise ExportError with the first lint error: the runtime would refuse the graph or compute it wrongly."""
-    if fmt not in LINTABLE:
-        return
-    target = LintTarget(fmt, parse_version(trt_version))
-    for finding in lint(graph, target):
-        if finding.level == "error":
-            module = f" (PyTorch module {finding.module})" if finding.module else ""
-            raise ExportError(
-                f"the graph cannot run on {target}: {finding.node}{module}: {finding.why}; {finding.remedy}"
-            )
-
-
 def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, fmt: str) -> ParityReport:
-    """Compare the specialized fp32 graph, and the graph in lower precision if there is one, with PyTorch."""
+    """Compare the specialized fp32 graph, and the graph in lower precision if there is one, with the references."""
     if not export.config.verify:
         return ParityReport(())
     options, references = export.config.options, export.references.outputs
@@ -312,7 +279,7 @@ def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGrap
 
 
 def _check_engine(export: ExportRun, built: BuildResult) -> ParityReport:
-    """Compare the engine with PyTorch, if it runs here."""
+    """Compare the engine with the references, if it runs here."""
     if not export.config.verify or built.engine is None:
         return ParityReport(())
     options, fmt = export.config.options, built.runtime.fmt
@@ -346,16 +313,16 @@ def _engines_by_name(bundles: Sequence[BuiltBundle], baselines: Mapping[str, Fp3
 
 
 def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> LatencyOutcome:
-    """Measure PyTorch and all engines side by side, in one interleaved run.
+    """Measure the model itself and all engines side by side, in one interleaved run.
 
     A candidate that cannot be measured is left out with a reason: the bundles are built and verified by now.
     """
     if not engines:
         return LatencyOutcome()
-    options, captured = export.config.options, export.captured
+    options = export.config.options
     feeds = export.references.outputs[0].batch(options.batch_to_measure)
-    torch_engine = TorchEngine(export.model.module, captured.inputs, captured.outputs, threads=options.threads)
-    loaded: dict[str, tuple[Engine, Loading | None]] = {TORCH_CPU.title: (torch_engine, None)}
+    baseline = export.source.engine(export.captured, threads=options.threads)
+    loaded: dict[str, tuple[Engine, Loading | None]] = {export.source.baseline: (baseline, None)}
     loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
     candidates: list[Candidate] = []
     problems: list[str] = []
@@ -375,7 +342,7 @@ def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> L
 
 
 def _measured_files(built: BuildResult | None) -> dict[str, str]:
-    """Return the details that tie a measurement to an engine; empty for PyTorch."""
+    """Return the details that tie a measurement to an engine; empty for the model itself."""
     if built is None or built.artifact is None or built.precision is None:
         return {}
     engine = built.artifact.path

@@ -62,6 +62,13 @@ def test_a_file_that_would_compute_something_else_is_not_written(
     assert not file.with_name("net.ort.onnx").exists()
 
 
+def test_a_file_that_the_runtime_would_refuse_is_not_written(tmp_path: Path, one_line: Callable[[], str]) -> None:
+    parse(f"{HEADER} g (float[batch, 4, 4] x) => (float[batch] y) {{ y = Det (x) }}").save(tmp_path / "net.onnx")
+    assert status("optimize", tmp_path / "net.onnx", "--fmt", "trt") == 4
+    assert "the graph cannot run on TensorRT" in one_line()
+    assert not (tmp_path / "net.trt.onnx").exists()
+
+
 def test_a_file_that_cannot_be_written_whole_leaves_the_older_one(
     file: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[[], str]
 ) -> None:

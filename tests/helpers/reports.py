@@ -52,6 +52,8 @@ def export_report(*, measured: bool = True, verified: bool = True, busy: bool = 
     return ExportReport(
         model="shiftvit_t",
         weights="random",
+        reference="PyTorch",
+        baseline="torch (CPU)",
         weights_summary=None,
         preprocessing_note=None,
         stages=(),

@@ -10,7 +10,8 @@ import torch
 
 from edgevit.errors import ExportError, MissingError, UsageError
 from edgevit.models import loading
-from edgevit.models.hubs import create_hub_model, is_hub_name
+from edgevit.models.description import is_hub_name
+from edgevit.models.hubs import create_hub_model
 
 # Stand-ins for packages that are no dependencies, with the calls that edgevit makes.
 TIMM = """

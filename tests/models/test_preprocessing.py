@@ -17,7 +17,8 @@ from torch import nn
 
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, to_array
-from edgevit.models.loading import describe_preprocessing, from_module, with_classes, with_preprocessing
+from edgevit.models.description import describe_preprocessing, with_classes, with_preprocessing
+from edgevit.models.loading import from_module
 from edgevit.models.preprocessing import (
     PreprocessingOptions,
     crop_fraction,

@@ -12,7 +12,8 @@ from torch import nn
 
 from edgevit.errors import ImageError
 from edgevit.models.loading import LoadedModel, from_module
-from edgevit.models.reference import MAX_PHOTOS, compute_references
+from edgevit.models.reference import compute_references
+from edgevit.models.reference_inputs import MAX_PHOTOS
 
 
 @pytest.fixture

@@ -1,0 +1,173 @@
+"""OnnxModel: an ONNX file as the model of an export; PyTorch is not needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgevit.errors import UsageError
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.import_onnx import import_graph
+from edgevit.files import file_sha256
+from edgevit.images import Preprocessing
+from edgevit.models.description import ModelDescription, ModelOrigin, for_photos, slug
+from edgevit.models.reference_inputs import noise_inputs, photo_inputs
+from edgevit.pipeline.evaluators import graph_evaluator
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
+from edgevit.types import PHOTOS, Reference, TensorSpec
+
+SUFFIX = ".onnx"
+_PREFIX = "onnx:"  # of `ModelOrigin.source`
+_LOW_PRECISION = frozenset({"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel(ModelDescription):
+    """The graph of an ONNX file, as it is in the file, with a shape for each input."""
+
+    path: Path
+    graph: OnnxGraph
+    specs: tuple[TensorSpec, ...]  # of the inputs, all with a shape
+    has_dynamic_batch: bool  # whether the first axis of all inputs is open in the file
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.specs
+
+    @property
+    def file_outputs(self) -> list[str]:
+        """Names of the outputs."""
+        return [str(value.name) for value in self.graph.model.graph.outputs]
+
+    def imported(self, *, dynamic_batch: bool) -> OnnxGraph:
+        """Return the graph in the opset of the passes. Raises UsageError if its batch cannot be dynamic."""
+        if dynamic_batch and not self.has_dynamic_batch:
+            raise UsageError(
+                f"{self.path} has a fixed batch of {self.batch}; leave --dynamic-batch out, or export the file with a "
+                "dynamic first axis"
+            )
+        shapes = {spec.name: spec.with_batch(1) for spec in self.specs}
+        return import_graph(self.graph, shapes=shapes, dynamic_batch=dynamic_batch)
+
+
+def is_onnx_file(name: str) -> bool:
+    """Return whether a MODEL names an ONNX file."""
+    return name.lower().endswith(SUFFIX)
+
+
+def load_onnx_model(
+    path: Path,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    batch: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> OnnxModel:
+    """Read an ONNX file as a model.
+
+    `batch` is the size of a dynamic first axis, 1 if it is None; a fixed one is kept. `img_size` and `input_shapes`
+    give the sizes of other dynamic axes. Raises UsageError if the file is not complete, or its inputs have no size or
+    no common batch.
+    """
+    graph = OnnxGraph.read(path)
+    inputs = [value for value in graph.model.graph.inputs if value.name not in graph.model.graph.initializers]
+    rows = 1 if batch is None else batch
+    given = _shape_for_size(path, inputs, img_size, rows) if img_size is not None else input_shapes or {}
+    if img_size is not None and input_shapes:
+        raise UsageError("--img-size and --input-shape exclude each other; the shape includes the size")
+    imported = import_graph(graph, shapes=given)
+    specs = tuple(replace(spec, shape=spec.with_batch(rows)) for spec in imported.inputs)
+    _require_batch(path, specs, batch)
+    preprocessing = for_photos(Preprocessing(), specs)
+    return OnnxModel(
+        name=slug(path.stem),
+        input_names=tuple(spec.name for spec in specs),
+        preprocessing=preprocessing,
+        preprocessing_source=None if preprocessing is None else "assumed",
+        classes=None,
+        origin=ModelOrigin(source=f"{_PREFIX}{path.name}", weights=path.name, weights_sha256=_sha256(path, graph)),
+        path=path,
+        graph=graph,
+        specs=specs,
+        has_dynamic_batch=all(value.shape is not None and not isinstance(value.shape[0], int) for value in inputs),
+    )
+
+
+def require_float32(model: OnnxModel) -> None:
+    """Raise UsageError if the file is in a lower precision already, and cannot be converted to one."""
+    operators = sorted(_LOW_PRECISION & model.graph.operators.keys())
+    half = [value.name for value in model.graph.model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16]
+    if operators or half:
+        found = operators[0] if operators else f"fp16 weights such as {half[0]}"
+        raise UsageError(f"{model.path} is in a lower precision already (it has {found}); give the fp32 file")
+
+
+def reference_outputs(
+    model: OnnxModel, *, images: Path | None, strict: bool, threads: int | None
+) -> tuple[Reference, ...]:
+    """Run the file as it is in ONNX Runtime, without optimizations, row by row."""
+    zeros = [np.zeros((1, *spec.with_batch(1)[1:]), spec.dtype) for spec in model.inputs]
+    found = {PHOTOS: photo_inputs(model.preprocessing, images, strict=strict), "noise": noise_inputs(zeros)}
+    run = graph_evaluator(model.graph, threads=threads)
+    references = []
+    for kind, arrays in found.items():
+        if not arrays:
+            continue
+        named = dict(zip(model.input_names, arrays, strict=True))
+        rows = [
+            run({name: array[[row] * model.batch] for name, array in named.items()}) for row in range(len(arrays[0]))
+        ]
+        outputs = {name: np.concatenate([each[name][:1] for each in rows]) for name in model.file_outputs}
+        references.append(Reference(kind=kind, inputs=named, outputs=outputs))
+    return tuple(references)
+
+
+def original_engine(model: OnnxModel, *, threads: int | None) -> Engine:
+    """Return the file in ONNX Runtime with its own optimizations, as it would be run without edgevit."""
+    return OnnxRuntimeEngine(OnnxRuntime().load(), model.path, BuildOptions(threads=threads))
+
+
+def _shape_for_size(
+    path: Path, inputs: Sequence[ir.Value], img_size: int | tuple[int, int], batch: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the one image input. Raises UsageError if its size is fixed, or there is no such input."""
+    dims = [dim if isinstance(dim, int) else None for dim in inputs[0].shape or ()]
+    if len(inputs) != 1 or len(dims) != 4:
+        raise UsageError(f"--img-size is for one image input (N, C, H, W), which {path} lacks; use --input-shape")
+    name, channels = str(inputs[0].name), dims[1]
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if any(own not in (None, side) for own, side in zip(dims[2:], sides, strict=True)):
+        raise UsageError(f"{path} takes images of {dims[2]} x {dims[3]} only; leave --img-size out")
+    if channels is None:
+        raise UsageError(f"input {name} of {path} has no number of channels; use --input-shape {name}=N,C,H,W")
+    return {name: (dims[0] or batch, channels, *sides)}
+
+
+def _require_batch(path: Path, specs: Sequence[TensorSpec], batch: int | None) -> None:
+    """Raise UsageError unless all inputs begin with the same batch, and with the one asked for."""
+    sizes = {spec.shape[0] if spec.shape else None for spec in specs}
+    if len(sizes) != 1 or None in sizes:
+        shown = ", ".join(f"{spec.name}: {list(spec.shape)}" for spec in specs)
+        raise UsageError(f"the inputs of {path} have no common batch ({shown}); every input needs it as its first axis")
+    own = sizes.pop()
+    if batch is not None and own != batch:
+        raise UsageError(f"{path} has a fixed batch of {own}; leave --batch out, or export the file with a dynamic one")
+
+
+def _sha256(path: Path, graph: OnnxGraph) -> str:
+    """Return the hash of the file; of a file with external weights, the hash of the hashes of all its files."""
+    others = sorted(set(_external_files(graph)))
+    if not others:
+        return file_sha256(path)
+    return hashlib.sha256("".join(map(file_sha256, (path, *others))).encode()).hexdigest()
+
+
+def _external_files(graph: OnnxGraph) -> Iterator[Path]:
+    for value in graph.model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield Path(value.const_value.path)

@@ -1,0 +1,71 @@
+"""TorchSource: an export that begins with a module of PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from edgevit.errors import ExportError
+from edgevit.export.capture import capture
+from edgevit.export.graph import BATCH, OnnxGraph
+from edgevit.models.description import ModelDescription
+from edgevit.models.loading import LoadedModel
+from edgevit.models.reference import compute_references
+from edgevit.pipeline.export_run import StageTimer
+from edgevit.pipeline.source import Source
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.pytorch import TORCH_CPU, TorchEngine
+from edgevit.types import Reference
+
+
+class TorchSource(Source):
+    """A module, captured by torch.export and run eagerly as the reference."""
+
+    title: ClassVar[str] = "PyTorch"
+    baseline: ClassVar[str] = TORCH_CPU.title
+    exporter: ClassVar[str] = "torch.onnx.export(dynamo=True)"
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+
+    @classmethod
+    def of(cls, model: ModelDescription) -> TorchSource:
+        assert isinstance(model, LoadedModel)
+        return cls(model)
+
+    @property
+    def exporter_version(self) -> str:
+        return torch.__version__
+
+    def capture(self, timer: StageTimer, options: BuildOptions) -> OnnxGraph:
+        """Capture the model. Raises ExportError if an output has no batch dimension."""
+        model, example = self._model, self._model.example
+        dynamic_batch = options.dynamic_batch is not None
+        if dynamic_batch and len(example[0]) == 1:  # torch.export treats a batch of one as a constant
+            example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
+        captured = capture(
+            model.module,
+            example,
+            dynamic_batch=dynamic_batch,
+            input_names=model.input_names,
+            output_names=model.output_names,
+        )
+        timer.record("capture (torch.export)", captured.capture_s)
+        timer.record("translate to ONNX", captured.translate_s)
+        for spec in captured.graph.outputs:
+            if not spec.shape:
+                raise ExportError(f"output {spec} has no batch dimension; return one result per image, batch first")
+            if dynamic_batch and spec.shape[0] != BATCH:
+                raise ExportError(f"output {spec} has no dynamic batch dimension; export with a fixed --batch")
+        return captured.graph
+
+    def references(
+        self, captured: OnnxGraph, *, images: Path | None, strict: bool, verify: bool, threads: int | None
+    ) -> tuple[Reference, ...]:
+        names = [spec.name for spec in captured.outputs]
+        return compute_references(self._model, names, images=images, strict=strict, verify=verify)
+
+    def engine(self, captured: OnnxGraph, *, threads: int | None) -> Engine:
+        return TorchEngine(self._model.module, captured.inputs, captured.outputs, threads=threads)
