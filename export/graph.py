@@ -16,7 +16,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.validate import find_defect
-from edgevit.export.weights import load_small_weights, save_model
+from edgevit.export.weights import save_model
 from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
 from edgevit.untrusted import read_limited
@@ -99,7 +99,7 @@ class OnnxGraph:
             raise ExportError(f"the model exceeds the 2 GB limit of an ONNX file: {first_line(error)}") from error
 
     def save(self, path: Path) -> None:
-        """Write an ONNX file, above 2 GB with a second file for the weights (`weights_file`)."""
+        """Write an ONNX file. Raises ExportError above protobuf's limit of 2 GB."""
         save_model(self.model, path)
 
     @classmethod
@@ -110,9 +110,8 @@ class OnnxGraph:
     def load(cls, path: Path) -> OnnxGraph:
         """Load an ONNX file written by edgevit. Raises ExportError if it is missing, damaged or not ONNX."""
         try:
-            graph = cls.from_bytes(path.read_bytes())
-            ir.external_data.set_base_dir(graph.model.graph, path.parent)
-            return graph
+            content = path.read_bytes()
+            return cls.from_bytes(content)
         except OSError as error:
             raise ExportError(f"cannot read {path}: {os_reason(error)}") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
@@ -135,7 +134,6 @@ class OnnxGraph:
                 graph = None if defect else cls(ir.from_proto(proto))
             if graph is not None:
                 ir.external_data.set_base_dir(graph.model.graph, path.parent)
-                load_small_weights(graph.model)
         except UsageError:
             raise
         except OSError as error:

@@ -101,6 +101,7 @@ class Environment:
     python: str
     packages: Mapping[str, str]
     state: MachineState
+    jetpack: str | None = None  # version of the package nvidia-jetpack
 
     @classmethod
     def capture(cls, root: Path = Path("/")) -> Environment:
@@ -131,6 +132,7 @@ class Environment:
             python=platform.python_version(),
             packages=_package_versions(),
             state=MachineState.capture(root),
+            jetpack=system_files.jetpack_version(files),
         )
 
     def key(self) -> dict[str, object]:

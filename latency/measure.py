@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeAlias
 
@@ -129,6 +130,7 @@ def measure(
         trace=sampler.trace(origin_ns),
         energy_sources=sampler.energy_names,
         idle_w=idle_w,
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return tuple(_report(recording, warmup, shared) for recording, warmup in zip(recordings, warmups, strict=True))
 
@@ -170,6 +172,7 @@ class _Shared:
     trace: DeviceTrace | None
     energy_sources: tuple[str, ...]
     idle_w: tuple[tuple[float, ...], ...]
+    measured_at: str
 
 
 def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float:
@@ -362,6 +365,7 @@ def _report(recording: _Recording, warmup: Warmup, shared: _Shared) -> LatencyRe
         parity=candidate.parity,
         trace=shared.trace,
         energy=_energy(recording, shared),
+        measured_at=shared.measured_at,
         clock_steady=warmup.clock_steady,
         alone_ms=tuple(duration / 1e6 for duration in recording.alone_ns),
     )

@@ -44,7 +44,7 @@ _PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
 }
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
 NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
-_BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
+BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
 _WARMUP_FRACTION = 0.25  # of `max_total_s`, for the warm-ups of all candidates together
 
 
@@ -145,6 +145,7 @@ class LatencyReport:
     clock_steady: bool | None = None  # whether the warm-up reached a constant clock; None if no clock is reported
     alone_ms: tuple[float, ...] = ()  # runs without other candidates, if the clock varied in turns
     energy: EnergyRecord | None = None  # None without an energy counter
+    measured_at: str = ""  # end of the measurement, ISO 8601 in UTC; empty in older reports
     compute_ms: tuple[float, ...] = ()  # on the GPU, by events around its graph, of each sample; empty if not measured
     parity: ParitySummary | None = None  # of this very engine with PyTorch; None if it was not compared
     roofline: Roofline | None = None  # the fields from here on are None unless they were asked for
@@ -308,7 +309,15 @@ class LatencyReport:
         threads waits for each interrupted thread.
         """
         share = self.others_fraction or 0.0
-        return f"other processes took {100 * share:.0f} % of the cores" if share > _BUSY_FRACTION else ""
+        return f"other processes took {100 * share:.0f} % of the cores" if share > BUSY_FRACTION else ""
+
+    @property
+    def speed_range(self) -> float:
+        """Return by which fraction the slow probes (90th percentile) exceed the fast ones (10th percentile)."""
+        if not self.probes:
+            return 0.0
+        fast, slow = np.percentile([probe.ms for probe in self.probes], [10, 90])
+        return float(slow / fast) - 1
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -319,9 +328,7 @@ class LatencyReport:
             f"stopped after {self.runs} of {self.plan.min_runs} runs": self.runs < self.plan.min_runs,
             f"stopped after {seconds:.1f} s of {self.plan.min_duration_s:g} s": seconds < self.plan.min_duration_s,
             f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > NOTABLE_CHANGE,
-            f"the machine's own speed varied by {100 * self._speed_range():.0f} %": (
-                self._speed_range() > NOTABLE_CHANGE
-            ),
+            f"the machine's own speed varied by {100 * self.speed_range:.0f} %": self.speed_range > NOTABLE_CHANGE,
             f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
             f"runs without a CUDA graph: {self.details.get(CUDA_GRAPH)}": self.details.get(CUDA_GRAPH, "yes") != "yes",
@@ -407,13 +414,6 @@ class LatencyReport:
     def _turns(self, values: Sequence[float]) -> list[NDArray[np.float64]]:
         """Return one value of each sample as one array for each round."""
         return np.split(np.array(values, float), np.flatnonzero(np.diff(self.rounds)) + 1)
-
-    def _speed_range(self) -> float:
-        """Return by which fraction the slow probes (90th percentile) exceed the fast ones (10th percentile)."""
-        if not self.probes:
-            return 0.0
-        fast, slow = np.percentile([probe.ms for probe in self.probes], [10, 90])
-        return float(slow / fast) - 1
 
 
 def _converted(data: Mapping[str, Any]) -> dict[str, Any]:

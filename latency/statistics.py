@@ -102,13 +102,14 @@ def percentile_interval(rounds: Sequence[Values], percent: float) -> Interval | 
     """
     if len(rounds) < MIN_ROUNDS or sum(map(len, rounds)) < runs_needed(percent):
         return None
-    random, values = np.random.default_rng(0), [np.asarray(turn, float) for turn in rounds]
-    found = [
-        np.percentile(
-            np.concatenate([values[index] for index in random.integers(len(values), size=len(values))]), percent
-        )
-        for _ in range(_PERCENTILE_RESAMPLES)
-    ]
+    values = np.concatenate([np.asarray(turn, float) for turn in rounds])
+    round_of = np.repeat(np.arange(len(rounds)), [len(turn) for turn in rounds])
+    order = np.argsort(values)
+    drawn = np.random.default_rng(0).integers(len(rounds), size=(_PERCENTILE_RESAMPLES, len(rounds)))
+    found = []
+    for resample in drawn:  # a value counts as often as its round was drawn
+        reached = np.cumsum(np.bincount(resample, minlength=len(rounds))[round_of[order]])
+        found.append(values[order[np.searchsorted(reached, percent / 100 * reached[-1])]])
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(found, [tail, 100 - tail])
     return Interval(float(low), float(high))

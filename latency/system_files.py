@@ -90,6 +90,16 @@ def jetson_release(files: SystemFiles) -> str | None:
     return text.splitlines()[0] if text else None
 
 
+def jetpack_version(files: SystemFiles) -> str | None:
+    """Return the version of JetPack's package on a Jetson; None if only parts of JetPack are installed."""
+    if jetson_release(files) is None:  # the list of all packages has megabytes
+        return None
+    found = re.search(
+        r"^Package: nvidia-jetpack\n(?:.+\n)*?Version: (\S+)", files.text("var/lib/dpkg/status") or "", re.MULTILINE
+    )
+    return found[1] if found else None
+
+
 def container(files: SystemFiles) -> str | None:
     if (files.root / ".dockerenv").exists():
         return "docker"

@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -32,6 +32,7 @@ def available_cores() -> int:
 
 # Entries of `Engine.conditions` of an engine on a GPU.
 GPU, GPU_UUID = "gpu", "gpu_uuid"  # its name; its UUID, which some Jetsons lack
+GPU_MULTIPROCESSORS = "gpu_multiprocessors"  # two Jetsons with GPUs of one name differ in it
 CUDA_GRAPH = "cuda_graph"  # "yes", or why not
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
 
@@ -192,6 +193,14 @@ class Engine(ABC):
 OnPhase: TypeAlias = Callable[[str, float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCommand:
+    """A command of the runtime's own tool that times an engine, and how its result compares with edgevit's."""
+
+    line: str
+    note: str
+
+
 class Runtime(ABC):
     """An inference runtime: builds artifacts from ONNX files and opens them as engines."""
 
@@ -244,6 +253,15 @@ class Runtime(ABC):
 
     def built_precision(self, artifact: Path) -> ExecutedPrecision | None:
         """Return the precision that the build reported, for an engine that cannot run here; None if unknown."""
+        return None
+
+    def time_command(
+        self, engine: Path, options: BuildOptions, *, inputs: Sequence[TensorSpec] = ()
+    ) -> ToolCommand | None:
+        """Return the command of the runtime's own tool that times an engine file; None if it has no such tool.
+
+        `options.threads` are the threads of the measurement. The runtime need not be installed.
+        """
         return None
 
     def version(self) -> str | None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import re
+import shlex
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
 from edgevit.runtimes import subprocess_build
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ToolCommand, available_cores
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
@@ -71,6 +72,23 @@ class OpenVino(Runtime):
         with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
             subprocess_build.run(job, {"model": str(model.resolve()), "xml": str(xml.resolve())}, Path(place))
         return Artifact(fmt=self.fmt, files=(xml, weights), build_s=time.perf_counter() - start)
+
+    def time_command(
+        self, engine: Path, options: BuildOptions, *, inputs: Sequence[TensorSpec] = ()
+    ) -> ToolCommand | None:
+        """Return the benchmark_app command with the settings of OpenVinoEngine, as far as that tool has them."""
+        shapes = ",".join(
+            f"{spec.name}[{','.join(map(str, spec.with_batch(options.batch_to_measure)))}]" for spec in inputs
+        )
+        floats = all(spec.dtype == "float32" for spec in inputs)
+        command = [
+            *("benchmark_app", "-m", str(engine), "-d", DEVICE, "-api", "sync", "-nireq", "1", "-nstreams", "1"),
+            *("-hint", "none", "-nthreads", str(options.threads or available_cores()), "-infer_precision", "f32"),
+            *(["-ip", "f32"] if floats else []),  # else it feeds images as uint8 and times their conversion
+            *(["-data_shape", shapes] if options.dynamic_batch else []),
+            *("-t", "10"),
+        ]
+        return ToolCommand(shlex.join(command), "Its median must be within 10 % of p50 on an idle machine.")
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         return OpenVinoEngine(self.load(), artifact, options)

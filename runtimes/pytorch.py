@@ -11,7 +11,7 @@ from typing import Any
 from edgevit.errors import MissingError, unknown_name
 from edgevit.files import first_line
 from edgevit.memory import PYTORCH_MB, require_address_space
-from edgevit.runtimes.base import GPU, GPU_UUID, Engine, available_cores
+from edgevit.runtimes.base import GPU, GPU_MULTIPROCESSORS, GPU_UUID, Engine, available_cores
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
@@ -115,7 +115,11 @@ class TorchEngine(Engine):
         if self._mode.device == CPU:
             return {}
         properties = self._torch.cuda.get_device_properties(self._mode.device)
-        return {GPU: properties.name, GPU_UUID: str(properties.uuid)}
+        return {
+            GPU: properties.name,
+            GPU_UUID: str(properties.uuid),
+            GPU_MULTIPROCESSORS: str(properties.multi_processor_count),
+        }
 
 
 def load_torch() -> Any:

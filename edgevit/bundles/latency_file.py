@@ -14,15 +14,34 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest, read_manifest
 from edgevit.errors import BundleError
-from edgevit.files import file_sha256
+from edgevit.files import file_sha256, first_line, os_reason
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.report import LatencyReport
+from edgevit.untrusted import read_json
+
+MAX_LATENCY_BYTES = 1 << 30
 
 
 def write_latency(folder: Path, reports: Sequence[LatencyReport]) -> None:
     """Write all samples of one run, of all candidates; the manifest holds the figures derived from them."""
     content = [report.to_json() for report in reports]
     (folder / LATENCY_FILE).write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")
+
+
+def read_latency(bundle: Bundle) -> tuple[LatencyReport, ...]:
+    """Return the reports of the bundle's last measurement; none if it keeps no measurement.
+
+    Raises BundleError if the file is damaged.
+    """
+    if LATENCY_FILE not in {file.path for file in bundle.manifest.files}:
+        return ()
+    path = bundle.path / LATENCY_FILE
+    try:
+        return tuple(map(LatencyReport.from_json, read_json(path, limit_bytes=MAX_LATENCY_BYTES)))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
+    except (TypeError, ValueError) as error:  # UsageError and InvalidError are both
+        raise BundleError(f"{path} is damaged ({first_line(error)}); measure again: edgevit latency BUNDLE") from error
 
 
 def artifact_details(engine: Path, model: Path, *, precision: str) -> dict[str, str]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
-from edgevit.cli.tables import make_table, notes, short_names
+from edgevit.cli.tables import make_table, notes
 from edgevit.errors import UsageError, did_you_mean
+from edgevit.latency.names import short_names
 
 if TYPE_CHECKING:
     from rich.table import Table

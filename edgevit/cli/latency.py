@@ -6,13 +6,16 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import edgevit
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_threads
-from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, short_names, speed_phrase
+from edgevit.cli.report import SUFFIXES, write_reports
+from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, speed_phrase
 from edgevit.cpu import int8_instructions
 from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.files import first_line
+from edgevit.latency.names import short_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_source(parser, needed_for="--against torch")
     parser.add_argument(
+        "--report",
+        type=argument_types.paths,
+        action="extend",
+        default=[],
+        metavar="FILES",
+        help=f"write a report: {SUFFIXES}, or several, comma-separated",
+    )
+    parser.add_argument(
+        "--require-locked",
+        action="store_true",
+        help="end with status 7, before measuring, unless the clocks are locked",
+    )
+    parser.add_argument(
         "--baseline", type=argument_types.path, metavar="FILE", help="compare with an earlier result, written by --json"
     )
     parser.add_argument(
@@ -60,12 +76,16 @@ def run(arguments: Arguments, console: Console) -> int:
     """Measure the latency of bundles, and compare it with a baseline if one is given."""
     from edgevit.bundles.benchmark import FROM_PYTORCH, measure_bundles
     from edgevit.bundles.bundle import Bundle, display_names
+    from edgevit.bundles.report import measured_document
     from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
-    from edgevit.latency import baseline, compare
+    from edgevit.latency import baseline, compare, settings
     from edgevit.latency.compare import latency_json
+    from edgevit.latency.document.write import require_report_paths
+    from edgevit.latency.environment import Environment
 
     if arguments.max_slowdown is not None and arguments.baseline is None:
         raise UsageError("--max-slowdown requires --baseline FILE")
+    require_report_paths(arguments.report)
     slowdown = _DEFAULT_MAX_SLOWDOWN if arguments.max_slowdown is None else arguments.max_slowdown
     compare.require_allowance(slowdown)
     bundles = [Bundle.open(path) for path in arguments.bundle]
@@ -74,6 +94,8 @@ def run(arguments: Arguments, console: Console) -> int:
     source = PytorchSource(model=arguments.model, weights=arguments.weights)
     if not set(FROM_PYTORCH) & set(arguments.against) and source != FROM_MANIFEST:
         raise UsageError(f"--model and --weights require --against with one of {', '.join(FROM_PYTORCH)}")
+    if arguments.require_locked:
+        settings.require_locked(Environment.capture(), on_gpu=_runs_on_gpu(bundles, arguments.against))
     with redirect_user_output(), console.measure_progress() as on_progress:
         reports = measure_bundles(
             bundles,
@@ -83,16 +105,28 @@ def run(arguments: Arguments, console: Console) -> int:
             duration_s=arguments.duration,
             on_progress=on_progress,
         )
+    written = []
+    if arguments.report:
+        document = measured_document(bundles, reports, edgevit_version=edgevit.__version__)
+        written = write_reports(document, arguments.report)
     kept = [_keep(bundle, reports) for bundle in bundles]
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
     console.print(*latency_parts(reports, detailed=console.detailed), *(note for note in kept if note))
+    console.result(*written)
     result = {"latency": latency_json(reports), "baseline": [check.to_json() for check in checks]}
     failure = baseline.first_failure(checks)
     if failure is not None:
         return console.fail(failure, result=result)
     console.finish(result)
     return 0
+
+
+def _runs_on_gpu(bundles: Sequence[Bundle], against: Sequence[str]) -> bool:
+    """Return whether an engine runs on a GPU, as far as is known before it is loaded."""
+    from edgevit.formats import get_format
+
+    return "torch-cuda" in against or any(get_format(bundle.fmt).runs_on_device for bundle in bundles)
 
 
 def _keep(bundle: Bundle, reports: Sequence[LatencyReport]) -> str:

@@ -31,6 +31,7 @@ COMMANDS = (
     "run",
     "evaluate",
     "latency",
+    "report",
     "optimize",
     "lint",
     "plan",

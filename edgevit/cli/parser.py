@@ -122,6 +122,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def paths(text: str) -> list[Path]:
+    """Argument type for comma-separated paths."""
+    return [path(part.strip()) for part in text.split(",")]
+
+
 def image_size(text: str) -> int | tuple[int, int]:
     """Argument type for an image size: one number for a square, or HEIGHTxWIDTH."""
     parts = text.lower().split("x")

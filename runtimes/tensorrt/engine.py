@@ -11,7 +11,7 @@ import numpy as np
 
 from edgevit.errors import BuildError, EdgevitError, InferenceError
 from edgevit.files import first_line
-from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID, BatchRange, Engine
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID, BatchRange, Engine
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.inspector import executed_precision
@@ -65,6 +65,7 @@ class TensorRtEngine(Engine):
         return {
             GPU: self._device.name,
             **({GPU_UUID: uuid} if uuid else {}),
+            GPU_MULTIPROCESSORS: str(self._device.multiprocessors),
             "cpu_wait": self._device.cpu_wait,
             "host_memory": "pinned",
             CUDA_GRAPH: "yes" if self._graph is not None else self._graph_problem,

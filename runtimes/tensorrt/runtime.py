@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
 from edgevit.errors import UsageError
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ToolCommand
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
 from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER, trtexec_time_command
 from edgevit.runtimes.tensorrt.versions import JETSON_INSTALL, is_jetson, supported_module
 from edgevit.runtimes.tensorrt.worker import build_in_subprocess, record_here
+from edgevit.types import TensorSpec
 
 
 class TensorRt(Runtime):
@@ -64,6 +66,12 @@ class TensorRt(Runtime):
         command = trtexec_time_command(Path(ENGINE_FILE), options, inputs=built.inputs)
         notes = (*built.record.notes, f"to time it in its folder: {command}", TIMES_DIFFER)
         return Artifact(fmt=self.fmt, files=(path, record), build_s=build_s, notes=notes)
+
+    def time_command(
+        self, engine: Path, options: BuildOptions, *, inputs: Sequence[TensorSpec] = ()
+    ) -> ToolCommand | None:
+        note = f"Its median GPU compute time must be within 10 % of GPU p50: {TIMES_DIFFER}."
+        return ToolCommand(trtexec_time_command(engine, options, inputs=inputs), note)
 
     def session(self) -> AbstractContextManager[object]:
         """Import TensorRT and start CUDA."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.runtimes.peers import DirectOpenVinoEngine
+from tests.helpers import samples
 from tests.helpers.cli import status
 
 
@@ -68,3 +70,12 @@ def test_a_peer_that_answers_wrongly_is_measured_and_named(
     ]
     printed = capsys.readouterr().out
     assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not PyTorch's: max error" in printed
+
+
+def test_floating_clocks_end_the_command_before_it_measures(
+    shared_bundle: Callable[[str], Bundle], monkeypatch: pytest.MonkeyPatch, one_line: Callable[[], str]
+) -> None:
+    floating = dataclasses.replace(samples.BOARD, governor="schedutil", min_mhz=408.0, max_mhz=2201.0)
+    monkeypatch.setattr("edgevit.latency.environment.Environment.capture", lambda: floating)
+    assert status("latency", shared_bundle("ort").path, "--require-locked") == 7
+    assert "not locked: processor clock (governor schedutil, 408 to 2201 MHz)" in one_line()

@@ -11,7 +11,7 @@ from edgevit.cli import progress
 from edgevit.cli.console import Console
 from edgevit.cli.export import report_parts, result_lines
 from edgevit.cli.latency import result_lines as latency_lines
-from edgevit.cli.tables import notes_by_name, short_names, speed_phrase
+from edgevit.cli.tables import notes_by_name, speed_phrase
 from edgevit.latency.measure import MeasureProgress
 from edgevit.latency.statistics import Ratio
 from edgevit.types import Interval
@@ -78,21 +78,6 @@ def test_details_add_tables() -> None:
 def test_latency_lines_compare_with_the_first_engine() -> None:
     assert latency_lines(latencies())[1] == "ort: 1.30x faster than torch (CPU)"
     assert latency_lines(latencies()[:1]) == ["torch (CPU): p50 70.35 ms, 14.2 images/s, batch 1"]
-
-
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        (["vit-fp32-ort", "vit-fp32-openvino"], ["ort", "openvino"]),
-        (["vit-fp32-ort", "vit-int8-ort"], ["fp32-ort", "int8-ort"]),
-        (["vit-fp32-trt", "vit-fp32-trt-rtx"], ["trt", "trt-rtx"]),
-        (["vit-fp32-ort", "torch"], ["ort", "torch"]),
-        (["vit-fp32-ort"], ["ort"]),
-        (["vit-fp32-ort", "ort"], ["vit-fp32-ort", "ort"]),
-    ],
-)
-def test_names_lose_the_parts_that_all_of_them_share(names: list[str], short: list[str]) -> None:
-    assert short_names(names) == short
 
 
 def test_no_color_and_a_pipe_print_no_escape_codes(

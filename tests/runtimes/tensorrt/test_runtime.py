@@ -409,6 +409,7 @@ def test_later_inferences_of_a_shape_launch_a_cuda_graph(
         assert engine.conditions == {
             "gpu": "Orin",
             "gpu_uuid": "2f2c4b1e-0000-4000-8000-00000000000a",
+            "gpu_multiprocessors": "16",
             "cpu_wait": "spin",
             "host_memory": "pinned",
             "cuda_graph": "yes" if capturable else "CUDA error: operation not permitted when stream is capturing (900)",

@@ -1,0 +1,1 @@
+"""The latency report as a document: HTML, Markdown, CSV and JSON from stored evidence; verdicts are derived."""

@@ -1,0 +1,33 @@
+"""Figures as text, with as many digits as they deserve."""
+
+from __future__ import annotations
+
+import math
+
+from edgevit.types import Interval
+
+ABSENT = "-"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits, never in exponent form if it is between 1e-4 and 1e7."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if not -4 <= magnitude < 7:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
+
+
+def with_interval(value: float | None, interval: Interval | None, digits: int = 3) -> str:
+    """Return "1.95 (1.90 to 2.01)"; a dash in place of an interval or a value that is unknown."""
+    if value is None:
+        return ABSENT
+    bounds = ABSENT if interval is None else f"{figure(interval.low, digits)} to {figure(interval.high, digits)}"
+    return f"{figure(value, digits)} ({bounds})"
+
+
+def megabytes(size_bytes: int | None) -> str:
+    return ABSENT if size_bytes is None else figure(size_bytes / 1e6)

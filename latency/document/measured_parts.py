@@ -1,0 +1,134 @@
+"""Sections of what is measured only if it was asked for: limit, layers, throughput, sustained run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgevit.latency.document.blocks import Block, Figure, Table, Text
+from edgevit.latency.document.content import Entry, Session
+from edgevit.latency.document.figures import ABSENT, figure
+from edgevit.latency.document.svg import WIDTH, Canvas
+from edgevit.runtimes.layer_profile import GroupTime
+from edgevit.types import Interval
+
+_MOST_GROUPS = 12  # of a picture; the rest are one bar
+_LONGEST = 10  # layers in the table
+_BAR = 15.0
+_NAME_LENGTH = 46
+
+
+def part_sections(session: Session, key: str) -> Iterator[tuple[str, tuple[Block, ...]]]:
+    """Yield the title and the blocks of each part that was measured."""
+    parts = (
+        ("Limit of the machine", _limits(session.entries)),
+        ("Layers", _layers(session.entries, key)),
+        ("Throughput", _throughputs(session.entries)),
+        ("Sustained load", _sustained(session.entries)),
+    )
+    for title, blocks in parts:
+        if found := tuple(blocks):
+            yield title, found
+
+
+def _limits(entries: Sequence[Entry]) -> Iterator[Block]:
+    rows = [
+        (
+            entry.title,
+            figure(limit.limit_ms),
+            limit.bound,
+            figure(limit.compute_ms),
+            figure(limit.memory_ms),
+            f"{100 * limit.fraction(entry.report.p50_ms):.0f} %",
+            ", ".join(f"{name} {figure(rate / 1e9)}" for name, rate in limit.macs_per_s.items()),
+            figure(limit.copy_bytes_per_s / 1e9),
+        )
+        for entry in entries
+        if (limit := entry.report.roofline) is not None
+    ]
+    if rows:
+        header = ("engine", "limit ms", "bound by", "arithmetic ms", "memory ms", "reached", "GMAC/s", "copy GB/s")
+        yield Table(header, tuple(rows))
+        yield Text(
+            "No inference is faster than its multiply-adds at the best rate of a matrix product, or than reading its "
+            "weights and inputs and writing its outputs once; both rates were measured in the same session."
+        )
+
+
+def _layers(entries: Sequence[Entry], key: str) -> Iterator[Block]:
+    for number, entry in enumerate(entries):
+        profile = entry.report.layers
+        if profile is None:
+            continue
+        yield Text(
+            f"{entry.title}: the layers take {figure(profile.sum_ms)} ms together; a profiled run takes "
+            f"{figure(profile.profiled_ms)} ms, an undisturbed one {figure(entry.report.p50_ms)} ms."
+        )
+        yield _bars(profile.by_module(), f"{key}-modules-{number}", f"{entry.title}, by PyTorch module")
+        yield _bars(profile.by_kind(), f"{key}-kinds-{number}", f"{entry.title}, by kind of operator")
+        longest = [(layer.name, layer.kind, figure(layer.ms)) for layer in profile.longest(_LONGEST)]
+        yield Table(("longest layers", "kind", "ms"), tuple(longest), left=2)
+
+
+def _bars(groups: Sequence[GroupTime], key: str, title: str) -> Figure:
+    shown, rest = list(groups[:_MOST_GROUPS]), groups[_MOST_GROUPS:]
+    if rest:
+        total = GroupTime(
+            name=f"{len(rest)} others",
+            layers=sum(group.layers for group in rest),
+            ms=sum(group.ms for group in rest),
+            fraction=sum(group.fraction for group in rest),
+        )
+        shown.append(total)
+    canvas = Canvas(2 * _BAR * len(shown) + 8)
+    longest = max(group.fraction for group in shown) or 1.0
+    for index, group in enumerate(shown):
+        top = 4 + 2 * _BAR * index
+        name = group.name if len(group.name) <= _NAME_LENGTH else f"...{group.name[3 - _NAME_LENGTH :]}"
+        canvas.text(4, top + 10, name)
+        canvas.text(WIDTH - 4, top + 10, f"{figure(group.ms)} ms, {100 * group.fraction:.0f} %", anchor="end")
+        canvas.rectangle((4, top + 14), (WIDTH - 8) * group.fraction / longest, _BAR - 5, "bar s0")
+    rows = [(group.name, str(group.layers), figure(group.ms), f"{100 * group.fraction:.1f} %") for group in groups]
+    description = "; ".join(f"{group.name} {100 * group.fraction:.0f} %" for group in shown)
+    return Figure(title, canvas.render(key, title, description), Table(("name", "layers", "ms", "share"), tuple(rows)))
+
+
+def _throughputs(entries: Sequence[Entry]) -> Iterator[Block]:
+    rows = [
+        (
+            entry.title,
+            str(point.batch),
+            str(point.streams),
+            figure(point.images_per_s),
+            "best" if point == found.best else "",
+        )
+        for entry in entries
+        if (found := entry.report.throughput) is not None
+        for point in found.points
+    ]
+    if rows:
+        yield Table(("engine", "batch", "streams", "images/s", ""), tuple(rows))
+
+
+def _sustained(entries: Sequence[Entry]) -> Iterator[Block]:
+    rows = [
+        (
+            entry.title,
+            f"{run.duration_s} s",
+            figure(run.first_per_s),
+            figure(run.last_per_s),
+            f"{run.change:.3f}",
+            "yes" if run.steady else "no",
+            _clock(run.first_clock_mhz),
+            _clock(run.last_clock_mhz),
+            figure(run.hottest_c),
+        )
+        for entry in entries
+        if (run := entry.report.sustained) is not None
+    ]
+    if rows:
+        rates = ("images/s at first", "images/s at last", "last / first", "steady")
+        yield Table(("engine", "duration", *rates, "clock MHz at first", "at last", "hottest C"), tuple(rows))
+
+
+def _clock(clock: Interval | None) -> str:
+    return ABSENT if clock is None else f"{clock.low:.0f} to {clock.high:.0f}"
