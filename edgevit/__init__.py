@@ -76,6 +76,7 @@ def create_model(
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
+    features: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Return a registered model in eval mode, which maps images (N, C, H, W) to logits (N, num_classes).
@@ -87,6 +88,8 @@ def create_model(
             URL. None means the included weights (`shiftvit_cifar10`) or random ones.
         num_classes: the number of logits; by default that of the registered model, usually 1000.
         img_size: height and width of the input, or both as a tuple.
+        features: return the model's backbone, which maps images to the feature maps "c2" to "c5" (N, C, H/s, W/s) at
+            strides 4 to 32. Images are padded to multiples of 32.
         options: replace single values of the model's configuration, such as `embed_dim` or `depths`.
 
     Raises UsageError for an unknown name or option, CheckpointError if the weights do not fit the model, and
@@ -94,7 +97,7 @@ def create_model(
     """
     from edgevit.models import registry
 
-    return registry.create_model(name, weights, num_classes, img_size=img_size, **options)
+    return registry.create_model(name, weights, num_classes, img_size=img_size, features=features, **options)
 
 
 @overload

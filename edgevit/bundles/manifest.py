@@ -89,7 +89,7 @@ class ModelRecord:
     weights_tensors: int | None = None
     family: str | None = None
     options: Json = field(default_factory=dict)
-    num_classes: int | None = None  # of registered models
+    num_classes: int | None = None  # of registered models with classes
     preprocessing: Preprocessing | None = None  # None if the input is not an image
     preprocessing_source: PreprocessingSource | None = None  # None in bundles of earlier versions
     fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
@@ -139,22 +139,16 @@ class ModelRecord:
     @classmethod
     def parse(cls, value: Any, place: str) -> ModelRecord:
         fields = JsonObject.of(value, place)
-        source = fields.read("source", nullable(text()))
-        count = integer(1, MAX_BATCH)
-        if source is not None and ":" not in source:
-            num_classes: int | None = fields.read("num_classes", count)
-        else:
-            num_classes = fields.read_or("num_classes", nullable(count), None)
         return cls(
             name=fields.read("name", text(most=255)),
-            source=source,
+            source=fields.read("source", nullable(text())),
             weights=fields.read("weights", text()),
             weights_sha256=fields.read_or("weights_sha256", nullable(_SHA256), None),
             weights_key=fields.read_or("weights_key", nullable(text()), None),
             weights_tensors=fields.read_or("weights_tensors", nullable(integer(0, 1_000_000)), None),
             family=fields.read_or("family", nullable(text(most=255)), None),
             options=fields.read("options", any_object),
-            num_classes=num_classes,
+            num_classes=fields.read_or("num_classes", nullable(integer(1, MAX_BATCH)), None),
             preprocessing=fields.read("preprocessing", nullable(_parse_preprocessing)),
             preprocessing_source=cast(
                 "PreprocessingSource | None",

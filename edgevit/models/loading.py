@@ -174,7 +174,7 @@ def _from_model_info(
         module=in_eval_mode(module),
         example=example,
         input_names=("images",),
-        output_names=("logits",),
+        output_names=("logits",) if info.task == "classification" else None,
         preprocessing=preprocessing,
         preprocessing_source=None if preprocessing is None else "published",
         classes=class_names(info.classes) if info.classes else None,

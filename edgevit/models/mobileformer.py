@@ -10,6 +10,7 @@ are ReLU6, and the classifier reads the tokens after one more bridge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
 from edgevit.models.downloads import PublishedWeights
+from edgevit.models.features import Backbone
 from edgevit.models.layers import attend, merge_heads, split_heads
 from edgevit.models.spec import ModelSpec, PaperFigures
 
@@ -239,6 +241,7 @@ class LiteBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, expand: int, stride: int, groups: int) -> None:
         super().__init__()
         hidden = expand * in_channels
+        self.stride = stride
         self.has_shortcut = stride == 1 and in_channels == out_channels
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels, hidden, 3, stride, 1, groups=in_channels, bias=False),
@@ -305,7 +308,8 @@ class MobileFormer(nn.Module):
     ) -> None:
         super().__init__()
         lite_expand, lite_channels, lite_stride = lite
-        _check_divisibility(token_dim, (lite_channels, *(width for _, _, width in blocks)), groups)
+        self.widths = (lite_channels, *(width for _, _, width in blocks))  # of each block's output
+        _check_divisibility(token_dim, self.widths, groups)
         self.tokens = nn.Embedding(token_count, token_dim)
         self.stem = nn.Sequential(*conv_norm(3, stem, 3, stride=2), nn.ReLU6())
         self.features = nn.ModuleList(
@@ -332,6 +336,39 @@ class MobileFormer(nn.Module):
             x, z = block(x, z)  # (N, C, H/32, W/32) and (N, M, d) in the end
         z, _ = self.local_global(x, z)
         return self.classifier(x, z)
+
+
+class MobileFormerBackbone(Backbone):
+    """Feature maps of a Mobile-Former: the last map of each resolution, without a norm, as in the authors' code.
+
+    The tokens of the last block and the layers after it do no work for the maps and are left out. Detectors use
+    `spatial_relu`, see MobileFormer; the same weights fit both.
+    """
+
+    def __init__(self, network: MobileFormer) -> None:
+        super().__init__()
+        self.tokens = network.tokens
+        self.stem = network.stem
+        self.features = network.features
+        self.outputs = _last_of_each_resolution(network.features)
+        self.channels = tuple(network.widths[index] for index in self.outputs)
+
+    def feature_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        x = self.features[0](self.stem(x))
+        z = self.tokens.weight[None]  # (1, M, d)
+        for index, block in enumerate(self.features[1:], 1):
+            x, z = block(x, z)
+            if index in self.outputs:
+                maps.append(x)
+        return tuple(maps)
+
+
+def _last_of_each_resolution(blocks: nn.ModuleList) -> tuple[int, ...]:
+    """Return the indices of the last block of each resolution, from 1/4 of the image's on."""
+    strides = [block.stride for block in blocks if isinstance(block, LiteBlock | Block)]
+    total = [2 * math.prod(strides[: index + 1]) for index in range(len(strides))]  # 2: that of the stem
+    return tuple(index for index, stride in enumerate(total) if stride >= 4 and stride not in total[index + 1 :])
 
 
 def _check_divisibility(token_dim: int, widths: tuple[int, ...], groups: int) -> None:
@@ -476,6 +513,7 @@ SPECS = tuple(
         options=options,
         preprocessing=Preprocessing(interpolation="bilinear"),
         paper=paper,
+        backbone=MobileFormerBackbone,
         published=PublishedWeights(
             where="on Google Drive, linked in the README of https://github.com/AAboys/MobileFormer",
             filename=f"{name.replace('mobileformer_', 'mobile-former-')}.pth.tar",

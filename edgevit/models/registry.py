@@ -19,6 +19,7 @@ from edgevit.files import first_line
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints
 from edgevit.models.downloads import OFFICIAL, download_official
+from edgevit.models.features import Backbone, backbone_tensors
 from edgevit.models.spec import ModelInfo, ModelSpec, StateDict
 
 ARCHITECTURES = (
@@ -66,9 +67,13 @@ def create_model(
     num_classes: int | None = None,
     *,
     img_size: int | tuple[int, int] | None = None,
+    features: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Return a registered model in eval mode: images (N, C, H, W) to logits (N, num_classes).
+
+    With `features` it is the model's backbone instead, which returns the feature maps c2..c5 by name (see
+    `features.Backbone`); `weights` are then those of the model, or of a detector or segmenter with that backbone.
 
     `weights` is a checkpoint file, `FILE:KEY` for one of several state dicts in it, or a state dict, in the authors'
     naming or ours. Without it the model has its included weights (`shiftvit_cifar10`) or random ones. "official"
@@ -82,6 +87,8 @@ def create_model(
     preprocessing = _preprocessing(spec, img_size)
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes must be at least 1, not {num_classes}")
+    if features:
+        _require_backbone(spec, num_classes)
     loaded, source = _find_weights(spec, weights, num_classes, changed=bool(options))
     # No registered model has a submodule called `module` or `model`, so the prefixes of wrappers can go.
     tensors = checkpoints.without_prefix(loaded.tensors) if loaded else {}
@@ -89,11 +96,17 @@ def create_model(
         options = {**spec.weights_options(tensors), **options}
     if loaded and spec.convert_state_dict:
         tensors = spec.convert_state_dict(tensors)
-    classes = num_classes or spec.num_classes
-    module = _build(spec, options, classes, preprocessing)
-    if loaded and num_classes is None and (count := _class_count(module, tensors)):
-        classes = count
+    classes: int | None = None
+    module: nn.Module
+    if features:
+        module, tensors = _build_backbone(spec, options, preprocessing, tensors, source=source)
+        options = {**options, "features": True}
+    else:
+        classes = num_classes or spec.num_classes
         module = _build(spec, options, classes, preprocessing)
+        if loaded and num_classes is None and (count := _class_count(module, tensors)):
+            classes = count
+            module = _build(spec, options, classes, preprocessing)
     if loaded:
         checkpoints.load_into(module, tensors, source=source)
     module.model_info = ModelInfo(  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
@@ -103,6 +116,7 @@ def create_model(
         preprocessing=preprocessing,
         num_classes=classes,
         classes=spec.class_dataset if classes == spec.num_classes else None,
+        task="features" if features else "classification",
         weights=source,
         weights_key=loaded.key if loaded else None,
         weights_tensors=len(loaded.tensors) if loaded else 0,
@@ -164,6 +178,27 @@ def _official_weights(spec: ModelSpec, num_classes: int | None) -> tuple[checkpo
             f"the download from {spec.published.url} is no checkpoint ({error}) and was deleted; try again, "
             "or download it yourself and pass it with --weights FILE"
         ) from error
+
+
+def _require_backbone(spec: ModelSpec, num_classes: int | None) -> None:
+    """Raise UsageError if a model has no feature maps, or if a number of classes is given for them."""
+    if spec.backbone is None:
+        having = ", ".join(each.name for each in specs().values() if each.backbone)
+        raise UsageError(f"{spec.name} has no feature maps at strides 4 to 32; models that have: {having}")
+    if num_classes is not None:
+        raise UsageError("feature maps have no classes; omit num_classes")
+
+
+def _build_backbone(
+    spec: ModelSpec, options: Mapping[str, Any], preprocessing: Preprocessing, tensors: StateDict, *, source: str
+) -> tuple[Backbone, StateDict]:
+    """Return a model's backbone, and the tensors of a checkpoint that belong to it."""
+    assert spec.backbone is not None
+    own = inspect.signature(spec.backbone).parameters
+    of_network = {option: value for option, value in options.items() if option not in own}
+    classifier = _build(spec, {**spec.backbone_options, **of_network}, spec.num_classes, preprocessing)
+    backbone = spec.backbone(classifier, **{option: value for option, value in options.items() if option in own})
+    return backbone, backbone_tensors(tensors, backbone=backbone, classifier=classifier, source=source)
 
 
 def _class_count(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:

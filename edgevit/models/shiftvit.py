@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing
 from edgevit.models.downloads import PublishedWeights
+from edgevit.models.features import Backbone, add_norms, norms
 from edgevit.models.layers import DropPath, drop_path_rates, init_truncated_normal
 from edgevit.models.spec import ModelSpec, PaperFigures
 
@@ -154,6 +155,30 @@ class ShiftViT(nn.Module):
         return self.head(x)
 
 
+class ShiftViTBackbone(Backbone):
+    """Feature maps of a ShiftViT: the output of each stage before patch merging, with a norm of its own.
+
+    The authors published no dense code. The norms follow Swin's; `stage_norms=False` leaves them out.
+    """
+
+    def __init__(self, network: ShiftViT, *, stage_norms: bool = True) -> None:
+        super().__init__()
+        self.patch_embed = network.patch_embed
+        self.layers = network.layers
+        width = network.patch_embed.proj.out_channels
+        self.channels = tuple(width * 2**stage for stage in range(len(network.layers)))
+        add_norms(self, [nn.GroupNorm(1, dim) if stage_norms else nn.Identity() for dim in self.channels])
+
+    def feature_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        x = self.patch_embed(x)  # (N, C, H/4, W/4)
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            maps.append(stage.blocks(x))
+            x = stage.downsample(maps[-1])
+        return tuple(norm(each) for norm, each in zip(norms(self), maps, strict=True))
+
+
 _PAPER = "arXiv 2201.10801"
 _CODE = "microsoft/SPACH README"
 
@@ -208,6 +233,7 @@ SPECS = (
                 "drop_path_rate": rate,
             },
             paper=paper,
+            backbone=ShiftViTBackbone,
             published=_PUBLISHED.get(name),
         )
         for name, ((embed_dim, depths, mlp_ratio, n_div, rate), paper) in _VARIANTS.items()

@@ -11,6 +11,8 @@ from torch import nn
 
 from edgevit.images import Preprocessing
 from edgevit.models.downloads import PublishedWeights
+from edgevit.models.features import Backbone
+from edgevit.types import Task
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
@@ -35,7 +37,8 @@ class ModelSpec:
     `convert_state_dict` turns an official state dict into one that loads strictly: it renames keys and drops buffers
     that the model computes itself. `weights_options` infers options from a state dict, for checkpoints of several
     generations of one architecture. `included_weights` names a checkpoint under edgevit/data; `published` says where
-    the authors publish theirs.
+    the authors publish theirs. `backbone` turns the network into one that returns feature maps, and may have options of
+    its own; `backbone_options` are options that the network needs for that.
     """
 
     name: str
@@ -48,6 +51,8 @@ class ModelSpec:
     paper: PaperFigures
     convert_state_dict: Callable[[StateDict], StateDict] | None = None
     weights_options: Callable[[StateDict], Mapping[str, Any]] | None = None
+    backbone: Callable[..., Backbone] | None = None
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
     included_weights: str | None = None
     published: PublishedWeights | None = None
 
@@ -65,9 +70,10 @@ class ModelInfo:
     family: str
     options: Mapping[str, Any]
     preprocessing: Preprocessing
-    num_classes: int
+    num_classes: int | None  # None for feature maps
     classes: str | None
     weights: str  # "random", "random (seed 0)", or the file or address they were read from
     weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
     weights_tensors: int = 0
     weights_sha256: str | None = None
+    task: Task = "classification"

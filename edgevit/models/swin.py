@@ -12,11 +12,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevit.errors import UsageError
 from edgevit.models.channel_shuffle import Rescaling, TransformerLayer, chain, total_width
 from edgevit.models.downloads import PublishedWeights
+from edgevit.models.features import Backbone, add_norms, norms, padded_size
 from edgevit.models.layers import (
     Attention,
     attend,
@@ -57,7 +59,8 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
 class WindowAttention(Attention):
     """Attention within windows of a map (N, H, W, C), with a learned bias for each relative position. (Section 3.2)
 
-    If `shift` is not 0, the map is rolled before the attention and rolled back after it.
+    If `shift` is not 0, the map is rolled before the attention and rolled back after it. A map of `size` that does not
+    divide into windows is padded with zeros at the bottom and at the right; the windows attend to these zeros too.
     """
 
     def __init__(self, dim: int, heads: int, *, size: tuple[int, int], window: int, shift: int) -> None:
@@ -69,7 +72,9 @@ class WindowAttention(Attention):
         self.relative_position_index: Tensor
         self.register_buffer("relative_position_index", relative_positions(window), persistent=False)
         self.attn_mask: Tensor | None
-        self.register_buffer("attn_mask", shift_mask(*size, window, shift) if shift else None, persistent=False)
+        self.pad = (-size[0] % window, -size[1] % window)  # rows, columns
+        padded = (size[0] + self.pad[0], size[1] + self.pad[1])
+        self.register_buffer("attn_mask", shift_mask(*padded, window, shift) if shift else None, persistent=False)
 
     def bias(self) -> Tensor:
         """Return the bias (heads, L, L), or (windows * heads, L, L) if the windows are shifted: each has its own mask.
@@ -81,11 +86,16 @@ class WindowAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a sequence
         _, height, width, _ = x.shape
+        rows, columns = self.pad
+        if rows or columns:
+            x = F.pad(x, (0, 0, 0, columns, 0, rows))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
         x = self.attend_in_windows(partition_windows(x, self.window))
-        x = merge_windows(x, self.window, height, width)  # (N, H, W, C)
-        return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
+        x = merge_windows(x, self.window, height + rows, width + columns)  # (N, H, W, C)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, :height, :width] if rows or columns else x
 
     def attend_in_windows(self, x: Tensor) -> Tensor:
         """Apply attention to each window, (N * windows, L, C) -> (N * windows, L, C)."""
@@ -164,7 +174,8 @@ class PatchEmbed(nn.Module):
 class Swin(nn.Module):
     """The Swin network. Its masks fix the image size: it raises UsageError for any other.
 
-    `embed_dim` is the width of the layers in the first stage.
+    `embed_dim` is the width of the layers in the first stage. `pad_windows` accepts any size, by padding: the image to
+    multiples of 32, and each map to whole windows, as Swin's detection code does.
     """
 
     def __init__(
@@ -179,18 +190,23 @@ class Swin(nn.Module):
         patch_size: int = 4,
         drop_path_rate: float = 0.1,
         img_size: tuple[int, int] = (224, 224),
+        pad_windows: bool = False,
         num_classes: int = 1000,
     ) -> None:
         super().__init__()
-        self.img_size = img_size
-        sizes = map_sizes(img_size, patch_size=patch_size, window=window_size, stages=len(depths))
+        self.img_size = padded_size(img_size) if pad_windows else img_size
+        if not pad_windows:
+            check_whole_windows(img_size, patch_size=patch_size, window=window_size, stages=len(depths))
+        sizes = map_sizes(self.img_size, patch_size=patch_size, stages=len(depths))
         rates = drop_path_rates(drop_path_rate, tuple(depths))
         merging = PatchMerging if rescale is None else ShuffledPatchMerging
         width = total_width(embed_dim, rescale)
         self.patch_embed = PatchEmbed(width, patch_size)
         self.layers = nn.Sequential()
         for stage, (size, stage_heads, stage_rates) in enumerate(zip(sizes, heads, rates, strict=True)):
-            dim, windows = embed_dim * 2**stage, alternating_windows(size, window_size, len(stage_rates))
+            dim = embed_dim * 2**stage
+            window = window_size if pad_windows else min(window_size, *size)
+            shifts = alternating_shifts(size, window_size, len(stage_rates))
             check_heads(dim, stage_heads)
             layers = [
                 TransformerLayer(
@@ -200,7 +216,7 @@ class Swin(nn.Module):
                     drop_path=rate,
                     rescale=rescale,
                 )
-                for (window, shift), rate in zip(windows, stage_rates, strict=True)
+                for shift, rate in zip(shifts, stage_rates, strict=True)
             ]
             downsample = merging(width * 2**stage) if stage + 1 < len(depths) else nn.Identity()
             self.layers.append(Stage(chain(layers, rescale), downsample))
@@ -216,33 +232,60 @@ class Swin(nn.Module):
         return self.head(self.norm(x).mean((1, 2)))
 
 
-def map_sizes(img_size: tuple[int, int], *, patch_size: int, window: int, stages: int) -> list[tuple[int, int]]:
-    """Return the height and width of each stage's map.
+class SwinBackbone(Backbone):
+    """Feature maps of a Swin: the output of each stage before patch merging, with a norm of its own.
 
-    Raises UsageError if a map does not divide into whole windows, or has an odd side before it is halved: the authors'
-    code for classification does not pad.
+    Swin's detection code shifts windows on every map; here, a map no longer than a window is not shifted, as in its
+    classification code. The two differ for images of at most 224 pixels.
     """
-    sizes = []
-    for stage in range(stages):
-        reduction = patch_size * 2**stage
-        height, width = img_size[0] // reduction, img_size[1] // reduction
-        whole = min(height, width) > 0 and not any(side % reduction for side in img_size)
+
+    def __init__(self, network: Swin) -> None:
+        super().__init__()
+        self.img_size = network.img_size
+        self.patch_embed = network.patch_embed
+        self.layers = network.layers
+        width = network.patch_embed.proj.out_channels
+        self.channels = tuple(width * 2**stage for stage in range(len(network.layers)))
+        add_norms(self, [nn.LayerNorm(dim) for dim in self.channels])
+
+    def feature_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        check_bound_size("Swin", x, self.img_size)
+        maps = []
+        x = self.patch_embed(x)  # (N, H/4, W/4, C)
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            maps.append(stage.blocks(x))
+            x = stage.downsample(maps[-1])
+        return tuple(norm(each).permute(0, 3, 1, 2) for norm, each in zip(norms(self), maps, strict=True))
+
+
+def map_sizes(img_size: tuple[int, int], *, patch_size: int, stages: int) -> list[tuple[int, int]]:
+    """Return the height and width of each stage's map."""
+    reductions = [patch_size * 2**stage for stage in range(stages)]
+    return [(img_size[0] // reduction, img_size[1] // reduction) for reduction in reductions]
+
+
+def check_whole_windows(img_size: tuple[int, int], *, patch_size: int, window: int, stages: int) -> None:
+    """Raise UsageError if a map does not divide into whole windows, or has an odd side before it is halved.
+
+    The authors' code for classification does not pad.
+    """
+    for stage, (height, width) in enumerate(map_sizes(img_size, patch_size=patch_size, stages=stages)):
+        whole = min(height, width) > 0 and not any(side % (patch_size * 2**stage) for side in img_size)
         if not whole or any(side % min(window, height, width) for side in (height, width)):
             raise UsageError(
                 f"Swin cannot divide a {img_size[0]}x{img_size[1]} image into whole windows of {window} at stage "
                 f"{stage + 1}; use sides that are multiples of {patch_size * window * 2 ** (stages - 1)}"
             )
-        sizes.append((height, width))
-    return sizes
 
 
-def alternating_windows(size: tuple[int, int], window: int, depth: int) -> list[tuple[int, int]]:
-    """Return window and shift of each layer of a stage, whose map has `size`.
+def alternating_shifts(size: tuple[int, int], window: int, depth: int) -> list[int]:
+    """Return the shift of each layer of a stage whose map has `size`.
 
     Every second layer shifts by half a window, unless a side of the map is no longer than a window.
     """
     shift = window // 2 if min(size) > window else 0
-    return [(min(window, *size), shift if index % 2 else 0) for index in range(depth)]
+    return [shift if index % 2 else 0 for index in range(depth)]
 
 
 def without_constants(weights: StateDict) -> StateDict:
@@ -280,6 +323,8 @@ SPECS = tuple(
         options={"embed_dim": embed_dim, "depths": depths, "drop_path_rate": rate}
         | ({"rescale": rescale} if rescale else {}),
         paper=paper,
+        backbone=SwinBackbone,
+        backbone_options={"pad_windows": True},
         convert_state_dict=without_constants,
         published=_PUBLISHED.get(name),
     )

@@ -13,7 +13,7 @@ dropout of 0.1, which is left out here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -203,6 +203,15 @@ class StagedNetwork(nn.Module):
             tokens = stage(x, height, width)  # (N, C, H, W) -> (N, H/r * W/r, C')
             x = to_map(tokens, height, width)  # the next stage's input
         return self.head(tokens.mean(1))
+
+
+def stage_maps(stages: Iterable[nn.Module], x: Tensor) -> Iterator[Tensor]:
+    """Yield the map (N, C, H, W) that each stage makes of the one before."""
+    height, width = x.shape[2:]
+    for ratio, stage in zip(RATIOS, stages, strict=False):
+        height, width = height // ratio, width // ratio
+        x = to_map(stage(x, height, width), height, width)
+        yield x
 
 
 class ViTAE(StagedNetwork):

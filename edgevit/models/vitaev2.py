@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevit.models.downloads import PublishedWeights
+from edgevit.models.features import Backbone
 from edgevit.models.layers import (
     Attention,
     Mlp,
@@ -41,6 +42,7 @@ from edgevit.models.vitae import (
     check_length,
     convolutions,
     reduction_strides,
+    stage_maps,
 )
 
 WINDOW = 7
@@ -129,6 +131,7 @@ class ViTAEv2(StagedNetwork):
             ("reduction_groups", reduction_groups),
         ):
             check_length(option, values, len(RATIOS))
+        self.token_dims = token_dims
         stages = []
         in_dims = (3, *token_dims)
         for stage, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
@@ -154,6 +157,18 @@ class ViTAEv2(StagedNetwork):
             ]
             stages.append(Stage(reduction, cells))
         super().__init__(stages, dim=token_dims[-1], num_classes=num_classes)
+
+
+class ViTAEv2Backbone(Backbone):
+    """Feature maps of a ViTAEv2: the output of each stage, without a norm, as in the authors' detectors."""
+
+    def __init__(self, network: ViTAEv2) -> None:
+        super().__init__()
+        self.layers = network.layers
+        self.channels = network.token_dims
+
+    def feature_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(stage_maps(self.layers, x))
 
 
 def _reduction_cell(in_dim: int, embed_dim: int, dim: int, heads: int, *, groups: int, stage: int) -> ReductionCell:
@@ -209,6 +224,7 @@ SPECS = tuple(
         },
         preprocessing=PREPROCESSING,
         paper=paper,
+        backbone=ViTAEv2Backbone,
         convert_state_dict=drop_position_indices,
         published=PublishedWeights(where=f"on OneDrive, linked in the README of {README}"),
     )
