@@ -1,173 +1,202 @@
-"""Export architectures of timm and write the table in docs/breadth.md: `python -m tests.tools.breadth [NAME...]`.
+"""Export architectures of timm and others, and write the table in docs/breadth.md: `python -m tests.tools.breadth`.
 
-Each architecture runs in a process of its own, with random weights that keep its activations alive, to ONNX Runtime
-and OpenVINO with parity. Without names, `--count` architectures are taken, one of each of timm's modules, the smallest
-first. timm is needed. The operators that torchvision looks for at its import are defined here if PyTorch does not have
-them: on a CPU build of PyTorch the public wheel of torchvision cannot be imported otherwise.
+Each architecture runs in a process of its own, with random weights that keep its activations alive, compared with
+PyTorch at each stage. `--runs` names what is tried: fp32 in ONNX Runtime and OpenVINO, a dynamic batch, fp16, int8.
+Results are appended to a file as they come, and an export that is in the file is not repeated: an interrupted run
+goes on where it was. Without names the list of `tests.tools.breadth_models` is taken; its packages are needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
 import json
-import math
+import multiprocessing
+import os
 import re
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from edgevit.errors import EdgevitError
+from edgevit.errors import EdgevitError, UsageError
 from edgevit.formats import get_format
+from edgevit.images import Preprocessing, read_image, sample_images, to_array
 from edgevit.models.initialization import randomize
-from edgevit.models.loading import from_module
+from edgevit.models.loading import LoadedModel, from_module
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import ParityReport
-from edgevit.types import PRECISIONS, Precision
+from edgevit.types import Array, Precision
+from tests.tools import breadth_models
 
 PAGE = Path(__file__).parents[2] / "docs" / "breadth.md"
-FORMATS = ("ort", "openvino")
+RESULTS = Path(__file__).with_name("breadth.jsonl")
 SEED = 0
-_OPERATORS = ("nms", "qnms")  # of torchvision, registered by its extension
+_CROPS = 16  # calibration inputs for int8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A way in which each architecture is exported."""
+
+    title: str
+    formats: tuple[str, ...]
+    precision: Precision = "fp32"
+    dynamic_batch: bool = False
+
+
+RUNS = {
+    "fp32": Run(title="fp32", formats=("ort", "openvino")),
+    "dynamic": Run(title="dynamic batch", formats=("ort", "openvino"), dynamic_batch=True),
+    "fp16": Run(title="fp16", formats=("onnx",), precision="fp16"),
+    "int8": Run(title="int8", formats=("ort",), precision="int8"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The export of one architecture; the figures are None if it did not get that far."""
+    """One export of one architecture; the figures are None if it did not get that far."""
 
     name: str
+    run: str
     reason: str  # why it failed; empty if it passed
     million_parameters: float | None = None
     nodes: int | None = None
     error_of_std: float | None = None  # largest of all stages
     float32_error_of_std: float | None = None
     elapsed_s: float = 0.0
-
-    @property
-    def row(self) -> str:
-        figures = (
-            _number(self.million_parameters, ".1f"),
-            _number(self.nodes, "d"),
-            _number(self.error_of_std, ".0e"),
-            _number(self.float32_error_of_std, ".0e"),
-            f"{self.elapsed_s:.0f}",
-        )
-        return f"| `{self.name}` | {' | '.join(figures)} | {_cell(self.reason) or 'passed'} |"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """How each architecture is exported."""
-
-    formats: tuple[str, ...] = FORMATS
-    precision: Precision = "fp32"
-    dynamic_batch: bool = False
+    day: str = ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="architectures of timm")
-    parser.add_argument("--count", type=int, default=100, metavar="N", help="number of architectures (default: 100)")
-    parser.add_argument("--fmt", default=",".join(FORMATS), help=f"formats (default: {','.join(FORMATS)})")
-    parser.add_argument("--precision", choices=PRECISIONS[:2], default="fp32")
-    parser.add_argument("--dynamic-batch", action="store_true", help="export with a batch of 1 to 4")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="for each (default: 600)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="timm:NAME, torchvision:NAME or transformers:CLASS")
+    parser.add_argument("--runs", default=",".join(RUNS), help=f"what is tried (default: {','.join(RUNS)})")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="for each export (default: 600)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file that results are appended to")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file to write")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--page-only", action="store_true", help="write the page of the results so far")
     arguments = parser.parse_args()
-    if arguments.child:
-        sys.stdout.write("\n" + json.dumps(asdict(export(arguments.child, Request(**json.loads(arguments.names[0]))))))
+    outcomes = read(arguments.results)
+    if arguments.page_only:
+        arguments.page.write_text(page(outcomes), "utf-8")
         return
-    request = Request(
-        formats=tuple(arguments.fmt.split(",")),
-        precision=arguments.precision,
-        dynamic_batch=arguments.dynamic_batch,
-    )
-    outcomes = []
-    for name in arguments.names or smallest_of_each_module(arguments.count):
-        outcomes.append(export_in_child(name, request, timeout_s=arguments.timeout))
-        sys.stderr.write(outcomes[-1].row + "\n")
-        arguments.page.write_text(page(outcomes, request), "utf-8")  # after each: a run takes hours
+    _import_packages()
+    done = {(outcome.name, outcome.run) for outcome in outcomes}
+    for run in arguments.runs.split(","):
+        for name in arguments.names or breadth_models.default_names():
+            if (name, run) in done:
+                continue
+            outcome = export_in_child(name, run, timeout_s=arguments.timeout)
+            outcomes.append(outcome)
+            with arguments.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(outcome)) + "\n")
+            sys.stderr.write(f"{run} {_row(name, {run: outcome})}\n")
+    arguments.page.write_text(page(outcomes), "utf-8")
 
 
-def import_timm() -> Any:
-    """Import timm, also beside a PyTorch without torchvision's operators."""
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name in _OPERATORS:
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    timm: Any = importlib.import_module("timm")
-
-    timm.torchvision_operators = library  # they last as long as the library object
-    return timm
+def _import_packages() -> None:
+    """Import the packages before the children are forked, so that none of them spends seconds on it."""
+    torch.set_num_threads(1)
+    breadth_models.import_timm()
+    for package in ("transformers", "onnxruntime", "openvino"):
+        with contextlib.suppress(ImportError):
+            __import__(package)
 
 
-def smallest_of_each_module(count: int) -> list[str]:
-    """Return the smallest architecture of each of timm's modules, the smallest first, up to `count`."""
-    timm = import_timm()
-    smallest = []
-    for module in timm.list_modules():
-        sizes = [(_parameters(timm, name), name) for name in timm.list_models(module=module)]
-        smallest.append(min(sizes, default=(math.inf, "")))
-    return [name for size, name in sorted(smallest)[:count] if math.isfinite(size)]
+def read(path: Path) -> list[Outcome]:
+    """Return the results in a file, the last of each export; empty if there is no file yet."""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    found = [Outcome(**json.loads(line)) for line in lines]
+    return list({(outcome.name, outcome.run): outcome for outcome in found}.values())
 
 
-def _parameters(timm: Any, name: str) -> float:
-    """Return the number of parameters, without memory for them; infinity if the model cannot be created so."""
-    try:
-        with torch.device("meta"):
-            return float(sum(each.numel() for each in timm.create_model(name, pretrained=False).parameters()))
-    except Exception:  # some constructors compute with values
-        return math.inf
-
-
-def export_in_child(name: str, request: Request, *, timeout_s: float) -> Outcome:
+def export_in_child(name: str, run: str, *, timeout_s: float) -> Outcome:
     """Export one architecture in a process of its own, which may crash, hang or run out of memory."""
-    command = [sys.executable, "-m", "tests.tools.breadth", "--child", name, json.dumps(asdict(request))]
+    context = multiprocessing.get_context("fork")
     start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=_child, args=(name, run, Path(folder)))
+        process.start()
+        process.join(timeout_s)
+        outcome = _outcome_in(Path(folder), name, run)
+        if process.exitcode is None:
+            outcome = replace(outcome, reason=f"not finished within {timeout_s:.0f} s")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)  # with what it started
+        process.join()
+    today = datetime.now(timezone.utc).date().isoformat()
+    return replace(outcome, elapsed_s=time.monotonic() - start, day=today)
+
+
+def _child(name: str, run: str, folder: Path) -> None:
+    os.setsid()
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    outcome = export(name, run, folder)
+    (folder / "outcome").write_text(json.dumps(asdict(outcome)), "utf-8")
+
+
+def _outcome_in(folder: Path, name: str, run: str) -> Outcome:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-        lines = done.stdout.strip().splitlines() or [""]
-        content = json.loads(lines[-1]) if lines[-1].startswith("{") else None
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        outcome = Outcome(name=name, reason=f"crashed: {last}") if content is None else Outcome(**content)
-    except subprocess.TimeoutExpired:
-        outcome = Outcome(name=name, reason=f"not finished within {timeout_s:.0f} s")
-    return replace(outcome, elapsed_s=time.monotonic() - start)
+        return Outcome(**json.loads((folder / "outcome").read_text("utf-8")))
+    except FileNotFoundError:
+        log = (folder / "log").read_text("utf-8", errors="replace").strip() if (folder / "log").exists() else ""
+        last = (log.splitlines() or ["no message"])[-1]
+        return Outcome(name=name, run=run, reason=f"crashed: {last}")
 
 
-def export(name: str, request: Request) -> Outcome:
+def export(name: str, run: str, folder: Path) -> Outcome:
     """Export one architecture in this process."""
-    module = import_timm().create_model(name, pretrained=False).eval()
-    randomize(module, seed=SEED)
-    outcome = Outcome(name=name, reason="", million_parameters=sum(each.numel() for each in module.parameters()) / 1e6)
+    module, shape = breadth_models.create(name)
+    randomize(module.eval(), seed=SEED)
+    parameters = sum(each.numel() for each in module.parameters()) / 1e6
+    outcome = Outcome(name=name, run=run, reason="", million_parameters=round(parameters, 2))
     try:
-        with tempfile.TemporaryDirectory() as out:
-            report = _export(module, request, Path(out))
+        model = from_module(module, example_input=torch.zeros(1, *shape), name="model")
+        report = _export(model, RUNS[run], folder)
     except EdgevitError as error:
         return _with_errors(replace(outcome, reason=str(error)), getattr(error, "report", None))
     return _with_errors(replace(outcome, nodes=report.bundles[0].nodes), report.parity)
 
 
-def _export(module: Any, request: Request, out: Path) -> ExportReport:
-    model = from_module(module, example_input=torch.zeros(1, *module.pretrained_cfg["input_size"]))
-    dynamic = BatchRange(1, 2, 4) if request.dynamic_batch else None
+def _export(model: LoadedModel, run: Run, out: Path) -> ExportReport:
+    dynamic = BatchRange(1, 2, 4) if run.dynamic_batch else None
     config = pipeline.ExportConfig(
-        formats=tuple(get_format(fmt).name for fmt in request.formats),
-        options=BuildOptions(precision=request.precision, dynamic_batch=dynamic),
+        formats=run.formats,
+        options=BuildOptions(precision=run.precision, dynamic_batch=dynamic),
+        calib=_crops(model) if run.precision == "int8" else None,
         out=out,
         latency=False,
     )
     return pipeline.run(model, config)
+
+
+def _crops(model: LoadedModel) -> dict[str, Array]:
+    """Return calibration inputs: random crops of the photos of the package, prepared as the model asks for."""
+    preprocessing = model.preprocessing
+    if preprocessing is None:
+        raise UsageError("calibration requires an image input")
+    generator = np.random.default_rng(SEED)
+    rows = [_crop(generator, preprocessing, path) for path in sample_images() * (_CROPS // 2)]
+    return {model.input_names[0]: np.stack(rows)}
+
+
+def _crop(generator: np.random.Generator, preprocessing: Preprocessing, path: Path) -> Array:
+    image = read_image(path)
+    side = int(min(image.size) * generator.uniform(0.4, 1))
+    left, top = (int(generator.integers(0, length - side + 1)) for length in image.size)
+    return to_array(image.crop((left, top, left + side, top + side)), preprocessing)
 
 
 def _with_errors(outcome: Outcome, report: ParityReport | None) -> Outcome:
@@ -179,27 +208,61 @@ def _with_errors(outcome: Outcome, report: ParityReport | None) -> Outcome:
     )
 
 
-def page(outcomes: Sequence[Outcome], request: Request) -> str:
-    """Return the page: how many passed, and a row for each architecture."""
-    passed = sum(not outcome.reason for outcome in outcomes)
-    batch = "a batch of 1 to 4" if request.dynamic_batch else "a batch of 1"
-    formats = " and ".join(get_format(fmt).title for fmt in request.formats)
-    head = f"""# Architectures of timm
+def page(outcomes: Sequence[Outcome]) -> str:
+    """Return the page: how many passed in each run, and a row for each architecture, failures first."""
+    by_name: dict[str, dict[str, Outcome]] = {}
+    for outcome in outcomes:
+        by_name.setdefault(outcome.name, {})[outcome.run] = outcome
+    days = sorted({outcome.day for outcome in outcomes if outcome.day})
+    period = " to ".join(dict.fromkeys(days[:1] + days[-1:]))
+    counts = "".join(
+        _count(run, [outcome for outcome in outcomes if outcome.run == name]) for name, run in RUNS.items()
+    )
+    titles = " | ".join(run.title for run in RUNS.values())
+    head = f"""# Architectures of other packages
 
-{passed} of {len(outcomes)} pass: exported in {request.precision} with {batch} to {formats}, with random weights, and
-compared with PyTorch.
+Random weights that keep activations alive, compared with PyTorch at each stage; {period}.
 
-`python -m tests.tools.breadth` writes this page. Errors are the largest of all stages, in standard deviations of the
-output; PyTorch's own is that of its float32 against float64.
+| export | formats | passed | of |
+|---|---|--:|--:|
+{counts}
+`python -m tests.tools.breadth` writes this page. Nodes, errors and seconds are those of fp32. Errors are the largest of
+all stages, in standard deviations of the output; PyTorch's own is that of its float32 against float64. Int8 is
+calibrated on 16 crops of photos; random weights are harder to quantize than trained ones.
 
-| architecture | million parameters | nodes | error | PyTorch's own | seconds | result |
-|---|--:|--:|--:|--:|--:|---|
+| architecture | million parameters | nodes | error | PyTorch's own | seconds | {titles} |
+|---|--:|--:|--:|--:|--:|{"---|" * len(RUNS)}
 """
-    return head + "".join(f"{outcome.row}\n" for outcome in _in_order(outcomes))
+    ordered = sorted(by_name, key=lambda name: (not any(outcome.reason for outcome in by_name[name].values()), name))
+    return head + "".join(f"{_row(name, by_name[name])}\n" for name in ordered)
 
 
-def _in_order(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    return sorted(outcomes, key=lambda outcome: (not outcome.reason, outcome.name))
+def _count(run: Run, outcomes: Sequence[Outcome]) -> str:
+    formats = ", ".join(get_format(fmt).title for fmt in run.formats)
+    passed = sum(not outcome.reason for outcome in outcomes)
+    return f"| {run.title} | {formats} | {passed} | {len(outcomes)} |\n" if outcomes else ""
+
+
+def _row(name: str, outcomes: Mapping[str, Outcome]) -> str:
+    shown = outcomes.get("fp32") or next(iter(outcomes.values()))
+    cells = (
+        f"`{name}`",
+        _number(shown.million_parameters, ".1f"),
+        _number(shown.nodes, "d"),
+        _number(shown.error_of_std, ".0e"),
+        _number(shown.float32_error_of_std, ".0e"),
+        f"{shown.elapsed_s:.0f}",
+        *(_verdict(outcomes.get(run)) for run in RUNS),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict(outcome: Outcome | None) -> str:
+    """Return "passed", or the reason of a failure and whose it is, if that was found out."""
+    if outcome is None:
+        return ""
+    cause = breadth_models.CAUSES.get(outcome.name, "") if outcome.reason else ""
+    return _cell(f"{outcome.reason}{f' ({cause})' if cause else ''}") or "passed"
 
 
 def _number(value: float | None, form: str) -> str:
