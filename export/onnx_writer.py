@@ -2,7 +2,7 @@
 
 protobuf holds the message, the buffer that it encodes into and the encoded bytes at once: three copies of all weights.
 Here each large weight goes from the graph to the file. The bytes are those of protobuf: fields in the order of their
-numbers, each message with its tag and length in front (https://protobuf.dev/programming-guides/encoding).
+numbers, each message with its tag and length in front.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
+from edgevit.protobuf import encode_prefix
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 # Field numbers of onnx.proto, all with a length in front.
@@ -34,13 +35,13 @@ def write_model(skeleton: ir.Model, weights: Mapping[str, ir.TensorProtocol], pa
     size = len(graph_head) + len(graph_tail)
     for head, data, tail in initializers:
         length = len(head) + _nbytes(data) + len(tail)
-        size += len(_prefix(_INITIALIZER, length)) + length
+        size += len(encode_prefix(_INITIALIZER, length)) + length
     if size + len(model_head) + len(model_tail) > MAX_BYTES:
         raise ExportError(f"the model has {size / 1e9:.2f} GB and exceeds the 2 GB limit of an ONNX file")
     with path.open("wb") as file:
-        file.write(model_head + _prefix(_GRAPH, size) + graph_head)
+        file.write(model_head + encode_prefix(_GRAPH, size) + graph_head)
         for head, data, tail in initializers:
-            file.write(_prefix(_INITIALIZER, len(head) + _nbytes(data) + len(tail)) + head)
+            file.write(encode_prefix(_INITIALIZER, len(head) + _nbytes(data) + len(tail)) + head)
             if data is not None:
                 file.write(data.tobytes())
             file.write(tail)
@@ -57,7 +58,7 @@ def _initializer_parts(
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
     head, tail = _around(tensor, _RAW_DATA)
-    return head + _prefix(_RAW_DATA, data.nbytes), data, tail
+    return head + encode_prefix(_RAW_DATA, data.nbytes), data, tail
 
 
 def _nbytes(data: ir.TensorProtocol | None) -> int:
@@ -77,17 +78,3 @@ def _encode_fields(message: Any, keep: Callable[[int], bool]) -> bytes:
             part.ClearField(descriptor.name)
     content: bytes = part.SerializeToString(deterministic=True)
     return content
-
-
-def _prefix(number: int, length: int) -> bytes:
-    """Return the tag of a field with a length in front, and the length, as varints."""
-    return _varint(number << 3 | 2) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

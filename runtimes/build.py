@@ -70,8 +70,7 @@ def open_built(built: BuildResult, options: BuildOptions, *, expected_fraction: 
     if artifact is None:
         return built
     try:
-        with built.runtime.session():
-            engine, loading = timed_load(lambda: built.runtime.open(artifact.path, options))
+        engine, loading = _load(built.runtime, artifact, options)
     except MissingError as error:
         if not built.runtime.format.runs_on_device:
             raise
@@ -82,3 +81,16 @@ def open_built(built: BuildResult, options: BuildOptions, *, expected_fraction: 
     precision = engine.executed_precision()
     precision.require(options.precision, runtime=built.runtime.title, expected=expected_fraction)
     return replace(built, engine=engine, loading=loading, precision=precision)
+
+
+def reopen_built(built: BuildResult, options: BuildOptions) -> BuildResult:
+    """Load an engine again that was open and closed. Its precision is known. Raises BuildError."""
+    if built.engine is None or built.artifact is None:
+        return built
+    engine, loading = _load(built.runtime, built.artifact, options)
+    return replace(built, engine=engine, loading=loading)
+
+
+def _load(runtime: Runtime, artifact: Artifact, options: BuildOptions) -> tuple[Engine, Loading]:
+    with runtime.session():
+        return timed_load(lambda: runtime.open(artifact.path, options))

@@ -26,6 +26,7 @@ from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ToolC
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
+from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array, Dim, TensorSpec
 
 DEVICE = "CPU"
@@ -182,16 +183,18 @@ class OpenVinoEngine(Engine):
         self._request = self._compiled = None
 
 
-def convert(ov: Any, model: Path, xml: Path) -> None:
+def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
     """Convert an ONNX file to `xml` and the .bin file next to it, and check that both are complete.
 
+    `scratch` is an empty folder for temporary files; on the file system of `model`, the conversion takes less memory.
     Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
     """
     try:
         with preserve_root_logger():
-            converted = ov.convert_model(io.BytesIO(model.read_bytes()))  # in a path, commas would separate files
+            converted = _convert_model(ov, model, scratch)
     except Exception as error:  # RuntimeError and several classes of OpenVINO's own
         raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
+    converted.set_friendly_name("edgevit")  # a graph with mapped weights loses its name
     for port in converted.inputs:  # one may also have the name of a tensor that is the same, as after Identity
         port.get_tensor().set_names({port.get_node().get_friendly_name()})
     try:
@@ -215,6 +218,14 @@ def _session_settings(chosen: SessionSettings) -> dict[str, Any]:
     if chosen.get(DENORMALS) == "zero":
         settings["CPU_DENORMALS_OPTIMIZATION"] = True
     return settings
+
+
+def _convert_model(ov: Any, model: Path, scratch: Path) -> Any:
+    """Convert an ONNX file. OpenVINO maps its large weights into memory; from bytes it would hold them three times."""
+    references = scratch / "model.onnx"
+    if "," not in str(references) and write_references(model, references):  # commas would separate files
+        return ov.convert_model(references)
+    return ov.convert_model(io.BytesIO(model.read_bytes()))
 
 
 @contextmanager

@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _work(request: Json, _folder: Path, _on_phase: OnPhase) -> Json:
-    convert(OpenVino().load(), Path(request["model"]), Path(request["xml"]))
+    scratch = Path()  # the current folder: no path with commas, which OpenVINO takes apart
+    convert(OpenVino().load(), Path(request["model"]), Path(request["xml"]), scratch=scratch)
     return {}
 
 

@@ -110,6 +110,11 @@ class ExportConfig:
         return tuple(get_format(name) for name in self.formats)
 
     @property
+    def compares_engines(self) -> bool:
+        """Whether a stage after parity runs the engines: latency, or accuracy on labeled images."""
+        return self.latency or self.eval is not None
+
+    @property
     def measure_plan(self) -> MeasurePlan:
         """Enough runs for a p90 within the time; `edgevit latency` measures longer."""
         return MeasurePlan(min_runs=64, turn_s=0.15, max_total_s=self.latency_time_s)

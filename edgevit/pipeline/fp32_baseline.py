@@ -9,7 +9,9 @@ from pathlib import Path
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.pipeline.export_run import BuiltBundle, StageTimer, translate_write_errors
+from edgevit.pipeline import engine_memory
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
+from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
 
 
@@ -22,11 +24,11 @@ class Fp32Baseline:
 
 
 def build_fp32_baselines(
-    bundles: Sequence[BuiltBundle], specialize: Callable[[str], OnnxGraph], folder: Path, timer: StageTimer
+    export: ExportRun, bundles: Sequence[BuiltBundle], specialize: Callable[[str], OnnxGraph], folder: Path
 ) -> dict[str, Fp32Baseline]:
     """Return the fp32 baseline of each bundle by format; `specialize` returns the fp32 graph for a format."""
     return {
-        bundle.fmt: _build_baseline(bundle, check(specialize(bundle.fmt)), folder / bundle.fmt, timer)
+        bundle.fmt: _build_baseline(export, bundle, check(specialize(bundle.fmt)), folder / bundle.fmt)
         for bundle in bundles
     }
 
@@ -36,12 +38,23 @@ def candidate_name(fmt: str) -> str:
     return f"{fmt} fp32"
 
 
-def _build_baseline(bundle: BuiltBundle, graph: OnnxGraph, folder: Path, timer: StageTimer) -> Fp32Baseline:
+def resume_baseline(baseline: Fp32Baseline, bundle: BuiltBundle) -> Fp32Baseline:
+    """Load the engine again if it was closed for its size."""
+    if baseline.built is None:
+        return baseline
+    return replace(baseline, built=engine_memory.resume(baseline.built, _options(bundle)))
+
+
+def _options(bundle: BuiltBundle) -> BuildOptions:
+    return replace(bundle.options, precision="fp32")
+
+
+def _build_baseline(export: ExportRun, bundle: BuiltBundle, graph: OnnxGraph, folder: Path) -> Fp32Baseline:
     if bundle.built.engine is None:
         return Fp32Baseline(graph=graph, built=None)
-    options = replace(bundle.options, precision="fp32")
-    with timer.stage(f"{bundle.fmt}: fp32 baseline"), translate_write_errors(folder):
+    options = _options(bundle)
+    with export.timer.stage(f"{bundle.fmt}: fp32 baseline"), translate_write_errors(folder):
         folder.mkdir(parents=True)
         graph.save(folder / MODEL_FILE)
         built = build_engine(bundle.runtime, folder / MODEL_FILE, folder, options)
-        return Fp32Baseline(graph=graph, built=open_built(built, options))
+        return Fp32Baseline(graph=graph, built=engine_memory.rest(open_built(built, options), export.config))

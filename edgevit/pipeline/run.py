@@ -28,7 +28,7 @@ from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
 from edgevit.models.description import ModelDescription
-from edgevit.pipeline import fp32_baseline
+from edgevit.pipeline import engine_memory, fp32_baseline
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
@@ -42,7 +42,7 @@ from edgevit.pipeline.export_run import (
     StageTimer,
     translate_write_errors,
 )
-from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines
+from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines, resume_baseline
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
@@ -85,6 +85,8 @@ def run(model: ModelDescription, config: ExportConfig, progress: Progress | None
         if config.verify:
             sum((bundle.parity for bundle in bundles), graph_parity).require()
         baselines = _build_baselines(export, graph, bundles, folder)
+        if config.compares_engines and any(engine_memory.is_large(bundle.built) for bundle in bundles):
+            bundles, baselines = _resume(bundles, baselines, timer)
         candidates = _engines_by_name(bundles, baselines)
         for built in candidates.values():
             if built.engine is not None:
@@ -197,6 +199,7 @@ def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder:
             parity=parity + engine_parity,
             device_steps=steps,
         )
+        engine_memory.rest(built, config)
         if not isinstance(plan, QuantizationPlan) or engine_parity.first_failed_stage is None:
             return attempt
         more = converter.revert_more(specialized, fmt, plan) if round_ < MAX_ENGINE_ROUNDS else None
@@ -300,7 +303,17 @@ def _build_baselines(
     def specialize(fmt: str) -> OnnxGraph:
         return passes.specialize(graph, fmt, opset=export.config.opset_for(fmt))
 
-    return build_fp32_baselines(bundles, specialize, folder / "fp32", export.timer)
+    return build_fp32_baselines(export, bundles, specialize, folder / "fp32")
+
+
+def _resume(
+    bundles: Sequence[BuiltBundle], baselines: Mapping[str, Fp32Baseline], timer: StageTimer
+) -> tuple[list[BuiltBundle], dict[str, Fp32Baseline]]:
+    """Load the engines again that were closed for their size."""
+    with timer.stage("load large engines again"):
+        resumed = [replace(each, built=engine_memory.resume(each.built, each.options)) for each in bundles]
+        of_formats = {each.fmt: each for each in bundles}
+        return resumed, {fmt: resume_baseline(each, of_formats[fmt]) for fmt, each in baselines.items()}
 
 
 def _engines_by_name(bundles: Sequence[BuiltBundle], baselines: Mapping[str, Fp32Baseline]) -> dict[str, BuildResult]:

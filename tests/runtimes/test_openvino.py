@@ -108,7 +108,7 @@ def test_a_refused_conversion_leaves_the_root_logger_as_it_was(tmp_path: Path) -
     onnx.save(onnx.parser.parse_model(f"{HEAD} {WRAP}"), model)
     level = logging.getLogger().level
     with pytest.raises(BuildError):
-        convert(get_runtime("openvino").load(), model, tmp_path / "model.xml")
+        convert(get_runtime("openvino").load(), model, tmp_path / "model.xml", scratch=tmp_path)
     assert logging.getLogger().level == level
 
 

@@ -1,0 +1,30 @@
+"""Close engines between their parity check and the stages that compare them, so that a large model fits in memory.
+
+A loaded engine holds a copy of its weights, and while the next one is built, there are the module's and those of the
+conversion as well. Latency and accuracy are compared side by side, which needs all engines at once.
+"""
+
+from __future__ import annotations
+
+from edgevit.pipeline.config import ExportConfig
+from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.build import BuildResult, reopen_built
+
+LARGE_BYTES = 128_000_000  # of an engine's files: below, loading it again costs more than its memory is worth
+
+
+def rest(built: BuildResult, config: ExportConfig) -> BuildResult:
+    """Close the engine if it is large, or if no later stage runs it."""
+    if built.engine is not None and (is_large(built) or not config.compares_engines):
+        built.engine.close()
+    return built
+
+
+def resume(built: BuildResult, options: BuildOptions) -> BuildResult:
+    """Load an engine again that `rest` closed for its size."""
+    return reopen_built(built, options) if is_large(built) else built
+
+
+def is_large(built: BuildResult) -> bool:
+    """Return whether `rest` closes the engine even if a later stage runs it."""
+    return built.artifact is not None and built.artifact.size_bytes > LARGE_BYTES
