@@ -31,6 +31,7 @@ from edgevit.bundles.manifest import (
 )
 from edgevit.bundles.reference_file import read_references
 from edgevit.datasets import MAX_CLASSES_BYTES
+from edgevit.dense.outputs import class_count
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import file_sha256, first_line, os_reason
 from edgevit.formats import get_format
@@ -144,9 +145,9 @@ class Bundle:
             raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
         except ValueError as error:
             raise BundleError(f"{path} is damaged: {first_line(error)}; export the bundle again") from error
-        logits = self.manifest.outputs[0].shape if self.manifest.outputs else ()
-        if len(logits) == 2 and logits[1] != len(names):
-            raise BundleError(f"{path} has {len(names)} names for {logits[1]} classes; export the bundle again")
+        count = class_count(self.manifest.outputs, self.manifest.model.output_form)
+        if count is not None and count != len(names):
+            raise BundleError(f"{path} has {len(names)} names for {count} classes; export the bundle again")
         return names
 
     def references(self) -> tuple[Reference, ...]:

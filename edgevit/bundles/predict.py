@@ -46,7 +46,7 @@ def classify(
     if top < 1:
         raise UsageError(f"--top must be at least 1, got {top}")
     preprocessing, class_names = bundle.preprocessing, bundle.classes
-    paths = [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
+    paths = image_files(images)
     predictions: list[Prediction] = []
     with open_engine(bundle, threads=threads) as engine:
         for path in paths:
@@ -62,11 +62,20 @@ def classify(
     return tuple(predictions)
 
 
-def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
-    """The logits of one photo, (classes,). The photo is repeated to fill the smallest batch that the engine takes."""
+def image_files(images: Sequence[Path]) -> list[Path]:
+    """Return the image files that are given, and those below each folder."""
+    return [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
+
+
+def run_one(engine: Engine, photo: Array, options: BuildOptions) -> dict[str, Array]:
+    """Return the outputs for one photo, (1, C, H, W), which is repeated to fill the smallest batch of the engine."""
     batch = options.dynamic_batch.minimum if options.dynamic_batch else options.batch
-    outputs = engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})
-    logits = outputs[engine.outputs[0].name]
+    return engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})
+
+
+def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
+    """The logits of one photo, (classes,)."""
+    logits = run_one(engine, photo, options)[engine.outputs[0].name]
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise UsageError(
             f"edgevit run needs an image classifier with logits (N, classes); this model outputs {engine.outputs[0]}; "

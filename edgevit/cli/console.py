@@ -155,16 +155,16 @@ def close_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def require_writable(json_path: str | None) -> None:
+def require_writable(json_path: str | None, option: str = "--json") -> None:
     """Raise UsageError if no file can be written at `json_path`: before the long work, not after it."""
     if json_path is None or json_path == "-":
         return
     folder = Path(json_path).absolute().parent
     if Path(json_path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"cannot write {json_path}: not a file in a writable folder; choose another path for --json")
+        raise UsageError(f"cannot write {json_path}: not a file in a writable folder; choose another path for {option}")
 
 
-def write_json(path: str, result: dict[str, Any]) -> None:
+def write_json(path: str, result: dict[str, Any] | list[Any], option: str = "--json") -> None:
     """Write a result to a file, which is replaced only by a complete one, or to stdout for "-"."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     if path == "-":
@@ -177,7 +177,7 @@ def write_json(path: str, result: dict[str, Any]) -> None:
         else:
             write_atomically(target, text)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {os_reason(error)}; choose another path for --json") from error
+        raise UsageError(f"cannot write {path}: {os_reason(error)}; choose another path for {option}") from error
 
 
 def _print(console: RichConsole, *parts: Part) -> None:

@@ -1,16 +1,20 @@
-"""`edgevit run`: classify images with a bundle."""
+"""`edgevit run`: classify photos with a bundle, or find objects or regions in them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_strict, add_threads
+from edgevit.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.predict import Prediction
     from edgevit.errors import ImageError
 
@@ -22,29 +26,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image", type=argument_types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them"
     )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image (default: 5)")
+    dense = parser.add_argument_group("detection and segmentation")
+    dense.add_argument(
+        "--out",
+        type=argument_types.path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for NAME.boxes.jpg or NAME.mask.png (default: the current folder)",
+    )
+    dense.add_argument(
+        "--min-score", type=float, default=0.3, metavar="S", help="of boxes that are drawn and printed (default: 0.3)"
+    )
+    dense.add_argument("--max-boxes", type=int, default=100, metavar="N", help="boxes of one image (default: 100)")
+    dense.add_argument(
+        "--class-agnostic", action="store_true", help="let boxes of different classes suppress each other"
+    )
+    dense.add_argument(
+        "--coco",
+        metavar="FILE",
+        help="write every box above 0.05, or every mask, in COCO's result format; category ids count from 1",
+    )
     add_strict(parser)
     add_threads(parser)
 
 
 def run(arguments: Arguments, console: Console) -> int:
-    """Print the most likely classes of each image."""
+    """Print the answers for each image."""
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.dense import DENSE_TASKS
+
+    bundle = Bundle.open(arguments.bundle)
+    if bundle.manifest.model.task in DENSE_TASKS:
+        return _draw(bundle, arguments, console)
+    return _classify(bundle, arguments, console)
+
+
+def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:
+    """Print the most likely classes of each image."""
     from edgevit.bundles.predict import classify
-    from edgevit.images import skipped_notes
 
     skipped: list[ImageError] = []
     predictions = classify(
-        Bundle.open(arguments.bundle),
+        bundle,
         arguments.image,
         top=arguments.top,
         threads=arguments.threads,
         on_skip=None if arguments.strict else skipped.append,
     )
     console.result(*prediction_lines(predictions))
-    lines = skipped_notes(skipped, len(predictions) + len(skipped))
-    console.print(*(f"note: {line}" for line in lines))
-    console.finish({"answers": [prediction.to_json() for prediction in predictions], "notes": lines})
+    _finish(console, [prediction.to_json() for prediction in predictions], skipped)
     return 0
+
+
+def _draw(bundle: Bundle, arguments: Arguments, console: Console) -> int:
+    """Draw the boxes or the mask of each image and print them."""
+    from edgevit.bundles.pictures import PictureOptions, answer
+    from edgevit.cli.console import require_writable, write_json
+    from edgevit.dense.nms import DEFAULT_NMS
+
+    require_writable(arguments.coco, "--coco")
+    if not 0 <= arguments.min_score <= 1 or arguments.max_boxes < 1:
+        raise UsageError("--min-score must be from 0 to 1, and --max-boxes at least 1")
+    nms = replace(
+        DEFAULT_NMS,
+        min_score=min(DEFAULT_NMS.min_score, arguments.min_score),
+        kept=arguments.max_boxes,
+        class_agnostic=arguments.class_agnostic,
+    )
+    skipped: list[ImageError] = []
+    answers = answer(
+        bundle,
+        arguments.image,
+        PictureOptions(out=arguments.out, min_score=arguments.min_score, nms=nms, coco=arguments.coco is not None),
+        threads=arguments.threads,
+        on_skip=None if arguments.strict else skipped.append,
+    )
+    for each in answers:
+        console.result(f"{each.image} -> {each.picture}", *(f"  {line}" for line in each.lines))
+    if arguments.coco is not None:
+        write_json(arguments.coco, [entry for each in answers for entry in each.coco], "--coco")
+    _finish(console, [each.to_json() for each in answers], skipped)
+    return 0
+
+
+def _finish(console: Console, answers: list[dict[str, Any]], skipped: Sequence[ImageError]) -> None:
+    from edgevit.images import skipped_notes
+
+    lines = skipped_notes(skipped, len(answers) + len(skipped))
+    console.print(*(f"note: {line}" for line in lines))
+    console.finish({"answers": answers, "notes": lines})
 
 
 def prediction_lines(predictions: Iterable[Prediction]) -> list[str]:
@@ -56,4 +126,9 @@ def prediction_lines(predictions: Iterable[Prediction]) -> list[str]:
     return lines
 
 
-COMMAND = Command(name="run", help="classify images with a bundle", add_arguments=add_arguments, run=run)
+COMMAND = Command(
+    name="run",
+    help="classify images with a bundle, or draw the objects or regions that it finds",
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -22,6 +22,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def above(self, min_score: float) -> Detections:
+        """Return the objects of at least this score."""
+        kept = self.scores >= min_score
+        return Detections(boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NmsOptions:
@@ -34,7 +39,10 @@ class NmsOptions:
     class_agnostic: bool = False  # also suppress boxes of other classes
 
 
-def nms(boxes: Array, scores: Array, options: NmsOptions = NmsOptions()) -> Detections:  # frozen
+DEFAULT_NMS = NmsOptions()
+
+
+def nms(boxes: Array, scores: Array, options: NmsOptions = DEFAULT_NMS) -> Detections:
     """Return the best boxes of one image that do not overlap, from `boxes` (n, 4) and `scores` (n, classes).
 
     Each pair of a box and a class is a candidate. Candidates are visited from the highest score on (of equal ones the

@@ -1,0 +1,88 @@
+"""Read the outputs of detectors and segmentation models: checked, and mapped to the photo's own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgevit.dense.masks import class_map, nearest_classes
+from edgevit.dense.nms import DEFAULT_NMS, Detections, NmsOptions, nms
+from edgevit.errors import ParityError, UsageError
+from edgevit.placement import Placement
+from edgevit.types import Array, Dim, OutputForm, TensorSpec
+
+BOXES, SCORES, LABELS = "boxes", "scores", "labels"  # names of a detector's outputs
+
+
+def class_count(outputs: Sequence[TensorSpec], form: OutputForm) -> int | None:
+    """Return the number of classes of a model with these outputs; None if they do not say."""
+    shape: tuple[Dim, ...] = ()
+    if form == "boxes":
+        shape = next((spec.shape[1:] for spec in outputs if spec.name == SCORES), ())
+    elif form == "logits" and outputs:
+        shape = outputs[0].shape
+    count = shape[1] if len(shape) in (2, 4) else None  # (N, K) or (N, K, h, w); (n, K) of a detector
+    return count if isinstance(count, int) else None
+
+
+def detections(
+    outputs: Mapping[str, Array], form: OutputForm, placement: Placement, options: NmsOptions = DEFAULT_NMS
+) -> Detections:
+    """Return the objects of the first image of a batch, in the photo's pixels.
+
+    `form` "boxes": boxes (N, n, 4) and scores (N, n, classes), which are selected here. "nms": boxes, scores and
+    labels (N, n) of a selection in the graph, padded with labels of -1. Raises UsageError for other outputs,
+    ParityError if they contain NaN or infinity.
+    """
+    if form == "boxes":
+        boxes, scores = _first(outputs, BOXES, (None, 4)), _first(outputs, SCORES, (None, None))
+        _require_as_many(boxes, scores)
+        found = nms(boxes, scores, options)
+    elif form == "nms":
+        boxes, scores, labels = (
+            _first(outputs, name, shape) for name, shape in ((BOXES, (None, 4)), (SCORES, (None,)), (LABELS, (None,)))
+        )
+        _require_as_many(boxes, scores, labels)
+        chosen = np.flatnonzero((labels >= 0) & (scores > options.min_score))
+        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: options.kept]
+        found = Detections(boxes=boxes[chosen], scores=scores[chosen], labels=labels[chosen].astype(np.int64))
+    else:
+        raise UsageError(f"a detector with the outputs {form!r} has no boxes; export it with --outputs boxes")
+    return Detections(boxes=placement.boxes_to_photo(found.boxes), scores=found.scores, labels=found.labels)
+
+
+def segmentation(outputs: Mapping[str, Array], form: OutputForm, placement: Placement) -> Array:
+    """Return the class of each pixel of the photo, (H, W), for the first image of a batch.
+
+    `form` "logits": the first output is (N, classes, h, w). "classes": it is (N, h, w). Raises UsageError for other
+    outputs, ParityError if logits contain NaN or infinity.
+    """
+    name = next(iter(outputs))
+    if form == "logits":
+        return class_map(_first(outputs, name, (None, None, None)), placement)
+    if form == "classes":
+        return nearest_classes(_first(outputs, name, (None, None)), placement)
+    raise UsageError(f"a segmentation model with the outputs {form!r} has no masks; export it with --outputs logits")
+
+
+def _first(outputs: Mapping[str, Array], name: str, shape: tuple[int | None, ...]) -> Array:
+    """Return the first row of an output. Raises UsageError unless it has this shape, in which None is any size."""
+    array = outputs.get(name)
+    shown = ", ".join("n" if size is None else str(size) for size in ("N", *shape))
+    if array is None:
+        raise UsageError(f"the model has no output {name} ({shown}); it has {', '.join(outputs)}; export it again")
+    fits = array.ndim == len(shape) + 1 and all(
+        want in (None, size) and size > 0 for want, size in zip(shape, array.shape[1:], strict=True)
+    )
+    if not fits:
+        raise UsageError(f"the output {name} has the shape {list(array.shape)}, expected ({shown}); export it again")
+    if not np.isfinite(array[0]).all():
+        raise ParityError(f"the output {name} contains NaN or infinity; check the bundle: edgevit verify BUNDLE")
+    return np.asarray(array[0])
+
+
+def _require_as_many(boxes: Array, *others: Array) -> None:
+    if any(len(other) != len(boxes) for other in others):
+        counts = " and ".join(str(len(each)) for each in (boxes, *others))
+        raise UsageError(f"the outputs have {counts} boxes; export the model again")
