@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from edgevit.types import Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWork:
+    """The work of one inference of a graph, counted from its shapes."""
+
+    batch: int  # images that were counted
+    macs: int  # of convolutions and matmuls, those of attention included
+    weight_bytes: int  # of all constants
+    io_bytes: int  # of inputs and outputs
+    activation_bytes: int  # results of convolutions and matmuls, written and read once
+
+    def for_batch(self, batch: int) -> ModelWork:
+        """Return the work of another batch: all but the weights grows with it."""
+        return ModelWork(
+            batch=batch,
+            macs=self.macs * batch // self.batch,
+            weight_bytes=self.weight_bytes,
+            io_bytes=self.io_bytes * batch // self.batch,
+            activation_bytes=self.activation_bytes * batch // self.batch,
+        )
 
 
 def convolution_macs(out: Shape, weight: Shape, channels: int) -> int | None:

@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.macs import convolution_macs, matmul_macs
+from edgevit.macs import ModelWork, attention_macs, convolution_macs, matmul_macs
 from edgevit.types import Shape
 
 
@@ -16,8 +16,29 @@ def graph_macs(graph: OnnxGraph) -> int:
     return sum(map(node_macs, graph.model.graph))
 
 
+def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
+    """Return the work of a graph that is static for `batch` images; of one image if its batch is dynamic."""
+    inside = graph.model.graph
+    ends = [*inside.inputs, *inside.outputs]
+    results = [output for node in inside if node_macs(node) for output in node.outputs]
+    weights = [value.const_value for value in inside.initializers.values()]
+    return ModelWork(
+        batch=1 if any(spec.is_dynamic for spec in graph.inputs) else batch,
+        macs=graph_macs(graph),
+        weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
+        io_bytes=sum(map(_size_bytes, ends)),
+        activation_bytes=2 * sum(map(_size_bytes, results)),
+    )
+
+
+def _size_bytes(value: ir.Value) -> int:
+    """Return the bytes of a value for a batch of one; 0 if its shape is unknown."""
+    shape = static_shape(value)
+    return math.ceil(math.prod(shape) * value.dtype.itemsize) if shape and value.dtype is not None else 0
+
+
 def node_macs(node: ir.Node) -> int:
-    """Return the MACs of a Conv, ConvTranspose, Gemm or MatMul for one image; 0 for other nodes."""
+    """Return the MACs of a Conv, ConvTranspose, Gemm, MatMul or Attention for one image; 0 for other nodes."""
     if node.domain or len(node.inputs) < 2 or node.inputs[1] is None:
         return 0
     left, right, out = (static_shape(value) for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
@@ -25,6 +46,8 @@ def node_macs(node: ir.Node) -> int:
         return convolution_macs(out, right, out[1]) or 0
     if node.op_type == "ConvTranspose" and len(left) > 1:
         return convolution_macs(left, right, left[1]) or 0
+    if node.op_type == "Attention" and min(len(left), len(right), len(out)) > 1:
+        return attention_macs(left, right, out)
     return (matmul_macs(left, out) or 0) if node.op_type in ("Gemm", "MatMul") else 0
 
 

@@ -83,7 +83,7 @@ def measure(
     files. Raises MeasureError if an inference fails or returns NaN or infinity, or if the clock is too coarse for it.
     """
     _require_distinct_names(candidates)
-    plan, on_progress = plan or MeasurePlan(), on_progress or _ignore
+    plan, on_progress = plan or MeasurePlan(), on_progress or ignore_progress
     environment, resolution_ns = Environment.capture(root), clock.resolution_ns()
     begin_ns = clock.now_ns()
     names = tuple(candidate.name for candidate in candidates)
@@ -333,7 +333,8 @@ def _probe(origin_ns: int) -> Probe:
     return Probe(start_ns - origin_ns, clock.machine_speed_ms())
 
 
-def _ignore(progress: MeasureProgress) -> None:
+def ignore_progress(progress: MeasureProgress) -> None:
+    """Show nothing."""
     del progress
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from edgevit.latency import clock
+from edgevit.runtimes.base import Engine, available_cores
 from edgevit.types import PRECISIONS
+
+# (M, K, N) of products whose rate is measured: square ones, and a layer of a transformer.
+MATMUL_SHAPES = ((256, 1024, 1024), (1024, 1024, 1024), (196, 768, 3072))
+_MIN_COPY_BITS, _MAX_COPY_BITS = 20, 28  # 1 MB, which is long enough to time, and 256 MB, beyond all caches
+_MIN_CALLS = 5
+_SHAPE_S = 0.2  # that each shape is repeated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +27,8 @@ class Roofline:
 
     No inference can be faster than its multiply-adds at the best rate of a matrix product, nor than reading its weights
     and inputs and writing its outputs once at the rate of a copy: the larger of both times is the limit. Results
-    between layers are left out of the bytes, since they may stay in a cache.
+    between layers are left out of the bytes, since they may stay in a cache. So may the weights of a small model: the
+    copy has about as many bytes as the model moves.
     """
 
     runtime: str  # through which the matrix products ran
@@ -65,3 +78,43 @@ class Roofline:
 
     def _rate(self, precision: str) -> float:
         return self.macs_per_s.get(precision) or self.macs_per_s[PRECISIONS[0]]
+
+
+def matmul_rate(engine: Engine, precision: str) -> float | None:
+    """Return the best rate of a matrix product by the engine's runtime, in MACs/s; None if it has none there."""
+    rates = []
+    for shape in MATMUL_SHAPES:
+        product = engine.matmul(shape, precision)
+        if product is not None:
+            rates.append(math.prod(shape) / _shortest_s(product))
+    return max(rates, default=None)
+
+
+def copied_bytes(moved_bytes: int) -> int:
+    """Return the bytes whose copy is timed for a model: about as many as it moves, since a cache may hold them."""
+    powers = (1 << power for power in range(_MIN_COPY_BITS, _MAX_COPY_BITS))
+    return next((size for size in powers if size >= moved_bytes), 1 << _MAX_COPY_BITS)
+
+
+def copy_rate(threads: int | None, moved_bytes: int) -> float:
+    """Return the best rate of copies by NumPy in as many threads, in bytes/s: those read and those written.
+
+    A copy reads one half of `moved_bytes` and writes the other.
+    """
+    count, half = threads or available_cores(), moved_bytes // 2
+    source, target = np.ones(half, np.uint8), np.zeros(half, np.uint8)
+    parts = list(zip(np.array_split(target, count), np.array_split(source, count), strict=True))
+    with ThreadPoolExecutor(count) as pool:
+        return 2 * half / _shortest_s(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
+
+
+def _shortest_s(call: Callable[[], object]) -> float:
+    """Return the shortest time of a call, which other processes disturb least, after one that does not count."""
+    call()
+    times: list[int] = []
+    end_ns = clock.now_ns() + round(1e9 * _SHAPE_S)
+    while len(times) < _MIN_CALLS or clock.now_ns() < end_ns:
+        start_ns = clock.now_ns()
+        call()
+        times.append(clock.now_ns() - start_ns)
+    return min(times) / 1e9

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgevit.errors import MeasureError
+from edgevit.latency import clock
+from edgevit.latency.candidate import Candidate, timed
+from edgevit.latency.sampling.sampler import device_sampler
+from edgevit.latency.sampling.trace import DeviceTrace
+from edgevit.runtimes.base import GPU_UUID
 from edgevit.types import Interval
+
+MIN_S = 3.0
+_INTERVAL_S = 0.5  # between readings of the device, during which the engine goes on
 
 STEADY_FRACTION = 0.05  # by which the last rate may be below the first
 _WINDOWS = 3  # at least: a first, a last and one between them
@@ -72,3 +82,45 @@ class SustainedRun:
             last_clock_mhz=last,
             hottest_c=None if data["hottest_c"] is None else float(data["hottest_c"]),
         )
+
+
+def run_sustained(
+    candidate: Candidate, seconds: float, *, on_second: Callable[[float], None] | None = None, root: Path = Path("/")
+) -> SustainedRun:
+    """Run a candidate without a pause and count its images in each second; an inference counts where it ends.
+
+    The device is read meanwhile. Raises MeasureError if an inference takes more than a second.
+    """
+    gpus = {candidate.details.get(GPU_UUID, "")}
+    with device_sampler((candidate.name,), gpu_uuids=gpus, interval_s=_INTERVAL_S, root=root) as sampler:
+        start_ns = clock.now_ns()
+        counts = [0] * int(seconds)
+        shown = -1
+        while (second := (clock.now_ns() - start_ns) // 1_000_000_000) < len(counts):
+            sampler.request(0)
+            begin_ns, duration_ns, _ = timed(candidate.name, candidate.infer)
+            ended = (begin_ns + duration_ns - start_ns) // 1_000_000_000
+            if ended < len(counts):
+                counts[ended] += 1
+            if on_second is not None and second != shown:
+                on_second((second + 1) / len(counts))
+                shown = second
+        trace = sampler.trace(start_ns)
+    if not all(counts):
+        raise MeasureError(f"{candidate.name} ran less than once a second; --sustained needs a faster engine")
+    rates = tuple(float(candidate.batch * count) for count in counts)
+    run = SustainedRun(batch=candidate.batch, seconds=rates)
+    window_ns, whole_ns = 10**9 * run.window_s, 10**9 * len(counts)
+    first = _clock_range(trace, candidate, 0, window_ns)
+    last = _clock_range(trace, candidate, whole_ns - window_ns, whole_ns)
+    spread = {} if trace is None else trace.spread(candidate.name, "temperature")
+    hottest_c = max((high for _, _, high in spread.values()), default=None)
+    return SustainedRun(batch=run.batch, seconds=rates, first_clock_mhz=first, last_clock_mhz=last, hottest_c=hottest_c)
+
+
+def _clock_range(trace: DeviceTrace | None, candidate: Candidate, begin_ns: int, end_ns: int) -> Interval | None:
+    """Return the clock of the GPU, or of the fastest core, in a part of a run; None if none was read."""
+    if trace is None:
+        return None
+    ranges = trace.between(begin_ns, end_ns).clock_ranges(candidate.name, on_gpu=candidate.uses_gpu)
+    return next((Interval(low, high) for low, high in ranges.values()), None)

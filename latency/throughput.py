@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from edgevit.runtimes.base import Engine, ThroughputRunner
+from edgevit.types import Array
+
+MIN_GROWTH = 1.03  # a setting that gains less is the last
+_WARMUP_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +50,53 @@ class Throughput:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Throughput:
         return cls(points=tuple(map(ThroughputPoint.from_json, data["points"])))
+
+
+def saturate(
+    engine: Engine, feeds: Mapping[int, Mapping[str, Array]], streams: Sequence[int], *, seconds: float
+) -> Throughput | None:
+    """Raise the streams at each batch until the rate stops growing, then the batch; None if the runtime has no streams.
+
+    `feeds` are the inputs by batch, `streams` the numbers to try, both in rising order. Each setting takes `seconds`.
+    """
+    points: list[ThroughputPoint] = []
+    best = 0.0
+    for batch, arrays in feeds.items():
+        found = _raise_streams(engine, arrays, batch=batch, streams=streams, seconds=seconds)
+        points += found
+        rate = max((point.images_per_s for point in found), default=0.0)
+        if rate < MIN_GROWTH * best:
+            break
+        best = rate
+    return Throughput(points=tuple(points)) if points else None
+
+
+def _raise_streams(
+    engine: Engine, feeds: Mapping[str, Array], *, batch: int, streams: Sequence[int], seconds: float
+) -> list[ThroughputPoint]:
+    points: list[ThroughputPoint] = []
+    for count in streams:
+        runner = engine.throughput_runner(count)
+        if runner is None:
+            return []
+        try:
+            points.append(_measure(runner, feeds, batch=batch, streams=count, seconds=seconds))
+        finally:
+            runner.close()
+        if len(points) > 1 and points[-1].images_per_s < MIN_GROWTH * points[-2].images_per_s:
+            break
+    return points
+
+
+def _measure(
+    runner: ThroughputRunner, feeds: Mapping[str, Array], *, batch: int, streams: int, seconds: float
+) -> ThroughputPoint:
+    runner.run_for(feeds, _WARMUP_FRACTION * seconds)
+    inferences, elapsed_s = runner.run_for(feeds, seconds)
+    return ThroughputPoint(
+        batch=batch,
+        streams=streams,
+        images_per_s=batch * inferences / elapsed_s,
+        inferences=inferences,
+        elapsed_s=elapsed_s,
+    )

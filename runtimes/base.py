@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
 from edgevit.files import first_line
 from edgevit.formats import Format, get_format
+from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
@@ -151,6 +152,21 @@ class Engine(ABC):
         """How the engine runs, for reports: the GPU, and whether CUDA graphs are used. Known after the first run."""
         return {}
 
+    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile | None:
+        """Profile `runs` inferences of a second instance of the engine; None if the runtime has no profiler here."""
+        return None
+
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+        """Return a call of one product of the runtime, (M, K) times constant (K, N) for `shape` (M, K, N).
+
+        It runs with the engine's threads. None if the runtime does not multiply in `precision`, or not here.
+        """
+        return None
+
+    def throughput_runner(self, streams: int) -> ThroughputRunner | None:
+        """Return a second instance of the engine with `streams` inferences in flight; None if there is no such way."""
+        return None
+
     def close(self) -> None:  # noqa: B027  # most engines have nothing to release
         """Release the engine. It cannot run afterwards."""
 
@@ -187,6 +203,16 @@ class Engine(ABC):
             raise UsageError(f"the inputs have different batches: {sorted(batches)}")
         if batches and self.batches and not self.batches.minimum <= max(batches) <= self.batches.maximum:
             raise UsageError(f"the engine takes batches of {self.batches} (MIN:OPT:MAX), not {max(batches)}")
+
+
+class ThroughputRunner(Protocol):
+    """An instance of an engine that keeps several inferences in flight."""
+
+    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
+        """Run for a time; return the number of complete inferences and the seconds that they took."""
+
+    def close(self) -> None:
+        """Release the instance."""
 
 
 # Called with the phase of a build and its progress, 0 to 1.

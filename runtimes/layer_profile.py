@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+PROFILE_WARMUP = 3  # runs before those that count
 UNKNOWN_MODULE = "(unknown)"  # of layers whose names the runtime made up
 TOP_MODULE = "(top level)"  # of layers that belong to no submodule
 
@@ -85,15 +87,28 @@ class LayerProfile:
         return tuple(sorted(found, key=lambda group: -group.ms))
 
 
-def layer_profile(runs: Sequence[Sequence[tuple[str, str, str, float]]], runs_ms: Sequence[float]) -> LayerProfile:
-    """Return the medians over runs. Each run has (name, kind, module, ms) of its layers, in the same order."""
+def layer_profile(runs: Sequence[Sequence[LayerTime]], runs_ms: Sequence[float]) -> LayerProfile:
+    """Return the medians over runs, of which each has the same layers in the same order.
+
+    A layer of an unknown module that runs between two layers of one module counts to that one.
+    """
     first = runs[0]
-    times = np.median([[layer[3] for layer in run] for run in runs if len(run) == len(first)], axis=0)
+    times = np.median([[layer.ms for layer in run] for run in runs if len(run) == len(first)], axis=0)
     layers = tuple(
-        LayerTime(name=name, kind=kind, module=module, ms=float(ms))
-        for (name, kind, module, _), ms in zip(first, times, strict=True)
+        replace(layer, module=module, ms=float(ms))
+        for layer, module, ms in zip(first, _filled([layer.module for layer in first]), times, strict=True)
     )
     return LayerProfile(layers=layers, runs=len(runs), profiled_ms=float(np.median(runs_ms)))
+
+
+def _filled(modules: Sequence[str]) -> list[str]:
+    """Return the modules with unknown ones between two of the same module filled in."""
+    known = [index for index, module in enumerate(modules) if module != UNKNOWN_MODULE]
+    filled = list(modules)
+    for before, after in itertools.pairwise(known):
+        if modules[before] == modules[after]:
+            filled[before:after] = [modules[before]] * (after - before)
+    return filled
 
 
 def module_of_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +20,11 @@ import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
 from edgevit.files import first_line
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, available_cores
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ThroughputRunner, available_cores
+from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
+from edgevit.runtimes.matmul_model import matmul_model
+from edgevit.runtimes.node_names import node_names
+from edgevit.runtimes.onnxruntime_layers import read_layers
 from edgevit.runtimes.onnxruntime_precision import read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
@@ -173,6 +179,19 @@ class OnnxRuntimeEngine(Engine):
     def executed_layers(self) -> ExecutedPrecision:
         return self.executed_precision() if self._layers is None else self._layers
 
+    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
+        _, events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)
+        names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
+        return read_layers(events, names, skip=PROFILE_WARMUP)
+
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+        return matmul(self._ort, self._session_settings(), shape, precision)
+
+    def throughput_runner(self, streams: int) -> ThroughputRunner:
+        settings = self._session_settings()
+        settings.intra_op_num_threads = max(1, self._threads // streams)
+        return OnnxRuntimeStreams(self._load(settings), streams)
+
     def _profile(
         self, settings: Any, *, batch: int, disabled: Sequence[str] = ()
     ) -> tuple[Any, Sequence[Mapping[str, Any]]]:
@@ -196,6 +215,43 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # the bindings raise a private class for each status
             name = "the graph" if isinstance(self._source, bytes) else self._source
             raise BuildError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
+
+    def close(self) -> None:
+        self._session = None
+
+
+def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+    """Return a call that runs one matrix product in a session with `settings`; see Engine.matmul."""
+    rows, inner, columns = shape
+    dtypes = {"fp32": ("float32", "float32", "float32"), "int8": ("uint8", "int8", "int32")}.get(precision)
+    if dtypes is None:
+        return None
+    weight = np.ones((inner, columns), dtypes[1])
+    model = matmul_model(rows, weight, input_dtype=dtypes[0], output_dtype=dtypes[2])
+    session = ort.InferenceSession(model, settings, providers=[PROVIDER])
+    return functools.partial(session.run, None, {"x": np.ones((rows, inner), dtypes[0])})
+
+
+class OnnxRuntimeStreams:
+    """Threads that run one session at the same time."""
+
+    def __init__(self, session: Any, streams: int) -> None:
+        self._session, self._streams = session, streams
+
+    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
+        start = time.perf_counter()
+        end = start + seconds
+
+        def work() -> int:
+            done = 0
+            while not done or time.perf_counter() < end:
+                _run(self._session, None, feeds)
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(self._streams) as pool:
+            inferences = sum(job.result() for job in [pool.submit(work) for _ in range(self._streams)])
+        return inferences, time.perf_counter() - start
 
     def close(self) -> None:
         self._session = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import itertools
 import logging
@@ -11,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,18 @@ import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
 from edgevit.runtimes import subprocess_build
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ToolCommand, available_cores
+from edgevit.runtimes.base import (
+    Artifact,
+    BuildOptions,
+    Engine,
+    Runtime,
+    ThroughputRunner,
+    ToolCommand,
+    available_cores,
+)
+from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
+from edgevit.runtimes.node_names import node_names
+from edgevit.runtimes.openvino_layers import profile_layers
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
@@ -169,6 +182,22 @@ class OpenVinoEngine(Engine):
     def executed_layers(self) -> ExecutedPrecision:
         return replace(read_precision(self._compiled, multiplying_operators(self._source())), macs={})
 
+    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
+        settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
+        profiled = self._compile({**settings, "PERF_COUNT": True})
+        names = node_names(self._artifact.with_suffix(".onnx"))  # a bundle has the ONNX file beside it
+        return profile_layers(profiled, feeds, names, runs=runs, skip=PROFILE_WARMUP)
+
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+        return matmul(self._ov, self._settings, shape, precision)
+
+    def throughput_runner(self, streams: int) -> ThroughputRunner:
+        settings = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+        return OpenVinoStreams(self._ov, self._compile(settings), streams)
+
+    def _compile(self, settings: Mapping[str, Any]) -> Any:
+        return self._ov.Core().compile_model(str(self._artifact), DEVICE, dict(settings))
+
     def _source(self) -> Any:
         """Read the model that was compiled again, with static shapes."""
         try:
@@ -181,6 +210,51 @@ class OpenVinoEngine(Engine):
 
     def close(self) -> None:
         self._request = self._compiled = None
+
+
+class OpenVinoStreams:
+    """A queue of requests, one for each stream."""
+
+    def __init__(self, ov: Any, compiled: Any, streams: int) -> None:
+        self._queue = ov.AsyncInferQueue(compiled, streams)
+
+    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
+        start = time.perf_counter()
+        inferences = 0
+        while not inferences or time.perf_counter() < start + seconds:
+            self._queue.start_async(dict(feeds), share_inputs=True)
+            inferences += 1
+        self._queue.wait_all()
+        return inferences, time.perf_counter() - start
+
+    def close(self) -> None:
+        self._queue = None
+
+
+def matmul(
+    ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], precision: str
+) -> Callable[[], object] | None:
+    """Return a call that runs one matrix product, compiled with `settings`; see Engine.matmul."""
+    rows, inner, columns = shape
+    opset = importlib.import_module(f"{ov.__name__}.opset13")
+    x, weight = opset.parameter([rows, inner], np.float32), np.ones((inner, columns), np.float32)
+    if precision == "fp32":
+        product = opset.matmul(x, opset.constant(weight), transpose_a=False, transpose_b=False)
+    elif precision == "int8":
+        factor = opset.multiply(opset.convert(opset.constant(weight.astype(np.int8)), "f32"), np.float32(0.01))
+        product = opset.matmul(
+            opset.fake_quantize(x, -1.0, 1.0, -1.0, 1.0, 256), factor, transpose_a=False, transpose_b=False
+        )
+    else:
+        return None
+    model = ov.Model([product], [x], "matmul")
+    compiled = ov.Core().compile_model(
+        model, DEVICE, {name: value for name, value in settings.items() if name != "CACHE_DIR"}
+    )
+    if read_precision(compiled, multiplying_operators(model)).layers != {precision: 1}:
+        return None
+    request, feeds = compiled.create_infer_request(), {0: np.ones((rows, inner), np.float32)}
+    return functools.partial(request.infer, feeds, share_inputs=True, share_outputs=True)
 
 
 def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:

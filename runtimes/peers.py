@@ -12,7 +12,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,17 @@ from edgevit.errors import BuildError, ExportError, InferenceError, MissingError
 from edgevit.files import first_line
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.onnxruntime import PROVIDER, OnnxRuntime, profile_session
+from edgevit.runtimes.onnxruntime import matmul as onnxruntime_matmul
 from edgevit.runtimes.onnxruntime_precision import read_precision as read_onnxruntime_precision
 from edgevit.runtimes.openvino import DEVICE, OpenVino, preserve_root_logger
+from edgevit.runtimes.openvino import matmul as openvino_matmul
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.pytorch import load_torch
 from edgevit.types import Array, TensorSpec
 
 NAIVE_ONNX, DIRECT_OPENVINO = "naive-onnx", "ov-direct"
-PEERS = (NAIVE_ONNX, DIRECT_OPENVINO)  # names on the command line
+PEERS = {NAIVE_ONNX: OnnxRuntime.fmt, DIRECT_OPENVINO: OpenVino.fmt}  # names on the command line, and the runtimes
 
 
 def require_peer(name: str) -> None:
@@ -130,6 +132,9 @@ class NaiveOnnxEngine(Engine):
         settings.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits packed weights
         return read_onnxruntime_precision(profile_session(self._load, settings)[1])
 
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+        return onnxruntime_matmul(self._ort, self._settings(), shape, precision)
+
     def close(self) -> None:
         self._session = None
 
@@ -144,9 +149,9 @@ class DirectOpenVinoEngine(Engine):
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._operators = multiplying_operators(model)
-        settings = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        self._settings = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         try:
-            self._compiled = OpenVino().load().Core().compile_model(model, DEVICE, settings)
+            self._compiled = OpenVino().load().Core().compile_model(model, DEVICE, self._settings)
         except Exception as error:
             raise BuildError(f"OpenVINO cannot compile {self.fmt}: {first_line(error)}") from error
 
@@ -161,6 +166,9 @@ class DirectOpenVinoEngine(Engine):
     def executed_precision(self) -> ExecutedPrecision:
         self._require_open(self._compiled)
         return read_precision(self._compiled, self._operators)
+
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+        return openvino_matmul(OpenVino().load(), self._settings, shape, precision)
 
     def close(self) -> None:
         self._compiled = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,19 @@ class TorchEngine(Engine):
         backends = self._torch.backends
         allows_tf32 = backends.cudnn.allow_tf32 if rank > 2 else backends.cuda.matmul.allow_tf32
         return "tf32" if self._mode.device == CUDA and allows_tf32 else "fp32"
+
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+        if precision != "fp32":
+            return None
+        rows, inner, columns = shape
+        left = self._torch.ones((rows, inner), device=self._mode.device)
+        right = self._torch.ones((inner, columns), device=self._mode.device)
+
+        def product() -> object:
+            with self._torch.inference_mode():
+                return (left @ right)[-1, -1].item()  # waits for a GPU
+
+        return product
 
     @property
     def conditions(self) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unch
 from edgevit.errors import MeasureError, ParityError
 from edgevit.files import first_line
 from edgevit.formats import get_format
-from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
+from edgevit.latency.measure import LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
 from edgevit.latency.memory import peak_memory_of
+from edgevit.latency.studies import NO_STUDIES, Studies, Subject, study
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParitySummary, compare, references_for
@@ -41,36 +42,43 @@ def measure_bundles(
     against: Sequence[str] = (),
     source: PytorchSource = FROM_MANIFEST,
     threads: int | None = None,
-    duration_s: float = 3.0,
+    plan: MeasurePlan | None = None,
+    studies: Studies = NO_STUDIES,
     on_progress: OnMeasure | None = None,
 ) -> tuple[LatencyReport, ...]:
     """Measure all bundles in interleaved rounds of one process; the first bundle is the reference of the ratios.
 
     `against` adds candidates made from the first bundle: a name of TORCH_MODES or PEERS for its PyTorch model, which
-    `source` names, or a format, built from its ONNX file. The outputs of all are compared with PyTorch's.
+    `source` names, or a format, built from its ONNX file. The outputs of all are compared with PyTorch's. `studies` are
+    made after the rounds, of the bundles; the limit is measured for the others too.
 
     Raises UsageError for an unknown name, MissingError if a runtime is not installed.
     """
-    plan = MeasurePlan(
-        min_duration_s=duration_s,
-        max_duration_s=max(120.0, 2 * duration_s),
-        turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
-    )
     others = [name if name in FROM_PYTORCH else get_format(name).name for name in against]
     with ExitStack() as stack:
-        candidates = [
-            _bundle_candidate(stack, name, bundle, used_threads(bundle, threads))
+        subjects = [
+            _bundle_subject(stack, name, bundle, used_threads(bundle, threads))
             for name, bundle in zip(display_names(bundles), bundles, strict=True)
         ]
         threads = used_threads(bundles[0], threads)
         for other in others:
             if other in TORCH_MODES:
-                candidates.append(_torch_candidate(stack, bundles[0], source, threads, mode=torch_mode(other)))
+                subjects.append(_torch_subject(stack, bundles[0], source, threads, mode=torch_mode(other)))
             elif other in PEERS:
-                candidates.append(_peer_candidate(stack, bundles[0], source, threads, name=other))
+                subjects.append(_peer_subject(stack, bundles[0], source, threads, name=other))
             else:
-                candidates.append(_other_runtime(stack, bundles[0], other, threads))
-        return measure(candidates, plan, on_progress)
+                subjects.append(_other_runtime(stack, bundles[0], other, threads))
+        reports = measure([subject.candidate for subject in subjects], plan or measure_plan(), on_progress)
+        return study(studies, subjects, reports, on_progress)
+
+
+def measure_plan(duration_s: float = 3.0) -> MeasurePlan:
+    """Return a plan with at least `duration_s` seconds of samples for each engine."""
+    return MeasurePlan(
+        min_duration_s=duration_s,
+        max_duration_s=max(120.0, 2 * duration_s),
+        turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
+    )
 
 
 def run_once(path: str, threads: str | None = None) -> None:
@@ -80,27 +88,35 @@ def run_once(path: str, threads: str | None = None) -> None:
         engine.run(_feeds(bundle))
 
 
-def _bundle_candidate(stack: ExitStack, name: str, bundle: Bundle, threads: int | None) -> Candidate:
+def _bundle_subject(stack: ExitStack, name: str, bundle: Bundle, threads: int | None) -> Subject:
     """The bundle's own engine, which has to run in the bundle's precision."""
     peak_mb = _peak_memory_mb(bundle, threads)
     if bundle.engine_path is not None:
         stack.enter_context(get_runtime(bundle.fmt).session())
     engine, loading = timed_load(lambda: load_engine(bundle, threads=threads))
     stack.enter_context(engine)
+    executed = require_precision(bundle, engine)
     candidate = candidate_from_engine(
         name,
         engine,
         _feeds(bundle),
         threads=threads,
         loading=replace(loading, peak_memory_mb=peak_mb),
-        details=bundle_details(bundle, precision=require_precision(bundle, engine).actual),
+        details=bundle_details(bundle, precision=executed.actual),
     )
-    return replace(candidate, parity=_parity(name, bundle, engine, bundle.options.precision))
+    return Subject(
+        candidate=replace(candidate, parity=_parity(name, bundle, engine, bundle.options.precision)),
+        engine=engine,
+        runtime=get_runtime(bundle.fmt).title,
+        feeds=_feeds_by_batch(bundle),
+        executed=executed,
+        work=bundle.manifest.work,
+    )
 
 
-def _torch_candidate(
+def _torch_subject(
     stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None, *, mode: TorchMode
-) -> Candidate:
+) -> Subject:
     """PyTorch with the model that the bundle was exported from."""
     inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
     model, loading = timed_load(lambda: _pytorch_model(bundle, source))
@@ -108,20 +124,22 @@ def _torch_candidate(
     if mode.compiled:
         torch_engine.compile(_feeds(bundle))
     precision = _precision_of_pytorch(bundle)
-    return _candidate(stack, mode.title, bundle, (torch_engine, loading), threads, judged=precision)
+    peer = _Peer(name=mode.title, runtime="PyTorch", loading=loading, threads=threads)
+    return _subject(stack, bundle, torch_engine, peer, judged=precision)
 
 
-def _peer_candidate(
+def _peer_subject(
     stack: ExitStack, bundle: Bundle, source: PytorchSource, threads: int | None, *, name: str
-) -> Candidate:
+) -> Subject:
     """A peer of PEERS, made of the model that the bundle was exported from."""
     require_peer(name)
     module = _pytorch_model(bundle, source).module
     inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
     model = build_peer(name, module, _feeds(bundle), outputs, folder)
-    loaded = timed_load(lambda: open_peer(name, model, inputs, outputs, threads=threads))
-    return _candidate(stack, name, bundle, loaded, threads, judged=_precision_of_pytorch(bundle))
+    engine, loading = timed_load(lambda: open_peer(name, model, inputs, outputs, threads=threads))
+    peer = _Peer(name=name, runtime=get_runtime(PEERS[name]).title, loading=loading, threads=threads)
+    return _subject(stack, bundle, engine, peer, judged=_precision_of_pytorch(bundle))
 
 
 def _pytorch_model(bundle: Bundle, source: PytorchSource) -> LoadedModel:
@@ -138,37 +156,53 @@ def _precision_of_pytorch(bundle: Bundle) -> Precision | None:
     return None if record.has_random_weights and not record.has_seed else "fp32"
 
 
-def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Candidate:
+def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | None) -> Subject:
     """Another runtime on the bundle's ONNX file."""
     runtime = get_runtime(fmt)
     options = BuildOptions(threads=threads, dynamic_batch=bundle.options.dynamic_batch, batch=bundle.options.batch)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
     artifact = runtime.build(bundle.model_path, folder, options)
     stack.enter_context(runtime.session())
-    loaded = timed_load(lambda: runtime.open(artifact.path, options))
-    return _candidate(stack, fmt, bundle, loaded, threads, judged=bundle.options.precision)
+    engine, loading = timed_load(lambda: runtime.open(artifact.path, options))
+    peer = _Peer(name=fmt, runtime=runtime.title, loading=loading, threads=threads)
+    return _subject(stack, bundle, engine, peer, judged=bundle.options.precision)
 
 
-def _candidate(
-    stack: ExitStack,
-    name: str,
-    bundle: Bundle,
-    loaded: tuple[Engine, Loading],
-    threads: int | None,
-    *,
-    judged: Precision | None,
-) -> Candidate:
-    """A loaded engine that is not the bundle's own; any precision is accepted, and reported.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Peer:
+    """An engine that is not the bundle's own."""
+
+    name: str
+    runtime: str  # its title
+    loading: Loading
+    threads: int | None
+
+
+def _subject(stack: ExitStack, bundle: Bundle, engine: Engine, peer: _Peer, *, judged: Precision | None) -> Subject:
+    """A loaded engine of a peer; any precision is accepted, and reported.
 
     Its outputs are compared with PyTorch's by the tolerance of the precision `judged`.
     """
-    engine, loading = loaded
     stack.enter_context(engine)
-    precision = engine.executed_precision().actual
+    executed, feeds = engine.executed_precision(), _feeds(bundle)
     candidate = candidate_from_engine(
-        name, engine, _feeds(bundle), threads=threads, loading=loading, details={"precision": precision}
+        peer.name,
+        engine,
+        feeds,
+        threads=peer.threads,
+        loading=peer.loading,
+        details={"precision": executed.actual},
     )
-    return candidate if judged is None else replace(candidate, parity=_parity(name, bundle, engine, judged))
+    parity = None if judged is None else _parity(peer.name, bundle, engine, judged)
+    return Subject(
+        candidate=replace(candidate, parity=parity),
+        engine=engine,
+        runtime=peer.runtime,
+        feeds={bundle.options.batch_to_measure: feeds},
+        executed=executed,
+        work=bundle.manifest.work,
+        is_peer=True,
+    )
 
 
 def _parity(name: str, bundle: Bundle, engine: Engine, precision: Precision) -> ParitySummary | None:
@@ -195,3 +229,13 @@ def _peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
 def _feeds(bundle: Bundle) -> dict[str, Array]:
     """One batch of the bundle's reference inputs."""
     return bundle.references()[0].batch(bundle.options.batch_to_measure)
+
+
+def _feeds_by_batch(bundle: Bundle) -> dict[int, dict[str, Array]]:
+    """Batches of the bundle's reference inputs: the fixed one, or powers of two within the bounds of a dynamic one."""
+    bounds, reference = bundle.options.dynamic_batch, bundle.references()[0]
+    sizes = {bundle.options.batch_to_measure}
+    if bounds is not None:
+        powers = {2**power for power in range(bounds.maximum.bit_length())}
+        sizes |= {size for size in powers | {bounds.minimum, bounds.maximum} if size >= bounds.minimum}
+    return {size: reference.batch(size) for size in sorted(sizes)}

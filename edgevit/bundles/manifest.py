@@ -11,6 +11,7 @@ from typing import Any, cast
 from edgevit.errors import BundleError, UsageError
 from edgevit.files import os_reason
 from edgevit.images import MAX_CROP_PCT, Preprocessing
+from edgevit.macs import ModelWork
 from edgevit.runtimes.base import MAX_THREADS, BatchRange, BuildOptions
 from edgevit.runtimes.build import BuildResult, usable_version
 from edgevit.runtimes.precision import ExecutedPrecision, precision_json
@@ -384,6 +385,7 @@ class Manifest:
     files: tuple[FileRecord, ...] = ()
     edgevit_version: str = ""
     exporter: ExporterRecord | None = None
+    work: ModelWork | None = None  # None in bundles of earlier versions
     precision_plan: Json | None = None  # nodes kept out of the requested precision; None for fp32
     parity: Json | None = None  # None if the export was not verified
     latency: tuple[Json, ...] | None = None
@@ -423,6 +425,7 @@ class Manifest:
             "precision": self.precision.to_json(),
             "inputs": [_tensor_json(spec) for spec in self.inputs],
             "outputs": [_tensor_json(spec) for spec in self.outputs],
+            **({"work": asdict(self.work)} if self.work is not None else {}),
             "typing": self.precision_plan,
             "parity": self.parity,
             "latency": list(self.latency) if self.latency is not None else None,
@@ -446,6 +449,7 @@ class Manifest:
                 files=fields.read("files", list_of(FileRecord.parse, most=10_000)),
                 edgevit_version=fields.read_or("edgevit_version", text(most=255), ""),
                 exporter=fields.read_or("exporter", nullable(ExporterRecord.parse), None),
+                work=fields.read_or("work", nullable(_parse_work), None),
                 precision_plan=fields.read_or("typing", nullable(any_object), None),
                 parity=fields.read_or("parity", nullable(any_object), None),
                 latency=fields.read_or("latency", nullable(list_of(any_object)), None),
@@ -515,6 +519,17 @@ def _unless_zero(pad: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 def _pair(values: tuple[int, ...] | None) -> tuple[int, int] | None:
     return None if values is None else (values[0], values[1])
+
+
+def _parse_work(value: Any, place: str) -> ModelWork:
+    fields = JsonObject.of(value, place)
+    return ModelWork(
+        batch=fields.read("batch", integer(1, MAX_BATCH)),
+        macs=fields.read("macs", integer()),
+        weight_bytes=fields.read("weight_bytes", integer()),
+        io_bytes=fields.read("io_bytes", integer()),
+        activation_bytes=fields.read("activation_bytes", integer()),
+    )
 
 
 def _parse_tensor(value: Any, place: str) -> TensorSpec:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import edgevit
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
+from edgevit.cli.latency_studies import study_parts
 from edgevit.cli.parser import Arguments, Command, add_source, add_threads
 from edgevit.cli.report import SUFFIXES, write_reports
 from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, speed_phrase
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(openvino.convert_model as it is) or other formats, comma-separated",
     )
     add_source(parser, needed_for="--against torch")
+    _add_studies(parser)
     parser.add_argument(
         "--report",
         type=argument_types.paths,
@@ -72,9 +74,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_studies(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("studies, made of each bundle after the measurement")
+    group.add_argument(
+        "--roofline",
+        action="store_true",
+        help="also measure the machine's matrix products and copies, and print the share of that limit",
+    )
+    group.add_argument(
+        "--layers", action="store_true", help="also profile the layers, by PyTorch module and kind of operator"
+    )
+    group.add_argument(
+        "--throughput",
+        action="store_true",
+        help="also raise batches and parallel inferences until the images per second stop growing",
+    )
+    group.add_argument(
+        "--sustained",
+        type=argument_types.seconds,
+        metavar="TIME",
+        help="also run each bundle without a pause for a time such as 60s or 10min, and compare its end with its start",
+    )
+
+
 def run(arguments: Arguments, console: Console) -> int:
     """Measure the latency of bundles, and compare it with a baseline if one is given."""
-    from edgevit.bundles.benchmark import FROM_PYTORCH, measure_bundles
+    from edgevit.bundles.benchmark import FROM_PYTORCH, measure_bundles, measure_plan
     from edgevit.bundles.bundle import Bundle, display_names
     from edgevit.bundles.report import measured_document
     from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
@@ -82,12 +107,19 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.latency.compare import latency_json
     from edgevit.latency.document.write import require_report_paths
     from edgevit.latency.environment import Environment
+    from edgevit.latency.studies import Studies
 
     if arguments.max_slowdown is not None and arguments.baseline is None:
         raise UsageError("--max-slowdown requires --baseline FILE")
     require_report_paths(arguments.report)
     slowdown = _DEFAULT_MAX_SLOWDOWN if arguments.max_slowdown is None else arguments.max_slowdown
     compare.require_allowance(slowdown)
+    studies = Studies(
+        roofline=arguments.roofline,
+        layers=arguments.layers,
+        throughput=arguments.throughput,
+        sustained_s=arguments.sustained,
+    )
     bundles = [Bundle.open(path) for path in arguments.bundle]
     names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
@@ -102,7 +134,8 @@ def run(arguments: Arguments, console: Console) -> int:
             against=arguments.against,
             source=source,
             threads=arguments.threads,
-            duration_s=arguments.duration,
+            plan=measure_plan(arguments.duration),
+            studies=studies,
             on_progress=on_progress,
         )
     written = []
@@ -112,7 +145,8 @@ def run(arguments: Arguments, console: Console) -> int:
     kept = [_keep(bundle, reports) for bundle in bundles]
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
-    console.print(*latency_parts(reports, detailed=console.detailed), *(note for note in kept if note))
+    parts = [*latency_parts(reports, detailed=console.detailed), *study_parts(studies, reports)]
+    console.print(*parts, *(note for note in kept if note))
     console.result(*written)
     result = {"latency": latency_json(reports), "baseline": [check.to_json() for check in checks]}
     failure = baseline.first_failure(checks)

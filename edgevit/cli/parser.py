@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -192,6 +193,18 @@ def percentage(text: str) -> float:
         return float(text.removesuffix("%")) / 100
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a percentage, such as 0.5%") from None
+
+
+def seconds(text: str) -> float:
+    """Argument type for a time: `60s`, `10min`, or a number of seconds."""
+    number, factor = (text.removesuffix("min"), 60.0) if text.endswith("min") else (text.removesuffix("s"), 1.0)
+    try:
+        value = factor * float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time, such as 60s or 10min") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0, such as 60s or 10min")
+    return value
 
 
 def compute_capabilities(text: str) -> tuple[int, ...]:

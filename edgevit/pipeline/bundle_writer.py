@@ -22,6 +22,7 @@ from edgevit.bundles.manifest import (
     StageRecord,
 )
 from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
+from edgevit.export.macs import graph_work
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.models.description import ModelDescription, describe_preprocessing, describe_weights, is_hub_name
@@ -66,6 +67,7 @@ def write_bundles(
                 precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
                 inputs=bundle.graph.inputs,
                 outputs=bundle.graph.outputs,
+                work=graph_work(bundle.graph, batch=bundle.options.batch),
                 precision_plan=bundle.precision_plan.to_json() if bundle.precision_plan else None,
                 parity=parity.to_json() if parity is not None else None,
                 latency=tuple(latency_figures(report) for report in latencies.values()) or None,

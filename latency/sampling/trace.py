@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,17 @@ class DeviceTrace:
         index = self.names.index(name) if name in self.names else len(self.names)
         pairs = zip(self.candidates, self.starts_ns, strict=True)
         return tuple(sample for sample, (worked, start) in enumerate(pairs) if worked == index and start >= 0)
+
+    def between(self, begin_ns: int, end_ns: int) -> DeviceTrace:
+        """Return the samples whose start is in a span of time."""
+        kept = [index for index, start in enumerate(self.starts_ns) if begin_ns <= start < end_ns]
+        return replace(
+            self,
+            starts_ns=tuple(self.starts_ns[index] for index in kept),
+            candidates=tuple(self.candidates[index] for index in kept),
+            costs_ms=tuple(self.costs_ms[index] for index in kept),
+            series=tuple(replace(each, values=tuple(each.values[index] for index in kept)) for each in self.series),
+        )
 
     def of_kind(self, *kinds: Kind) -> Iterator[Series]:
         return (series for series in self.series if series.channel.kind in kinds)

@@ -27,6 +27,8 @@ def test_latency_measures_side_by_side(
         "1",
         "--against",
         "torch",
+        "--roofline",
+        "--layers",
         "--json",
         out,
         "-v",
@@ -40,7 +42,12 @@ def test_latency_measures_side_by_side(
         assert row["p50_ms"] <= row["p90_ms"]
     peak, none = (row["peak_memory_mb"] for row in rows)
     assert 20 < peak < 2000 and none is None  # in a process of its own
+    own, peer = (row["evidence"] for row in rows)
+    assert {group["name"] for group in own["layers"]["by_kind"]} >= {"Conv"} and peer["layers"] is None
+    assert own["roofline"]["limit_ms"] > 0 and own["roofline"]["macs_per_s"]["int8"] > 0
+    assert peer["roofline"]["runtime"] == "PyTorch" and own["roofline"]["macs"] == peer["roofline"]["macs"]
     printed = capsys.readouterr().out
+    assert "time by module" in printed and "best rates: ONNX Runtime" in printed
     assert "images/s" in printed and "host MB" in printed and "device: " in printed
 
 
@@ -60,16 +67,21 @@ def test_a_peer_that_answers_wrongly_is_measured_and_named(
         DirectOpenVinoEngine, "_infer", lambda *args: {name: 2 * array for name, array in right(*args).items()}
     )
     out, path = tmp_path / "latency.json", shared_bundle("ort").path
-    against = ("--against", "naive-onnx,ov-direct", "--duration", "0.1", "--threads", "1")
+    against = ("--against", "ov-direct", "--duration", "0.1", "--threads", "1")
     assert status("latency", path, *against, "--json", out) == 0
     rows = json.loads(out.read_text())["latency"]
-    assert [(row["name"], row["parity"]["passed"]) for row in rows] == [
-        (path.name, True),
-        ("naive-onnx", True),
-        ("ov-direct", False),
-    ]
+    assert [(row["name"], row["parity"]["passed"]) for row in rows] == [(path.name, True), ("ov-direct", False)]
     printed = capsys.readouterr().out
     assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not PyTorch's: max error" in printed
+
+
+@pytest.mark.parametrize("time", ["0s", "later", "1s", "nan"])
+def test_a_wrong_time_of_a_sustained_run_ends_in_one_line(
+    shared_bundle: Callable[[str], Bundle], one_line: Callable[[], str], time: str
+) -> None:
+    assert status("latency", shared_bundle("ort").path, "--sustained", time) == 2
+    line = one_line()
+    assert "is not a time" in line or "a sustained run takes 3 s to 24 h" in line
 
 
 def test_floating_clocks_end_the_command_before_it_measures(

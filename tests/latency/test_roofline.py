@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from edgevit.latency.roofline import copied_bytes, copy_rate
 from tests.helpers.samples import ROOFLINE
 
 
@@ -19,3 +20,8 @@ def test_the_limit_is_the_larger_of_arithmetic_and_memory() -> None:
 
 def test_a_precision_without_a_rate_counts_at_the_fp32_rate() -> None:
     assert dataclasses.replace(ROOFLINE, macs={"fp16": 2_000_000}).compute_ms == pytest.approx(1)
+
+
+def test_the_copy_has_about_as_many_bytes_as_the_model_moves() -> None:
+    assert [copied_bytes(size) for size in (1, 5_000_000, 10**10)] == [1 << 20, 1 << 23, 1 << 28]
+    assert copy_rate(1, 1 << 20) > 1e8  # any machine copies 0.1 GB/s

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from edgevit.runtimes.layer_profile import TOP_MODULE, UNKNOWN_MODULE, layer_profile, module_of_name
+from edgevit.runtimes.layer_profile import TOP_MODULE, UNKNOWN_MODULE, LayerTime, layer_profile, module_of_name
 
-RUN = [
-    ("blocks.0.attn/MatMul", "MatMul", "blocks.0.attn", 2.0),
-    ("blocks.0.mlp/Add", "Add", "blocks.0.mlp", 1.0),
-    ("blocks.1.mlp/MatMul", "MatMul", "blocks.1.mlp", 3.0),
-]
+
+def layer(name: str, ms: float) -> LayerTime:
+    return LayerTime(name=name, kind=name.rpartition("/")[2], module=module_of_name(name), ms=ms)
+
+
+RUN = [layer("blocks.0.attn/MatMul", 2.0), layer("blocks.0.mlp/Add", 1.0), layer("blocks.1.mlp/MatMul", 3.0)]
 
 
 def test_layers_are_summed_by_kind_and_by_module() -> None:
-    profile = layer_profile([RUN, RUN, [(*layer[:3], 10 * layer[3]) for layer in RUN]], [7.0, 8.0, 70.0])
+    profile = layer_profile([RUN, RUN, [replace(each, ms=10 * each.ms) for each in RUN]], [7.0, 8.0, 70.0])
     assert profile.sum_ms == 6 and profile.profiled_ms == 8  # medians: one slow run changes nothing
     kinds = profile.by_kind()
     assert [(group.name, group.layers, group.ms) for group in kinds] == [("MatMul", 2, 5.0), ("Add", 1, 1.0)]
@@ -29,3 +32,9 @@ def test_layers_are_summed_by_kind_and_by_module() -> None:
 )
 def test_the_module_is_read_from_the_name(name: str, module: str) -> None:
     assert module_of_name(name) == module
+
+
+def test_an_unknown_layer_between_two_of_one_module_counts_to_it() -> None:
+    names = ["reorder_1", "a/MatMul", "reorder_2", "a/Add", "reorder_3", "b/Add"]
+    modules = [each.module for each in layer_profile([[layer(name, 1.0) for name in names]], [6.0]).layers]
+    assert modules == [UNKNOWN_MODULE, "a", "a", "a", UNKNOWN_MODULE, "b"]

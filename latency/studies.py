@@ -1,0 +1,160 @@
+"""Studies: measurements of one engine beside the timed rounds, which slow it or take all of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from edgevit.errors import UsageError
+from edgevit.latency.candidate import Candidate
+from edgevit.latency.measure import MeasureProgress, OnMeasure, ignore_progress
+from edgevit.latency.report import LatencyReport
+from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, matmul_rate
+from edgevit.latency.sustained import MIN_S, SustainedRun, run_sustained
+from edgevit.latency.throughput import saturate
+from edgevit.macs import ModelWork
+from edgevit.runtimes.base import Engine, available_cores
+from edgevit.runtimes.layer_profile import LayerProfile
+from edgevit.runtimes.precision import UNKNOWN, ExecutedPrecision
+from edgevit.types import PRECISIONS, Array
+
+_PROFILE_MS = 1000.0  # of inferences that are profiled
+_MIN_PROFILED, _MAX_PROFILED = 5, 50
+_SETTING_S = 1.0  # of each setting of the throughput
+_MAX_SUSTAINED_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Studies:
+    """The studies to make. Raises UsageError for a wrong time."""
+
+    roofline: bool = False
+    layers: bool = False
+    throughput: bool = False
+    sustained_s: float | None = None  # None: no sustained run
+
+    def __post_init__(self) -> None:
+        if self.sustained_s is not None and not MIN_S <= self.sustained_s <= _MAX_SUSTAINED_S:
+            raise UsageError(f"a sustained run takes {MIN_S:g} s to 24 h, not {self.sustained_s:g} s")
+
+
+NO_STUDIES = Studies()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An engine that was measured as `candidate`, while it is still open."""
+
+    candidate: Candidate
+    engine: Engine
+    runtime: str  # its title; engines of one runtime share the rates of its matrix products
+    feeds: Mapping[int, Mapping[str, Array]]  # inputs by batch, in rising order
+    executed: ExecutedPrecision
+    work: ModelWork | None  # None if the manifest does not tell it
+    is_peer: bool = False  # built for comparison: only its limit is of interest
+
+    @property
+    def measured_feeds(self) -> Mapping[str, Array]:
+        return self.feeds[self.candidate.batch]
+
+
+def study(
+    studies: Studies,
+    subjects: Sequence[Subject],
+    reports: Sequence[LatencyReport],
+    on_progress: OnMeasure | None = None,
+) -> tuple[LatencyReport, ...]:
+    """Make the studies of each subject, and return the reports with their results."""
+    on_progress = on_progress or ignore_progress
+    machine = Machine()
+    return tuple(
+        _study_one(studies, subject, report, machine, on_progress)
+        for subject, report in zip(subjects, reports, strict=True)
+    )
+
+
+def _study_one(
+    studies: Studies, subject: Subject, report: LatencyReport, machine: Machine, on_progress: OnMeasure
+) -> LatencyReport:
+    name, own = report.name, not subject.is_peer
+
+    def show(what: str, fraction: float = 0.0) -> None:
+        on_progress(MeasureProgress(f"{what} of {name}", fraction, None))
+
+    roofline, layers, throughput, sustained = report.roofline, report.layers, report.throughput, report.sustained
+    if studies.roofline:
+        show("limit")
+        roofline = machine.roofline(subject)
+    if studies.layers and own:
+        show("layers")
+        layers = _profile(subject, report.p50_ms)
+    if studies.throughput and own:
+        show("throughput")
+        throughput = saturate(
+            subject.engine, subject.feeds, stream_counts(subject.candidate.threads), seconds=_SETTING_S
+        )
+    if studies.sustained_s is not None and own:
+        sustained = _sustain(subject, studies.sustained_s, show)
+    return replace(report, roofline=roofline, layers=layers, throughput=throughput, sustained=sustained)
+
+
+class Machine:
+    """Rates of this machine, measured when they are first needed."""
+
+    def __init__(self) -> None:
+        self._products: dict[tuple[str, int | None, str], float | None] = {}
+        self._copies: dict[tuple[int | None, int], float] = {}
+
+    def roofline(self, subject: Subject) -> Roofline | None:
+        """Return the limit for a subject; None if its runtime multiplies no matrix here, or its work is unknown."""
+        threads, work = subject.candidate.threads, subject.work
+        known: dict[str, float] = {}
+        for name in PRECISIONS:
+            rate = self._product_rate(subject, name)
+            if rate is not None:
+                known[name] = rate
+        if PRECISIONS[0] not in known or work is None:
+            return None
+        of_batch = work.for_batch(subject.candidate.batch)
+        moved_bytes = of_batch.weight_bytes + of_batch.io_bytes
+        copied = (threads, copied_bytes(moved_bytes))
+        if copied not in self._copies:
+            self._copies[copied] = copy_rate(*copied)
+        return Roofline(
+            runtime=subject.runtime,
+            threads=threads,
+            macs_per_s=known,
+            copy_bytes_per_s=self._copies[copied],
+            macs=_by_precision(of_batch.macs, subject.executed),
+            moved_bytes=moved_bytes,
+            activation_bytes=of_batch.activation_bytes,
+        )
+
+    def _product_rate(self, subject: Subject, precision: str) -> float | None:
+        key = (subject.runtime, subject.candidate.threads, precision)
+        if key not in self._products:
+            self._products[key] = matmul_rate(subject.engine, precision)
+        return self._products[key]
+
+
+def stream_counts(threads: int | None) -> tuple[int, ...]:
+    """Return the numbers of streams to try: powers of two, to twice the threads."""
+    most = 2 * (threads or available_cores())
+    return tuple(2**power for power in range(most.bit_length()))
+
+
+def _by_precision(macs: int, executed: ExecutedPrecision) -> dict[str, int]:
+    """Return the MACs by the precision that runs them; all in the most frequent one if the runtime tells no shares."""
+    if not executed.macs:
+        actual = executed.actual
+        return {PRECISIONS[0] if actual == UNKNOWN else actual: macs}
+    return {name: round(macs * executed.fraction(name)) for name in executed.macs}
+
+
+def _profile(subject: Subject, p50_ms: float) -> LayerProfile | None:
+    runs = min(_MAX_PROFILED, max(_MIN_PROFILED, round(_PROFILE_MS / p50_ms)))
+    return subject.engine.profile_layers(subject.measured_feeds, runs=runs)
+
+
+def _sustain(subject: Subject, seconds: float, show: Callable[[str, float], None]) -> SustainedRun:
+    return run_sustained(subject.candidate, seconds, on_second=lambda fraction: show("sustained run", fraction))

@@ -1,0 +1,63 @@
+"""The search for the highest rate: it stops where the rate stops growing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgevit.latency.throughput import saturate
+from edgevit.runtimes.base import Engine, ThroughputRunner
+from edgevit.runtimes.precision import ExecutedPrecision
+from edgevit.types import Array
+
+
+class _Runner:
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+
+    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
+        return round(self._per_s * seconds / len(feeds["x"])), seconds
+
+    def close(self) -> None:
+        pass
+
+
+class _Engine(Engine):
+    """An engine whose rate is known for each number of streams."""
+
+    def __init__(self, rates: Mapping[int, float]) -> None:
+        self._rates, self.tried = rates, list[int]()
+
+    def throughput_runner(self, streams: int) -> ThroughputRunner | None:
+        self.tried.append(streams)
+        return _Runner(self._rates[streams]) if self._rates else None
+
+    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def executed_precision(self) -> ExecutedPrecision:
+        raise NotImplementedError
+
+
+def feeds(*batches: int) -> dict[int, dict[str, Array]]:
+    return {batch: {"x": np.zeros(batch)} for batch in batches}
+
+
+def test_streams_are_raised_until_the_rate_stops_growing() -> None:
+    engine = _Engine({1: 100.0, 2: 180.0, 4: 181.0, 8: 900.0})
+    found = saturate(engine, feeds(1), (1, 2, 4, 8), seconds=1.0)
+    assert found is not None and engine.tried == [1, 2, 4]
+    assert (found.best.streams, found.best.images_per_s) == (4, 181)
+
+
+def test_batches_are_raised_until_the_rate_stops_growing() -> None:
+    engine = _Engine({1: 100.0, 2: 100.0})
+    found = saturate(engine, feeds(1, 2, 4), (1, 2), seconds=4.0)
+    assert found is not None and [(point.batch, point.streams) for point in found.points] == [
+        (1, 1), (1, 2), (2, 1), (2, 2),
+    ]  # fmt: skip
+
+
+def test_an_engine_without_streams_has_no_throughput() -> None:
+    assert saturate(_Engine({}), feeds(1), (1, 2), seconds=1.0) is None

@@ -1,0 +1,89 @@
+"""Profiles, matrix products and parallel inferences of the CPU runtimes, on a graph of a convolution and a matmul."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.node_names import node_names
+from edgevit.runtimes.onnxruntime import OnnxRuntime
+from edgevit.runtimes.openvino import OpenVino, convert
+from tests.helpers.onnx_files import save_graph
+
+FEEDS = {"x": np.random.default_rng(0).standard_normal((1, 8, 16, 16)).astype(np.float32)}
+RUNTIMES = {"ort": OnnxRuntime, "openvino": OpenVino}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_graph(
+        tmp_path_factory.mktemp("studies") / "model.onnx",
+        "g (float[1, 8, 16, 16] x) => (float[1, 10] y)",
+        {
+            "stem.conv/Conv": "c = Conv <pads = [1, 1, 1, 1]> (x, w)",
+            "stem.act/Relu": "r = Relu(c)",
+            "head/Flatten": "f = Flatten(r)",
+            "head/MatMul": "y = MatMul(f, v)",
+        },
+        {"w": (8, 8, 3, 3), "v": (2048, 10)},
+    )
+
+
+@pytest.fixture(params=RUNTIMES, ids=str)
+def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
+    runtime = RUNTIMES[request.param]()
+    path = model
+    if request.param == "openvino":
+        path = model.with_suffix(".xml")
+        scratch = model.parent / "scratch"
+        scratch.mkdir(exist_ok=True)
+        convert(runtime.load(), model, path, scratch=scratch)
+    with runtime.open(path, BuildOptions(threads=1)) as engine:
+        yield engine
+
+
+def test_layers_are_timed_and_belong_to_modules(engine: Engine) -> None:
+    profile = engine.profile_layers(FEEDS, runs=3)
+    assert profile is not None and profile.runs == 3
+    modules = {group.name for group in profile.by_module(1)}
+    assert {"stem", "head"} <= modules and profile.sum_ms > 0
+    assert not engine.has_run  # another instance was profiled
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_runtime_multiplies_matrices_itself(engine: Engine, precision: str) -> None:
+    product = engine.matmul((4, 64, 32), precision)
+    assert product is not None
+    result = product()
+    values = result if isinstance(result, list) else list(result.values())  # type: ignore[attr-defined]
+    assert values[0].shape == (4, 32)
+    if precision == "fp32":
+        np.testing.assert_array_equal(values[0], np.full((4, 32), 64, np.float32))
+
+
+def test_a_precision_without_a_product_has_none(engine: Engine) -> None:
+    assert engine.matmul((4, 64, 32), "fp16") is None
+
+
+def test_several_inferences_run_at_once_and_are_counted(engine: Engine) -> None:
+    runner = engine.throughput_runner(2)
+    assert runner is not None
+    inferences, elapsed_s = runner.run_for(FEEDS, 0.05)
+    runner.close()
+    assert inferences >= 2 and elapsed_s >= 0.05
+
+
+def test_node_names_are_read_without_onnx(model: Path, tmp_path: Path) -> None:
+    assert node_names(model) == {
+        "c": "stem.conv/Conv",
+        "r": "stem.act/Relu",
+        "f": "head/Flatten",
+        "y": "head/MatMul",
+    }
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(model.read_bytes()[:-100])
+    assert node_names(damaged) == {} == node_names(tmp_path / "none.onnx")
