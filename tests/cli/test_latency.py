@@ -13,12 +13,15 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.runtimes.peers import DirectOpenVinoEngine
 from tests.helpers import samples
 from tests.helpers.cli import status
+from tests.helpers.json_schema import violations
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "report_schema.json"
 
 
 def test_latency_measures_side_by_side(
     shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, path = tmp_path / "latency.json", shared_bundle("ort").path
+    out, report, path = tmp_path / "latency.json", tmp_path / "report.json", shared_bundle("ort").path
     arguments: list[str | Path] = [
         path,
         "--duration",
@@ -31,6 +34,8 @@ def test_latency_measures_side_by_side(
         "--layers",
         "--json",
         out,
+        "--report",
+        report,
         "-v",
     ]
     assert status("latency", *arguments) == 0
@@ -48,6 +53,8 @@ def test_latency_measures_side_by_side(
     assert peer["roofline"]["runtime"] == "PyTorch" and own["roofline"]["macs"] == peer["roofline"]["macs"]
     printed = capsys.readouterr().out
     assert "time by module" in printed and "best rates: ONNX Runtime" in printed
+    assert violations(json.loads(report.read_text()), json.loads(SCHEMA.read_text())) == []
+    assert f"report: {report}" in printed
     assert "images/s" in printed and "host MB" in printed and "device: " in printed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import pytest
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.openvino import convert
 from edgevit.runtimes.registry import get_runtime
+from edgevit.types import TensorSpec
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]>'
 # Run in a subprocess, since telemetry starts with the first import of OpenVINO.
@@ -26,7 +28,7 @@ BUILD = """
 import sys, tempfile, threading
 from pathlib import Path
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.registry import get_runtime
 
 runtime = get_runtime("openvino")
@@ -122,3 +124,33 @@ def test_a_graph_that_crashes_openvino_is_a_build_error(tmp_path: Path) -> None:
         get_runtime("openvino").build(tmp_path / "model.onnx", tmp_path, BuildOptions())
     assert len(str(caught.value).splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# benchmark_app, without the telemetry that its package may send.
+BENCHMARK_APP = """
+import sys
+sys.modules["openvino_telemetry"] = None
+from openvino.tools.benchmark.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_command_of_benchmark_app_times_the_engine_in_the_same_settings(tmp_path: Path, dynamic: bool) -> None:
+    batch = "batch" if dynamic else "2"
+    text = f"""g (float[{batch}, 3, 8, 8] images) => (float[{batch}, 3, 8, 8] y) {{ y = Relu(images) }}"""
+    onnx.save(onnx.parser.parse_model(f"{HEAD} {text}"), tmp_path / "model.onnx")
+    options = BuildOptions(threads=1, **({"dynamic_batch": BatchRange(1, 2, 4)} if dynamic else {"batch": 2}))
+    runtime = get_runtime("openvino")
+    engine = runtime.build(tmp_path / "model.onnx", tmp_path, options).path
+    inputs = [TensorSpec("images", "float32", ("batch" if dynamic else 2, 3, 8, 8))]
+    command = runtime.time_command(engine, options, inputs=inputs)
+    assert command is not None
+    name, *words = shlex.split(command.line.replace("-t 10", "-niter 20"))
+    assert name == "benchmark_app"
+    done = subprocess.run([sys.executable, "-c", BENCHMARK_APP, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for setting in ("NUM_STREAMS: 1", "INFERENCE_NUM_THREADS: 1", "INFERENCE_PRECISION_HINT: <Type: 'float32'>"):
+        assert setting in done.stdout
+    assert re.search(r"images \(node: images\) : f32 / ", done.stdout), done.stdout
+    assert re.search(r"Median: +[\d.]+ [mu]s", done.stdout)
