@@ -170,10 +170,23 @@ def read_image(path: Path) -> Image.Image:
 
     Raises ImageError if the file cannot be read or its value range is unknown.
     """
+
+    def upright(image: Image.Image) -> Image.Image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_8_bits(image).convert("RGB")
+
+    return _read(path, upright)
+
+
+def read_unconverted(path: Path) -> Image.Image:
+    """Return the image at `path` as it is stored: a mask's palette indices stay indices. Raises ImageError."""
+    return _read(path, Image.Image.copy)
+
+
+def _read(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with open(open_regular(path), "rb") as file, _open(file) as image:  # noqa: PTH123  # a descriptor
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_8_bits(image).convert("RGB")
+            return convert(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise anything for a damaged file

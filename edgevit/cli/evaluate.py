@@ -1,4 +1,4 @@
-"""`edgevit eval`: measure top-1 and top-5 accuracy on labeled images."""
+"""`edgevit eval`: measure top-1 and top-5 accuracy, mAP or mIoU on labeled images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from edgevit.latency.names import short_names
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.evaluate_dense import DenseReport
     from edgevit.bundles.source_model import PytorchSource
     from edgevit.metrics import AccuracyReport
     from edgevit.models.loading import LoadedModel
@@ -33,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=argument_types.path,
         required=True,
         metavar="DIR",
-        help="labeled images: one subfolder per class, or a labels.txt",
+        help="labeled images: one subfolder per class, or a labels.txt; for detectors a folder in COCO's format, for "
+        "segmentation the folders images and masks",
     )
     parser.add_argument(
         "--against",
@@ -44,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_source(parser, needed_for="--against torch")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, spread over the classes")
+    parser.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        help="in masks 0 means no class, and the classes count from 1, as in ADE20K",
+    )
     add_strict(parser)
     add_threads(parser)
 
@@ -51,15 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments, console: Console) -> int:
     """Evaluate bundles and PyTorch on the same images."""
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.dense import DENSE_TASKS
     from edgevit.bundles.evaluate import TORCH, EvalOptions, evaluate_bundles
 
     if unknown := [name for name in arguments.against if name != TORCH]:
         raise UsageError(f"--against accepts only {TORCH}, got {unknown[0]!r}; pass other bundles as arguments")
     names = [name for name in arguments.bundle if _is_model(name)]
     source = _source(arguments, names)
+    bundles = [Bundle.open(path) for path in arguments.bundle if not _is_model(path)]
+    if any(bundle.manifest.model.task in DENSE_TASKS for bundle in bundles):
+        return _evaluate_dense(bundles, names, arguments, console, source)
     with redirect_user_output(), console.image_progress() as on_progress:
         report = evaluate_bundles(
-            [Bundle.open(path) for path in arguments.bundle if not _is_model(path)],
+            bundles,
             models=_load_models(names, None if arguments.against else arguments.weights),
             data=arguments.data,
             pytorch=source if arguments.against else None,
@@ -70,6 +82,71 @@ def run(arguments: Arguments, console: Console) -> int:
     console.print(*accuracy_parts(report, detailed=console.detailed))
     console.finish(report.to_json())
     return 0
+
+
+def _evaluate_dense(
+    bundles: Sequence[Bundle],
+    models: Sequence[str],
+    arguments: Arguments,
+    console: Console,
+    source: PytorchSource,
+) -> int:
+    """Evaluate detectors or segmentation models."""
+    from edgevit.bundles.evaluate import EvalOptions
+    from edgevit.bundles.evaluate_dense import evaluate_dense
+
+    if models:
+        raise UsageError(
+            f"{models[0]}: detectors and segmentation models are evaluated as bundles; use --against torch"
+        )
+    with redirect_user_output(), console.image_progress() as on_progress:
+        report = evaluate_dense(
+            bundles,
+            data=arguments.data,
+            pytorch=source if arguments.against else None,
+            options=EvalOptions(threads=arguments.threads, limit=arguments.limit, strict=arguments.strict),
+            reduce_zero_label=arguments.reduce_zero_label,
+            on_progress=on_progress,
+        )
+    console.result(*dense_lines(report))
+    console.print(*dense_parts(report))
+    console.finish(report.to_json())
+    return 0
+
+
+def dense_lines(report: DenseReport) -> list[str]:
+    """Return the main figure of each model in one line, with its difference to the first."""
+    lines = []
+    for evaluation in report.evaluations:
+        name, figure = next(iter(evaluation.figures.items()))
+        line = f"{evaluation.name}: {name} {figure.value:.2%} on {report.images} images"
+        if evaluation is not report.evaluations[0]:
+            points = 100 * report.lost(evaluation).value
+            line += f", {abs(points):.2f} points {'below' if points > 0 else 'above'} {report.evaluations[0].name}"
+        lines.append(line)
+    return lines
+
+
+def dense_parts(report: DenseReport) -> list[Part]:
+    """Return the table of all figures and its notes."""
+    first = report.evaluations[0]
+    compared = ("points lost",) if len(report.evaluations) > 1 else ()
+    table = make_table(None, "model", "runs", *(f"{name} %" for name in first.figures), *compared)
+    for name, evaluation in zip(
+        short_names([each.name for each in report.evaluations]), report.evaluations, strict=True
+    ):
+        lost = report.lost(evaluation)
+        table.add_row(
+            name,
+            evaluation.precision,
+            *(_percent(figure.value, figure.interval) for figure in evaluation.figures.values()),
+            *(() if evaluation is first else (_percent(lost.value, lost.interval),)),
+        )
+    return [
+        table,
+        "95 % intervals: images drawn again with replacement; differences are paired",
+        *notes([report.description, *report.notes]),
+    ]
 
 
 def _source(arguments: Arguments, names: Sequence[str]) -> PytorchSource:
@@ -167,5 +244,8 @@ def _percent(fraction: float | None, interval: Interval | None) -> str:
 
 
 COMMAND = Command(
-    name="eval", help="measure top-1 and top-5 accuracy on labeled images", add_arguments=add_arguments, run=run
+    name="eval",
+    help="measure top-1 and top-5 accuracy, mAP or mIoU on labeled images",
+    add_arguments=add_arguments,
+    run=run,
 )

@@ -1,0 +1,251 @@
+"""Measure mAP of detectors and mIoU of segmentation models, and of PyTorch, on the same labeled photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from edgevit.bundles.bundle import Bundle, display_names
+from edgevit.bundles.dense import DENSE_TASKS, DenseModel, dense_model
+from edgevit.bundles.engine import load_engine, require_precision
+from edgevit.bundles.evaluate import TORCH, EvalOptions
+from edgevit.bundles.source_model import PytorchSource, recreate_model
+from edgevit.dense.average_precision import match, mean_average_precisions
+from edgevit.dense.bootstrap import RESAMPLES, Estimate
+from edgevit.dense.coco import box_results
+from edgevit.dense.coco_dataset import read_coco
+from edgevit.dense.mask_dataset import find_masks
+from edgevit.dense.mean_iou import PixelCounts, class_ious, count_pixels, mean_iou_and_accuracy
+from edgevit.dense.outputs import class_count
+from edgevit.errors import ImageError, UsageError
+from edgevit.images import read_image, skipped_notes
+from edgevit.metrics import OnImages
+from edgevit.types import Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseEvaluation:
+    """The figures of one candidate by name; the first is the one to compare."""
+
+    name: str
+    precision: str
+    figures: Mapping[str, Estimate]
+    details: Mapping[str, Any]
+
+    @property
+    def main(self) -> Estimate:
+        return next(iter(self.figures.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseReport:
+    """Evaluations on the same photos; the first is the reference of the others."""
+
+    images: int
+    description: str
+    evaluations: tuple[DenseEvaluation, ...]
+    notes: tuple[str, ...]
+
+    def lost(self, evaluation: DenseEvaluation) -> Estimate:
+        """Return how much of the main figure is lost against the first candidate, with the interval of paired draws."""
+        return self.evaluations[0].main.minus(evaluation.main)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "how": self.description,
+            "images": self.images,
+            "resamples": RESAMPLES,
+            "notes": list(self.notes),
+            "accuracy": [self._to_json(each) for each in self.evaluations],
+        }
+
+    def _to_json(self, evaluation: DenseEvaluation) -> dict[str, Any]:
+        figures = {
+            name: {"value": each.value, "interval": asdict(each.interval)} for name, each in evaluation.figures.items()
+        }
+        lost = self.lost(evaluation)
+        compared = {} if evaluation is self.evaluations[0] else {"lost": _lost_json(lost.value, lost.interval)}
+        return {
+            "name": evaluation.name,
+            "precision": evaluation.precision,
+            **figures,
+            **compared,
+            **evaluation.details,
+        }
+
+
+def _lost_json(value: float, interval: Interval) -> dict[str, Any]:
+    return {"value": value, "interval": asdict(interval)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    name: str
+    model: DenseModel
+    precision: str
+
+
+def evaluate_dense(
+    bundles: Sequence[Bundle],
+    *,
+    data: Path,
+    pytorch: PytorchSource | None = None,
+    options: EvalOptions = EvalOptions(),  # noqa: B008  # frozen
+    reduce_zero_label: bool = False,
+    on_progress: OnImages | None = None,
+) -> DenseReport:
+    """Measure bundles of one task, and PyTorch with the model of the first if `pytorch` says where to find it.
+
+    Detectors: mAP on a folder in COCO's format. Segmentation: mIoU on folders of images and masks. Intervals come
+    from drawing the images again. Raises UsageError if the bundles differ in task, preprocessing or classes;
+    MissingError without pycocotools or PyTorch if they are needed; ImageError if no image can be read.
+    """
+    first = bundles[0]
+    _require_comparable(bundles)
+    with ExitStack() as stack:
+        engines = [stack.enter_context(load_engine(bundle, threads=options.threads)) for bundle in bundles]
+        candidates = [
+            _Candidate(
+                name=name,
+                model=dense_model(bundle, engine),
+                precision=require_precision(bundle, engine).actual,
+            )
+            for name, bundle, engine in zip(display_names(bundles), bundles, engines, strict=True)
+        ]
+        if pytorch is not None:
+            candidates.insert(0, _pytorch(first, candidates[0], pytorch, options.threads))
+        if first.manifest.model.task == "detection":
+            return _evaluate_boxes(candidates, first, data, options, on_progress)
+        return _evaluate_masks(candidates, first, data, options, on_progress, reduce_zero_label=reduce_zero_label)
+
+
+def _pytorch(bundle: Bundle, candidate: _Candidate, source: PytorchSource, threads: int | None) -> _Candidate:
+    from edgevit.runtimes.pytorch import TorchEngine
+
+    engine = candidate.model.engine
+    torch = TorchEngine(recreate_model(bundle, source).module, engine.inputs, engine.outputs, threads=threads)
+    return _Candidate(name=TORCH, model=dense_model(bundle, torch), precision=torch.executed_precision().actual)
+
+
+def _require_comparable(bundles: Sequence[Bundle]) -> None:
+    first = bundles[0]
+    for other in bundles:
+        if other.manifest.model.task not in DENSE_TASKS:
+            raise UsageError(f"{other.name} is for {other.manifest.model.task}; evaluate it separately")
+    for other in bundles[1:]:
+        for what, one, two in (
+            ("task", first.manifest.model.task, other.manifest.model.task),
+            ("preprocessing", first.preprocessing, other.preprocessing),
+            ("classes", first.classes, other.classes),
+            ("number of classes", _classes(first), _classes(other)),
+        ):
+            if one != two:
+                raise UsageError(f"{first.name} and {other.name} differ in their {what}; evaluate them separately")
+
+
+def _classes(bundle: Bundle) -> int:
+    """Return the number of classes. Raises UsageError if neither the outputs nor the names say."""
+    count = class_count(bundle.manifest.outputs, bundle.manifest.model.output_form) or len(bundle.classes or ())
+    if not count:
+        raise UsageError(f"{bundle.name} does not say how many classes it has; export it with --classes FILE")
+    return count
+
+
+def _evaluate_boxes(
+    candidates: Sequence[_Candidate], first: Bundle, data: Path, options: EvalOptions, on_progress: OnImages | None
+) -> DenseReport:
+    images = read_coco(data, classes=first.classes, class_count=_classes(first)).sample(options.limit)
+    results: dict[str, list[dict[str, Any]]] = {each.name: [] for each in candidates}
+    read: list[int] = []
+
+    def work(place: int, photo: Image.Image) -> None:
+        read.append(images.image_ids[place])
+        for each in candidates:
+            found = each.model.detect(photo)
+            results[each.name] += box_results(found, images.image_ids[place], images.category_ids)
+
+    skipped = _each(images.paths, work, options, on_progress)
+    dataset = images.without(skipped).dataset
+    evaluations = []
+    for each in candidates:
+        figures = mean_average_precisions(match(dataset, results[each.name]))
+        details = {"boxes": len(results[each.name])}
+        evaluations.append(DenseEvaluation(name=each.name, precision=each.precision, figures=figures, details=details))
+    return _report(evaluations, images.description, len(read), skipped, len(images.paths), first)
+
+
+def _evaluate_masks(
+    candidates: Sequence[_Candidate],
+    first: Bundle,
+    data: Path,
+    options: EvalOptions,
+    on_progress: OnImages | None,
+    *,
+    reduce_zero_label: bool,
+) -> DenseReport:
+    count = _classes(first)
+    masks = find_masks(data, reduce_zero_label=reduce_zero_label).sample(options.limit)
+    counts: dict[str, list[PixelCounts]] = {each.name: [] for each in candidates}
+
+    def work(place: int, photo: Image.Image) -> None:
+        true = masks.read_mask(masks.pairs[place][1], (photo.height, photo.width), count)
+        for each in candidates:
+            counts[each.name].append(count_pixels(each.model.segment(photo), true, count))
+
+    paths = [image for image, _ in masks.pairs]
+    skipped = _each(paths, work, options, on_progress)
+    evaluations = [
+        DenseEvaluation(
+            name=each.name,
+            precision=each.precision,
+            figures=dict(zip(("mIoU", "pixel accuracy"), mean_iou_and_accuracy(counts[each.name]), strict=True)),
+            details={"class_ious": class_ious(counts[each.name])},
+        )
+        for each in candidates
+    ]
+    return _report(evaluations, masks.description, len(paths) - len(skipped), skipped, len(paths), first)
+
+
+def _each(
+    paths: Sequence[Path],
+    work: Callable[[int, Image.Image], None],
+    options: EvalOptions,
+    on_progress: OnImages | None,
+) -> list[ImageError]:
+    """Call `work` with the index of each photo that can be read, and return the errors of the others."""
+    skipped: list[ImageError] = []
+    for place, path in enumerate(paths):
+        try:
+            photo = read_image(path)
+        except ImageError as error:
+            skipped.append(error)
+            if options.strict or len(skipped) == len(paths):
+                raise
+        else:
+            work(place, photo)
+        if on_progress is not None:
+            on_progress(place + 1, len(paths))
+    return skipped
+
+
+def _report(
+    evaluations: Sequence[DenseEvaluation],
+    description: str,
+    images: int,
+    skipped: Sequence[ImageError],
+    total: int,
+    first: Bundle,
+) -> DenseReport:
+    random = first.manifest.model.has_random_weights
+    notes = [f"{first.name} has random weights: its accuracy means nothing"] if random else []
+    return DenseReport(
+        images=images,
+        description=description,
+        evaluations=tuple(evaluations),
+        notes=(*notes, *skipped_notes(skipped, total)),
+    )

@@ -1,0 +1,190 @@
+"""`edgevit eval` on detectors and segmentation models whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.images import Preprocessing
+from tests.helpers.cli import last_line, status
+from tests.helpers.dense_bundles import COLORS, detector, segmenter
+
+PALETTE = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.dense.bootstrap.RESAMPLES", 50)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("dense_eval")
+    stretch = Preprocessing(
+        input_size=(3, 64, 96), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear", resize="stretch"
+    )
+    return {
+        "detector": detector(folder / "detector"),
+        "segmenter": segmenter(folder / "segmenter"),
+        "stretched": segmenter(folder / "stretched", stretch),
+    }
+
+
+def coco_folder(folder: Path, *, found: int = 4, missed: int = 0, **changes: Any) -> Path:
+    """Photos with one object each; `missed` ones are labeled where there is nothing."""
+    images, annotations = [], []
+    (folder / "images").mkdir(parents=True)
+    for index in range(found + missed):
+        color = COLORS[index % 3]
+        image = Image.new("RGB", (960, 640))
+        image.paste(PALETTE[color], (160, 160, 480, 480))
+        name = f"{index:012}.png"
+        image.save(folder / "images" / name)
+        images.append({"id": index, "file_name": name})
+        left, top = (160, 160) if index < found else (600, 0)
+        annotations.append(
+            {"image_id": index, "category_id": 10 + COLORS.index(color), "bbox": [left, top, 320, 320], "iscrowd": 0}
+        )
+    categories = [{"id": 10 + index, "name": name.upper()} for index, name in enumerate(COLORS)]
+    content = {"images": images, "annotations": annotations, "categories": categories, **changes}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+def mask_folder(folder: Path, *, wrong: int = 0, count: int = 3) -> Path:
+    """Photos of half red, half black, and their masks, of which `wrong` call red green."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    for index in range(count):
+        image = Image.new("RGB", (96, 64))
+        image.paste(PALETTE["red"], (0, 0, 48, 64))
+        image.save(folder / "images" / f"{index}.png")
+        mask = np.zeros((64, 96), np.uint8)
+        mask[:, :48] = 2 if index < wrong else 1
+        mask[0] = 255
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+    return folder
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert status("eval", *arguments, "--json", "-") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_detector_that_finds_everything(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycocotools")
+    report = evaluated(capsys, dense["detector"].path, "--data", coco_folder(tmp_path / "coco"))
+    (row,) = report["accuracy"]
+    assert row["mAP"]["value"] == pytest.approx(1)
+    assert row["mAP"]["interval"] == {"low": pytest.approx(1), "high": pytest.approx(1)}
+    assert report["images"] == 4
+    assert "found by name" in report["how"]
+
+
+def test_objects_that_are_missed_lower_every_figure(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycocotools")
+    folder = coco_folder(tmp_path / "coco", found=3, missed=3)
+    (row,) = evaluated(capsys, dense["detector"].path, "--data", folder)["accuracy"]
+    assert 0.2 < row["mAP"]["value"] < 0.6
+    assert row["mAP"]["interval"]["low"] < row["mAP"]["value"] < row["mAP"]["interval"]["high"]
+    assert status("eval", dense["detector"].path, "--data", folder) == 0
+    assert "mAP %" in capsys.readouterr().out
+
+
+def test_a_photo_that_cannot_be_read_is_left_out(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycocotools")
+    folder = coco_folder(tmp_path / "coco")
+    (folder / "images" / "000000000000.png").write_bytes(b"no image")
+    report = evaluated(capsys, dense["detector"].path, "--data", folder)
+    assert report["images"] == 3
+    assert "1 of 4 images" in report["notes"][0]
+    assert report["accuracy"][0]["mAP"]["value"] == pytest.approx(1)
+    assert status("eval", dense["detector"].path, "--data", folder, "--strict") == 2
+
+
+def test_mean_iou_and_ignored_pixels(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, wrong = mask_folder(tmp_path / "right"), mask_folder(tmp_path / "wrong", wrong=1)
+    (row,) = evaluated(capsys, dense["segmenter"].path, "--data", right)["accuracy"]
+    assert (row["mIoU"]["value"], row["pixel accuracy"]["value"]) == (1, 1)
+    (row,) = evaluated(capsys, dense["segmenter"].path, "--data", wrong)["accuracy"]
+    assert row["mIoU"]["value"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert row["class_ious"] == [1, pytest.approx(2 / 3), 0, None]
+
+
+def test_masks_whose_zero_means_no_class(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    for path in (folder / "masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 255, 0, mask + 1).astype(np.uint8)).save(path)
+    (row,) = evaluated(capsys, dense["segmenter"].path, "--data", folder, "--reduce-zero-label")["accuracy"]
+    assert row["mIoU"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"id": 1, "file_name": "../secret.png"}]}, "outside of its folder"),
+        ({"images": [{"id": 1, "file_name": "nowhere.png"}]}, "which is not in"),
+        ({"images": []}, "lists no images"),
+        ({"annotations": [{"image_id": 0, "category_id": 10, "bbox": [0, 0, 1]}]}, "not COCO's format: annotations"),
+        ({"annotations": 3}, "not COCO's format"),
+        ({"categories": [{"id": 1, "name": "zebra"}]}, "none named like a class"),
+    ],
+)
+def test_wrong_annotations_are_one_line(
+    changes: dict[str, Any], message: str, dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = coco_folder(tmp_path / "coco", found=1, **changes)
+    assert status("eval", dense["detector"].path, "--data", folder, "--quiet") == 2
+    assert message in last_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "masks" / "1.png").unlink(), "has no mask"),
+        (lambda folder: Image.new("L", (5, 5)).save(folder / "masks" / "1.png"), "5x5 pixels, its image 96x64"),
+        (lambda folder: Image.new("L", (96, 64), 9).save(folder / "masks" / "1.png"), "--reduce-zero-label"),
+        (lambda folder: Image.new("RGB", (96, 64)).save(folder / "masks" / "1.png"), "of mode RGB"),
+        (lambda folder: (folder / "masks").rename(folder / "other"), "needs the folders images and masks"),
+    ],
+)
+def test_wrong_masks_are_one_line(
+    damage: Callable[[Path], None],
+    message: str,
+    dense: dict[str, Bundle],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    damage(folder)
+    assert status("eval", dense["segmenter"].path, "--data", folder, "--quiet") == 2
+    assert message in last_line(capsys)
+
+
+def test_bundles_that_cannot_be_compared_are_one_line(
+    dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = mask_folder(tmp_path / "masks", count=1)
+    for other, message in (("detector", "differ in their task"), ("stretched", "differ in their preprocessing")):
+        assert status("eval", dense["segmenter"].path, dense[other].path, "--data", folder, "--quiet") == 2
+        assert message in last_line(capsys)
