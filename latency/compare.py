@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgevit.errors import MeasureError, RegressionError, UsageError
 from edgevit.latency import statistics
-from edgevit.latency.report import LatencyReport
-from edgevit.latency.statistics import Ratio
+from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.statistics import Ratio, Values
 from edgevit.types import Interval
 
 # Two loads of the same engine have different speeds for as long as they live, because their memory is laid out
@@ -23,6 +23,7 @@ from edgevit.types import Interval
 # shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
 _PERCENTS = (50, 90, 99)
+NARROW = 0.04  # half the width of an interval around 1 that more rounds hardly change: the layout is half of it
 _MAX_FRACTION = 0.99  # of other processes; keeps the interval finite
 
 
@@ -184,8 +185,21 @@ def _noise(report: LatencyReport, baseline: LatencyReport) -> str:
     return f"; in the baseline's run, {baseline.noise_reason}" if baseline.noise_reason else ""
 
 
+def is_undecided(times: Values, reference: Values, plan: MeasurePlan) -> bool:
+    """Return whether more rounds may find a difference: the interval holds 1 and is still wide.
+
+    `times` and `reference` have one value per round, (rounds,).
+    """
+    ratio = statistics.paired_ratio(times, reference, confidence=plan.confidence)
+    if ratio.interval is None:
+        return True
+    wide = ratio.interval.high / ratio.interval.low > (1 + NARROW) ** 2
+    return wide and _widened(ratio).verdict == "cannot tell"
+
+
 def _paired(report: LatencyReport, reference: LatencyReport) -> Ratio:
-    ratio = statistics.paired_ratio(_per_image(report), _per_image(reference))
+    confidence = report.plan.confidence
+    ratio = statistics.paired_ratio(_per_image(report), _per_image(reference), confidence=confidence)
     if report.noise_reason:
         fast = statistics.fast_paired_interval(_fast_per_image(report), _fast_per_image(reference))
         ratio = _with_fast_runs(ratio, fast)

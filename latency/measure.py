@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock
@@ -30,6 +31,7 @@ from edgevit.latency.candidate import (
     timed,
 )
 from edgevit.latency.clock import Probe
+from edgevit.latency.compare import is_undecided
 from edgevit.latency.environment import Environment, MachineState
 from edgevit.latency.report import NOTABLE_CHANGE, LatencyReport, MeasurePlan
 from edgevit.latency.sampling.energy import IDLE_SLICES, EnergyRecord
@@ -152,6 +154,10 @@ class _Recording:
     turns_s: list[float] = field(default_factory=list)
     alone_ns: list[int] = field(default_factory=list)
 
+    def turns(self) -> list[NDArray[np.int64]]:
+        """Return the durations of each round."""
+        return np.split(np.array(self.durations_ns), np.flatnonzero(np.diff(self.rounds)) + 1)
+
     def done_fraction(self, plan: MeasurePlan) -> float:
         """Return the fraction of the plan's runs and seconds that is recorded, 0 to 1."""
         runs = len(self.durations_ns) / plan.min_runs
@@ -192,7 +198,7 @@ def _run_rounds(
     random = np.random.default_rng(plan.seed)
     origin_ns = clock.now_ns()
     probes = [_probe(origin_ns)]
-    number, fraction, elapsed_s, round_s = 0, 0.0, 0.0, 0.0
+    number, fraction, elapsed_s, round_s, last = 0, 0.0, 0.0, 0.0, math.inf
     while not number or (fraction < 1 and elapsed_s + round_s <= limit_s):
         round_start_ns = clock.now_ns()
         for index in random.permutation(len(recordings)):
@@ -202,12 +208,23 @@ def _run_rounds(
         now_ns = clock.now_ns()
         elapsed_s, round_s = (now_ns - origin_ns) / 1e9, (now_ns - round_start_ns) / 1e9
         fraction = min(number / plan.min_rounds, *(recording.done_fraction(plan) for recording in recordings))
+        if fraction >= 1 and last == math.inf and plan.extension > 1:
+            last = math.ceil(number * plan.extension) if _is_undecided(recordings, plan) else number
+        fraction = fraction if last == math.inf else number / last
         if now_ns - origin_ns - probes[-1].start_ns >= _PROBE_INTERVAL_NS:
             probes.append(_probe(origin_ns))
             on_progress(_progress(fraction, elapsed_s, limit_s))
     probes.append(_probe(origin_ns))
     on_progress(MeasureProgress("measuring", 1.0, 0.0))
     return origin_ns, tuple(probes)
+
+
+def _is_undecided(recordings: Sequence[_Recording], plan: MeasurePlan) -> bool:
+    """Return whether the ratio of any candidate to the first needs more rounds."""
+    first, *others = (
+        [float(np.median(turn)) / recording.candidate.batch for turn in recording.turns()] for recording in recordings
+    )
+    return any(is_undecided(each, first, plan) for each in others)
 
 
 def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgress:

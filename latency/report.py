@@ -65,7 +65,8 @@ class MeasurePlan:
     End: after `min_rounds` rounds, when every candidate has `min_runs` samples and `min_duration_s` seconds of them. Or
     when the rounds have taken `max_duration_s` seconds times the number of candidates, or when the whole measurement
     has taken `max_total_s` seconds.
-    At least one round is run, so a single slow round may exceed the limit.
+    At least one round is run, so a single slow round may exceed the limit. If the ratio of a candidate to the first
+    cannot be told then and its interval is wide, the rounds go on until there are `extension` times as many.
 
     Device: its sensors are read every `sample_interval_s` seconds at most, during unrecorded runs. If it has energy
     counters, its power is measured for `idle_s` seconds before the warm-up.
@@ -86,6 +87,7 @@ class MeasurePlan:
     sample_interval_s: float = INTERVAL_S
     idle_s: float = 1.0
     clock_settle_s: float = 3.0
+    extension: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.min_runs, self.min_rounds, self.warmup_window_runs) < 1:
@@ -101,8 +103,15 @@ class MeasurePlan:
         )
         if not all(0 <= time < math.inf for time in times):
             raise UsageError("times and tolerances of a measurement must be finite and not negative")
+        if not 1 <= self.extension < math.inf:
+            raise UsageError(f"extension must be a finite factor of at least 1, not {self.extension:g}")
         if self.max_total_s is not None and not 0 < self.max_total_s < math.inf:
             raise UsageError(f"the time for a measurement must be finite and above 0, not {self.max_total_s:g}")
+
+    @property
+    def confidence(self) -> float:
+        """Confidence of one interval: 99 % hold for the two of a measurement that may be extended (statistics.py)."""
+        return 1 - (1 - statistics.CONFIDENCE) / (2 if self.extension > 1 else 1)
 
     def warmup_limit_s(self, candidates: int) -> float:
         """Return the seconds that the warm-up of each candidate may take."""

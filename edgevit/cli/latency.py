@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_threads(parser)
     parser.add_argument(
-        "--duration", type=float, default=3.0, metavar="S", help="minimum seconds for each bundle (default: 3)"
+        "--duration",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="seconds for each bundle, up to three times as many if no verdict is clear before (default: 3)",
     )
     parser.add_argument(
         "--against",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgevit.errors import MeasureError, UsageError
-from edgevit.latency import clock, compare
+from edgevit.latency import clock, compare, statistics
 from edgevit.latency import measure as measurement
 from edgevit.latency.environment import MachineState
 from edgevit.latency.measure import (
@@ -120,6 +120,36 @@ def test_every_candidate_gets_enough_runs_and_enough_time(time: SimulatedTime) -
     assert list(fast.starts_ns) == sorted(fast.starts_ns) and fast.starts_ns[0] >= 0
     assert len(fast.round_ms) == len(slow.round_ms) == 50
     assert slow.p50_ms == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("noise", "slowdown", "rounds"),
+    [(0.1, 1.0, 48), (0.01, 1.0, 16), (0.1, 2.0, 16), (0.15, 1.2, 48)],
+    ids=["wide", "narrow", "clear", "clear later"],
+)
+def test_rounds_go_on_only_if_a_wide_interval_cannot_tell(
+    noise: float, slowdown: float, rounds: int, time: SimulatedTime
+) -> None:
+    random = np.random.default_rng(0)
+    time.slowness = lambda _: random.lognormal(0, noise)
+    candidates = [
+        Candidate(name=name, infer=time.inference(name, ms)) for name, ms in (("a", 5.0), ("b", 5.0 * slowdown))
+    ]
+    plan = MeasurePlan(min_runs=1, min_duration_s=0, turn_s=0, extension=3.0)
+    reports = measure(candidates, plan)
+    ratio = compare.side_by_side(reports)[1].ratio
+    assert ratio is not None and ratio.rounds == rounds
+    assert ratio.verdict == ("slower" if slowdown > 1 else "cannot tell")
+
+
+def test_a_measurement_that_may_look_twice_shares_the_error_between_its_looks() -> None:
+    """With 9 rounds, the interval of 99.5 % is that from the fastest to the slowest."""
+    assert MeasurePlan().confidence == 0.99 and MeasurePlan(extension=2).confidence == 0.995
+    values = np.exp(np.arange(9.0))
+    interval = statistics.paired_ratio(values, np.ones(9), confidence=0.995).interval
+    assert interval is not None and (interval.low, interval.high) == pytest.approx((1, np.exp(8)))
+    few = statistics.paired_ratio(values[:8], np.ones(8), confidence=0.995)
+    assert few.interval is None and few.reason == "an interval needs 9 rounds, not 8"
 
 
 def test_a_turn_starts_with_unrecorded_runs(time: SimulatedTime) -> None:
@@ -317,6 +347,7 @@ def test_feeds_that_the_engine_does_not_accept_are_usage_errors() -> None:
         lambda: MeasurePlan(warmup_max_s=math.inf),
         lambda: MeasurePlan(warmup_window_runs=0),
         lambda: MeasurePlan(max_total_s=0),
+        lambda: MeasurePlan(extension=0.5),
         lambda: MeasurePlan(max_total_s=math.nan),
         lambda: MeasurePlan(max_total_s=math.inf),
     ],

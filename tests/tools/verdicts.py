@@ -21,8 +21,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from edgevit.bundles.benchmark import measure_plan
 from edgevit.latency.compare import side_by_side
-from edgevit.latency.measure import Candidate, MeasurePlan, measure
+from edgevit.latency.measure import Candidate, measure
 from edgevit.latency.statistics import Ratio
 
 _STEPS = 40  # of the first candidate; a step is 2.5 % of it
@@ -97,9 +98,7 @@ def _busy(seed: int, bursts: bool) -> None:  # called by multiprocessing
 def compare_once(work: Callable[[int], Infer], slowdown: float, *, duration_s: float, seed: int) -> tuple[Ratio, float]:
     """Measure two candidates once and return the ratio of the second and the fraction of the cores others used."""
     steps = (_STEPS, round(_STEPS * (1 + slowdown)))
-    plan = MeasurePlan(
-        min_duration_s=duration_s, max_duration_s=120.0, turn_s=min(0.2, duration_s / 16), seed=seed
-    )  # as `edgevit latency --duration`
+    plan = measure_plan(duration_s, seed=seed)
     reports = measure([Candidate(name=name, infer=work(count)) for name, count in zip("ab", steps, strict=True)], plan)
     ratio = side_by_side(reports)[1].ratio
     assert ratio is not None
