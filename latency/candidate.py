@@ -37,6 +37,7 @@ class Candidate:
     peak_memory_mb: float | None = None
     device_memory_mb: float | None = None
     details: Mapping[str, str] = field(default_factory=dict)
+    compute_ms: Callable[[], float | None] | None = None  # time of the last inference on the GPU
     parity: ParitySummary | None = None  # with PyTorch; None if it was not compared
 
     @property
@@ -70,7 +71,8 @@ def candidate_from_engine(
         loading=loading,
     )
     details = {**engine.conditions, **(details or {})}
-    candidate = replace(candidate, details=details, device_memory_mb=engine.device_memory_mb)
+    compute_ms = engine.compute_ms if engine.compute_ms() is not None else None
+    candidate = replace(candidate, details=details, device_memory_mb=engine.device_memory_mb, compute_ms=compute_ms)
     return replace(candidate, first_inference_ms=None, memory_rise_mb=None) if had_run else candidate
 
 

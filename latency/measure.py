@@ -150,6 +150,7 @@ class _Recording:
     durations_ns: list[int] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     total_ns: int = 0
+    compute_ms: list[float | None] = field(default_factory=list)
     turns_j: list[tuple[float, ...]] = field(default_factory=list)
     turns_s: list[float] = field(default_factory=list)
     alone_ns: list[int] = field(default_factory=list)
@@ -272,6 +273,8 @@ def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Samp
         recording.durations_ns.append(duration_ns)
         recording.rounds.append(number)
         recording.total_ns += duration_ns
+        if recording.candidate.compute_ms is not None:
+            recording.compute_ms.append(recording.candidate.compute_ms())
     if counts_energy:
         spent_j = _spent_j(before_j, sampler.energy_j())
         if spent_j is not None:
@@ -380,6 +383,7 @@ def _report(recording: _Recording, warmup: Warmup, shared: _Shared) -> LatencyRe
         environment=shared.environment,
         after=shared.after,
         details=candidate.details,
+        compute_ms=_all_known(recording.compute_ms),
         parity=candidate.parity,
         trace=shared.trace,
         energy=_energy(recording, shared),
@@ -387,6 +391,12 @@ def _report(recording: _Recording, warmup: Warmup, shared: _Shared) -> LatencyRe
         clock_steady=warmup.clock_steady,
         alone_ms=tuple(duration / 1e6 for duration in recording.alone_ns),
     )
+
+
+def _all_known(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Return the values; none if one of them is unknown."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else ()
 
 
 def _energy(recording: _Recording, shared: _Shared) -> EnergyRecord | None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import MappingProxyType, ModuleType, TracebackType
 from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -125,6 +125,8 @@ class Engine(ABC):
     batches: BatchRange | None = None  # bounds of a dynamic batch; None: static, or unbounded
     device_memory_mb: float | None = None  # on the GPU, without what CUDA itself takes; None if it is not known
     has_run: bool = False
+    # Multiply-adds of the graph's nodes by name, for runtimes that name the nodes of a layer but no multiply-adds.
+    node_macs: Mapping[str, int] = MappingProxyType({})
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one inference and return the output arrays by name.
@@ -151,6 +153,10 @@ class Engine(ABC):
     def conditions(self) -> Mapping[str, str]:
         """How the engine runs, for reports: the GPU, and whether CUDA graphs are used. Known after the first run."""
         return {}
+
+    def compute_ms(self) -> float | None:
+        """Return the time of the last inference on the GPU, by its own clock; None if it was not measured."""
+        return None
 
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile | None:
         """Profile `runs` inferences of a second instance of the engine; None if the runtime has no profiler here."""

@@ -225,6 +225,7 @@ def latency_table(reports: Sequence[LatencyReport], *, detailed: bool = False) -
 
 _COLUMNS: dict[str, Callable[[LatencyReport], str]] = {
     "p50 ms": lambda report: fixed(report.p50_ms, 2),
+    "GPU ms": lambda report: fixed(report.compute_p50_ms, 2),
     "p90 ms": lambda report: fixed(report.p90_ms, 2),
     "p99 ms": lambda report: fixed(report.p99_ms, 2),
     "mean ms": lambda report: fixed(report.mean_ms, 2),
@@ -236,8 +237,8 @@ _COLUMNS: dict[str, Callable[[LatencyReport], str]] = {
     "GPU MB": lambda report: fixed(report.device_memory_mb, 0),
     "runs": lambda report: str(report.runs),
 }
-_SHORT_COLUMNS = ("p50 ms", "images/s", "host MB", "GPU MB")
-_OPTIONAL_COLUMNS = ("first ms", "rise MB", "host MB", "GPU MB")  # left out if no engine has a value
+_SHORT_COLUMNS = ("p50 ms", "GPU ms", "images/s", "host MB", "GPU MB")
+_OPTIONAL_COLUMNS = ("GPU ms", "first ms", "rise MB", "host MB", "GPU MB")  # left out if no engine has a value
 
 
 def _conditions(reports: Sequence[LatencyReport]) -> str:

@@ -1,4 +1,4 @@
-"""Pinned memory and CUDA graphs.
+"""Pinned memory, CUDA graphs and events.
 
 Functions and constants follow NVIDIA's CUDA Driver API reference; the driver is the one that `cuda.Device` loaded.
 """
@@ -31,6 +31,10 @@ _CALLS: dict[str, Sequence[Any]] = {
     "cuGraphLaunch": (_Handle, _Handle),
     "cuGraphExecDestroy": (_Handle,),
     "cuGraphDestroy": (_Handle,),
+    "cuEventCreate": (_HandlePointer, ctypes.c_uint),
+    "cuEventRecord": (_Handle, _Handle),
+    "cuEventElapsedTime": (ctypes.POINTER(ctypes.c_float), _Handle, _Handle),
+    "cuEventDestroy_v2": (_Handle,),
 }
 
 
@@ -84,6 +88,33 @@ class CapturedGraph:
         if self._graph:
             _call(self._device, "cuGraphDestroy", self._graph)
         self._graph, self._ready = _Handle(), _Handle()
+
+
+class Stopwatch:
+    """Two events on the device's stream: the GPU notes the time when it gets to each."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._begin, self._end = device, _Handle(), _Handle()
+        _call(device, "cuEventCreate", ctypes.byref(self._begin), 0)
+        _call(device, "cuEventCreate", ctypes.byref(self._end), 0)
+
+    def start(self) -> None:
+        _call(self._device, "cuEventRecord", self._begin, self._device.stream)
+
+    def stop(self) -> None:
+        _call(self._device, "cuEventRecord", self._end, self._device.stream)
+
+    def elapsed_ms(self) -> float:
+        """Return the time between both events; the stream has to be synchronized. Its resolution is 0.5 us."""
+        elapsed_ms = ctypes.c_float()
+        _call(self._device, "cuEventElapsedTime", ctypes.byref(elapsed_ms), self._begin, self._end)
+        return elapsed_ms.value
+
+    def free(self) -> None:
+        for event in (self._begin, self._end):
+            if event:
+                _call(self._device, "cuEventDestroy_v2", event)
+        self._begin, self._end = _Handle(), _Handle()
 
 
 def capture(device: Device, work: Callable[[], None]) -> CapturedGraph:

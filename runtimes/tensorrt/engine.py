@@ -12,9 +12,11 @@ import numpy as np
 from edgevit.errors import BuildError, EdgevitError, InferenceError
 from edgevit.files import first_line
 from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID, BatchRange, Engine
+from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
-from edgevit.runtimes.tensorrt.inspector import executed_precision
+from edgevit.runtimes.tensorrt.inspector import executed_precision, layer_kinds
+from edgevit.runtimes.tensorrt.layer_times import profile_context
 from edgevit.runtimes.tensorrt.log import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB, nvmap_bytes
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
@@ -44,6 +46,8 @@ class TensorRtEngine(Engine):
         self._graph: cuda_graph.CapturedGraph | None = None
         self._tried_capture = False
         self._graph_problem = "it has not run yet"
+        self._stopwatch: cuda_graph.Stopwatch | None = None
+        self._has_time = False  # of the last inference
         with ExitStack() as stack:
             self._device = stack.enter_context(cuda.Device())
             self._used_before = _used_bytes(self._device)
@@ -52,6 +56,7 @@ class TensorRtEngine(Engine):
             self.inputs, self.outputs = self._specs(trt)
             self.batches = self._profile()
             stack.callback(self._free)
+            self._stopwatch = cuda_graph.Stopwatch(self._device)
             self._set_batch(self.batches.maximum if self.batches else 1)
             self._allocate()
             self._set_batch(self.batches.optimum if self.batches else 1)
@@ -68,8 +73,29 @@ class TensorRtEngine(Engine):
             GPU_MULTIPROCESSORS: str(self._device.multiprocessors),
             "cpu_wait": self._device.cpu_wait,
             "host_memory": "pinned",
+            **self._context_memory(),
             CUDA_GRAPH: "yes" if self._graph is not None else self._graph_problem,
         }
+
+    def compute_ms(self) -> float | None:
+        """Time of the last inference by events around its CUDA graph, or its calls: kernels and both copies."""
+        if self._stopwatch is None or not self._has_time:
+            return None
+        return self._stopwatch.elapsed_ms()
+
+    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile | None:
+        """Profile a second context of the engine, whose layers run one by one and not as a CUDA graph."""
+        self.run(feeds)  # sets the shapes, and fills the buffers on the device
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise self._failure("not enough memory for a second context", remedy="leave --layers out")
+        for spec in self.inputs:
+            if spec.is_dynamic and not context.set_input_shape(spec.name, feeds[spec.name].shape):
+                raise self._failure(f"the engine does not accept {spec} in a second context")
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.address)
+        kinds = layer_kinds(self._inspected())
+        return profile_context(self._trt, context, self._device, kinds, runs=runs)
 
     def close(self) -> None:
         if self._stack is not None:
@@ -79,13 +105,16 @@ class TensorRtEngine(Engine):
 
     def executed_precision(self) -> ExecutedPrecision:
         """Precision of the engine's convolutions and matmuls, from its inspector."""
+        return executed_precision(self._inspected(), self.node_macs)
+
+    def _inspected(self) -> str:
+        """Return the inspector's description of the engine, as JSON."""
         self._require_open(self._stack)
         inspector = self._engine.create_engine_inspector()
         if inspector is None:
             raise self._failure("the engine has no inspector")
         inspector.execution_context = self._context  # without it the types of a dynamic engine are not reported
-        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        return executed_precision(text)
+        return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self._require_open(self._stack)
@@ -101,12 +130,19 @@ class TensorRtEngine(Engine):
         return {spec.name: self._views[spec.name].copy() for spec in self.outputs}
 
     def _run(self) -> None:
+        self._has_time = False
+        if self._stopwatch is None:
+            raise BuildError("the engine is not loaded; load it again")
+        self._stopwatch.start()
         if self._graph is not None:
             self._graph.launch()
-            self._device.synchronize()
-            return
-        self._enqueue()
+        else:
+            self._enqueue()
+        self._stopwatch.stop()
         self._device.synchronize()
+        self._has_time = True
+        if self._graph is not None:
+            return
         if not self._tried_capture:  # after its first run TensorRT is set up for the shape, and can be recorded
             self._tried_capture = True
             self._measure_memory()  # kernels are loaded by the first run
@@ -214,6 +250,12 @@ class TensorRtEngine(Engine):
         if self._used_before is not None and used is not None:
             self.device_memory_mb = max(0, used - self._used_before) / MB
 
+    def _context_memory(self) -> dict[str, str]:
+        """Return the memory that a context takes for its activations, as TensorRT tells it."""
+        names = ("device_memory_size_v2", "device_memory_size")  # the first from 10.3 on, the second up to 10
+        size = next((getattr(self._engine, name) for name in names if hasattr(self._engine, name)), None)
+        return {} if size is None else {"context_memory_mb": f"{size / MB:.1f}"}
+
     def _drop_graph(self) -> None:
         self._tried_capture = False
         if self._graph is not None:
@@ -223,6 +265,9 @@ class TensorRtEngine(Engine):
     def _free(self) -> None:
         self._drop_graph()
         self._views = {}
+        if self._stopwatch is not None:
+            self._stopwatch.free()
+        self._stopwatch = None
         for buffer in self._buffers.values():
             buffer.free()
         for pinned in self._pinned.values():

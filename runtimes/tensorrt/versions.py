@@ -28,6 +28,7 @@ class TensorRtModule(Protocol):
     Runtime: api.RuntimeFactory
     ILogger: type[Any]  # a base class of ours, with the members of api.ILogger
     INormalizationLayer: type[Any]
+    IProfiler: type[Any]  # a base class of ours, which reports layers
     BuilderFlag: api.BuilderFlag
     DataType: api.DataType
     LayerInformationFormat: api.LayerInformationFormat

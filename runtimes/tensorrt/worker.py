@@ -78,7 +78,8 @@ def _job(model: Path) -> subprocess_build.Job:
 
 
 def _to_json(options: BuildOptions) -> Json:
-    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    # Session settings are for opening an engine, not for building it.
+    values = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "session"}
     batches = options.dynamic_batch
     return {
         **values,

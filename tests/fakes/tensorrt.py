@@ -62,6 +62,7 @@ class World:
     buffers: dict[int, bytearray] = field(default_factory=dict)
     pinned: int = 0
     devices: int = 0
+    stopwatches: int = 0
     captured: int = 0
     launched: int = 0
 
@@ -71,6 +72,7 @@ def fake_gpu(world: World) -> list[tuple[Any, str, Any]]:
     return [
         (cuda, "Device", lambda: FakeDevice(world)),
         (cuda_graph, "PinnedMemory", FakePinned),
+        (cuda_graph, "Stopwatch", FakeStopwatch),
         (cuda_graph, "capture", fake_capture),
         (cuda_graph, "free_memory", lambda device: device.world.free),
         (cuda_graph, "shares_memory", lambda device: device.world.integrated),
@@ -320,6 +322,8 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
         def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
             return [(size, *world.shape[1:]) for size in (1, 2, 8)]
 
+        device_memory_size = device_memory_size_v2 = 3 << 20
+
         def create_execution_context(self) -> Any:
             return None if fails("context") else trt.IExecutionContext()
 
@@ -352,7 +356,18 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             size = 4 * self._batch * int(np.prod(world.shape[1:]))
             given = np.frombuffer(bytes(world.buffers[self._addresses["x"]][:size]), np.float32)
             world.buffers[self._addresses["y"]][:size] = (2 * given).tobytes()
+            profiler = vars(self).get("profiler")
+            if profiler is not None:
+                profiler.report_layer_time("fc", 0.25)
+                profiler.report_layer_time("blocks.0/Add + blocks.0.act/Relu", 0.5)
             return stream == 7 and not fails("execute")
+
+    class IProfiler:
+        def __init__(self) -> None:
+            self._started = True
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            raise NotImplementedError
 
     class EngineInspector:
         def __init__(self, plan: dict[str, str]) -> None:
@@ -411,6 +426,26 @@ class FakeBuffer:
 
     def free(self) -> None:
         del self.world.buffers[self.address]
+
+
+class FakeStopwatch:
+    """A stopwatch that needs half a millisecond for the first inference, and one more for each later one."""
+
+    def __init__(self, device: Any) -> None:
+        self._world: World = device.world
+        self._world.stopwatches += 1
+        self._stopped = 0
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        self._stopped += 1
+
+    def elapsed_ms(self) -> float:
+        return self._stopped - 0.5
+
+    def free(self) -> None:
+        self._world.stopwatches -= 1
 
 
 class FakePinned(PinnedMemory):

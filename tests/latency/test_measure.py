@@ -73,6 +73,15 @@ def test_more_work_is_ranked_slower_by_the_real_clock() -> None:
     assert triple.ratio is not None and triple.ratio.interval is not None and triple.ratio.interval.low > 1
 
 
+def test_the_time_on_the_gpu_of_each_sample_is_kept(time: SimulatedTime) -> None:
+    times = iter(range(1, 10**6))
+    gpu = Candidate(name="gpu", infer=time.inference("gpu", 2.0), compute_ms=lambda: float(next(times)))
+    lost = Candidate(name="lost", infer=time.inference("lost", 2.0), compute_ms=lambda: None)
+    first, second, third = measure([gpu, lost, Candidate(name="cpu", infer=time.inference("cpu", 2.0))], QUICK)
+    assert first.compute_ms == tuple(map(float, range(1, first.runs + 1)))  # not of the unrecorded runs
+    assert second.compute_ms == third.compute_ms == ()
+
+
 def test_a_slowdown_of_the_machine_midway_does_not_change_the_ratio(time: SimulatedTime) -> None:
     # It slows down for good at 1.7 s, after half of the rounds.
     time.slowness = lambda ns: 1.0 if ns < 1.7e9 else 2.0

@@ -13,9 +13,9 @@ import pytest
 
 from edgevit.errors import BuildError, MissingError
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
-from edgevit.runtimes.tensorrt.cuda_graph import PinnedMemory, capture, free_memory, shares_memory
+from edgevit.runtimes.tensorrt.cuda_graph import PinnedMemory, Stopwatch, capture, free_memory, shares_memory
 
-STREAM, GRAPH, READY = 7, 11, 13
+STREAM, GRAPH, READY, EVENT = 7, 11, 13, 17
 
 
 @dataclass
@@ -65,6 +65,8 @@ ACTIONS: dict[str, Callable[..., object]] = {
     "cuMemcpyHtoDAsync_v2": lambda _, to, source, size, __: ctypes.memmove(to, source, size),
     "cuMemcpyDtoHAsync_v2": lambda _, to, source, size, __: ctypes.memmove(to, source, size),
     "cuStreamEndCapture": lambda _, __, place: _set(place, GRAPH),
+    "cuEventCreate": lambda _, place, __: _set(place, EVENT),
+    "cuEventElapsedTime": lambda _, place, __, ___: _set(place, 0.75),  # type: ignore[arg-type]
     "cuGraphInstantiateWithFlags": lambda _, place, __, ___: _set(place, READY),
 }
 
@@ -136,6 +138,17 @@ def test_work_is_recorded_once_and_launched_as_a_graph(device: cuda.Device, driv
     graph.free()
     assert driver.calls == ["cuGraphLaunch", "cuGraphLaunch", "cuGraphExecDestroy", "cuGraphDestroy"]
     assert runs == [1]
+
+
+def test_events_around_work_tell_its_time_on_the_gpu(device: cuda.Device, driver: Driver) -> None:
+    stopwatch = Stopwatch(device)
+    driver.calls.clear()
+    stopwatch.start()
+    stopwatch.stop()
+    assert stopwatch.elapsed_ms() == 0.75
+    stopwatch.free()
+    stopwatch.free()  # a second time does nothing
+    assert driver.calls == ["cuEventRecord"] * 2 + ["cuEventElapsedTime"] + ["cuEventDestroy_v2"] * 2
 
 
 @pytest.mark.parametrize("refused", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])

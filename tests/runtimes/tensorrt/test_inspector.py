@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgevit.errors import BuildError, PrecisionError
-from edgevit.runtimes.tensorrt.inspector import executed_precision
+from edgevit.runtimes.tensorrt.inspector import executed_precision, onnx_nodes
 
 RECORDINGS = Path(__file__).with_name("recordings")
 LINEAR, CHANNELS = "Row major linear FP32", "Channel major FP16 format where channel % 8 == 0"
@@ -108,6 +108,35 @@ def test_the_precision_of_a_recorded_tf32_matmul() -> None:
     assert tactic is not None
     recorded = {"Name": "matMul1", "LayerType": kind[1], "Inputs": inputs[:4], "TacticName": tactic[1]}
     assert dict(executed_precision(json.dumps({"Layers": [recorded]})).layers) == {"tf32": 1}
+
+
+def joined(*layers: dict[str, Any], macs: dict[str, int]) -> dict[str, int]:
+    return dict(executed_precision(json.dumps({"Layers": layers}), macs).macs)
+
+
+def test_multiply_adds_are_joined_by_the_onnx_nodes_in_the_metadata() -> None:
+    fused = "[ONNX Layer: a/Conv]\x1e[ONNX Layer: a.act/Relu]"  # as TensorRT separates them
+    layers = (layer("CaskConvolution", INT8, Metadata=fused), layer("gemm", "Half", Metadata="[ONNX Layer: b/MatMul]"))
+    assert joined(*layers, macs={"a/Conv": 900, "b/MatMul": 100}) == {"int8": 900, "fp16": 100}
+    # Two kernels of one attention name both of its products: each counts once.
+    both = "[ONNX Layer: q/MatMul]\x1e[ONNX Layer: v/MatMul]"
+    twice = (layer("gemm", "Half", Metadata=both), layer("gemm", "Float", Metadata=both))
+    assert joined(*twice, macs={"q/MatMul": 30, "v/MatMul": 70}) == {"fp16": 100}
+
+
+def test_multiply_adds_stay_unknown_if_the_layers_name_too_few_nodes() -> None:
+    named = layer("gemm", "Half", Metadata="[ONNX Layer: b/MatMul]")
+    assert joined(named, macs={"a/Conv": 900, "b/MatMul": 100}) == {}
+    assert joined(named, macs={"a/Conv": 4, "b/MatMul": 100}) == {"fp16": 100}
+    assert joined(named, macs={}) == {}
+
+
+def test_86_names_the_onnx_nodes_in_the_names_of_its_layers() -> None:
+    recorded = json.loads((RECORDINGS / "trt8_resnet18_int8.json").read_text("utf-8"), strict=False)
+    names = [
+        node for each in recorded["Layers"] for node in onnx_nodes(each) if node.startswith(("Conv", "MatMul", "Gemm"))
+    ]
+    assert joined(*recorded["Layers"], macs=dict.fromkeys(names, 10)) == {"int8": 10 * len(set(names))}
 
 
 def test_raw_control_characters_are_read() -> None:

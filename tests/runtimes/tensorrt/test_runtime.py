@@ -21,6 +21,7 @@ import pytest
 
 import edgevit
 from edgevit.errors import BuildError, EdgevitError, InferenceError, MissingError, PrecisionError, UsageError
+from edgevit.latency.candidate import candidate_from_engine
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.build import build_engine as build_bundle_engine
@@ -393,6 +394,38 @@ def test_later_inferences_do_not_overwrite_earlier_outputs(
     assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
 
 
+def test_the_time_on_the_gpu_is_that_between_events_of_the_last_inference(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        assert engine.compute_ms() is None
+        for expected_ms in (0.5, 1.5, 2.5):
+            engine.run(rows(1))
+            assert engine.compute_ms() == expected_ms
+        candidate = candidate_from_engine("a", engine, rows(1))
+        assert candidate.compute_ms is not None and candidate.compute_ms() == 3.5
+        world.broken = "execute"
+        with pytest.raises(InferenceError):
+            engine.run(rows(1))
+        assert engine.compute_ms() is None  # not that of an earlier one
+    assert world.stopwatches == 0
+
+
+def test_layers_are_profiled_in_a_second_context(runtime: TensorRt, model: Path, tmp_path: Path, world: World) -> None:
+    options = BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        profile = engine.profile_layers(rows(1), runs=2)
+        assert profile is not None and profile.runs == 2
+        assert [(each.name, each.kind, each.module, each.ms) for each in profile.layers] == [
+            ("fc", "gemm", "(unknown)", 0.25),
+            ("blocks.0/Add + blocks.0.act/Relu", "unknown", "blocks.0", 0.5),
+        ]
+        world.broken = "context"
+        with pytest.raises(BuildError, match="leave --layers out"):
+            engine.profile_layers(rows(1), runs=2)
+
+
 @pytest.mark.parametrize("capturable", [True, False])
 def test_later_inferences_of_a_shape_launch_a_cuda_graph(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, *, capturable: bool
@@ -412,6 +445,7 @@ def test_later_inferences_of_a_shape_launch_a_cuda_graph(
             "gpu_multiprocessors": "16",
             "cpu_wait": "spin",
             "host_memory": "pinned",
+            "context_memory_mb": "3.0",
             "cuda_graph": "yes" if capturable else "CUDA error: operation not permitted when stream is capturing (900)",
         }
         with pytest.raises(UsageError, match="batches of 1:2:8"):
