@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import warnings
@@ -10,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.validate import find_defect
-from edgevit.export.weights import save_model
+from edgevit.export.weights import save_model, serialize_without_weights
 from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
 from edgevit.untrusted import read_limited
@@ -97,6 +99,16 @@ class OnnxGraph:
             return content
         except ValueError as error:
             raise ExportError(f"the model exceeds the 2 GB limit of an ONNX file: {first_line(error)}") from error
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the graph and its weights: equal for each capture of the same model."""
+        content, weights = serialize_without_weights(self.model)
+        digest = hashlib.sha256(content)
+        for name, array in weights.items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write an ONNX file. Raises ExportError above protobuf's limit of 2 GB."""

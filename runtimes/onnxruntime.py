@@ -31,8 +31,8 @@ from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.types import Array, Dim, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
-SPINNING = Setting("spinning", ("on", "off"))  # whether idle threads poll for work instead of sleeping
-PINNING = Setting("pinning", ("off", "on"))  # whether each thread keeps to one core
+SPINNING = Setting("spinning", ("on", "off"), of_threads=True)  # whether idle threads poll for work instead of sleeping
+PINNING = Setting("pinning", ("off", "on"), of_threads=True)  # whether each thread keeps to one core
 ARENA = Setting("arena", ("on", "off"))  # whether freed memory is kept for the next inference
 MEMORY_PATTERN = Setting("memory_pattern", ("on", "off"))  # whether all tensors of an inference are allocated at once
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down

@@ -43,9 +43,11 @@ from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array, Dim, TensorSpec
 
 DEVICE = "CPU"
-HINT = Setting("hint", ("latency", "throughput"))  # "throughput" splits the threads into streams
+HINT = Setting("hint", ("latency", "throughput"), of_threads=True)  # "throughput" splits the threads into streams
 PINNING = Setting("pinning", ("on", "off"))  # whether each thread keeps to one core
-HYPER_THREADING = Setting("hyper_threading", ("on", "off"))  # whether both logical cores of a physical one are used
+HYPER_THREADING = Setting(
+    "hyper_threading", ("on", "off"), of_threads=True
+)  # whether both logical cores of a physical one are used
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
 _TELEMETRY = "openvino_telemetry"
 # Lines of OpenVINO's report of a failed conversion.

@@ -18,6 +18,7 @@ class Setting:
 
     name: str
     values: tuple[str, ...]
+    of_threads: bool = False  # whether it only matters to an engine with several threads
 
     @property
     def default(self) -> str:

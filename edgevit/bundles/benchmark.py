@@ -92,7 +92,7 @@ def run_once(path: str, threads: str | None = None) -> None:
 
 def _bundle_subject(stack: ExitStack, name: str, bundle: Bundle, threads: int | None) -> Subject:
     """The bundle's own engine, which has to run in the bundle's precision."""
-    peak_mb = _peak_memory_mb(bundle, threads)
+    peak_mb = peak_memory_mb(bundle, threads)
     if bundle.engine_path is not None:
         stack.enter_context(get_runtime(bundle.fmt).session())
     engine, loading = timed_load(lambda: load_engine(bundle, threads=threads))
@@ -217,7 +217,7 @@ def _parity(name: str, bundle: Bundle, engine: Engine, precision: Precision) -> 
         return ParitySummary(passed=False, max_error_std=None, cosine=None, failure=first_line(error))
 
 
-def _peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
+def peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
     """Peak memory of a process that loads the engine and runs once; None if it cannot be measured.
 
     A separate process, because in this one the other candidates would add to the peak.

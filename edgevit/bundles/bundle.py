@@ -6,6 +6,7 @@
         ...              the engine's own files
         reference.npz    reference inputs and PyTorch's outputs for them
         latency.json     every sample of the latency measurement, if there was one
+        tuning.json      the search that found the engine, if it was tuned
         classes.txt      class names in the order of the logits, if they are known
 
 A bundle is written next to its final place and renamed into it (see store.py): it is there whole or not at all.

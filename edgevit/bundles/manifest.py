@@ -61,6 +61,7 @@ MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.npz"
 CLASSES_FILE = "classes.txt"
 LATENCY_FILE = "latency.json"
+TUNING_FILE = "tuning.json"
 
 MAX_MANIFEST_BYTES = 64 << 20
 # Limits that no real bundle comes near; a damaged or hostile manifest must not make edgevit allocate gigabytes.

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from edgevit.cli import parser as argument_types
-from edgevit.cli.console import Console, Part, redirect_user_output
+from edgevit.cli.console import Console, OnStage, Part, redirect_user_output
 from edgevit.cli.latency import latency_parts
+from edgevit.cli.model_arguments import (
+    add_model_arguments,
+    add_preprocessing_arguments,
+    load_model,
+    require_current_folder,
+)
 from edgevit.cli.parser import Arguments, Command, Group, add_strict, add_threads
 from edgevit.cli.tables import (
     fixed,
@@ -29,88 +35,32 @@ from edgevit.files import message_line
 from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
 from edgevit.memory import EXPORT_MB, require_address_space
 from edgevit.precisions import list_policies
-from edgevit.types import CROP_MODES, INTERPOLATIONS, PRECISIONS
+from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.latency.statistics import Ratio
     from edgevit.models.description import ModelDescription
+    from edgevit.pipeline.config import ExportConfig
     from edgevit.pipeline.report import BundleReport, ExportReport
+    from edgevit.pipeline.tuning.auto import TunedEngine
     from edgevit.runtimes.base import BuildOptions
     from edgevit.runtimes.parity import OutputParity
+
+
+AUTO = "auto"  # as a format: the engine that `edgevit tune` found on this machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit export`, in groups by subject."""
     parser.usage = "%(prog)s MODEL --fmt FMT[,FMT] [OPTION]..."
-    _add_model_arguments(parser)
-    _add_preprocessing_arguments(parser.add_argument_group("preprocessing", "each replaces the model's own setting"))
+    add_model_arguments(parser)
+    add_preprocessing_arguments(parser.add_argument_group("preprocessing", "each replaces the model's own setting"))
     _add_engine_arguments(parser.add_argument_group("engine"))
     _add_precision_arguments(parser.add_argument_group("lower precision"))
     _add_check_arguments(parser.add_argument_group("checks and measurements"))
     _add_tensorrt_arguments(parser.add_argument_group("TensorRT"))
-
-
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a registered name, timm:NAME, hf:NAME, package.module:factory, file.py:factory or FILE.onnx",
-    )
-    group.add_argument(
-        "--arg",
-        type=argument_types.argument,
-        action="append",
-        metavar="NAME=VALUE",
-        help="an argument of your factory; repeat it for each",
-    )
-    group.add_argument(
-        "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
-    )
-    group.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
-    group.add_argument(
-        "--img-size",
-        type=argument_types.image_size,
-        metavar="N|HxW",
-        help="height and width of the input: 224, or 224x320",
-    )
-    group.add_argument(
-        "--input-shape",
-        type=argument_types.input_shape,
-        action="append",
-        metavar="NAME=N,C,H,W",
-        help="shape of one input of your own model, batch included; repeat it for each input",
-    )
-
-
-def _add_preprocessing_arguments(group: Group) -> None:
-    group.add_argument(
-        "--mean",
-        type=argument_types.channel_values,
-        metavar="R,G,B",
-        help="mean of the pixels, which are from 0 to 1",
-    )
-    group.add_argument(
-        "--std", type=argument_types.channel_values, metavar="R,G,B", help="standard deviation of the pixels"
-    )
-    group.add_argument(
-        "--input-range",
-        type=argument_types.value_range,
-        metavar="LOW:HIGH",
-        help="values of a black and a white pixel, in which --mean and --std are: 0:255, or --input-range=-1:1",
-    )
-    group.add_argument("--resize", type=int, metavar="N", help="shorter side from which the input is cropped")
-    group.add_argument("--crop-pct", type=float, metavar="P", help="side of the input over --resize, such as 0.875")
-    group.add_argument("--crop-mode", choices=CROP_MODES, help="resize the shorter, both or the longer side")
-    group.add_argument("--interpolation", choices=INTERPOLATIONS, help="filter that resizes")
-    group.add_argument(
-        "--classes",
-        type=argument_types.path,
-        metavar="FILE",
-        help="class names, one a line in the order of the logits",
-    )
 
 
 def _add_engine_arguments(group: Group) -> None:
@@ -119,7 +69,7 @@ def _add_engine_arguments(group: Group) -> None:
         required=True,
         type=argument_types.names,
         metavar="FMT[,FMT]",
-        help=f"{', '.join(entry.name for entry in list_formats())}, or an alias",
+        help=f"{', '.join(entry.name for entry in list_formats())}, or an alias; auto: what edgevit tune found here",
     )
     group.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
     group.add_argument(
@@ -221,23 +171,67 @@ def _add_tensorrt_arguments(group: Group) -> None:
 def run(arguments: Arguments, console: Console) -> int:
     """Export a model to one or several formats."""
     options = _build_options(arguments)
-    _require_current_folder()
+    require_current_folder()
     require_address_space(EXPORT_MB, user="edgevit export")
-    from edgevit.formats import get_format
     from edgevit.pipeline import run as pipeline
-    from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S
 
-    config = pipeline.ExportConfig(
-        formats=tuple(get_format(name).name for name in arguments.fmt),
-        options=options,
+    is_auto = arguments.fmt == (AUTO,)
+    if not is_auto:
+        _config(arguments, options)  # contradictions are reported before the model is loaded
+    with redirect_user_output():
+        model = load_model(arguments)
+    if options.dynamic_batch is None:
+        options = replace(options, batch=model.batch)  # an ONNX file may have one of its own
+    with redirect_user_output(), console.stage_progress() as on_stage:
+        tuned = _find_tuned(arguments, model, on_stage) if is_auto else None
+        config = _config(arguments, options, tuned)
+        report = pipeline.run(model, config, on_stage, captured=tuned.captured if tuned else None)
+    if tuned is not None:
+        console.result(tuned.sentence, *notes([tuned.note] if tuned.note else []))
+    console.result(*result_lines(report))
+    console.print(*report_parts(report, detailed=console.detailed))
+    console.finish(report.to_json(), next_command=report.next_command)
+    for bundle in report.unbuilt:
+        print(f"edgevit: {message_line(bundle.missing)}", file=sys.stderr)
+    return MissingError.exit_status if report.unbuilt else 0
+
+
+def _find_tuned(arguments: Arguments, model: ModelDescription, on_stage: OnStage) -> TunedEngine:
+    """Return the engine that `edgevit tune` found for the model."""
+    from edgevit.pipeline.tuning.auto import find_tuned
+
+    if arguments.dynamic_batch:
+        raise UsageError("--fmt auto needs a static batch, for which engines are tuned; leave --dynamic-batch out")
+    return find_tuned(
+        model,
+        precision=arguments.precision[0] if arguments.precision else None,
+        threads=arguments.threads,
+        calibrated=arguments.calib is not None,
+        progress=on_stage,
+    )
+
+
+def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | None = None) -> ExportConfig:
+    """Return the options of the export; those of `tuned` go first, and fp32 needs no calibration."""
+    from edgevit.export.forms import STANDARD
+    from edgevit.formats import get_format
+    from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S, ExportConfig
+
+    found = None if tuned is None else tuned.choice.configuration
+    lower = found is None or found.variant.precision != "fp32"
+    return ExportConfig(
+        formats=tuple(get_format(name).name for name in arguments.fmt) if found is None else (found.variant.fmt,),
+        options=options if tuned is None else tuned.options(options),
+        form=STANDARD if found is None else found.variant.form,
+        tuned_threads=None if found is None else found.threads,
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
-        calib=arguments.calib,
-        eval=arguments.eval,
+        calib=arguments.calib if lower else None,
+        eval=arguments.eval if lower else None,
         int8_range=arguments.int8_range,
         keep_float=arguments.keep_float,
-        max_drop=arguments.max_drop,
+        max_drop=arguments.max_drop if lower else None,
         trt_version=arguments.trt_version,
         onnxsim=arguments.onnxsim,
         strict=arguments.strict,
@@ -245,18 +239,6 @@ def run(arguments: Arguments, console: Console) -> int:
         latency=arguments.latency,
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
-    with redirect_user_output():
-        model = _load_model(arguments)
-    if config.options.dynamic_batch is None:
-        config = replace(config, options=replace(options, batch=model.batch))  # an ONNX file may have one of its own
-    with redirect_user_output(), console.stage_progress() as on_stage:
-        report = pipeline.run(model, config, on_stage)
-    console.result(*result_lines(report))
-    console.print(*report_parts(report, detailed=console.detailed))
-    console.finish(report.to_json(), next_command=report.next_command)
-    for bundle in report.unbuilt:
-        print(f"edgevit: {message_line(bundle.missing)}", file=sys.stderr)
-    return MissingError.exit_status if report.unbuilt else 0
 
 
 def _build_options(arguments: Arguments) -> BuildOptions:
@@ -276,42 +258,6 @@ def _build_options(arguments: Arguments) -> BuildOptions:
         compute_capabilities=arguments.sm,
         workspace_mb=arguments.workspace,
     )
-
-
-def _load_model(arguments: Arguments) -> ModelDescription:
-    """Load MODEL, with the preprocessing and the class names that the options set."""
-    from edgevit.models.description import with_classes, with_preprocessing
-    from edgevit.models.preprocessing import PreprocessingOptions
-    from edgevit.pipeline.load_model import load_named
-
-    model = load_named(
-        arguments.model,
-        weights=arguments.weights,
-        num_classes=arguments.num_classes,
-        img_size=arguments.img_size,
-        batch=arguments.batch,
-        input_shapes=dict(arguments.input_shape or ()),
-        arguments=dict(arguments.arg or ()),
-    )
-    settings = PreprocessingOptions(
-        mean=arguments.mean,
-        std=arguments.std,
-        input_range=arguments.input_range,
-        resize=arguments.resize,
-        crop_pct=arguments.crop_pct,
-        crop_mode=arguments.crop_mode,
-        interpolation=arguments.interpolation,
-    )
-    model = with_preprocessing(model, settings) if settings.given else model
-    return with_classes(model, arguments.classes) if arguments.classes else model
-
-
-def _require_current_folder() -> None:
-    """Raise UsageError if the current folder was deleted: PyTorch's libraries abort the process in that case."""
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise UsageError("the current folder has been deleted; change to an existing one (cd)") from error
 
 
 def result_lines(report: ExportReport) -> list[str]:

@@ -26,6 +26,7 @@ from edgevit.memory import ANY_COMMAND_MB, OUT_OF_MEMORY, require_address_space
 COMMANDS = (
     "list",
     "export",
+    "tune",
     "build",
     "verify",
     "run",

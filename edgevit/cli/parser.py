@@ -195,16 +195,27 @@ def percentage(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a percentage, such as 0.5%") from None
 
 
+_UNITS_S = {"min": 60.0, "m": 60.0, "h": 3600.0, "s": 1.0, "": 1.0}
+
+
 def seconds(text: str) -> float:
-    """Argument type for a time: `60s`, `10min`, or a number of seconds."""
-    number, factor = (text.removesuffix("min"), 60.0) if text.endswith("min") else (text.removesuffix("s"), 1.0)
+    """Argument type for a time: `60s`, `10m` or `10min`, `1h`, or a number of seconds."""
+    unit = next(each for each in _UNITS_S if text.endswith(each))
     try:
-        value = factor * float(number)
+        value = _UNITS_S[unit] * float(text.removesuffix(unit))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time, such as 60s or 10min") from None
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0, such as 60s or 10min")
     return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Argument type for a comma-separated list of counts; each is named once."""
+    parts = text.split(",")
+    if not all(_is_number(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of counts, such as 1,2,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def compute_capabilities(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def write_bundles(
                 edgevit_version=edgevit.__version__,
                 model=_model_record(model),
                 exporter=_exporter_record(export.source, bundle.graph, export.timer.times),
-                build=BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
+                build=replace(
+                    BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
+                    threads=config.tuned_threads,
+                ),
                 runtime=RuntimeRecord.of(bundle.built, bundle.folder),
                 precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
                 inputs=bundle.graph.inputs,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias, get_args
 
 from edgevit.errors import MissingError, UsageError, unknown_name
+from edgevit.export.forms import STANDARD
 from edgevit.export.graph import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
@@ -41,6 +42,8 @@ class ExportConfig:
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float in fp16 and int8
     max_drop: float | None = None  # of top-1, as a fraction; None: DEFAULT_MAX_DROP with `eval`, else no bound
     trt_version: str | None = None  # of the device; None: see `target_version`
+    tuned_threads: int | None = None  # that the manifest records, and the engine is opened with from then on
+    form: str = STANDARD  # the exact form of the graph; see export/forms.py
     onnxsim: bool = False  # whether onnxsim simplifies the graph after the passes
     strict: bool = False  # whether an image that cannot be read is an error, instead of being left out
     verify: bool = True  # whether parity with PyTorch is checked; the accuracy on `eval` is in any case

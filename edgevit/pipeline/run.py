@@ -19,7 +19,7 @@ from edgevit.bundles.latency_file import artifact_details
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
 from edgevit.errors import ExportError, MeasureError, UsageError
-from edgevit.export import passes
+from edgevit.export import forms, passes
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.refusal import require_supported
@@ -60,28 +60,27 @@ __all__ = ["ExportConfig", "run"]
 MAX_ENGINE_ROUNDS = 4  # builds of an int8 engine; each has more layers in float than the one before
 
 
-def run(model: ModelDescription, config: ExportConfig, progress: Progress | None = None) -> ExportReport:
+def run(
+    model: ModelDescription,
+    config: ExportConfig,
+    progress: Progress | None = None,
+    *,
+    captured: OnnxGraph | None = None,
+) -> ExportReport:
     """Export `model` in every format of `config`, verify the bundles and publish them together: all or none.
+
+    `captured` is the model's graph if it has been captured before.
 
     Raises the error of the stage that failed; its `exit_status` is that of the command line. Nothing is left behind.
     """
-    timer = StageTimer(progress)
     config = target_this_machine(config)
-    require_images(model, config.images)
+    timer = StageTimer(progress)
     runtimes = [get_runtime(fmt, _build_progress(fmt, timer)) for fmt in config.formats]
     for runtime in runtimes:
         _require_possible(runtime, config, model.name)
     with store.staging(config.out) as folder, ExitStack() as engines:
-        source = source_of(model)
-        captured = source.capture(timer, config.options)
-        _require_class_names(model, captured)
-        references = _compute_references(model, source, config, captured, timer)
-        export = ExportRun(
-            model=model, source=source, config=config, captured=captured, references=references, timer=timer
-        )
-        graph_parity = _check_captured(export)
-        graph = _optimize(export, folder)
-        bundles = [_build_bundle(export, graph, runtime, folder) for runtime in runtimes]
+        export, graph, graph_parity = prepare(model, config, timer, folder, captured=captured)
+        bundles = [build_bundle(export, graph, runtime, folder) for runtime in runtimes]
         if config.verify:
             sum((bundle.parity for bundle in bundles), graph_parity).require()
         baselines = _build_baselines(export, graph, bundles, folder)
@@ -94,6 +93,30 @@ def run(model: ModelDescription, config: ExportConfig, progress: Progress | None
         latency = _measure_latency(export, candidates) if config.latency else LatencyOutcome()
         comparisons = _compare_precisions(export, bundles, baselines, latency.reports)
         return write_bundles(export, bundles, graph_parity=graph_parity, latency=latency, comparisons=comparisons)
+
+
+def prepare(
+    model: ModelDescription,
+    config: ExportConfig,
+    timer: StageTimer,
+    folder: Path,
+    *,
+    captured: OnnxGraph | None = None,
+) -> tuple[ExportRun, OnnxGraph, ParityReport]:
+    """Capture the model, compute reference outputs, and apply the passes for all formats.
+
+    Returns the state of the export, the optimized graph, and the parity of the captured one. `folder` is for temporary
+    files.
+    """
+    require_images(model, config.images)
+    source = source_of(model)
+    if captured is None:
+        captured = source.capture(timer, config.options)
+    _require_class_names(model, captured)
+    references = _compute_references(model, source, config, captured, timer)
+    export = ExportRun(model=model, source=source, config=config, captured=captured, references=references, timer=timer)
+    parity = _check_captured(export)
+    return export, _optimize(export, folder), parity
 
 
 def target_this_machine(config: ExportConfig) -> ExportConfig:
@@ -171,13 +194,15 @@ def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:
         return simplify(graph, lambda candidate: graph_evaluator(candidate, threads=threads)(feeds), folder=folder)
 
 
-def _build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: Path) -> BuiltBundle:
+def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: Path) -> BuiltBundle:
     """Build one bundle in `folder`, load its engine if it runs here, and check parity."""
     config, timer, fmt = export.config, export.timer, runtime.fmt
     options = config.options_for(runtime)
     bundle_folder = folder / bundle_name(export.model.name, options.precision, fmt)
     with timer.stage(f"{fmt}: specialize, check"):
-        specialized = check(passes.specialize(graph, fmt, precision=options.precision, opset=config.opset_for(fmt)))
+        specialized = check(
+            forms.specialize(graph, fmt, config.form, precision=options.precision, opset=config.opset_for(fmt))
+        )
         require_supported(specialized, fmt, config.target_version)
         steps = None
         if runtime.format.builds_on_device:

@@ -1,0 +1,195 @@
+"""`edgevit tune`: find the fastest engine of a model on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from edgevit.cli import parser as argument_types
+from edgevit.cli.console import Console, Part, redirect_user_output
+from edgevit.cli.model_arguments import (
+    add_model_arguments,
+    add_preprocessing_arguments,
+    load_model,
+    require_current_folder,
+)
+from edgevit.cli.parser import Arguments, Command, add_strict
+from edgevit.cli.tables import fixed, make_table, notes, ratio_cell
+from edgevit.formats import Int8Range
+from edgevit.memory import EXPORT_MB, require_address_space
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgevit.pipeline.tuning.report import Row, TuningReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edgevit tune`."""
+    parser.usage = "%(prog)s MODEL [OPTION]..."
+    add_model_arguments(parser)
+    add_preprocessing_arguments(parser.add_argument_group("preprocessing", "each replaces the model's own setting"))
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--time",
+        type=argument_types.seconds,
+        default=600.0,
+        metavar="T",
+        help="limit of the whole command, such as 90s, 10m or 1h (default: 10m)",
+    )
+    search.add_argument(
+        "--fmt",
+        type=argument_types.names,
+        default=(),
+        metavar="FMT[,FMT]",
+        help="the formats to try (default: all whose runtime is installed)",
+    )
+    search.add_argument(
+        "--threads",
+        type=argument_types.counts,
+        default=(),
+        metavar="N[,N]",
+        help="numbers of CPU threads to try (default: all cores, and half of them)",
+    )
+    search.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
+    search.add_argument("--fresh", action="store_true", help="discard what an unfinished search has left")
+    search.add_argument(
+        "--out",
+        type=argument_types.path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for the recommended bundle (default: current folder)",
+    )
+    accuracy = parser.add_argument_group("accuracy")
+    accuracy.add_argument(
+        "--calib", type=argument_types.path, metavar="DIR", help="calibration images; without them int8 is not tried"
+    )
+    accuracy.add_argument(
+        "--eval", type=argument_types.path, metavar="DIR", help="labeled images on which top-1 is measured"
+    )
+    accuracy.add_argument(
+        "--max-drop",
+        type=argument_types.percentage,
+        metavar="P%",
+        help="largest loss of top-1 against PyTorch, such as 0.5%% (default: 1%% with --eval)",
+    )
+    accuracy.add_argument(
+        "--int8-range",
+        choices=get_args(Int8Range),
+        default="safe",
+        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
+    )
+    accuracy.add_argument(
+        "--images",
+        type=argument_types.path,
+        metavar="DIR",
+        help="images for the parity check (default: two included photos)",
+    )
+    add_strict(accuracy)
+
+
+def run(arguments: Arguments, console: Console) -> int:
+    """Find the fastest engine of a model within the time, and write its bundle."""
+    start_s = time.monotonic()  # before PyTorch is imported, which takes seconds
+    require_current_folder()
+    require_address_space(EXPORT_MB, user="edgevit tune")
+    from edgevit.pipeline.tuning.tune import TuneConfig, tune
+
+    config = TuneConfig(
+        formats=arguments.fmt,
+        threads=arguments.threads,
+        limit_s=arguments.time,
+        calib=arguments.calib,
+        eval=arguments.eval,
+        max_drop=arguments.max_drop,
+        int8_range=arguments.int8_range,
+        images=arguments.images,
+        strict=arguments.strict,
+        out=arguments.out,
+        fresh=arguments.fresh,
+        start_s=start_s,
+    )
+    with redirect_user_output():
+        model = load_model(arguments)
+    with redirect_user_output(), console.stage_progress() as on_stage:
+        report = tune(model, config, on_stage)
+    console.result(report.sentence)
+    console.print(*report_parts(report, detailed=console.detailed))
+    console.finish(report.result_json(), next_command=report.next_command)
+    return 0
+
+
+def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
+    """Return the table of the engines and what else the search found."""
+    parts: list[Part] = [engine_table(report)]
+    if detailed:
+        parts += [race_table(report)]
+    parts.append(f"wrote {report.path}; {report.elapsed_s:.0f} of {report.limit_s:.0f} s")
+    lines = [f"refused: {each.name}: {each.reason}" for each in report.refused]
+    if report.not_tried:
+        lines.append(f"not tried: {', '.join(report.not_tried)}")
+    if report.not_installed and detailed:
+        lines.append(f"not installed: {', '.join(report.not_installed)}")
+    if report.cached:
+        lines.append("edgevit export --fmt auto uses this result on this machine from now on")
+    return [*parts, *notes([*lines, *report.notes])]
+
+
+def engine_table(report: TuningReport) -> Table:
+    """Return one row for each engine of the final measurement; * marks the Pareto front."""
+    from edgevit.pipeline.tuning.report import pareto_front
+
+    front = {row.name for row in pareto_front(report.rows)}
+    reference = report.reference.configuration.variant.name
+    measured = any(row.verification is not None and row.verification.evaluation is not None for row in report.rows)
+    accuracy = "top-1 %" if measured else "SNR dB"
+    table = make_table(None, "engine", "settings", "p50 ms", f"time / {reference}", accuracy, "MB", "RAM", left=2)
+    for row in report.rows:
+        table.add_row(
+            f"{'*' if row.name in front else ' '} {row.configuration.variant.name}",
+            row.configuration.settings,
+            fixed(row.p50_ms, 2),
+            ratio_cell(row.ratio),
+            _accuracy(row, measured=measured),
+            fixed(row.size_bytes / 1e6, 1),
+            fixed(row.latency.peak_memory_mb, 0),
+        )
+    table.caption = "* no other one is better in time, accuracy, size and memory at once; both in MB"
+    table.caption_justify = "left"
+    return table
+
+
+def _accuracy(row: Row, *, measured: bool) -> str:
+    """Return the accuracy of an engine, or "refused", or "-" if there was no time to check it."""
+    found = row.verification
+    if found is None:
+        return "-"
+    if found.failure:
+        return "refused"
+    if measured:
+        return fixed(None if found.evaluation is None else 100 * found.evaluation.top1, 1)
+    return fixed(found.snr_db, 0)
+
+
+def race_table(report: TuningReport) -> Table:
+    """Return one row for each candidate of each race."""
+    table = make_table("Races", "race", "candidate", "p50 ms", "time / fastest", "runs", "", left=2)
+    for title, outcome in report.races:
+        for standing in outcome.standings:
+            interval = standing.interval
+            ratio = f"{standing.ratio:.2f}"
+            within = "" if interval is None else f" ({interval.low:.2f} to {interval.high:.2f})"
+            verdict = "slower" if standing.dropped else ""
+            cells = (f"{standing.p50_ms:.2f}", f"{ratio}{within}", str(standing.runs), verdict)
+            table.add_row(title, standing.name, *cells)
+    return table
+
+
+COMMAND = Command(
+    name="tune",
+    help="find the fastest engine of a model on this machine, by measuring",
+    add_arguments=add_arguments,
+    run=run,
+)

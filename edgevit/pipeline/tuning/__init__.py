@@ -1,0 +1,1 @@
+"""Find the fastest engine on this machine by measuring: `edgevit tune`."""

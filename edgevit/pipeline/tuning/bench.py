@@ -1,0 +1,100 @@
+"""Open configurations of built engines and measure them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.errors import EdgevitError
+from edgevit.files import first_line
+from edgevit.latency.candidate import Candidate, candidate_from_engine
+from edgevit.latency.measure import measure
+from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.pipeline.tuning.racing import RUNGS, Race, race
+from edgevit.pipeline.tuning.space import Configuration
+from edgevit.pipeline.tuning.workspace import Workspace
+from edgevit.runtimes.registry import get_runtime
+from edgevit.types import Array
+
+_MAX_OPEN = 8  # engines at once
+_OPEN_BYTES = 1 << 30  # of engine files at once; a loaded engine takes two or three times its file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Measures configurations on one batch of reference inputs, and remembers the outcomes."""
+
+    workspace: Workspace
+    bundles: Mapping[str, Bundle]  # by name of the variant
+    feeds: Mapping[str, Array]
+    check_time: Callable[[], None]  # raises OutOfTimeError when the search has to end
+    remaining_s: Callable[[], float]
+    on_refused: Callable[[str, str], None]  # a configuration that does not run, and the reason
+
+    def race(self, configurations: Sequence[Configuration]) -> Race | None:
+        """Return the outcome of a race, from an earlier run if it had the same; None if no engine opens.
+
+        More engines than may be open at once race in groups, each with the best of the groups before it.
+        """
+        distinct = list({each.name: each for each in configurations}.values())
+        if known := self.workspace.race([each.name for each in distinct]):
+            return known
+        outcome: Race | None = None
+        size = self._group_size(distinct)
+        rest = distinct
+        while rest:
+            best = [each for each in distinct if outcome is not None and each.name == outcome.fastest]
+            group, rest = [*best, *rest[: size - len(best)]], rest[size - len(best) :]
+            found = self._race_group(group)
+            outcome = _joined(outcome, found)
+        if outcome is not None:
+            self.workspace.keep_race([each.name for each in distinct], outcome)
+        return outcome
+
+    def _group_size(self, configurations: Sequence[Configuration]) -> int:
+        largest = max(sum(file.size_bytes for file in self._bundle(each).manifest.files) for each in configurations)
+        return max(2, min(_MAX_OPEN, _OPEN_BYTES // max(1, largest)))
+
+    def _bundle(self, configuration: Configuration) -> Bundle:
+        return self.bundles[configuration.variant.name]
+
+    def _race_group(self, configurations: Sequence[Configuration]) -> Race | None:
+        with ExitStack() as stack:
+            opened = {each.name: self._opened(stack, each) for each in configurations}
+            candidates = {name: candidate for name, candidate in opened.items() if candidate is not None}
+
+            def run(names: Sequence[str], plan: MeasurePlan) -> Sequence[LatencyReport]:
+                self.check_time()
+                return measure([candidates[name] for name in names], plan, lambda _: self.check_time())
+
+            return race(list(candidates), run, rungs=RUNGS, remaining_s=self.remaining_s) if candidates else None
+
+    def _opened(self, stack: ExitStack, configuration: Configuration) -> Candidate | None:
+        """Open an engine and run it once; None, and a note, if that fails."""
+        self.check_time()
+        bundle, runtime = self._bundle(configuration), get_runtime(configuration.variant.fmt)
+        if bundle.engine_path is None:
+            return None
+        options = replace(bundle.options, threads=configuration.threads, session=configuration.session)
+        try:
+            stack.enter_context(runtime.session())
+            engine = stack.enter_context(runtime.open(bundle.engine_path, options))
+            return candidate_from_engine(configuration.name, engine, self.feeds, threads=configuration.threads)
+        except EdgevitError as error:
+            self.on_refused(configuration.name, first_line(error))
+            return None
+
+
+def _joined(first: Race | None, second: Race | None) -> Race | None:
+    """Return the standings of two races that share the fastest of the first; ratios are to the fastest of all."""
+    if first is None or second is None:
+        return first or second
+    shared = second.standing(first.fastest)
+    earlier = [
+        replace(each, ratio=each.ratio * shared.ratio, interval=None, dropped=each.dropped or shared.dropped)
+        for each in first.standings
+        if each.name != first.fastest
+    ]
+    return Race(tuple(sorted((*second.standings, *earlier), key=lambda each: (each.dropped, each.ratio))))

@@ -1,0 +1,62 @@
+"""Build the bundle of one variant of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgevit.bundles import store
+from edgevit.bundles.bundle import Bundle
+from edgevit.export.graph import OnnxGraph
+from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.bundle_writer import write_bundles
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.export_run import ExportRun, LatencyOutcome, Progress, StageTimer
+from edgevit.pipeline.tuning.space import Variant
+from edgevit.precisions import get_policy
+from edgevit.runtimes.parity import ParityReport
+from edgevit.runtimes.registry import get_runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builder:
+    """Builds variants from one captured and optimized graph."""
+
+    export: ExportRun
+    graph: OnnxGraph
+    graph_parity: ParityReport
+    progress: Progress
+
+    def build(self, variant: Variant, out: Path) -> Bundle:
+        """Build, verify and write the bundle of `variant` into `out`. Raises the error of the stage that failed."""
+        config = config_of(self.export.config, variant, out)
+        timer = StageTimer(self.progress)
+        timer.times = [*self.export.timer.times]
+        export = replace(self.export, config=config, timer=timer)
+        runtime = get_runtime(variant.fmt)
+        runtime.require_precision(variant.precision)
+        with store.staging(out) as folder:
+            built = pipeline.build_bundle(export, self.graph, runtime, folder)
+            if built.built.engine is not None:
+                built.built.engine.close()
+            (self.graph_parity + built.parity).require()
+            report = write_bundles(
+                export, [built], graph_parity=self.graph_parity, latency=LatencyOutcome(), comparisons={}
+            )
+        return Bundle.open(report.bundles[0].path)
+
+
+def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:
+    """Return the export configuration of one variant; `base` has the options of the most demanding precision."""
+    is_fp32 = variant.precision == "fp32"
+    return replace(
+        base,
+        formats=(variant.fmt,),
+        options=replace(base.options, precision=variant.precision),
+        form=variant.form,
+        out=out,
+        calib=base.calib if get_policy(variant.precision).needs_calibration else None,
+        eval=None if is_fp32 else base.eval,
+        max_drop=None if is_fp32 or (variant.precision == "fp16" and base.eval is None) else base.max_drop,
+        int8_range=base.int8_range if variant.precision == "int8" else "safe",
+    )

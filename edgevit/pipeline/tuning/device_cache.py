@@ -1,0 +1,120 @@
+"""The engines that were found on this machine, kept for `edgevit export --fmt auto`.
+
+A file holds the engines of one graph in one environment: $EDGEVIT_CACHE/tuned/<key>.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import edgevit
+from edgevit.errors import MissingError, UsageError
+from edgevit.export.graph import OnnxGraph
+from edgevit.files import cache_folder, os_reason, write_atomically
+from edgevit.latency.environment import Environment
+from edgevit.pipeline.tuning.space import Configuration
+from edgevit.types import Precision
+from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, text
+
+_LOG = logging.getLogger(__name__)
+SCHEMA = 1
+_MAX_BYTES = 1 << 20
+_SLOWEST_MS = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """An engine that passed every check when it was tuned."""
+
+    configuration: Configuration
+    p50_ms: float
+    accuracy: str  # in words, such as "SNR 121 dB"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.configuration.to_json(), "p50_ms": self.p50_ms, "accuracy": self.accuracy}
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> Choice:
+        fields = JsonObject.of(value, place)
+        try:
+            configuration = Configuration.parse(fields)
+        except UsageError as error:
+            raise InvalidError(f"{place}: {error}") from error
+        return cls(
+            configuration=configuration,
+            p50_ms=fields.read("p50_ms", number(0, _SLOWEST_MS)),
+            accuracy=fields.read("accuracy", text(most=255)),
+        )
+
+
+def device_key(graph: OnnxGraph) -> str:
+    """Return the key of a graph on this machine: a hash of the graph, the environment and edgevit's version."""
+    content = [SCHEMA, edgevit.__version__, Environment.capture().key(), graph.sha256]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def cache_file(key: str) -> Path:
+    """Return the file of a key. Raises MissingError without a cache folder."""
+    return cache_folder() / "tuned" / f"{key}.json"
+
+
+def write_choices(key: str, model: str, choices: Sequence[Choice]) -> bool:
+    """Store the engines that passed, the recommended one first; False if that is not possible."""
+    content = {"schema": SCHEMA, "model": model, "choices": [choice.to_json() for choice in choices]}
+    with contextlib.suppress(OSError, MissingError):
+        file = cache_file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        return True
+    return False
+
+
+def read_choices(key: str) -> tuple[Choice, ...]:
+    """Return the engines that were found, the recommended one first; none if nothing is stored.
+
+    A damaged file is ignored, with a warning.
+    """
+    try:
+        file = cache_file(key)
+    except MissingError:
+        return ()
+    try:
+        fields = JsonObject.of(read_json(file, limit_bytes=_MAX_BYTES))
+        fields.read("schema", integer(SCHEMA, SCHEMA))
+        return fields.read("choices", list_of(Choice.parse, most=1000))
+    except FileNotFoundError:
+        return ()
+    except (OSError, InvalidError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else error
+        _LOG.warning("edgevit: %s is damaged and is ignored (%s); tune again", file, reason)
+        return ()
+
+
+def choose(
+    choices: Sequence[Choice], *, precision: Precision | None, threads: int | None, calibrated: bool
+) -> tuple[Choice | None, str]:
+    """Return the engine to export, and a note if a better one needs calibration images; None if none fits.
+
+    `precision` and `threads` are those requested; None: any.
+    """
+    fitting = [
+        choice
+        for choice in choices
+        if precision in (None, choice.configuration.variant.precision)
+        and threads in (None, choice.configuration.threads)
+    ]
+    possible = [each for each in fitting if calibrated or each.configuration.variant.precision != "int8"]
+    if not possible:
+        return None, ""
+    note = ""
+    if fitting[0] is not possible[0]:
+        faster = fitting[0]
+        note = f"{faster.configuration.name} took {faster.p50_ms:.2f} ms; give --calib DIR for it"
+    return possible[0], note

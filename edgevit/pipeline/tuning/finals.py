@@ -1,0 +1,209 @@
+"""The final measurement, and the checks of the engines before one of them is recommended."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgevit.bundles import store
+from edgevit.bundles.benchmark import peak_memory_mb
+from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.engine import load_engine, require_precision
+from edgevit.bundles.latency_file import bundle_details
+from edgevit.bundles.manifest import read_manifest
+from edgevit.bundles.verify import engine_parity
+from edgevit.errors import EdgevitError
+from edgevit.files import first_line
+from edgevit.latency.candidate import Candidate, candidate_from_engine
+from edgevit.latency.measure import measure
+from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.metrics import Drop, Evaluation, drop_points
+from edgevit.pipeline.export_run import ExportRun
+from edgevit.pipeline.references import EvalDataset
+from edgevit.pipeline.tuning.deadline import Deadline
+from edgevit.pipeline.tuning.space import Configuration
+from edgevit.runtimes.base import Engine
+from edgevit.runtimes.loading import timed_load
+from edgevit.runtimes.parity import ParityReport
+from edgevit.runtimes.registry import get_runtime
+
+_MIN_IMAGES = 20  # labeled images; on fewer, accuracy is not measured
+_EVAL_FRACTION = 0.5  # of the remaining time, for accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalist:
+    """A configuration as the bundle that would be recommended: its settings stand in the manifest."""
+
+    configuration: Configuration
+    bundle: Bundle
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the engine's files."""
+        engine = set(self.bundle.manifest.runtime.engine_files)
+        return sum(file.size_bytes for file in self.bundle.manifest.files if file.path in engine)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The checks of one finalist against PyTorch."""
+
+    parity: ParityReport | None = None  # None if the engine did not run
+    evaluation: Evaluation | None = None
+    drop: Drop | None = None  # of top-1 against PyTorch, on the labeled images
+    failure: str = ""  # why it cannot be recommended
+
+    @property
+    def snr_db(self) -> float | None:
+        results = self.parity.results if self.parity is not None else ()
+        return min((result.snr_db for result in results), default=None)
+
+
+def stage(configuration: Configuration, bundle: Bundle, folder: Path) -> Finalist:
+    """Create the bundle of a configuration in `folder`: the files of `bundle`, and a manifest with the settings."""
+    target = folder / f"{len(list(folder.iterdir()))}-{bundle.name}"
+    shutil.copytree(bundle.path, target, copy_function=_link)
+    (target / "manifest.json").unlink()  # the file that it is linked to stays
+    build = replace(bundle.manifest.build, threads=configuration.threads, session=configuration.session.to_json())
+    store.save_manifest(target, replace(bundle.manifest, build=build))
+    return Finalist(configuration=configuration, bundle=Bundle(target, read_manifest(target)))
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        return str(shutil.copy2(source, target))
+    return target
+
+
+def measure_finalists(
+    finalists: Sequence[Finalist], *, limit_s: float, duration_s: float
+) -> tuple[tuple[LatencyReport, ...], dict[str, str]]:
+    """Measure the bundles in one interleaved run of `duration_s` seconds each, or of `limit_s` in all.
+
+    Returns the reports, and why others were not measured, by name.
+    """
+    failed: dict[str, str] = {}
+    with ExitStack() as stack:
+        candidates = []
+        for finalist in finalists:
+            name = finalist.configuration.name
+            try:
+                candidates.append(_candidate(stack, finalist))
+            except EdgevitError as error:
+                failed[name] = first_line(error)
+        if not candidates:
+            return (), failed
+        plan = MeasurePlan(
+            min_runs=64,
+            min_duration_s=duration_s,
+            max_duration_s=10 * duration_s,
+            turn_s=duration_s / 20,
+            warmup_max_s=3.0,
+            idle_s=0.2,
+            clock_settle_s=1.0,
+            max_total_s=max(0.2, limit_s),
+        )
+        return measure(candidates, plan), failed
+
+
+def _candidate(stack: ExitStack, finalist: Finalist) -> Candidate:
+    """Open the bundle of a finalist as its user will; `stack` closes it."""
+    bundle, configuration = finalist.bundle, finalist.configuration
+    stack.enter_context(get_runtime(bundle.fmt).session())
+    engine, loading = timed_load(lambda: load_engine(bundle))
+    stack.enter_context(engine)
+    return candidate_from_engine(
+        configuration.name,
+        engine,
+        bundle.references()[0].batch(bundle.options.batch),
+        threads=configuration.threads,
+        loading=loading,
+        details=bundle_details(bundle, precision=require_precision(bundle, engine).actual),
+    )
+
+
+def with_peak_memory(report: LatencyReport, finalist: Finalist) -> LatencyReport:
+    """Return a report with the peak memory of a process that opens the bundle and runs it once."""
+    return replace(report, peak_memory_mb=peak_memory_mb(finalist.bundle, finalist.configuration.threads))
+
+
+@dataclass(slots=True, kw_only=True)
+class Examiner:
+    """Checks finalists against PyTorch: parity on the reference inputs, and top-1 if there are labeled images."""
+
+    export: ExportRun
+    deadline: Deadline
+    max_drop: float | None
+    _dataset: EvalDataset | None = None
+    _reference: Evaluation | None = None  # PyTorch on `_dataset`
+    _ms_per_image: float = 0.0
+
+    def verify(self, finalist: Finalist, *, p50_ms: float) -> Verification:
+        """Open the bundle as its user will, and compare its outputs with PyTorch's. `p50_ms` is that of a batch."""
+        try:
+            with load_engine(finalist.bundle) as engine:
+                require_precision(finalist.bundle, engine)
+                parity = engine_parity(engine, self.export.references.outputs, finalist.bundle.options)
+                if not parity.passed:
+                    failures = next(result.failures for result in parity.results if not result.passed)
+                    return Verification(parity=parity, failure=f"parity failed: {'; '.join(failures)}")
+                return self._with_accuracy(Verification(parity=parity), engine, finalist, p50_ms)
+        except EdgevitError as error:
+            return Verification(failure=first_line(error))
+
+    def _with_accuracy(
+        self, verification: Verification, engine: Engine, finalist: Finalist, p50_ms: float
+    ) -> Verification:
+        """Add the accuracy; a lower precision that may lose accuracy fails if there is no time to measure it."""
+        dataset = self._labeled_images(p50_ms)
+        if dataset is None or self._reference is None:
+            lower = finalist.configuration.variant.precision != "fp32"
+            asked = lower and self.export.references.eval_dataset is not None
+            return replace(verification, failure="no time to measure its accuracy; give more --time" if asked else "")
+        (evaluation,) = dataset.evaluate({finalist.configuration.name: engine.run})
+        drop, allowed = drop_points(self._reference, evaluation), self.max_drop
+        failure = ""
+        if allowed is not None and drop.points > 100 * allowed * (1 + 1e-9):
+            failure = f"top-1 drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
+        return replace(verification, evaluation=evaluation, drop=drop, failure=failure)
+
+    def _labeled_images(self, p50_ms: float) -> EvalDataset | None:
+        """Return the labeled images; as many as there is time for, the same for all finalists."""
+        whole = self.export.references.eval_dataset
+        if self._dataset is not None or whole is None:
+            return self._dataset
+        original = self.export.source.engine(self.export.captured, threads=None)
+        feeds = self.export.references.first_rows(whole.batch)
+        original.run(feeds)  # the first run takes longer
+        start = time.perf_counter()
+        original.run(feeds)
+        per_image_s = (time.perf_counter() - start + 3 * p50_ms / 1e3) / whole.batch + 0.005  # reading it included
+        count = math.floor(_EVAL_FRACTION * self.deadline.remaining_s / per_image_s)
+        if count < min(_MIN_IMAGES, len(whole.images.paths)):
+            return None
+        self._dataset = whole.subset(count) if count < len(whole.images.paths) else whole
+        (self._reference,) = self._dataset.evaluate({self.export.source.title: original.run})
+        return self._dataset
+
+    @property
+    def reference(self) -> Evaluation | None:
+        """PyTorch's accuracy; None if it was not measured."""
+        return self._reference
+
+    @property
+    def images_note(self) -> str:
+        """A note if accuracy was measured on a part of the images, or not at all."""
+        whole = self.export.references.eval_dataset
+        if whole is None or self._dataset is whole:
+            return ""
+        used = 0 if self._reference is None else self._reference.images
+        return f"accuracy is of {used} of {len(whole.images.paths)} labeled images, for lack of time"

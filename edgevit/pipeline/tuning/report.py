@@ -1,0 +1,237 @@
+"""TuningReport: the engines that were measured and checked, the Pareto front and the recommendation."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgevit
+from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json, side_by_side
+from edgevit.latency.report import LatencyReport
+from edgevit.latency.statistics import Ratio, bounds
+from edgevit.pipeline.tuning.device_cache import Choice
+from edgevit.pipeline.tuning.finals import Verification
+from edgevit.pipeline.tuning.racing import Race
+from edgevit.pipeline.tuning.search import Refusal
+from edgevit.pipeline.tuning.space import Configuration
+from edgevit.types import PRECISIONS
+
+if TYPE_CHECKING:
+    from edgevit.bundles.bundle import Bundle
+
+SCHEMA = 1  # of tuning.json and of --json
+_TIE = 1.03  # times the fastest: two engines this close, and not told apart, are equally fast
+_EXACT_DB = 80.0  # SNR from which on outputs differ by float32 rounding only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One engine of the final measurement."""
+
+    configuration: Configuration
+    latency: LatencyReport
+    ratio: Ratio | None  # of its time and that of the reference; None for the reference
+    verification: Verification | None  # None: not checked, for lack of time
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.configuration.name
+
+    @property
+    def p50_ms(self) -> float:
+        return self.latency.p50_ms
+
+    @property
+    def passed(self) -> bool:
+        return self.verification is not None and not self.verification.failure
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 if it was measured, else the SNR in dB; engines that differ by rounding are equal."""
+        found = self.verification
+        if found is None:
+            return -math.inf
+        if found.evaluation is not None:
+            return found.evaluation.top1
+        return min(_EXACT_DB, found.snr_db if found.snr_db is not None else -math.inf)
+
+    @property
+    def accuracy_text(self) -> str:
+        """The accuracy in words: "top-1 91.2 %" or "SNR 121 dB"."""
+        found = self.verification
+        if found is None:
+            return "not checked"
+        if found.evaluation is not None:
+            return f"top-1 {100 * found.evaluation.top1:.1f} %"
+        return "failed" if found.snr_db is None else f"SNR {found.snr_db:.0f} dB"
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.verification
+        evaluation = None if found is None else found.evaluation
+        drop = None if found is None else found.drop
+        snr_db = None if found is None or found.snr_db is None or not math.isfinite(found.snr_db) else found.snr_db
+        return {
+            **self.configuration.to_json(),
+            "name": self.name,
+            "p50_ms": self.p50_ms,
+            "ratio": None if self.ratio is None else self.ratio.value,
+            "ratio_interval": None if self.ratio is None else bounds(self.ratio.interval),
+            "peak_memory_mb": self.latency.peak_memory_mb,
+            "size_bytes": self.size_bytes,
+            "passed": None if found is None else not found.failure,
+            "failure": None if found is None else found.failure,
+            "snr_db": snr_db,
+            "top1": None if evaluation is None else evaluation.top1,
+            "images": None if evaluation is None else evaluation.images,
+            "top1_drop_points": None if drop is None else drop.points,
+            "top1_drop_interval": None if drop is None else [drop.interval.low, drop.interval.high],
+        }
+
+
+def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the engines that no other one beats: in time, accuracy, memory and size at once.
+
+    Only engines that passed their checks take part. Times within 2 % of one another are equal.
+    """
+    passed = [row for row in rows if row.passed]
+    return tuple(row for row in passed if not any(_dominates(other, row) for other in passed if other is not row))
+
+
+def _dominates(one: Row, other: Row) -> bool:
+    """Whether `one` is at least as good in everything, and better in something."""
+    slack = 1 + MEMORY_LAYOUT_EFFECT
+    costs = [
+        (one.p50_ms, other.p50_ms),
+        (one.latency.peak_memory_mb or 0.0, other.latency.peak_memory_mb or 0.0),
+        (one.size_bytes, other.size_bytes),
+    ]
+    if one.accuracy < other.accuracy or any(mine > slack * theirs for mine, theirs in costs):
+        return False
+    return one.accuracy > other.accuracy or any(slack * mine < theirs for mine, theirs in costs)
+
+
+def recommended(rows: Sequence[Row]) -> Row | None:
+    """Return the fastest engine that passed; of several that are equally fast, the most exact and the plainest.
+
+    A lower precision has to be shown to be faster than a higher one.
+    """
+    passed = sorted((row for row in rows if row.passed), key=lambda row: row.p50_ms)
+    if not passed:
+        return None
+    ratios = [compared.ratio for compared in side_by_side([row.latency for row in passed])]
+    tied = [
+        row
+        for row, ratio in zip(passed, ratios, strict=True)
+        if ratio is None
+        or (ratio.verdict == "cannot tell" and (ratio.value <= _TIE or _exactness(row) < _exactness(passed[0])))
+    ]
+    return min(tied, key=_plainness)
+
+
+def _exactness(row: Row) -> int:
+    """0 for the highest precision."""
+    return PRECISIONS.index(row.configuration.variant.precision)
+
+
+def _plainness(row: Row) -> tuple[int, int, float, float]:
+    configuration = row.configuration
+    changes = len(configuration.session.chosen) + (not configuration.is_default)
+    memory_mb = row.latency.peak_memory_mb or math.inf
+    return _exactness(row), changes, memory_mb, row.p50_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningReport:
+    """The result of `edgevit tune`."""
+
+    model: str
+    rows: tuple[Row, ...]  # the reference first, then by time
+    winner: Row
+    path: Path  # the recommended bundle
+    races: tuple[tuple[str, Race], ...]
+    refused: tuple[Refusal, ...]
+    not_tried: tuple[str, ...]
+    not_installed: dict[str, str]
+    notes: tuple[str, ...]
+    elapsed_s: float
+    limit_s: float
+    complete: bool  # whether everything was tried
+    cached: bool  # whether --fmt auto finds it
+
+    @property
+    def bundle(self) -> Bundle:
+        """The recommended bundle."""
+        from edgevit.bundles.bundle import Bundle
+
+        return Bundle.open(self.path)
+
+    @property
+    def reference(self) -> Row:
+        """The engine that an export without tuning gives: the fastest in fp32 with all settings at their defaults."""
+        return self.rows[0]
+
+    @property
+    def sentence(self) -> str:
+        """The recommendation and its reason in one line."""
+        winner, reference = self.winner, self.reference
+        text = f"recommended: {winner.name}: {winner.p50_ms:.2f} ms, {_gain(winner, reference)}, {winner.accuracy_text}"
+        drop = winner.verification.drop if winner.verification is not None else None
+        if drop is not None:
+            text += f" ({drop.points:+.1f} points lost)" if drop.points else " (as PyTorch)"
+        fastest = min((row for row in self.rows if row.passed), key=lambda row: row.p50_ms)
+        if fastest is not winner:
+            text += f"; not told apart from {fastest.name}, and plainer"
+        return text
+
+    @property
+    def next_command(self) -> str:
+        return f"edgevit latency {shlex.quote(str(self.path))} --against torch"
+
+    def choices(self) -> list[Choice]:
+        """The engines that passed, the recommended one first, for `--fmt auto`."""
+        others = sorted((row for row in self.rows if row.passed and row is not self.winner), key=lambda row: row.p50_ms)
+        return [
+            Choice(configuration=row.configuration, p50_ms=row.p50_ms, accuracy=row.accuracy_text)
+            for row in (self.winner, *others)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as tuning.json has it."""
+        front = {row.name for row in pareto_front(self.rows)}
+        return {
+            "schema": SCHEMA,
+            "edgevit_version": edgevit.__version__,
+            "model": self.model,
+            "recommended": self.winner.name,
+            "sentence": self.sentence,
+            "engines": [{**row.to_json(), "pareto": row.name in front} for row in self.rows],
+            "races": [{"title": title, "standings": outcome.to_json()} for title, outcome in self.races],
+            "refused": [{"name": each.name, "reason": each.reason} for each in self.refused],
+            "not_tried": list(self.not_tried),
+            "not_installed": self.not_installed,
+            "notes": list(self.notes),
+            "elapsed_s": self.elapsed_s,
+            "limit_s": self.limit_s,
+            "complete": self.complete,
+        }
+
+    def result_json(self) -> dict[str, Any]:
+        """Return the content of --json: tuning.json, the path of the bundle and all samples."""
+        latency = latency_json([row.latency for row in self.rows])
+        return {**self.to_json(), "path": str(self.path), "latency": latency, "next_command": self.next_command}
+
+
+def _gain(winner: Row, reference: Row) -> str:
+    if winner is reference:
+        return "no other engine was faster"
+    name = reference.configuration.variant.name
+    ratio = winner.ratio
+    if ratio is None or ratio.verdict == "cannot tell":
+        return f"not told apart from {name} at default settings"
+    times = 1 / ratio.value if ratio.verdict == "faster" else ratio.value
+    return f"{times:.2f}x {ratio.verdict} than {name} at default settings"

@@ -1,0 +1,183 @@
+"""Search for the fastest configuration: build variants, race them, then change one thing at a time.
+
+The full product of runtimes, precisions, forms, threads and settings would take hours. So the standard variants race
+first, with all cores. Then the number of threads, the session settings and the form of the graph are changed one after
+the other, for the fastest variant of each runtime that is not far behind; a change stays only if it is shown to be
+faster.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.errors import EdgevitError
+from edgevit.export.forms import other_forms
+from edgevit.files import first_line
+from edgevit.pipeline.tuning.bench import Bench
+from edgevit.pipeline.tuning.builder import Builder
+from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
+from edgevit.pipeline.tuning.racing import Race
+from edgevit.pipeline.tuning.space import Configuration, Variant, combined, single_changes
+from edgevit.pipeline.tuning.workspace import Workspace
+
+_LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
+_WORTH_TUNING = 1.5  # times as slow as the fastest: settings rarely gain more than that
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that was tried and does not work, with the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    name: str
+    run: Callable[[], object]
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """The state of one search. `best` has the fastest configuration of each runtime and precision so far."""
+
+    builder: Builder
+    workspace: Workspace
+    bench: Bench
+    deadline: Deadline
+    variants: Sequence[Variant]
+    threads: Sequence[int]  # to try; the first is the default
+    on_step: Callable[[str], None]
+    bundles: dict[str, Bundle]  # by name of the variant; shared with the bench
+    refused: list[Refusal]
+    races: list[tuple[str, Race]] = field(default_factory=list)
+    not_tried: list[str] = field(default_factory=list)
+    best: dict[tuple[str, str], Configuration] = field(default_factory=dict)
+    interrupted: bool = False
+    _steps: deque[Step] = field(default_factory=deque)
+
+    def run(self) -> None:
+        """Take all steps, or those for which there is time. Ctrl-C ends the search as if the time were up."""
+        self._steps.extend(Step(f"build {each.name}", partial(self._build_standard, each)) for each in self.variants)
+        self._steps.append(Step("race of the variants", self._race_variants))
+        while self._steps:
+            step = self._steps.popleft()
+            try:
+                self.deadline.check()
+                self.on_step(step.name)
+                step.run()
+            except OutOfTimeError:
+                self.not_tried.append(step.name)
+            except EdgevitError as error:
+                self.refused.append(Refusal(step.name, first_line(error)))
+            except KeyboardInterrupt:
+                self.interrupted = True
+                self.not_tried += [step.name, *(each.name for each in self._steps)]
+                break
+        for variant in self.variants:
+            if variant.name in self.bundles:  # it may not have raced, for lack of time
+                self.best.setdefault((variant.fmt, variant.precision), self._start(variant))
+
+    def _start(self, variant: Variant) -> Configuration:
+        return Configuration(variant=variant, threads=self.threads[0])
+
+    def _build_standard(self, variant: Variant) -> None:
+        """Build a standard variant; a lower precision, whose layers may take long to choose, leaves time for races."""
+        with self.deadline.until(1.0 if variant.precision == "fp32" else _LOWER_PRECISION_FRACTION):
+            self.deadline.check()
+            self._build(variant)
+
+    def _build(self, variant: Variant) -> bool:
+        """Build a variant, or take the bundle of an earlier run; return False if that is not possible."""
+        if (reason := self.workspace.refused.get(variant.name)) is not None:
+            self.refused.append(Refusal(variant.name, reason))
+            return False
+        bundle = self.workspace.built(variant)
+        try:
+            self.bundles[variant.name] = bundle or self.builder.build(variant, self.workspace.bundle_folder(variant))
+        except EdgevitError as error:
+            self.workspace.refuse(variant, first_line(error))
+            self.refused.append(Refusal(variant.name, first_line(error)))
+            return False
+        return True
+
+    def _race(self, title: str, configurations: Sequence[Configuration]) -> Race | None:
+        outcome = self.bench.race(configurations)
+        if outcome is not None:
+            self.races.append((title, outcome))
+        return outcome
+
+    def _race_variants(self) -> None:
+        """Race the standard variants, and plan what to try with the fastest of each runtime."""
+        starts = [self._start(each) for each in self.variants if each.name in self.bundles]
+        if not starts:
+            return
+        outcome = self._race("variants", starts)
+        if outcome is None:
+            return
+        by_name = {each.name: each for each in starts}
+        leaders: dict[str, Configuration] = {}
+        for standing in outcome.standings:
+            start = by_name[standing.name]
+            self.best[start.variant.fmt, start.variant.precision] = start
+            if standing.ratio <= _WORTH_TUNING:
+                leaders.setdefault(start.variant.fmt, start)
+        for fmt, leader in leaders.items():
+            key = (fmt, leader.variant.precision)
+            if len(self.threads) > 1:
+                self._steps.append(Step(f"threads of {fmt}", partial(self._try_threads, key)))
+            self._steps.append(Step(f"session settings of {fmt}", partial(self._try_settings, key)))
+        for fmt, leader in leaders.items():
+            self._plan_forms((fmt, leader.variant.precision))
+
+    def _compete(self, title: str, key: tuple[str, str], rivals: Sequence[Configuration]) -> Race | None:
+        """Race the best configuration of a runtime and precision with rivals; the winner replaces it."""
+        incumbent = self.best[key]
+        outcome = self._race(title, [incumbent, *rivals])
+        if outcome is not None:
+            winner = outcome.winner(incumbent.name)
+            self.best[key] = next(each for each in (incumbent, *rivals) if each.name == winner)
+        return outcome
+
+    def _try_threads(self, key: tuple[str, str]) -> None:
+        rivals = [replace(self.best[key], threads=count) for count in self.threads[1:]]
+        self._compete(f"threads, {'-'.join(key)}", key, rivals)
+        self._share(key)
+
+    def _try_settings(self, key: tuple[str, str]) -> None:
+        """Change each setting alone; then combine the changes that are shown to be faster."""
+        incumbent = self.best[key]
+        changes = list(single_changes(incumbent))
+        title = f"settings, {'-'.join(key)}"
+        outcome = self._compete(title, key, changes) if changes else None
+        if outcome is None or self.best[key] is incumbent:
+            return
+        slower_start = outcome.standing(incumbent.name).ratio
+        ordered = [each for standing in outcome.standings for each in changes if each.name == standing.name]
+        gains = [each for each in ordered if outcome.standing(each.name).ratio < slower_start]
+        together = combined(incumbent, gains)
+        if together.name not in {each.name for each in changes}:
+            self._compete(f"{title}, combined", key, [together])
+        self._share(key)
+
+    def _share(self, key: tuple[str, str]) -> None:
+        """Open the other precisions of the runtime with the same threads and settings."""
+        found = self.best[key]
+        for (fmt, precision), other in self.best.items():
+            if fmt == key[0] and precision != key[1]:
+                self.best[fmt, precision] = replace(other, threads=found.threads, session=found.session)
+
+    def _plan_forms(self, key: tuple[str, str]) -> None:
+        variant = self.best[key].variant
+        for form in other_forms(self.builder.graph, variant.fmt, precision=variant.precision):
+            other = replace(variant, form=form)
+            self._steps.append(Step(f"form {other.name}", partial(self._try_form, key, other)))
+
+    def _try_form(self, key: tuple[str, str], other: Variant) -> None:
+        if self._build(other):
+            self._compete(f"form {other.name}", key, [replace(self.best[key], variant=other)])

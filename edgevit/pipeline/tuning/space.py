@@ -1,0 +1,125 @@
+"""The search space: variants of the graph, and the settings that each is opened with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgevit.export.forms import FORMS, STANDARD
+from edgevit.formats import get_format, list_formats
+from edgevit.runtimes.base import MAX_THREADS, available_cores
+from edgevit.runtimes.build import usable_version
+from edgevit.runtimes.registry import get_runtime
+from edgevit.runtimes.session_settings import SessionSettings
+from edgevit.types import PRECISIONS, Precision
+from edgevit.untrusted import JsonObject, integer, object_of, one_of, text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """An engine file: a runtime, a precision and an exact form of the graph."""
+
+    fmt: str
+    precision: Precision
+    form: str = STANDARD
+
+    @property
+    def name(self) -> str:
+        """Such as "fp32-ort", or "fp32-ort-native-norm" for another form than the format's own."""
+        return f"{self.precision}-{self.fmt}{'' if self.form == STANDARD else f'-{self.form}'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A variant, opened with a number of threads and session settings."""
+
+    variant: Variant
+    threads: int
+    session: SessionSettings = field(default_factory=SessionSettings)
+
+    @property
+    def settings(self) -> str:
+        """The threads and the settings in words, such as "2 threads, spinning off"."""
+        count = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{count}, {self.session}" if self.session.chosen else count
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.name}: {self.settings}"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the form and the settings are those of an export without tuning, apart from the threads."""
+        return self.variant.form == STANDARD and not self.session.chosen
+
+    def with_setting(self, name: str, value: str) -> Configuration:
+        chosen = {**self.session.to_json(), name: value}
+        return replace(self, session=get_runtime(self.variant.fmt).session_settings(chosen))
+
+    def to_json(self) -> dict[str, Any]:
+        variant = self.variant
+        return {
+            "fmt": variant.fmt,
+            "precision": variant.precision,
+            "form": variant.form,
+            "threads": self.threads,
+            "session": self.session.to_json(),
+        }
+
+    @classmethod
+    def parse(cls, fields: JsonObject) -> Configuration:
+        """Raises InvalidError for a wrong field, UsageError for a setting that the runtime does not have."""
+        fmt = fields.read("fmt", one_of(*(entry.name for entry in list_formats())))
+        precision: Any = fields.read("precision", one_of(*PRECISIONS))
+        session = get_runtime(fmt).session_settings(fields.read("session", object_of(text(most=64), most=64)))
+        return cls(
+            variant=Variant(fmt=fmt, precision=precision, form=fields.read("form", one_of(*FORMS))),
+            threads=fields.read("threads", integer(1, MAX_THREADS)),
+            session=session,
+        )
+
+
+def usable_formats(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the formats whose engines run here, and why others do not, by name.
+
+    `names` are those to try; empty: all that engines are deployed in.
+    """
+    tried = [get_format(name).name for name in names] or [entry.name for entry in list_formats() if entry.deployable]
+    missing = {name: usable_version(get_runtime(name))[1] for name in tried}
+    return [name for name in tried if not missing[name]], {name: why for name, why in missing.items() if why}
+
+
+def variants(formats: Sequence[str], *, calibrated: bool) -> list[Variant]:
+    """Return the standard forms in each precision that the formats run; int8 needs calibration images."""
+    precisions: list[Precision] = ["fp32", "fp16", *(["int8"] if calibrated else [])]  # type: ignore[list-item]
+    return [
+        Variant(fmt=fmt, precision=precision)
+        for precision in precisions
+        for fmt in formats
+        if precision in get_format(fmt).precisions
+    ]
+
+
+def default_threads() -> tuple[int, ...]:
+    """Return all cores and, since hyper-threads may slow one another down, half of them."""
+    cores = available_cores()
+    return tuple(dict.fromkeys((cores, max(1, cores // 2))))
+
+
+def single_changes(start: Configuration) -> Iterator[Configuration]:
+    """Yield the configurations that differ from `start` in one session setting that can matter."""
+    for setting in get_runtime(start.variant.fmt).settings:
+        if setting.of_threads and start.threads == 1:
+            continue
+        for value in setting.values:
+            if value != start.session.get(setting):
+                yield start.with_setting(setting.name, value)
+
+
+def combined(start: Configuration, changes: Sequence[Configuration]) -> Configuration:
+    """Return `start` with the session settings of all of `changes`; of two values of a setting, the first."""
+    chosen = dict(start.session.chosen)
+    for change in reversed(changes):
+        chosen |= {name: value for name, value in change.session.chosen if (name, value) not in start.session.chosen}
+    return replace(start, session=get_runtime(start.variant.fmt).session_settings(chosen))

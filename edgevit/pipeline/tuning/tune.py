@@ -1,0 +1,328 @@
+"""`tune`: search, measure the finalists, check them, and publish the bundle that is recommended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgevit.bundles import store
+from edgevit.bundles.bundle import Bundle, bundle_name
+from edgevit.bundles.latency_file import write_latency
+from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, TUNING_FILE
+from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
+from edgevit.export.graph import OnnxGraph
+from edgevit.formats import Int8Range
+from edgevit.images import images_below
+from edgevit.latency.compare import latency_figures, side_by_side
+from edgevit.latency.environment import Environment
+from edgevit.latency.report import LatencyReport
+from edgevit.models.description import ModelDescription
+from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.config import DEFAULT_MAX_DROP, Calibration, ExportConfig
+from edgevit.pipeline.export_run import Progress, StageTimer
+from edgevit.pipeline.source import source_of
+from edgevit.pipeline.tuning.bench import Bench
+from edgevit.pipeline.tuning.builder import Builder
+from edgevit.pipeline.tuning.deadline import Deadline
+from edgevit.pipeline.tuning.device_cache import device_key, write_choices
+from edgevit.pipeline.tuning.finals import Examiner, Verification, measure_finalists, stage, with_peak_memory
+from edgevit.pipeline.tuning.report import Row, TuningReport, recommended
+from edgevit.pipeline.tuning.search import Refusal, Search
+from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
+from edgevit.pipeline.tuning.workspace import Workspace, discard, open_workspace
+from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.parity import ParityReport
+from edgevit.untrusted import Json
+
+DEFAULT_LIMIT_S = 600.0
+FINAL_S = 1.5  # at least, of the runs of each engine in the final measurement
+_RESERVE_FRACTION, _RESERVE_S = 0.3, 120.0  # of the time, for the finals: a fraction, and at most so many seconds
+_INTERRUPTED_S = 20.0  # for the finals after Ctrl-C
+_FINAL_FRACTION = 0.35  # of the rest of the time, for the final measurement
+_PEAK_S = 10.0  # must be left to measure the peak memory of an engine, in a process of its own
+_FINALIST_S = 3.0  # at least for each engine of the final measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneConfig:
+    """The options of a search. Raises UsageError for values that make no sense."""
+
+    formats: tuple[str, ...] = ()  # empty: all that are installed
+    threads: tuple[int, ...] = ()  # to try; empty: all cores, and half of them
+    limit_s: float = DEFAULT_LIMIT_S  # of the whole search, builds and checks included
+    calib: Calibration | None = None  # without it, int8 is not tried
+    eval: Path | None = None
+    max_drop: float | None = None
+    int8_range: Int8Range = "safe"
+    images: Path | None = None
+    strict: bool = False
+    out: Path = Path()
+    fresh: bool = False  # whether an earlier, unfinished search is discarded
+    start_s: float = field(default_factory=time.monotonic)  # of `time.monotonic`, from which the limit counts
+
+    def __post_init__(self) -> None:
+        if not 0 < self.limit_s < math.inf:
+            raise UsageError(f"--time must be a time above 0, such as 10m; got {self.limit_s:g} s")
+        if self.max_drop is not None and self.eval is None and self.calib is None:
+            raise UsageError("--max-drop needs --eval DIR or --calib DIR: nothing can lose accuracy otherwise")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise UsageError(f"--max-drop is a fraction from 0 to below 1, such as 1%; got {self.max_drop}")
+        for count in self.threads:
+            BuildOptions(threads=count)
+
+    @property
+    def allowed_drop(self) -> float | None:
+        return DEFAULT_MAX_DROP if self.max_drop is None and self.eval is not None else self.max_drop
+
+
+def tune(
+    model: ModelDescription, config: TuneConfig, progress: Progress | None = None, *, captured: OnnxGraph | None = None
+) -> TuningReport:
+    """Find the fastest engine of `model` on this machine, check it, and publish its bundle.
+
+    `captured` is the model's graph if it has been captured before.
+
+    Ends within `config.limit_s`, or at Ctrl-C, with the best so far; the next call goes on from there. Raises
+    MissingError if no runtime is installed, MeasureError if the time allows no measurement, ParityError if no engine
+    passes its checks, and ExportError or BuildError if none can be built.
+    """
+    reserve_s = min(_RESERVE_S, _RESERVE_FRACTION * config.limit_s)
+    deadline = Deadline(config.limit_s, reserve_s=reserve_s, start_s=config.start_s)
+    formats, not_installed = usable_formats(config.formats)
+    if not formats:
+        raise MissingError(f"no runtime runs here: {'; '.join(not_installed.values())}")
+    timer = StageTimer(progress)
+    base = _export_config(config, formats, batch=model.batch)
+    if captured is None and config.calib is None:  # an ONNX file with int8 layers is tried as it is
+        captured = source_of(model).capture(timer, BuildOptions(batch=model.batch))
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
+        export, graph, graph_parity = pipeline.prepare(model, base, timer, Path(scratch), captured=captured)
+        graph_parity.require()
+        key = device_key(graph)
+        with open_workspace(_search_key(key, config), fresh=config.fresh) as workspace:
+            limited = _limited(progress, deadline)
+            builder = Builder(export=export, graph=graph, graph_parity=graph_parity, progress=limited)
+            search = _search(builder, workspace, deadline, config, formats, timer)
+            search.run()
+            if search.interrupted:
+                deadline.shorten(_INTERRUPTED_S)
+            timer.update("final measurement")
+            report = _finish(search, config, Path(scratch), timer, not_installed)
+            cached = write_choices(key, model.name, report.choices())
+            if report.complete:
+                discard(workspace)
+    return replace(report, cached=cached)
+
+
+def _export_config(config: TuneConfig, formats: Sequence[str], *, batch: int) -> ExportConfig:
+    """Return the options of the export that all variants share: those of the most demanding precision."""
+    return pipeline.target_this_machine(
+        ExportConfig(
+            formats=tuple(formats),
+            options=BuildOptions(precision="fp16" if config.calib is None else "int8", batch=batch),
+            images=config.images,
+            calib=config.calib,
+            eval=config.eval,
+            int8_range="safe" if config.calib is None else config.int8_range,
+            max_drop=config.max_drop,
+            strict=config.strict,
+        )
+    )
+
+
+def _limited(progress: Progress | None, deadline: Deadline) -> Progress:
+    """Return a progress function that also ends a build whose time is up."""
+
+    def on_stage(name: str, elapsed_s: float | None) -> None:
+        if progress is not None:
+            progress(name, elapsed_s)
+        deadline.check()
+
+    return on_stage
+
+
+def _search(
+    builder: Builder,
+    workspace: Workspace,
+    deadline: Deadline,
+    config: TuneConfig,
+    formats: Sequence[str],
+    timer: StageTimer,
+) -> Search:
+    bundles: dict[str, Bundle] = {}
+    refused: list[Refusal] = []
+    bench = Bench(
+        workspace=workspace,
+        bundles=bundles,
+        feeds=builder.export.references.outputs[0].batch(builder.export.config.batch),
+        check_time=deadline.check,
+        remaining_s=lambda: deadline.search_s,
+        on_refused=lambda name, reason: refused.append(Refusal(name, reason)),
+    )
+    return Search(
+        builder=builder,
+        workspace=workspace,
+        bench=bench,
+        deadline=deadline,
+        variants=variants(formats, calibrated=config.calib is not None),
+        threads=config.threads or default_threads(),
+        on_step=timer.update,
+        bundles=bundles,
+        refused=refused,
+    )
+
+
+def _finish(
+    search: Search, config: TuneConfig, scratch: Path, timer: StageTimer, not_installed: Mapping[str, str]
+) -> TuningReport:
+    """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended."""
+    if not search.bundles:
+        if search.interrupted:
+            raise KeyboardInterrupt
+        if search.refused:
+            raise ParityError(f"no engine could be built: {'; '.join(each.reason for each in search.refused)}")
+        raise MeasureError(f"no engine was built within {config.limit_s:g} s; give more time: --time 10m")
+    folder = scratch / "finalists"
+    folder.mkdir()
+    finalists = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
+    duration_s = FINAL_S / 4 if search.interrupted else FINAL_S
+    with timer.stage("final measurement"):
+        limit_s = _FINAL_FRACTION * search.deadline.remaining_s
+        reports, failed = measure_finalists(finalists, limit_s=limit_s, duration_s=duration_s)
+    search.refused += [Refusal(name, reason) for name, reason in failed.items()]
+    if not reports:
+        raise MeasureError(f"no engine could be measured: {'; '.join(failed.values())}")
+    examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
+    staged = {each.configuration.name: each for each in finalists}
+    times = {report.name: report.p50_ms for report in reports}
+    checked: dict[str, Verification] = {}
+    for name in sorted(times, key=lambda name: times[name]):
+        if any(not each.failure for each in checked.values()) and search.deadline.remaining_s < _FINALIST_S:
+            break
+        with timer.stage(f"check {name}"):
+            checked[name] = examiner.verify(staged[name], p50_ms=times[name])
+    peaks: dict[str, LatencyReport] = {}
+    for report in reports:
+        if search.deadline.remaining_s < _PEAK_S:
+            break
+        with timer.stage(f"memory of {report.name}"):
+            peaks[report.name] = with_peak_memory(report, staged[report.name])
+    rows = tuple(
+        Row(
+            configuration=staged[compared.report.name].configuration,
+            latency=peaks.get(compared.report.name, compared.report),
+            ratio=compared.ratio,
+            verification=checked.get(compared.report.name),
+            size_bytes=staged[compared.report.name].size_bytes,
+        )
+        for compared in side_by_side(reports)
+    )
+    rows = (rows[0], *sorted(rows[1:], key=lambda row: row.p50_ms))
+    search.refused += [Refusal(name, found.failure) for name, found in checked.items() if found.failure]
+    winner = recommended(rows)
+    if winner is None:
+        raise ParityError(f"no engine passed its checks: {'; '.join(found.failure for found in checked.values())}")
+    tuned = TuningReport(
+        model=search.builder.export.model.name,
+        rows=rows,
+        winner=winner,
+        path=config.out / _name(search, winner),
+        races=tuple(search.races),
+        refused=tuple(search.refused),
+        not_tried=tuple(search.not_tried),
+        not_installed=dict(not_installed),
+        notes=_notes(search, config, examiner),
+        elapsed_s=search.deadline.elapsed_s,
+        limit_s=config.limit_s,
+        complete=not search.not_tried,
+        cached=False,
+    )
+    parity = checked[winner.name].parity
+    assert parity is not None  # of an engine that passed
+    _publish(tuned, staged[winner.name].bundle, parity)
+    return tuned
+
+
+def _finalists(search: Search) -> list[Configuration]:
+    """Return the reference first, then the best of each runtime and precision, as many as there is time for."""
+    places = {
+        standing.name: standing.ratio
+        for title, outcome in search.races
+        if title == "variants"
+        for standing in outcome.standings
+    }
+
+    def place(configuration: Configuration) -> float:
+        start = Configuration(variant=replace(configuration.variant, form="standard"), threads=search.threads[0])
+        return places.get(start.name, math.inf)
+
+    ordered = sorted(search.best.values(), key=place)
+    fp32 = [each for each in ordered if each.variant.precision == "fp32"] or ordered
+    reference = Configuration(variant=replace(fp32[0].variant, form="standard"), threads=search.threads[0])
+    count = max(2, int(search.deadline.remaining_s / 2 / _FINALIST_S))
+    return list({each.name: each for each in (reference, *ordered)}.values())[:count]
+
+
+def _name(search: Search, winner: Row) -> str:
+    variant = winner.configuration.variant
+    return bundle_name(search.builder.export.model.name, variant.precision, variant.fmt)
+
+
+def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str, ...]:
+    notes = [examiner.images_note]
+    if config.calib is None:
+        notes.append("int8 was not tried: give calibration images with --calib DIR")
+    if search.interrupted:
+        notes.append("interrupted: this is the best so far; run the command again to go on")
+    elif search.not_tried:
+        notes.append("the time was up before everything was tried; run the command again to go on")
+    return tuple(note for note in notes if note)
+
+
+def _publish(report: TuningReport, bundle: Bundle, parity: ParityReport) -> None:
+    """Write the recommended bundle, with the search in tuning.json and all samples in latency.json."""
+    target = report.path
+    with store.staging(target.parent) as staging:
+        folder = staging / target.name
+        shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns(MANIFEST_FILE, LATENCY_FILE))
+        reports = [row.latency for row in report.rows]
+        write_latency(folder, reports)
+        (folder / TUNING_FILE).write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
+        manifest = replace(
+            bundle.manifest,
+            parity=_joined(bundle.manifest.parity, parity),
+            latency=tuple(latency_figures(each) for each in reports),
+            environment=Environment.capture().to_json(),
+        )
+        store.write_manifest(folder, manifest)
+        store.publish({folder: target})
+
+
+def _joined(built: Json | None, final: ParityReport) -> Json:
+    """Return the parity of the build with that of the engine as it is published, with its settings."""
+    found = final.to_json()
+    return found if built is None else {**found, "results": [*built.get("results", []), *found["results"]]}
+
+
+def _search_key(key: str, config: TuneConfig) -> str:
+    """Return the name of the search's folder: a hash of what decides the engines that are built."""
+    content = [key, _fingerprint(config.calib), _fingerprint(config.eval), config.max_drop, config.int8_range]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _fingerprint(data: Calibration | None) -> list[str]:
+    """Return what changes if a folder of images changes, or the hashes of arrays."""
+    if data is None:
+        return []
+    if isinstance(data, Mapping):
+        return [f"{name} {hashlib.sha256(array.tobytes()).hexdigest()}" for name, array in sorted(data.items())]
+    if not data.is_dir():
+        return [str(data)]
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in images_below(data)]

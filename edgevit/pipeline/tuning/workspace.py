@@ -1,0 +1,131 @@
+"""The folder of one search: engines that are built, races that are run. A killed search goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.errors import BundleError, ExportError, UsageError
+from edgevit.files import cache_folder, os_reason, try_lock, write_atomically
+from edgevit.pipeline.tuning.racing import Race
+from edgevit.pipeline.tuning.space import Variant
+from edgevit.untrusted import InvalidError, JsonObject, integer, object_of, read_json, text
+
+_LOG = logging.getLogger(__name__)
+SCHEMA = 1
+_LOG_FILE, _LOCK_FILE = "search.json", ".lock"
+_MAX_BYTES = 16 << 20
+_KEPT_S = 7 * 24 * 3600.0  # an unfinished search is deleted after this time
+
+
+@dataclass(slots=True)
+class Workspace:
+    """The folder of a search, locked by this process."""
+
+    folder: Path
+    races: dict[str, Race] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # variants that cannot be built, with the reason
+
+    def bundle_folder(self, variant: Variant) -> Path:
+        """The folder in which the bundle of a variant is created."""
+        return self.folder / variant.name
+
+    def built(self, variant: Variant) -> Bundle | None:
+        """Return the bundle of a variant if an earlier run has built it; one that was changed since is removed."""
+        folder = next(iter(sorted(self.bundle_folder(variant).glob("[!.]*"))), None)
+        if folder is None:
+            return None
+        try:
+            return Bundle.open(folder)
+        except BundleError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def race(self, names: Sequence[str]) -> Race | None:
+        """Return the outcome of a race of these candidates in an earlier run."""
+        return self.races.get(_key(names))
+
+    def keep_race(self, names: Sequence[str], outcome: Race) -> None:
+        self.races[_key(names)] = outcome
+        self.save()
+
+    def refuse(self, variant: Variant, reason: str) -> None:
+        self.refused[variant.name] = reason
+        self.save()
+
+    def save(self) -> None:
+        """Write the log. A search without one only has to measure again."""
+        content = {
+            "schema": SCHEMA,
+            "races": {key: outcome.to_json() for key, outcome in self.races.items()},
+            "refused": self.refused,
+        }
+        with contextlib.suppress(OSError):
+            write_atomically(self.folder / _LOG_FILE, json.dumps(content, allow_nan=False))
+
+    def read(self) -> None:
+        """Read the log of an earlier run; a damaged one is ignored, with a warning."""
+        file = self.folder / _LOG_FILE
+        try:
+            fields = JsonObject.of(read_json(file, limit_bytes=_MAX_BYTES))
+            fields.read("schema", integer(SCHEMA, SCHEMA))
+            self.races = fields.read("races", object_of(Race.parse))
+            self.refused = fields.read("refused", object_of(text()))
+        except FileNotFoundError:
+            return
+        except (OSError, InvalidError) as error:
+            reason = os_reason(error) if isinstance(error, OSError) else error
+            _LOG.warning("edgevit: %s is damaged and is ignored (%s)", file, reason)
+
+
+@contextmanager
+def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
+    """Open and lock the folder of a search, with what an earlier run left in it unless `fresh`.
+
+    Raises UsageError if another process holds it, ExportError if it cannot be written.
+    """
+    parent = cache_folder() / "tuning"
+    folder = parent / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK_FILE).open("w")
+    except OSError as error:
+        raise ExportError(f"cannot write {folder}: {os_reason(error)}; set EDGEVIT_CACHE to another folder") from error
+    with lock:
+        if not try_lock(lock):
+            raise UsageError("another edgevit tune of this model is running; wait for its end")
+        _remove_old(parent, kept=folder)
+        workspace = Workspace(folder)
+        if fresh:
+            discard(workspace)
+        workspace.read()
+        yield workspace
+
+
+def discard(workspace: Workspace) -> None:
+    """Delete what the folder holds; the lock stays until it is closed."""
+    for path in workspace.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK_FILE:
+            path.unlink(missing_ok=True)
+
+
+def _remove_old(parent: Path, *, kept: Path) -> None:
+    for folder in parent.iterdir():
+        with contextlib.suppress(OSError):
+            if folder != kept and time.time() - folder.stat().st_mtime > _KEPT_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]

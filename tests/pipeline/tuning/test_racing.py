@@ -1,0 +1,83 @@
+"""Races on recorded samples: the hopeless leave early, what cannot be told apart stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.pipeline.tuning.racing import RUNGS, Race, judge, race
+from edgevit.untrusted import InvalidError
+from tests.helpers.samples import noisy, report
+
+
+def recorded(times_ms: Mapping[str, float], asked: list[tuple[str, ...]]) -> Callable[..., Sequence[LatencyReport]]:
+    """Return a function that measures candidates with known medians; `asked` gets the names of each call."""
+
+    def measure(names: Sequence[str], plan: MeasurePlan) -> Sequence[LatencyReport]:
+        asked.append(tuple(names))
+        return [
+            report(noisy(times_ms[name], seed=len(asked) * 100 + index, rounds=plan.min_rounds), name=name)
+            for index, name in enumerate(names)
+        ]
+
+    return measure
+
+
+def forever() -> float:
+    return 1e3
+
+
+def test_a_hopeless_candidate_is_measured_in_the_first_rung_only() -> None:
+    asked: list[tuple[str, ...]] = []
+    outcome = race(["a", "b", "c"], recorded({"a": 10.0, "b": 10.05, "c": 20.0}, asked), remaining_s=forever)
+    assert asked == [("a", "b", "c"), ("a", "b")]
+    assert set(outcome.kept) == {"a", "b"}
+    assert outcome.standing("c").dropped
+    assert outcome.standing("c").ratio == pytest.approx(2.0, rel=0.05)
+    assert outcome.standings[-1].name == "c"
+
+
+def test_a_single_survivor_ends_the_race() -> None:
+    asked: list[tuple[str, ...]] = []
+    assert race(["a", "b"], recorded({"a": 10.0, "b": 15.0}, asked), remaining_s=forever).kept == ("a",)
+    assert len(asked) == 1 < len(RUNGS)
+
+
+def test_a_change_within_the_noise_does_not_replace_the_incumbent() -> None:
+    close = race(["old", "new"], recorded({"old": 10.0, "new": 9.95}, []), remaining_s=forever)
+    assert close.winner("old") == "old"
+    assert race(["old", "new"], recorded({"old": 10.0, "new": 8.0}, []), remaining_s=forever).winner("old") == "new"
+
+
+def test_the_second_rung_is_left_out_when_the_time_is_up() -> None:
+    asked: list[tuple[str, ...]] = []
+    left_s = iter([5.0, 0.0])
+    outcome = race(["a", "b"], recorded({"a": 10.0, "b": 10.0}, asked), remaining_s=lambda: next(left_s))
+    assert len(asked) == 1
+    assert len(outcome.kept) == 2
+
+
+def test_each_rung_is_bounded_by_the_time_that_remains() -> None:
+    plans: list[MeasurePlan] = []
+
+    def measure(names: Sequence[str], plan: MeasurePlan) -> Sequence[LatencyReport]:
+        plans.append(plan)
+        return [report(noisy(10.0, seed=index), name=name) for index, name in enumerate(names)]
+
+    race(["a", "b"], measure, remaining_s=lambda: 8.0)
+    assert [plan.max_total_s for plan in plans] == [4.0, 8.0]
+
+
+def test_too_few_rounds_drop_nobody() -> None:
+    outcome = judge([report([[10.0]] * 3, name="a"), report([[90.0]] * 3, name="b")])
+    assert outcome.kept == ("a", "b")
+    assert outcome.standing("b").interval is None
+
+
+def test_an_outcome_is_read_back_as_it_was_written() -> None:
+    outcome = race(["a", "b"], recorded({"a": 10.0, "b": 15.0}, []), remaining_s=forever)
+    assert Race.parse(outcome.to_json(), "races") == outcome
+    with pytest.raises(InvalidError):
+        Race.parse([{**outcome.to_json()[0], "p50_ms": "fast"}], "races")

@@ -1,0 +1,75 @@
+"""The search space: sensible combinations only, and back from JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgevit.errors import UsageError
+from edgevit.pipeline.tuning import space
+from edgevit.pipeline.tuning.space import Configuration, Variant, combined, single_changes
+from edgevit.runtimes.registry import get_runtime
+from edgevit.untrusted import InvalidError, JsonObject
+
+ORT = Configuration(variant=Variant(fmt="ort", precision="fp32"), threads=2)
+
+
+def test_a_name_tells_the_variant_and_every_setting() -> None:
+    assert ORT.name == "fp32-ort: 2 threads"
+    assert ORT.with_setting("spinning", "off").name == "fp32-ort: 2 threads, spinning off"
+    assert Variant(fmt="ort", precision="int8", form="native-norm").name == "int8-ort-native-norm"
+
+
+@pytest.mark.parametrize("fmt", ["ort", "openvino"])
+def test_each_setting_is_changed_alone(fmt: str) -> None:
+    start = Configuration(variant=Variant(fmt=fmt, precision="fp32"), threads=2)
+    changes = list(single_changes(start))
+    assert len(changes) == sum(len(setting.alternatives) for setting in get_runtime(fmt).settings)
+    assert all(len(change.session.chosen) == 1 for change in changes)
+
+
+def test_settings_of_threads_are_left_out_for_one_thread() -> None:
+    single = Configuration(variant=ORT.variant, threads=1)
+    names = {change.session.chosen[0][0] for change in single_changes(single)}
+    assert names == {"arena", "memory_pattern", "denormals", "graph_optimization"}
+
+
+def test_a_changed_setting_can_be_changed_back() -> None:
+    start = ORT.with_setting("spinning", "off")
+    assert ORT in set(single_changes(start))
+
+
+def test_changes_are_combined() -> None:
+    both = combined(ORT, [ORT.with_setting("arena", "off"), ORT.with_setting("spinning", "off")])
+    assert both.session.to_json() == {"arena": "off", "spinning": "off"}
+
+
+def test_int8_needs_calibration_images() -> None:
+    names = [each.name for each in space.variants(["ort", "openvino"], calibrated=False)]
+    assert names == ["fp32-ort", "fp32-openvino"]
+    assert "int8-ort" in [each.name for each in space.variants(["ort"], calibrated=True)]
+    assert "fp16-trt" in [each.name for each in space.variants(["trt"], calibrated=False)]
+
+
+def test_only_installed_runtimes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"openvino": (None, "missing: pip install 'edgevit[openvino]'")}
+    monkeypatch.setattr(space, "usable_version", lambda runtime: missing.get(runtime.fmt, ("1.0", "")))
+    formats, reasons = space.usable_formats(["ort", "openvino"])
+    assert formats == ["ort"]
+    assert "edgevit[openvino]" in reasons["openvino"]
+    with pytest.raises(UsageError):
+        space.usable_formats(["orrt"])
+
+
+def test_a_configuration_is_read_back_as_it_was_written() -> None:
+    start = ORT.with_setting("denormals", "zero")
+    assert Configuration.parse(JsonObject.of(start.to_json())) == start
+
+
+@pytest.mark.parametrize(
+    "change", [{"fmt": "x"}, {"precision": "fp8"}, {"form": "x"}, {"threads": 0}, {"session": {"spinning": "x"}}]
+)
+def test_a_damaged_configuration_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises((InvalidError, UsageError)):
+        Configuration.parse(JsonObject.of({**ORT.to_json(), **change}))

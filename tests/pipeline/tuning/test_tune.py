@@ -1,0 +1,246 @@
+"""A whole search on a tiny model: it ends, resumes, refuses wrong engines, and --fmt auto uses what it found."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import edgevit
+from edgevit.bundles.bundle import Bundle
+from edgevit.cli.tune import report_parts
+from edgevit.errors import MeasureError, ParityError, UsageError
+from edgevit.export.graph import OnnxGraph
+from edgevit.latency.candidate import Candidate
+from edgevit.latency.measure import measure as measure_candidates
+from edgevit.latency.report import LatencyReport
+from edgevit.models.loading import LoadedModel, from_module
+from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.export_run import Progress, StageTimer
+from edgevit.pipeline.source import source_of
+from edgevit.pipeline.torch_source import TorchSource
+from edgevit.pipeline.tuning import auto, bench, tune
+from edgevit.pipeline.tuning.auto import find_tuned
+from edgevit.pipeline.tuning.device_cache import Choice, write_choices
+from edgevit.pipeline.tuning.racing import RUNGS
+from edgevit.pipeline.tuning.report import TuningReport
+from edgevit.pipeline.tuning.space import Configuration, Variant
+from edgevit.pipeline.tuning.tune import TuneConfig
+from edgevit.runtimes.base import BuildOptions
+from tests.helpers.bundles import manifest_json
+from tests.helpers.cli import USER_MODEL, last_line, status
+from tests.helpers.reports import printed
+
+LIMIT_S = 60.0
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing in the search handles it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Measure for a fraction of a second, and keep the results of each module apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        short = tuple(replace(plan, min_duration_s=0.02, turn_s=0.002, warmup_max_s=0.1) for plan in RUNGS)
+        patch.setattr(bench, "RUNGS", short)
+        patch.setattr(tune, "_PEAK_S", LIMIT_S)  # the peak memory takes a process of its own
+        patch.setattr(tune, "FINAL_S", 0.1)
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("EDGEVIT_CACHE", str(cache))
+        yield cache
+
+
+def model(seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 10))
+    return replace(from_module(module, example_input=torch.rand(1, 3, 16, 16)), name="tiny")
+
+
+@functools.cache
+def captured(seed: int = 0) -> OnnxGraph:
+    return source_of(model(seed)).capture(StageTimer(), BuildOptions())
+
+
+def search(config: TuneConfig, progress: Progress | None = None) -> TuningReport:
+    return tune.tune(model(), config, progress, captured=captured())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> TuningReport:
+    """A complete search with both runtimes."""
+    out = tmp_path_factory.mktemp("found")
+    return search(config(out, "ort", "openvino"))
+
+
+def test_a_search_recommends_an_engine_that_passed(found: TuningReport) -> None:
+    assert {row.configuration.variant.name for row in found.rows} >= {"fp32-ort", "fp32-openvino"}
+    assert all(row.passed for row in found.rows)
+    assert found.complete
+    assert found.elapsed_s < found.limit_s
+    assert found.sentence.startswith(f"recommended: {found.winner.name}")
+
+
+def test_the_recommended_bundle_opens_with_the_settings_that_won(found: TuningReport) -> None:
+    build = manifest_json(found.path)["build"]
+    assert build["threads"] == 1
+    assert build.get("session", {}) == found.winner.configuration.session.to_json()
+    bundle = found.bundle
+    assert bundle.options.session == found.winner.configuration.session
+    with edgevit.load(bundle) as engine:
+        engine.run(bundle.references()[0].batch(1))
+    assert status("verify", found.path) == 0
+
+
+def test_the_bundle_keeps_the_search(found: TuningReport) -> None:
+    content = json.loads((found.path / "tuning.json").read_text())
+    assert content["schema"] == 1
+    assert content["recommended"] == found.winner.name
+    assert {engine["name"] for engine in content["engines"]} == {row.name for row in found.rows}
+    assert content["races"][0]["title"] == "variants"
+    assert "tuning.json" in {file["path"] for file in manifest_json(found.path)["files"]}
+    assert len(json.loads((found.path / "latency.json").read_text())) == len(found.rows)
+
+
+def test_the_report_fits_80_columns(found: TuningReport) -> None:
+    assert max(len(line.rstrip()) for line in printed(*report_parts(found, detailed=True))) <= 80
+
+
+def test_a_complete_search_leaves_no_engines_in_the_cache(found: TuningReport, short_measurements: Path) -> None:
+    assert found.complete
+    assert not list((short_measurements / "tuning").glob("*/fp32-*"))
+
+
+def test_fmt_auto_takes_what_was_found(found: TuningReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchSource, "capture", lambda *_: captured())
+    tuned = find_tuned(model(), precision=None, threads=None, calibrated=False)
+    assert tuned.choice.configuration == found.winner.configuration
+    assert found.winner.name in tuned.sentence
+    with pytest.raises(UsageError, match="no tuned engine of tiny fits"):
+        find_tuned(model(), precision=None, threads=7, calibrated=False)
+
+
+def killed_at(stage: str, options: TuneConfig) -> list[str]:
+    """Run a search that dies when a stage starts; return the stages before it."""
+    seen: list[str] = []
+
+    def progress(name: str, elapsed_s: float | None) -> None:
+        if elapsed_s is None and name.startswith(stage):
+            raise KilledError
+        seen.append(name)
+
+    with pytest.raises(KilledError):
+        search(options, progress)
+    return seen
+
+
+def config(out: Path, *formats: str) -> TuneConfig:
+    return TuneConfig(formats=formats, threads=(1,), limit_s=LIMIT_S, out=out)
+
+
+def interrupt(name: str, _: float | None) -> None:
+    """Interrupt a search after the race of the variants."""
+    if name.startswith("session settings of"):
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_killed_search_goes_on_from_where_it_was(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = killed_at("session settings of", config(tmp_path, "ort"))
+    assert "ort: build" in before
+    measured: list[str] = []
+    monkeypatch.setattr(bench, "measure", _recording(measured))
+    seen: list[str] = []
+    report = search(config(tmp_path, "ort"), lambda name, _: seen.append(name))
+    assert "ort: build" not in seen  # built before
+    assert len(report.races) >= 2
+    assert len(set(measured)) == len(report.races[1][1].standings)  # the race of the variants was run before
+    assert report.complete
+    assert own_cache.exists()
+
+
+def _recording(measured: list[str]) -> Callable[..., Sequence[LatencyReport]]:
+
+    def measure(candidates: Sequence[Candidate], *arguments: Any) -> Sequence[LatencyReport]:
+        measured.extend(candidate.name for candidate in candidates)
+        return measure_candidates(candidates, *arguments)
+
+    return measure
+
+
+def plant(cache: Path, fmt: str, wrong: LoadedModel) -> None:
+    """Replace an engine that an unfinished search has built by that of another model."""
+    (built,) = cache.glob(f"tuning/*/fp32-{fmt}/[!.]*")
+    shutil.rmtree(built)
+    pipeline.run(wrong, ExportConfig(formats=(fmt,), out=built.parent, latency=False), captured=captured(seed=1))
+    assert Bundle.open(built)
+
+
+def test_a_wrong_engine_is_refused_and_the_next_one_taken(own_cache: Path, tmp_path: Path) -> None:
+    options = config(tmp_path, "ort", "openvino")
+    killed_at("race of the variants", options)
+    plant(own_cache, "ort", model(seed=1))
+    report = search(options, interrupt)
+    assert report.winner.configuration.variant.fmt == "openvino"
+    refused = {each.name: each.reason for each in report.refused}
+    assert "parity failed" in refused["fp32-ort: 1 thread"]
+    assert not [choice for choice in report.choices() if choice.configuration.variant.fmt == "ort"]
+    assert "refused" in "\n".join(printed(*report_parts(report)))
+
+
+def test_without_an_engine_that_passes_nothing_is_written(own_cache: Path, tmp_path: Path) -> None:
+    killed_at("race of the variants", config(tmp_path / "out", "ort"))
+    plant(own_cache, "ort", model(seed=1))
+    with pytest.raises(ParityError, match="no engine passed"):
+        search(config(tmp_path / "out", "ort"), interrupt)
+    assert not (tmp_path / "out").exists()
+    assert not list(own_cache.glob("tuned/*"))
+
+
+def test_an_interrupt_ends_with_the_best_so_far(own_cache: Path, tmp_path: Path) -> None:
+    report = search(config(tmp_path, "ort"), interrupt)
+    assert report.path.is_dir()
+    assert report.not_tried[0] == "session settings of ort"
+    assert any(note.startswith("interrupted") for note in report.notes)
+    assert list(own_cache.glob("tuning/*/fp32-ort"))  # kept for the next run
+
+
+def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match=r"no engine was built within 0\.01 s; give more time"):
+        search(replace(config(tmp_path, "ort"), limit_s=0.01))
+    assert own_cache.exists()
+
+
+def test_export_auto_on_the_command_line(
+    own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "device_key", lambda _: "key")
+    (tmp_path / "user.py").write_text(USER_MODEL)
+    name = f"{tmp_path / 'user.py'}:build"
+    arguments = ("export", name, "--img-size", "32", "--fmt", "auto", "--no-latency", "--out", tmp_path)
+    assert status(*arguments) == 2
+    assert "edgevit tune" in last_line(capsys)
+    configuration = Configuration(variant=Variant(fmt="ort", precision="fp32"), threads=1).with_setting("arena", "off")
+    write_choices("key", "user", [Choice(configuration=configuration, p50_ms=1.0, accuracy="SNR 120 dB")])
+    assert status(*arguments) == 0
+    assert "auto: fp32-ort: 1 thread, arena off, found by edgevit tune" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*-fp32-ort")
+    assert manifest_json(path)["build"]["session"] == {"arena": "off"}
+    assert manifest_json(path)["build"]["threads"] == 1
+    assert own_cache.is_dir()
