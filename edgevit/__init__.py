@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.formats import Int8Range
+    from edgevit.pipeline.explain.explanation import Explanation
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.types import Array, Precision
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         onnxsim: bool
         strict: bool
         verify: bool
+        explain: bool
         latency: bool
 
 
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "export", "list_models", "load"]
+__all__ = ["create_model", "explain", "export", "list_models", "load"]
 
 
 def list_models(family: str | None = None) -> list[str]:
@@ -134,6 +136,7 @@ def export_model(
     onnxsim: bool = False,
     strict: bool = False,
     verify: bool = True,
+    explain: bool = True,
     latency: bool = False,
 ) -> Bundle | tuple[Bundle, ...]:
     """Export a model as a bundle and compare its outputs with PyTorch's; available as `edgevit.export`.
@@ -171,6 +174,8 @@ def export_model(
         onnxsim: also simplify the graph with onnxsim, if that removes nodes.
         strict: raise ImageError for an image that cannot be read, instead of leaving it out with a warning.
         verify: compare the outputs with PyTorch's.
+        explain: if they differ, search for the first module that does, for about 60 s; `ParityError.explanation` is
+            the result, and the failing part of the graph is saved in `out`/explain.
         latency: measure the latency.
 
     Raises an EdgevitError; its `exit_status` identifies the failed stage. No partial bundle remains.
@@ -234,6 +239,7 @@ def export_model(
             onnxsim=onnxsim,
             strict=strict,
             verify=verify,
+            explain=explain,
             latency=latency,
         )
         report = pipeline.run(loaded, config)
@@ -267,3 +273,41 @@ def load(
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
     return open_engine(opened, threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir))
+
+
+def explain(
+    bundle: Bundle | str | os.PathLike[str],
+    model: str | nn.Module | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    limit_s: float = 60.0,
+) -> Explanation | None:
+    """Find the first PyTorch module that a bundle's engine computes otherwise; None if the bundle passes parity.
+
+    Args:
+        bundle: a Bundle or its folder.
+        model: the model that it was exported from, as for `export`, or the module itself; by default the registered
+            model that the bundle names.
+        weights: the checkpoint file of that model, if it is given by name.
+        images: a folder of images to compare on (default: the bundle's reference inputs).
+        limit_s: time for the search; a step that has begun is finished.
+
+    The part of the graph that fails is saved in the folder `explain` beside the bundle. Raises UsageError if the model
+    has to be named, or is another one than the bundle was exported from.
+    """
+    from pathlib import Path
+
+    from torch import nn
+
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.source_model import PytorchSource
+    from edgevit.bundles.verify import verify
+    from edgevit.pipeline.explain.bundles import explain_bundle
+
+    opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
+    folder = None if images is None else Path(images)
+    source = model if isinstance(model, nn.Module) else PytorchSource(model=model, weights=weights)
+    named = source if isinstance(source, PytorchSource) else PytorchSource()
+    report = verify(opened, images=folder, source=named)
+    return None if report.passed else explain_bundle(opened, report, source=source, images=folder, limit_s=limit_s)

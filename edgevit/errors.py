@@ -92,13 +92,17 @@ class InferenceError(EdgevitError):
 
 
 class ParityError(EdgevitError):
-    """The engine's outputs differ from PyTorch's. `report` is the ParityReport, if there is one."""
+    """The engine's outputs differ from PyTorch's. `report` is the ParityReport, if there is one.
+
+    `explanation` is the Explanation that names the first module that differs, if one was asked for.
+    """
 
     exit_status = 6
 
-    def __init__(self, message: str, *, report: object = None) -> None:
+    def __init__(self, message: str, *, report: object = None, explanation: object = None) -> None:
         super().__init__(message)
         self.report = report
+        self.explanation = explanation
 
 
 class MeasureError(EdgevitError):

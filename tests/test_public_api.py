@@ -20,6 +20,7 @@ PARAMETERS = {
     "export": "model fmt precision calib eval max_drop out example_input weights num_classes img_size batch "
     "dynamic_batch opset images threads sm trt_version verify latency",
     "load": "bundle threads cache_dir",
+    "explain": "bundle model weights images limit_s",
 }
 
 

@@ -113,7 +113,7 @@ def version(folder: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns  # an inode alone is soon used again
 
 
-def write_references(path: Path, references: Sequence[Reference]) -> None:
+def write_references(path: Path | IO[bytes], references: Sequence[Reference]) -> None:
     """Write references as an .npz file with the keys `kind/input|output|float32_error/name`."""
     arrays = {
         f"{reference.kind}/{side}/{name}": np.asarray(array)

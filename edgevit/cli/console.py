@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgevit.latency.measure import MeasureProgress, OnMeasure
     from edgevit.metrics import OnImages
+    from edgevit.pipeline.explain.explanation import Explanation
 
 Part: TypeAlias = "str | Table"  # a line of text or a table
 OnStage: TypeAlias = Callable[[str, float | None], None]
@@ -72,8 +73,14 @@ class Console:
             from edgevit.cli.tables import parity_parts
 
             _print(_rich_console(stderr=True), *parity_parts(parity.results, detailed=self.detailed))
+        explanation = _explanation_of(error)
+        if explanation is not None:
+            _print(_rich_console(stderr=True), *explanation.lines())
         print(f"edgevit: {message_line(error)}", file=sys.stderr)
-        self.fail_json(str(error), error.exit_status, {"parity": parity.to_json()} if parity else {}, result)
+        found = {"parity": parity.to_json()} if parity else {}
+        if explanation is not None:
+            found["explanation"] = explanation.to_json()
+        self.fail_json(str(error), error.exit_status, found, result)
         return error.exit_status
 
     def fail_json(self, message: str, exit_status: int, *results: dict[str, Any] | None) -> None:
@@ -207,6 +214,15 @@ def _parity_of(error: EdgevitError) -> Any:
     from edgevit.runtimes.parity import ParityReport
 
     return error.report if isinstance(error.report, ParityReport) else None
+
+
+def _explanation_of(error: EdgevitError) -> Explanation | None:
+    """Return the Explanation of an error, or None."""
+    if not isinstance(error, ParityError) or error.explanation is None:
+        return None
+    from edgevit.pipeline.explain.explanation import Explanation
+
+    return error.explanation if isinstance(error.explanation, Explanation) else None
 
 
 def _encode_anyway(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -143,6 +143,12 @@ def _add_check_arguments(group: Group) -> None:
         "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"
     )
     group.add_argument(
+        "--no-explain",
+        dest="explain",
+        action="store_false",
+        help="do not search for the first module that differs if parity fails (about 60 s)",
+    )
+    group.add_argument(
         "--latency-time",
         type=float,
         metavar="S",
@@ -236,6 +242,7 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         onnxsim=arguments.onnxsim,
         strict=arguments.strict,
         verify=arguments.verify,
+        explain=arguments.explain,
         latency=arguments.latency,
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )

@@ -3,43 +3,105 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
 from edgevit.cli.tables import parity_parts, parity_phrase
-from edgevit.errors import UsageError
+from edgevit.errors import EdgevitError, ParityError, UsageError
+from edgevit.types import PRECISIONS
+
+if TYPE_CHECKING:
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.source_model import PytorchSource
+    from edgevit.runtimes.parity import ParityReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit verify`."""
-    parser.add_argument("bundle", type=argument_types.path, metavar="BUNDLE", help="a bundle folder")
+    parser.add_argument(
+        "bundle",
+        type=argument_types.path,
+        metavar="BUNDLE",
+        help="a bundle folder, or the part of a graph that an explanation has saved (FILE.onnx)",
+    )
     parser.add_argument(
         "--images", type=argument_types.path, metavar="DIR", help="compare with PyTorch on these images; needs PyTorch"
     )
-    add_source(parser, needed_for="--images")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="if it fails, find the first PyTorch module that differs (about 60 s); needs PyTorch",
+    )
+    add_source(parser, needed_for="--images and --explain")
     add_strict(parser)
     add_threads(parser)
+    part = parser.add_argument_group("part of a graph", "with FILE.onnx")
+    part.add_argument("--fmt", metavar="FMT", help="format whose runtime runs it (default: onnx)")
+    part.add_argument("--precision", choices=PRECISIONS, help="precision that it is judged by (default: fp32)")
 
 
 def run(arguments: Arguments, console: Console) -> int:
     """Check parity with the reference outputs in the bundle, or with PyTorch itself."""
-    from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
-    from edgevit.bundles.verify import verify
-
-    bundle, source = Bundle.open(arguments.bundle), PytorchSource(model=arguments.model, weights=arguments.weights)
-    if arguments.images is None and source != FROM_MANIFEST:
-        raise UsageError("--model and --weights require --images DIR")
-    with redirect_user_output():
-        parity = verify(
-            bundle, images=arguments.images, source=source, strict=arguments.strict, threads=arguments.threads
-        )
-    parity.require()
+    if arguments.bundle.suffix == ".onnx" and not arguments.bundle.is_dir():
+        parity = _verify_part(arguments)
+    else:
+        parity = _verify_bundle(arguments)
     console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
     console.print(*parity_parts(parity.results, detailed=console.detailed))
     console.finish(parity.to_json())
     return 0
+
+
+def _verify_part(arguments: Arguments) -> ParityReport:
+    """Run a part of a graph that an explanation has saved. Raises ParityError if it differs, as it should."""
+    from edgevit.pipeline.explain.reproducer import check_reproducer
+
+    parity = check_reproducer(
+        arguments.bundle,
+        fmt=arguments.fmt or "onnx",
+        precision=arguments.precision or "fp32",
+        threads=arguments.threads,
+    )
+    parity.require()
+    return parity
+
+
+def _verify_bundle(arguments: Arguments) -> ParityReport:
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
+    from edgevit.bundles.verify import verify
+
+    if arguments.fmt is not None or arguments.precision is not None:
+        raise UsageError("--fmt and --precision require a part of a graph, FILE.onnx; a bundle has its own")
+    bundle, source = Bundle.open(arguments.bundle), PytorchSource(model=arguments.model, weights=arguments.weights)
+    if arguments.images is None and not arguments.explain and source != FROM_MANIFEST:
+        raise UsageError("--model and --weights require --images DIR or --explain")
+    with redirect_user_output():
+        parity = verify(
+            bundle, images=arguments.images, source=source, strict=arguments.strict, threads=arguments.threads
+        )
+        try:
+            parity.require()
+        except ParityError as error:
+            if not arguments.explain:
+                raise
+            raise _explained(error, bundle, parity, arguments, source) from error
+    return parity
+
+
+def _explained(
+    error: ParityError, bundle: Bundle, parity: ParityReport, arguments: Arguments, source: PytorchSource
+) -> ParityError:
+    """Return the error with an explanation, or with the reason why there is none: its exit status stays."""
+    from edgevit.pipeline.explain.bundles import explain_bundle
+
+    try:
+        explanation = explain_bundle(bundle, parity, source=source, images=arguments.images, strict=arguments.strict)
+    except (EdgevitError, ImportError) as problem:  # the model cannot be created again, or PyTorch is missing
+        return ParityError(f"{error}; it cannot be explained: {problem}", report=error.report)
+    return ParityError(f"{error}; {explanation.sentence}", report=error.report, explanation=explanation)
 
 
 COMMAND = Command(

@@ -47,6 +47,7 @@ class ExportConfig:
     onnxsim: bool = False  # whether onnxsim simplifies the graph after the passes
     strict: bool = False  # whether an image that cannot be read is an error, instead of being left out
     verify: bool = True  # whether parity with PyTorch is checked; the accuracy on `eval` is in any case
+    explain: bool = True  # whether the first module that differs is searched for if parity fails
     latency: bool = True
     latency_time_s: float = DEFAULT_LATENCY_TIME_S  # limit of the whole latency measurement
 

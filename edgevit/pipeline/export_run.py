@@ -88,7 +88,8 @@ class BuiltBundle:
     runtime: Runtime
     folder: Path
     options: BuildOptions
-    graph: OnnxGraph
+    specialized: OnnxGraph  # in fp32
+    graph: OnnxGraph  # in the requested precision
     precision_plan: PrecisionPlan | QuantizationPlan | None  # None for fp32
     built: BuildResult
     parity: ParityReport

@@ -34,6 +34,7 @@ from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.explain.exports import require_parity
 from edgevit.pipeline.export_run import (
     BuiltBundle,
     ExportRun,
@@ -82,7 +83,7 @@ def run(
         export, graph, graph_parity = prepare(model, config, timer, folder, captured=captured)
         bundles = [build_bundle(export, graph, runtime, folder) for runtime in runtimes]
         if config.verify:
-            sum((bundle.parity for bundle in bundles), graph_parity).require()
+            require_parity(export, bundles, graph_parity)
         baselines = _build_baselines(export, graph, bundles, folder)
         if config.compares_engines and any(engine_memory.is_large(bundle.built) for bundle in bundles):
             bundles, baselines = _resume(bundles, baselines, timer)
@@ -218,6 +219,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
             runtime=runtime,
             folder=bundle_folder,
             options=options,
+            specialized=specialized,
             graph=converted,
             precision_plan=plan,
             built=built,

@@ -239,7 +239,8 @@ def test_a_wrong_engine_fails_parity(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ParityError, match="'ort: engine'") as caught:
         edgevit.export("shiftvit_cifar10", fmt="ort", out=tmp_path)
     assert caught.value.exit_status == 6
-    assert list(tmp_path.iterdir()) == []
+    assert str(caught.value).endswith("; the first module that differs is head (Linear)")
+    assert [path.name for path in tmp_path.iterdir()] == ["explain"]  # the part of the graph that fails
 
 
 def test_a_missing_runtime_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

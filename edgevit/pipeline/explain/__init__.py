@@ -1,0 +1,1 @@
+"""Find the first PyTorch module that a graph or an engine computes wrongly."""

@@ -1,0 +1,74 @@
+"""Explain why the engine of a bundle differs from PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.manifest import MODEL_FILE
+from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references, recreate_model, require_match
+from edgevit.export.check import check
+from edgevit.export.graph import OnnxGraph
+from edgevit.files import class_and_first_line
+from edgevit.models.loading import LoadedModel, from_module
+from edgevit.pipeline.explain import reproducer
+from edgevit.pipeline.explain.explanation import Explanation
+from edgevit.pipeline.explain.search import LIMIT_S, Failure, explain_failure
+from edgevit.pipeline.explain.stages import GRAPH, Stage
+from edgevit.runtimes.parity import OutputParity, ParityReport, compare
+from edgevit.types import Reference
+
+
+def explain_bundle(
+    bundle: Bundle,
+    report: ParityReport,
+    *,
+    source: PytorchSource | nn.Module = FROM_MANIFEST,
+    images: Path | None = None,
+    strict: bool = False,
+    limit_s: float = LIMIT_S,
+) -> Explanation:
+    """Explain the failed report of a bundle, by the PyTorch model that it was exported from.
+
+    `images` are the photos that the report is about, if it is not about the bundle's reference outputs. The graph is
+    asked before the engine: if it differs too, the runtime is not to blame. The part that fails is saved in the folder
+    `explain` beside the bundle. Raises UsageError if the model is not known or another one; any other problem stands in
+    the explanation.
+    """
+    model = _in_memory(bundle, source) if isinstance(source, nn.Module) else recreate_model(bundle, source)
+    if images is None or isinstance(source, nn.Module):
+        references = bundle.references()
+    else:
+        references = new_references(bundle, images, source, strict=strict)
+    failed = next(result for result in report.results if not result.passed)
+    folder = bundle.path.resolve().parent / reproducer.FOLDER
+    try:
+        return explain_failure(model, _failure(bundle, failed, references), folder=folder, limit_s=limit_s)
+    except Exception as error:  # of the user's module, of a runtime, or of a graph that cannot be cut
+        problem = f"the first module that differs was not found: {class_and_first_line(error)}"
+        return Explanation(stage=failed.stage, precision=failed.precision, problem=problem)
+
+
+def _in_memory(bundle: Bundle, module: nn.Module) -> LoadedModel:
+    first = bundle.references()[0].batch(bundle.options.batch_sizes[0])
+    model = from_module(module, example_input=[torch.from_numpy(array) for array in first.values()])
+    require_match(bundle, model)
+    return model
+
+
+def _failure(bundle: Bundle, failed: OutputParity, references: Sequence[Reference]) -> Failure:
+    """Return the failure of the bundle's graph, if it fails too, or else that of its engine."""
+    reference = next(each for each in references if each.kind == failed.kind)
+    graph = check(OnnxGraph.load(bundle.path / MODEL_FILE))
+    stage = Stage(name="ONNX", fmt=GRAPH, precision=failed.precision, graph=graph, options=bundle.options)
+    run = stage.run_graph(graph)
+    found = compare(stage.name, run, [reference], precision=failed.precision, batches=(failed.batch,))
+    wrong = next((result for result in found.results if not result.passed), None)
+    if wrong is not None:
+        return Failure(stage=stage, result=wrong, reference=reference)
+    engine = Stage(name=failed.stage, fmt=bundle.fmt, precision=failed.precision, graph=graph, options=bundle.options)
+    return Failure(stage=engine, result=failed, reference=reference)

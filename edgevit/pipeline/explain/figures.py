@@ -1,0 +1,48 @@
+"""The difference of a tensor from PyTorch's, in a few figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgevit.arrays import differences, finite_std
+from edgevit.types import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The differences of tensors from PyTorch's: noise over signal, and the largest in standard deviations."""
+
+    noise_to_signal: float  # power of the differences over the power of PyTorch's values
+    max_of_std: float
+
+    @property
+    def snr_db(self) -> float:
+        if self.noise_to_signal == 0:
+            return math.inf
+        return -10 * math.log10(self.noise_to_signal) if math.isfinite(self.noise_to_signal) else -math.inf
+
+    def __str__(self) -> str:
+        if self.max_of_std == 0:
+            return "equal"
+        if not math.isfinite(self.noise_to_signal):
+            return "NaN or infinity at other places"
+        return f"SNR {self.snr_db:.0f} dB, max error {self.max_of_std:.1e} std"
+
+
+def difference(actual: Sequence[Array], expected: Sequence[Array]) -> Difference:
+    """Compare tensors with PyTorch's, each in proportion to its own size; the worst of them counts."""
+    noise, largest = 0.0, 0.0
+    for values, wanted in zip(actual, expected, strict=True):
+        error = differences(values, wanted.astype(np.float64))
+        signal = float(np.square(wanted[np.isfinite(wanted)].astype(np.float64)).sum())
+        noise = max(noise, _ratio(float(np.square(error).sum()), signal))
+        largest = max(largest, _ratio(float(error.max(initial=0.0)), finite_std(wanted)))
+    return Difference(noise_to_signal=noise, max_of_std=largest)
+
+
+def _ratio(error: float, size: float) -> float:
+    return error / size if size > 0 else 0.0 if error == 0 else math.inf

@@ -1,0 +1,63 @@
+"""Borders of modules in a graph, and parts of a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.module_borders import ModuleBorders, common_module, contains
+from edgevit.export.subgraph import extract, live_values, with_outputs
+from tests.helpers.graphs import HEADER, noise, parse
+from tests.helpers.quantization import load
+
+NAMES = ("net.a/Mul", "net.b.c/Relu", "node_1", "net.b/Add", "head/MatMul")
+
+
+def graph() -> OnnxGraph:
+    found = parse(
+        f"""{HEADER} g (float[2, 3] x) => (float[2, 3] y) {{
+        a = Mul (x, x)  c = Relu (a)  d = Neg (c)  s = Add (d, a)  y = MatMul (s, w) }}""",
+        w=noise(3, 3),
+    )
+    for node, name in zip(found.model.graph, NAMES, strict=True):
+        node.name = name
+    return found
+
+
+def test_tensors_between_modules_are_their_borders() -> None:
+    borders = ModuleBorders(graph())
+    assert borders.paths == {"", "net", "net.a", "net.b", "net.b.c", "head"}
+    assert (borders.outputs("net.b"), borders.inputs(["net.b"], ["s"])) == (("s",), ("a",))
+    assert (borders.outputs("net"), borders.inputs(["net"], ["s"])) == (("s",), ("x",))
+    assert (borders.outputs(""), borders.inputs([""], ["y"])) == (("y",), ("x",))
+
+
+def test_a_node_without_a_module_belongs_to_that_of_its_neighbors() -> None:
+    borders = ModuleBorders(graph())
+    assert borders.module_of(borders.nodes[2]) == "net.b"
+    assert borders.operators("net.b") == ("node_1", "net.b/Add")
+
+
+def test_modules_contain_their_submodules_only() -> None:
+    assert contains("net.1", "net.1.q") and contains("", "net") and not contains("net.1", "net.10")
+    assert common_module(["net.b.c", "net.b", "net.b.d"]) == "net.b"
+    assert common_module(["net.1", "net.10"]) == "net"
+
+
+def test_a_part_computes_what_the_graph_computes() -> None:
+    x = noise(2, 3, seed=4)
+    values = load(with_outputs(graph(), ["a", "c", "unknown"]))({"x": x})
+    assert set(values) == {"y", "a", "c"}
+    part = extract(graph(), ["a", "c"], ["s"], shapes={"a": (2, 3)})
+    assert ([spec.name for spec in part.inputs], [node.op_type for node in part.model.graph]) == (
+        ["a", "c"],
+        ["Neg", "Add"],
+    )
+    found = load(part)({"a": values["a"], "c": values["c"]})["s"]
+    assert np.array_equal(found, values["a"] - values["c"])
+
+
+def test_tensors_across_a_cut() -> None:
+    assert [live_values(graph(), position) for position in range(6)] == [
+        ("x",), ("a",), ("a", "c"), ("a", "d"), ("s",), ("y",),
+    ]  # fmt: skip
