@@ -16,7 +16,8 @@ class Tolerance:
     max_float32_errors: float | None = None  # that difference as a multiple of PyTorch's float32 error, if that is more
     cosine: float  # smallest cosine similarity of any row
     snr_db: float | None  # smallest signal-to-noise ratio over all rows
-    agreement: float | None  # smallest fraction of photos with the same top-1 class
+    agreement: float | None  # smallest fraction of photos, or of pixels, with the same top-1 class
+    map_agreement: float  # smallest fraction of pixels with the same class in a map of classes, whose ties may flip
 
     def __str__(self) -> str:
         parts = [f"cosine >= {self.cosine:g}"]
@@ -45,19 +46,21 @@ class PrecisionPolicy:
 POLICIES: tuple[PrecisionPolicy, ...] = (
     PrecisionPolicy(
         name="fp32",
-        tolerance=Tolerance(max_abs_of_std=1e-4, max_float32_errors=4.0, cosine=0.99999, snr_db=None, agreement=1.0),
+        tolerance=Tolerance(
+            max_abs_of_std=1e-4, max_float32_errors=4.0, cosine=0.99999, snr_db=None, agreement=1.0, map_agreement=0.999
+        ),
         max_row_spread_std=1e-4,
     ),
     PrecisionPolicy(
         name="fp16",
-        tolerance=Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=40.0, agreement=0.995),
+        tolerance=Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=40.0, agreement=0.995, map_agreement=0.995),
         max_row_spread_std=1e-2,
         flags=("--fp16", "--half"),
     ),
     PrecisionPolicy(
         name="int8",
         # The top-1 of int8 is judged as accuracy on labeled images, not as agreement on a few photos.
-        tolerance=Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None),
+        tolerance=Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None, map_agreement=0.9),
         max_row_spread_std=1e-1,
         photos_only=True,
         needs_calibration=True,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,13 @@ from numpy.typing import NDArray
 from edgevit.arrays import differences, finite_std
 from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
+from edgevit.runtimes.pixel_parity import (
+    PixelAgreement,
+    is_class_logits,
+    is_class_map,
+    logits_agreement,
+    map_agreement,
+)
 from edgevit.types import PHOTOS, Array, Precision, Reference, Run
 
 # Lead of a logit in deviations of its noise: four of the difference of two logits, reversed once in 30,000 rows.
@@ -61,6 +68,8 @@ class OutputParity:
     finite: bool  # as finite as PyTorch's outputs: NaN and infinity at the same places
     rows_differ: float  # largest difference between rows of one batch that hold the same image
     input_sensitivity: float  # spread between PyTorch's rows over the spread within them
+    pixels: PixelAgreement | None = None  # of the class of each pixel; None if the output is not one of segmentation
+    is_class_map: bool = False  # classes and not values: only their agreement is judged
 
     @property
     def max_abs_of_std(self) -> float:
@@ -94,11 +103,11 @@ class OutputParity:
         """
         if self.kind != PHOTOS:
             return None
-        decided = [same for same, lead in zip(self.same_top1, self.lead, strict=True) if lead > self._reversible_lead]
+        decided = [same for same, lead in zip(self.same_top1, self.lead, strict=True) if lead > self.reversible_lead]
         return sum(decided) / len(decided) if decided else None
 
     @property
-    def _reversible_lead(self) -> float:
+    def reversible_lead(self) -> float:
         """The lead of a class that errors within the tolerance can reverse."""
         snr_db = get_policy(self.precision).tolerance.snr_db
         noise = 0.0 if snr_db is None else math.sqrt(self.signal_power) * 10 ** (-snr_db / 20)
@@ -109,6 +118,8 @@ class OutputParity:
         """The reasons why this output does not pass; empty if it passes."""
         if not self.finite:
             return ("it has NaN or infinity at other places than PyTorch's output",)
+        if self.is_class_map:
+            return self._pixel_failures(get_policy(self.precision).tolerance.map_agreement)
         policy = get_policy(self.precision)
         allowed, max_error = policy.tolerance, self.allowed_error_of_std
         rows_allowed = max(policy.max_row_spread_std, max_error or 0.0) * self.std
@@ -124,9 +135,17 @@ class OutputParity:
             failures.append(f"SNR {self.snr_db:.1f} dB, at least {allowed.snr_db:g}")
         if allowed.agreement is not None and self.agreement is not None and not self.agreement >= allowed.agreement:
             failures.append(f"top-1 agreement {self.agreement:.1%}, at least {allowed.agreement:.1%}")
+        failures += self._pixel_failures(allowed.agreement)
         if not self.rows_differ <= rows_allowed:
             failures.append(f"rows of one batch differ by {self.rows_differ:.1e} on the same image")
         return tuple(failures)
+
+    def _pixel_failures(self, least: float | None) -> tuple[str, ...]:
+        """The reason why too few pixels have PyTorch's class; on noise, the best of many equal logits says nothing."""
+        decided = self.pixels.decided if self.pixels is not None and self.kind == PHOTOS else None
+        if least is None or decided is None or decided >= least:
+            return ()
+        return (f"pixel agreement {decided:.2%}, at least {least:.2%}",)
 
     @property
     def passed(self) -> bool:
@@ -220,7 +239,10 @@ class ParityReport:
 
 def _fields(result: OutputParity) -> dict[str, Any]:
     """Return the fields under their JSON keys."""
-    return {"dependence" if name == "input_sensitivity" else name: value for name, value in asdict(result).items()}
+    fields = {"dependence" if name == "input_sensitivity" else name: value for name, value in asdict(result).items()}
+    if result.pixels is None:
+        del fields["pixels"], fields["is_class_map"]
+    return fields
 
 
 def compare(
@@ -235,7 +257,7 @@ def compare(
     results = []
     for reference in references:
         for batch in batches:
-            outputs = _run_rows(run, reference, batch)
+            outputs = run_rows(run, reference, batch)
             spread = _spread_of_copies(run, reference, batch) if batch > 1 else {}
             results += [
                 _compare_output(
@@ -251,7 +273,7 @@ def compare(
     return ParityReport(tuple(results))
 
 
-def _run_rows(run: Run, reference: Reference, batch: int) -> dict[str, Array]:
+def run_rows(run: Run, reference: Reference, batch: int) -> dict[str, Array]:
     """Return the outputs for every row, run `batch` rows at a time."""
     pieces: dict[str, list[Array]] = {name: [] for name in reference.outputs}
     for start in range(0, reference.rows, batch):
@@ -302,7 +324,7 @@ def _compare_output(
     std = finite_std(want)
     want, got = np.where(undefined, 0.0, want), np.where(undefined & matching, 0.0, got)
     difference = np.abs(got - want)
-    return OutputParity(
+    result = OutputParity(
         stage=conditions.stage,
         kind=conditions.kind,
         output=name,
@@ -320,6 +342,11 @@ def _compare_output(
         rows_differ=rows_differ,
         input_sensitivity=float(want.std(0).mean() / (want.std() or 1.0)) if len(want) > 1 else 1.0,
     )
+    if is_class_map(name, expected):
+        return replace(result, pixels=map_agreement(expected, actual), is_class_map=True)
+    if is_class_logits(name, expected):
+        return replace(result, pixels=logits_agreement(expected, actual, result.reversible_lead))
+    return result
 
 
 def _leads(logits: NDArray[np.float64]) -> tuple[float, ...]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references
+from edgevit.dense.matching import CommonObjects, common_in_outputs
 from edgevit.runtimes.base import BuildOptions, Engine
-from edgevit.runtimes.parity import ParityReport, compare, references_for
-from edgevit.types import Reference
+from edgevit.runtimes.parity import ParityReport, compare, references_for, run_rows
+from edgevit.types import PHOTOS, Reference
 
 
 def verify(
@@ -32,6 +33,18 @@ def verify(
     with load_engine(bundle, threads=threads) as engine:
         require_precision(bundle, engine)
         return engine_parity(engine, references, bundle.options)
+
+
+def objects_in_common(bundle: Bundle, *, threads: int | None = None) -> CommonObjects | None:
+    """Compare the objects that a detector and PyTorch find in the photos of reference.npz; None for other models."""
+    record = bundle.manifest.model
+    photos = [reference for reference in bundle.references() if reference.kind == PHOTOS]
+    if record.task != "detection" or record.output_form not in ("boxes", "nms") or not photos:
+        return None
+    (reference,) = photos[:1]
+    with load_engine(bundle, threads=threads) as engine:
+        outputs = run_rows(engine.run, reference, bundle.options.batch_sizes[0])
+    return common_in_outputs(reference.outputs, outputs, record.output_form, bundle.preprocessing.input_size[1:])
 
 
 def engine_parity(engine: Engine, references: Sequence[Reference], options: BuildOptions) -> ParityReport:

@@ -104,6 +104,12 @@ def parity_parts(results: Sequence[OutputParity], *, detailed: bool) -> list[Par
     return [parity_table(results, detailed=detailed), *tolerances]
 
 
+def _agreement_cell(result: OutputParity) -> str:
+    if result.pixels is not None:
+        return f"{result.pixels.all:.2%} of pixels"
+    return "" if result.agreement is None else f"{result.agreement:.0%}"
+
+
 def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> Table:
     """Return one row for each stage and kind of input that was compared with PyTorch."""
     more = ("batch", "cosine") if detailed else ()
@@ -117,7 +123,7 @@ def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> T
             f"{result.max_abs_of_std:.1e}",
             "" if result.allowed_error_of_std is None or own is None else f"{own:.1e}",
             f"{result.snr_db:.0f}",
-            "" if result.agreement is None else f"{result.agreement:.0%}",
+            _agreement_cell(result),
             *((str(result.batch), f"{min(result.cosine):.7f}") if detailed else ()),
             "pass" if result.passed else f"FAIL: {'; '.join(result.failures)}",
         )

@@ -15,6 +15,7 @@ from edgevit.types import PRECISIONS
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.source_model import PytorchSource
+    from edgevit.dense.matching import CommonObjects
     from edgevit.runtimes.parity import ParityReport
 
 
@@ -44,14 +45,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments, console: Console) -> int:
     """Check parity with the reference outputs in the bundle, or with PyTorch itself."""
+    common = None
     if arguments.bundle.suffix == ".onnx" and not arguments.bundle.is_dir():
         parity = _verify_part(arguments)
     else:
         parity = _verify_bundle(arguments)
+        common = _objects_in_common(arguments)
     console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
     console.print(*parity_parts(parity.results, detailed=console.detailed))
-    console.finish(parity.to_json())
+    if common is not None:
+        console.print(f"after non-maximum suppression, for information: {common}")
+    console.finish(parity.to_json() | ({} if common is None else {"objects": common.to_json()}))
     return 0
+
+
+def _objects_in_common(arguments: Arguments) -> CommonObjects | None:
+    from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.verify import objects_in_common
+
+    if arguments.images is not None:  # the objects are those of reference.npz
+        return None
+    return objects_in_common(Bundle.open(arguments.bundle), threads=arguments.threads)
 
 
 def _verify_part(arguments: Arguments) -> ParityReport:

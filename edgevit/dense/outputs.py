@@ -13,6 +13,7 @@ from edgevit.placement import Placement
 from edgevit.types import Array, Dim, OutputForm, TensorSpec
 
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"  # names of a detector's outputs
+LOGITS, CLASSES = "logits", "classes"  # of a segmentation model's
 
 
 def class_count(outputs: Sequence[TensorSpec], form: OutputForm) -> int | None:

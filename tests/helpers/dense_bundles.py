@@ -21,7 +21,7 @@ from edgevit.bundles.manifest import (
     RuntimeRecord,
 )
 from edgevit.images import Preprocessing
-from edgevit.types import Array, OutputForm, Task, TensorSpec
+from edgevit.types import Array, OutputForm, Reference, Task, TensorSpec
 
 HEIGHT, WIDTH, ANCHOR, STEP = 64, 96, 32, 16
 LETTERBOX = Preprocessing(
@@ -32,7 +32,7 @@ REGIONS = ("background", *COLORS)
 _PURE = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)[:, :, None, None]  # 1 for a pure color
 
 
-def detector(folder: Path, preprocessing: Preprocessing = LETTERBOX) -> Bundle:
+def detector(folder: Path, preprocessing: Preprocessing = LETTERBOX, *, reference: Reference | None = None) -> Bundle:
     """Boxes of 32x32 at every 16th pixel of the input; the scores are the share of each pure color."""
     rows, columns = (HEIGHT - ANCHOR) // STEP + 1, (WIDTH - ANCHOR) // STEP + 1
     corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) * STEP
@@ -56,6 +56,7 @@ def detector(folder: Path, preprocessing: Preprocessing = LETTERBOX) -> Bundle:
         form="boxes",
         classes=COLORS,
         preprocessing=preprocessing,
+        reference=reference,
     )
 
 
@@ -88,13 +89,14 @@ def _bundle(
     form: OutputForm,
     classes: tuple[str, ...],
     preprocessing: Preprocessing,
+    reference: Reference | None = None,
 ) -> Bundle:
     folder.mkdir(parents=True)
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     onnx.save(model, folder / MODEL_FILE)
     (folder / CLASSES_FILE).write_text("\n".join(classes) + "\n", "utf-8")
-    store.write_references(folder / REFERENCE_FILE, ())
+    store.write_references(folder / REFERENCE_FILE, () if reference is None else (reference,))
     record = ModelRecord(
         name=task,
         source=None,

@@ -1,0 +1,60 @@
+"""`edgevit verify` judges boxes and scores by position, and tells how many objects are the same after suppression."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgevit
+from edgevit.types import Array, Reference
+from tests.helpers.cli import status
+from tests.helpers.dense_bundles import detector
+
+
+def photos() -> Array:
+    """A red and a blue square, exactly on two of the detector's boxes, in two photos."""
+    images = np.zeros((2, 3, 64, 96), np.float32)
+    images[0, 0, 16:48, 16:48] = images[1, 2, 32:64, 64:96] = 1
+    return images
+
+
+def outputs(folder: Path) -> dict[str, Array]:
+    with edgevit.load(detector(folder)) as engine:
+        rows = [engine.run({"images": image[None]}) for image in photos()]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_equal_outputs_have_all_objects_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = Reference(kind="photos", inputs={"images": photos()}, outputs=outputs(tmp_path / "plain"))
+    bundle = detector(tmp_path / "proven", reference=reference)
+    assert status("verify", bundle.path, "--json", "-") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["objects"]["first"] == result["objects"]["second"] == result["objects"]["common"] >= 2
+    assert {row["output"] for row in result["results"]} == {"boxes", "scores"}
+    assert status("verify", bundle.path) == 0
+    assert "after non-maximum suppression, for information: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda boxes: boxes[..., [1, 0, 3, 2]],  # x and y swapped
+        lambda boxes: boxes + 8,  # anchors off by half a cell
+    ],
+    ids=["xy swapped", "half a cell"],
+)
+def test_boxes_at_other_places_fail(fault: object, tmp_path: Path) -> None:
+    expected = outputs(tmp_path / "plain")
+    expected["boxes"] = fault(expected["boxes"])  # type: ignore[operator]
+    reference = Reference(kind="photos", inputs={"images": photos()}, outputs=expected)
+    assert status("verify", detector(tmp_path / "wrong", reference=reference).path) == 6
+
+
+def test_scores_that_passed_sigmoid_twice_fail(tmp_path: Path) -> None:
+    expected = outputs(tmp_path / "plain")
+    expected["scores"] = 1 / (1 + np.exp(-expected["scores"]))
+    reference = Reference(kind="photos", inputs={"images": photos()}, outputs=expected)
+    assert status("verify", detector(tmp_path / "wrong", reference=reference).path) == 6
