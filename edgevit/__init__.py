@@ -65,11 +65,15 @@ __version__ = "0.1.0"
 __all__ = ["create_model", "explain", "export", "list_models", "load"]
 
 
-def list_models(family: str | None = None) -> list[str]:
-    """Return the names of the registered models, or of one family. Raises UsageError for an unknown family."""
+def list_models(family: str | None = None, *, task: str | None = "classification") -> list[str]:
+    """Return the names of the registered models of a task, of one family or all.
+
+    Tasks are "classification", "detection" and "segmentation"; None stands for all. Raises UsageError for an unknown
+    family or task.
+    """
     from edgevit.models import registry
 
-    return registry.list_models(family)
+    return registry.list_models(family, task=task)
 
 
 def create_model(

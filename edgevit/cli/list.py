@@ -31,6 +31,7 @@ WEIGHTS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit list`."""
     parser.add_argument("--family", metavar="F", help="list only this family")
+    parser.add_argument("--task", metavar="T", help="list only classification, detection or segmentation models")
 
 
 def run(arguments: Arguments, console: Console) -> int:
@@ -38,7 +39,7 @@ def run(arguments: Arguments, console: Console) -> int:
     require_address_space(PYTORCH_MB, user="edgevit list")
     from edgevit.models import registry
 
-    specs = [registry.get_spec(name) for name in registry.list_models(arguments.family)]
+    specs = [registry.get_spec(name) for name in registry.list_models(arguments.family, task=arguments.task)]
     console.print(UNTESTED)
     console.result(model_table(specs, detailed=console.detailed))
     if console.detailed:
@@ -51,13 +52,14 @@ def run(arguments: Arguments, console: Console) -> int:
 def model_table(specs: Iterable[ModelSpec], *, detailed: bool = False) -> Table:
     """Return one row for each model, with the figures of its paper. `detailed` adds columns."""
     more = ("MACs G", "figures from") if detailed else ()
-    table = make_table(None, "name", "family", "input", "M params", "top-1 %", "weights", *more, left=3)
+    table = make_table(None, "name", "family", "task", "input", "M params", "top-1 %", "weights", *more, left=4)
     for spec in specs:
         paper = spec.paper
         details = (general(paper.macs_g), paper.source)
         table.add_row(
             spec.name,
             spec.family,
+            spec.task,
             "x".join(str(side) for side in spec.preprocessing.input_size[1:]),
             general(paper.params_m),
             general(paper.top1),
@@ -88,6 +90,7 @@ def model_json(spec: ModelSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "family": spec.family,
+        "task": spec.task,
         "input_size": list(spec.preprocessing.input_size),
         "num_classes": spec.num_classes,
         "included_weights": spec.included_weights,

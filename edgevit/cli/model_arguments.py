@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgevit.cli import parser as argument_types
 from edgevit.cli.parser import Arguments, Group
 from edgevit.errors import UsageError
-from edgevit.types import CROP_MODES, INTERPOLATIONS
+from edgevit.types import CROP_MODES, INTERPOLATIONS, OUTPUT_FORMS
 
 if TYPE_CHECKING:
     from edgevit.models.description import ModelDescription
@@ -34,6 +34,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
     )
     group.add_argument("--num-classes", type=int, metavar="N", help="number of classes (default: that of the model)")
+    group.add_argument(
+        "--outputs",
+        choices=OUTPUT_FORMS,
+        metavar="FORM",
+        help="outputs of a registered model: logits or features of a classifier; boxes (default), nms, raw or features "
+        "of a detector; logits (default), classes or features of a segmenter",
+    )
     group.add_argument(
         "--img-size",
         type=argument_types.image_size,
@@ -92,6 +99,7 @@ def load_model(arguments: Arguments) -> ModelDescription:
         batch=arguments.batch,
         input_shapes=dict(arguments.input_shape or ()),
         arguments=dict(arguments.arg or ()),
+        outputs=arguments.outputs,
     )
     settings = PreprocessingOptions(
         mean=arguments.mean,

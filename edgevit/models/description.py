@@ -17,7 +17,7 @@ from edgevit.errors import UsageError
 from edgevit.files import first_line, os_reason
 from edgevit.images import Preprocessing
 from edgevit.models.preprocessing import PreprocessingOptions, parse_preprocessing
-from edgevit.types import PreprocessingSource, TensorSpec
+from edgevit.types import OutputForm, PreprocessingSource, Task, TensorSpec
 from edgevit.untrusted import read_limited
 
 TIMM, HUGGING_FACE = "timm:", "hf:"
@@ -37,6 +37,8 @@ class ModelOrigin:
     weights_key: str | None = None  # container in the checkpoint, such as "model_ema"; None at the top level
     weights_tensors: int | None = None
     weights_sha256: str | None = None
+    task: Task = "classification"
+    output_form: OutputForm = "logits"
     fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
 
     @property

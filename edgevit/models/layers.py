@@ -57,7 +57,7 @@ class DropPath(nn.Module):
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """Return rates that rise linearly from 0 to `rate` over all blocks, grouped by stage."""
-    flat = torch.linspace(0, rate, sum(depths)).tolist()
+    flat = torch.linspace(0, rate, sum(depths), device="cpu").tolist()
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     return [flat[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
 

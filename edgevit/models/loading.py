@@ -23,7 +23,7 @@ from edgevit.models.factories import MODEL_FORMS, call_factory, factories_in
 from edgevit.models.initialization import randomize
 from edgevit.models.preprocessing import declared_classes, declared_preprocessing
 from edgevit.models.spec import ModelInfo
-from edgevit.types import PreprocessingSource, TensorSpec
+from edgevit.types import OutputForm, PreprocessingSource, TensorSpec
 
 SEED = 0  # for random weights and noise
 
@@ -50,6 +50,7 @@ def from_name(
     batch: int = 1,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     arguments: Mapping[str, Any] | None = None,
+    outputs: OutputForm | None = None,
 ) -> LoadedModel:
     """Load the MODEL of a command line: a registered name, a model of timm or Hugging Face, or a user's factory.
 
@@ -57,12 +58,15 @@ def from_name(
     activations alive; `weights` is described in `registry.create_model`. `img_size` is a side or (height, width).
     `input_shapes` gives a factory's inputs by name, batch included; without it the input is one RGB image
     (batch, 3, height, width), of the size that the model declares if `img_size` is None. `arguments` are a factory's.
+    `outputs` selects what a registered model outputs, see `registry.output_options`.
     Raises UsageError, CheckpointError, MissingError, and ExportError if the user's code fails.
     """
     registry.require_positive("img_size", img_size)
     registry.require_positive("batch", batch)
     if arguments and (":" not in name or is_hub_name(name)):
         raise UsageError("--arg requires a factory, MODEL as file.py:factory")
+    if outputs is not None and ":" in name:
+        raise UsageError("--outputs requires a registered model; let forward() of yours return what you want")
     if ":" in name:
         inputs = _Inputs(input_shapes, img_size, batch)
         if is_hub_name(name):
@@ -76,7 +80,8 @@ def from_name(
         raise UsageError(factories_in(Path(name)))
     if input_shapes:
         raise UsageError("--input-shape requires a factory, MODEL as file.py:factory; use --img-size")
-    module = registry.create_model(name, weights, num_classes, img_size=img_size)
+    options = registry.output_options(name, outputs)
+    module = registry.create_model(name, weights, num_classes, img_size=img_size, **options)
     draw_weights(module)
     return from_module(module, batch=batch)
 
@@ -187,6 +192,8 @@ def _from_model_info(
             weights_key=info.weights_key,
             weights_tensors=info.weights_tensors,
             weights_sha256=info.weights_sha256,
+            task=info.task,
+            output_form=info.output_form,
         ),
     )
 

@@ -8,7 +8,7 @@ import inspect
 import numbers
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from edgevit.models import checkpoints
 from edgevit.models.downloads import OFFICIAL, download_official
 from edgevit.models.features import Backbone, backbone_tensors
 from edgevit.models.spec import ModelInfo, ModelSpec, StateDict
+from edgevit.types import OutputForm
 
 ARCHITECTURES = (
     "shiftvit",
@@ -31,6 +32,7 @@ ARCHITECTURES = (
     "vitaev2",
     "visual_transformers",
     "mobileformer",
+    "dense.systems",
 )
 
 
@@ -46,12 +48,17 @@ def specs() -> dict[str, ModelSpec]:
     return found
 
 
-def list_models(family: str | None = None) -> list[str]:
-    """Return the names of the registered models, of one family or all. Raises UsageError for an unknown family."""
-    families = {spec.family for spec in specs().values()}
+def list_models(family: str | None = None, *, task: str | None = "classification") -> list[str]:
+    """Return the names of the registered models of a task, of one family or all; `task` None stands for all tasks.
+
+    Raises UsageError for an unknown family or task.
+    """
+    families, tasks = ({getattr(spec, name) for spec in specs().values()} for name in ("family", "task"))
     if family is not None and family not in families:
         raise unknown_name("family", family, families)
-    return [name for name, spec in specs().items() if family in (None, spec.family)]
+    if task is not None and task not in tasks:
+        raise unknown_name("task", task, tasks)
+    return [name for name, spec in specs().items() if family in (None, spec.family) and task in (None, spec.task)]
 
 
 def get_spec(name: str) -> ModelSpec:
@@ -104,7 +111,8 @@ def create_model(
     else:
         classes = num_classes or spec.num_classes
         module = _build(spec, options, classes, preprocessing)
-        if loaded and num_classes is None and (count := _class_count(module, tensors)):
+        count_in = spec.class_count or partial(_class_count, module)
+        if loaded and num_classes is None and (count := count_in(tensors)) not in (None, classes):
             classes = count
             module = _build(spec, options, classes, preprocessing)
     if loaded:
@@ -116,13 +124,35 @@ def create_model(
         preprocessing=preprocessing,
         num_classes=classes,
         classes=spec.class_dataset if classes == spec.num_classes else None,
-        task="features" if features else "classification",
+        task="features" if features else spec.task,
+        output_form="features" if features else _output_form(spec, options),
         weights=source,
         weights_key=loaded.key if loaded else None,
         weights_tensors=len(loaded.tensors) if loaded else 0,
         weights_sha256=loaded.sha256 if loaded else None,
     )
     return module.eval()
+
+
+def output_options(name: str, form: OutputForm | None) -> dict[str, Any]:
+    """Return the options with which `create_model` builds a model that outputs `form`; none for its default form.
+
+    Raises UsageError if a classifier is to output anything but logits or features. Other models refuse unknown forms.
+    """
+    spec = get_spec(name)
+    if form is None:
+        return {}
+    if "outputs" in inspect.signature(spec.factory).parameters:
+        return {"outputs": form}
+    if form not in ("logits", "features"):
+        raise UsageError(f"{name} is a classifier; it outputs logits or features, not {form}")
+    return {"features": True} if form == "features" else {}
+
+
+def _output_form(spec: ModelSpec, options: Mapping[str, Any]) -> OutputForm:
+    parameter = inspect.signature(spec.factory).parameters.get("outputs")
+    form: OutputForm = "logits" if parameter is None else options.get("outputs", parameter.default)
+    return form
 
 
 def require_positive(option: str, value: object) -> None:

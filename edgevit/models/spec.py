@@ -12,7 +12,7 @@ from torch import nn
 from edgevit.images import Preprocessing
 from edgevit.models.downloads import PublishedWeights
 from edgevit.models.features import Backbone
-from edgevit.types import Task
+from edgevit.types import OutputForm, Task
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
@@ -36,7 +36,8 @@ class ModelSpec:
     and `img_size` only sets the size to export for.
     `convert_state_dict` turns an official state dict into one that loads strictly: it renames keys and drops buffers
     that the model computes itself. `weights_options` infers options from a state dict, for checkpoints of several
-    generations of one architecture. `included_weights` names a checkpoint under edgevit/data; `published` says where
+    generations of one architecture. `class_count` reads the number of classes from a state dict in which it is not the
+    first axis of the last layer. `included_weights` names a checkpoint under edgevit/data; `published` says where
     the authors publish theirs. `backbone` turns the network into one that returns feature maps, and may have options of
     its own; `backbone_options` are options that the network needs for that.
     """
@@ -47,10 +48,12 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     num_classes: int = 1000
+    task: Task = "classification"
     classes: str | None = None  # class names of the logits: edgevit/data/<classes>_classes.tsv; None: see class_dataset
     paper: PaperFigures
     convert_state_dict: Callable[[StateDict], StateDict] | None = None
     weights_options: Callable[[StateDict], Mapping[str, Any]] | None = None
+    class_count: Callable[[StateDict], int | None] | None = None
     backbone: Callable[..., Backbone] | None = None
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     included_weights: str | None = None
@@ -59,7 +62,8 @@ class ModelSpec:
     @property
     def class_dataset(self) -> str | None:
         """Name of the dataset whose classes the logits have: `classes`, or ImageNet for 1000 unnamed classes."""
-        return self.classes or ("imagenet" if self.num_classes == 1000 else None)
+        has_imagenets = self.task == "classification" and self.num_classes == 1000
+        return self.classes or ("imagenet" if has_imagenets else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +81,4 @@ class ModelInfo:
     weights_tensors: int = 0
     weights_sha256: str | None = None
     task: Task = "classification"
+    output_form: OutputForm = "logits"

@@ -139,6 +139,8 @@ def _model_record(model: ModelDescription) -> ModelRecord:
         family=origin.family,
         options=origin.options,
         num_classes=origin.num_classes,
+        task=origin.task,
+        output_form=origin.output_form,
         preprocessing=model.preprocessing,
         preprocessing_source=model.preprocessing_source,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from edgevit.errors import UsageError
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.onnx_model import is_onnx_file, load_onnx_model
+from edgevit.types import OutputForm
 
 
 def load_named(
@@ -22,6 +23,7 @@ def load_named(
     batch: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     arguments: Mapping[str, Any] | None = None,
+    outputs: OutputForm | None = None,
 ) -> ModelDescription:
     """Load a model by name. PyTorch is imported unless `name` is that of an ONNX file.
 
@@ -29,7 +31,8 @@ def load_named(
     `loading.from_name`; an ONNX file takes only sizes.
     """
     if is_onnx_file(name):
-        _refuse({"--weights": weights, "--num-classes": num_classes, "--arg": arguments or None}, name)
+        refused = {"--weights": weights, "--num-classes": num_classes, "--arg": arguments or None, "--outputs": outputs}
+        _refuse(refused, name)
         return load_onnx_model(Path(name), img_size=img_size, batch=batch, input_shapes=input_shapes)
     from edgevit.models import loading
 
@@ -41,6 +44,7 @@ def load_named(
         batch=1 if batch is None else batch,
         input_shapes=input_shapes,
         arguments=arguments,
+        outputs=outputs,
     )
 
 
@@ -60,5 +64,5 @@ def _refuse(options: Mapping[str, object], name: str) -> None:
     for option, value in options.items():
         if value is not None:
             raise UsageError(
-                f"{option} does not apply to {name}: an ONNX file has its weights and classes; leave it out"
+                f"{option} does not apply to {name}: an ONNX file has its weights, classes and outputs; leave it out"
             )

@@ -13,10 +13,18 @@ from tests.helpers.cli import status
 def test_list_names_every_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("list") == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in registry.list_models())
+    assert all(name in printed for name in registry.list_models(task=None))
     assert status("list", "--family", "shiftvit", "--json", "-") == 0
     models = json.loads(capsys.readouterr().out)["models"]
-    assert [model["name"] for model in models] == registry.list_models("shiftvit")
+    assert [model["name"] for model in models] == registry.list_models("shiftvit", task=None)
+
+
+def test_list_selects_a_task_and_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("list", "--task", "detection", "--json", "-") == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert "mobileformer_151m_retinanet" in [model["name"] for model in models]
+    assert {model["task"] for model in models} == {"detection"}
+    assert status("list", "--task", "drawing") == 2
 
 
 def test_list_says_where_weights_come_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,20 @@ def load_dense(name: str) -> DenseOracle:
     )
 
 
+def load_head(name: str) -> tuple[dict[str, torch.Tensor], list[torch.Tensor], NDArray[np.float64]]:
+    """Weights, feature maps and logits (every fourth row and column) of a head that ran without a backbone."""
+    record = json.loads((_HERE / f"{name}.json").read_text())
+    seeds, shapes = record["input"]["seeds"], record["input"]["shapes"]
+    maps = [torch.from_numpy(_image(seed, tuple(shape))) for seed, shape in zip(seeds, shapes, strict=True)]
+    return _weights(record), maps, np.load(_HERE / f"{name}.npz")["logits"]
+
+
+def load_parts() -> dict[str, torch.Tensor]:
+    """Anchors, boxes and one suppression of mmdet (`detector_parts__mmdet`), in float32."""
+    stored = np.load(_HERE / "detector_parts__mmdet.npz")
+    return {key: torch.from_numpy(stored[key].astype(np.float32)) for key in stored}
+
+
 def positions(name: str, size: int) -> NDArray[np.int64]:
     """The positions in a flattened output whose values are stored: all of a small one, a sample of a large one."""
     if size <= 4096:

@@ -1,0 +1,1 @@
+"""Detectors and segmenters: heads on the feature maps of the hierarchical backbones."""
