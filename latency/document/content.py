@@ -119,10 +119,20 @@ def session_of(reports: Sequence[LatencyReport], products: Mapping[str, Product]
 
     Raises MeasureError if the reports come from different runs.
     """
-    rows = [(row, products.get(row.report.name)) for row in side_by_side(reports)]
-    titles = short_names([_name(row.report, product) for row, product in rows])
-    entries = [Entry(title, row.report, row.ratio, product) for title, (row, product) in zip(titles, rows, strict=True)]
-    return Session(tuple(entries))
+    rows = side_by_side(reports)
+    names = {report.name: _name(report, products.get(report.name)) for report in reports}
+    titles = {**names, **_short_titles([report for report in reports if "engine_sha256" in report.details], names)}
+    if len(set(titles.values())) < len(titles):
+        titles = names
+    return Session(
+        tuple(Entry(titles[row.report.name], row.report, row.ratio, products.get(row.report.name)) for row in rows)
+    )
+
+
+def _short_titles(bundles: Sequence[LatencyReport], names: Mapping[str, str]) -> dict[str, str]:
+    """Return short titles of bundles by the name of their report; the names of others have no parts to share."""
+    short = short_names([names[report.name] for report in bundles])
+    return {report.name: title for report, title in zip(bundles, short, strict=True)}
 
 
 def _name(report: LatencyReport, product: Product | None) -> str:

@@ -65,7 +65,8 @@ def engine_rows(entry: Entry) -> Rows:
         *((title, details.get(name)) for name, title in _CONDITIONS.items()),
     )
     if product is None:
-        return (("bundle", "none: measured for comparison"), *rows)
+        is_bundle = "engine_sha256" in details
+        return (("bundle", "not given to this report" if is_bundle else "none: measured for comparison"), *rows)
     return (
         *_known(
             ("bundle", product.name),

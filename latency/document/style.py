@@ -26,7 +26,7 @@ table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nu
 caption{text-align:left;font-weight:600}
 th,td{padding:.25rem .8rem .25rem 0;text-align:right;vertical-align:top;border-bottom:1px solid var(--rule)}
 th{font-weight:600;color:var(--soft);vertical-align:bottom;white-space:nowrap}
-td.nowrap{white-space:nowrap}
+td.nowrap{white-space:nowrap}td.left:first-child{min-width:7.5rem}
 .left{text-align:left}
 dl{margin:.3rem 0;font-size:.875rem}
 dl div{display:grid;grid-template-columns:minmax(0,13rem) minmax(0,1fr);gap:0 1rem;border-bottom:1px solid var(--rule);

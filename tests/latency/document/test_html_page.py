@@ -80,7 +80,8 @@ def test_hostile_text_stays_text() -> None:
     layer = LayerTime(name=HOSTILE, kind=HOSTILE, module=HOSTILE, ms=1.0)
     layers = LayerProfile(layers=(layer,), runs=1, profiled_ms=1.0)
     board = dataclasses.replace(samples.BOARD, board=HOSTILE, cpu=HOSTILE, packages={HOSTILE: HOSTILE}, gpus=(HOSTILE,))
-    details = {"precision": HOSTILE, "engine_sha256": HOSTILE}
+    board = dataclasses.replace(board, device_clocks={f"{HOSTILE} gpu": HOSTILE}, power_mode=HOSTILE)
+    details = {"precision": HOSTILE, "engine_sha256": HOSTILE, "gpu": HOSTILE}
     hostile = dataclasses.replace(report(environment=board, layers=layers, details=details), name=HOSTILE)
     texts = ("name", "path", "model", "weights", "runtime", "executed", "engine_sha256", "tool_line")
     owner = product(**dict.fromkeys(texts, HOSTILE), requested="fp32", onnx_sha256=HOSTILE)

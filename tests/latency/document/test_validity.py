@@ -54,6 +54,14 @@ def test_a_condition(condition: str, changes: dict[str, Any], answer: str) -> No
     assert certified(session(**changes)) == answer
 
 
+def test_only_spikes_of_over_current_are_said_to_lower_no_clock() -> None:
+    before = dataclasses.replace(samples.QUIET, throttle_events={"oc1_event_cnt": 3, "oc3_event_cnt": 0}, time_s=0.0)
+    after = dataclasses.replace(SPIKED, throttle_events={"oc1_event_cnt": 4, "oc3_event_cnt": 900}, time_s=100.0)
+    one = session(environment=dataclasses.replace(samples.BOARD, state=before), after=after)
+    (check,) = [each for each in checks_of(one.entries[0]) if each.name == "no thermal or current limit"]
+    assert check.evidence == "the machine throttled: oc1_event_cnt +1, oc3_event_cnt 9.0/s, which lowers no clock"
+
+
 @pytest.mark.parametrize(
     ("condition", "turns", "answer"),
     [
