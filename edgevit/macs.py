@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from edgevit.types import Shape
 
@@ -17,15 +18,17 @@ class ModelWork:
     weight_bytes: int  # of all constants
     io_bytes: int  # of inputs and outputs
     activation_bytes: int  # results of convolutions and matmuls, written and read once
+    node_macs: Mapping[str, int] = field(default_factory=dict)  # of the nodes that have some, by name
 
     def for_batch(self, batch: int) -> ModelWork:
         """Return the work of another batch: all but the weights grows with it."""
-        return ModelWork(
+        return replace(
+            self,
             batch=batch,
             macs=self.macs * batch // self.batch,
-            weight_bytes=self.weight_bytes,
             io_bytes=self.io_bytes * batch // self.batch,
             activation_bytes=self.activation_bytes * batch // self.batch,
+            node_macs={name: macs * batch // self.batch for name, macs in self.node_macs.items()},
         )
 
 

@@ -20,6 +20,7 @@ def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
     """Return the work of a graph that is static for `batch` images; of one image if its batch is dynamic."""
     inside = graph.model.graph
     ends = [*inside.inputs, *inside.outputs]
+    counts = {str(node.name): macs for node in inside if (macs := node_macs(node))}
     results = [output for node in inside if node_macs(node) for output in node.outputs]
     weights = [value.const_value for value in inside.initializers.values()]
     return ModelWork(
@@ -28,6 +29,7 @@ def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
         weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
         io_bytes=sum(map(_size_bytes, ends)),
         activation_bytes=2 * sum(map(_size_bytes, results)),
+        node_macs=counts,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,10 +62,17 @@ def build_engine(runtime: Runtime, model: Path, folder: Path, options: BuildOpti
         return BuildResult(runtime=runtime, missing=str(error))
 
 
-def open_built(built: BuildResult, options: BuildOptions, *, expected_fraction: float | None = None) -> BuildResult:
+def open_built(
+    built: BuildResult,
+    options: BuildOptions,
+    *,
+    expected_fraction: float | None = None,
+    node_macs: Mapping[str, int] | None = None,
+) -> BuildResult:
     """Load a built engine and check the precision that it runs in. Raises BuildError or PrecisionError.
 
-    `expected_fraction` is the fraction of MACs, 0 to 1, that the graph has in the requested precision, if known.
+    `expected_fraction` is the fraction of MACs, 0 to 1, that the graph has in the requested precision, if known, and
+    `node_macs` the MACs of its nodes by name.
     """
     artifact = built.artifact
     if artifact is None:
@@ -78,6 +86,7 @@ def open_built(built: BuildResult, options: BuildOptions, *, expected_fraction: 
         if reported is not None:
             reported.require(options.precision, runtime=built.runtime.title, expected=expected_fraction)
         return replace(built, missing=str(error), precision=reported)
+    engine.node_macs = node_macs or {}
     precision = engine.executed_precision()
     precision.require(options.precision, runtime=built.runtime.title, expected=expected_fraction)
     return replace(built, engine=engine, loading=loading, precision=precision)

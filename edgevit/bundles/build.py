@@ -80,7 +80,9 @@ def build(
             if (bundle.path / file).exists():
                 shutil.copyfile(bundle.path / file, folder / file)
         built = build_engine(runtime, folder / MODEL_FILE, folder, options)
-        built = open_built(built, options, expected_fraction=bundle.quantized_fraction)
+        built = open_built(
+            built, options, expected_fraction=bundle.quantized_fraction, node_macs=bundle.manifest.node_macs
+        )
         if built.engine is None:
             raise MissingError(str(built.missing))
         stack.enter_context(built.engine)

@@ -20,7 +20,9 @@ def load_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
     manifest records is not the one that was requested, or if this processor would compute the engine wrongly.
     """
     path, options = _engine_file(bundle, threads=threads, cache_dir=cache_dir)
-    return get_runtime(bundle.fmt).open(path, options)
+    engine = get_runtime(bundle.fmt).open(path, options)
+    engine.node_macs = bundle.manifest.node_macs
+    return engine
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path | None = None) -> Engine:

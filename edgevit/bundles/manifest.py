@@ -411,6 +411,11 @@ class Manifest:
         return _parse_fraction(self.precision_plan, "typing") if self.precision_plan is not None else None
 
     @property
+    def node_macs(self) -> Mapping[str, int]:
+        """Multiply-adds of the graph's nodes by name; empty in bundles of earlier versions."""
+        return self.work.node_macs if self.work is not None else {}
+
+    @property
     def needs_vnni(self) -> bool:
         """Whether int8 weights overflow on x86 processors without VNNI; True if the manifest does not say."""
         return self.precision_plan is None or _parse_needs_vnni(self.precision_plan, "typing")
@@ -530,6 +535,7 @@ def _parse_work(value: Any, place: str) -> ModelWork:
         weight_bytes=fields.read("weight_bytes", integer()),
         io_bytes=fields.read("io_bytes", integer()),
         activation_bytes=fields.read("activation_bytes", integer()),
+        node_macs=fields.read_or("node_macs", object_of(integer()), dict[str, int]()),
     )
 
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.latency.report import LatencyReport
+    from edgevit.types import Interval
 
 _DEFAULT_MAX_SLOWDOWN = 0.1
+_PERCENTS = (50, 90, 99)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +205,13 @@ def latency_parts(reports: Sequence[LatencyReport], *, detailed: bool = False) -
         for report in reports
         if report.alone_p50_ms is not None
     ]
-    device = [*_parity(reports), *_sampling(reports[0]), *_energies(reports), *alone]
+    device = [
+        *(_percentiles(reports) if detailed else []),
+        *_parity(reports),
+        *_sampling(reports[0]),
+        *_energies(reports),
+        *alone,
+    ]
     return [latency_table(reports, detailed=detailed), _conditions(reports), *device, *mixed, *warnings]
 
 
@@ -251,6 +259,27 @@ def _conditions(reports: Sequence[LatencyReport]) -> str:
         f"{name} {rise.per_s:.1f}/s" for name, rise in first.throttle_events.items() if rise.count > 0 and rise.per_s
     ]
     return "; ".join((conditions, *rises))
+
+
+def _percentiles(reports: Sequence[LatencyReport]) -> list[str]:
+    """Return one line for each engine with its percentiles and their intervals, and those of its time on the GPU."""
+    lines = []
+    for name, report in zip(short_names([report.name for report in reports]), reports, strict=True):
+        host = [
+            (percent, report.percentile(percent).value, report.percentile_interval_ms(percent)) for percent in _PERCENTS
+        ]
+        gpu = [(percent, *report.compute_percentile(percent)) for percent in _PERCENTS]
+        parts = [_percentile_list("ms", host), *([_percentile_list("ms on the GPU", gpu)] if report.compute_ms else [])]
+        lines.append(f"percentiles: {name} {'; '.join(parts)}")
+    return lines
+
+
+def _percentile_list(unit: str, found: Sequence[tuple[int, float | None, Interval | None]]) -> str:
+    texts = []
+    for percent, value, interval in found:
+        within = "" if interval is None else f" ({interval.low:.3g} to {interval.high:.3g})"
+        texts.append(f"p{percent} {'-' if value is None else f'{value:.3g}'}{within}")
+    return f"{', '.join(texts)} {unit}"
 
 
 def _parity(reports: Sequence[LatencyReport]) -> list[str]:

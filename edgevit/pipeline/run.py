@@ -23,6 +23,7 @@ from edgevit.export import forms, passes
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.refusal import require_supported
+from edgevit.export.macs import graph_work
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
@@ -251,7 +252,12 @@ def _build_engine(
         graph.save(folder / MODEL_FILE)
         built = build_engine(runtime, folder / MODEL_FILE, folder, options)
     with timer.stage(f"{fmt}: load"):
-        built = open_built(built, options, expected_fraction=plan.fraction if plan is not None else None)
+        built = open_built(
+            built,
+            options,
+            expected_fraction=plan.fraction if plan is not None else None,
+            node_macs=graph_work(graph, batch=options.batch).node_macs,
+        )
     _require_inputs(built, graph)
     return built
 

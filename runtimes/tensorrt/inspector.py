@@ -65,15 +65,16 @@ def _layers(information: str) -> list[Mapping[str, Any]]:
 
 
 def _macs_by_precision(layers: Sequence[Mapping[str, Any]], node_macs: Mapping[str, int]) -> dict[str, int]:
-    """Sum the multiply-adds of the nodes that layers name, by precision; empty if they name too few.
+    """Sum the multiply-adds of the nodes that layers name, by precision; empty if too few have a known precision.
 
     A node that several layers name, as the kernels of one attention do, counts to the first.
     """
     left, found = dict(node_macs), Counter[str]()
     for layer in layers:
         found[_precision(layer)] += sum(left.pop(node, 0) for node in onnx_nodes(layer))
-    total = sum(node_macs.values())
-    return {name: macs for name, macs in found.items() if macs} if sum(found.values()) >= _ENOUGH * total > 0 else {}
+    known = sum(macs for name, macs in found.items() if name != UNKNOWN)
+    enough = known >= _ENOUGH * sum(node_macs.values()) > 0
+    return {name: macs for name, macs in found.items() if macs} if enough else {}
 
 
 def _is_matmul(layer: Mapping[str, Any]) -> bool:

@@ -35,6 +35,7 @@ def test_the_work_of_a_graph_counts_weights_once_and_the_rest_by_image() -> None
     graph = parse(f"{HEADER} g (float[batch, 3, 7] x) => (float[batch, 3, 5] y) {{ y = MatMul (x, w) }}", w=noise(7, 5))
     work = graph_work(graph, batch=1)
     assert (work.macs, work.weight_bytes, work.io_bytes, work.activation_bytes) == (105, 140, 144, 120)
+    assert list(work.node_macs.values()) == [105]
     eight = work.for_batch(8)
     assert (eight.macs, eight.weight_bytes, eight.io_bytes, eight.activation_bytes) == (840, 140, 1152, 960)
 

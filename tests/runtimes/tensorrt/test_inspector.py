@@ -129,6 +129,8 @@ def test_multiply_adds_stay_unknown_if_the_layers_name_too_few_nodes() -> None:
     assert joined(named, macs={"a/Conv": 900, "b/MatMul": 100}) == {}
     assert joined(named, macs={"a/Conv": 4, "b/MatMul": 100}) == {"fp16": 100}
     assert joined(named, macs={}) == {}
+    opaque = layer("Myelin", LINEAR, Name="{ForeignNode[a]}", Metadata="[ONNX Layer: a/Conv]")
+    assert joined(named, opaque, macs={"a/Conv": 900, "b/MatMul": 100}) == {}
 
 
 def test_86_names_the_onnx_nodes_in_the_names_of_its_layers() -> None:
