@@ -45,6 +45,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_file(model: Path) -> Path:
+    """Return the file beside an ONNX file that holds its large weights if both together exceed 2 GB."""
+    return model.with_name(f"{model.name}.data")
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that no reader sees a part of it: into a temporary file next to it, which is then renamed.
 

@@ -18,7 +18,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.validate import find_defect
-from edgevit.export.weights import save_model, serialize_without_weights
+from edgevit.export.weights import load_small_weights, save_model, serialize_without_weights
 from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
 from edgevit.untrusted import read_limited
@@ -111,7 +111,7 @@ class OnnxGraph:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write an ONNX file. Raises ExportError above protobuf's limit of 2 GB."""
+        """Write an ONNX file, above 2 GB with a second file for the weights (`weights_file`)."""
         save_model(self.model, path)
 
     @classmethod
@@ -122,8 +122,9 @@ class OnnxGraph:
     def load(cls, path: Path) -> OnnxGraph:
         """Load an ONNX file written by edgevit. Raises ExportError if it is missing, damaged or not ONNX."""
         try:
-            content = path.read_bytes()
-            return cls.from_bytes(content)
+            graph = cls.from_bytes(path.read_bytes())
+            ir.external_data.set_base_dir(graph.model.graph, path.parent)
+            return graph
         except OSError as error:
             raise ExportError(f"cannot read {path}: {os_reason(error)}") from error
         except Exception as error:  # protobuf raises its own DecodeError, onnx-ir several classes
@@ -146,6 +147,7 @@ class OnnxGraph:
                 graph = None if defect else cls(ir.from_proto(proto))
             if graph is not None:
                 ir.external_data.set_base_dir(graph.model.graph, path.parent)
+                load_small_weights(graph.model)
         except UsageError:
             raise
         except OSError as error:

@@ -2,11 +2,13 @@
 
 protobuf holds the message, the buffer that it encodes into and the encoded bytes at once: three copies of all weights.
 Here each large weight goes from the graph to the file. The bytes are those of protobuf: fields in the order of their
-numbers, each message with its tag and length in front.
+numbers, each message with its tag and length in front. Above protobuf's limit of 2 GB the large weights stand in a
+second file, as ONNX's external data.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from edgevit.errors import ExportError
 from edgevit.protobuf import encode_prefix
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
+_ALIGNMENT = 4096  # of external data: runtimes map it page by page
 # Field numbers of onnx.proto, all with a length in front.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # of ModelProto, GraphProto and TensorProto
 
@@ -46,6 +49,25 @@ def write_model(skeleton: ir.Model, weights: Mapping[str, ir.TensorProtocol], pa
                 file.write(data.tobytes())
             file.write(tail)
         file.write(graph_tail + model_tail)
+
+
+def write_with_data(
+    skeleton: ir.Model, weights: Mapping[str, ir.TensorProtocol], path: Path, data: Path, *, location: str
+) -> None:
+    """Write `skeleton` to `path` and the data of `weights` to `data`, a file that the ONNX file calls `location`."""
+    proto = ir.to_proto(skeleton)
+    with data.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if tensor.name not in weights:
+                continue
+            weight = weights[tensor.name]
+            file.seek(-file.tell() % _ALIGNMENT, io.SEEK_CUR)
+            place = {"location": location, "offset": file.tell(), "length": weight.nbytes}
+            file.write(weight.tobytes())
+            tensor.ClearField("external_data")
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _initializer_parts(

@@ -9,19 +9,21 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from edgevit.export import onnx_writer
 from edgevit.export.ir_helpers import remove_unused
-from edgevit.export.onnx_writer import write_model
+from edgevit.files import replacing, weights_file
 from edgevit.types import Array
 
 Weights: TypeAlias = Mapping[str, ir.TensorProtocol]
 
+MAX_SKELETON_BYTES = 1 << 26  # of an ONNX file without its large weights
 MIN_ELEMENTS = 4096  # of a large weight: no shape, axis or scale has more
 # Types of weights that a runtime takes from memory.
 _SHAREABLE = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.UINT8,
     ir.DataType.INT32, ir.DataType.INT64,
 })  # fmt: skip
-_STORED_ELSEWHERE = (ir.ExternalTensor, ir.StringTensor, ir.TensorProtoTensor)
+_ENCODED = (ir.StringTensor, ir.TensorProtoTensor)  # written as they are
 
 
 def detach_weights(model: ir.Model) -> tuple[ir.Model, Weights]:
@@ -58,9 +60,35 @@ def serialize_without_weights(model: ir.Model) -> tuple[bytes, dict[str, Array]]
 
 
 def save_model(model: ir.Model, path: Path) -> None:
-    """Write an ONNX file without copies of its large weights. Raises ExportError above 2 GB, OSError if it fails."""
-    copy, weights = _declare_external(model, lambda tensor: not isinstance(tensor, _STORED_ELSEWHERE))
-    write_model(copy, weights, path)
+    """Write an ONNX file without copies of its large weights, above 2 GB with a second file for them.
+
+    Both replace older ones, as a whole. Raises OSError if that fails.
+    """
+    copy, weights = _declare_external(model, lambda tensor: not isinstance(tensor, _ENCODED))
+    fits = sum(tensor.nbytes for tensor in weights.values()) <= onnx_writer.MAX_BYTES - MAX_SKELETON_BYTES
+    with replacing(path) as part:
+        if fits:
+            onnx_writer.write_model(copy, weights, part)
+            return
+        with replacing(weights_file(path)) as data:
+            onnx_writer.write_with_data(copy, weights, part, data, location=weights_file(path).name)
+
+
+def load_small_weights(model: ir.Model) -> None:
+    """Read all external tensors into memory but for large weights of the main graph, which stay on the disk."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            large = graph is model.graph and value.const_value is not None and value.const_value.size > MIN_ELEMENTS
+            if not large and isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _in_memory(value.const_value)
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type is ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes.add(ir.AttrTensor(attribute.name, _in_memory(attribute.value)))
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _declare_external(model: ir.Model, applies: Callable[[ir.TensorProtocol], bool]) -> tuple[ir.Model, Weights]:

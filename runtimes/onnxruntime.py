@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
-from edgevit.files import first_line
+from edgevit.files import first_line, weights_file
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ThroughputRunner, available_cores
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
@@ -82,10 +82,14 @@ class OnnxRuntime(Runtime):
         self.require_precision(options.precision)
         start = time.perf_counter()
         target = folder / "model.onnx"
+        weights = weights_file(target)
         if model.resolve() != target.resolve():
             shutil.copyfile(model, target)
+            if weights_file(model).exists():
+                shutil.copyfile(weights_file(model), weights)
         self.open(target, options).close()
-        return Artifact(fmt=self.fmt, files=(target,), build_s=time.perf_counter() - start)
+        files = (target, weights) if weights.exists() else (target,)
+        return Artifact(fmt=self.fmt, files=files, build_s=time.perf_counter() - start)
 
     def open(self, artifact: Path, options: BuildOptions) -> Engine:
         return OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimized=self.optimized)
@@ -168,7 +172,7 @@ class OnnxRuntimeEngine(Engine):
         # channels of convolutions in blocked layouts up.
         settings.add_session_config_entry("session.disable_prepacking", "1")
         batch = self.batches.optimum if self.batches else 1
-        large = not isinstance(self._source, bytes) and Path(self._source).stat().st_size > _LARGE_BYTES
+        large = not isinstance(self._source, bytes) and _size_bytes(Path(self._source)) > _LARGE_BYTES
         if large and self._session is not None:
             self._session = None  # one session at a time: each holds a copy of the weights
         precision = read_precision(self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1])
@@ -285,6 +289,11 @@ def profile_session(
                 f"ONNX Runtime could not write its profile to {folder} ({error}); is the disk full? "
                 "Free some space, or set TMPDIR to another folder"
             ) from error
+
+
+def _size_bytes(model: Path) -> int:
+    weights = weights_file(model)
+    return model.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
 
 
 def _source(model: Path) -> str | bytes:

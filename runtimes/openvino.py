@@ -7,6 +7,7 @@ import importlib
 import io
 import itertools
 import logging
+import os
 import re
 import shlex
 import sys
@@ -23,6 +24,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
+from edgevit.files import weights_file
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import (
     Artifact,
@@ -299,6 +301,10 @@ def _session_settings(chosen: SessionSettings) -> dict[str, Any]:
 def _convert_model(ov: Any, model: Path, scratch: Path) -> Any:
     """Convert an ONNX file. OpenVINO maps its large weights into memory; from bytes it would hold them three times."""
     references = scratch / "model.onnx"
+    if weights_file(model).exists():  # above 2 GB: both files under names without commas
+        for source, target in ((model, references), (weights_file(model), scratch / weights_file(model).name)):
+            os.link(source, target)
+        return ov.convert_model(references)
     if "," not in str(references) and write_references(model, references):  # commas would separate files
         return ov.convert_model(references)
     return ov.convert_model(io.BytesIO(model.read_bytes()))

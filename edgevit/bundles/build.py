@@ -13,6 +13,7 @@ from edgevit.bundles.manifest import (
     CLASSES_FILE,
     MODEL_FILE,
     REFERENCE_FILE,
+    WEIGHTS_FILE,
     BuildRecord,
     PrecisionRecord,
     RuntimeRecord,
@@ -76,7 +77,7 @@ def build(
     with store.staging(target.parent) as staging, ExitStack() as stack:
         folder = staging / target.name
         folder.mkdir()
-        for file in (MODEL_FILE, REFERENCE_FILE, CLASSES_FILE):
+        for file in (MODEL_FILE, WEIGHTS_FILE, REFERENCE_FILE, CLASSES_FILE):
             if (bundle.path / file).exists():
                 shutil.copyfile(bundle.path / file, folder / file)
         built = build_engine(runtime, folder / MODEL_FILE, folder, options)

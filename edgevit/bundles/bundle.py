@@ -2,7 +2,7 @@
 
     <model>-<precision>-<fmt>/
         manifest.json    contents of the bundle, origin of the model, and measurements
-        model.onnx       the graph that the engine is built from
+        model.onnx       the graph that the engine is built from, above 2 GB with its weights in model.onnx.data
         ...              the engine's own files
         reference.npz    reference inputs and PyTorch's outputs for them
         latency.json     every sample of the latency measurement, if there was one
@@ -26,6 +26,7 @@ from edgevit.bundles.manifest import (
     MANIFEST_FILE,
     MODEL_FILE,
     REFERENCE_FILE,
+    WEIGHTS_FILE,
     FileRecord,
     Manifest,
     read_manifest,
@@ -188,8 +189,7 @@ def _require_hashes(bundle: Bundle) -> None:
     """Raise BundleError if a file that edgevit opens has no hash in the manifest."""
     hashed = {file.path for file in bundle.manifest.files}
     opened = [MODEL_FILE, REFERENCE_FILE, *bundle.manifest.runtime.engine_files]
-    if os.path.lexists(bundle.path / CLASSES_FILE):
-        opened.append(CLASSES_FILE)
+    opened += [name for name in (CLASSES_FILE, WEIGHTS_FILE) if os.path.lexists(bundle.path / name)]
     for name in opened:
         if name not in hashed:
             raise BundleError(

@@ -14,7 +14,7 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph, PassRecord
 from edgevit.export.import_onnx import import_graph
 from edgevit.export.lint.refusal import require_supported
-from edgevit.files import os_reason, replacing
+from edgevit.files import os_reason
 from edgevit.formats import DEFAULT_TENSORRT, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.parity import ParityReport, compare
@@ -63,8 +63,7 @@ def optimize_file(
     parity = _compare(original, graph, optimized, threads)
     parity.require()
     try:
-        with replacing(path) as part:
-            optimized.save(part)
+        optimized.save(path)
     except OSError as error:
         raise ExportError(f"cannot write {path}: {os_reason(error)}; give another --out") from error
     return OptimizedFile(
@@ -88,6 +87,7 @@ def _compare(original: OnnxGraph, graph: OnnxGraph, optimized: OnnxGraph, thread
     parts = [
         run({name: array[start : start + batch] for name, array in feeds.items()}) for start in range(0, rows, batch)
     ]
+    del run  # each evaluator holds a copy of the weights
     outputs = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in graph.outputs}
     references = [Reference(kind="noise", inputs=feeds, outputs=outputs)]
     sizes = (1, 2) if "batch" in leading else (batch,)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgevit.export import passes
+from edgevit.export import onnx_writer, passes
 from edgevit.export.graph import OnnxGraph
 from tests.helpers.cli import last_line, status
 from tests.helpers.graphs import HEADER, batchnorm_parameters, noise, parse
@@ -72,13 +72,13 @@ def test_a_file_that_the_runtime_would_refuse_is_not_written(tmp_path: Path, one
 def test_a_file_that_cannot_be_written_whole_leaves_the_older_one(
     file: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[[], str]
 ) -> None:
-    def full_disk(_graph: OnnxGraph, path: Path) -> None:
+    def full_disk(_skeleton: ir.Model, _weights: object, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
     older = file.with_name("net.ort.onnx")
     older.write_bytes(b"older")
-    monkeypatch.setattr(OnnxGraph, "save", full_disk)
+    monkeypatch.setattr(onnx_writer, "write_model", full_disk)
     assert status("optimize", file, "--fmt", "ort") == 4
     assert "net.ort.onnx: No space left on device" in one_line()
     assert older.read_bytes() == b"older"

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgevit.errors import ExportError
 from edgevit.export import onnx_writer
+from edgevit.export import weights as weights_module
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.weights import attach_weights, detach_weights, save_model, serialize_without_weights
@@ -73,11 +73,28 @@ def test_the_trained_model_is_saved_as_before(tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").read_bytes() == specialized.to_bytes()
 
 
-def test_a_file_above_2_gb_is_an_export_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_writer, "MAX_BYTES", 50_000)
-    with pytest.raises(ExportError, match="exceeds the 2 GB limit of an ONNX file"):
-        save_model(graph().model, tmp_path / "m.onnx")
-    assert not (tmp_path / "m.onnx").exists()
+def test_a_model_above_2_gb_has_its_large_weights_in_a_second_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_writer, "MAX_BYTES", weights_module.MAX_SKELETON_BYTES + 50_000)
+    graph().save(tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < 5_000
+    assert (tmp_path / "m.onnx.data").stat().st_size >= sum(weights()[name].nbytes for name in ("large", "half"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+    x = {"x": np.ones((2, 96), np.float32)}
+    for loaded in (OnnxGraph.load(tmp_path / "m.onnx"), OnnxGraph.read(tmp_path / "m.onnx")):
+        assert np.array_equal(graph_evaluator(loaded)(x)["y"], graph_evaluator(graph())(x)["y"])
+
+
+def test_external_weights_of_any_size_are_stored_in_the_file_that_is_written(tmp_path: Path) -> None:
+    """They are read from a folder, and the file is written to another one."""
+    onnx.save(ir.to_proto(graph().model), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    (tmp_path / "out").mkdir()
+    OnnxGraph.read(tmp_path / "m.onnx").save(tmp_path / "out" / "m.onnx")
+    x = {"x": np.ones((2, 96), np.float32)}
+    expected = graph_evaluator(graph())(x)["y"]
+    assert np.array_equal(graph_evaluator(OnnxGraph.load(tmp_path / "out" / "m.onnx"))(x)["y"], expected)
 
 
 def test_serialized_without_weights_the_graph_computes_the_same() -> None:

@@ -14,8 +14,8 @@ import pytest
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.source_model import load_unchecked
-from edgevit.errors import UsageError
-from edgevit.export import passes
+from edgevit.errors import BundleError, UsageError
+from edgevit.export import onnx_writer, passes, weights
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import file_sha256
 from edgevit.pipeline.onnx_model import load_onnx_model
@@ -39,8 +39,8 @@ def network(batch: str = "batch", size: str = "16, 16", *, inputs: str = "", add
         pooled = ReduceMean <keepdims = 0> (c, axes)
         logits = Gemm <transB = 1> ({add}, head, head_bias)
     }}"""
-    weights = {"w": noise(8, 3, 3, 3), "head": noise(5, 8, seed=1), "head_bias": noise(5, seed=2)}
-    return parse(text, **weights, axes=np.array([2, 3], np.int64), **batchnorm_parameters(8))
+    arrays = {"w": noise(8, 3, 3, 3), "head": noise(5, 8, seed=1), "head_bias": noise(5, seed=2)}
+    return parse(text, **arrays, axes=np.array([2, 3], np.int64), **batchnorm_parameters(8))
 
 
 @pytest.fixture
@@ -136,6 +136,23 @@ def test_a_wrong_request_is_one_line(
     Path("names.txt").write_text("cat\ndog\n")
     assert status("export", "net.onnx", "--fmt", "ort", "--no-latency", *options) == 2
     assert words in last_line(capsys)
+
+
+def test_a_model_above_2_gb_is_exported_verified_and_built_with_its_weights_beside_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is lowered instead: the same code writes and reads both files."""
+    monkeypatch.setattr(onnx_writer, "MAX_BYTES", weights.MAX_SKELETON_BYTES)
+    monkeypatch.setattr(weights, "MIN_ELEMENTS", 100)
+    assert status("export", file, "--fmt", "ort,openvino", "--no-latency", "--out", file.parent) == 0
+    bundle = file.parent / "net_v2-fp32-ort"
+    assert Bundle.open(bundle).manifest.runtime.engine_files == ("model.onnx", "model.onnx.data")
+    assert status("verify", bundle) == 0
+    assert status("build", bundle, "--fmt", "onnx") == 0
+    assert status("verify", file.parent / "net_v2-fp32-onnx") == 0
+    (bundle / "model.onnx.data").write_bytes(bytes(1000))
+    with pytest.raises(BundleError, match=r"model\.onnx\.data is not the file that was exported"):
+        Bundle.open(bundle)
 
 
 def test_inputs_without_a_common_batch_are_refused(tmp_path: Path) -> None:

@@ -17,10 +17,7 @@ from edgevit.runtimes.parity import OutputParity, ParityReport
 
 
 def require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_parity: ParityReport) -> None:
-    """Raise ParityError if a stage has failed, with the first module that differs, if the export explains failures.
-
-    An ONNX file has no modules to explain.
-    """
+    """Raise ParityError if a stage has failed, with the first module that differs, if the export explains failures."""
     model = export.model
     report = sum((bundle.parity for bundle in bundles), graph_parity)
     try:
