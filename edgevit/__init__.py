@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.formats import Int8Range
+    from edgevit.models.description import ModelDescription
     from edgevit.pipeline.explain.explanation import Explanation
+    from edgevit.pipeline.tuning.report import TuningReport
     from edgevit.runtimes.base import BatchRange, Engine
     from edgevit.types import Array, Precision
 
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "explain", "export", "list_models", "load"]
+__all__ = ["create_model", "explain", "export", "list_models", "load", "tune"]
 
 
 def list_models(family: str | None = None, *, task: str | None = "classification") -> list[str]:
@@ -188,40 +190,26 @@ def export_model(
     from pathlib import Path
 
     from edgevit.bundles.bundle import Bundle
-    from edgevit.errors import UsageError
     from edgevit.formats import get_format
-    from edgevit.models.description import with_classes, with_preprocessing
     from edgevit.pipeline import run as pipeline
-    from edgevit.pipeline.load_model import load_named, restored_mode
-    from edgevit.pipeline.naming import with_distinct_name, with_name
+    from edgevit.pipeline.load_model import restored_mode
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
     with restored_mode(model):
-        if isinstance(model, str):
-            if example_input is not None:
-                raise UsageError("example_input is for a module; a model given by name is exported for img_size")
-            loaded = load_named(
-                model,
-                weights=weights,
-                num_classes=num_classes,
-                img_size=img_size,
-                batch=None if batch == 1 else batch,
-            )
-        else:
-            from edgevit.models import loading
-
-            if weights is not None or num_classes is not None or img_size is not None:
-                raise UsageError(
-                    "weights, num_classes and img_size are for a model given by name; apply them to your module"
-                )
-            loaded = loading.from_module(model, example_input=example_input, batch=batch)
-        if preprocessing is not None:
-            loaded = with_preprocessing(loaded, preprocessing)
-        if classes is not None:
-            loaded = with_classes(loaded, Path(classes))
-        loaded = with_distinct_name(loaded, Path(out)) if name is None else with_name(loaded, name)
+        loaded = _load_model(
+            model,
+            name=name,
+            out=out,
+            example_input=example_input,
+            weights=weights,
+            num_classes=num_classes,
+            img_size=img_size,
+            batch=batch,
+            preprocessing=preprocessing,
+            classes=classes,
+        )
         config = pipeline.ExportConfig(
             formats=tuple(get_format(each).name for each in ([fmt] if isinstance(fmt, str) else fmt)),
             options=BuildOptions(
@@ -249,6 +237,125 @@ def export_model(
         report = pipeline.run(loaded, config)
     bundles = tuple(Bundle.open(each.path) for each in report.bundles)
     return bundles[0] if isinstance(fmt, str) else bundles
+
+
+def _load_model(
+    model: str | nn.Module,
+    *,
+    name: str | None,
+    out: str | os.PathLike[str],
+    example_input: torch.Tensor | Sequence[torch.Tensor] | None,
+    weights: str | os.PathLike[str] | None,
+    num_classes: int | None,
+    img_size: int | tuple[int, int] | None,
+    batch: int,
+    preprocessing: object,
+    classes: str | os.PathLike[str] | None,
+) -> ModelDescription:
+    """Load a model given by name, or describe a module; the options are those of `export_model`."""
+    from pathlib import Path
+
+    from edgevit.errors import UsageError
+    from edgevit.models.description import with_classes, with_preprocessing
+    from edgevit.pipeline.load_model import load_named
+    from edgevit.pipeline.naming import with_distinct_name, with_name
+
+    if isinstance(model, str):
+        if example_input is not None:
+            raise UsageError("example_input is for a module; a model given by name is exported for img_size")
+        loaded = load_named(
+            model, weights=weights, num_classes=num_classes, img_size=img_size, batch=None if batch == 1 else batch
+        )
+    else:
+        from edgevit.models import loading
+
+        if weights is not None or num_classes is not None or img_size is not None:
+            raise UsageError(
+                "weights, num_classes and img_size are for a model given by name; apply them to your module"
+            )
+        loaded = loading.from_module(model, example_input=example_input, batch=batch)
+    if preprocessing is not None:
+        loaded = with_preprocessing(loaded, preprocessing)
+    if classes is not None:
+        loaded = with_classes(loaded, Path(classes))
+    return with_distinct_name(loaded, Path(out)) if name is None else with_name(loaded, name)
+
+
+def tune(
+    model: str | nn.Module,
+    *,
+    time_s: float = 600.0,
+    fmt: Sequence[str] = (),
+    threads: Sequence[int] = (),
+    calib: str | os.PathLike[str] | Mapping[str, Array] | None = None,
+    eval: str | os.PathLike[str] | None = None,  # noqa: A002  # as on the command line
+    max_drop: float | None = None,
+    int8_range: Int8Range = "safe",
+    out: str | os.PathLike[str] = ".",
+    name: str | None = None,
+    example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    images: str | os.PathLike[str] | None = None,
+    preprocessing: object = None,
+    classes: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+    fresh: bool = False,
+) -> TuningReport:
+    """Find the fastest engine of a model on this machine by measuring, and write its bundle.
+
+    Returns the report; `report.bundle` is the recommended bundle, which `load` opens with the settings that won.
+
+    Args:
+        time_s: the limit of the whole search in seconds.
+        fmt: the formats to try (default: all whose runtime is installed).
+        threads: numbers of CPU threads to try (default: all cores, and half of them).
+        calib: calibration data; without it, int8 is not tried.
+        eval: a folder of labeled images on which top-1 is measured.
+        max_drop: the largest allowed loss of top-1, as a fraction (default: 0.01 with `eval`).
+        fresh: discard what an unfinished search has left, instead of going on from there.
+        model, int8_range, out, name, example_input, weights, num_classes, img_size, batch, images, preprocessing,
+            classes, strict: as for `export_model`.
+
+    Raises an EdgevitError, such as ParityError if no engine passes its checks, and MeasureError if `time_s` is too
+    short for one.
+    """
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from edgevit.pipeline.load_model import restored_mode
+    from edgevit.pipeline.tuning.tune import TuneConfig
+    from edgevit.pipeline.tuning.tune import tune as find_fastest
+
+    config = TuneConfig(
+        formats=tuple(fmt),
+        threads=tuple(threads),
+        limit_s=time_s,
+        calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
+        eval=Path(eval) if eval is not None else None,
+        max_drop=max_drop,
+        int8_range=int8_range,
+        images=Path(images) if images is not None else None,
+        strict=strict,
+        out=Path(out),
+        fresh=fresh,
+    )
+    with restored_mode(model):
+        loaded = _load_model(
+            model,
+            name=name,
+            out=out,
+            example_input=example_input,
+            weights=weights,
+            num_classes=num_classes,
+            img_size=img_size,
+            batch=batch,
+            preprocessing=preprocessing,
+            classes=classes,
+        )
+        return find_fastest(loaded, config)
 
 
 export = export_model  # the package edgevit.export is callable too: see export/__init__.py

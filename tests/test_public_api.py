@@ -21,6 +21,7 @@ PARAMETERS = {
     "dynamic_batch opset images threads sm trt_version verify latency",
     "load": "bundle threads cache_dir",
     "explain": "bundle model weights images limit_s",
+    "tune": "model time_s fmt threads calib eval max_drop out example_input weights num_classes img_size batch images",
 }
 
 

@@ -82,11 +82,13 @@ def test_a_wrong_request_is_one_line(
 NAMES = [
     "list",
     "export",
+    "tune",
     "build",
     "verify",
     "run",
     "eval",
     "latency",
+    "report",
     "optimize",
     "lint",
     "plan",

@@ -164,7 +164,7 @@ class Examiner:
         self, verification: Verification, engine: Engine, finalist: Finalist, p50_ms: float
     ) -> Verification:
         """Add the accuracy; a lower precision that may lose accuracy fails if there is no time to measure it."""
-        dataset = self._labeled_images(p50_ms)
+        dataset = self._labeled_images(p50_ms, threads=finalist.configuration.threads)
         if dataset is None or self._reference is None:
             lower = finalist.configuration.variant.precision != "fp32"
             asked = lower and self.export.references.eval_dataset is not None
@@ -176,12 +176,12 @@ class Examiner:
             failure = f"top-1 drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
         return replace(verification, evaluation=evaluation, drop=drop, failure=failure)
 
-    def _labeled_images(self, p50_ms: float) -> EvalDataset | None:
+    def _labeled_images(self, p50_ms: float, *, threads: int) -> EvalDataset | None:
         """Return the labeled images; as many as there is time for, the same for all finalists."""
         whole = self.export.references.eval_dataset
         if self._dataset is not None or whole is None:
             return self._dataset
-        original = self.export.source.engine(self.export.captured, threads=None)
+        original = self.export.source.engine(self.export.captured, threads=threads)
         feeds = self.export.references.first_rows(whole.batch)
         original.run(feeds)  # the first run takes longer
         start = time.perf_counter()

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.statistics import bounds
+from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.types import Interval
 from edgevit.untrusted import JsonObject, boolean, integer, list_of, nullable, number, text
 
@@ -136,7 +137,12 @@ def race(
             break
         # Half of the rest at most: what comes later needs time as well.
         bounded = replace(plan, max_total_s=max(0.1, left_s / 2 if index + 1 < len(rungs) else left_s))
-        outcome = judge(measure(current, bounded))
+        try:
+            outcome = judge(measure(current, bounded))
+        except OutOfTimeError:
+            if found:
+                break  # the earlier rung stays
+            raise
         found |= {each.name: each for each in outcome.standings}
         current = outcome.kept
     dropped = sorted((each for each in found.values() if each.name not in current), key=lambda each: each.ratio)

@@ -75,7 +75,7 @@ class TuneConfig:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop is a fraction from 0 to below 1, such as 1%; got {self.max_drop}")
         for count in self.threads:
-            BuildOptions(threads=count)
+            BuildOptions(threads=count)  # raises UsageError for an impossible number
 
     @property
     def allowed_drop(self) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.racing import RUNGS, Race, judge, race
 from edgevit.untrusted import InvalidError
 from tests.helpers.samples import noisy, report
@@ -57,6 +58,20 @@ def test_the_second_rung_is_left_out_when_the_time_is_up() -> None:
     outcome = race(["a", "b"], recorded({"a": 10.0, "b": 10.0}, asked), remaining_s=lambda: next(left_s))
     assert len(asked) == 1
     assert len(outcome.kept) == 2
+
+
+def test_a_rung_that_runs_out_of_time_leaves_the_earlier_one() -> None:
+    asked: list[tuple[str, ...]] = []
+    inner = recorded({"a": 10.0, "b": 10.0}, asked)
+
+    def measure(names: Sequence[str], plan: MeasurePlan) -> Sequence[LatencyReport]:
+        if asked:
+            raise OutOfTimeError
+        return inner(names, plan)
+
+    assert len(race(["a", "b"], measure, remaining_s=forever).kept) == 2
+    with pytest.raises(OutOfTimeError):
+        race(["a", "b"], measure, remaining_s=forever)
 
 
 def test_each_rung_is_bounded_by_the_time_that_remains() -> None:

@@ -1,0 +1,130 @@
+"""The Pareto front and the recommendation, from recorded times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit.latency.compare import side_by_side
+from edgevit.metrics import Evaluation
+from edgevit.pipeline.tuning.finals import Verification
+from edgevit.pipeline.tuning.report import Row, TuningReport, pareto_front, recommended
+from edgevit.pipeline.tuning.space import Configuration, Variant
+from edgevit.runtimes.parity import compare
+from edgevit.types import Precision, Reference
+from tests.helpers.samples import noisy, report
+
+OUTPUT = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
+
+
+def verified(error: float, *, correct: int | None = None, failure: str = "") -> Verification:
+    """Outputs that are off by `error` of the standard deviation, and `correct` of 100 labeled images."""
+    reference = Reference(kind="photos", inputs={"x": OUTPUT}, outputs={"y": OUTPUT})
+    off = np.float32(error * OUTPUT.std())
+    parity = compare("engine", lambda feeds: {"y": feeds["x"] + off}, [reference], precision="int8")
+    evaluation = None
+    if correct is not None:
+        ranks = tuple(int(index >= correct) for index in range(100))
+        evaluation = Evaluation(name="a", class_count=10, labels=(0,) * 100, predictions=ranks, ranks=ranks)
+    return Verification(parity=parity, evaluation=evaluation, failure=failure)
+
+
+def row(
+    name: str, time_ms: float, *, precision: Precision = "fp32", size: int = 10, found: Verification | None = None
+) -> Row:
+    configuration = Configuration(variant=Variant(fmt=name, precision=precision), threads=1)
+    latency = replace(report(noisy(time_ms, seed=int(1e3 * time_ms)), name=configuration.name), peak_memory_mb=50.0)
+    return Row(
+        configuration=configuration,
+        latency=latency,
+        ratio=None,
+        verification=found or verified(1e-6),
+        size_bytes=size,
+    )
+
+
+def names(rows: tuple[Row, ...]) -> set[str]:
+    return {each.configuration.variant.name for each in rows}
+
+
+def test_the_front_leaves_out_what_another_engine_beats_in_everything() -> None:
+    rows = [
+        row("ort", 10.0),
+        row("openvino", 12.0),
+        row("ort", 6.0, precision="int8", size=3, found=verified(0.05)),
+        row("openvino", 7.0, precision="int8", size=2, found=verified(0.05)),
+    ]
+    assert names(pareto_front(rows)) == {"fp32-ort", "int8-ort", "int8-openvino"}
+
+
+def test_an_engine_that_failed_is_on_no_front_and_not_recommended() -> None:
+    rows = [row("ort", 10.0), row("openvino", 2.0, found=verified(5.0, failure="parity failed"))]
+    assert names(pareto_front(rows)) == {"fp32-ort"}
+    assert recommended(rows) is rows[0]
+    assert recommended(rows[1:]) is None
+    unchecked = replace(rows[1], verification=None)
+    assert recommended([rows[0], unchecked]) is rows[0]
+
+
+def test_the_fastest_is_recommended() -> None:
+    rows = [row("ort", 10.0), row("openvino", 8.0)]
+    assert recommended(rows) is rows[1]
+
+
+def test_a_lower_precision_has_to_be_shown_to_be_faster() -> None:
+    exact, int8 = row("ort", 10.0), row("ort", 9.9, precision="int8", found=verified(0.05))
+    assert recommended([exact, int8]) is exact
+    faster = row("ort", 8.0, precision="int8", found=verified(0.05))
+    assert recommended([exact, faster]) is faster
+
+
+def test_of_equally_fast_engines_the_plainest_is_recommended() -> None:
+    plain = row("ort", 10.0)
+    changed = row("ort", 9.95)
+    configuration = changed.configuration.with_setting("arena", "off")
+    changed = replace(changed, configuration=configuration, latency=replace(changed.latency, name=configuration.name))
+    assert recommended([plain, changed]) is plain
+
+
+@pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 %"), (None, "SNR 26 dB")])
+def test_accuracy_is_top1_if_there_are_labeled_images(correct: int | None, text: str) -> None:
+    assert row("ort", 10.0, found=verified(0.05, correct=correct)).accuracy_text.startswith(text)
+
+
+def tuned(rows: list[Row]) -> TuningReport:
+    compared = side_by_side([each.latency for each in rows])
+    rows = [replace(each, ratio=other.ratio) for each, other in zip(rows, compared, strict=True)]
+    winner = recommended(rows)
+    assert winner is not None
+    return TuningReport(
+        model="m",
+        rows=tuple(rows),
+        winner=winner,
+        path=Path("m-fp32-ort"),
+        races=(),
+        refused=(),
+        not_tried=(),
+        not_installed={},
+        notes=(),
+        elapsed_s=1.0,
+        limit_s=60.0,
+        complete=True,
+        cached=True,
+    )
+
+
+def test_the_sentence_says_why() -> None:
+    faster = tuned([row("ort", 10.0), row("ort", 5.0, precision="int8", found=verified(0.05))])
+    assert "int8-ort: 1 thread: 4.99 ms" in faster.sentence
+    assert "2.00x faster than fp32-ort at default settings" in faster.sentence
+    assert "no other engine was faster" in tuned([row("ort", 10.0), row("openvino", 20.0)]).sentence
+    close = tuned([row("ort", 10.0), row("ort", 9.9, precision="int8", found=verified(0.05))])
+    assert "not told apart from int8-ort: 1 thread" in close.sentence
+
+
+def test_only_engines_that_passed_are_kept_for_auto() -> None:
+    found = tuned([row("ort", 10.0), row("openvino", 2.0, found=verified(5.0, failure="parity failed"))])
+    assert [choice.configuration.variant.fmt for choice in found.choices()] == ["ort"]
