@@ -12,7 +12,8 @@ from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.latency_file import read_latency
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.errors import UsageError
-from edgevit.latency.document.content import Accuracy, Document, EngineParity, Product, Session, session_of
+from edgevit.latency.document.content import Document, Session, session_of
+from edgevit.latency.document.product import Accuracy, EngineParity, Product
 from edgevit.latency.report import LatencyReport
 from edgevit.runtimes.registry import get_runtime
 from edgevit.untrusted import InvalidError, Json, JsonObject, boolean, integer, list_of, nullable, number, text

@@ -53,7 +53,7 @@ def run(arguments: Arguments, console: Console) -> int:
 
 def write_reports(document: Document, paths: Sequence[Path]) -> list[str]:
     """Write a document to each file; return a line for each session, and one for each file."""
-    from edgevit.latency.document.validity import headline
+    from edgevit.latency.document.verdict import headline
     from edgevit.latency.document.write import write_report
 
     for path in paths:

@@ -21,7 +21,6 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
-    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)

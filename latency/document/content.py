@@ -4,53 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from edgevit.latency.compare import side_by_side
+from edgevit.latency.document.product import Product
+from edgevit.latency.document.validity import Check, checks_of
 from edgevit.latency.names import short_names
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.settings import Setting, clock_settings
 from edgevit.latency.statistics import Ratio
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineParity:
-    """The last comparison of an engine with PyTorch; the SNR is None if it is infinite."""
-
-    passed: bool
-    snr_db: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """Top-1 on labeled images, as a fraction."""
-
-    top1: float
-    images: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """The bundle of an engine, as far as a report shows it."""
-
-    name: str
-    path: str
-    model: str
-    weights: str
-    fmt: str
-    runtime: str  # with its version
-    requested: str  # precision
-    executed: str  # shares of the precisions that ran
-    engine_sha256: str
-    onnx_sha256: str
-    engine_bytes: int
-    edgevit_version: str
-    parity: EngineParity | None = None  # of the engine file with `engine_sha256`
-    accuracy: Accuracy | None = None
-    tool_line: str = ""  # command of the runtime's own tool that times the engine, in the bundle's folder
-    tool_note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which leave no place for what is derived once
 class Entry:
     """One engine of a run. `product` is None for what was measured for comparison only."""
 
@@ -62,6 +27,11 @@ class Entry:
     @property
     def name(self) -> str:
         return _name(self.report, self.product)
+
+    @cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """The conditions of a valid measurement."""
+        return checks_of(self.report, self.product)
 
     @property
     def precision(self) -> str | None:
@@ -94,9 +64,9 @@ class Session:
     @property
     def device(self) -> str:
         """The board, or else the GPU and the processor, in a few words."""
-        environment, details = self.first.environment, self.first.details
+        environment = self.first.environment
         gpu = next((entry.report.details["gpu"] for entry in self.entries if entry.report.uses_gpu), None)
-        named = [environment.board, gpu, environment.cpu or details.get("cpu") or environment.architecture]
+        named = [environment.board, gpu, environment.cpu or environment.architecture]
         return ", ".join(dict.fromkeys(part for part in named if part))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from edgevit.latency.document.content import Document, Entry, Session
 from edgevit.latency.document.escape import printable
-from edgevit.latency.document.validity import certified, headline
+from edgevit.latency.document.verdict import certified, headline
 from edgevit.types import Interval
 
 Cell = str | float | int | None

@@ -10,7 +10,7 @@ from edgevit.latency.document.content import Document
 from edgevit.latency.document.escape import escaped
 from edgevit.latency.document.sections import sections_of, subtitle_of, title_of
 from edgevit.latency.document.style import STYLE
-from edgevit.latency.document.validity import document_verdict
+from edgevit.latency.document.verdict import document_verdict
 
 _ANSWERS = ("yes", "no", "unknown")
 # The page may use its own style sheet and nothing else, should a reader's browser find more in it.
@@ -55,7 +55,7 @@ def _block(block: Block, level: int) -> str:
                 else f'<p class="status no">{escaped(block.text)}</p>'
             )
         case Table():
-            return _table(block, block.caption)
+            return _table(block, block.header[0])
         case Facts():
             rows = "".join(
                 f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in block.rows
@@ -71,14 +71,12 @@ def _block(block: Block, level: int) -> str:
 
 def _table(table: Table, name: str) -> str:
     """Return a table that scrolls by itself, also by keyboard, where the page is too narrow for it."""
-    caption = f"<caption>{escaped(table.caption)}</caption>" if table.caption else ""
     head = "".join(
         f'<th{_side(index, table)} scope="col">{escaped(cell)}</th>' for index, cell in enumerate(table.header)
     )
     rows = "".join(f"<tr>{''.join(_cells(row, table))}</tr>" for row in table.rows)
-    label = escaped(name or table.header[0])
     return (
-        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0"><table>{caption}'
+        f'<div class="scroll" role="region" aria-label="{escaped(name)}" tabindex="0"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.document.content import Document, Entry, Session
 from edgevit.latency.document.repeat import repeat_command
-from edgevit.latency.document.validity import certified, checks_of, headline
+from edgevit.latency.document.verdict import certified, headline
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import bounds
 
@@ -65,7 +65,7 @@ def _engine(entry: Entry) -> dict[str, Any]:
         "ratio": None if ratio is None else ratio.value,
         "ratio_interval": None if ratio is None else bounds(ratio.interval),
         "verdict": None if ratio is None else ratio.verdict,
-        "validity": [asdict(check) for check in checks_of(entry)],
+        "validity": [asdict(check) for check in entry.checks],
         "evidence": _evidence(entry.report),
     }
 

@@ -9,7 +9,7 @@ from edgevit.latency.document.blocks import Block, Command, Facts, Figure, Secti
 from edgevit.latency.document.content import Document
 from edgevit.latency.document.escape import printable
 from edgevit.latency.document.sections import sections_of, subtitle_of, title_of
-from edgevit.latency.document.validity import document_verdict
+from edgevit.latency.document.verdict import document_verdict
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&@])")
 _AUTOLINK = re.compile(r"(?i)(https?|ftp|www)([:.])")

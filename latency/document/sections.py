@@ -11,7 +11,8 @@ from edgevit.latency.document.figures import ABSENT, figure, megabytes, with_int
 from edgevit.latency.document.identity import engine_rows, machine_rows, setting_rows
 from edgevit.latency.document.measured_parts import part_sections
 from edgevit.latency.document.repeat import certifying_command, repeat_command
-from edgevit.latency.document.validity import Answer, certified, checks_of, headline
+from edgevit.latency.document.validity import Answer
+from edgevit.latency.document.verdict import certified, headline
 from edgevit.latency.report import LatencyReport
 from edgevit.types import Interval
 
@@ -146,7 +147,7 @@ def _validity(session: Session) -> Table:
     """Return one row for each condition and answer, with the evidence of each engine."""
     found: dict[tuple[str, Answer], list[tuple[str, str]]] = {}
     for entry in session.entries:
-        for check in checks_of(entry):
+        for check in entry.checks:
             found.setdefault((check.name, check.answer), []).append((entry.title, check.evidence))
     order = list(dict.fromkeys(name for name, _ in found))
     rows = [

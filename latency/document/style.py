@@ -17,13 +17,12 @@ h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}
 h2{font-size:1.2rem;margin:2rem 0 .5rem;padding-top:.5rem;border-top:1px solid var(--rule)}
 h3{font-size:1rem;margin:1.5rem 0 .4rem}
 p{margin:.5rem 0;max-width:46rem}
-.soft,figcaption,caption{color:var(--soft);font-size:.875rem}
+.soft,figcaption{color:var(--soft);font-size:.875rem}
 .status{border-left:.3rem solid var(--unknown);background:var(--tint);padding:.6rem .8rem;max-width:none}
 .status.yes{border-color:var(--yes)}.status.no{border-color:var(--no)}
 b.yes{color:var(--yes)}b.no{color:var(--no)}b.unknown{color:var(--unknown)}
 .scroll{overflow-x:auto;margin:.5rem 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
-caption{text-align:left;font-weight:600}
 th,td{padding:.25rem .8rem .25rem 0;text-align:right;vertical-align:top;border-bottom:1px solid var(--rule)}
 th{font-weight:600;color:var(--soft);vertical-align:bottom;white-space:nowrap}
 td.nowrap{white-space:nowrap}td.left:first-child{min-width:7.5rem}

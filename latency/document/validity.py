@@ -5,12 +5,11 @@ Nothing here is stored: the answers are derived from the samples and traces of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edgevit.latency import statistics
-from edgevit.latency.document.content import Document, Entry, Product, Session
+from edgevit.latency.document.product import Product
 from edgevit.latency.report import BUSY_FRACTION, NOTABLE_CHANGE, LatencyReport
 from edgevit.latency.system_files import SPIKES
 
@@ -30,9 +29,8 @@ class Check:
     evidence: str
 
 
-def checks_of(entry: Entry) -> tuple[Check, ...]:
+def checks_of(report: LatencyReport, product: Product | None) -> tuple[Check, ...]:
     """Return the conditions for one engine; parity only if it belongs to a bundle."""
-    report = entry.report
     return (
         _clocks(report),
         _no_limit(report),
@@ -42,54 +40,8 @@ def checks_of(entry: Entry) -> tuple[Check, ...]:
         _alone(report),
         _duration(report),
         _runs(report),
-        *(() if entry.product is None else (_parity(entry, entry.product),)),
+        *(() if product is None else (_parity(report, product),)),
     )
-
-
-def certified(session: Session) -> Answer:
-    """Return "no" if a condition of an engine is not met, else "unknown" if one is unknown, else "yes"."""
-    answers = {check.answer for entry in session.entries for check in checks_of(entry)}
-    return "no" if "no" in answers else "unknown" if "unknown" in answers else "yes"
-
-
-def headline(session: Session) -> str:
-    """Return the verdict in one line: "certified", or "not certified" with the reasons. It names what is unknown."""
-    reasons = [_reason(checks, session) for checks in _by_condition(session, "no").values()]
-    unknown = list(_by_condition(session, "unknown"))
-    listed = f"unknown: {', '.join(unknown)}"
-    if reasons:
-        return "; ".join([f"not certified: {'; '.join(reasons)}", *([listed] if unknown else [])])
-    return f"certified as far as known; {listed}" if unknown else "certified"
-
-
-def document_verdict(document: Document) -> tuple[Answer, str]:
-    """Return the answer and the headline of all runs of a document."""
-    answers = [certified(session) for session in document.sessions]
-    if len(answers) == 1:
-        return answers[0], headline(document.sessions[0])
-    worst: Answer = "no" if "no" in answers else "unknown" if "unknown" in answers else "yes"
-    words = {"no": "not certified", "unknown": "certified as far as known", "yes": "certified"}[worst]
-    return worst, f"{words}: {answers.count(worst)} of {len(answers)} runs; the reasons stand with each"
-
-
-def _by_condition(session: Session, answer: Answer) -> dict[str, list[tuple[str, str]]]:
-    """Return the engines with an answer and their evidence, by condition."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for entry in session.entries:
-        for check in checks_of(entry):
-            if check.answer == answer:
-                found.setdefault(check.name, []).append((entry.title, check.evidence))
-    return found
-
-
-def _reason(failed: Sequence[tuple[str, str]], session: Session) -> str:
-    """Return the evidence of the first engine that fails, and how many others fail too."""
-    title, evidence = failed[0]
-    if len(failed) == len(session.entries) and len({each for _, each in failed}) == 1:
-        return evidence
-    others = len(failed) - 1
-    too = f" and {others} other{'s' if others > 1 else ''}" if others else ""
-    return f"{evidence} ({title}{too})"
 
 
 def _answer(*, holds: bool) -> Answer:
@@ -181,9 +133,9 @@ def _runs(report: LatencyReport) -> Check:
     return Check("samples", _answer(holds=report.runs >= MIN_RUNS), f"{report.runs} runs, {MIN_RUNS} needed")
 
 
-def _parity(entry: Entry, product: Product) -> Check:
-    name, own = "parity of this engine", entry.report.parity
-    measured = entry.report.details.get("engine_sha256")
+def _parity(report: LatencyReport, product: Product) -> Check:
+    name, own = "parity of this engine", report.parity
+    measured = report.details.get("engine_sha256")
     if measured is None:
         return Check(name, "unknown", "the hash of the measured engine was not kept")
     if measured != product.engine_sha256:

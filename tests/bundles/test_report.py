@@ -14,7 +14,8 @@ from edgevit.bundles.latency_file import bundle_details, keep_latency
 from edgevit.bundles.manifest import RuntimeRecord
 from edgevit.bundles.report import kept_document, measured_document
 from edgevit.errors import UsageError
-from edgevit.latency.document.content import Accuracy, Document, EngineParity
+from edgevit.latency.document.content import Document
+from edgevit.latency.document.product import Accuracy, EngineParity
 from edgevit.latency.report import LatencyReport
 from tests.helpers import samples
 from tests.helpers.bundles import sample_manifest

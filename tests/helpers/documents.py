@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgevit.latency.clock import Probe
-from edgevit.latency.document.content import Document, EngineParity, Product, Session, session_of
+from edgevit.latency.document.content import Document, Session, session_of
+from edgevit.latency.document.product import EngineParity, Product
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.sampling.channel import Channel
 from edgevit.latency.sampling.trace import DeviceTrace, Series

@@ -17,8 +17,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "report.png"
-_SIZE = (1000, 1010)
-_COLORS = 64
+_SIZE = (1120, 1090)
+_COLORS = 128
 _BROWSER_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
 _MODEL = "shiftvit_cifar10"
 

@@ -13,7 +13,6 @@ from edgevit.latency.document.content import session_of
 from edgevit.latency.document.html_page import html_page
 from edgevit.latency.document.identity import machine_rows, setting_rows
 from edgevit.latency.document.markdown import markdown_page
-from edgevit.latency.document.validity import checks_of
 from edgevit.latency.measure import Candidate, measure
 from edgevit.latency.sampling import nvml
 from edgevit.runtimes.base import GPU, GPU_MULTIPROCESSORS, GPU_UUID
@@ -44,7 +43,7 @@ def described(root: Path, details: dict[str, str]) -> tuple[dict[str, str], dict
     both = document(session)
     for text in (html_page(both), markdown_page(both)):
         assert session.device.partition(",")[0] in text.replace("\\_", "_")
-    answers = {check.name: str(check.answer) for check in checks_of(session.entries[0])}
+    answers = {check.name: str(check.answer) for check in session.entries[0].checks}
     return dict(machine_rows(session)), dict(setting_rows(session)), answers
 
 

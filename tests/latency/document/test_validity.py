@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from edgevit.latency.clock import Probe
-from edgevit.latency.document.content import EngineParity, session_of
-from edgevit.latency.document.validity import certified, checks_of, document_verdict, headline
+from edgevit.latency.document.content import session_of
+from edgevit.latency.document.product import EngineParity
+from edgevit.latency.document.verdict import certified, document_verdict, headline
 from edgevit.runtimes.parity import ParitySummary
 from tests.helpers import documents, samples
 from tests.helpers.documents import NAMES, document, product, report, session, trace
 
 
 def answers(**changes: Any) -> dict[str, str]:
-    return {check.name: check.answer for check in checks_of(session(**changes).entries[0])}
+    return {check.name: check.answer for check in session(**changes).entries[0].checks}
 
 
 def test_a_measurement_that_meets_all_conditions_is_certified() -> None:
@@ -58,7 +59,7 @@ def test_only_spikes_of_over_current_are_said_to_lower_no_clock() -> None:
     before = dataclasses.replace(samples.QUIET, throttle_events={"oc1_event_cnt": 3, "oc3_event_cnt": 0}, time_s=0.0)
     after = dataclasses.replace(SPIKED, throttle_events={"oc1_event_cnt": 4, "oc3_event_cnt": 900}, time_s=100.0)
     one = session(environment=dataclasses.replace(samples.BOARD, state=before), after=after)
-    (check,) = [each for each in checks_of(one.entries[0]) if each.name == "no thermal or current limit"]
+    (check,) = [each for each in one.entries[0].checks if each.name == "no thermal or current limit"]
     assert check.evidence == "the machine throttled: oc1_event_cnt +1, oc3_event_cnt 9.0/s, which lowers no clock"
 
 
@@ -91,7 +92,7 @@ def test_parity_counts_only_for_the_engine_that_was_verified(
     first = report()
     known = {name: text for name, text in {**first.details, **details}.items() if text is not None}
     one = session_of([dataclasses.replace(first, details=known)], {NAMES[0]: product(**changes)})
-    assert {check.name: check.answer for check in checks_of(one.entries[0])}["parity of this engine"] == answer
+    assert {check.name: check.answer for check in one.entries[0].checks}["parity of this engine"] == answer
 
 
 def test_the_parity_of_the_open_engine_comes_first() -> None:
@@ -101,7 +102,7 @@ def test_the_parity_of_the_open_engine_comes_first() -> None:
 
 def test_what_was_measured_for_comparison_needs_no_parity() -> None:
     two = session_of([report(), report(NAMES[1])], {NAMES[0]: product()})
-    assert "parity of this engine" not in {check.name for check in checks_of(two.entries[1])}
+    assert "parity of this engine" not in {check.name for check in two.entries[1].checks}
     assert headline(two) == "certified"
 
 
