@@ -158,7 +158,7 @@ def test_a_manifest_that_is_not_a_regular_file_is_refused_at_once(kind: str, tmp
 
 
 MISSING = [
-    "model.name", "model.weights", "model.source", "model.options", "model.num_classes", "model.preprocessing",
+    "model.name", "model.weights", "model.source", "model.options", "model.preprocessing",
     "model.preprocessing.mean", "model.preprocessing.input_size", "files.0.path", "files.0.sha256", "runtime.fmt",
     "runtime.engine_files", "precision.asked", "build.batch", "build.dynamic_batch", "inputs.0.shape", "outputs.0.name",
 ]  # fmt: skip
@@ -212,6 +212,10 @@ WRONG: list[tuple[str, Any]] = [
     ("typing", "x"),
     ("typing", {"share": "x"}),
     ("typing", {"share": 1.5}),
+    ("work", []),
+    ("work.macs", -1),
+    ("work.batch", 0),
+    ("work.node_macs", {"a": "x"}),
     ("parity", []),
     ("latency", {}),
     ("environment", None),
