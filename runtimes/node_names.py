@@ -9,53 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgevit.protobuf import Field, fields
+
 _GRAPH, _NODE, _OUTPUT, _NAME = 7, 1, 2, 3  # fields of ModelProto, GraphProto and NodeProto
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
-_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 
 
 def node_names(path: Path) -> dict[str, str]:
     """Return the node names by the names of their outputs; empty for a file that is missing or no ONNX model."""
     try:
-        content = memoryview(path.read_bytes())
-        nodes = [node for graph in _blocks(content, _GRAPH) for node in _blocks(graph, _NODE)]
+        content = path.read_bytes()
+        nodes = [node for graph in _of(content, _GRAPH) for node in _of(content, _NODE, within=graph)]
         return {
-            bytes(output).decode(): bytes(name).decode()
+            _text(content, output): _text(content, name)
             for node in nodes
-            for name in _blocks(node, _NAME)
-            for output in _blocks(node, _OUTPUT)
+            for name in _of(content, _NAME, within=node)
+            for output in _of(content, _OUTPUT, within=node)
         }
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return {}
 
 
-def _blocks(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield the contents of a field of a message. Raises ValueError or IndexError if it is damaged."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        kind = key & 7
-        if kind == _VARINT:
-            _, position = _varint(message, position)
-        elif kind == _BYTES:
-            size, position = _varint(message, position)
-            if position + size > len(message):
-                raise ValueError("a field ends after its message")
-            if key >> 3 == wanted:
-                yield message[position : position + size]
-            position += size
-        elif kind in _FIXED_BYTES:
-            position += _FIXED_BYTES[kind]
-        else:
-            raise ValueError(f"unknown wire type {kind}")
+def _of(content: bytes, number: int, *, within: Field | None = None) -> Iterator[Field]:
+    """Return the fields of one number within a message, or within the whole content."""
+    start, end = (0, len(content)) if within is None else (within.value, within.end)
+    return (field for field in fields(content, start, end) if field.number == number)
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return a number and the position after it."""
-    value, shift = 0, 0
-    while True:
-        byte = message[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
+def _text(content: bytes, field: Field) -> str:
+    return content[field.value : field.end].decode()
