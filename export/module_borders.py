@@ -2,7 +2,8 @@
 
 A node is named `<module path>/<operator>` (see `capture`), and the passes keep these names. A tensor that a node inside
 a module computes and a node outside reads is an output of the module; the reverse is an input. A node that a pass or a
-converter made without a module belongs to the module that contains both its producers and its readers.
+converter made without a module belongs to the module that contains both its producers and its readers. The quantization
+of a layer's input belongs to the layer: it goes if the layer stays in float.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 _NUMBERS = _FLOATS | {
     ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.BOOL,
 }  # fmt: skip
+_QUANTIZES = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})  # as in quantization.int8
 
 
 class ModuleBorders:
@@ -110,7 +113,18 @@ def _modules(nodes: tuple[ir.Node, ...]) -> dict[ir.Node, str]:
             neighbors = [found[other] for other in _neighbors(node) if other in found and other not in unnamed]
             found[node] = common_module(neighbors)
             unnamed.discard(node)
+    for node in nodes:
+        if node.op_type in _QUANTIZES and (readers := _quantized_layers(node)):
+            found[node] = common_module(found[reader] for reader in readers)
     return found
+
+
+def _quantized_layers(node: ir.Node) -> list[ir.Node]:
+    """Return the layers that read a quantized tensor; none if something else reads it too."""
+    readers = [use.node for value in node.outputs for use in value.uses()]
+    if node.op_type == "QuantizeLinear":
+        readers = [use.node for reader in readers for value in reader.outputs for use in value.uses()]
+    return readers if all(reader.op_type in _LAYERS for reader in readers) else []
 
 
 def _neighbors(node: ir.Node) -> Iterator[ir.Node]:

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -75,7 +75,7 @@ class Console:
             _print(_rich_console(stderr=True), *parity_parts(parity.results, detailed=self.detailed))
         explanation = _explanation_of(error)
         if explanation is not None:
-            _print(_rich_console(stderr=True), *explanation.lines())
+            _print(_rich_console(stderr=True), *explanation.lines(), *_with_modules_in_float(explanation.keep_float))
         print(f"edgevit: {message_line(error)}", file=sys.stderr)
         found = {"parity": parity.to_json()} if parity else {}
         if explanation is not None:
@@ -131,6 +131,13 @@ def _ignore(*_progress: object) -> None:
 def redirect_user_output() -> contextlib.AbstractContextManager[object]:
     """Send what the user's model code prints to stderr: stdout may be parsed as JSON."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+def _with_modules_in_float(modules: Sequence[str]) -> Iterator[str]:
+    """Yield the running `edgevit export` command with modules that stay in float, ready to paste."""
+    if modules and sys.argv[1:2] == ["export"]:
+        words = ["edgevit", *sys.argv[1:], "--keep-float", ",".join(modules)]
+        yield f"  export again: {_as_invoked(shlex.join(words))}"
 
 
 def _as_invoked(command: str) -> str:

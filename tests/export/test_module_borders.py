@@ -38,6 +38,19 @@ def test_a_node_without_a_module_belongs_to_that_of_its_neighbors() -> None:
     assert borders.operators("net.b") == ("node_1", "net.b/Add")
 
 
+def test_the_quantization_of_an_input_belongs_to_the_layer_that_reads_it() -> None:
+    quantized = parse(
+        f"""{HEADER} g (float[2, 3] x) => (float[2, 3] y) {{
+        a = Relu (x)  q = QuantizeLinear (a, s)  d = DequantizeLinear (q, s)  y = MatMul (d, w) }}""",
+        w=noise(3, 3),
+        s=np.asarray(0.1, np.float32),
+    )
+    for node in quantized.model.graph:
+        node.name = f"{'fc' if node.op_type == 'MatMul' else 'act'}/{node.op_type}"
+    borders = ModuleBorders(quantized)
+    assert (borders.outputs("act"), borders.inputs(["fc"], ["y"])) == (("a",), ("a",))
+
+
 def test_modules_contain_their_submodules_only() -> None:
     assert contains("net.1", "net.1.q") and contains("", "net") and not contains("net.1", "net.10")
     assert common_module(["net.b.c", "net.b", "net.b.d"]) == "net.b"

@@ -27,6 +27,8 @@ def require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_pari
         if failed is None or not export.config.explain or not isinstance(model, LoadedModel):
             raise
         explanation = _explain(export, model, bundles, failed)
+        if explanation.keep_float:
+            explanation = replace(explanation, keep_float=(*export.config.keep_float, *explanation.keep_float))
         message = f"{error}; {explanation.sentence}"
         raise ParityError(message, report=report, explanation=explanation) from error
 

@@ -19,6 +19,7 @@ from edgevit.pipeline.explain.figures import Difference
 from edgevit.pipeline.explain.units import Tensorwise, Unit, compare_tensors
 
 MIN_OWN_ERROR = 1e-5  # standard deviations: ten times the rounding errors of a module in float32
+MIN_OWN_PART = 0.1  # of the noise of its outputs; most of the rest is inherited
 MAX_CANCELLED = 4.0  # times the noise of its outputs: a module that seems worse reads other tensors than in PyTorch
 MIN_EFFECT = 0.01  # of the noise of the model's outputs, that a module's own error makes there
 EXPLAINED = 0.9  # of the noise of the model's outputs, that one wrong module explains
@@ -64,7 +65,7 @@ def _finding(run: Tensorwise, unit: Unit, units: Sequence[Unit]) -> Finding | No
     if outputs.max_of_std <= MIN_OWN_ERROR:
         return None
     own = own_difference(run, unit)
-    if own.max_of_std <= MIN_OWN_ERROR:
+    if own.max_of_std <= MIN_OWN_ERROR or own.noise_to_signal < MIN_OWN_PART * outputs.noise_to_signal:
         return None
     effect, explained = _effect_on_model(run, unit, units[-1])
     if effect < MIN_EFFECT or (explained < EXPLAINED and _explained_around(run, unit, units) < MIN_PART):
