@@ -182,10 +182,10 @@ class TuningReport:
         text = f"recommended: {winner.name}: {winner.p50_ms:.2f} ms, {_gain(winner, reference)}, {winner.accuracy_text}"
         drop = winner.verification.drop if winner.verification is not None else None
         if drop is not None:
-            text += f" ({drop.points:+.1f} points lost)" if drop.points else " (as PyTorch)"
+            text += f" ({_difference(drop.points)})"
         fastest = min((row for row in self.rows if row.passed), key=lambda row: row.p50_ms)
         if fastest is not winner:
-            text += f"; not told apart from {fastest.name}, and plainer"
+            text += f"; not told apart from {fastest.name} ({fastest.p50_ms:.2f} ms), and more exact or plainer"
         return text
 
     @property
@@ -226,9 +226,15 @@ class TuningReport:
         return {**self.to_json(), "path": str(self.path), "latency": latency, "next_command": self.next_command}
 
 
+def _difference(lost_points: float) -> str:
+    if not lost_points:
+        return "as the original"
+    return f"{abs(lost_points):.1f} points {'below' if lost_points > 0 else 'above'} the original"
+
+
 def _gain(winner: Row, reference: Row) -> str:
     if winner is reference:
-        return "no other engine was faster"
+        return "no other engine was shown to be faster"
     name = reference.configuration.variant.name
     ratio = winner.ratio
     if ratio is None or ratio.verdict == "cannot tell":
