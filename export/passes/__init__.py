@@ -136,9 +136,7 @@ FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
 
 def optimize(graph: OnnxGraph) -> OnnxGraph:
     """Apply the passes for all formats."""
-    for rewrite in PASSES:
-        graph = graph.apply(rewrite.__name__, rewrite)
-    return graph
+    return graph.apply_all([(rewrite.__name__, rewrite) for rewrite in PASSES])
 
 
 def specialize(
@@ -177,11 +175,12 @@ def _misread(graph: OnnxGraph, entry: Format) -> dict[str, int]:
 
 
 def _apply(graph: OnnxGraph, target: PassTarget) -> OnnxGraph:
+    rewrites = []
     for item in FORMAT_PASSES[target.format.passes]:
         if item.applies(target):
             options = item.options(target)
-            graph = graph.apply(_record_name(item, options), functools.partial(item.rewrite, **options))
-    return graph
+            rewrites.append((_record_name(item, options), functools.partial(item.rewrite, **options)))
+    return graph.apply_all(rewrites)
 
 
 def _record_name(item: FormatPass, options: Mapping[str, Any]) -> str:
