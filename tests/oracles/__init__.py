@@ -87,6 +87,12 @@ def load_parts() -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(stored[key].astype(np.float32)) for key in stored}
 
 
+def load_stored(name: str) -> dict[str, NDArray[np.float64]]:
+    """The stored values, flat, of an oracle without weights and photos."""
+    stored = np.load(_HERE / f"{name}.npz")
+    return {key: stored[key].astype(np.float64).reshape(-1) for key in stored}
+
+
 def positions(name: str, size: int) -> NDArray[np.int64]:
     """The positions in a flattened output whose values are stored: all of a small one, a sample of a large one."""
     if size <= 4096:

@@ -8,6 +8,7 @@ The head's cost does not depend on the backbone: at the default width it is ten 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Literal, TypeAlias, get_args
@@ -46,7 +47,7 @@ class RetinaHead(nn.Module):
 
 def by_anchor(maps: Sequence[Tensor], values: int) -> list[Tensor]:
     """Return the predictions of each anchor, maps (N, A * values, H, W) -> (N, H * W * A, values)."""
-    return [each.permute(0, 2, 3, 1).reshape(-1, each.shape[1:].numel() // values, values) for each in maps]
+    return [each.permute(0, 2, 3, 1).reshape(-1, math.prod(each.shape[1:]) // values, values) for each in maps]
 
 
 class RetinaNet(nn.Module):

@@ -17,6 +17,7 @@ from torch import nn
 
 from edgevit.images import Preprocessing
 from edgevit.models import mobileformer, shiftvit, swin, vitaev2
+from edgevit.models.dense.e2e_mobileformer import PLAN, E2EMobileFormer, E2EOutputs, Scale
 from edgevit.models.dense.fpn import ExtraConvs
 from edgevit.models.dense.retinanet import DetectorOutputs, RetinaNet, class_count
 from edgevit.models.dense.segmenter import SegmenterOutputs
@@ -112,6 +113,27 @@ def upernet(
     )
 
 
+def e2e_mobileformer(
+    spec: ModelSpec,
+    *,
+    img_size: tuple[int, int],
+    num_classes: int,
+    plan: tuple[Scale, ...] = PLAN,
+    queries: int = 100,
+    outputs: E2EOutputs = "boxes",
+    backbone_options: Mapping[str, Any] | None = None,
+) -> E2EMobileFormer:
+    """Return the reconstruction of Mobile-Former's end-to-end detector on the backbone of a classifier."""
+    return E2EMobileFormer(
+        backbone_of(spec, img_size, backbone_options),
+        img_size=img_size,
+        num_classes=num_classes,
+        plan=plan,
+        queries=queries,
+        outputs=outputs,
+    )
+
+
 def from_openmmlab(spec: ModelSpec, tensors: StateDict) -> StateDict:
     """Return the tensors of an mmdet or mmseg checkpoint that the network uses; a warning names the others."""
     left_out = Counter(prefix for key in tensors for prefix in UNUSED if key.startswith(prefix))
@@ -157,6 +179,7 @@ def _on_backbone(spec: ModelSpec, head: _Head) -> ModelSpec:
     )
 
 
+_MOBILEFORMER_508M = next(spec for spec in mobileformer.SPECS if spec.name == "mobileformer_508m")
 _PAPER = "arXiv 2006.03677, table on COCO-stuff, MACs at 800x1216"
 
 
@@ -179,6 +202,17 @@ SPECS = (
         for head in _HEADS
         for spec in BACKBONES
         if spec.backbone is not None and spec.name != "shiftvit_cifar10"  # its maps have other strides
+    ),
+    ModelSpec(
+        name="e2e_mf_508m",
+        family="mobileformer",
+        task="detection",
+        factory=partial(e2e_mobileformer, _MOBILEFORMER_508M),
+        preprocessing=PREPROCESSING,
+        num_classes=80,
+        classes="coco",
+        paper=PaperFigures(source="none: a reconstruction; the authors published neither code nor the head's layout"),
+        convert_state_dict=partial(from_openmmlab, _MOBILEFORMER_508M),
     ),
     _on_resnet("fpn_r50", fpn, 50, 159),
     _on_resnet("fpn_r101", fpn, 101, 231),
