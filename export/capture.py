@@ -147,7 +147,8 @@ def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
         output.name = f"{name}_output" if name in taken else name
     own = {output.name: output for output in outputs}
     for value in (value for node in model.graph.all_nodes() for value in node.outputs):
-        if own.get(value.name, value) is not value:
+        # A buffer may be called "index", as an operator is.
+        if own.get(value.name, value) is not value or value.name in taken:
             value.name = f"{value.name}_inner"
 
 
