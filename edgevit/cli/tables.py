@@ -111,14 +111,16 @@ def _agreement_cell(result: OutputParity) -> str:
 
 
 def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> Table:
-    """Return one row for each stage and kind of input that was compared with PyTorch."""
+    """Return one row for each stage, output and kind of input that was compared with PyTorch."""
     more = ("batch", "cosine") if detailed else ()
     measures = ("max error / std", "PyTorch's own", "SNR dB", "top-1", *more)
-    table = make_table("Parity", "stage", "input", *measures, "verdict")
+    several = len({result.output for result in results}) > 1
+    table = make_table("Parity", "stage", *(("output",) if several else ()), "input", *measures, "verdict")
     for result in results:
         own = result.float32_error_of_std
         table.add_row(
             result.stage,
+            *((result.output,) if several else ()),
             f"{len(result.max_abs)} {result.kind}",
             f"{result.max_abs_of_std:.1e}",
             "" if result.allowed_error_of_std is None or own is None else f"{own:.1e}",

@@ -22,8 +22,8 @@ _RECALLS = np.linspace(0, 1, 101)
 class Matches:
     """The detections of one class in all images, best first, and what became of them.
 
-    `image` (n,): index of the image; `hit` and `ignored` (IoU thresholds, n): whether it matched an object, and
-    whether it counts neither for nor against (it lies in a crowd). `objects` (images,): how many there are.
+    `image` (n,): index of the image; `hit` and `ignored` (IoU thresholds, n): whether it matched an object or a crowd,
+    and whether that was a crowd, so that it counts neither for nor against. `objects` (images,): how many there are.
     """
 
     image: Array
@@ -98,7 +98,7 @@ def _average_precisions(matches: Matches, weights: Array) -> Array:
     """Return the mean precision at 101 recalls, (IoU thresholds,), of images drawn `weights` times."""
     drawn = weights[matches.image]
     right = np.cumsum(drawn * (matches.hit & ~matches.ignored), 1)
-    wrong = np.cumsum(drawn * (~matches.hit & ~matches.ignored), 1)
+    wrong = np.cumsum(drawn * ~matches.hit, 1)
     precision = right / np.maximum(right + wrong, np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # the best at this recall or a higher one
     recall = right / int(weights @ matches.objects)

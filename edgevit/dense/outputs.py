@@ -13,6 +13,7 @@ from edgevit.placement import Placement
 from edgevit.types import Array, Dim, OutputForm, TensorSpec
 
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"  # names of a detector's outputs
+_MAX_CLASSES = 1 << 16  # of pixels; pictures and counts have one entry for each
 LOGITS, CLASSES = "logits", "classes"  # of a segmentation model's
 
 
@@ -61,9 +62,15 @@ def segmentation(outputs: Mapping[str, Array], form: OutputForm, placement: Plac
     """
     name = next(iter(outputs))
     if form == "logits":
-        return class_map(_first(outputs, name, (None, None, None)), placement)
+        logits = _first(outputs, name, (None, None, None))
+        if len(logits) > _MAX_CLASSES:
+            raise UsageError(f"the output {name} has {len(logits)} classes, at most {_MAX_CLASSES} are supported")
+        return class_map(logits, placement)
     if form == "classes":
-        return nearest_classes(_first(outputs, name, (None, None)), placement)
+        classes = _first(outputs, name, (None, None))
+        if classes.min() < 0 or classes.max() >= _MAX_CLASSES or (classes != np.floor(classes)).any():
+            raise UsageError(f"the output {name} has values that are no classes from 0 to {_MAX_CLASSES - 1}")
+        return nearest_classes(classes.astype(np.uint16), placement)
     raise UsageError(f"a segmentation model with the outputs {form!r} has no masks; export it with --outputs logits")
 
 

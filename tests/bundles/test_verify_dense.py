@@ -35,7 +35,9 @@ def test_equal_outputs_have_all_objects_in_common(tmp_path: Path, capsys: pytest
     assert result["objects"]["first"] == result["objects"]["second"] == result["objects"]["common"] >= 2
     assert {row["output"] for row in result["results"]} == {"boxes", "scores"}
     assert status("verify", bundle.path) == 0
-    assert "after non-maximum suppression, for information: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "after non-maximum suppression, for information: " in printed
+    assert [line.split()[2] for line in printed.splitlines() if line.startswith("ort: engine")] == ["boxes", "scores"]
 
 
 @pytest.mark.parametrize(
