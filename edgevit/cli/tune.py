@@ -126,6 +126,7 @@ def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
     parts: list[Part] = [engine_table(report)]
     if detailed:
         parts += [race_table(report)]
+    parts.append("* no other one is better in time, accuracy, size and memory at once; both in MB")
     parts.append(f"wrote {report.path}; {report.elapsed_s:.0f} of {report.limit_s:.0f} s")
     lines = [f"refused: {each.name}: {each.reason}" for each in report.refused]
     if report.not_tried:
@@ -156,8 +157,6 @@ def engine_table(report: TuningReport) -> Table:
             fixed(row.size_bytes / 1e6, 1),
             fixed(row.latency.peak_memory_mb, 0),
         )
-    table.caption = "* no other one is better in time, accuracy, size and memory at once; both in MB"
-    table.caption_justify = "left"
     return table
 
 
