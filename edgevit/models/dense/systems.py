@@ -22,6 +22,7 @@ from edgevit.models.dense.fpn import ExtraConvs
 from edgevit.models.dense.retinanet import DetectorOutputs, RetinaNet, class_count
 from edgevit.models.dense.segmenter import SegmenterOutputs
 from edgevit.models.dense.semantic_fpn import SemanticFPN
+from edgevit.models.dense.swin_names import from_openmmlab_swin
 from edgevit.models.dense.upernet import UPerNet
 from edgevit.models.dense.vt_fpn import fpn, from_detectron2, vt_fpn
 from edgevit.models.features import Backbone
@@ -141,6 +142,7 @@ def from_openmmlab(spec: ModelSpec, tensors: StateDict) -> StateDict:
         parts = ", ".join(f"{prefix}* ({count})" for prefix, count in sorted(left_out.items()))
         _LOG.warning("edgevit: tensors of the checkpoint that the exported network does not use: %s", parts)
     used = {key: value for key, value in tensors.items() if not key.startswith(UNUSED)}
+    used = from_openmmlab_swin(used)
     return spec.convert_state_dict(used) if spec.convert_state_dict else used
 
 
