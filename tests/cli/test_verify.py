@@ -43,3 +43,14 @@ def test_verify_detects_different_outputs(
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert verdict["exit_status"] == 6
     assert verdict["parity"]["passed"] is False
+    assert status("verify", own_bundle.path, "--explain") == 6
+    assert "it cannot be explained: the PyTorch model does not match" in capsys.readouterr().err
+
+
+def test_the_options_of_a_saved_part_are_refused_for_a_bundle(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert status("verify", bundle.path, "--fmt", "ort") == 2
+    assert "--fmt and --precision require a part of a graph" in capsys.readouterr().err
+    assert status("verify", tmp_path / "part.onnx") == 2
+    assert "part.npz is missing" in capsys.readouterr().err
