@@ -122,7 +122,9 @@ def dense_lines(report: DenseReport) -> list[str]:
         line = f"{evaluation.name}: {name} {figure.value:.2%} on {report.images} images"
         if evaluation is not report.evaluations[0]:
             points = 100 * report.lost(evaluation).value
-            line += f", {abs(points):.2f} points {'below' if points > 0 else 'above'} {report.evaluations[0].name}"
+            first = report.evaluations[0].name
+            difference = f"{abs(points):.2f} points {'below' if points > 0 else 'above'}"
+            line += f", {difference} {first}" if points else f", the same as {first}"
         lines.append(line)
     return lines
 

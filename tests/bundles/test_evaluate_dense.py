@@ -128,6 +128,16 @@ def test_mean_iou_and_ignored_pixels(
     assert row["class_ious"] == [1, pytest.approx(2 / 3), 0, None]
 
 
+def test_two_bundles_are_compared_on_the_same_draws(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again, folder = segmenter(tmp_path / "again"), mask_folder(tmp_path / "masks", wrong=1)
+    assert status("eval", dense["segmenter"].path, again.path, "--data", folder) == 0
+    printed = capsys.readouterr().out
+    assert "again: mIoU 55.56% on 3 images, the same as segmenter" in printed
+    assert "0.00 (0.00 to 0.00)" in printed
+
+
 def test_masks_whose_zero_means_no_class(
     dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
