@@ -14,7 +14,7 @@ from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, open_engine, require_precision, used_threads
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
-from edgevit.errors import MeasureError, ParityError
+from edgevit.errors import MeasureError, ParityError, UsageError, did_you_mean, unknown_name
 from edgevit.files import first_line
 from edgevit.formats import get_format
 from edgevit.latency.measure import LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
@@ -54,7 +54,7 @@ def measure_bundles(
 
     Raises UsageError for an unknown name, MissingError if a runtime is not installed.
     """
-    others = [name if name in FROM_PYTORCH else get_format(name).name for name in against]
+    others = [_require_known(name) for name in against]
     with ExitStack() as stack:
         subjects = [
             _bundle_subject(stack, name, bundle, used_threads(bundle, threads))
@@ -70,6 +70,18 @@ def measure_bundles(
                 subjects.append(_other_runtime(stack, bundles[0], other, threads))
         reports = measure([subject.candidate for subject in subjects], plan or measure_plan(), on_progress)
         return study(studies, subjects, reports, on_progress)
+
+
+def _require_known(name: str) -> str:
+    """Return the name of a candidate of `against`, a format's alias replaced by its name. Raises UsageError."""
+    if name in FROM_PYTORCH:
+        return name
+    try:
+        return get_format(name).name
+    except UsageError:
+        if did_you_mean(name, FROM_PYTORCH):  # a format's error lists formats only
+            raise unknown_name("candidate", name, FROM_PYTORCH) from None
+        raise
 
 
 def measure_plan(duration_s: float = 3.0, *, seed: int = 0) -> MeasurePlan:

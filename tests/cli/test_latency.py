@@ -63,6 +63,11 @@ def test_latency_rejects_an_unknown_name(bundle: Bundle, one_line: Callable[[], 
     assert "unknown format 'tensorflow'" in one_line()
 
 
+def test_a_misspelt_peer_is_corrected(shared_bundle: Callable[[str], Bundle], one_line: Callable[[], str]) -> None:
+    assert status("latency", shared_bundle("ort").path, "--against", "naive-onx") == 2
+    assert "Did you mean 'naive-onnx'?" in one_line()
+
+
 def test_a_peer_that_answers_wrongly_is_measured_and_named(
     shared_bundle: Callable[[str], Bundle],
     tmp_path: Path,
