@@ -13,6 +13,7 @@ from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
+from edgevit.export.quantization.equalization import equalize
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.int8 import find_layers
 from edgevit.export.quantization.sensitivity import (
@@ -52,6 +53,7 @@ class PrecisionConverter:
     int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
     _noise: dict[str, float] = field(default_factory=dict)  # of each layer of the one graph that is converted
+    _equalized: list[OnnxGraph] = field(default_factory=list)  # that graph with equalized channels, if int8 needs it
 
     def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
         """Return the graph in the requested precision, and the plan that lists the nodes kept out of it; None for fp32.
@@ -111,6 +113,26 @@ class PrecisionConverter:
             return check(converted), plan
 
     def _to_int8(self, graph: OnnxGraph, fmt: str, *, min_reverted: int = 0) -> tuple[OnnxGraph, QuantizationPlan]:
+        """Quantize the graph; if that costs too much, the graph with equalized channels, which computes the same."""
+        if self._equalized:
+            return self._quantize(self._equalized[0], fmt, min_reverted)
+        try:
+            return self._quantize(graph, fmt, min_reverted)
+        except PrecisionError:
+            equalized = self._equalize(graph, fmt) if min_reverted == 0 else None
+            if equalized is None:
+                raise
+        self._noise.clear()  # of the layers of the other graph
+        self._equalized.append(equalized)
+        return self._quantize(equalized, fmt, min_reverted)
+
+    def _equalize(self, graph: OnnxGraph, fmt: str) -> OnnxGraph | None:
+        feeds = self._feeds(self.references.calibration, MAX_FP16_ROWS)
+        with self.timer.stage(f"{fmt}: equalize channels"):
+            equalized = equalize(graph, feeds, scheme=get_format(fmt).require_int8(), load=self._load)
+            return None if equalized is None else check(equalized)
+
+    def _quantize(self, graph: OnnxGraph, fmt: str, min_reverted: int) -> tuple[OnnxGraph, QuantizationPlan]:
         scheme, feeds = get_format(fmt).require_int8(), self._feeds(self.references.calibration)
         if self.int8_range == "full":
             scheme = replace(scheme, weight_range="full")
