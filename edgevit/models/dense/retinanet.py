@@ -58,7 +58,8 @@ class RetinaNet(nn.Module):
       without non-maximum suppression. With `topk`, only that many anchors of each level, the best by their best class.
     * "raw": `cls_p3`..`cls_p7` (N, 9 K, h, w) and `reg_p3`..`reg_p7` (N, 36, h, w), the head's own outputs.
     * "features": the backbone's c2..c5.
-    * "nms": `num`, `boxes`, `scores` and `labels` after the suppression of `nms.select`, padded with -1.
+    * "nms": `num`, `boxes`, `scores` and `labels` of `max_detections` after the suppression of
+      `nms.select`, padded with -1.
 
     `extra_convs` says whether p6 is computed from c5 ("on_input", mmdet's default) or p5 ("on_output").
     Raises UsageError for another size of images.
@@ -74,6 +75,7 @@ class RetinaNet(nn.Module):
         stacked_convs: int = 4,
         extra_convs: ExtraConvs = "on_input",
         topk: int | None = None,
+        max_detections: int = 100,
         outputs: DetectorOutputs = "boxes",
     ) -> None:
         super().__init__()
@@ -83,6 +85,7 @@ class RetinaNet(nn.Module):
         if topk is not None and topk < 1:
             raise UsageError(f"topk must be at least 1, not {topk}")
         self.img_size, self.num_classes, self.topk, self.outputs = img_size, num_classes, topk, outputs
+        self.nms = NmsSettings(max_detections=max_detections)
         self.backbone = backbone
         self.neck = FPN(backbone.channels[1:], head_width, extra=2, extra_convs=extra_convs)
         self.bbox_head = RetinaHead(head_width, stacked_convs, num_classes)
@@ -101,7 +104,7 @@ class RetinaNet(nn.Module):
             return dict(named) | {f"reg_{level}": each for level, each in zip(LEVELS, deltas, strict=True)}
         boxes, scores = self.detections(logits, deltas)
         if self.outputs == "nms":
-            return select(boxes, scores, NmsSettings())
+            return select(boxes, scores, self.nms)
         return {"boxes": boxes, "scores": scores}
 
     def detections(self, logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,7 @@ def retinanet(
     stacked_convs: int = 4,
     extra_convs: ExtraConvs = "on_input",
     topk: int | None = None,
+    max_detections: int = 100,
     outputs: DetectorOutputs = "boxes",
     backbone_options: Mapping[str, Any] | None = None,
 ) -> RetinaNet:
@@ -70,6 +71,7 @@ def retinanet(
         stacked_convs=stacked_convs,
         extra_convs=extra_convs,
         topk=topk,
+        max_detections=max_detections,
         outputs=outputs,
     )
 

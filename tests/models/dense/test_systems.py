@@ -17,7 +17,7 @@ SMALL: dict[str, Any] = {"img_size": (64, 96), "num_classes": 3, "head_width": 3
 BACKBONE = {"embed_dim": 24, "depths": (1, 1, 1, 1)}  # of a ShiftViT
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "boxes": ("shiftvit_t_light_retinanet", {"stacked_convs": 1, "topk": 40}),
-    "nms": ("shiftvit_t_light_retinanet", {"stacked_convs": 1}),
+    "nms": ("shiftvit_t_light_retinanet", {"stacked_convs": 1, "max_detections": 4}),
     "classes": ("shiftvit_t_light_semfpn", {"fpn_width": 32}),
     "raw": ("shiftvit_t_light_retinanet", {"stacked_convs": 1}),
     "logits": ("shiftvit_t_light_semfpn", {"fpn_width": 32}),
