@@ -162,11 +162,22 @@ class OpenVinoEngine(Engine):
         with self._lock:  # a request refuses a second call while it is busy
             self._require_open(self._request)
             try:
-                results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+                # Half the time of Python's `infer(feeds)` on a small model, which looks ports up and wraps the results.
+                for index, spec in enumerate(self.inputs):
+                    self._request.set_input_tensor(index, self._tensor(feeds[spec.name]))
+                self._request.infer(share_inputs=True, share_outputs=True)
             except Exception as error:
                 raise InferenceError(f"OpenVINO failed to run the model: {_reason(error)}") from error
             # Copied, since the request writes its next outputs into the same memory.
-            return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
+            return {
+                spec.name: np.array(self._request.get_output_tensor(index).data)
+                for index, spec in enumerate(self.outputs)
+            }
+
+    def _tensor(self, array: Array) -> Any:
+        """Return a tensor in the memory of `array`, or of a copy if OpenVINO cannot use that: it wants to write."""
+        usable = array.flags.c_contiguous and array.flags.writeable
+        return self._ov.Tensor(array if usable else np.array(array, order="C"), shared_memory=True)
 
     def executed_precision(self) -> ExecutedPrecision:
         """Return layers and MACs of the compiled model, as the plugin reports them.
