@@ -62,7 +62,12 @@ class _Float64Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
 
 
 def _call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return tree_map(_to_float64, func(*tree_map(_to_float64, args), **tree_map(_to_float64, kwargs)))
+    return _in_float64(func(*_in_float64(args), **_in_float64(kwargs)))
+
+
+def _in_float64(tree: Any) -> Any:
+    """Convert the tensors in nested containers. A torch.Size stays one: as a tuple it would have no `numel`."""
+    return tree_map(_to_float64, tree, is_leaf=lambda value: isinstance(value, torch.Size))
 
 
 def _to_float64(value: Any) -> Any:

@@ -32,7 +32,7 @@ class Everything(nn.Module):
         x = self.depthwise(self.norm(self.conv(x))).flatten(2).transpose(1, 2)
         x = self.recurrent(self.attention(x, x, x)[0] + x)[0]
         x = functional.layer_norm(self.linear(x).float() * self.constant, (8,))
-        out = torch.zeros(x.shape)
+        out = torch.zeros(x.shape[:1].numel(), *x.shape[1:])  # a torch.Size stays one
         out[:, 1:] = functional.scaled_dot_product_attention(x, x, x)[:, :-1]
         return out + torch.arange(8, dtype=torch.float32)
 
