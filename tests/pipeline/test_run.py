@@ -253,7 +253,7 @@ def test_a_missing_runtime_is_reported_before_the_work(tmp_path: Path, monkeypat
 def test_a_folder_in_the_way_is_reported_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgevit.pipeline.run.capture", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr("edgevit.pipeline.torch_source.capture", lambda *_, **__: pytest.fail("the work has begun"))
     mine = tmp_path / "shiftvit_cifar10-fp32-onnx" / "mine"
     mine.parent.mkdir()
     mine.touch()
@@ -316,7 +316,7 @@ def test_photos_for_a_model_without_images_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_photos_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "capture", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr("edgevit.pipeline.torch_source.capture", lambda *_, **__: pytest.fail("the work has begun"))
     with pytest.raises(UsageError, match="no image in"):
         edgevit.export("shiftvit_cifar10", images=tmp_path, out=tmp_path)
 
