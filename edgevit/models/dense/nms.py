@@ -6,20 +6,12 @@ greedy algorithm over a sorted list does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from edgevit.dense.nms import NmsOptions
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NmsSettings:
-    """Settings of the suppression: those of the RetinaNet configurations of mmdet."""
-
-    score_threshold: float = 0.05
-    iou_threshold: float = 0.5  # of two boxes of a class, above which the weaker is removed
-    candidates: int = 1000  # (anchor, class) pairs, the best of all
-    max_detections: int = 100
+IN_GRAPH = NmsOptions(top_k=1000)  # the matrix of overlaps has as many rows and columns
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:
@@ -32,22 +24,25 @@ def pairwise_iou(boxes: Tensor) -> Tensor:
     return shared / (areas[:, :, None] + areas[:, None] - shared).clamp(min=1e-6)
 
 
-def select(boxes: Tensor, scores: Tensor, settings: NmsSettings) -> dict[str, Tensor]:
+def select(boxes: Tensor, scores: Tensor, options: NmsOptions) -> dict[str, Tensor]:
     """Return the detections among boxes (N, n, 4) with scores (N, n, K).
 
     `boxes` (N, d, 4), `scores` (N, d) and `labels` (N, d) are ordered by score and padded with -1 after the first
-    `num` (N, 1) of them; d is `max_detections`.
+    `num` (N, 1) of them; d is `options.kept`.
     """
     classes = scores.shape[2]
-    best, pair = scores.flatten(1).topk(min(settings.candidates, scores.shape[1] * classes))  # (N, m)
+    count = scores.shape[1] * classes
+    best, pair = scores.flatten(1).topk(min(options.top_k or count, count))  # (N, m)
     labels = pair % classes
     anchor = torch.div(pair, classes, rounding_mode="floor")
     candidates = boxes.gather(1, anchor[..., None].expand(-1, -1, 4))  # (N, m, 4)
-    overlap = (pairwise_iou(candidates) > settings.iou_threshold) & (labels[:, :, None] == labels[:, None])
-    remaining = torch.where(best > settings.score_threshold, best, -1.0)
+    overlap = pairwise_iou(candidates) > options.max_iou
+    if not options.class_agnostic:
+        overlap = overlap & (labels[:, :, None] == labels[:, None])
+    remaining = torch.where(best > options.min_score, best, -1.0)
     chosen, chosen_scores = [], []
     positions = torch.arange(best.shape[1], device=boxes.device)
-    for _ in range(settings.max_detections):
+    for _ in range(options.kept):
         score, index = remaining.max(1, keepdim=True)  # (N, 1)
         removed = overlap.float().gather(1, index[..., None].expand(-1, -1, best.shape[1]))[:, 0]  # (N, m)
         remaining = torch.where((removed > 0) | (positions == index), -1.0, remaining)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
@@ -20,7 +21,7 @@ from edgevit.errors import UsageError, unknown_name
 from edgevit.models.dense.anchors import ANCHORS, decode, grid_anchors
 from edgevit.models.dense.conv_module import conv_module
 from edgevit.models.dense.fpn import FPN, ExtraConvs
-from edgevit.models.dense.nms import NmsSettings, select
+from edgevit.models.dense.nms import IN_GRAPH, select
 from edgevit.models.features import MAP_NAMES, Backbone
 from edgevit.models.layers import check_bound_size, check_size
 from edgevit.models.spec import StateDict
@@ -85,7 +86,7 @@ class RetinaNet(nn.Module):
         if topk is not None and topk < 1:
             raise UsageError(f"topk must be at least 1, not {topk}")
         self.img_size, self.num_classes, self.topk, self.outputs = img_size, num_classes, topk, outputs
-        self.nms = NmsSettings(max_detections=max_detections)
+        self.nms = replace(IN_GRAPH, kept=max_detections)
         self.backbone = backbone
         self.neck = FPN(backbone.channels[1:], head_width, extra=2, extra_convs=extra_convs)
         self.bbox_head = RetinaHead(head_width, stacked_convs, num_classes)
