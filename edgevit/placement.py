@@ -1,4 +1,4 @@
-"""Where a photo lies in a model's input, and the way back: boxes and pixels of the input in the photo's own pixels.
+"""Position of a photo in a model's input, and the way back: boxes and pixels of the input in the photo's own pixels.
 
 Coordinates are continuous: pixel i covers i to i + 1, so its center is i + 0.5. Sizes and offsets are (height, width)
 and (top, left); boxes are x1, y1, x2, y2.

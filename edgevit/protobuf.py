@@ -18,7 +18,7 @@ _VARINT, _FIXED_64, _WITH_LENGTH, _FIXED_32 = 0, 1, 2, 5  # types of values
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where a field stands in a buffer: from its tag at `start`, and from its value at `value`, to `end`."""
+    """Position of a field in a buffer: from its tag at `start`, and from its value at `value`, to `end`."""
 
     number: int
     start: int

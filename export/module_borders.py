@@ -38,11 +38,6 @@ class ModuleBorders:
         """The modules with an operator of their own or in a submodule."""
         return frozenset(path for own in set(self._modules.values()) for path in _with_parents(own))
 
-    @cached_property
-    def own_paths(self) -> frozenset[str]:
-        """The modules with an operator of their own."""
-        return frozenset(self._modules[node] for node in self.nodes if self._variable & set(node.outputs))
-
     def module_of(self, node: ir.Node) -> str:
         """Return the path of the module that a node belongs to; "" for the whole model."""
         return self._modules[node]

@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureOptions:
-    """Where pictures go and what they show. `min_score`: of a box that is drawn; the data has those of `nms`."""
+    """Folder and content of pictures. `min_score`: of a box that is drawn; the data has those of `nms`."""
 
     out: Path = Path()
     min_score: float = 0.3

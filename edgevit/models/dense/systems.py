@@ -150,7 +150,7 @@ def from_openmmlab(spec: ModelSpec, tensors: StateDict) -> StateDict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """What the systems with one kind of head have in common."""
+    """A kind of head: the parts that all systems with it share."""
 
     suffix: str
     factory: Callable[..., nn.Module]

@@ -81,9 +81,8 @@ def bisect(stage: Stage, feeds: Feeds, *, is_wrong: Callable[[Difference], bool]
     end = count - _last(0, count - start - 1, lambda less: search.is_wrong(start, count - less))
     last = None if end == count else end
     graph, values, expected = search.part(start, last)
-    nodes = [
-        node for node in borders.nodes[start:end] if str(node.name) in {str(each.name) for each in graph.model.graph}
-    ]
+    kept = {str(node.name) for node in graph.model.graph}
+    nodes = [node for node in borders.nodes[start:end] if str(node.name) in kept]
     return Segment(
         module=common_module(borders.module_of(node) for node in nodes),
         operators=tuple(str(node.name) for node in nodes),

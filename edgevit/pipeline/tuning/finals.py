@@ -145,7 +145,6 @@ class Examiner:
     max_drop: float | None
     _dataset: EvalDataset | None = None
     _reference: Evaluation | None = None  # PyTorch on `_dataset`
-    _ms_per_image: float = 0.0
 
     def verify(self, finalist: Finalist, *, p50_ms: float) -> Verification:
         """Open the bundle as its user will, and compare its outputs with PyTorch's. `p50_ms` is that of a batch."""
