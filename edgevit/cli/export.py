@@ -295,7 +295,7 @@ def report_parts(report: ExportReport, *, detailed: bool = False) -> list[Part]:
         parts.append(bundle_table(report.bundles))
         parts += parity_parts(report.parity.results, detailed=True) if report.parity.results else []
     if report.latencies:
-        table, *rest = latency_parts(report.latencies, detailed=True)
+        table, *rest = latency_parts(report.latencies, detailed=detailed)
         parts += [table, *rest] if detailed else rest
     return parts + notes(_notes(report))
 

@@ -70,6 +70,7 @@ def test_a_difference_that_is_not_shown_gives_no_verdict() -> None:
 
 def test_details_add_tables() -> None:
     short, long = (printed(*report_parts(export_report(), detailed=flag), width=200) for flag in (False, True))
+    assert [any(line.startswith("percentiles:") for line in lines) for lines in (short, long)] == [False, True]
     assert not any("opset" in line for line in short)
     assert any("opset" in line for line in long) and any("cosine" in line for line in long)
     assert any("p99 ms" in line for line in long)
