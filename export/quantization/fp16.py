@@ -7,6 +7,7 @@ tensors on calibration inputs and from its role (`fp16_rules`). These stay in fp
 * nodes with tensors near fp16's largest number, 65504, or entirely below its smallest normal number, 6.1e-5, and
   readers of constants that fp16 cannot hold, such as an epsilon of 1e-8;
 * exponentials, the sums over them and the division by those sums: the performer's phi spans more decades than fp16;
+* the last layers before boxes and scores are decoded, and the decoding (`predictions`);
 * the statistics of norms that are written out as separate nodes, up to the division.
 
 Norms and Softmax that are one operator become fp16: engines compute their statistics in fp32 anyway, and a Cast next

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, is_in_modules
 from edgevit.export.quantization.dtypes import DATA_MOVEMENT, InterfaceType, computes, is_float, is_known, takes_fp16
+from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.types import Array
 
 FP16_MAX = 65504.0
@@ -137,6 +138,12 @@ def _exponentials(context: Fp16Context) -> Kept:
                 yield member, "part of exponentials, their sum and the division by it"
 
 
+def _predictions(context: Fp16Context) -> Kept:
+    """Keep the layers that predict boxes and scores, and the decoding."""
+    for node in prediction_nodes(context.model):
+        yield node, "predicts or decodes boxes or scores"
+
+
 def _statistics(context: Fp16Context) -> Kept:
     """Keep a variance or a length written out as nodes: mean, squares, their sum, root and division."""
     for node in context.order:
@@ -176,6 +183,7 @@ RULES: tuple[Callable[[Fp16Context], Kept], ...] = (
     _too_small,
     _long_sums,
     _exponentials,
+    _predictions,
     _statistics,
     _integers,
 )

@@ -3,7 +3,8 @@
 A runtime runs in int8 exactly the layers that the graph says; it chooses no ranges of its own. Weights are symmetric
 int8 with one scale for each output channel. An activation has one scale, from its smallest and largest value on all
 calibration inputs, so that no calibrated value is clipped. Norms, softmax, activation functions, the matmuls of
-attention and the residual stream stay in float, and so do layers that int8 would not speed up (`find_layers`).
+attention and the residual stream stay in float, and so do layers that int8 would not speed up and those that predict
+boxes and scores (`find_layers`).
 
 On x86 processors without VNNI the sums of uint8 x int8 products saturate. The default weight range avoids that for any
 input (`needs_vnni`). docs/quantization.md compares the accuracy with other quantizers.
@@ -24,12 +25,14 @@ from edgevit.export.ir_helpers import constant, initializer, module_of, only_con
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
+from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.types import Array, Precision
 
 IntegerType: TypeAlias = Literal["uint8", "int8"]
 
 GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
+PREDICTS = "predicts boxes or scores, which have more digits than int8"
 CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
 MIN_LAYER_FRACTION = 0.001  # of the graph's MACs: quantizing a smaller layer takes longer than it saves
 MAX_PAIR_SUM = 128  # of two weights of the same sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
@@ -52,13 +55,17 @@ class Layer:
 def find_layers(graph: OnnxGraph) -> tuple[Layer, ...]:
     """Return the layers in the order of the graph. All shapes have to be known: call `check` before.
 
-    Grouped convolutions are skipped, unless they do most of the graph's work.
+    Layers that predict boxes or scores are skipped, and grouped convolutions, unless less than half of the graph's work
+    would be left: then grouped convolutions are not, and if that is not enough, neither are the others.
     """
     total = graph_macs(graph)
-    layers = tuple(_layer(node, total) for node in graph.model.graph if _float_weight(node) is not None)
-    if sum(layer.macs for layer in layers if not layer.skip_reason) >= total / 2:
-        return layers
-    return tuple(replace(layer, skip_reason="") if layer.skip_reason == GROUPED else layer for layer in layers)
+    predicting = {str(node.name) for node in prediction_nodes(graph.model)}
+    layers = tuple(_layer(node, total, predicting) for node in graph.model.graph if _float_weight(node) is not None)
+    for reason in (GROUPED, PREDICTS):
+        if sum(layer.macs for layer in layers if not layer.skip_reason) >= total / 2:
+            break
+        layers = tuple(replace(layer, skip_reason="") if layer.skip_reason == reason else layer for layer in layers)
+    return layers
 
 
 def quantize(
@@ -223,15 +230,16 @@ def _describe(value: ir.Value, name: str, shape: ir.Shape | None, dtype: ir.Data
     value.name, value.shape, value.type = name, shape, ir.TensorType(dtype)
 
 
-def _layer(node: ir.Node, total_macs: int) -> Layer:
+def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Layer:
     macs = node_macs(node)
+    skip_reason = _skip_reason(node, macs / total_macs)
     return Layer(
         name=str(node.name),
         operator=node.op_type,
         macs=macs,
         activation=str(node.inputs[0].name) if node.inputs[0] is not None else "",
         output=str(node.outputs[0].name),
-        skip_reason=_skip_reason(node, macs / total_macs),
+        skip_reason=skip_reason or (PREDICTS if node.name in predicting else ""),
     )
 
 
