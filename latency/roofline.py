@@ -96,6 +96,13 @@ def copied_bytes(moved_bytes: int) -> int:
     return next((size for size in powers if size >= moved_bytes), 1 << _MAX_COPY_BITS)
 
 
+def device_copy_rate(engine: Engine, moved_bytes: int) -> float | None:
+    """Return the best rate of copies in the memory of the engine's device, like copy_rate; None if it is the host's."""
+    half = moved_bytes // 2
+    copy = engine.copy(half)
+    return None if copy is None else 2 * half / _shortest_s(copy)
+
+
 def copy_rate(threads: int | None, moved_bytes: int) -> float:
     """Return the best rate of copies by NumPy in as many threads, in bytes/s: those read and those written.
 

@@ -9,7 +9,7 @@ from edgevit.errors import UsageError
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.measure import MeasureProgress, OnMeasure, ignore_progress
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, matmul_rate
+from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, device_copy_rate, matmul_rate
 from edgevit.latency.sustained import MIN_S, SustainedRun, run_sustained
 from edgevit.latency.throughput import saturate
 from edgevit.macs import ModelWork
@@ -103,7 +103,7 @@ class Machine:
 
     def __init__(self) -> None:
         self._products: dict[tuple[str, int | None, str], float | None] = {}
-        self._copies: dict[tuple[int | None, int], float] = {}
+        self._copies: dict[tuple[int | None, int], float] = {}  # in the host's memory
 
     def roofline(self, subject: Subject) -> Roofline | None:
         """Return the limit for a subject; None if its runtime multiplies no matrix here, or its work is unknown."""
@@ -117,14 +117,11 @@ class Machine:
             return None
         of_batch = work.for_batch(subject.candidate.batch)
         moved_bytes = of_batch.weight_bytes + of_batch.io_bytes
-        copied = (threads, copied_bytes(moved_bytes))
-        if copied not in self._copies:
-            self._copies[copied] = copy_rate(*copied)
         return Roofline(
             runtime=subject.runtime,
             threads=threads,
             macs_per_s=known,
-            copy_bytes_per_s=self._copies[copied],
+            copy_bytes_per_s=self._copy_rate(subject, copied_bytes(moved_bytes)),
             macs=_by_precision(of_batch.macs, subject.executed),
             moved_bytes=moved_bytes,
             activation_bytes=of_batch.activation_bytes,
@@ -135,6 +132,15 @@ class Machine:
         if key not in self._products:
             self._products[key] = matmul_rate(subject.engine, precision)
         return self._products[key]
+
+    def _copy_rate(self, subject: Subject, size_bytes: int) -> float:
+        on_device = device_copy_rate(subject.engine, size_bytes)
+        if on_device is not None:
+            return on_device
+        key = (subject.candidate.threads, size_bytes)
+        if key not in self._copies:
+            self._copies[key] = copy_rate(*key)
+        return self._copies[key]
 
 
 def stream_counts(threads: int | None) -> tuple[int, ...]:

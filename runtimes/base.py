@@ -169,6 +169,10 @@ class Engine(ABC):
         """
         return None
 
+    def copy(self, size_bytes: int) -> Callable[[], object] | None:
+        """Return a call that copies bytes within the memory of the engine's device; None if that is the host's."""
+        return None
+
     def throughput_runner(self, streams: int) -> ThroughputRunner | None:
         """Return a second instance of the engine with `streams` inferences in flight; None if there is no such way."""
         return None

@@ -77,6 +77,7 @@ class TorchEngine(Engine):
         with contextlib.suppress(NotImplementedError):  # a program of torch.export cannot switch modes
             module.eval()
         self._call = self._torch.compile(self._module) if mode.compiled else self._module
+        self._events = None if mode.device == CPU else self._create_events()
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 
@@ -90,13 +91,34 @@ class TorchEngine(Engine):
                 "torch-compile out"
             ) from error
 
+    def _create_events(self) -> tuple[Any, Any]:
+        """Return two CUDA events: the GPU notes the time when it gets to each."""
+        event = self._torch.cuda.Event
+        return event(enable_timing=True), event(enable_timing=True)
+
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._events is None:
+            return self._forward(feeds)
+        begin, end = self._events
+        begin.record()
+        outputs = self._forward(feeds)
+        end.record()
+        return outputs
+
+    def _forward(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         # torch.tensor copies: a module may modify its input in place, or return a view of it.
         tensors = [self._torch.tensor(feeds[spec.name], device=self._mode.device) for spec in self.inputs]
         with self._torch.inference_mode():
             result = self._call(*tensors)
         values = [result] if isinstance(result, self._torch.Tensor) else self._flatten(result)
         return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, values, strict=True)}
+
+    def compute_ms(self) -> float | None:
+        if self._events is None or not self.has_run:
+            return None
+        begin, end = self._events
+        end.synchronize()  # it is noted after the outputs arrived
+        return float(begin.elapsed_time(end))
 
     def executed_precision(self) -> ExecutedPrecision:
         """Precision of the layers with weights. On CUDA, PyTorch multiplies in TF32 where its settings allow it."""
@@ -123,6 +145,19 @@ class TorchEngine(Engine):
 
         return product
 
+    def copy(self, size_bytes: int) -> Callable[[], object] | None:
+        if self._mode.device == CPU:
+            return None
+        cuda = self._torch.cuda
+        source = self._torch.ones(size_bytes, dtype=self._torch.uint8, device=self._mode.device)
+        target = self._torch.zeros_like(source)
+
+        def copy() -> None:
+            target.copy_(source)
+            cuda.synchronize()
+
+        return copy
+
     @property
     def conditions(self) -> Mapping[str, str]:
         if self._mode.device == CPU:
@@ -133,6 +168,12 @@ class TorchEngine(Engine):
             GPU_UUID: str(properties.uuid),
             GPU_MULTIPROCESSORS: str(properties.multi_processor_count),
         }
+
+
+def module_bytes(module: Any) -> int:
+    """Return the bytes of all parameters and buffers of a module; one that several layers share counts once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def load_torch() -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.engine import load_engine, open_engine, require_precision, used_threads
@@ -20,11 +20,12 @@ from edgevit.formats import get_format
 from edgevit.latency.measure import LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
 from edgevit.latency.memory import peak_memory_of
 from edgevit.latency.studies import NO_STUDIES, Studies, Subject, study
+from edgevit.macs import ModelWork
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParitySummary, compare, references_for
 from edgevit.runtimes.peers import PEERS, build_peer, open_peer, require_peer
-from edgevit.runtimes.pytorch import TORCH_MODES, TorchEngine, TorchMode, torch_mode
+from edgevit.runtimes.pytorch import TORCH_MODES, TorchEngine, TorchMode, module_bytes, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.subprocesses import python_command
 from edgevit.types import Array, Precision
@@ -138,7 +139,13 @@ def _torch_subject(
     if mode.compiled:
         torch_engine.compile(_feeds(bundle))
     precision = _precision_of_pytorch(bundle)
-    peer = _Peer(name=mode.title, runtime="PyTorch", loading=loading, threads=threads)
+    peer = _Peer(
+        name=mode.title,
+        runtime=mode.title,  # the CPU and the GPU have rates of their own
+        loading=loading,
+        threads=threads,
+        work=_work_of_module(bundle, model.module),
+    )
     return _subject(stack, bundle, torch_engine, peer, judged=precision)
 
 
@@ -152,7 +159,13 @@ def _peer_subject(
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgevit-")))
     model = build_peer(name, module, _feeds(bundle), outputs, folder)
     engine, loading = timed_load(lambda: open_peer(name, model, inputs, outputs, threads=threads))
-    peer = _Peer(name=name, runtime=get_runtime(PEERS[name]).title, loading=loading, threads=threads)
+    peer = _Peer(
+        name=name,
+        runtime=get_runtime(PEERS[name]).title,
+        loading=loading,
+        threads=threads,
+        work=_work_of_module(bundle, module),
+    )
     return _subject(stack, bundle, engine, peer, judged=_precision_of_pytorch(bundle))
 
 
@@ -162,6 +175,15 @@ def _pytorch_model(bundle: Bundle, source: PytorchSource) -> LoadedModel:
     if not bundle.manifest.model.has_random_weights:
         require_match(bundle, model)
     return model
+
+
+def _work_of_module(bundle: Bundle, module: Any) -> ModelWork | None:
+    """The work of the module itself, in fp32: int8 weights are smaller, in fp16 the results too."""
+    work = bundle.manifest.work
+    if work is None:
+        return None
+    larger = 2 if bundle.options.precision == "fp16" else 1  # the graph of an int8 bundle has fp32 results
+    return replace(work, weight_bytes=module_bytes(module), activation_bytes=larger * work.activation_bytes)
 
 
 def _precision_of_pytorch(bundle: Bundle) -> Precision | None:
@@ -178,7 +200,7 @@ def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | No
     artifact = runtime.build(bundle.model_path, folder, options)
     stack.enter_context(runtime.session())
     engine, loading = timed_load(lambda: runtime.open(artifact.path, options))
-    peer = _Peer(name=fmt, runtime=runtime.title, loading=loading, threads=threads)
+    peer = _Peer(name=fmt, runtime=runtime.title, loading=loading, threads=threads, work=bundle.manifest.work)
     return _subject(stack, bundle, engine, peer, judged=bundle.options.precision)
 
 
@@ -190,6 +212,7 @@ class _Peer:
     runtime: str  # its title
     loading: Loading
     threads: int | None
+    work: ModelWork | None
 
 
 def _subject(stack: ExitStack, bundle: Bundle, engine: Engine, peer: _Peer, *, judged: Precision | None) -> Subject:
@@ -214,7 +237,7 @@ def _subject(stack: ExitStack, bundle: Bundle, engine: Engine, peer: _Peer, *, j
         runtime=peer.runtime,
         feeds={bundle.options.batch_to_measure: feeds},
         executed=executed,
-        work=bundle.manifest.work,
+        work=peer.work,
         is_peer=True,
     )
 

@@ -50,7 +50,7 @@ def test_latency_measures_side_by_side(
     own, peer = (row["evidence"] for row in rows)
     assert {group["name"] for group in own["layers"]["by_kind"]} >= {"Conv"} and peer["layers"] is None
     assert own["roofline"]["limit_ms"] > 0 and own["roofline"]["macs_per_s"]["int8"] > 0
-    assert peer["roofline"]["runtime"] == "PyTorch" and own["roofline"]["macs"] == peer["roofline"]["macs"]
+    assert peer["roofline"]["runtime"] == "torch (CPU)" and own["roofline"]["macs"] == peer["roofline"]["macs"]
     printed = capsys.readouterr().out
     assert "time by module" in printed and "best rates: ONNX Runtime" in printed
     assert violations(json.loads(report.read_text()), json.loads(SCHEMA.read_text())) == []

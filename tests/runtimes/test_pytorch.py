@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from edgevit.errors import MissingError, UsageError
-from edgevit.runtimes.pytorch import TORCH_CPU, TorchEngine, TorchMode, torch_mode
+from edgevit.latency.candidate import candidate_from_engine
+from edgevit.latency.roofline import device_copy_rate
+from edgevit.runtimes import pytorch
+from edgevit.runtimes.pytorch import CUDA, TORCH_CPU, TorchEngine, TorchMode, module_bytes, torch_mode
 from edgevit.types import TensorSpec
 
 SPECS = [TensorSpec("x", "float32", (1, 3))], [TensorSpec("y", "float32", (1, 2))]
@@ -56,3 +60,81 @@ def test_a_module_that_cannot_be_compiled_is_reported_with_the_remedy(monkeypatc
     engine = TorchEngine(torch.nn.Linear(3, 2), *SPECS, mode=TorchMode(compiled=True))
     with pytest.raises(MissingError, match=r"InvalidCxxCompiler: no C\+\+ compiler\); install a C\+\+ compiler"):
         engine.compile({"x": np.ones((1, 3), np.float32)})
+
+
+class FakeEvent:
+    """A CUDA event on a GPU whose clock advances by 1.5 ms between two events."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def record(self) -> None:
+        self._log.append("record")
+
+    def synchronize(self) -> None:
+        self._log.append("synchronize")
+
+    def elapsed_time(self, _end: FakeEvent) -> float:
+        self._log.append("elapsed")
+        return 1.5
+
+
+class OnFakeGpu(torch.nn.Linear):
+    """A layer that stays on the CPU when it is moved to the GPU, and notes when it runs."""
+
+    def __init__(self, log: list[str]) -> None:
+        super().__init__(3, 2)
+        self._log = log
+
+    def to(self, *_args: object, **_options: object) -> OnFakeGpu:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._log.append("forward")
+        return super().forward(x)
+
+
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+    """Replace PyTorch by one whose CUDA tensors are on the CPU."""
+
+    class FakeTorch:
+        cuda = SimpleNamespace(
+            Event=lambda enable_timing: FakeEvent(log) if enable_timing else None,
+            synchronize=lambda: log.append("synchronize"),
+            get_device_properties=lambda _device: SimpleNamespace(name="GPU", uuid="1", multi_processor_count=8),
+        )
+
+        def __getattr__(self, name: str) -> object:
+            create = getattr(torch, name)
+            if name not in ("tensor", "ones"):
+                return create
+            return lambda *args, **options: create(*args, **{**options, "device": "cpu"})
+
+    monkeypatch.setattr(pytorch, "load_torch", FakeTorch)
+
+
+def test_on_cuda_two_events_time_the_inference_and_are_read_outside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    fake_gpu(monkeypatch, log)
+    engine = TorchEngine(OnFakeGpu(log), *SPECS, mode=TorchMode(CUDA))
+    assert engine.compute_ms() is None and log == []  # nothing has run
+    x = {"x": np.ones((1, 3), np.float32)}
+    engine.run(x)
+    assert log == ["record", "forward", "record"]
+    assert engine.compute_ms() == 1.5 and log[3:] == ["synchronize", "elapsed"]
+    candidate = candidate_from_engine("torch (CUDA)", engine, x)
+    assert candidate.compute_ms is not None and candidate.compute_ms() == 1.5 and candidate.uses_gpu
+    assert candidate_from_engine("torch (CPU)", TorchEngine(torch.nn.Linear(3, 2), *SPECS), x).compute_ms is None
+
+
+def test_the_memory_of_the_gpu_is_copied_for_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    fake_gpu(monkeypatch, log)
+    rate = device_copy_rate(TorchEngine(OnFakeGpu(log), *SPECS, mode=TorchMode(CUDA)), 1 << 20)
+    assert rate is not None and rate > 0 and set(log) == {"synchronize"}
+    assert device_copy_rate(TorchEngine(torch.nn.Linear(3, 2), *SPECS), 1 << 20) is None  # the host's
+
+
+def test_shared_weights_count_once() -> None:
+    layer = torch.nn.Linear(3, 2)
+    assert module_bytes(torch.nn.Sequential(layer, layer, torch.nn.BatchNorm1d(2))) == 4 * (6 + 2 + 2 + 2 + 2 + 2) + 8
