@@ -1,9 +1,10 @@
 """Export architectures of timm and others, and write the table in docs/breadth.md: `python -m tests.tools.breadth`.
 
 Each architecture runs in a process of its own, with random weights that keep its activations alive, compared with
-PyTorch at each stage. `--runs` names what is tried: fp32 in ONNX Runtime and OpenVINO, a dynamic batch, fp16, int8.
-Results are appended to a file as they come, and an export that is in the file is not repeated: an interrupted run
-goes on where it was. Without names the list of `tests.tools.breadth_models` is taken; its packages are needed.
+PyTorch at each stage. `--runs` names what is tried: fp32 in ONNX Runtime and OpenVINO, fp16, int8, a dynamic batch; all
+but the last share one capture. Results are appended to a file as they come, and an export that is in the file is not
+repeated: an interrupted run goes on where it was. Without names the list of `tests.tools.breadth_models` is taken; its
+packages are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,12 +28,15 @@ import numpy as np
 import torch
 
 from edgevit.errors import EdgevitError, UsageError
+from edgevit.export.graph import OnnxGraph
 from edgevit.formats import get_format
 from edgevit.images import Preprocessing, read_image, sample_images, to_array
 from edgevit.models.initialization import randomize
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.report import ExportReport
+from edgevit.pipeline.source import source_of
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import ParityReport
 from edgevit.types import Array, Precision
@@ -42,6 +46,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "breadth.md"
 RESULTS = Path(__file__).with_name("breadth.jsonl")
 SEED = 0
 _CROPS = 16  # calibration inputs for int8
+_OUTCOMES = "outcomes"  # the file that a child appends its results to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +61,9 @@ class Run:
 
 RUNS = {
     "fp32": Run(title="fp32", formats=("ort", "openvino")),
-    "dynamic": Run(title="dynamic batch", formats=("ort", "openvino"), dynamic_batch=True),
     "fp16": Run(title="fp16", formats=("onnx",), precision="fp16"),
     "int8": Run(title="int8", formats=("ort",), precision="int8"),
+    "dynamic": Run(title="dynamic batch", formats=("ort", "openvino"), dynamic_batch=True),
 }
 
 
@@ -81,7 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="timm:NAME, torchvision:NAME or transformers:CLASS")
     parser.add_argument("--runs", default=",".join(RUNS), help=f"what is tried (default: {','.join(RUNS)})")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="for each export (default: 600)")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="for each architecture (default: 600)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that results are appended to")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file to write")
     parser.add_argument("--page-only", action="store_true", help="write the page of the results so far")
@@ -92,15 +99,13 @@ def main() -> None:
         return
     _import_packages()
     done = {(outcome.name, outcome.run) for outcome in outcomes}
-    for run in arguments.runs.split(","):
-        for name in arguments.names or breadth_models.default_names():
-            if (name, run) in done:
-                continue
-            outcome = export_in_child(name, run, timeout_s=arguments.timeout)
+    for name in arguments.names or breadth_models.default_names():
+        runs = [run for run in arguments.runs.split(",") if (name, run) not in done]
+        for outcome in export_in_child(name, runs, timeout_s=arguments.timeout) if runs else ():
             outcomes.append(outcome)
             with arguments.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
-            sys.stderr.write(f"{run} {_row(name, {run: outcome})}\n")
+            sys.stderr.write(f"{outcome.run} {_row(name, {outcome.run: outcome})}\n")
     arguments.page.write_text(page(outcomes), "utf-8")
 
 
@@ -120,66 +125,85 @@ def read(path: Path) -> list[Outcome]:
     return list({(outcome.name, outcome.run): outcome for outcome in found}.values())
 
 
-def export_in_child(name: str, run: str, *, timeout_s: float) -> Outcome:
-    """Export one architecture in a process of its own, which may crash, hang or run out of memory."""
+def export_in_child(name: str, runs: Sequence[str], *, timeout_s: float) -> list[Outcome]:
+    """Export one architecture in a process of its own, which may crash, hang or run out of memory.
+
+    `timeout_s` is the time for all runs together. Those that come after a crash are tried in another process.
+    """
     context = multiprocessing.get_context("fork")
-    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=_child, args=(name, run, Path(folder)))
+        process = context.Process(target=_child, args=(name, runs, Path(folder)))
         process.start()
         process.join(timeout_s)
-        outcome = _outcome_in(Path(folder), name, run)
-        if process.exitcode is None:
-            outcome = replace(outcome, reason=f"not finished within {timeout_s:.0f} s")
+        outcomes = _outcomes_in(Path(folder))
+        timed_out = process.exitcode is None
+        if len(outcomes) < len(runs):
+            failed = _timed_out(timeout_s) if timed_out else _crashed(Path(folder))
+            outcomes.append(Outcome(name=name, run=runs[len(outcomes)], reason=failed))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)  # with what it started
         process.join()
     today = datetime.now(timezone.utc).date().isoformat()
-    return replace(outcome, elapsed_s=time.monotonic() - start, day=today)
+    dated = [replace(outcome, day=today) for outcome in outcomes]
+    remaining = runs[len(outcomes) :]
+    return dated + (export_in_child(name, remaining, timeout_s=timeout_s) if remaining else [])
 
 
-def _child(name: str, run: str, folder: Path) -> None:
+def _timed_out(timeout_s: float) -> str:
+    return f"not finished within {timeout_s:.0f} s"
+
+
+def _crashed(folder: Path) -> str:
+    log = (folder / "log").read_text("utf-8", errors="replace").strip() if (folder / "log").exists() else ""
+    return f"crashed: {(log.splitlines() or ['no message'])[-1]}"
+
+
+def _child(name: str, runs: Sequence[str], folder: Path) -> None:
     os.setsid()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    outcome = export(name, run, folder)
-    (folder / "outcome").write_text(json.dumps(asdict(outcome)), "utf-8")
+    for outcome in export(name, runs, folder):
+        with (folder / _OUTCOMES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
 
 
-def _outcome_in(folder: Path, name: str, run: str) -> Outcome:
-    try:
-        return Outcome(**json.loads((folder / "outcome").read_text("utf-8")))
-    except FileNotFoundError:
-        log = (folder / "log").read_text("utf-8", errors="replace").strip() if (folder / "log").exists() else ""
-        last = (log.splitlines() or ["no message"])[-1]
-        return Outcome(name=name, run=run, reason=f"crashed: {last}")
+def _outcomes_in(folder: Path) -> list[Outcome]:
+    file = folder / _OUTCOMES
+    return [Outcome(**json.loads(line)) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
 
 
-def export(name: str, run: str, folder: Path) -> Outcome:
-    """Export one architecture in this process."""
+def export(name: str, runs: Sequence[str], folder: Path) -> Iterator[Outcome]:
+    """Export one architecture in this process, once for each run; a capture serves all runs of its kind."""
     module, shape = breadth_models.create(name)
     randomize(module.eval(), seed=SEED)
     parameters = sum(each.numel() for each in module.parameters()) / 1e6
-    outcome = Outcome(name=name, run=run, reason="", million_parameters=round(parameters, 2))
-    try:
-        model = from_module(module, example_input=torch.zeros(1, *shape), name="model")
-        report = _export(model, RUNS[run], folder)
-    except EdgevitError as error:
-        return _with_errors(replace(outcome, reason=str(error)), getattr(error, "report", None))
-    return _with_errors(replace(outcome, nodes=report.bundles[0].nodes), report.parity)
+    captures: dict[bool, OnnxGraph] = {}
+    for run in runs:
+        start = time.monotonic()
+        outcome = Outcome(name=name, run=run, reason="", million_parameters=round(parameters, 2))
+        try:
+            model = from_module(module, example_input=torch.zeros(1, *shape), name="model")
+            report = _export(model, RUNS[run], captures, folder)
+            outcome = _with_errors(replace(outcome, nodes=report.bundles[0].nodes), report.parity)
+        except EdgevitError as error:
+            outcome = _with_errors(replace(outcome, reason=str(error)), getattr(error, "report", None))
+        yield replace(outcome, elapsed_s=time.monotonic() - start)
 
 
-def _export(model: LoadedModel, run: Run, out: Path) -> ExportReport:
+def _export(model: LoadedModel, run: Run, captures: dict[bool, OnnxGraph], out: Path) -> ExportReport:
     dynamic = BatchRange(1, 2, 4) if run.dynamic_batch else None
     config = pipeline.ExportConfig(
         formats=run.formats,
         options=BuildOptions(precision=run.precision, dynamic_batch=dynamic),
         calib=_crops(model) if run.precision == "int8" else None,
         out=out,
+        explain=False,
         latency=False,
     )
-    return pipeline.run(model, config)
+    if run.dynamic_batch not in captures:
+        captures[run.dynamic_batch] = source_of(model).capture(StageTimer(), config.options)
+    return pipeline.run(model, config, captured=captures[run.dynamic_batch])
 
 
 def _crops(model: LoadedModel) -> dict[str, Array]:
