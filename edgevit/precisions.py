@@ -10,10 +10,10 @@ from edgevit.types import Precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """The difference from PyTorch that is accepted. None: not judged."""
+    """The difference from the reference that is accepted. None: not judged."""
 
-    max_abs_of_std: float | None  # largest absolute difference, in standard deviations of PyTorch's output
-    max_float32_errors: float | None = None  # that difference as a multiple of PyTorch's float32 error, if that is more
+    max_abs_of_std: float | None  # largest absolute difference, in standard deviations of the reference
+    max_float32_errors: float | None = None  # it as a multiple of the model's own float32 error, if that is more
     cosine: float  # smallest cosine similarity of any row
     snr_db: float | None  # smallest signal-to-noise ratio over all rows
     agreement: float | None  # smallest fraction of photos, or of pixels, with the same top-1 class
@@ -22,7 +22,7 @@ class Tolerance:
     def __str__(self) -> str:
         parts = [f"cosine >= {self.cosine:g}"]
         if self.max_abs_of_std is not None:
-            own = f" or {self.max_float32_errors:g}x PyTorch's float32 error" if self.max_float32_errors else ""
+            own = f" or {self.max_float32_errors:g}x the model's own float32 error" if self.max_float32_errors else ""
             parts.insert(0, f"max error <= {self.max_abs_of_std:g} std{own}")
         if self.snr_db is not None:
             parts.append(f"SNR >= {self.snr_db:g} dB")

@@ -341,7 +341,7 @@ class LatencyReport:
             f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
             f"runs without a CUDA graph: {self.details.get(CUDA_GRAPH)}": self.details.get(CUDA_GRAPH, "yes") != "yes",
-            f"its outputs are not PyTorch's: {self._parity_failure}": bool(self._parity_failure),
+            f"its outputs are not the reference's: {self._parity_failure}": bool(self._parity_failure),
             **self._device_warnings(),
         }
         return tuple(warning for warning, applies in conditions.items() if applies)

@@ -117,7 +117,7 @@ class OutputParity:
     def failures(self) -> tuple[str, ...]:
         """The reasons why this output does not pass; empty if it passes."""
         if not self.finite:
-            return ("it has NaN or infinity at other places than PyTorch's output",)
+            return ("it has NaN or infinity at other places than the reference",)
         if self.is_class_map:
             return self._pixel_failures(get_policy(self.precision).tolerance.map_agreement)
         policy = get_policy(self.precision)
@@ -127,7 +127,7 @@ class OutputParity:
         # "not within" instead of "beyond", so that a measure that is NaN fails too.
         if max_error is not None and not self.max_abs_of_std <= max_error:
             own = self.float32_error_of_std
-            known = "" if own is None else f" (PyTorch's own float32 error is {own:.1e})"
+            known = "" if own is None else f" (the model's own float32 error is {own:.1e})"
             failures.append(f"max error {self.max_abs_of_std:.1e} std, allowed {max_error:.2g}{known}")
         if not min(self.cosine) >= allowed.cosine:
             failures.append(f"cosine {min(self.cosine):.6f}, at least {allowed.cosine:g}")
@@ -311,7 +311,7 @@ def _compare_output(
 ) -> OutputParity:
     if expected.shape != actual.shape:
         raise ParityError(
-            f"{conditions.stage}: output {name} has the shape {actual.shape}, but PyTorch's has {expected.shape}"
+            f"{conditions.stage}: output {name} has the shape {actual.shape}, but the reference has {expected.shape}"
         )
     want = expected.reshape(len(expected), -1).astype(np.float64)  # (rows, values)
     got = actual.reshape(len(actual), -1).astype(np.float64)

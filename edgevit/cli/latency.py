@@ -283,7 +283,7 @@ def _percentile_list(unit: str, found: Sequence[tuple[int, float | None, Interva
 
 
 def _parity(reports: Sequence[LatencyReport]) -> list[str]:
-    """Return one line on how the outputs of each engine compare with PyTorch's; none if they were not compared."""
+    """Return one line on how the outputs of each engine compare with the reference; none if they were not compared."""
     phrases = []
     for name, report in zip(short_names([report.name for report in reports]), reports, strict=True):
         parity = report.parity
@@ -291,7 +291,7 @@ def _parity(reports: Sequence[LatencyReport]) -> list[str]:
             continue
         error = "" if parity.max_error_std is None else f" ({parity.max_error_std:.0e} std)"
         phrases.append(f"{name} {'passes' if parity.passed else 'WRONG'}{error}")
-    return [f"parity with PyTorch: {', '.join(phrases)}"] if phrases else []
+    return [f"parity with the reference: {', '.join(phrases)}"] if phrases else []
 
 
 def _sampling(report: LatencyReport) -> list[str]:

@@ -84,7 +84,7 @@ def parity_phrase(results: Sequence[OutputParity]) -> str:
     outcome = "passed" if all(result.passed for result in results) else "FAILED"
     own = [result.float32_error_of_std or 0.0 for result in results if result.precision == "fp32"]
     fp32 = len(own) == len(results) and max(own) > 0
-    return f"parity {outcome} ({worst_error(results)}{f', PyTorch itself {max(own):.0e}' if fp32 else ''})"
+    return f"parity {outcome} ({worst_error(results)}{f', float32 itself {max(own):.0e}' if fp32 else ''})"
 
 
 def worst_error(results: Sequence[OutputParity]) -> str:
@@ -111,9 +111,9 @@ def _agreement_cell(result: OutputParity) -> str:
 
 
 def parity_table(results: Sequence[OutputParity], *, detailed: bool = True) -> Table:
-    """Return one row for each stage, output and kind of input that was compared with PyTorch."""
+    """Return one row for each stage, output and kind of input that was compared with the reference."""
     more = ("batch", "cosine") if detailed else ()
-    measures = ("max error / std", "PyTorch's own", "SNR dB", "top-1", *more)
+    measures = ("max error / std", "float32 itself", "SNR dB", "top-1", *more)
     several = len({result.output for result in results}) > 1
     table = make_table("Parity", "stage", *(("output",) if several else ()), "input", *measures, "verdict")
     for result in results:

@@ -31,7 +31,7 @@ class CommonObjects:
         return CommonObjects(self.first + other.first, self.second + other.second, self.common + other.common)
 
     def __str__(self) -> str:
-        return f"{self.first} objects in PyTorch, {self.second} in the engine, {self.common} in both"
+        return f"{self.first} objects in the reference, {self.second} in the engine, {self.common} in both"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -110,8 +112,7 @@ def _float32_error(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping
     Empty if the module does not run in float64, or not within `FLOAT64_LIMIT_S`.
     """
     try:
-        output = run_in_float64(model.module, _feeds(model, inputs, 0), limit_s=FLOAT64_LIMIT_S)
-        exact = [tensor[0].double().numpy() for tensor in flatten_outputs(output)]
+        return _float32_error_of_row(model, inputs, outputs, row=0, limit_s=FLOAT64_LIMIT_S)
     except (Exception, SystemExit) as error:  # user code may raise anything, or exit
         slow = isinstance(error, TimeoutError)
         reason = f"it takes more than {FLOAT64_LIMIT_S:.0f} s" if slow else class_and_first_line(error)
@@ -121,7 +122,29 @@ def _float32_error(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping
             reason,
         )
         return {}
-    errors = {name: differences(array[0], each) for (name, array), each in zip(outputs.items(), exact, strict=True)}
+
+
+def float32_errors(model: LoadedModel, reference: Reference, rows: Iterable[int]) -> dict[int, Mapping[str, float]]:
+    """Return PyTorch's float32 error of each output, for single rows.
+
+    Rows are left out on which the module does not run in float64, or not within `FLOAT64_LIMIT_S` for all together.
+    """
+    inputs = [reference.inputs[name] for name in model.input_names]
+    end_s = time.monotonic() + FLOAT64_LIMIT_S
+    found: dict[int, Mapping[str, float]] = {}
+    for row in rows:
+        with contextlib.suppress(Exception, SystemExit):  # user code may raise anything, or exit
+            limit_s = end_s - time.monotonic()
+            found[row] = _float32_error_of_row(model, inputs, reference.outputs, row=row, limit_s=limit_s)
+    return found
+
+
+def _float32_error_of_row(
+    model: LoadedModel, inputs: Sequence[Array], outputs: Mapping[str, Array], *, row: int, limit_s: float
+) -> dict[str, float]:
+    output = run_in_float64(model.module, _feeds(model, inputs, row), limit_s=limit_s)
+    exact = [tensor[0].double().numpy() for tensor in flatten_outputs(output)]
+    errors = {name: differences(array[row], each) for (name, array), each in zip(outputs.items(), exact, strict=True)}
     return {name: float(error[np.isfinite(error)].max(initial=0.0)) for name, error in errors.items()}
 
 

@@ -33,6 +33,7 @@ from edgevit.pipeline import engine_memory, fp32_baseline
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
+from edgevit.pipeline.conditioning import refine
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import (
@@ -56,6 +57,7 @@ from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.trtexec import device_steps
+from edgevit.types import Reference
 
 __all__ = ["ExportConfig", "run"]
 
@@ -117,7 +119,7 @@ def prepare(
     _require_class_names(model, captured)
     references = _compute_references(model, source, config, captured, timer)
     export = ExportRun(model=model, source=source, config=config, captured=captured, references=references, timer=timer)
-    parity = _check_captured(export)
+    export, parity = _check_captured(export)
     return export, _optimize(export, folder), parity
 
 
@@ -184,14 +186,25 @@ def _compute_references(
     return ReferenceData(outputs=outputs, calibration=calibration, eval_dataset=dataset)
 
 
-def _check_captured(export: ExportRun) -> ParityReport:
-    """Compare the captured graph with the model itself."""
+def _check_captured(export: ExportRun) -> tuple[ExportRun, ParityReport]:
+    """Compare the captured graph with the model itself.
+
+    Returns the export, whose references have the float32 error of every row that needs it, and the comparison.
+    """
     config = export.config
     if not config.verify:
-        return ParityReport(())
+        return export, ParityReport(())
     with export.timer.stage("parity of the captured graph"):
         run_graph = graph_evaluator(export.captured, threads=config.options.threads)
-        return compare("ONNX", run_graph, export.references.outputs, precision="fp32", batches=(config.batch,))
+
+        def compare_with(references: Sequence[Reference]) -> ParityReport:
+            return compare("ONNX", run_graph, references, precision="fp32", batches=(config.batch,))
+
+        report = compare_with(export.references.outputs)
+        refined = refine(export.references.outputs, report, export.source.float32_errors)
+        if all(new is old for new, old in zip(refined, export.references.outputs, strict=True)):
+            return export, report
+        return replace(export, references=replace(export.references, outputs=refined)), compare_with(refined)
 
 
 def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:

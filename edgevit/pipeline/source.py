@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,6 +39,10 @@ class Source(ABC):
         self, captured: OnnxGraph, *, images: Path | None, strict: bool, verify: bool, threads: int | None
     ) -> tuple[Reference, ...]:
         """Return inputs, photos first, and the model's own outputs for them."""
+
+    def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
+        """Return the float32 error of each output on single rows; rows are left out if it is unknown."""
+        return {}
 
     @abstractmethod
     def engine(self, captured: OnnxGraph, *, threads: int | None) -> Engine:

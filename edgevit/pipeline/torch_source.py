@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from edgevit.export.capture import capture
 from edgevit.export.graph import BATCH, OnnxGraph
 from edgevit.models.description import ModelDescription
 from edgevit.models.loading import LoadedModel
-from edgevit.models.reference import compute_references
+from edgevit.models.reference import compute_references, float32_errors
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.source import Source
 from edgevit.runtimes.base import BuildOptions, Engine
@@ -66,6 +67,9 @@ class TorchSource(Source):
     ) -> tuple[Reference, ...]:
         names = [spec.name for spec in captured.outputs]
         return compute_references(self._model, names, images=images, strict=strict, verify=verify)
+
+    def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
+        return float32_errors(self._model, reference, rows)
 
     def engine(self, captured: OnnxGraph, *, threads: int | None) -> Engine:
         return TorchEngine(self._model.module, captured.inputs, captured.outputs, threads=threads)

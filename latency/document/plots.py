@@ -180,7 +180,7 @@ def tradeoffs(document: Document, key: str) -> list[Figure]:
     entries = [entry for session in document.sessions for entry in session.entries if entry.product is not None]
     found = [
         _tradeoff(entries, f"{key}-top1", "top-1, %", _top1, more_is_better=True),
-        _tradeoff(entries, f"{key}-snr", "SNR to PyTorch, dB", _snr, more_is_better=True),
+        _tradeoff(entries, f"{key}-snr", "SNR to the reference, dB", _snr, more_is_better=True),
         _tradeoff(entries, f"{key}-size", "engine size, MB", _size, more_is_better=False),
     ]
     accuracy, snr, size = found

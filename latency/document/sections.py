@@ -44,10 +44,10 @@ _COLUMNS: dict[str, Callable[[Entry], str]] = {
 
 
 def _outputs(report: LatencyReport) -> str:
-    """Return whether the engine computed what PyTorch computes, if it was compared in this run."""
+    """Return whether the engine computed the reference outputs, if it was compared in this run."""
     if report.parity is None:
         return ABSENT
-    return "as PyTorch" if report.parity.passed else f"WRONG: {report.parity.failure}"
+    return "as the reference" if report.parity.passed else f"WRONG: {report.parity.failure}"
 
 
 def title_of(document: Document) -> str:

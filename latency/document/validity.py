@@ -148,6 +148,6 @@ def _parity(report: LatencyReport, product: Product) -> Check:
         passed = product.parity.passed
         figure = "" if product.parity.snr_db is None else f", SNR {product.parity.snr_db:.0f} dB"
     else:
-        return Check(name, "unknown", "the engine was not compared with PyTorch")
-    verdict = "computes what PyTorch computes" if passed else "does not compute what PyTorch computes"
+        return Check(name, "unknown", "the engine was not compared with the reference")
+    verdict = "computes the reference outputs" if passed else "does not compute the reference outputs"
     return Check(name, _answer(holds=passed), f"engine {measured[:12]} {verdict}{figure}")

@@ -84,7 +84,7 @@ def test_a_peer_that_answers_wrongly_is_measured_and_named(
     rows = json.loads(out.read_text())["latency"]
     assert [(row["name"], row["parity"]["passed"]) for row in rows] == [(path.name, True), ("ov-direct", False)]
     printed = capsys.readouterr().out
-    assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not PyTorch's: max error" in printed
+    assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not the reference's: max error" in printed
 
 
 @pytest.mark.parametrize("time", ["0s", "later", "1s", "nan"])

@@ -113,7 +113,7 @@ def test_an_ill_conditioned_model_passes_by_its_own_error_in_float32() -> None:
 def test_both_figures_of_a_failure_are_named() -> None:
     model = Model(norm(1e-6, 1.0), ILL_CONDITIONED)
     found = result(lambda feeds: {"y": 1.003 * in_float64(model)(feeds)["y"]}, reference_of(model))
-    assert "(PyTorch's own float32 error is " in found.failures[0]
+    assert "(the model's own float32 error is " in found.failures[0]
 
 
 def test_a_large_float32_error_does_not_excuse_another_direction() -> None:
