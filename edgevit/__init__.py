@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgevit.pipeline.explain.explanation import Explanation
     from edgevit.pipeline.tuning.report import TuningReport
     from edgevit.runtimes.base import BatchRange, Engine
-    from edgevit.types import Array, Precision
+    from edgevit.types import Array, OutputForm, Precision
 
     class _ExportOptions(TypedDict, total=False):
         """The options of `export_model` that its result does not depend on."""
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         weights: str | os.PathLike[str] | None
         num_classes: int | None
         img_size: int | tuple[int, int] | None
+        outputs: OutputForm | None
         batch: int
         dynamic_batch: BatchRange | tuple[int, int, int] | None
         opset: int | None
@@ -130,6 +131,7 @@ def export_model(
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
+    outputs: OutputForm | None = None,
     batch: int = 1,
     dynamic_batch: BatchRange | tuple[int, int, int] | None = None,
     opset: int | None = None,
@@ -166,6 +168,8 @@ def export_model(
         out: the folder in which the bundle is created.
         example_input: a tensor with the batch first, or one for each input. Required for a module.
         weights, num_classes, img_size: as for `create_model`; only for a model given by name.
+        outputs: what a registered model outputs, as `--outputs`: "logits" or "features"; "boxes", "raw" or "nms" of a
+            detector; "classes" of a segmenter.
         batch: the static batch size.
         dynamic_batch: (minimum, optimum, maximum), instead of `batch`.
         opset: the ONNX opset; by default the best one for the format.
@@ -206,6 +210,7 @@ def export_model(
             weights=weights,
             num_classes=num_classes,
             img_size=img_size,
+            outputs=outputs,
             batch=batch,
             preprocessing=preprocessing,
             classes=classes,
@@ -248,6 +253,7 @@ def _load_model(
     weights: str | os.PathLike[str] | None,
     num_classes: int | None,
     img_size: int | tuple[int, int] | None,
+    outputs: OutputForm | None = None,
     batch: int,
     preprocessing: object,
     classes: str | os.PathLike[str] | None,
@@ -264,14 +270,19 @@ def _load_model(
         if example_input is not None:
             raise UsageError("example_input is for a module; a model given by name is exported for img_size")
         loaded = load_named(
-            model, weights=weights, num_classes=num_classes, img_size=img_size, batch=None if batch == 1 else batch
+            model,
+            weights=weights,
+            num_classes=num_classes,
+            img_size=img_size,
+            batch=None if batch == 1 else batch,
+            outputs=outputs,
         )
     else:
         from edgevit.models import loading
 
-        if weights is not None or num_classes is not None or img_size is not None:
+        if any(option is not None for option in (weights, num_classes, img_size, outputs)):
             raise UsageError(
-                "weights, num_classes and img_size are for a model given by name; apply them to your module"
+                "weights, num_classes, img_size and outputs are for a model given by name; apply them to your module"
             )
         loaded = loading.from_module(model, example_input=example_input, batch=batch)
     if preprocessing is not None:

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 import edgevit
+from edgevit.cli.main import main
 from edgevit.errors import EXIT_STATUSES, EdgevitError, UsageError
 
 PARAMETERS = {
     "list_models": "family",
     "create_model": "name weights num_classes img_size options",
     "export": "model fmt precision calib eval max_drop out example_input weights num_classes img_size batch "
-    "dynamic_batch opset images threads sm trt_version verify latency",
+    "outputs dynamic_batch opset images threads sm trt_version verify latency",
     "load": "bundle threads cache_dir",
     "explain": "bundle model weights images limit_s",
     "tune": "model time_s fmt threads calib eval max_drop out example_input weights num_classes img_size batch images",
@@ -65,10 +66,37 @@ def test_export_to_several_formats_and_load_return_arrays_by_name(tmp_path: Path
     assert torch.allclose(torch.from_numpy(logits), module.eval()(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"weights": "w.pth"}, {"num_classes": 3}, {"img_size": 64}])
+@pytest.mark.parametrize(
+    "options", [{"weights": "w.pth"}, {"num_classes": 3}, {"img_size": 64}, {"outputs": "features"}]
+)
 def test_options_of_a_name_are_rejected_for_a_module(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="for a model given by name"):
         edgevit.export(nn.Identity(), example_input=torch.rand(1, 3, 8, 8), out=tmp_path, **options)  # type: ignore[call-overload]
+
+
+def test_outputs_that_a_model_lacks_are_refused() -> None:
+    with pytest.raises(UsageError, match="shiftvit_t is a classifier; it outputs logits or features, not boxes"):
+        edgevit.export("shiftvit_t", outputs="boxes")
+
+
+@pytest.mark.large
+def test_outputs_are_those_of_the_command_line(tmp_path: Path) -> None:
+    bundle = edgevit.export("mobileformer_26m", outputs="features", img_size=32, verify=False, out=tmp_path / "python")
+    words = [
+        "mobileformer_26m",
+        "--fmt",
+        "onnx",
+        "--outputs",
+        "features",
+        "--img-size",
+        "32",
+        "--no-verify",
+        "--no-latency",
+    ]
+    assert main(["export", *words, "--out", str(tmp_path / "command")]) == 0
+    assert [output.name for output in bundle.manifest.outputs] == ["c2", "c3", "c4", "c5"]
+    other = tmp_path / "command" / bundle.path.name
+    assert (bundle.path / "model.onnx").read_bytes() == (other / "model.onnx").read_bytes()
 
 
 def test_an_example_input_is_rejected_for_a_name(tmp_path: Path) -> None:

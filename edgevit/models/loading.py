@@ -161,6 +161,8 @@ def preserve_training_mode(model: object) -> Iterator[None]:
 
 def class_names(dataset: str) -> tuple[str, ...]:
     """Return the class names of a dataset in the order of the logits."""
+    # COCO's and ADE20K's are equal, name by name, to those of mmdet (mmdet/datasets/coco.py) and mmseg
+    # (mmseg/datasets/ade.py); the ids of COCO, from 1 to 90 with gaps, to those of mmdet's DETR with 91 classes.
     path = resources.files("edgevit") / "data" / f"{dataset}_classes.tsv"
     return tuple(line.split("\t")[-1] for line in path.read_text("utf-8").splitlines())
 

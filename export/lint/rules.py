@@ -1,4 +1,4 @@
-"""The lint rules, one function each.
+"""The lint rules, one function each; those for detection and segmentation are in `dense_rules`.
 
 Statements about fusion are based on kernel lists of TensorRT-RTX 1.7, whose compiler TensorRT shares; findings about
 fusion are advice and never errors.
@@ -24,6 +24,7 @@ from edgevit.export.lint.context import (
     producer,
     stored_array,
 )
+from edgevit.export.lint.dense_rules import adaptive_pooling, attention_memory, image_norm, resize_mode
 from edgevit.export.lint.findings import LEVELS, Diagnostic, Finding
 from edgevit.export.lint.forms import TENSORRT_FORMS, OperatorForm
 from edgevit.export.lint.openvino_forms import OPENVINO_FORMS
@@ -404,4 +405,8 @@ RULES: tuple[Rule, ...] = (
     Rule("baked-batch", _ALL, baked_batch),
     Rule("half-range", _TRT, half_range),
     Rule("asymmetric-quantization", _TRT, asymmetric_quantization),
+    Rule("attention-memory", _ALL, attention_memory),
+    Rule("image-norm", _ALL, image_norm),
+    Rule("adaptive-pooling", _ALL, adaptive_pooling),
+    Rule("resize-mode", _ALL, resize_mode),
 )

@@ -118,6 +118,66 @@ QUANTIZE = """(float[batch, 4] x) => (float[batch, 4] y) {
 PAD = "(float[batch, 4] x) => (float[batch, 6] y) {{ y = Pad (x, pads{rest}) }}"
 SCALE, AXES = np.float32(0.25), np.array([1], np.int64)
 
+
+def dense_attention(tokens: int, dtype: str = "float", head: int = 32) -> str:
+    """Attention of 4 heads on a number of tokens."""
+    return attention(dtype, head).replace("16,", f"{tokens},").replace(", 16]", f", {tokens}]")
+
+
+def image_norm(norm: str, *, side: int = 32, out: str = "batch, 8, 32, 32") -> str:
+    """A norm on a square map whose result is an output."""
+    return f"(float[batch, 8, {side}, {side}] x) => (float[{out}] y) {{ {norm} }}"
+
+
+def pooling_windows() -> Array:
+    """Return the indices with which exporters write adaptive pooling of 4 x 4 to 3 x 3."""
+    starts = np.array([[0, 1], [1, 2], [2, 3]])
+    rows, columns = np.broadcast_arrays(starts[:, :, None, None], starts[None, None])
+    return np.stack([rows, columns], -1)
+
+
+GROUP_NORM_OP = "y = GroupNormalization <num_groups = 2> (x, s, b)"
+MEAN_OF_MAP = """mean = ReduceMean <keepdims = 1> (x, axes)
+    y = Sub (x, mean)"""
+SQUEEZE_AND_EXCITE = """mean = ReduceMean <keepdims = 1> (x, axes)
+    gate = Sigmoid (mean)
+    y = Mul (x, gate)"""
+WHOLE_LAYER_NORM = "y = LayerNormalization <axis = {axis}> (x, gain)"
+FOLDED_NORM = """folded = Reshape (x, groups)
+    normed = InstanceNormalization (folded, s, b)
+    y = Reshape (normed, unfolded)"""
+FOLDED: Mapping[str, ArrayLike] = {
+    **PER_GROUP,
+    "groups": np.array([-1, 2, 4096], np.int64),
+    "unfolded": np.array([-1, 8, 32, 32], np.int64),
+}
+POOLING = """(float[batch, 2, 4, 4] x) => (float[3, 3, batch, 2] y) {{
+    last = Transpose <perm = [2, 3, 0, 1]> (x)
+    windows = GatherND (last, index)
+    {pooled}
+}}"""
+SUMMED = """sums = ReduceSum <keepdims = 0> (windows, window)
+    y = Mul (sums, quarter)"""
+WEIGHTED = """weighted = Relu (windows)
+    y = Einsum <equation = "abcdef,bd->acef"> (weighted, kernel)"""
+RESIZE = """(float[batch, 3, 8, 8] x) => (float[batch, 3, 32, 32] y) {{
+    y = Resize <mode = "{mode}", coordinate_transformation_mode = "{coordinates}"> (x, roi, scales)
+}}"""
+RESIZE_10 = """(float[batch, 3, 8, 8] x) => (float[batch, 3, 32, 32] y) {
+    y = Resize <mode = "linear"> (x, scales)
+}"""
+RESIZED_CLASSES = """(float[batch, 3, 8, 8] x) => (float[batch, 1, 32, 32] y) {
+    best = ArgMax <axis = 1, keepdims = 1> (x)
+    classes = Cast <to = 1> (best)
+    y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric"> (classes, roi, scales)
+}"""
+RESIZED_LOGITS = """(float[batch, 3, 8, 8] x) => (int32[batch, 32, 32] y) {
+    resized = Resize <mode = "linear"> (x, roi, scales)
+    best = ArgMax <axis = 1, keepdims = 0> (resized)
+    y = Cast <to = 6> (best)
+}"""
+TIMES_4: Mapping[str, ArrayLike] = {"scales": np.array([1, 1, 4, 4], np.float32), "roi": np.zeros(0, np.float32)}
+
 CASES = (
     Case(
         "operators",
@@ -392,6 +452,86 @@ CASES = (
         weights={"scale": SCALE, "zero": np.uint8(128)},
         clean_weights={"scale": SCALE, "zero": np.int8(0)},
     ),
+    Case(  # 4 heads, 2001 x 2001, 4 bytes: 64.06 MB
+        "attention-memory",
+        "warning",
+        dense_attention(2001),
+        dense_attention(1999),
+        target="ort",
+        weights={"scale": SCALE},
+    ),
+    Case(  # TensorRT fuses it in fp16 unless heads are small
+        "attention-memory",
+        "warning",
+        dense_attention(4096, "float16", 8),
+        dense_attention(4096, "float16", 16),
+        weights={"scale": SCALE.astype(HALF)},
+    ),
+    Case(
+        "image-norm",
+        "note",
+        image_norm(GROUP_NORM_OP),
+        image_norm(GROUP_NORM_OP, side=31, out="batch, 8, 31, 31"),
+        target="ort",
+        weights=PER_GROUP,
+    ),
+    Case(
+        "image-norm",
+        "note",
+        image_norm(FOLDED_NORM),
+        image_norm("y = BatchNormalization (x, s, b, m, v)"),
+        weights=FOLDED,
+        clean_weights={name: np.ones(8, np.float32) for name in "sbmv"},
+    ),
+    Case(
+        "image-norm",
+        "note",
+        image_norm(MEAN_OF_MAP),
+        image_norm(SQUEEZE_AND_EXCITE),
+        target="openvino",
+        weights={"axes": np.array([1, 2, 3])},
+    ),
+    Case(
+        "image-norm",
+        "note",
+        image_norm(WHOLE_LAYER_NORM.format(axis=1)),
+        image_norm(WHOLE_LAYER_NORM.format(axis=2), out="batch, 8, 32, 32"),
+        weights={"gain": np.ones((8, 32, 32), np.float32)},
+        clean_weights={"gain": np.ones((32, 32), np.float32)},
+    ),
+    Case(
+        "adaptive-pooling",
+        "warning",
+        POOLING.format(pooled=SUMMED),
+        POOLING.format(pooled=WEIGHTED),
+        weights={"index": pooling_windows(), "window": np.array([1, 3]), "quarter": SCALE},
+        clean_weights={"index": pooling_windows(), "kernel": weight(2, 2)},
+        target="ort",
+    ),
+    Case(
+        "resize-mode",
+        "warning",
+        RESIZE.format(mode="linear", coordinates="asymmetric"),
+        RESIZE.format(mode="nearest", coordinates="asymmetric"),
+        weights=TIMES_4,
+    ),
+    Case(
+        "resize-mode",
+        "warning",
+        RESIZE_10,
+        RESIZE.format(mode="linear", coordinates="half_pixel"),
+        weights=TIMES_4,
+        opset=10,
+        clean_opset=11,
+        target="ort",
+    ),
+    Case(
+        "resize-mode",
+        "warning",
+        RESIZED_CLASSES,
+        RESIZE.format(mode="cubic", coordinates="align_corners"),
+        weights=TIMES_4,
+    ),
 )
 
 
@@ -413,6 +553,17 @@ def test_the_clean_graph_has_no_findings_of_any_rule(case: Case) -> None:
     weights = case.weights if case.clean_weights is None else case.clean_weights
     clean = graph(case.clean, weights, opset=case.clean_opset or case.opset, domains=case.domains)
     assert lint(clean, parse_target(case.target)) == ()
+
+
+def test_classes_of_resized_logits_and_norms_of_classifiers_are_no_findings_of_the_rules_for_dense_models() -> None:
+    classifier = """(float[batch, 8, 32, 32] x) => (float[batch, 8] y) {
+        normed = GroupNormalization <num_groups = 2> (x, s, b)
+        y = ReduceMean <keepdims = 0> (normed, axes)
+    }"""
+    weights = {**TIMES_4, **PER_GROUP, "axes": np.array([2, 3])}
+    for body in (RESIZED_LOGITS, classifier):
+        found = {finding.rule for finding in lint(graph(body, weights), parse_target("ort"))}
+        assert not found & {"resize-mode", "image-norm"}
 
 
 def test_every_rule_has_a_case_and_a_docstring() -> None:
