@@ -11,8 +11,9 @@ import numpy as np
 from edgevit.errors import MeasureError, UsageError
 from edgevit.files import first_line
 from edgevit.latency import clock
+from edgevit.peak_memory import resident_mb
 from edgevit.runtimes.base import GPU, Engine
-from edgevit.runtimes.loading import Loading, memory_rise_mb, resident_mb
+from edgevit.runtimes.loading import Loading, memory_rise_mb
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Array
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-T = TypeVar("T")
+from edgevit.peak_memory import resident_mb
 
-_STATUS = Path("/proc/self/status")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +36,3 @@ def memory_rise_mb(before_mb: float | None) -> float | None:
     """Return by how much resident memory has grown since `resident_mb()` gave `before_mb`; None if unknown."""
     now_mb = resident_mb()
     return None if before_mb is None or now_mb is None else now_mb - before_mb
-
-
-def resident_mb() -> float | None:
-    """Return the resident memory of this process (VmRSS); None if the system does not report it."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), None)

@@ -36,6 +36,7 @@ from edgevit.runtimes.base import (
     available_cores,
 )
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
+from edgevit.runtimes.mapped_pages import dropping_pages
 from edgevit.runtimes.node_names import node_names
 from edgevit.runtimes.openvino_layers import profile_layers
 from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
@@ -132,7 +133,8 @@ class OpenVinoEngine(Engine):
         if options.cache_dir is not None:
             settings["CACHE_DIR"] = str(options.cache_dir)
         try:
-            self._compiled = ov.Core().compile_model(str(artifact), DEVICE, settings)
+            with dropping_pages(artifact.with_suffix(".bin")):
+                self._compiled = ov.Core().compile_model(str(artifact), DEVICE, settings)
         except Exception as error:
             raise BuildError(f"OpenVINO cannot load {artifact}: {_reason(error)}") from error
         devices = self._compiled.get_property("EXECUTION_DEVICES")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgevit.latency.statistics import Ratio
     from edgevit.models.description import ModelDescription
     from edgevit.pipeline.config import ExportConfig
+    from edgevit.pipeline.export_run import StageTime
     from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.pipeline.tuning.auto import TunedEngine
     from edgevit.runtimes.base import BuildOptions
@@ -191,7 +192,8 @@ def run(arguments: Arguments, console: Console) -> int:
     with redirect_user_output(), console.stage_progress() as on_stage:
         tuned = _find_tuned(arguments, model, on_stage) if is_auto else None
         config = _config(arguments, options, tuned)
-        report = pipeline.run(model, config, on_stage, captured=tuned.captured if tuned else None)
+        captured = tuned.captured if tuned else None
+        report = pipeline.run(model, config, on_stage, captured=captured, watch_memory=console.detailed)
     if tuned is not None:
         console.result(tuned.sentence, *notes([tuned.note] if tuned.note else []))
     console.result(*result_lines(report))
@@ -292,7 +294,7 @@ def report_parts(report: ExportReport, *, detailed: bool = False) -> list[Part]:
     """Return the tables and notes of an export."""
     parts: list[Part] = [summary_table(report), *(f"wrote {bundle.path}" for bundle in report.bundles)]
     if detailed:
-        parts.append(bundle_table(report.bundles))
+        parts += [bundle_table(report.bundles), *memory_parts(report.stages)]
         parts += parity_parts(report.parity.results, detailed=True) if report.parity.results else []
     if report.latencies:
         table, *rest = latency_parts(report.latencies, detailed=detailed)
@@ -363,6 +365,18 @@ def _actual_precision(bundle: BundleReport) -> str:
         return "not reported"
     precision = bundle.requested_precision
     return precision if precision == "fp32" else f"{precision} {executed.fraction(precision):.0%}"
+
+
+def memory_parts(stages: Iterable[StageTime]) -> list[Part]:
+    """Return the peak memory of each stage, with its child processes, and the highest of all."""
+    known = [(stage.peak_mb, stage.name) for stage in stages if stage.peak_mb is not None]
+    if not known:
+        return []
+    table = make_table("Memory", "stage", "peak MB")
+    for peak_mb, name in known:
+        table.add_row(name, fixed(peak_mb, 0))
+    highest_mb, name = max(known)
+    return [table, f"memory: at most {highest_mb:.0f} MB, in {name}"]
 
 
 def bundle_table(bundles: Iterable[BundleReport]) -> Table:

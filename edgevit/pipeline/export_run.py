@@ -16,6 +16,7 @@ from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.files import os_reason
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
+from edgevit.peak_memory import PeakMemory
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.references import ReferenceData
 from edgevit.pipeline.source import Source
@@ -30,33 +31,50 @@ Progress: TypeAlias = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
+    """Time and memory of one stage."""
+
     name: str
     elapsed_s: float
+    peak_mb: float | None = None  # resident, with child processes; None if it was not watched
 
 
 class StageTimer:
-    """Times the stages of an export and forwards them to the progress display."""
+    """Times the stages of an export and forwards them to the progress display.
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    With `watch_memory`, the peak of each stage's memory is taken too.
+    """
+
+    def __init__(self, progress: Progress | None = None, *, watch_memory: bool = False) -> None:
         self._progress = progress
+        self._watch_memory = watch_memory
         self.times: list[StageTime] = []
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block as one stage; a block that raises is not recorded."""
+    def stage(self, name: str, *, timed_calls: bool = False) -> Iterator[None]:
+        """Time a block as one stage; a block that raises is not recorded. `timed_calls`: nothing may disturb it."""
         self.update(name)
         start = time.perf_counter()
-        yield
-        self.record(name, time.perf_counter() - start)
+        with self.watch(timed_calls=timed_calls) as memory:
+            yield
+        self.record(name, time.perf_counter() - start, memory)
+
+    @contextmanager
+    def watch(self, *, timed_calls: bool = False) -> Iterator[PeakMemory | None]:
+        """Watch the memory during a block, if this timer does."""
+        if not self._watch_memory:
+            yield None
+            return
+        with PeakMemory(children=not timed_calls) as memory:
+            yield memory
 
     def update(self, text: str) -> None:
         """Show `text` as the current state, such as "ort: calibrate, 3 of 64 inputs"."""
         if self._progress:
             self._progress(text, None)
 
-    def record(self, name: str, elapsed_s: float) -> None:
+    def record(self, name: str, elapsed_s: float, memory: PeakMemory | None = None) -> None:
         """Add a stage that was timed elsewhere."""
-        self.times.append(StageTime(name, elapsed_s))
+        self.times.append(StageTime(name, elapsed_s, None if memory is None else memory.peak_mb))
         if self._progress:
             self._progress(name, elapsed_s)
 

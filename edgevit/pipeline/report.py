@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class ExportReport:
             "model": self.model,
             "weights": self.weights,
             "preprocessing_note": self.preprocessing_note,
-            "stages": [{"name": stage.name, "elapsed_s": stage.elapsed_s} for stage in self.stages],
+            "stages": [asdict(stage) for stage in self.stages],
             "captured_nodes": self.captured_nodes,
             "bundles": [
                 {

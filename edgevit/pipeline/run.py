@@ -70,15 +70,17 @@ def run(
     progress: Progress | None = None,
     *,
     captured: OnnxGraph | None = None,
+    watch_memory: bool = False,
 ) -> ExportReport:
     """Export `model` in every format of `config`, verify the bundles and publish them together: all or none.
 
-    `captured` is the model's graph if it has been captured before.
+    `captured` is the model's graph if it has been captured before. With `watch_memory`, the report has the peak memory
+    of each stage.
 
     Raises the error of the stage that failed; its `exit_status` is that of the command line. Nothing is left behind.
     """
     config = target_this_machine(config)
-    timer = StageTimer(progress)
+    timer = StageTimer(progress, watch_memory=watch_memory)
     runtimes = [get_runtime(fmt, _build_progress(fmt, timer)) for fmt in config.formats]
     for runtime in runtimes:
         _require_possible(runtime, config, model.name)
@@ -396,7 +398,7 @@ def _measure_latency(export: ExportRun, engines: Mapping[str, BuildResult]) -> L
     candidates: list[Candidate] = []
     problems: list[str] = []
     reports: Sequence[LatencyReport] = ()
-    with export.timer.stage("latency"):
+    with export.timer.stage("latency", timed_calls=True):
         for name, (engine, loading) in loaded.items():
             with _collect_problem(problems):
                 details = _measured_files(engines.get(name))

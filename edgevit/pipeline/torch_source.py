@@ -46,15 +46,16 @@ class TorchSource(Source):
         dynamic_batch = options.dynamic_batch is not None
         if dynamic_batch and len(example[0]) == 1:  # torch.export treats a batch of one as a constant
             example = tuple(tensor.repeat(2, *([1] * (tensor.ndim - 1))) for tensor in example)
-        captured = capture(
-            model.module,
-            example,
-            dynamic_batch=dynamic_batch,
-            input_names=model.input_names,
-            output_names=model.output_names,
-        )
-        timer.record("capture (torch.export)", captured.capture_s)
-        timer.record("translate to ONNX", captured.translate_s)
+        with timer.watch() as memory:
+            captured = capture(
+                model.module,
+                example,
+                dynamic_batch=dynamic_batch,
+                input_names=model.input_names,
+                output_names=model.output_names,
+            )
+        timer.record("capture (torch.export)", captured.capture_s, memory)  # the peak of both
+        timer.record("translate to ONNX", captured.translate_s, memory)
         for spec in captured.graph.outputs:
             if not spec.shape:
                 raise ExportError(f"output {spec} has no batch dimension; return one result per image, batch first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from edgevit.models.loading import from_module
 from edgevit.pipeline import engine_memory
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 
 
@@ -38,14 +40,17 @@ def open_at_build(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def export(out: Path, *, latency: bool) -> None:
+def export(out: Path, *, latency: bool) -> ExportReport:
     model = from_module(nn.Linear(4, 2), example_input=torch.zeros(1, 4))
-    pipeline.run(model, ExportConfig(formats=("onnx", "ort"), out=out, latency=latency, latency_time_s=0.2))
+    config = ExportConfig(formats=("onnx", "ort"), out=out, latency=latency, latency_time_s=0.2)
+    return pipeline.run(model, config, watch_memory=True)
 
 
 def test_without_later_stages_one_engine_is_open_at_a_time(tmp_path: Path, open_at_build: list[int]) -> None:
-    export(tmp_path, latency=False)
+    report = export(tmp_path, latency=False)
     assert max(open_at_build) == 1
+    if sys.platform == "linux":
+        assert all(stage.peak_mb and stage.peak_mb > 100 for stage in report.stages)  # -v prints them
 
 
 def test_large_engines_are_closed_and_loaded_again_for_latency(

@@ -10,7 +10,7 @@ import pytest
 # In a fresh process: in one that has run many tests the array may come from memory that was freed earlier.
 HOLDS_64_MB = """
 import numpy as np
-from edgevit.runtimes.loading import resident_mb
+from edgevit.peak_memory import resident_mb
 before = resident_mb()
 held = np.ones(8 * 2**20, np.float64)
 after = resident_mb()

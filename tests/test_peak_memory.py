@@ -1,0 +1,40 @@
+"""Peaks of memory, of this process and of its children."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgevit.peak_memory import PeakMemory, resident_mb
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+HELD = "import time; held = bytearray(64 << 20); print(flush=True); time.sleep(0.5)"
+
+
+def test_a_peak_belongs_to_the_block_in_which_it_was() -> None:
+    with PeakMemory() as high:
+        held = np.ones(64 << 20, np.uint8)
+        del held
+    with PeakMemory(children=False) as low:
+        pass
+    assert high.peak_mb is not None and low.peak_mb is not None
+    assert high.peak_mb - low.peak_mb > 50
+
+
+def test_the_memory_of_a_child_is_added() -> None:
+    own_mb = resident_mb()
+    with PeakMemory() as memory:
+        subprocess.run([sys.executable, "-c", HELD], check=True, stdout=subprocess.DEVNULL)
+    assert own_mb is not None and memory.peak_mb is not None
+    assert memory.peak_mb - own_mb > 60
+
+
+def test_without_a_reset_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevit.peak_memory._reset_peak", lambda: False)
+    with PeakMemory(children=False) as memory:
+        pass
+    assert memory.peak_mb is None  # VmHWM may be of an earlier time
