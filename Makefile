@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-all lint docs wheel clean
+.PHONY: demo test test-all lint docs bench wheel clean
 
 demo: $(READY)
 	$(BIN)/edgevit export shiftvit_t --fmt openvino,ort --out demo
@@ -26,6 +26,9 @@ docs: $(READY)  # the generated pages and tables
 	$(BIN)/python -m tests.tools.readme
 	$(BIN)/python -m tests.tools.cli_reference
 	$(BIN)/python -m tests.tools.kernels
+
+bench: $(READY)  # on an idle machine, for some three hours: BENCH="--models deit_t --seconds 30" makes a part
+	$(BIN)/python -m tests.tools.bench $(BENCH)
 
 wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

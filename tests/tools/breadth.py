@@ -24,13 +24,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from edgevit.errors import EdgevitError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import get_format
-from edgevit.images import Preprocessing, read_image, sample_images, to_array
 from edgevit.models.initialization import randomize
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.pipeline import run as pipeline
@@ -41,6 +39,7 @@ from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import ParityReport
 from edgevit.types import Array, Precision
 from tests.tools import breadth_models
+from tests.tools.crops import crops
 
 PAGE = Path(__file__).parents[2] / "docs" / "breadth.md"
 RESULTS = Path(__file__).with_name("breadth.jsonl")
@@ -211,16 +210,7 @@ def _crops(model: LoadedModel) -> dict[str, Array]:
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise UsageError("calibration requires an image input")
-    generator = np.random.default_rng(SEED)
-    rows = [_crop(generator, preprocessing, path) for path in sample_images() * (_CROPS // 2)]
-    return {model.input_names[0]: np.stack(rows)}
-
-
-def _crop(generator: np.random.Generator, preprocessing: Preprocessing, path: Path) -> Array:
-    image = read_image(path)
-    side = int(min(image.size) * generator.uniform(0.4, 1))
-    left, top = (int(generator.integers(0, length - side + 1)) for length in image.size)
-    return to_array(image.crop((left, top, left + side, top + side)), preprocessing)
+    return {model.input_names[0]: crops(preprocessing, _CROPS, seed=SEED)}
 
 
 def _with_errors(outcome: Outcome, report: ParityReport | None) -> Outcome:

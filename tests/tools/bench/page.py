@@ -1,0 +1,169 @@
+"""Write docs/bench.md from the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tests.tools.bench.contestants import CONTESTANTS, OPENVINO, ORT, TORCH, Contestant, Kind
+from tests.tools.bench.rows import Row, Speedup
+
+_RUNTIMES = {ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "PyTorch"}
+_HEAD = """# Against what a user reaches without edgevit
+
+`make bench` measures these tables and writes this page. All engines of a model run in one process, in interleaved
+rounds, at batch 1 with their runtime's default session settings but for the number of threads. Speed is the rival's
+time divided by edgevit's, paired by round: above 1 edgevit is faster. Intervals are of 99 % confidence, and contain 2 %
+for the layout of memory. SNR is that of the logits against PyTorch's on 8 random crops of the photos of the package,
+which nothing was calibrated on; 32 other crops are the calibration. Weights are random unless stated, which are harder
+to quantize than trained ones.
+
+* **torch.onnx.export**: with `dynamo=True`, as it is, in ONNX Runtime or OpenVINO.
+* **openvino.convert_model**: of the module itself. **torch.compile**: Inductor with its defaults.
+* **NNCF**: of that OpenVINO model, with the transformer model type if it has a softmax.
+* **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
+  scale a channel, 8 bits or, with the reduced range, 7.
+* **of the bound**: edgevit's time divided by that of the multiply-adds alone, attention's products counted, at the best
+  rate of a matrix product that the runtime reaches here; 1 is the bound.
+
+Full-range int8 is computed wrongly by x86 processors without VNNI (see [quantization.md](quantization.md)); such a peer
+is in the table with the SNR that it has.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A line of the summary: an engine of edgevit against the fastest of some rivals, by name."""
+
+    title: str
+    own: str
+    rivals: tuple[str, ...]
+
+
+def _comparisons(runtime: str) -> tuple[Comparison, ...]:
+    title, int8 = _RUNTIMES[runtime], f"{runtime}-int8"
+    return (
+        Comparison(title=f"fp32, {title}: against the best plain way", own=runtime, rivals=_peers("plain", runtime)),
+        Comparison(title=f"fp32, {title}: against torch.compile", own=runtime, rivals=_peers("plain", TORCH)),
+        Comparison(title=f"int8, {title}: against edgevit's fp32", own=int8, rivals=(runtime,)),
+        Comparison(title=f"int8, {title}: against the best quantizer", own=int8, rivals=_peers("quantizer", runtime)),
+    )
+
+
+def _peers(kind: Kind, runtime: str) -> tuple[str, ...]:
+    return tuple(each.name for each in CONTESTANTS if (each.kind, each.runtime) == (kind, runtime))
+
+
+def page(rows: Iterable[Row]) -> str:
+    """Return the page: for each processor and number of threads a summary, then the models."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.processor, row.threads, row.model)):
+        groups.setdefault((row.processor, row.threads), []).append(row)
+    return _HEAD + "".join(_section(processor, threads, found) for (processor, threads), found in groups.items())
+
+
+def _section(processor: str, threads: int, rows: Sequence[Row]) -> str:
+    days = sorted({row.day for row in rows})
+    packages = rows[-1].packages
+    versions = ", ".join(
+        f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "openvino") if name in packages
+    )
+    busy = max(row.busy_others for row in rows)
+    head = f"""
+## {processor}, {threads} {"thread" if threads == 1 else "threads"}
+
+{" to ".join(dict.fromkeys([days[0], days[-1]]))}; {versions}; other processes used at most {busy:.0%} of the cores.
+
+| comparison | geometric mean of the speed | models | slowest model |
+|---|--:|--:|---|
+"""
+    summary = "".join(
+        _summary_line(comparison, rows) for runtime in (ORT, OPENVINO) for comparison in _comparisons(runtime)
+    )
+    return head + summary + _fp32_table(rows) + _int8_table(rows) + _missing(rows)
+
+
+def _summary_line(comparison: Comparison, rows: Sequence[Row]) -> str:
+    found = {row.model: best for row in rows if (best := against_best(row, comparison)) is not None}
+    if not found:
+        return ""
+    slowest = min(found, key=lambda model: found[model].value)
+    cells = (
+        comparison.title,
+        _speed(geometric_mean(list(found.values()))),
+        str(len(found)),
+        f"`{slowest}` {_speed(found[slowest])}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def against_best(row: Row, comparison: Comparison) -> Speedup | None:
+    """Return the speed over the fastest of the rivals: the smallest one."""
+    speedups = row.speedups.get(comparison.own, {})
+    return min((ratio for name, ratio in speedups.items() if name in comparison.rivals), default=None)
+
+
+def geometric_mean(speedups: Sequence[Speedup]) -> Speedup:
+    """Return the geometric mean with its interval.
+
+    The models were measured independently: distances of the bounds from the values, as logarithms, add in quadrature
+    (Zou and Donner 2008, as in latency/statistics.py).
+    """
+    count = len(speedups)
+    mean = sum(math.log(each.value) for each in speedups) / count
+    below = math.hypot(*(math.log(each.value / each.low) for each in speedups)) / count
+    above = math.hypot(*(math.log(each.high / each.value) for each in speedups)) / count
+    return Speedup(*(math.exp(each) for each in (mean, mean - below, mean + above)))
+
+
+def _fp32_table(rows: Sequence[Row]) -> str:
+    shown = [each for each in CONTESTANTS if each.precision == "fp32" and any(each.name in row.figures for row in rows)]
+    titles = [f"{each.title}, {_RUNTIMES[each.runtime]}" if each.runtime != TORCH else each.title for each in shown]
+    own = [each for each in shown if each.kind == "ours"]
+    bounds = [f"{_RUNTIMES[each.runtime]} of the bound" for each in own]
+    lines = [
+        [
+            f"`{row.model}`",
+            f"{row.million_parameters:.1f}",
+            *(f"{row.figures[each.name].p50_ms:.2f}" if each.name in row.figures else "-" for each in shown),
+            *(_of_bound(row, each) for each in own),
+            f"{min((row.figures[each.name].snr_db for each in own if each.name in row.figures), default=0):.0f}",
+        ]
+        for row in rows
+    ]
+    return _table("### fp32: median ms", ["model", "M parameters", *titles, *bounds, "edgevit's SNR dB"], lines)
+
+
+def _of_bound(row: Row, contestant: Contestant) -> str:
+    figures = row.figures.get(contestant.name)
+    return "-" if figures is None or not figures.bound_ms else f"{figures.p50_ms / figures.bound_ms:.2f}"
+
+
+def _int8_table(rows: Sequence[Row]) -> str:
+    shown = [each for each in CONTESTANTS if each.precision == "int8" and any(each.name in row.figures for row in rows)]
+    if not shown:
+        return ""
+    titles = [f"{each.title}, {_RUNTIMES[each.runtime]}" for each in shown]
+    lines = [[f"`{row.model}`", row.weights, *(_int8_cell(row, each) for each in shown)] for row in rows]
+    title = "### int8: median ms, and SNR in dB"
+    return _table(title, ["model", "weights", *titles], lines)
+
+
+def _int8_cell(row: Row, contestant: Contestant) -> str:
+    figures = row.figures.get(contestant.name)
+    return "-" if figures is None else f"{figures.p50_ms:.2f} at {figures.snr_db:.1f}"
+
+
+def _missing(rows: Sequence[Row]) -> str:
+    lines = [f"* `{row.model}`, {name}: {reason}\n" for row in rows for name, reason in row.missing.items()]
+    return f"\nNot measured:\n\n{''.join(lines)}" if lines else ""
+
+
+def _speed(ratio: Speedup) -> str:
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _table(title: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    head = f"\n{title}\n\n| {' | '.join(names)} |\n|---|{'--:|' * (len(names) - 1)}\n"
+    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)

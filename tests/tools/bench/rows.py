@@ -1,0 +1,88 @@
+"""Results of the benchmark: one row for a model, a number of threads and a processor, appended as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgevit.cpu import int8_instructions
+from edgevit.latency.environment import Environment
+
+
+class Speedup(NamedTuple):
+    """The rival's time divided by ours, with its 99 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The measurement of one contestant."""
+
+    p50_ms: float
+    snr_db: float  # of its outputs against PyTorch's
+    bound_ms: float | None = None  # of its multiply-adds at the runtime's best rate of a matrix product
+
+
+class RowKey(NamedTuple):
+    model: str
+    threads: int
+    processor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One interleaved run of all contestants of a model."""
+
+    model: str
+    threads: int
+    processor: str
+    figures: Mapping[str, Figures]  # by contestant
+    speedups: Mapping[str, Mapping[str, Speedup]]  # of each engine of ours over each rival
+    missing: Mapping[str, str]  # contestants that could not be measured, with the reason
+    million_parameters: float
+    weights: str
+    rounds: int
+    busy_others: float  # fraction of the cores that other processes used meanwhile
+    packages: Mapping[str, str]
+    day: str
+
+    @property
+    def key(self) -> RowKey:
+        return RowKey(self.model, self.threads, self.processor)
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def of_line(cls, line: str) -> Row:
+        fields: dict[str, Any] = json.loads(line)
+        figures = {name: Figures(**each) for name, each in fields.pop("figures").items()}
+        speedups = {
+            own: {rival: Speedup(*ratio) for rival, ratio in each.items()}
+            for own, each in fields.pop("speedups").items()
+        }
+        return cls(**fields, figures=figures, speedups=speedups)
+
+
+def this_processor() -> str:
+    """The name of this processor, and the instructions that decide its int8 speed."""
+    environment = Environment.capture()
+    return f"{environment.cpu or environment.architecture} ({int8_instructions(environment.isa)})"
+
+
+def read(path: Path) -> dict[RowKey, Row]:
+    """Return the rows of a file, the last one of each key; none if there is no file yet."""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    rows = [Row.of_line(line) for line in lines]
+    return {row.key: row for row in rows}
+
+
+def append(path: Path, row: Row) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(row.to_line() + "\n")

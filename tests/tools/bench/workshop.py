@@ -1,0 +1,167 @@
+"""Build the contestants of one model, and open them with a number of threads."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+
+from edgevit.bundles.bundle import Bundle, bundle_name
+from edgevit.bundles.engine import load_engine
+from edgevit.errors import EdgevitError
+from edgevit.files import first_line
+from edgevit.latency.candidate import candidate_from_engine
+from edgevit.latency.studies import Subject
+from edgevit.models.loading import LoadedModel, from_name
+from edgevit.pipeline import run as pipeline
+from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.peers import DIRECT_OPENVINO, NAIVE_ONNX, DirectOpenVinoEngine, NaiveOnnxEngine, build_peer
+from edgevit.runtimes.pytorch import TorchEngine, torch_mode
+from edgevit.runtimes.registry import get_runtime
+from edgevit.types import Array, Precision
+from tests.helpers.quantization import snr_db
+from tests.tools.bench.contestants import OPENVINO, ORT, Contestant
+from tests.tools.bench.quantizers import quantize_static, quantize_with_nncf
+from tests.tools.crops import crops
+
+CALIBRATION_ROWS, HELD_OUT_ROWS = 32, 8
+_CALIBRATION, _HELD_OUT = 0, 1  # seeds of the crops
+
+
+@dataclass
+class Workshop:
+    """The contestants of one model, each built when it is first needed, in `folder`. A failure is remembered."""
+
+    name: str
+    folder: Path
+    weights: Path | None = None
+    failures: dict[str, str] = field(default_factory=dict)  # why contestants could not be built or loaded
+    _built: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        return from_name(self.name, weights=self.weights)
+
+    @property
+    def million_parameters(self) -> float:
+        return sum(each.numel() for each in self.model.module.parameters()) / 1e6
+
+    @cached_property
+    def calibration(self) -> Array:
+        return self._crops(CALIBRATION_ROWS, seed=_CALIBRATION)
+
+    @cached_property
+    def held_out(self) -> Array:
+        """Inputs that no contestant was calibrated on."""
+        return self._crops(HELD_OUT_ROWS, seed=_HELD_OUT)
+
+    def _crops(self, count: int, *, seed: int) -> Array:
+        assert self.model.preprocessing is not None  # of registered models
+        return crops(self.model.preprocessing, count, seed=seed)
+
+    @cached_property
+    def expected(self) -> Array:
+        """PyTorch's outputs for `held_out`."""
+        with torch.inference_mode():
+            return np.concatenate([self.model.module(torch.from_numpy(row[None])).numpy() for row in self.held_out])
+
+    def feeds(self, row: int = 0) -> dict[str, Array]:
+        return {self.model.input_names[0]: self.held_out[row : row + 1]}
+
+    def snr_db(self, engine: Engine) -> float:
+        """Return the signal-to-noise ratio of an engine's outputs against PyTorch's."""
+        name = engine.outputs[0].name
+        actual = np.concatenate([engine.run(self.feeds(row))[name] for row in range(len(self.held_out))])
+        return snr_db(self.expected, actual)
+
+    def open(self, contestant: Contestant, threads: int, stack: ExitStack) -> Subject | None:
+        """Return a contestant, loaded; None if it cannot be built or loaded. `stack` closes it."""
+        if contestant.name in self.failures:
+            return None
+        try:
+            engine = stack.enter_context(self._engine(contestant, threads))
+            candidate = candidate_from_engine(contestant.name, engine, self.feeds(), threads=threads)
+            return Subject(
+                candidate=candidate,
+                engine=engine,
+                runtime=contestant.runtime,
+                feeds={1: self.feeds()},
+                executed=engine.executed_precision(),
+                work=self._fp32().manifest.work,
+                is_peer=contestant.kind != "ours",
+            )
+        except EdgevitError as error:
+            self.failures[contestant.name] = first_line(error)
+            return None
+
+    def _engine(self, contestant: Contestant, threads: int) -> Engine:
+        artifact = self._artifact(contestant.name)
+        if isinstance(artifact, Bundle):
+            with get_runtime(artifact.fmt).session():
+                return load_engine(artifact, threads=threads)
+        inputs, outputs = self._fp32().manifest.inputs, self._fp32().manifest.outputs
+        if contestant.runtime == ORT:
+            return NaiveOnnxEngine(artifact, inputs, outputs, threads=threads)
+        if contestant.runtime == OPENVINO:
+            return DirectOpenVinoEngine(artifact, inputs, outputs, threads=threads)
+        torch.compiler.reset()  # what was compiled before has its number of threads in it
+        mode = torch_mode(contestant.name)
+        engine = TorchEngine(self.model.module, inputs, outputs, threads=threads, mode=mode)
+        engine.compile(self.feeds())
+        return engine
+
+    def _fp32(self) -> Bundle:
+        bundle = self._artifact("ort")
+        assert isinstance(bundle, Bundle)
+        return bundle
+
+    def _artifact(self, name: str) -> Any:
+        """Return what a contestant is loaded from: a bundle, an ONNX file, an OpenVINO model or a module."""
+        if name not in self._built:
+            self._built[name] = self._build(name)
+        return self._built[name]
+
+    def _build(self, name: str) -> Any:
+        match name:
+            case "ort" | "openvino":
+                return self._export(name, "fp32")
+            case "ort-int8" | "openvino-int8":
+                return self._export(name.removesuffix("-int8"), "int8")
+            case "onnx-ort":
+                return self._plain(NAIVE_ONNX)
+            case "onnx-openvino":
+                return openvino.Core().read_model(self._artifact("onnx-ort"))
+            case "ov-direct":
+                return self._plain(DIRECT_OPENVINO)
+            case "torch-compile":
+                return self.model.module
+            case "nncf-performance" | "nncf-mixed":
+                preset = name.removeprefix("nncf-")
+                return quantize_with_nncf(self._artifact("ov-direct"), self.calibration, self.folder, preset=preset)
+            case "static-full" | "static-reduced":
+                reduced, input_name = name == "static-reduced", self.model.input_names[0]
+                return quantize_static(self._artifact("onnx-ort"), input_name, self.calibration, reduce_range=reduced)
+        raise AssertionError(name)
+
+    def _plain(self, peer: str) -> Any:
+        return build_peer(peer, self.model.module, self.feeds(), self._fp32().manifest.outputs, self.folder)
+
+    def _export(self, fmt: str, precision: Precision) -> Bundle:
+        """Export as `edgevit export` does; fp32 is not verified, since its SNR is measured like everyone's."""
+        config = pipeline.ExportConfig(
+            formats=(fmt,),
+            options=BuildOptions(precision=precision),
+            calib={self.model.input_names[0]: self.calibration} if precision == "int8" else None,
+            out=self.folder,
+            verify=precision == "int8",
+            explain=False,
+            latency=False,
+        )
+        pipeline.run(self.model, config)
+        return Bundle.open(self.folder / bundle_name(self.model.name, precision, fmt))
