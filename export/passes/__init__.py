@@ -27,6 +27,7 @@ from edgevit.export.passes.eliminate_ceil_mode import eliminate_ceil_mode
 from edgevit.export.passes.eliminate_pads import eliminate_pads
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
+from edgevit.export.passes.expand_depthwise import expand_depthwise
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.fold_static_dims import fold_static_dims
@@ -112,6 +113,9 @@ _GENERIC: tuple[FormatPass, ...] = (
     FormatPass(downgrade_opset, options=lambda target: {"opset": target.opset}),
 )
 
+# Forms that ONNX Runtime and OpenVINO run faster on processors.
+_PROCESSOR: tuple[FormatPass, ...] = (FormatPass(expand_depthwise),)
+
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
 _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(group_norm_from_moments, options=lambda target: {"channels_last": not target.is_int8}),
@@ -128,9 +132,9 @@ _OPENVINO: tuple[FormatPass, ...] = (
 )
 
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
-    "generic": _GENERIC,
+    "generic": (*_PROCESSOR, *_GENERIC),
     "tensorrt": (*_TENSORRT, *_GENERIC),
-    "openvino": (*_OPENVINO, *_GENERIC),
+    "openvino": (*_PROCESSOR, *_OPENVINO, *_GENERIC),
 }
 
 
