@@ -63,6 +63,21 @@ class Evaluation:
         return sum(rank < 5 for rank in self.ranks) / self.images if self.class_count > 5 else None
 
     @property
+    def metric(self) -> str:
+        """Name of the main figure; detectors and segmentation models have another (bundles.evaluate_dense)."""
+        return "top-1"
+
+    @property
+    def accuracy(self) -> float:
+        """The main figure."""
+        return self.top1
+
+    @property
+    def may_be_guessing(self) -> bool:
+        """Whether the accuracy may be no better than chance."""
+        return self.top1_interval.low <= 1 / self.class_count
+
+    @property
     def top1_interval(self) -> Interval:
         return wilson(sum(self.correct), self.images)
 
@@ -73,7 +88,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Top-1 lost against a reference on the same images, in percentage points; negative if it is gained."""
+    """Accuracy lost against a reference on the same images, in percentage points; negative if it is gained."""
 
     points: float
     interval: Interval  # in points

@@ -16,8 +16,8 @@ from edgevit.dense.nms import DEFAULT_NMS, Detections, NmsOptions
 from edgevit.dense.outputs import detections, segmentation
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import OnSkip, Preprocessing, read_image, to_array
-from edgevit.runtimes.base import BuildOptions, Engine
-from edgevit.types import Array, OutputForm, Task
+from edgevit.runtimes.base import BuildOptions
+from edgevit.types import Array, OutputForm, RunnableEngine, Task
 
 DENSE_TASKS: tuple[Task, ...] = ("detection", "segmentation")
 
@@ -26,7 +26,7 @@ DENSE_TASKS: tuple[Task, ...] = ("detection", "segmentation")
 class DenseModel:
     """An open detector or segmentation model, and how its inputs and outputs are to be read."""
 
-    engine: Engine
+    engine: RunnableEngine
     options: BuildOptions
     preprocessing: Preprocessing
     form: OutputForm
@@ -46,7 +46,7 @@ class DenseModel:
 Work: TypeAlias = Callable[[DenseModel, Path, Image.Image], None]  # for the photo at a path
 
 
-def dense_model(bundle: Bundle, engine: Engine) -> DenseModel:
+def dense_model(bundle: Bundle, engine: RunnableEngine) -> DenseModel:
     """Return the model of a bundle whose engine is open. Raises UsageError if its photos are cropped."""
     preprocessing = bundle.preprocessing
     if preprocessing.resize == "crop":

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.dense import DENSE_TASKS, DenseModel, dense_model
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.evaluate import TORCH, EvalOptions
+from edgevit.bundles.labeled import DenseEvaluation, evaluate_models, labeled_photos
 from edgevit.bundles.source_model import PytorchSource, recreate_model
-from edgevit.dense.average_precision import match, mean_average_precisions
 from edgevit.dense.bootstrap import RESAMPLES, Estimate
-from edgevit.dense.coco import box_results
-from edgevit.dense.coco_dataset import read_coco
-from edgevit.dense.mask_dataset import find_masks
-from edgevit.dense.mean_iou import PixelCounts, class_ious, count_pixels, mean_iou_and_accuracy
 from edgevit.dense.outputs import class_count
-from edgevit.errors import ImageError, UsageError
-from edgevit.images import read_image, skipped_notes
+from edgevit.errors import UsageError
+from edgevit.images import skipped_notes
 from edgevit.metrics import OnImages
 from edgevit.types import Interval
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DenseEvaluation:
-    """The figures of one candidate by name; the first is the one to compare."""
-
-    name: str
-    precision: str
-    figures: Mapping[str, Estimate]
-    details: Mapping[str, Any]
-
-    @property
-    def main(self) -> Estimate:
-        return next(iter(self.figures.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +99,26 @@ def evaluate_dense(
         ]
         if pytorch is not None:
             candidates.insert(0, _pytorch(first, candidates[0], pytorch, options.threads))
-        if first.manifest.model.task == "detection":
-            return _evaluate_boxes(candidates, first, data, options, on_progress)
-        return _evaluate_masks(candidates, first, data, options, on_progress, reduce_zero_label=reduce_zero_label)
+        photos = labeled_photos(
+            data,
+            first.manifest.model.task,
+            classes=first.classes,
+            class_count=_classes(first),
+            reduce_zero_label=reduce_zero_label,
+        ).sample(options.limit)
+        found, skipped = evaluate_models(
+            {each.name: each.model for each in candidates}, photos, strict=options.strict, on_progress=on_progress
+        )
+    random = first.manifest.model.has_random_weights
+    notes = [f"{first.name} has random weights: its accuracy means nothing"] if random else []
+    return DenseReport(
+        images=found[0].images,
+        description=photos.description,
+        evaluations=tuple(
+            replace(evaluation, precision=each.precision) for evaluation, each in zip(found, candidates, strict=True)
+        ),
+        notes=(*notes, *skipped_notes(skipped, len(photos.paths))),
+    )
 
 
 def _pytorch(bundle: Bundle, candidate: _Candidate, source: PytorchSource, threads: int | None) -> _Candidate:
@@ -154,98 +151,3 @@ def _classes(bundle: Bundle) -> int:
     if not count:
         raise UsageError(f"{bundle.name} does not say how many classes it has; export it with --classes FILE")
     return count
-
-
-def _evaluate_boxes(
-    candidates: Sequence[_Candidate], first: Bundle, data: Path, options: EvalOptions, on_progress: OnImages | None
-) -> DenseReport:
-    images = read_coco(data, classes=first.classes, class_count=_classes(first)).sample(options.limit)
-    results: dict[str, list[dict[str, Any]]] = {each.name: [] for each in candidates}
-    read: list[int] = []
-
-    def work(place: int, photo: Image.Image) -> None:
-        read.append(images.image_ids[place])
-        for each in candidates:
-            found = each.model.detect(photo)
-            results[each.name] += box_results(found, images.image_ids[place], images.category_ids)
-
-    skipped = _each(images.paths, work, options, on_progress)
-    dataset = images.without(skipped).dataset
-    evaluations = []
-    for each in candidates:
-        figures = mean_average_precisions(match(dataset, results[each.name]))
-        details = {"boxes": len(results[each.name])}
-        evaluations.append(DenseEvaluation(name=each.name, precision=each.precision, figures=figures, details=details))
-    return _report(evaluations, images.description, len(read), skipped, len(images.paths), first)
-
-
-def _evaluate_masks(
-    candidates: Sequence[_Candidate],
-    first: Bundle,
-    data: Path,
-    options: EvalOptions,
-    on_progress: OnImages | None,
-    *,
-    reduce_zero_label: bool,
-) -> DenseReport:
-    count = _classes(first)
-    masks = find_masks(data, reduce_zero_label=reduce_zero_label).sample(options.limit)
-    counts: dict[str, list[PixelCounts]] = {each.name: [] for each in candidates}
-
-    def work(place: int, photo: Image.Image) -> None:
-        true = masks.read_mask(masks.pairs[place][1], (photo.height, photo.width), count)
-        for each in candidates:
-            counts[each.name].append(count_pixels(each.model.segment(photo), true, count))
-
-    paths = [image for image, _ in masks.pairs]
-    skipped = _each(paths, work, options, on_progress)
-    evaluations = [
-        DenseEvaluation(
-            name=each.name,
-            precision=each.precision,
-            figures=dict(zip(("mIoU", "pixel accuracy"), mean_iou_and_accuracy(counts[each.name]), strict=True)),
-            details={"class_ious": class_ious(counts[each.name])},
-        )
-        for each in candidates
-    ]
-    return _report(evaluations, masks.description, len(paths) - len(skipped), skipped, len(paths), first)
-
-
-def _each(
-    paths: Sequence[Path],
-    work: Callable[[int, Image.Image], None],
-    options: EvalOptions,
-    on_progress: OnImages | None,
-) -> list[ImageError]:
-    """Call `work` with the index of each photo that can be read, and return the errors of the others."""
-    skipped: list[ImageError] = []
-    for place, path in enumerate(paths):
-        try:
-            photo = read_image(path)
-        except ImageError as error:
-            skipped.append(error)
-            if options.strict or len(skipped) == len(paths):
-                raise
-        else:
-            work(place, photo)
-        if on_progress is not None:
-            on_progress(place + 1, len(paths))
-    return skipped
-
-
-def _report(
-    evaluations: Sequence[DenseEvaluation],
-    description: str,
-    images: int,
-    skipped: Sequence[ImageError],
-    total: int,
-    first: Bundle,
-) -> DenseReport:
-    random = first.manifest.model.has_random_weights
-    notes = [f"{first.name} has random weights: its accuracy means nothing"] if random else []
-    return DenseReport(
-        images=images,
-        description=description,
-        evaluations=tuple(evaluations),
-        notes=(*notes, *skipped_notes(skipped, total)),
-    )

@@ -15,7 +15,7 @@ from edgevit.errors import ImageError, ParityError, UsageError
 from edgevit.images import OnSkip, find_images, read_batch
 from edgevit.metrics import is_usable
 from edgevit.runtimes.base import BuildOptions, Engine
-from edgevit.types import Array
+from edgevit.types import Array, RunnableEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def image_files(images: Sequence[Path]) -> list[Path]:
     return [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
 
 
-def run_one(engine: Engine, photo: Array, options: BuildOptions) -> dict[str, Array]:
+def run_one(engine: RunnableEngine, photo: Array, options: BuildOptions) -> dict[str, Array]:
     """Return the outputs for one photo, (1, C, H, W), which is repeated to fill the smallest batch of the engine."""
     batch = options.dynamic_batch.minimum if options.dynamic_batch else options.batch
     return engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})

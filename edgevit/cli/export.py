@@ -109,13 +109,13 @@ def _add_precision_arguments(group: Group) -> None:
         "--eval",
         type=argument_types.path,
         metavar="DIR",
-        help="labeled images on which fp16 or int8 is compared with fp32",
+        help="labeled images, as for edgevit eval, on which fp16 or int8 is compared with fp32",
     )
     group.add_argument(
         "--max-drop",
         type=argument_types.percentage,
         metavar="P%",
-        help="largest loss of top-1, such as 0.5%% (default: 1%% with --eval)",
+        help="largest loss of top-1, mAP or mIoU, such as 0.5%% (default: 1%% with --eval)",
     )
     group.add_argument(
         "--keep-float",

@@ -168,7 +168,7 @@ def _accuracy(row: Row, *, measured: bool) -> str:
     if found.failure:
         return "refused"
     if measured:
-        return fixed(None if found.evaluation is None else 100 * found.evaluation.top1, 1)
+        return fixed(None if found.evaluation is None else 100 * found.evaluation.accuracy, 1)
     return fixed(found.snr_db, 0)
 
 

@@ -12,11 +12,13 @@ from edgevit.errors import ParityError
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
-from edgevit.metrics import Drop, Evaluation, agreement, drop_points
+from edgevit.metrics import Drop
 from edgevit.pipeline import fp32_baseline
+from edgevit.pipeline.accuracy import AnyEvaluation, lost, same_predictions
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
+from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset
 from edgevit.runtimes.parity import OutputParity
 from edgevit.types import PHOTOS, Precision
@@ -33,26 +35,26 @@ class PrecisionComparison:
     precision: Precision
     measured_on: str  # ENGINE, or GRAPH if no engine runs here
     parity: tuple[OutputParity, ...]  # with PyTorch
-    fp32_evaluation: Evaluation | None  # on the labeled images
-    evaluation: Evaluation | None
+    fp32_evaluation: AnyEvaluation | None  # on the labeled images
+    evaluation: AnyEvaluation | None
     time_ratio: Ratio | None  # time / fp32's time, interleaved; None: not measured
     size_bytes: int | None
     fp32_size_bytes: int | None
     instructions: str = ""  # that int8 ran on, such as "avx2"; empty for other precisions
-    allowed_drop: float | None = None  # of top-1, as a fraction of the labeled images; None: no bound
+    allowed_drop: float | None = None  # of top-1, mAP or mIoU, as a fraction; None: no bound
 
     @property
     def drop(self) -> Drop | None:
-        """Top-1 lost on the labeled images, in points."""
+        """Accuracy lost on the labeled images, in points."""
         if self.fp32_evaluation is None or self.evaluation is None:
             return None
-        return drop_points(self.fp32_evaluation, self.evaluation)
+        return lost(self.fp32_evaluation, self.evaluation)
 
     @property
     def agreement(self) -> float | None:
         """Fraction of labeled images with fp32's top-1; without them, of parity photos with PyTorch's top-1."""
         if self.fp32_evaluation is not None and self.evaluation is not None:
-            return agreement(self.fp32_evaluation, self.evaluation)
+            return same_predictions(self.fp32_evaluation, self.evaluation)
         rows = [same for result in self.parity if result.kind == PHOTOS for same in result.same_top1]
         return sum(rows) / len(rows) if rows else None
 
@@ -102,9 +104,8 @@ class PrecisionComparison:
 
     @property
     def _fp32_may_be_guessing(self) -> bool:
-        """Whether fp32's top-1 may be no better than chance; then a lower precision has no accuracy to lose."""
-        fp32 = self.fp32_evaluation
-        return fp32 is not None and fp32.top1_interval.low <= 1 / fp32.class_count
+        """Whether fp32 itself may be no better than chance; then a lower precision has no accuracy to lose."""
+        return self.fp32_evaluation is not None and self.fp32_evaluation.may_be_guessing
 
     @property
     def _speed(self) -> str:
@@ -128,7 +129,8 @@ class PrecisionComparison:
         if drop is None or fp32 is None:
             return "accuracy not measured (--eval DIR)"
         if self._fp32_may_be_guessing:
-            return f"accuracy unknown (fp32 itself classifies {fp32.top1:.1%} of {fp32.images} images, as a guess may)"
+            of_fp32 = f"{fp32.metric} {fp32.accuracy:.1%} on {fp32.images} images"
+            return f"accuracy unknown (fp32 itself has {of_fp32}, as a guess may)"
         images = f"on {fp32.images} images"
         if self.measured_on != ENGINE:
             images += f" ({self.measured_on}; no engine has run)"
@@ -142,13 +144,22 @@ class PrecisionComparison:
         return "" if self.size_reduction is None else f"{self.size_reduction:.1f}x smaller"
 
     def require_accuracy(self) -> None:
-        """Raise ParityError if more of top-1 is lost than `allowed_drop`."""
+        """Raise ParityError if more accuracy is lost than `allowed_drop`."""
         if self._loses_too_much and self.allowed_drop is not None:
             raise ParityError(
-                f"{self.fmt} in {self.precision} ({self.measured_on}) loses {self.drop} points of top-1, and "
+                f"{self.fmt} in {self.precision} ({self.measured_on}) loses {self.drop} points of {self._metric}, and "
                 f"{100 * self.allowed_drop:g} are allowed: calibrate with more photos, allow more with --max-drop, "
                 "or choose another precision"
             )
+
+    @property
+    def _metric(self) -> str:
+        return self.fp32_evaluation.metric if self.fp32_evaluation is not None else "top-1"
+
+    def _accuracies(self, key: str) -> dict[str, float | None]:
+        """Return the accuracy of the bundle and of fp32 by key."""
+        pairs = {key: self.evaluation, f"{key}_fp32": self.fp32_evaluation}
+        return {name: None if each is None else each.accuracy for name, each in pairs.items()}
 
     def to_json(self) -> dict[str, Any]:
         drop, ratio = self.drop, self.time_ratio
@@ -157,8 +168,8 @@ class PrecisionComparison:
             "recommended": self.recommended,
             "judged": self.measured_on,
             "images": self.fp32_evaluation.images if self.fp32_evaluation is not None else 0,
-            "top1": self.evaluation.top1 if self.evaluation is not None else None,
-            "top1_fp32": self.fp32_evaluation.top1 if self.fp32_evaluation is not None else None,
+            "metric": self._metric if self.fp32_evaluation is not None else None,
+            **self._accuracies("top1" if self._metric == "top-1" else self._metric),
             "drop_points": None if drop is None else drop.points,
             "drop_points_interval": None if drop is None else bounds(drop.interval),
             "agreement": self.agreement,
@@ -176,7 +187,7 @@ def compare_with_fp32(
     bundle: BuiltBundle,
     baseline: Fp32Baseline,
     *,
-    evaluations: tuple[Evaluation, Evaluation] | None,
+    evaluations: tuple[AnyEvaluation, AnyEvaluation] | None,
     latencies: Mapping[str, LatencyReport],
     allowed_drop: float | None,
 ) -> PrecisionComparison:
@@ -201,8 +212,8 @@ def compare_with_fp32(
 
 
 def evaluate_precision(
-    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: EvalDataset, timer: StageTimer
-) -> tuple[Evaluation, Evaluation]:
+    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: EvalDataset | DenseEvalDataset, timer: StageTimer
+) -> tuple[AnyEvaluation, AnyEvaluation]:
     """Evaluate the fp32 baseline and the bundle on labeled images: the engines, or the graphs if none runs here."""
     fmt, engine, threads = bundle.fmt, bundle.deployable_engine, bundle.options.threads
     fp32_engine = baseline.built.engine if baseline.built is not None else None

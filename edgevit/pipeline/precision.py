@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit import metrics
 from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
@@ -25,8 +24,10 @@ from edgevit.export.quantization.sensitivity import (
 )
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
+from edgevit.pipeline.accuracy import lost
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
+from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset, ReferenceData
 from edgevit.precisions import get_policy
 from edgevit.runtimes.parity import compare, references_for
@@ -87,7 +88,7 @@ class PrecisionConverter:
         """
         bound, dataset = self.max_drop, self.references.eval_dataset
         dataset = dataset.subset(MAX_SELECTION_IMAGES) if dataset is not None else None
-        count = len(dataset.images.paths) if dataset is not None else len(feeds) * self.batch
+        count = dataset.count if dataset is not None else len(feeds) * self.batch
         min_cosine = 1 - MARGIN * (1 - get_policy("int8").tolerance.cosine)
         photos = references_for(self.references.outputs, "int8")
         measure_drop = None if bound is None else _drop_measurement(self._load(graph), feeds, dataset)
@@ -102,7 +103,7 @@ class PrecisionConverter:
             if measure_drop is None or bound is None or (drop := measure_drop(run)) <= tolerance(bound, count):
                 return ""
             if dataset is not None:
-                return f"top-1 drops by {drop:.2%}, and {bound:.2%} are allowed"
+                return f"{dataset.metric} drops by {drop:.2%}, and {bound:.2%} are allowed"
             return f"{drop:.2%} of the calibration inputs change class, and {bound:.2%} are allowed"
 
         return rejection_reason
@@ -193,22 +194,26 @@ def tolerance(bound: float, images: int) -> float:
     return max(MARGIN * bound, min(bound, one))
 
 
-def _drop_measurement(reference: Run, feeds: Sequence[Feeds], dataset: EvalDataset | None) -> Callable[[Run], float]:
-    """Return a function that measures the top-1 drop against `reference`, as a fraction.
+def _drop_measurement(
+    reference: Run, feeds: Sequence[Feeds], dataset: EvalDataset | DenseEvalDataset | None
+) -> Callable[[Run], float]:
+    """Return a function that measures the loss of accuracy against `reference`, as a fraction.
 
     Without labeled images it measures the fraction of `feeds` that change class.
     """
     if dataset is None:
         return _class_change_measurement(reference, feeds)
     (baseline,) = dataset.evaluate({"fp32": reference})
-    return lambda run: metrics.drop_points(baseline, dataset.evaluate({"int8": run})[0]).points / 100
+    return lambda run: lost(baseline, dataset.evaluate({"int8": run})[0]).points / 100
 
 
 def _class_change_measurement(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], float]:
     def classes(run: Run) -> list[int]:
         outputs = [next(iter(run(feed).values())) for feed in feeds]
         if outputs[0].ndim != 2:
-            raise UsageError("--max-drop needs a classifier: the first output of the model has no classes; remove it")
+            raise UsageError(
+                "--max-drop needs a classifier, or labeled images (--eval DIR): the first output has no classes"
+            )
         return [int(index) for output in outputs for index in output.argmax(1)]
 
     baseline = classes(reference)

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, find_images, warn_of_skipped
 from edgevit.metrics import Evaluation, OnImages, evaluate, with_common_names
 from edgevit.models.description import ModelDescription
+from edgevit.pipeline.labeled_dense import DenseEvalDataset, find_dense_dataset
 from edgevit.types import Array, Reference, Run, TensorSpec
 
 
@@ -25,6 +27,16 @@ class EvalDataset:
     output_name: str
     strict: bool
     unreadable: dict[str, ImageError] = field(default_factory=dict)  # left out by `evaluate`, by message
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that is compared."""
+        return "top-1"
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.images.paths)
 
     def evaluate(self, candidates: Mapping[str, Run], *, progress: OnImages | None = None) -> tuple[Evaluation, ...]:
         """Run all candidates on all images that can be read.
@@ -50,7 +62,7 @@ class EvalDataset:
 
     def warn_of_unreadable(self) -> None:
         """Log the images that were left out."""
-        warn_of_skipped("--eval", tuple(self.unreadable.values()), len(self.images.paths))
+        warn_of_skipped("--eval", tuple(self.unreadable.values()), self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +71,7 @@ class ReferenceData:
 
     outputs: tuple[Reference, ...]  # of the model itself; photos first if the model takes photos
     calibration: Mapping[str, Array]  # inputs for choosing fp16 and int8, each (rows, ...)
-    eval_dataset: EvalDataset | None
+    eval_dataset: EvalDataset | DenseEvalDataset | None
 
     def first_rows(self, batch: int) -> dict[str, Array]:
         """Return `batch` copies of the first reference input."""
@@ -68,8 +80,10 @@ class ReferenceData:
 
 def find_eval_dataset(
     model: ModelDescription, folder: Path, outputs: Sequence[TensorSpec], *, batch: int, strict: bool
-) -> EvalDataset:
-    """Return the labeled images in `folder` for `model`. Raises UsageError if it is no image classifier."""
+) -> EvalDataset | DenseEvalDataset:
+    """Return the labeled images in `folder` for `model`. Raises UsageError if its outputs have no labels."""
+    if model.origin.task in DENSE_TASKS:
+        return find_dense_dataset(model, folder, outputs, batch=batch, strict=strict)
     output = outputs[0]
     classes = output.shape[1] if len(output.shape) == 2 else None
     if model.preprocessing is None or not isinstance(classes, int) or classes < 2:

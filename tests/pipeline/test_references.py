@@ -27,7 +27,9 @@ def dataset(folder: Path, *, strict: bool) -> EvalDataset:
             Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / str(label) / f"{index}.png")
     (folder / "1" / "torn.png").write_bytes(b"torn")
     model = from_module(nn.Conv2d(3, 2, 3), example_input=torch.zeros(1, 3, 8, 8))
-    return find_eval_dataset(model, folder, [TensorSpec("y", "float32", (1, CLASSES))], batch=2, strict=strict)
+    found = find_eval_dataset(model, folder, [TensorSpec("y", "float32", (1, CLASSES))], batch=2, strict=strict)
+    assert isinstance(found, EvalDataset)
+    return found
 
 
 def predict_class_1(feeds: Feeds) -> dict[str, Array]:

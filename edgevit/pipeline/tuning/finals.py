@@ -23,8 +23,10 @@ from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
-from edgevit.metrics import Drop, Evaluation, drop_points
+from edgevit.metrics import Drop
+from edgevit.pipeline.accuracy import AnyEvaluation, lost
 from edgevit.pipeline.export_run import ExportRun
+from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.space import Configuration
@@ -56,8 +58,8 @@ class Verification:
     """The checks of one finalist against PyTorch."""
 
     parity: ParityReport | None = None  # None if the engine did not run
-    evaluation: Evaluation | None = None
-    drop: Drop | None = None  # of top-1 against PyTorch, on the labeled images
+    evaluation: AnyEvaluation | None = None
+    drop: Drop | None = None  # of accuracy against PyTorch, on the labeled images
     failure: str = ""  # why it cannot be recommended
 
     @property
@@ -143,8 +145,8 @@ class Examiner:
     export: ExportRun
     deadline: Deadline
     max_drop: float | None
-    _dataset: EvalDataset | None = None
-    _reference: Evaluation | None = None  # PyTorch on `_dataset`
+    _dataset: EvalDataset | DenseEvalDataset | None = None
+    _reference: AnyEvaluation | None = None  # PyTorch on `_dataset`
 
     def verify(self, finalist: Finalist, *, p50_ms: float) -> Verification:
         """Open the bundle as its user will, and compare its outputs with PyTorch's. `p50_ms` is that of a batch."""
@@ -169,13 +171,13 @@ class Examiner:
             asked = lower and self.export.references.eval_dataset is not None
             return replace(verification, failure="no time to measure its accuracy; give more --time" if asked else "")
         (evaluation,) = dataset.evaluate({finalist.configuration.name: engine.run})
-        drop, allowed = drop_points(self._reference, evaluation), self.max_drop
+        drop, allowed = lost(self._reference, evaluation), self.max_drop
         failure = ""
         if allowed is not None and drop.points > 100 * allowed * (1 + 1e-9):
-            failure = f"top-1 drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
+            failure = f"{evaluation.metric} drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
         return replace(verification, evaluation=evaluation, drop=drop, failure=failure)
 
-    def _labeled_images(self, p50_ms: float, *, threads: int) -> EvalDataset | None:
+    def _labeled_images(self, p50_ms: float, *, threads: int) -> EvalDataset | DenseEvalDataset | None:
         """Return the labeled images; as many as there is time for, the same for all finalists."""
         whole = self.export.references.eval_dataset
         if self._dataset is not None or whole is None:
@@ -187,14 +189,14 @@ class Examiner:
         original.run(feeds)
         per_image_s = (time.perf_counter() - start + 3 * p50_ms / 1e3) / whole.batch + 0.005  # reading it included
         count = math.floor(_EVAL_FRACTION * self.deadline.remaining_s / per_image_s)
-        if count < min(_MIN_IMAGES, len(whole.images.paths)):
+        if count < min(_MIN_IMAGES, whole.count):
             return None
-        self._dataset = whole.subset(count) if count < len(whole.images.paths) else whole
+        self._dataset = whole.subset(count) if count < whole.count else whole
         (self._reference,) = self._dataset.evaluate({self.export.source.title: original.run})
         return self._dataset
 
     @property
-    def reference(self) -> Evaluation | None:
+    def reference(self) -> AnyEvaluation | None:
         """PyTorch's accuracy; None if it was not measured."""
         return self._reference
 
@@ -205,4 +207,4 @@ class Examiner:
         if whole is None or self._dataset is whole:
             return ""
         used = 0 if self._reference is None else self._reference.images
-        return f"accuracy is of {used} of {len(whole.images.paths)} labeled images, for lack of time"
+        return f"accuracy is of {used} of {whole.count} labeled images, for lack of time"

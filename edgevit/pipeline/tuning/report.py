@@ -57,7 +57,7 @@ class Row:
         if found is None:
             return -math.inf
         if found.evaluation is not None:
-            return found.evaluation.top1
+            return found.evaluation.accuracy
         return min(_EXACT_DB, found.snr_db if found.snr_db is not None else -math.inf)
 
     @property
@@ -67,7 +67,7 @@ class Row:
         if found is None:
             return "not checked"
         if found.evaluation is not None:
-            return f"top-1 {100 * found.evaluation.top1:.1f} %"
+            return f"{found.evaluation.metric} {100 * found.evaluation.accuracy:.1f} %"
         return "failed" if found.snr_db is None else f"SNR {found.snr_db:.0f} dB"
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Row:
             "passed": None if found is None else not found.failure,
             "failure": None if found is None else found.failure,
             "snr_db": snr_db,
-            "top1": None if evaluation is None else evaluation.top1,
+            "top1": None if evaluation is None else evaluation.accuracy,
             "images": None if evaluation is None else evaluation.images,
             "top1_drop_points": None if drop is None else drop.points,
             "top1_drop_interval": None if drop is None else [drop.interval.low, drop.interval.high],
