@@ -36,14 +36,32 @@ def refine(
     return tuple(_refined(reference, _judged(report, reference.kind), float32_errors) for reference in references)
 
 
+def measured(
+    references: Sequence[Reference], report: ParityReport, float32_errors: Float32Errors
+) -> tuple[Reference, ...]:
+    """Return the references with the float32 error of the rows on which a comparison in fp32 fails; all rows stay."""
+    failed = ParityReport(tuple(each for each in report.results if each.precision == "fp32" and not each.passed))
+    return tuple(_measured(reference, _judged(failed, reference.kind), float32_errors) for reference in references)
+
+
+def with_errors_of(report: ParityReport, references: Sequence[Reference]) -> ParityReport:
+    """Return a comparison, judged by the float32 errors of `references`."""
+    errors = {each.kind: each.float32_error for each in references}
+    return ParityReport(
+        tuple(
+            replace(each, float32_error=errors[each.kind].get(each.output, each.float32_error))
+            for each in report.results
+        )
+    )
+
+
 def _judged(report: ParityReport, kind: str) -> list[OutputParity]:
     """Return the comparisons on one kind of input that an error decides: a map of classes has none."""
     return [each for each in report.results if each.kind == kind and each.finite and not each.is_class_map]
 
 
 def _refined(reference: Reference, judged: Sequence[OutputParity], float32_errors: Float32Errors) -> Reference:
-    near = {row for each in judged for row, error in enumerate(each.max_abs) if error > _NEAR_STD * each.std}
-    errors = float32_errors(reference, sorted(near)) if near else {}
+    errors = _errors_of_near_rows(reference, judged, float32_errors)
     if not errors:
         return reference
     of_std = {row: max(_error_of_std(each, by_name) for each in judged) for row, by_name in errors.items()}
@@ -67,6 +85,20 @@ def _refined(reference: Reference, judged: Sequence[OutputParity], float32_error
         outputs=_rows(reference.outputs, kept),
         float32_error=_largest([*first, *known]),
     )
+
+
+def _measured(reference: Reference, judged: Sequence[OutputParity], float32_errors: Float32Errors) -> Reference:
+    errors = _errors_of_near_rows(reference, judged, float32_errors)
+    return (
+        replace(reference, float32_error=_largest([reference.float32_error, *errors.values()])) if errors else reference
+    )
+
+
+def _errors_of_near_rows(
+    reference: Reference, judged: Sequence[OutputParity], float32_errors: Float32Errors
+) -> Mapping[int, Mapping[str, float]]:
+    near = {row for each in judged for row, error in enumerate(each.max_abs) if error > _NEAR_STD * each.std}
+    return float32_errors(reference, sorted(near)) if near else {}
 
 
 def _error_of_std(result: OutputParity, errors: Mapping[str, float]) -> float:

@@ -33,7 +33,7 @@ from edgevit.pipeline import engine_memory, fp32_baseline
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
-from edgevit.pipeline.conditioning import refine
+from edgevit.pipeline.conditioning import measured, refine, with_errors_of
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import (
@@ -88,6 +88,7 @@ def run(
         export, graph, graph_parity = prepare(model, config, timer, folder, captured=captured)
         bundles = [build_bundle(export, graph, runtime, folder) for runtime in runtimes]
         if config.verify:
+            export, bundles = _measure_float32_errors(export, bundles)
             _require_parity(export, bundles, graph_parity)
         baselines = _build_baselines(export, graph, bundles, folder)
         if config.compares_engines and any(engine_memory.is_large(bundle.built) for bundle in bundles):
@@ -123,6 +124,16 @@ def prepare(
     export = ExportRun(model=model, source=source, config=config, captured=captured, references=references, timer=timer)
     export, parity = _check_captured(export)
     return export, _optimize(export, folder), parity
+
+
+def _measure_float32_errors(export: ExportRun, bundles: list[BuiltBundle]) -> tuple[ExportRun, list[BuiltBundle]]:
+    """Measure the float32 error on the rows on which a graph or an engine fails in fp32, and judge it by that."""
+    report = sum((bundle.parity for bundle in bundles), ParityReport(()))
+    references = measured(export.references.outputs, report, export.source.float32_errors)
+    if all(new is old for new, old in zip(references, export.references.outputs, strict=True)):
+        return export, bundles
+    judged = [replace(bundle, parity=with_errors_of(bundle.parity, references)) for bundle in bundles]
+    return replace(export, references=replace(export.references, outputs=references)), judged
 
 
 def _require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_parity: ParityReport) -> None:

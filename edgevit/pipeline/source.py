@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from edgevit.errors import ExportError
 from edgevit.export.graph import BATCH, OnnxGraph
 from edgevit.models.description import ModelDescription
+from edgevit.pipeline.onnx_float64 import float32_errors
 from edgevit.pipeline.onnx_model import OnnxModel, original_engine, reference_outputs, require_float32
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Reference
@@ -40,9 +41,9 @@ class Source(ABC):
     ) -> tuple[Reference, ...]:
         """Return inputs, photos first, and the model's own outputs for them."""
 
+    @abstractmethod
     def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
         """Return the float32 error of each output on single rows; rows are left out if it is unknown."""
-        return {}
 
     @abstractmethod
     def engine(self, captured: OnnxGraph, *, threads: int | None) -> Engine:
@@ -91,6 +92,9 @@ class OnnxSource(Source):
         self, captured: OnnxGraph, *, images: Path | None, strict: bool, verify: bool, threads: int | None
     ) -> tuple[Reference, ...]:
         return reference_outputs(self._model, images=images, strict=strict, threads=threads)
+
+    def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
+        return float32_errors(self._model, reference, rows)
 
     def engine(self, captured: OnnxGraph, *, threads: int | None) -> Engine:
         return original_engine(self._model, threads=threads)
