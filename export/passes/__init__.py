@@ -30,6 +30,7 @@ from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.expand_depthwise import expand_depthwise
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_shortcut_scale import fold_shortcut_scale
 from edgevit.export.passes.fold_static_dims import fold_static_dims
 from edgevit.export.passes.freeze_reshape_shapes import freeze_reshape_shapes
 from edgevit.export.passes.fuse_affine import fuse_affine
@@ -98,6 +99,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_slices,
     fuse_batchnorm,
     fuse_affine,
+    fold_shortcut_scale,
     push_scale_to_query,
     fuse_channel_shuffle,
     push_gather_through_concat,
