@@ -1,8 +1,11 @@
-"""Count the kernels of every registered model: `python -m tests.tools.kernels [NAME ...]` writes docs/kernels.md.
+"""Count the kernels of models: `python -m tests.tools.kernels [NAME ...]` writes docs/kernels.md.
 
 Without arguments only the page is written, from kernels.tsv. With model names, or `--all`, each model is exported as
 by `edgevit export NAME --fmt trt-rtx --sm 86 --precision P` and its row updated; this needs TensorRT-RTX and 10 to
 60 s per row, but no GPU. Rows are saved one by one: `--missing` continues an interrupted run.
+
+Models are all registered classifiers, one detector and two segmenters on a backbone of each kind, and the feature maps
+of those backbones as `NAME:features` (`--outputs features --img-size 512`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,6 +38,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 COMPUTE_CAPABILITY = 86  # Ampere; the compiler does not support 87, that of Jetson Orin
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 NOT_INSTALLED = "TensorRT-RTX is not installed (228 MB, Linux x86): pip install 'edgevit[trt-rtx]'"
+
+# Of each kind of backbone one, small enough to be compiled in a minute.
+BACKBONES = ("mobileformer_151m", "vitaev2_s", "shiftvit_t_light", "swin_t", "shuffle_swin_t")
+HEADS = ("retinanet", "semfpn", "upernet")
+OTHER_SYSTEMS = ("e2e_mf_508m", "fpn_r50", "vt_fpn_r50")
+FEATURES = ":features"  # after the name of a classifier: its maps c2..c5
+DENSE_HEADING = "Feature maps, detectors and segmenters at 512 x 512"
+DENSE_SIDE = 512  # of the images for feature maps, as for the registered detectors and segmenters
 
 Key: TypeAlias = tuple[str, Precision]
 
@@ -69,7 +79,7 @@ def measure(name: str, precision: Precision) -> Row:
         config = pipeline.ExportConfig(
             formats=("trt-rtx",), options=options, out=Path(folder), verify=False, latency=False
         )
-        (bundle,) = pipeline.run(loading.from_name(name), config).bundles
+        (bundle,) = pipeline.run(load_model(name), config).bundles
         plan = json.loads((bundle.path / KERNELS_FILE).read_text("utf-8"))
     totals = plan["totals"]
     return Row(
@@ -83,6 +93,24 @@ def measure(name: str, precision: Precision) -> Row:
         unfused_softmaxes=totals["unfused_softmaxes"],
         copies=totals["copies"],
     )
+
+
+def load_model(name: str) -> loading.LoadedModel:
+    """Return the model of a row: a registered name, or that of a classifier with ":features"."""
+    model = name.removesuffix(FEATURES)
+    return (
+        loading.from_name(model) if model == name else loading.from_name(model, outputs="features", img_size=DENSE_SIDE)
+    )
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the models of a complete table, in order, by the heading they stand under."""
+    found: dict[str, list[str]] = {}
+    for name in registry.list_models():
+        found.setdefault(registry.get_spec(name).family, []).append(name)
+    maps = [f"{backbone}{FEATURES}" for backbone in BACKBONES]
+    systems = [f"{backbone}_{head}" for head in HEADS for backbone in BACKBONES]
+    return {**found, DENSE_HEADING: [*maps, *systems, *OTHER_SYSTEMS]}
 
 
 # The table
@@ -120,7 +148,7 @@ def format_table(rows: Rows) -> str:
 
 def all_keys() -> list[Key]:
     """Return the keys of a complete table, in order."""
-    return [(name, precision) for name in registry.list_models() for precision in PRECISIONS]
+    return [(name, precision) for names in sections().values() for name in names for precision in PRECISIONS]
 
 
 def load() -> dict[Key, Row]:
@@ -144,7 +172,8 @@ def _replace(path: Path, text: str) -> None:
 
 _HEAD = """# Kernels
 
-The number of kernels that NVIDIA's compiler makes of each registered model at batch size 1, and the megabytes that \
+The number of kernels that NVIDIA's compiler makes of each registered model, and of detectors and segmenters on one \
+backbone of each kind, at batch size 1, and the megabytes that \
 these kernels read and write (weights not counted).
 
 **This is a proxy.** {compiler} compiled every model for compute capability {capability} (Ampere), with no GPU. \
@@ -175,9 +204,9 @@ def page(rows: Rows) -> str:
     """Return the text of docs/kernels.md."""
     compilers = sorted({f"TensorRT-RTX {row.tensorrt_rtx}" for row in rows.values()})
     parts = [_HEAD.format(compiler=" or ".join(compilers), capability=COMPUTE_CAPABILITY)]
-    for family, names in groupby(registry.list_models(), key=lambda name: registry.get_spec(name).family):
+    for heading, names in sections().items():
         lines = [_line(name, [rows.get((name, precision)) for precision in PRECISIONS]) for name in names]
-        parts.append("\n".join([f"## {family}\n", _COLUMNS, *lines]) + "\n")
+        parts.append("\n".join([f"## {heading}\n", _COLUMNS, *lines]) + "\n")
     return "\n".join(parts)
 
 
@@ -203,7 +232,7 @@ def _attentions(row: Row) -> str:
 def main(words: Sequence[str]) -> int:
     """Measure the requested rows, smallest model first, and write the page. Return 1 if a model failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.kernels", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="measure these registered models")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="measure these models")
     parser.add_argument("--all", action="store_true", help="measure all models")
     parser.add_argument("--missing", action="store_true", help="measure only what the installed compiler has not")
     arguments = parser.parse_args(words)
@@ -238,7 +267,12 @@ def _measure_all(keys: Iterable[Key]) -> list[str]:
 
 
 def _smallest_first() -> list[str]:
-    return sorted(registry.list_models(), key=lambda name: registry.get_spec(name).paper.macs_g or math.inf)
+    """Return the models of a complete table: by the paper's multiply-adds, then those without, in order."""
+    return sorted((name for names in sections().values() for name in names), key=_macs_g)
+
+
+def _macs_g(name: str) -> float:
+    return math.inf if name not in registry.list_models() else registry.get_spec(name).paper.macs_g or math.inf
 
 
 if __name__ == "__main__":

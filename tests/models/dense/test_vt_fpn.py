@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgevit.export.graph import OnnxGraph
+from edgevit.models import loading
 from edgevit.models.dense.vt_fpn import PYRAMID_WIDTH, TOKENS, TokenPyramid
 from edgevit.models.features import Backbone
 from edgevit.models.initialization import randomize
 from edgevit.models.registry import create_model, get_spec
+from edgevit.pipeline import run as pipeline
+from tests.helpers.dense_models import SIZE, small_vt_fpn
+from tests.helpers.graphs import unwanted_operators
 from tests.helpers.macs import macs
 
 SIZES = ((16, 24), (8, 12), (4, 6), (2, 3))
@@ -190,3 +196,13 @@ def test_the_options_build_networks_that_run(options: dict[str, Any]) -> None:
     model = create_model("vt_fpn_r50", img_size=(64, 96), num_classes=5, **options)
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 96))["logits"].shape == (1, 5, 16, 24)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("mode", ["appendix", "paper"])
+def test_an_export_is_proven(mode: str, tmp_path: Path) -> None:
+    model = loading.from_module(small_vt_fpn(mode=mode), example_input=torch.zeros(1, 3, *SIZE))
+    config = pipeline.ExportConfig(formats=("ort", "openvino"), out=tmp_path, latency=False)
+    report = pipeline.run(model, config)
+    assert report.parity.passed
+    assert unwanted_operators(OnnxGraph.load(report.bundles[0].path / "model.onnx")) == {}
