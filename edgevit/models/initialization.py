@@ -39,7 +39,7 @@ def _scaled(layer: nn.Module, name: str, normal: torch.Tensor) -> torch.Tensor:
         return 1 + 0.2 * normal
     if name == "bias":
         return 0.1 * normal
-    if isinstance(layer, nn.Linear | nn.Conv1d) and name == "weight":
+    if isinstance(layer, nn.Linear | nn.Conv1d | nn.MultiheadAttention) and name.endswith("weight"):
         # PyTorch's gain. With gain 1, attention without a preceding norm saturates and the Performer's exponentials
         # underflow.
         return normal / (3 * normal[0].numel()) ** 0.5
