@@ -31,6 +31,7 @@ class Int8Scheme:
     # "full": weights up to +-127. "safe": so small that no two products with uint8 overflow 16 bits, as they would on
     # x86 processors without VNNI.
     weight_range: Int8Range = "safe"
+    linear_as_conv: bool = False  # on x86 processors without VNNI, linear layers run as 1x1 convolutions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ FORMATS: tuple[Format, ...] = (
         opset=21,
         group_norm="native",
         passes="openvino",
-        int8=Int8Scheme(activations="uint8"),
+        int8=Int8Scheme(activations="uint8", linear_as_conv=True),
     ),
     Format(
         name="trt",

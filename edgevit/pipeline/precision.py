@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgevit.cpu import saturates_int8
 from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
@@ -15,6 +16,7 @@ from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.equalization import equalize
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.int8 import find_layers
+from edgevit.export.quantization.linear_as_conv import linear_as_conv
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
     InFloat,
@@ -152,6 +154,8 @@ class PrecisionConverter:
                 ),
                 in_float=InFloat(modules=self.keep_float, min_reverted=min_reverted),
             )
+            if scheme.linear_as_conv and saturates_int8():
+                quantized = quantized.apply("linear_as_conv", linear_as_conv)
             check(quantized)
         if scheme.float_dtype == "fp32":
             return quantized, plan

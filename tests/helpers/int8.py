@@ -91,6 +91,23 @@ def ties():
 
 def tokens():
     return nn.Conv2d(3, 10, 4, 4)
+
+
+class Linears(nn.Module):
+    \"\"\"Two linear layers on 64 tokens.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.mlp(tokens).mean(1)
+
+
+def linears():
+    return Linears()
 """
 
 

@@ -239,6 +239,22 @@ def test_weights_are_safe_unless_the_full_range_is_requested(small_bundles: Path
     assert not needs_vnni(OnnxGraph.load(path / "model.onnx"))
 
 
+@pytest.mark.parametrize(
+    ("fmt", "flags", "matmuls"),
+    [("openvino", "avx2", 0), ("openvino", "avx2 avx512_vnni", 2), ("ort", "avx2", 2)],
+)
+def test_openvino_runs_int8_linear_layers_as_convolutions_without_vnni(
+    small: Path, views: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, flags: str, matmuls: int
+) -> None:
+    pretend(monkeypatch, flags)
+    assert export(small, "linears", tmp_path, "--calib", views, fmt=fmt) == 0
+    path = tmp_path / f"small_linears-int8-{fmt}"
+    operators = OnnxGraph.load(path / "model.onnx").operators
+    assert (operators["MatMul"], operators["Conv"]) == (matmuls, 3 - matmuls)
+    found = manifest(tmp_path, path.name)
+    assert found["precision"]["multiply_add_shares"]["int8"] >= 0.95 * found["typing"]["share"]
+
+
 def test_a_bundle_with_full_weights_is_status_9_without_vnni(
     small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
