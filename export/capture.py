@@ -28,6 +28,7 @@ from edgevit.export.capture_errors import (
     trace_error,
     translate_error,
 )
+from edgevit.export.garbage import rare_collection
 from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph, PassRecord
 from edgevit.export.output_names import names_of_outputs
 from edgevit.models.loading import forward_names, in_eval_mode
@@ -66,7 +67,7 @@ def capture(
     """
     check_module(module)
     names = list(input_names or forward_names(module, len(example)))
-    with _quiet():
+    with _quiet(), rare_collection():
         start = time.perf_counter()
         program = _trace(in_eval_mode(module), tuple(example), names, dynamic_batch=dynamic_batch)
         _require_no_autocast(program)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError
+from edgevit.export.garbage import rare_collection
 from edgevit.export.validate import find_defect
 from edgevit.export.weights import load_small_weights, save_model, serialize_without_weights
 from edgevit.files import first_line, os_reason
@@ -83,14 +84,15 @@ class OnnxGraph:
         """
         if not rewrites:
             return self
-        start = time.perf_counter()
-        graph, model = self, self.model.clone()
-        for name, rewrite in rewrites:
-            nodes_before = graph.node_count if graph is self else graph.history[-1].nodes_after
-            rewrite(model)
-            common_passes.NameFixPass()(model)  # nodes of a foreign file may have no names
-            graph = graph._record(name, model, nodes_before=nodes_before, elapsed_s=time.perf_counter() - start)
+        with rare_collection():
             start = time.perf_counter()
+            graph, model = self, self.model.clone()
+            for name, rewrite in rewrites:
+                nodes_before = graph.node_count if graph is self else graph.history[-1].nodes_after
+                rewrite(model)
+                common_passes.NameFixPass()(model)  # nodes of a foreign file may have no names
+                graph = graph._record(name, model, nodes_before=nodes_before, elapsed_s=time.perf_counter() - start)
+                start = time.perf_counter()
         return graph
 
     def with_model(self, name: str, model: ir.Model, *, elapsed_s: float, note: str = "") -> OnnxGraph:
