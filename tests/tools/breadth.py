@@ -233,16 +233,19 @@ def page(outcomes: Sequence[Outcome]) -> str:
         _count(run, [outcome for outcome in outcomes if outcome.run == name]) for name, run in RUNS.items()
     )
     titles = " | ".join(run.title for run in RUNS.values())
+    of_timm = sum(name.startswith("timm:") for name in by_name)
+    others, listed = len(by_name) - of_timm, len(breadth_models.default_names())
     head = f"""# Architectures of other packages
 
+{of_timm} architectures of timm and {others} of torchvision and transformers so far; {listed} are listed.
 Random weights that keep activations alive, compared with PyTorch at each stage; {period}.
 
 | export | formats | passed | of |
 |---|---|--:|--:|
 {counts}
-`python -m tests.tools.breadth` writes this page. Nodes, errors and seconds are those of fp32. Errors are the largest of
-all stages, in standard deviations of the output; PyTorch's own is that of its float32 against float64. Int8 is
-calibrated on 16 crops of photos; random weights are harder to quantize than trained ones.
+`python -m tests.tools.breadth` writes this page. Nodes, errors and seconds are those of fp32; the machine had other
+work too. Errors are the largest of all stages, in standard deviations of the output; PyTorch's own is that of its
+float32 against float64. Int8 is calibrated on 16 crops of photos; random weights are harder to quantize than trained.
 
 | architecture | million parameters | nodes | error | PyTorch's own | seconds | {titles} |
 |---|--:|--:|--:|--:|--:|{"---|" * len(RUNS)}

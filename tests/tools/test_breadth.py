@@ -22,6 +22,10 @@ def test_the_page_counts_what_passed_and_shows_failures_first() -> None:
     ]
     text = page(outcomes)
     assert "2026-11-26 to 2026-11-27" in text
+    assert (
+        text.splitlines()[2]
+        == f"2 architectures of timm and 0 of torchvision and transformers so far; {len(default_names())} are listed."
+    )
     assert "| fp32 | ONNX Runtime, OpenVINO | 1 | 2 |\n" in text and "| int8 | ONNX Runtime | 1 | 1 |\n" in text
     assert text.splitlines()[-2:] == [
         "| `timm:b` |  |  |  |  | 12 | parity failed: a\\|b |  |  |  |",
