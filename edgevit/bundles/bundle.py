@@ -166,9 +166,18 @@ def bundle_name(model: str, precision: str, fmt: str) -> str:
 
 
 def display_names(bundles: Sequence[Bundle]) -> list[str]:
-    """Names of bundles in reports: the folder name, or the whole path if two bundles share it."""
-    names = [bundle.name for bundle in bundles]
-    return [bundle.name if names.count(bundle.name) == 1 else str(bundle.path) for bundle in bundles]
+    """Names of bundles in reports: the folder name, after as many of its parents as tell it from its namesakes."""
+    return [_distinct(bundle, [other for other in bundles if other.name == bundle.name]) for bundle in bundles]
+
+
+def _distinct(bundle: Bundle, namesakes: Sequence[Bundle]) -> str:
+    """Return the end of a bundle's path that no namesake shares; the whole path if there is none."""
+    parts = bundle.path.parts
+    for count in range(1, len(parts) + 1):
+        ends = [each.path.parts[-count:] for each in namesakes]
+        if ends.count(parts[-count:]) == 1:
+            return str(Path(*parts[-count:]))
+    return str(bundle.path)
 
 
 def model_file(path: Path) -> Path:

@@ -82,10 +82,16 @@ def _cores(report: LatencyReport) -> int | None:
 def _session(
     reports: Sequence[LatencyReport], owned: Sequence[_Owned], keepers: Mapping[tuple[str, str], _Owned]
 ) -> Session:
-    """Return a session whose reports know their bundles: the one that keeps them, else one with the same engine."""
+    """Return a session whose reports know their bundles: the one that keeps them, else one with the same engine.
+
+    Copies of an engine may have been measured on several devices: one beside the bundles that keep this run goes first.
+    """
+    run_id = reports[0].run_id
+    folders = {each.bundle.path.parent for (kept, _), each in keepers.items() if kept == run_id}
     products = {}
     for report in reports:
-        same = sorted((each for each in owned if each.made(report)), key=lambda each: each.product.name != report.name)
+        same = [each for each in owned if each.made(report)]
+        same.sort(key=lambda each: (each.bundle.path.parent not in folders, each.product.name != report.name))
         owner = keepers.get((report.run_id, report.name), same[0] if same else None)
         if owner is not None:
             products[report.name] = owner.timed_by(report)

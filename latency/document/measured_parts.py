@@ -8,7 +8,7 @@ from edgevit.latency.document.blocks import Block, Figure, Table, Text
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.figures import ABSENT, figure
 from edgevit.latency.document.svg import WIDTH, Canvas
-from edgevit.runtimes.layer_profile import GroupTime
+from edgevit.runtimes.layer_profile import GroupTime, LayerProfile
 from edgevit.types import Interval
 
 _MOST_GROUPS = 12  # of a picture; the rest are one bar
@@ -63,10 +63,17 @@ def _layers(entries: Sequence[Entry], key: str) -> Iterator[Block]:
             f"{entry.title}: the layers take {figure(profile.sum_ms)} ms together; a profiled run takes "
             f"{figure(profile.profiled_ms)} ms, an undisturbed one {figure(entry.report.p50_ms)} ms."
         )
-        yield _bars(profile.by_module(), f"{key}-modules-{number}", f"{entry.title}, by PyTorch module")
+        yield _bars(_modules(profile), f"{key}-modules-{number}", f"{entry.title}, by PyTorch module")
         yield _bars(profile.by_kind(), f"{key}-kinds-{number}", f"{entry.title}, by kind of operator")
         longest = [(layer.name, layer.kind, figure(layer.ms)) for layer in profile.longest(_LONGEST)]
         yield Table(("longest layers", "kind", "ms"), tuple(longest), left=2)
+
+
+def _modules(profile: LayerProfile) -> tuple[GroupTime, ...]:
+    """Return the times of the modules as deep as a picture has room for."""
+    depths = max((layer.module.count(".") + 1 for layer in profile.layers), default=1)
+    groups = [profile.by_module(depth) for depth in range(1, depths + 1)]
+    return next((found for found in reversed(groups) if len(found) <= _MOST_GROUPS), groups[0])
 
 
 def _bars(groups: Sequence[GroupTime], key: str, title: str) -> Figure:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _MAX_LINES = 4  # of a panel
 _MAX_RUG = 60
 _ROW = 40.0
 _PANEL = 74.0
+_NUMBER_SIZE = 11.0  # of a marker's number, with its distance from others
 _FEW_NAMES = 34  # characters that fit beside a figure
 
 
@@ -176,15 +178,37 @@ def _panel(canvas: Canvas, time: Scale, title: str, lines: Sequence[_Line], *, t
 
 
 def tradeoffs(document: Document, key: str) -> list[Figure]:
-    """Return latency against accuracy (or closeness to PyTorch) and against size, for the quantities that are known."""
-    entries = [entry for session in document.sessions for entry in session.entries if entry.product is not None]
+    """Return latency against accuracy (or closeness to PyTorch) and against size, for the quantities that are known.
+
+    Each device has pictures of its own, since its times say nothing about another's.
+    """
+    devices = list(dict.fromkeys(session.device for session in document.sessions))
+    found = []
+    for number, device in enumerate(devices):
+        entries = _latest(document, device)
+        owner = f" on {device}" if len(devices) > 1 else ""
+        found += _tradeoffs_of(entries, f"{key}{number}", owner)
+    return found
+
+
+def _latest(document: Document, device: str) -> list[Entry]:
+    """Return the engines of bundles that were measured on a device, each as it was measured last."""
+    sessions = sorted(
+        (session for session in document.sessions if session.device == device),
+        key=lambda session: session.first.measured_at,
+    )
+    entries = [entry for session in sessions for entry in session.entries if entry.product is not None]
+    return list({entry.name: entry for entry in entries}.values())
+
+
+def _tradeoffs_of(entries: Sequence[Entry], key: str, owner: str) -> list[Figure]:
     found = [
         _tradeoff(entries, f"{key}-top1", "top-1, %", _top1, more_is_better=True),
         _tradeoff(entries, f"{key}-snr", "SNR to the reference, dB", _snr, more_is_better=True),
         _tradeoff(entries, f"{key}-size", "engine size, MB", _size, more_is_better=False),
     ]
     accuracy, snr, size = found
-    return [each for each in (accuracy or snr, size) if each is not None]
+    return [replace(each, title=f"{each.title}{owner}") for each in (accuracy or snr, size) if each is not None]
 
 
 def _top1(entry: Entry) -> float | None:
@@ -219,9 +243,10 @@ def _tradeoff(
         canvas.line((_LEFT, y(tick)), (_RIGHT, y(tick)), "grid")
         canvas.text(_LEFT - 4, y(tick) + 4, f"{tick:g}", anchor="end")
     _frontier(canvas, [(x(times[index]), y(values[index])) for index in best])
-    for index, (time_ms, value) in enumerate(zip(times, values, strict=True)):
-        canvas.marker((x(time_ms), y(value)), index)
-        canvas.text(x(time_ms) + 8, y(value) - 6, str(index + 1), style="strong")
+    places = [(x(time_ms), y(value)) for time_ms, value in zip(times, values, strict=True)]
+    for index, place in enumerate(places):
+        canvas.marker(place, index)
+    _number(canvas, places)
     rows = [
         (str(index + 1), entry.name, figure(times[index]), figure(values[index]), "yes" if index in best else "no")
         for index, (entry, _) in enumerate(known)
@@ -229,9 +254,21 @@ def _tradeoff(
     description = "; ".join(f"{row[0]} {row[1]}: {row[2]} ms, {row[3]}" for row in rows)
     table = Table(("no.", "engine", "p50 ms per image", title, "best trade-off"), tuple(rows), left=2)
     name = f"Latency and {title.partition(',')[0]}"
-    return Figure(
-        name, canvas.render(key, name, description), table, "The line joins the engines that none beats in both."
-    )
+    note = "The line joins the engines that none beats in both."
+    if len(best) == 1:
+        note = f"No. {best[0] + 1} beats all others in both."
+    return Figure(name, canvas.render(key, name, description), table, note)
+
+
+def _number(canvas: Canvas, places: Sequence[Point]) -> None:
+    """Write the number of each marker beside it, where it covers neither another number nor another marker."""
+    taken = list(places)
+    for index, (x, y) in enumerate(places):
+        beside = [(x + dx, y + dy) for dy in (-10.0, 10.0, 0.0, -21.0, 21.0) for dx in (12.0, -12.0)]
+        free = [place for place in beside if all(math.dist(place, other) > _NUMBER_SIZE for other in taken)]
+        center = (free or beside)[0]
+        taken.append(center)
+        canvas.text(center[0], center[1] + 4, str(index + 1), anchor="middle", style="strong")
 
 
 def _pareto(times: Sequence[float], costs: Sequence[float]) -> list[int]:

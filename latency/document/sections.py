@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from edgevit.latency.document import plots
 from edgevit.latency.document.blocks import Block, Command, Facts, Section, Table, Text
@@ -19,7 +19,9 @@ from edgevit.types import Interval
 _TOP = 2  # level of a section's heading; those of one of several runs are a level lower
 
 _REFERENCE = "reference"
-_COLUMNS: dict[str, Callable[[Entry], str]] = {
+Cell = Callable[[Entry], str]
+# Two tables: one would be wider than a page.
+_TIMES: dict[str, Cell] = {
     "precision": lambda entry: entry.precision or ABSENT,
     "p50 ms": lambda entry: with_interval(entry.report.p50_ms, entry.report.p50_interval_ms),
     "p90 ms": lambda entry: with_interval(entry.report.p90_ms, entry.report.percentile_interval_ms(90)),
@@ -30,8 +32,10 @@ _COLUMNS: dict[str, Callable[[Entry], str]] = {
     "time ratio": lambda entry: (
         ABSENT if entry.ratio is None else with_interval(entry.ratio.value, entry.ratio.interval)
     ),
-    "outputs": lambda entry: _outputs(entry.report),
     "verdict": lambda entry: _REFERENCE if entry.ratio is None else entry.ratio.verdict,
+}
+_COSTS: dict[str, Cell] = {
+    "outputs": lambda entry: _outputs(entry.report),
     "images/s": lambda entry: figure(entry.report.throughput_per_s),
     "energy mJ": lambda entry: _energy(entry.report),
     "host MB": lambda entry: figure(entry.report.peak_memory_mb),
@@ -91,7 +95,8 @@ def _session(session: Session, *, key: str, level: int, pictures: Sequence[Block
 
 
 def _verdict(session: Session) -> tuple[Block, ...]:
-    return (Text(headline(session), is_warning=certified(session) == "no"),)
+    words = headline(session)
+    return (Text(words[:1].upper() + words[1:], is_warning=certified(session) == "no"),)
 
 
 def _overview(document: Document) -> Table:
@@ -114,10 +119,8 @@ def _overview(document: Document) -> Table:
 
 def _results(session: Session) -> Iterator[Block]:
     entries = session.entries
-    columns = {name: [cell(entry) for entry in entries] for name, cell in _COLUMNS.items()}
-    shown = {name: cells for name, cells in columns.items() if set(cells) - {ABSENT, _REFERENCE}}
-    rows = [(entry.title, *(cells[index] for cells in shown.values())) for index, entry in enumerate(entries)]
-    yield Table(("engine", *shown), tuple(rows))
+    yield _result_table(entries, _TIMES)
+    yield _result_table(entries, _COSTS)
     batches = sorted({entry.report.batch for entry in entries})
     yield Text(
         f"Times are from host arrays to host arrays, of a batch of {', '.join(map(str, batches))}; in parentheses "
@@ -129,6 +132,14 @@ def _results(session: Session) -> Iterator[Block]:
             yield Text(
                 f"{entry.title}: its clock varied in turns; alone, its p50 is {figure(entry.report.alone_p50_ms)} ms."
             )
+
+
+def _result_table(entries: Sequence[Entry], cells: Mapping[str, Cell]) -> Table:
+    """Return one row for each engine, without the columns that say nothing."""
+    columns = {name: [cell(entry) for entry in entries] for name, cell in cells.items()}
+    shown = {name: column for name, column in columns.items() if set(column) - {ABSENT, _REFERENCE}}
+    rows = [(entry.title, *(column[index] for column in shown.values())) for index, entry in enumerate(entries)]
+    return Table(("engine", *shown), tuple(rows))
 
 
 def _energy(report: LatencyReport) -> str:

@@ -73,6 +73,22 @@ def test_one_engine_on_two_machines_has_two_sessions_with_their_identities(tmp_p
     assert ["-nthreads 1" in commands[0], "-nthreads 2" in commands[1]] == [True, True]  # as each was measured
 
 
+def test_an_engine_belongs_to_the_bundle_beside_those_that_keep_its_run(tmp_path: Path) -> None:
+    """The same two engines on two machines; on the second one, one was measured again, alone."""
+    names = ("a-fp32-openvino", "b-fp32-openvino")
+    here = [make_bundle(tmp_path / "here" / name, engine=name) for name in names]
+    there = [make_bundle(tmp_path / "there" / name, engine=name) for name in names]
+    for bundles, run in ((here, "one"), (there, "another")):
+        for bundle in bundles:
+            keep_latency(bundle, [measured(each, run=run) for each in bundles])
+    keep_latency(there[0], [measured(there[0], run="alone")])
+    assert owners(kept(*here, *there)) == [
+        [str(bundle.path) for bundle in here],
+        [str(there[0].path)],
+        [str(bundle.path) for bundle in there],
+    ]
+
+
 def test_a_bundle_without_a_measurement_is_a_note_unless_it_is_the_only_one(tmp_path: Path) -> None:
     first, second = (make_bundle(tmp_path / name, engine=name) for name in ("a-fp32-openvino", "b-fp32-openvino"))
     with pytest.raises(UsageError, match=f"no bundle keeps a measurement; measure first: edgevit latency {first.path}"):

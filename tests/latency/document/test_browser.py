@@ -85,7 +85,7 @@ def test_the_page_fits_a_phone_and_fetches_nothing(server: tuple[str, list[str]]
     found = re.search(r"<body>(\[.*\])", done.stdout)
     assert found is not None, done.stdout
     assert json.loads(found[1]) == [
-        {"width": width, "page": width, "fetched": 0, "drawn": 10, "small": 0} for width in (320, 1200)
+        {"width": width, "page": width, "fetched": 0, "drawn": 12, "small": 0} for width in (320, 1200)
     ]
     assert sorted(set(" ".join(requested).split())) == ["/frames.html", "/page.html"]
     assert "CONSOLE" not in done.stderr, done.stderr
