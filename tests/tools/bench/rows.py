@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgevit.cpu import int8_instructions
+from edgevit.files import write_atomically
 from edgevit.latency.environment import Environment
 
 
@@ -84,5 +85,6 @@ def read(path: Path) -> dict[RowKey, Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(row.to_line() + "\n")
+    """Add a row to the file, which stays whole if the process is killed meanwhile."""
+    before = path.read_text("utf-8") if path.is_file() else ""
+    write_atomically(path, f"{before}{row.to_line()}\n")

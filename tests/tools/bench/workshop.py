@@ -15,11 +15,14 @@ import torch
 from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.engine import load_engine
 from edgevit.errors import EdgevitError
+from edgevit.export.graph import OnnxGraph
 from edgevit.files import first_line
 from edgevit.latency.candidate import candidate_from_engine
 from edgevit.latency.studies import Subject
 from edgevit.models.loading import LoadedModel, from_name
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.export_run import StageTimer
+from edgevit.pipeline.source import source_of
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.peers import DIRECT_OPENVINO, NAIVE_ONNX, DirectOpenVinoEngine, NaiveOnnxEngine, build_peer
 from edgevit.runtimes.pytorch import TorchEngine, torch_mode
@@ -51,6 +54,11 @@ class Workshop:
     @property
     def million_parameters(self) -> float:
         return sum(each.numel() for each in self.model.module.parameters()) / 1e6
+
+    @cached_property
+    def captured(self) -> OnnxGraph:
+        """The graph that all exports of edgevit begin with."""
+        return source_of(self.model).capture(StageTimer(), BuildOptions())
 
     @cached_property
     def calibration(self) -> Array:
@@ -163,5 +171,5 @@ class Workshop:
             explain=False,
             latency=False,
         )
-        pipeline.run(self.model, config)
+        pipeline.run(self.model, config, captured=self.captured)
         return Bundle.open(self.folder / bundle_name(self.model.name, precision, fmt))
