@@ -41,6 +41,7 @@ from edgevit.export.passes.group_norm_from_moments import group_norm_from_moment
 from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
+from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.formats import Format, PassPipeline, get_format
@@ -116,7 +117,7 @@ _GENERIC: tuple[FormatPass, ...] = (
 )
 
 # Forms that ONNX Runtime and OpenVINO run faster on processors.
-_PROCESSOR: tuple[FormatPass, ...] = (FormatPass(expand_depthwise),)
+_PROCESSOR: tuple[FormatPass, ...] = (FormatPass(expand_depthwise), FormatPass(prune_unread_rows))
 
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
 _TENSORRT: tuple[FormatPass, ...] = (
