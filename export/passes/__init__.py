@@ -30,6 +30,7 @@ from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.expand_depthwise import expand_depthwise
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_scale import fold_scale
 from edgevit.export.passes.fold_shortcut_scale import fold_shortcut_scale
 from edgevit.export.passes.fold_static_dims import fold_static_dims
 from edgevit.export.passes.freeze_reshape_shapes import freeze_reshape_shapes
@@ -38,6 +39,8 @@ from edgevit.export.passes.fuse_batchnorm import fuse_batchnorm
 from edgevit.export.passes.fuse_channel_shuffle import fuse_channel_shuffle
 from edgevit.export.passes.fuse_slices import fuse_slices
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
+from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
+from edgevit.export.passes.merge_linear import merge_linear
 from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
@@ -116,8 +119,13 @@ _GENERIC: tuple[FormatPass, ...] = (
     FormatPass(downgrade_opset, options=lambda target: {"opset": target.opset}),
 )
 
-# Forms that ONNX Runtime and OpenVINO run faster on processors.
-_PROCESSOR: tuple[FormatPass, ...] = (FormatPass(expand_depthwise), FormatPass(prune_unread_rows))
+# Forms that ONNX Runtime and OpenVINO run faster on processors; docs/forms.md has the measurements.
+_PROCESSOR: tuple[FormatPass, ...] = (
+    FormatPass(prune_unread_rows),
+    FormatPass(fold_scale),
+    FormatPass(hard_sigmoid_to_clip),
+    FormatPass(expand_depthwise),
+)
 
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
 _TENSORRT: tuple[FormatPass, ...] = (
@@ -135,7 +143,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
 )
 
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
-    "generic": (*_PROCESSOR, *_GENERIC),
+    "generic": (*_PROCESSOR, FormatPass(merge_linear), *_GENERIC),
     "tensorrt": (*_TENSORRT, *_GENERIC),
     "openvino": (*_PROCESSOR, *_OPENVINO, *_GENERIC),
 }

@@ -1,0 +1,99 @@
+"""Linear layers with constant weights, as Gemm or as MatMul and Add: find them, read and replace their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgevit.export.ir_helpers import (
+    constant,
+    has_constant_weights,
+    initializer,
+    only_consumer,
+)
+from edgevit.types import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The layer y = x weight + bias over the last axis of x."""
+
+    product: ir.Node  # Gemm or MatMul
+    addition: ir.Node | None  # Add of the bias of a MatMul; None if it has none, or for a Gemm
+    weight: Array  # (in, out)
+    bias: Array | None = None  # (out,)
+
+    @property
+    def source(self) -> ir.Value:
+        value = self.product.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def output(self) -> ir.Value:
+        return (self.addition or self.product).outputs[0]
+
+    def replace_weights(self, weight: Array, bias: Array | None, graph: ir.Graph) -> None:
+        """Set weights of the same shapes; a bias only if the layer has one."""
+        name, dtype = self.product.name, self.weight.dtype
+        if _is_transposed(self.product):
+            weight = weight.T
+        self.product.replace_input_with(1, initializer(graph, f"{name}.weight", weight.astype(dtype)))
+        if bias is not None:
+            value = initializer(graph, f"{name}.bias", bias.astype(dtype))
+            if self.addition is not None:
+                self.addition.replace_input_with(_bias_index(self.addition), value)
+            else:
+                self.product.replace_input_with(2, value)
+
+
+def linear_at(node: ir.Node) -> Linear | None:
+    """Return the linear layer whose product is `node`; None if it is none."""
+    if node.domain or node.inputs[0] is None or len(node.inputs) < 2:
+        return None
+    weight = constant(node.inputs[1])
+    if weight is None or weight.ndim != 2:
+        return None
+    if node.op_type == "MatMul":
+        addition = only_consumer(node.outputs[0])
+        bias = _bias(addition, node.outputs[0], weight.shape[1]) if addition is not None else None
+        return Linear(node, None if bias is None else addition, weight, bias)
+    if node.op_type != "Gemm" or not has_constant_weights(node) or not _is_plain(node):
+        return None
+    weight = weight.T if _is_transposed(node) else weight
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    return Linear(node, None, weight, bias) if bias is None or bias.shape == weight.shape[1:] else None
+
+
+def linear_producing(value: ir.Value) -> Linear | None:
+    """Return the linear layer whose output is `value`; None if there is none."""
+    node = value.producer()
+    if node is not None and node.op_type == "Add" and len(node.inputs) == 2:
+        origins = [operand.producer() for operand in node.inputs if operand is not None]
+        node = next((origin for origin in origins if origin is not None and origin.op_type == "MatMul"), None)
+    layer = linear_at(node) if node is not None else None
+    return layer if layer is not None and layer.output is value else None
+
+
+def _is_transposed(product: ir.Node) -> bool:
+    return product.op_type == "Gemm" and bool(product.attributes.get_int("transB", 0))
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    attributes = gemm.attributes
+    factors = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
+    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0)
+
+
+def _bias_index(addition: ir.Node) -> int:
+    return 0 if constant(addition.inputs[0]) is not None else 1
+
+
+def _bias(addition: ir.Node, product: ir.Value, width: int) -> Array | None:
+    """Return the bias (out,) that an Add adds to a product; None if it adds anything else."""
+    if addition.op_type != "Add":
+        return None
+    bias = constant(addition.inputs[_bias_index(addition)])
+    is_bias = bias is not None and bias.shape == (width,) and product in addition.inputs
+    return bias if is_bias else None
