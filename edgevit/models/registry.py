@@ -33,7 +33,11 @@ ARCHITECTURES = (
     "visual_transformers",
     "mobileformer",
     "dense.systems",
+    "dense.shapes",
 )
+
+
+_OUTPUT_OPTIONS = {"outputs", "topk", "max_detections"}  # select outputs; weights fit all of their values
 
 
 @cache
@@ -96,7 +100,7 @@ def create_model(
         raise UsageError(f"num_classes must be at least 1, not {num_classes}")
     if features:
         _require_backbone(spec, num_classes)
-    loaded, source = _find_weights(spec, weights, num_classes, changed=bool(options))
+    loaded, source = _find_weights(spec, weights, num_classes, changed=bool(options.keys() - _OUTPUT_OPTIONS))
     # No registered model has a submodule called `module` or `model`, so the prefixes of wrappers can go.
     tensors = checkpoints.without_prefix(loaded.tensors) if loaded else {}
     if loaded and spec.weights_options:

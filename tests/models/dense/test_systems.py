@@ -69,8 +69,10 @@ def test_the_names_of_coco_are_in_the_order_of_mmdets_classes() -> None:
 
 
 def test_every_backbone_has_three_systems_and_no_size_but_its_own_is_the_default() -> None:
-    detectors = registry.list_models(task="detection")
-    segmenters = registry.list_models(task="segmentation")
+    detectors, segmenters = (
+        [name for name in registry.list_models(task=task) if not name.startswith("shiftvit_shapes")]
+        for task in ("detection", "segmentation")
+    )
     names = {name.removesuffix("_retinanet") for name in detectors if name.endswith("_retinanet")}
     assert {f"{name}_{head}" for name in names for head in ("semfpn", "upernet")} <= set(segmenters)
     assert {"mobileformer_508m", "vitaev2_s", "shiftvit_t", "swin_t", "shuffle_swin_xt"} <= names
