@@ -3,7 +3,8 @@
 Each system is exported at 512 x 512 in fp32 with its parity check, and both engines are measured in interleaved rounds,
 as by `edgevit latency`. Rows are saved one by one in dense_latency.tsv and in docs/dense.md: an interrupted run goes on
 with what is missing for this processor and number of threads (`--again` measures all again). Without names it measures
-every head on one backbone of each kind, which takes half an hour on an idle machine with 2 cores.
+every head on one backbone of each kind. The smallest takes some 4 minutes of a core, most of it for the references in
+float64; UPerNets take several times as long.
 """
 
 from __future__ import annotations
