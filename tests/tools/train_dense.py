@@ -1,6 +1,6 @@
 """Train the detector and the segmenter of shapes that come with edgevit, and write labeled pictures of shapes.
 
-    python -m tests.tools.train_dense shiftvit_shapes_semfpn --out edgevit/data    # minutes on one core
+    python -m tests.tools.train_dense shiftvit_shapes_semfpn --epochs 4 --out edgevit/data    # minutes on one core
     python -m tests.tools.train_dense shiftvit_shapes_retinanet --out edgevit/data
     python -m tests.tools.train_dense --write DIR --pictures 200                   # for edgevit eval --data DIR
 
