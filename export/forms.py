@@ -16,6 +16,7 @@ from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
+from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.formats import Format, get_format
 from edgevit.types import Precision
 
@@ -58,6 +59,8 @@ FORMS: Mapping[str, Form] = {
     "instance-norm": Form(entry=_instance_group_norm),
     "moments-norm": Form(rewrite=_channel_moments),
     "channels-last": Form(rewrite=_channels_last),
+    # No default: a failure in the last layer could not be explained, since PyTorch's tensors there have all rows.
+    "class-token": Form(rewrite=prune_unread_rows),
 }
 
 

@@ -44,7 +44,6 @@ from edgevit.export.passes.merge_linear import merge_linear
 from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
-from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.formats import Format, PassPipeline, get_format
@@ -121,7 +120,6 @@ _GENERIC: tuple[FormatPass, ...] = (
 
 # Forms that ONNX Runtime and OpenVINO run faster on processors; docs/forms.md has the measurements.
 _PROCESSOR: tuple[FormatPass, ...] = (
-    FormatPass(prune_unread_rows),
     FormatPass(fold_scale),
     FormatPass(hard_sigmoid_to_clip),
     FormatPass(expand_depthwise),
