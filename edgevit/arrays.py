@@ -21,6 +21,12 @@ def differences(values: Array, expected: Array) -> NDArray[np.float64]:
     return found
 
 
+def largest_difference(values: Array, expected: Array) -> float:
+    """Return the largest of the finite differences; 0 if there are none."""
+    found = differences(values, expected)
+    return float(found[np.isfinite(found)].max(initial=0.0))
+
+
 def finite_std(values: Array) -> float:
     """Return the standard deviation of the finite values, in float64; 0 if there are none."""
     finite = values[np.isfinite(values)]

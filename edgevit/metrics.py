@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def metric(self) -> str:
-        """Name of the main figure; detectors and segmentation models have another (bundles.evaluate_dense)."""
+        """Name of the main figure; detectors and segmentation models have another (bundles.labeled)."""
         return "top-1"
 
     @property

@@ -6,11 +6,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_THRESHOLDS = (
-    20_000,
-    10,
-    5,
-)  # Python's own are (700, 10, 10): objects before a collection, collections before a larger
+# Objects before a collection, and collections before one of older objects; Python's own are (700, 10, 10).
+_THRESHOLDS = (20_000, 10, 5)
 
 
 @contextmanager

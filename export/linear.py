@@ -48,6 +48,29 @@ class Linear:
                 self.product.replace_input_with(2, value)
 
 
+@dataclass(frozen=True, slots=True)
+class AddedBias:
+    """A constant (out,) that an Add adds to the product of a MatMul."""
+
+    addition: ir.Node
+    index: int  # of the constant among the inputs of the Add
+    value: ir.Value
+    array: Array
+
+
+def added_bias(product: ir.Value, width: int) -> AddedBias | None:
+    """Return the constant (width,) that the only reader of a product adds to it; None if it does anything else."""
+    addition = only_consumer(product)
+    if addition is None or addition.op_type != "Add":
+        return None
+    index = 1 if addition.inputs[0] is product else 0
+    value = addition.inputs[index]
+    array = constant(value)
+    if value is None or array is None or array.shape != (width,):
+        return None
+    return AddedBias(addition, index, value, array)
+
+
 def linear_at(node: ir.Node) -> Linear | None:
     """Return the linear layer whose product is `node`; None if it is none."""
     if node.domain or node.inputs[0] is None or len(node.inputs) < 2:
@@ -56,9 +79,8 @@ def linear_at(node: ir.Node) -> Linear | None:
     if weight is None or weight.ndim != 2:
         return None
     if node.op_type == "MatMul":
-        addition = only_consumer(node.outputs[0])
-        bias = _bias(addition, node.outputs[0], weight.shape[1]) if addition is not None else None
-        return Linear(node, None if bias is None else addition, weight, bias)
+        added = added_bias(node.outputs[0], weight.shape[1])
+        return Linear(node, None, weight) if added is None else Linear(node, added.addition, weight, added.array)
     if node.op_type != "Gemm" or not has_constant_weights(node) or not _is_plain(node):
         return None
     weight = weight.T if _is_transposed(node) else weight
@@ -88,12 +110,3 @@ def _is_plain(gemm: ir.Node) -> bool:
 
 def _bias_index(addition: ir.Node) -> int:
     return 0 if constant(addition.inputs[0]) is not None else 1
-
-
-def _bias(addition: ir.Node, product: ir.Value, width: int) -> Array | None:
-    """Return the bias (out,) that an Add adds to a product; None if it adds anything else."""
-    if addition.op_type != "Add":
-        return None
-    bias = constant(addition.inputs[_bias_index(addition)])
-    is_bias = bias is not None and bias.shape == (width,) and product in addition.inputs
-    return bias if is_bias else None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from edgevit.arrays import differences, finite_std
+from edgevit.arrays import differences, finite_std, largest_difference
 from edgevit.errors import ExportError
 from edgevit.files import class_and_first_line
 from edgevit.models.determinism import explain_difference
@@ -144,8 +144,9 @@ def _float32_error_of_row(
 ) -> dict[str, float]:
     output = run_in_float64(model.module, _feeds(model, inputs, row), limit_s=limit_s)
     exact = [tensor[0].double().numpy() for tensor in flatten_outputs(output)]
-    errors = {name: differences(array[row], each) for (name, array), each in zip(outputs.items(), exact, strict=True)}
-    return {name: float(error[np.isfinite(error)].max(initial=0.0)) for name, error in errors.items()}
+    return {
+        name: largest_difference(array[row], each) for (name, array), each in zip(outputs.items(), exact, strict=True)
+    }
 
 
 def flatten_outputs(output: Any) -> list[Any]:

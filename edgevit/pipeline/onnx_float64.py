@@ -10,9 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
-from edgevit.arrays import differences, finite_std
+from edgevit.arrays import finite_std, largest_difference
 from edgevit.errors import ExportError
 from edgevit.export.float64 import float64_evaluator
 from edgevit.files import class_and_first_line
@@ -61,8 +59,7 @@ def _trusted_errors(run: Run, reference: Reference, asked: list[int], *, batch: 
 
 def _errors(run: Run, reference: Reference, row: int, *, batch: int) -> dict[str, float]:
     outputs = run({name: array[[row] * batch] for name, array in reference.inputs.items()})
-    errors = {name: differences(array[row], outputs[name][0]) for name, array in reference.outputs.items()}
-    return {name: float(error[np.isfinite(error)].max(initial=0.0)) for name, error in errors.items()}
+    return {name: largest_difference(array[row], outputs[name][0]) for name, array in reference.outputs.items()}
 
 
 def _of_std(errors: Mapping[str, float], reference: Reference) -> float:

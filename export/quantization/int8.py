@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
+from edgevit.export.ir_helpers import constant, initializer, module_of, remove_unused
+from edgevit.export.linear import added_bias
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
@@ -282,18 +283,12 @@ class _Bias:
 
 
 def _find_bias(node: ir.Node) -> _Bias | None:
-    reader: ir.Node | None = node
-    index = 2
-    if node.op_type == "MatMul":
-        reader = only_consumer(node.outputs[0])
-        if reader is None or reader.op_type != "Add":
-            return None
-        index = 1 if reader.inputs[0] is node.outputs[0] else 0
-    if reader is None or len(reader.inputs) <= index:
-        return None
-    value = reader.inputs[index]
-    array = constant(value)
     channels = static_shape(node.outputs[0])[1 if node.op_type == "Conv" else -1]
+    if node.op_type == "MatMul":
+        added = added_bias(node.outputs[0], channels)
+        return None if added is None else _Bias(added.addition, added.index, added.value, added.array)
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    array = constant(value)
     if value is None or array is None or array.shape != (channels,):
         return None
-    return _Bias(reader, index, value, array)
+    return _Bias(node, 2, value, array)

@@ -4,7 +4,7 @@ x W + b, over the last axis of x, is a 1x1 convolution between a Transpose to NC
 Tokens (N, T, C) are read as an image of T rows and one column. OpenVINO runs convolutions in NHWC, so that neither
 Transpose moves data.
 
-On x86 processors without VNNI, OpenVINO computes an int8 linear layer 1.5 to 1.7 times as fast as a convolution as it
+On x86 processors without VNNI, OpenVINO computes an int8 linear layer 1.5 to 1.8 times as fast as a convolution as it
 does as a matmul, which is slower there than in fp32 (docs/quantization.md has the measurements). In fp32 the matmul is
 faster, so that layers in float stay.
 """
@@ -24,11 +24,11 @@ from edgevit.export.ir_helpers import (
     insert,
     int64_initializer,
     module_of,
-    only_consumer,
     remove_unused,
     replace_value,
-    static_size,
 )
+from edgevit.export.linear import added_bias
+from edgevit.types import Array
 
 _MIN_ROWS = 8  # a layer on fewer tokens has too little work for a convolution to be faster
 
@@ -61,14 +61,15 @@ def _has_rows(value: ir.Value | None) -> bool:
 
 
 def _replace(matmul: ir.Node, weight: ir.Node, graph: ir.Graph) -> None:
-    value = matmul.inputs[0]
-    assert value is not None and value.shape is not None
-    last, bias = _with_bias(matmul)
+    value, integers = matmul.inputs[0], constant(weight.inputs[0])
+    assert value is not None and value.shape is not None and integers is not None
     name = f"{module_of(matmul)}/Conv".lstrip("/")
     is_tokens = len(value.shape) == 3
     batch, *rows, _ = value.shape
     height, width = rows if len(rows) == 2 else (rows[0], 1)
-    inputs, outputs = static_size(value, -1), static_size(matmul.outputs[0], -1)
+    inputs, outputs = integers.shape
+    bias = added_bias(matmul.outputs[0], outputs)
+    last = matmul if bias is None else bias.addition
     columns = int64_initializer(graph, f"{name}.columns", [2]) if is_tokens else None
 
     def add(node: ir.Node, *shape: int | ir.SymbolicDim | None) -> ir.Value:
@@ -77,34 +78,19 @@ def _replace(matmul: ir.Node, weight: ir.Node, graph: ir.Graph) -> None:
     if is_tokens:
         value = add(ir.node("Unsqueeze", [value, columns], name=f"{name}_Unsqueeze"), batch, height, width, inputs)
     first = ir.node("Transpose", [value], {"perm": NHWC_TO_NCHW}, name=f"{name}_first")
-    kernel = add(_kernel(weight, name, graph), outputs, inputs, 1, 1)
-    feeds = [add(first, batch, inputs, height, width), kernel, *([] if bias is None else [bias])]
+    kernel = add(_kernel(weight, integers, name, graph), outputs, inputs, 1, 1)
+    feeds = [add(first, batch, inputs, height, width), kernel, *([] if bias is None else [bias.value])]
     value = add(ir.node("Conv", feeds, {"kernel_shape": [1, 1]}, name=name), batch, outputs, height, width)
-    value = add(
-        ir.node("Transpose", [value], {"perm": NCHW_TO_NHWC}, name=f"{name}_last"), batch, height, width, outputs
-    )
+    back = ir.node("Transpose", [value], {"perm": NCHW_TO_NHWC}, name=f"{name}_last")
+    value = add(back, batch, height, width, outputs)
     if is_tokens:
         value = add(ir.node("Squeeze", [value, columns], name=f"{name}_Squeeze"), batch, height, outputs)
     replace_value(last.outputs[0], value)
 
 
-def _kernel(weight: ir.Node, name: str, graph: ir.Graph) -> ir.Node:
+def _kernel(weight: ir.Node, integers: Array, name: str, graph: ir.Graph) -> ir.Node:
     """Return the DequantizeLinear of the weight as a kernel, (outputs, inputs, 1, 1)."""
-    integers, scales = constant(weight.inputs[0]), weight.inputs[1]
-    assert integers is not None
     stored = initializer(graph, f"{name}.weight_int8", integers.T[:, :, None, None])
     zeros = weight.inputs[2] if len(weight.inputs) > 2 else None
-    inputs = [stored, scales, *([] if zeros is None else [zeros])]
+    inputs = [stored, weight.inputs[1], *([] if zeros is None else [zeros])]
     return ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{name}_DequantizeLinear")
-
-
-def _with_bias(matmul: ir.Node) -> tuple[ir.Node, ir.Value | None]:
-    """Return the last node of the layer, and its bias: a constant (outputs,) added by the only reader, if any."""
-    add = only_consumer(matmul.outputs[0])
-    if add is None or add.op_type != "Add":
-        return matmul, None
-    first, second = add.inputs
-    bias = second if first is matmul.outputs[0] else first
-    array = constant(bias)
-    fits = array is not None and array.shape == (static_size(matmul.outputs[0], -1),)
-    return (add, bias) if fits else (matmul, None)
