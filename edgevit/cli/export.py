@@ -231,6 +231,7 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         formats=tuple(get_format(name).name for name in arguments.fmt) if found is None else (found.variant.fmt,),
         options=options if tuned is None else tuned.options(options),
         form=STANDARD if found is None else found.variant.form,
+        groups=() if found is None else found.variant.groups,
         tuned_threads=None if found is None else found.threads,
         out=arguments.out,
         opset=arguments.opset,

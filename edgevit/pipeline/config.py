@@ -13,6 +13,7 @@ from edgevit.export.forms import STANDARD
 from edgevit.export.graph import CAPTURE_OPSET
 from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
+from edgevit.export.quantization.groups import GroupChoice
 from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format, list_formats
 from edgevit.latency.report import MeasurePlan
 from edgevit.precisions import get_policy
@@ -40,6 +41,7 @@ class ExportConfig:
     eval: Path | None = None  # labeled images that a lower precision is evaluated on
     int8_range: Int8Range = "safe"  # of int8 weights; x86 processors without VNNI compute "full" wrongly
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float in fp16 and int8
+    groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision in int8 `edgevit tune` chose by measuring
     max_drop: float | None = None  # of top-1, as a fraction; None: DEFAULT_MAX_DROP with `eval`, else no bound
     trt_version: str | None = None  # of the device; None: see `target_version`
     tuned_threads: int | None = None  # that the manifest records, and the engine is opened with from then on

@@ -15,11 +15,12 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.equalization import equalize
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
+from edgevit.export.quantization.groups import GroupChoice
 from edgevit.export.quantization.int8 import find_layers
 from edgevit.export.quantization.linear_as_conv import linear_as_conv
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
-    InFloat,
+    LayerChoice,
     NoiseMeasurement,
     QuantizationPlan,
     quantize_with_fallback,
@@ -55,6 +56,7 @@ class PrecisionConverter:
     timer: StageTimer
     int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
+    groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
     _noise: dict[str, float] = field(default_factory=dict)  # of each layer of the one graph that is converted
     _equalized: list[OnnxGraph] = field(default_factory=list)  # that graph with equalized channels, if int8 needs it
 
@@ -152,7 +154,7 @@ class PrecisionConverter:
                     on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
                     noise=self._noise,
                 ),
-                in_float=InFloat(modules=self.keep_float, min_reverted=min_reverted),
+                choice=LayerChoice(modules=self.keep_float, min_reverted=min_reverted, groups=self.groups),
             )
             if scheme.linear_as_conv and saturates_int8():
                 quantized = quantized.apply("linear_as_conv", linear_as_conv)

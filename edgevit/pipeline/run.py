@@ -316,6 +316,7 @@ def _converter(export: ExportRun) -> PrecisionConverter:
         max_drop=config.allowed_drop,
         int8_range=config.int8_range,
         keep_float=config.keep_float,
+        groups=config.groups,
         timer=export.timer,
     )
 

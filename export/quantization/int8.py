@@ -26,6 +26,7 @@ from edgevit.export.linear import added_bias
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
+from edgevit.export.quantization.groups import LayerGroup, group_names, largest_groups
 from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.types import Array, Precision
@@ -35,6 +36,7 @@ IntegerType: TypeAlias = Literal["uint8", "int8"]
 GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
 PREDICTS = "predicts boxes or scores, which have more digits than int8"
 CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
+TOO_SMALL = "too small to gain speed"
 MIN_LAYER_FRACTION = 0.001  # of the graph's MACs: quantizing a smaller layer takes longer than it saves
 MAX_PAIR_SUM = 128  # of two weights of the same sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
 _MAX_BIAS = 2.0**30  # in steps of the int32 accumulator; half of its range is left for the products
@@ -51,6 +53,12 @@ class Layer:
     activation: str  # name of its input
     output: str
     skip_reason: str  # why int8 would not speed it up; "" if it would
+    groups: tuple[str, str, str]  # that it belongs to: by shape, by size, by kind
+
+    @property
+    def is_slow_by_rule(self) -> bool:
+        """Whether it is in float for its speed, which depends on the device, and not for its accuracy."""
+        return self.skip_reason in (GROUPED, CHANNEL_MULTIPLIER) or self.skip_reason.startswith(TOO_SMALL)
 
 
 def find_layers(graph: OnnxGraph) -> tuple[Layer, ...]:
@@ -67,6 +75,13 @@ def find_layers(graph: OnnxGraph) -> tuple[Layer, ...]:
             break
         layers = tuple(replace(layer, skip_reason="") if layer.skip_reason == reason else layer for layer in layers)
     return layers
+
+
+def find_groups(graph: OnnxGraph) -> list[LayerGroup]:
+    """Return the groups of layers whose precision is a question of speed, those with the most work first."""
+    total = graph_macs(graph)
+    candidates = [layer for layer in find_layers(graph) if not layer.skip_reason or layer.is_slow_by_rule]
+    return largest_groups((layer.groups, not layer.skip_reason, layer.macs / total) for layer in candidates)
 
 
 def quantize(
@@ -241,12 +256,13 @@ def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Laye
         activation=str(node.inputs[0].name) if node.inputs[0] is not None else "",
         output=str(node.outputs[0].name),
         skip_reason=skip_reason or (PREDICTS if node.name in predicting else ""),
+        groups=group_names(node, small=skip_reason.startswith(TOO_SMALL)),
     )
 
 
 def _skip_reason(node: ir.Node, fraction: float) -> str:
     if fraction < MIN_LAYER_FRACTION:
-        return f"too small to gain speed: {fraction:.2%} of all MACs"
+        return f"{TOO_SMALL}: {fraction:.2%} of all MACs"
     groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
     if groups == 1 or static_shape(node.outputs[0])[1] == groups:
         return ""

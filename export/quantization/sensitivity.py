@@ -17,6 +17,7 @@ from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
 from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
+from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
 from edgevit.types import Feeds
@@ -41,6 +42,7 @@ class QuantizationPlan:
     calibration_inputs: int
     weight_range: str  # "safe" or "full", see Int8Scheme
     needs_vnni: bool  # whether the graph can saturate on x86 processors without VNNI
+    groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
 
     @property
     def summary(self) -> str:
@@ -54,7 +56,7 @@ class QuantizationPlan:
     @property
     def reverted(self) -> tuple[KeptNode, ...]:
         """The layers that stay in float because int8 costs accuracy."""
-        return tuple(node for node in self.kept if node.reason.startswith(_COSTS_ACCURACY))
+        return tuple(node for node in self.kept if node.reason.startswith(COSTS_ACCURACY))
 
     def notes(self) -> list[str]:
         """Return the notes for the export report: a summary, and the layers that stay in float."""
@@ -67,6 +69,7 @@ class QuantizationPlan:
             "share": fields.pop("fraction"),
             "photos": fields.pop("calibration_inputs"),
         }
+        fields["groups"] = [choice.to_json() for choice in self.groups]
         return {"summary": self.summary, **renamed, **fields}
 
 
@@ -99,18 +102,27 @@ class NoiseMeasurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InFloat:
-    """Layers that stay in float in any case: those of PyTorch modules, and a number of others, the noisiest first."""
+class LayerChoice:
+    """The layers that are not chosen by the rule.
+
+    Those of PyTorch `modules` stay in float, and a number of others, the noisiest first; `groups` were measured.
+    """
 
     modules: Sequence[str] = ()
     min_reverted: int = 0
+    groups: tuple[GroupChoice, ...] = ()
 
-    def skip(self, layer: Layer) -> Layer:
-        """Return the layer, with a skip reason if it is in one of the modules."""
-        return replace(layer, skip_reason=KEPT_ON_REQUEST) if is_in_modules(layer.name, self.modules) else layer
+    def apply(self, layer: Layer) -> Layer:
+        """Return the layer with the skip reason that it has by this choice."""
+        if is_in_modules(layer.name, self.modules):
+            return replace(layer, skip_reason=KEPT_ON_REQUEST)
+        choice = choice_of(layer.groups, self.groups)
+        if choice is None or (layer.skip_reason and not layer.is_slow_by_rule):
+            return layer
+        return replace(layer, skip_reason="" if choice.in_int8 else choice.reason)
 
 
-_COSTS_ACCURACY = "costs accuracy"
+COSTS_ACCURACY = "costs accuracy"
 _NOT_FINITE = "its input or output is not finite on the calibration inputs, in fp32 too"
 
 
@@ -121,21 +133,21 @@ def quantize_with_fallback(
     scheme: Int8Scheme,
     acceptance_check: AcceptanceCheck,
     measurement: NoiseMeasurement,
-    in_float: InFloat | None = None,
+    choice: LayerChoice | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
     All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs is
     measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary search.
-    `in_float` says which layers stay in float in any case.
+    `choice` says which layers are not chosen by the rule.
 
-    Raises UsageError if it names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs can
-    be in int8, or can stay there.
+    Raises UsageError if that names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs
+    can be in int8, or can stay there.
     """
-    in_float = in_float or InFloat()
-    require_modules(graph.model, in_float.modules)
-    min_reverted = in_float.min_reverted
-    layers = tuple(_skip_if_not_finite(in_float.skip(layer), ranges) for layer in find_layers(graph))
+    choice = choice or LayerChoice()
+    require_modules(graph.model, choice.modules)
+    min_reverted = choice.min_reverted
+    layers = tuple(_skip_if_not_finite(choice.apply(layer), ranges) for layer in find_layers(graph))
     candidates = [layer for layer in layers if not layer.skip_reason]
     if not candidates:
         raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")
@@ -151,7 +163,7 @@ def quantize_with_fallback(
         quantized = _quantize(graph, candidates, ranges, scheme)
         rejection_reason = acceptance_check(quantized)
         if not rejection_reason:
-            return quantized, _plan(graph, quantized, layers, {}, ranges, scheme)
+            return quantized, replace(_plan(graph, quantized, layers, {}, ranges, scheme), groups=choice.groups)
     noise = measurement.by_layer(graph, candidates, lambda layer: _quantize(graph, [layer], ranges, scheme))
     by_noise = sorted(candidates, key=lambda layer: -noise[layer.name])
     limit = _max_reverted(by_noise, min_macs)
@@ -171,11 +183,11 @@ def quantize_with_fallback(
         lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)),
     )
     reverted = {
-        layer.name: f"{_COSTS_ACCURACY}: SNR {_decibel(noise[layer.name]):.0f} dB with this layer alone in int8"
+        layer.name: f"{COSTS_ACCURACY}: SNR {_decibel(noise[layer.name]):.0f} dB with this layer alone in int8"
         for layer in by_noise[:count]
     }
     quantized = _quantize(graph, by_noise[count:], ranges, scheme)
-    return quantized, _plan(graph, quantized, layers, reverted, ranges, scheme)
+    return quantized, replace(_plan(graph, quantized, layers, reverted, ranges, scheme), groups=choice.groups)
 
 
 def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:

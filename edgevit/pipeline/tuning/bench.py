@@ -12,7 +12,7 @@ from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
-from edgevit.pipeline.tuning.racing import RUNGS, Race, race
+from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, race, standings
 from edgevit.pipeline.tuning.space import Configuration
 from edgevit.pipeline.tuning.workspace import Workspace
 from edgevit.runtimes.registry import get_runtime
@@ -51,6 +51,31 @@ class Bench:
             outcome = _joined(outcome, found)
         if outcome is not None:
             self.workspace.keep_race([each.name for each in distinct], outcome)
+        return outcome
+
+    def compare(self, incumbent: Configuration, rivals: Sequence[Configuration]) -> Race | None:
+        """Return the time of each rival over that of the incumbent, which is the first of the standings.
+
+        None if the incumbent or none of the rivals opens.
+        """
+        names = [incumbent.name, *(each.name for each in rivals)]
+        if known := self.workspace.race(names):
+            return known
+        found: list[Standing] = []
+        size = self._group_size([incumbent, *rivals]) - 1
+        for start in range(0, len(rivals), size):
+            with ExitStack() as stack:
+                group = [incumbent, *rivals[start : start + size]]
+                candidates = [each for each in (self._opened(stack, one) for one in group) if each is not None]
+                if len(candidates) < 2 or candidates[0].name != incumbent.name:
+                    continue
+                plan = replace(COMPARISON, max_total_s=max(0.1, self.remaining_s() / 2))
+                first, *others = standings(measure(candidates, plan, lambda _: self.check_time()))
+                found += others if found else [first, *others]
+        if not found:
+            return None
+        outcome = Race(tuple(found))
+        self.workspace.keep_race(names, outcome)
         return outcome
 
     def _group_size(self, configurations: Sequence[Configuration]) -> int:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
+from edgevit.export import forms
+from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.quantization.groups import LayerGroup
+from edgevit.export.quantization.int8 import find_groups
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.config import ExportConfig
@@ -45,10 +49,18 @@ class Builder:
             )
         return Bundle.open(report.bundles[0].path)
 
+    def groups(self, variant: Variant) -> list[LayerGroup]:
+        """Return the groups of layers that are int8 or float for their speed, those with the most work first."""
+        graph = forms.specialize(self.graph, variant.fmt, variant.form, precision=variant.precision)
+        return find_groups(check(graph))
+
 
 def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:
-    """Return the export configuration of one variant; `base` has the options of the most demanding precision."""
-    is_fp32 = variant.precision == "fp32"
+    """Return the export configuration of one variant; `base` has the options of the most demanding precision.
+
+    Of a trial only the time is used, so that its outputs are not checked.
+    """
+    is_fp32, is_trial = variant.precision == "fp32", variant.is_trial
     return replace(
         base,
         formats=(variant.fmt,),
@@ -56,7 +68,10 @@ def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:
         form=variant.form,
         out=out,
         calib=base.calib if get_policy(variant.precision).needs_calibration else None,
-        eval=None if is_fp32 else base.eval,
-        max_drop=None if is_fp32 or (variant.precision == "fp16" and base.eval is None) else base.max_drop,
+        groups=variant.groups,
+        keep_float=variant.keep_float,
+        verify=base.verify and not is_trial,
+        eval=None if is_fp32 or is_trial else base.eval,
+        max_drop=None if is_fp32 or is_trial or (variant.precision == "fp16" and base.eval is None) else base.max_drop,
         int8_range=base.int8_range if variant.precision == "int8" else "safe",
     )

@@ -40,16 +40,25 @@ RUNGS: tuple[MeasurePlan, ...] = tuple(
 )
 
 
+# Longer, for differences of a percent.
+COMPARISON: MeasurePlan = replace(RUNGS[-1], min_runs=48, min_rounds=48, min_duration_s=1.6, max_duration_s=16.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """One candidate of a race, by its last measurement."""
 
     name: str
     p50_ms: float
-    ratio: float  # of its time and that of the fastest
-    interval: Interval | None  # of the ratio; None with too few rounds, or for the fastest
+    ratio: float  # of its time and that of the first
+    interval: Interval | None  # of the ratio; None with too few rounds, or for the first
     runs: int
-    dropped: bool  # whether it is shown to be slower than the fastest
+    dropped: bool  # whether it is shown to be slower than the first
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is shown to be faster than the first."""
+        return self.interval is not None and self.interval.high < 1
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "interval": bounds(self.interval)}
@@ -71,7 +80,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """The outcome of a race: the standings, the fastest first."""
+    """The outcome of a race: the standings, the fastest first; or the incumbent, if others were compared with it."""
 
     standings: tuple[Standing, ...]
 
@@ -103,18 +112,21 @@ def judge(reports: Sequence[LatencyReport]) -> Race:
     """Return the standings of one interleaved run."""
     fastest = min(reports, key=lambda report: report.p50_ms / report.batch)
     others = sorted((each for each in reports if each is not fastest), key=lambda each: each.p50_ms / each.batch)
-    return Race(
-        tuple(
-            Standing(
-                name=row.report.name,
-                p50_ms=row.report.p50_ms,
-                ratio=1.0 if row.ratio is None else row.ratio.value,
-                interval=None if row.ratio is None else row.ratio.interval,
-                runs=row.report.runs,
-                dropped=row.ratio is not None and row.ratio.verdict == "slower",
-            )
-            for row in side_by_side([fastest, *others])
+    return Race(standings([fastest, *others]))
+
+
+def standings(reports: Sequence[LatencyReport]) -> tuple[Standing, ...]:
+    """Return the standings of one interleaved run against its first report, in the order given."""
+    return tuple(
+        Standing(
+            name=row.report.name,
+            p50_ms=row.report.p50_ms,
+            ratio=1.0 if row.ratio is None else row.ratio.value,
+            interval=None if row.ratio is None else row.ratio.interval,
+            runs=row.report.runs,
+            dropped=row.ratio is not None and row.ratio.verdict == "slower",
         )
+        for row in side_by_side(reports)
     )
 
 

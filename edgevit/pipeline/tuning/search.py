@@ -2,8 +2,8 @@
 
 The full product of runtimes, precisions, forms, threads and settings would take hours. So the standard variants race
 first, with all cores. Then the number of threads, the session settings and the form of the graph are changed one after
-the other, for the fastest variant of each runtime that is not far behind; a change stays only if it is shown to be
-faster.
+the other, for the fastest variant of each runtime that is not far behind, and the layers that are int8; a change stays
+only if it is shown to be faster.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from functools import partial
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import EdgevitError
 from edgevit.export.forms import other_forms
+from edgevit.export.quantization.sensitivity import MIN_INT8_FRACTION
 from edgevit.files import first_line
 from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
+from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, single_changes
 from edgevit.pipeline.tuning.workspace import Workspace
 
 _LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
+_TRIALS_FRACTION = 0.6  # of the time, after which no engine is built to measure a group of layers
 _WORTH_TUNING = 1.5  # times as slow as the fastest: settings rarely gain more than that
 
 
@@ -122,11 +125,14 @@ class Search:
             return
         by_name = {each.name: each for each in starts}
         leaders: dict[str, Configuration] = {}
+        in_int8: list[tuple[str, str]] = []
         for standing in outcome.standings:
             start = by_name[standing.name]
             self.best[start.variant.fmt, start.variant.precision] = start
             if standing.ratio <= _WORTH_TUNING:
                 leaders.setdefault(start.variant.fmt, start)
+                if start.variant.precision == "int8":
+                    in_int8.append((start.variant.fmt, "int8"))
         for fmt, leader in leaders.items():
             key = (fmt, leader.variant.precision)
             if len(self.threads) > 1:
@@ -134,6 +140,7 @@ class Search:
             self._steps.append(Step(f"session settings of {fmt}", partial(self._try_settings, key)))
         for fmt, leader in leaders.items():
             self._plan_forms((fmt, leader.variant.precision))
+        self._steps.extend(Step(f"int8 by layer groups of {key[0]}", partial(self._try_groups, key)) for key in in_int8)
 
     def _compete(self, title: str, key: tuple[str, str], rivals: Sequence[Configuration]) -> Race | None:
         """Race the best configuration of a runtime and precision with rivals; the winner replaces it."""
@@ -181,3 +188,37 @@ class Search:
     def _try_form(self, key: tuple[str, str], other: Variant) -> None:
         if self._build(other):
             self._compete(f"form {other.name}", key, [replace(self.best[key], variant=other)])
+
+    def _try_groups(self, key: tuple[str, str]) -> None:
+        """Measure each group of layers in the other precision; combine the changes that are shown to be faster."""
+        incumbent = self.best[key]
+        base = self.bundles[incumbent.variant.name].manifest
+        int8_fraction = base.quantized_fraction or 0.0
+        trials = {}
+        for group in self.builder.groups(incumbent.variant):
+            if group.in_int8 and int8_fraction - group.fraction < MIN_INT8_FRACTION:
+                continue  # without it, the graph is not called int8
+            if self._build_trial(trial := trial_of(incumbent.variant, group, base)):
+                trials[replace(incumbent, variant=trial).name] = (group, trial)
+        rivals = [replace(incumbent, variant=trial) for _, trial in trials.values()]
+        outcome = self.bench.compare(incumbent, rivals) if rivals else None
+        if outcome is None:
+            return
+        title = f"int8 by layer groups, {'-'.join(key)}"
+        self.races.append((title, outcome))
+        measured = [(trials[standing.name][0], standing) for standing in outcome.standings[1:]]
+        choices = chosen_groups(measured, int8_fraction)
+        if any(choice.moved for choice in choices):
+            combination = replace(incumbent.variant, groups=choices)
+            if self._build(combination):
+                self._compete(f"{title}, combined", key, [replace(incumbent, variant=combination)])
+
+    def _build_trial(self, trial: Variant) -> bool:
+        """Build an engine with one group changed, while there is time to measure it and build what follows from it."""
+        try:
+            with self.deadline.until(_TRIALS_FRACTION):
+                self.deadline.check()
+                return self._build(trial)
+        except OutOfTimeError:
+            self.not_tried.append(trial.name)
+            return False

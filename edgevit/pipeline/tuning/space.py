@@ -7,27 +7,41 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgevit.export.forms import FORMS, STANDARD
+from edgevit.export.quantization.groups import MAX_GROUPS, GroupChoice
 from edgevit.formats import get_format, list_formats
 from edgevit.runtimes.base import MAX_THREADS, available_cores
 from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.session_settings import SessionSettings
 from edgevit.types import PRECISIONS, Precision
-from edgevit.untrusted import JsonObject, integer, object_of, one_of, text
+from edgevit.untrusted import JsonObject, integer, list_of, object_of, one_of, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """An engine file: a runtime, a precision and an exact form of the graph."""
+    """An engine file: a runtime, a precision, an exact form of the graph, and groups of layers that were measured.
+
+    A trial is an engine that only serves to measure one of them.
+    """
 
     fmt: str
     precision: Precision
     form: str = STANDARD
+    groups: tuple[GroupChoice, ...] = ()
+    keep_float: tuple[str, ...] = ()  # modules, of a trial: those that are in float for their accuracy
+
+    @property
+    def is_trial(self) -> bool:
+        return any(choice.ratio is None for choice in self.groups)
 
     @property
     def name(self) -> str:
-        """Such as "fp32-ort", or "fp32-ort-native-norm" for another form than the format's own."""
-        return f"{self.precision}-{self.fmt}{'' if self.form == STANDARD else f'-{self.form}'}"
+        """Such as "fp32-ort", "fp32-ort-native-norm" in another form, "int8-ort-by-gain" with measured groups."""
+        name = f"{self.precision}-{self.fmt}{'' if self.form == STANDARD else f'-{self.form}'}"
+        if self.is_trial:
+            changed = (f"{choice.group}-in-{'int8' if choice.in_int8 else 'float'}" for choice in self.groups)
+            return "-".join((name, *changed))
+        return f"{name}-by-gain" if self.groups else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +64,8 @@ class Configuration:
 
     @property
     def is_default(self) -> bool:
-        """Whether the form and the settings are those of an export without tuning, apart from the threads."""
-        return self.variant.form == STANDARD and not self.session.chosen
+        """Whether form, layers and settings are those of an export without tuning, apart from the threads."""
+        return self.variant.form == STANDARD and not self.variant.groups and not self.session.chosen
 
     def with_setting(self, name: str, value: str) -> Configuration:
         chosen = {**self.session.to_json(), name: value}
@@ -63,6 +77,7 @@ class Configuration:
             "fmt": variant.fmt,
             "precision": variant.precision,
             "form": variant.form,
+            "groups": [choice.to_json() for choice in variant.groups],
             "threads": self.threads,
             "session": self.session.to_json(),
         }
@@ -74,7 +89,12 @@ class Configuration:
         precision: Any = fields.read("precision", one_of(*PRECISIONS))
         session = get_runtime(fmt).session_settings(fields.read("session", object_of(text(most=64), most=64)))
         return cls(
-            variant=Variant(fmt=fmt, precision=precision, form=fields.read("form", one_of(*FORMS))),
+            variant=Variant(
+                fmt=fmt,
+                precision=precision,
+                form=fields.read("form", one_of(*FORMS)),
+                groups=fields.read_or("groups", list_of(GroupChoice.parse, most=MAX_GROUPS), ()),
+            ),
             threads=fields.read("threads", integer(1, MAX_THREADS)),
             session=session,
         )

@@ -260,7 +260,8 @@ def _finalists(search: Search) -> list[Configuration]:
     }
 
     def place(configuration: Configuration) -> float:
-        start = Configuration(variant=replace(configuration.variant, form="standard"), threads=search.threads[0])
+        standard = replace(configuration.variant, form="standard", groups=())
+        start = Configuration(variant=standard, threads=search.threads[0])
         return places.get(start.name, math.inf)
 
     ordered = sorted(search.best.values(), key=place)
@@ -276,7 +277,7 @@ def _name(search: Search, winner: Row) -> str:
 
 
 def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str, ...]:
-    notes = [examiner.images_note]
+    notes = [examiner.images_note, *_group_notes(search)]
     if config.calib is None:
         notes.append("int8 was not tried: give calibration images with --calib DIR")
     if search.interrupted:
@@ -284,6 +285,16 @@ def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str,
     elif search.not_tried:
         notes.append("the time was up before everything was tried; run the command again to go on")
     return tuple(note for note in notes if note)
+
+
+def _group_notes(search: Search) -> list[str]:
+    """Return a note for each group of layers whose precision is not that of the rule."""
+    return [
+        f"{each.variant.name}: {choice.reason}; it is in {'int8' if choice.in_int8 else 'float'}"
+        for each in search.best.values()
+        for choice in each.variant.groups
+        if choice.moved
+    ]
 
 
 def _publish(report: TuningReport, bundle: Bundle, parity: ParityReport) -> None:

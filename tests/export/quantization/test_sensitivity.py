@@ -16,7 +16,7 @@ from edgevit.export.quantization.calibration import collect_ranges
 from edgevit.export.quantization.int8 import Layer
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
-    InFloat,
+    LayerChoice,
     NoiseMeasurement,
     QuantizationPlan,
     _decibel,
@@ -66,7 +66,7 @@ def quantize_checked(
     *,
     scheme: Int8Scheme = INT8_SCHEMES["openvino"],
     progress: list[tuple[int, int]] | None = None,
-    in_float: InFloat | None = None,
+    choice: LayerChoice | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Quantize and check that the graph is valid and agrees with its plan."""
     feeds = [{"x": IMAGE}]
@@ -80,7 +80,7 @@ def quantize_checked(
             load=load,
             on_layer=None if progress is None else lambda done, total: progress.append((done, total)),
         ),
-        in_float=in_float,
+        choice=choice,
     )
     onnx.checker.check_model(ir.to_proto(quantized.model), full_check=True)
     assert int8_layers(quantized) == plan.layers - len(plan.kept)
@@ -131,11 +131,11 @@ def test_the_layers_of_named_modules_stay_in_float() -> None:
     modules = ("stem", "net.0", "net.1", "net.10", "net.1.q", "head")
     for node, module in zip(graph.model.graph, modules, strict=True):
         node.name = f"{module}/MatMul"
-    _, plan = quantize_checked(graph, lambda _: "", in_float=InFloat(modules=["net.1"]))
+    _, plan = quantize_checked(graph, lambda _: "", choice=LayerChoice(modules=["net.1"]))
     assert [node.name for node in plan.kept] == ["net.1/MatMul", "net.1.q/MatMul"]
     assert {node.reason for node in plan.kept} == {"kept in float by --keep-float"}
     with pytest.raises(UsageError, match=r"no operator of the graph belongs to a module 'heat'. Did you mean 'head'"):
-        quantize_checked(graph, lambda _: "", in_float=InFloat(modules=["heat"]))
+        quantize_checked(graph, lambda _: "", choice=LayerChoice(modules=["heat"]))
 
 
 @pytest.mark.parametrize("fmt", ["openvino", "ort", "trt"])
@@ -294,7 +294,7 @@ def test_more_layers_go_back_on_request_and_their_noise_is_measured_once() -> No
         _, plan = quantize_with_fallback(
             graph, collect_ranges(graph, feeds, load=load), scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "",
             measurement=NoiseMeasurement(feeds=feeds, load=counting_load, noise=noises),
-            in_float=InFloat(min_reverted=count),
+            choice=LayerChoice(min_reverted=count),
         )  # fmt: skip
         return {node.name for node in plan.reverted}
 
@@ -331,7 +331,9 @@ def test_binary_search_finds_the_fewest(limit: int, least: int) -> None:
 )
 def test_half_of_the_macs_stay_in_int8(macs: tuple[int, ...], count: int) -> None:
     layers = [
-        Layer(name=str(index), operator="Conv", macs=each, activation="", output="", skip_reason="")
+        Layer(
+            name=str(index), operator="Conv", macs=each, activation="", output="", skip_reason="", groups=("", "", "")
+        )
         for index, each in enumerate(macs)
     ]
     assert _max_reverted(layers, sum(macs) / 2) == count

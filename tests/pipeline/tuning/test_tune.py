@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,10 @@ from edgevit.pipeline.tuning.report import TuningReport
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.pipeline.tuning.tune import TuneConfig
 from edgevit.runtimes.base import BuildOptions
+from edgevit.untrusted import JsonObject
 from tests.helpers.bundles import manifest_json
 from tests.helpers.cli import USER_MODEL, last_line, status
+from tests.helpers.graphs import noise
 from tests.helpers.reports import printed
 
 LIMIT_S = 60.0
@@ -51,8 +54,11 @@ class KilledError(BaseException):
 def short_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Measure for a fraction of a second, and keep the results of each module apart."""
     with pytest.MonkeyPatch.context() as patch:
-        short = tuple(replace(plan, min_duration_s=0.02, turn_s=0.002, warmup_max_s=0.1) for plan in RUNGS)
+        short = tuple(
+            replace(plan, min_duration_s=0.02, turn_s=0.002, warmup_max_s=0.1, clock_settle_s=0.0) for plan in RUNGS
+        )
         patch.setattr(bench, "RUNGS", short)
+        patch.setattr(bench, "COMPARISON", short[-1])
         patch.setattr(tune, "_PEAK_S", LIMIT_S)  # the peak memory takes a process of its own
         patch.setattr(tune, "FINAL_S", 0.1)
         cache = tmp_path_factory.mktemp("cache")
@@ -244,3 +250,35 @@ def test_export_auto_on_the_command_line(
     assert manifest_json(path)["build"]["session"] == {"arena": "off"}
     assert manifest_json(path)["build"]["threads"] == 1
     assert own_cache.is_dir()
+
+
+def test_a_group_of_layers_that_int8_slows_down_stays_in_float(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every engine is slowed down by a millisecond but those that have the linear layer in float."""
+    monkeypatch.setattr(bench, "measure", _slow_unless("in-float", "by-gain"))
+    calib = {captured().inputs[0].name: noise(8, 3, 16, 16, scale=2.0)}
+    report = search(replace(config(tmp_path, "ort"), calib=calib))
+    (row,) = (each for each in report.rows if each.configuration.variant.precision == "int8")
+    assert row.configuration.variant.name == "int8-ort-by-gain"
+    (choice,) = (each for each in row.configuration.variant.groups if each.moved)
+    assert choice.group == "linear-1568-10-on-1"
+    assert choice.ratio is not None
+    assert choice.ratio > 1
+    assert any("linear-1568-10-on-1 in int8; it is in float" in note for note in report.notes)
+    assert Configuration.parse(JsonObject.of(row.configuration.to_json())) == row.configuration
+    assert own_cache.exists()
+
+
+def _slow_unless(*names: str) -> Callable[..., Sequence[LatencyReport]]:
+    def slowed(candidate: Candidate) -> Candidate:
+        def infer() -> object:
+            time.sleep(1e-3)
+            return candidate.infer()
+
+        return candidate if any(name in candidate.name for name in names) else replace(candidate, infer=infer)
+
+    def measure(candidates: Sequence[Candidate], *arguments: Any) -> Sequence[LatencyReport]:
+        return measure_candidates([slowed(each) for each in candidates], *arguments)
+
+    return measure
