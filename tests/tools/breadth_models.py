@@ -79,6 +79,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "HGNetV2ForImageClassification": {},
     "SwinForImageClassification": {},
     "Swinv2ForImageClassification": {},
+    "DetrForObjectDetection": {"encoder_layers": 2, "decoder_layers": 2, "num_queries": 20},
     "DPTForDepthEstimation": {**_SMALL, "image_size": 224, "backbone_out_indices": [1, 2, 4, 5]},
     "GLPNForDepthEstimation": {},
 }

@@ -18,18 +18,26 @@ def test_the_page_counts_what_passed_and_shows_failures_first() -> None:
     outcomes = [
         passed("timm:a", error_of_std=2e-6, float32_error_of_std=1e-6),
         passed("timm:a", "int8"),
+        passed("timm:c", "dynamic"),
         Outcome(name="timm:b", run="fp32", reason="parity failed:\n a|b", elapsed_s=12.4, day="2026-11-27"),
     ]
     text = page(outcomes)
     assert "2026-11-26 to 2026-11-27" in text
     assert (
         text.splitlines()[2]
-        == f"2 architectures of timm and 0 of torchvision and transformers so far; {len(default_names())} are listed."
+        == f"3 architectures of timm and 0 of torchvision and transformers so far; {len(default_names())} are listed."
     )
-    assert "| fp32 | ONNX Runtime, OpenVINO | 1 | 2 |\n" in text and "| int8 | ONNX Runtime | 1 | 1 |\n" in text
-    assert text.splitlines()[-2:] == [
+    for count in (
+        "| fp32, fixed or dynamic batch | ONNX Runtime, OpenVINO | 2 | 3 |",
+        "| fp32, fixed batch | ONNX Runtime, OpenVINO | 1 | 2 |",
+        "| fp32, dynamic batch | ONNX Runtime, OpenVINO | 1 | 1 |",
+        "| int8 | ONNX Runtime | 1 | 1 |",
+    ):
+        assert f"{count}\n" in text
+    assert text.splitlines()[-3:] == [
         "| `timm:b` |  |  |  |  | 12 | parity failed: a\\|b |  |  |  |",
         "| `timm:a` | 5.3 | 70 | 2e-06 | 1e-06 | 0 | passed |  | passed |  |",
+        "| `timm:c` | 5.3 | 70 |  |  | 0 |  |  |  | passed |",
     ]
 
 
