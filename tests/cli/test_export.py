@@ -49,12 +49,16 @@ def test_export_suggests_verify_for_a_model_that_is_not_a_classifier(
         "--input-range=-1:1",
         "--crop-mode",
         "squash",
+        "--crop-pct",
+        "0.8",
+        "--interpolation",
+        "bilinear",
         "--classes",
         tmp_path / "names.txt",
     ]
     assert status(*arguments, *settings, "--out", tmp_path) == 0
     printed = capsys.readouterr().out
-    assert "preprocessing as given: bicubic resize to 18x18 (squash), crop to 16x16" in " ".join(printed.split())
+    assert "preprocessing as given: bilinear resize to 20x20 (squash), crop to 16x16" in " ".join(printed.split())
     bundle = Bundle.open(tmp_path / "maps_build-fp32-ort")
     assert bundle.manifest.model.preprocessing_source == "given"
     assert (bundle.preprocessing.mean, bundle.preprocessing.std) == ((0.5,) * 3, (0.5,) * 3)

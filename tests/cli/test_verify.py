@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
-from tests.helpers.cli import status
+from edgevit.bundles.manifest import MODEL_FILE
+from edgevit.export.graph import OnnxGraph
+from edgevit.runtimes.build import build_engine
+from edgevit.runtimes.registry import get_runtime
+from tests.helpers.cli import USER_MODEL, status
+from tests.tools.faults import Plant, plant
 
 
 def test_verify_passes(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +35,6 @@ def test_verify_detects_different_outputs(
     own_bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Reference answers of another model, with hashes made to fit: only the comparison itself can notice."""
-    from edgevit.bundles import store
     from edgevit.bundles.manifest import REFERENCE_FILE
     from edgevit.types import Reference
 
@@ -45,6 +51,28 @@ def test_verify_detects_different_outputs(
     assert verdict["parity"]["passed"] is False
     assert status("verify", own_bundle.path, "--explain") == 6
     assert "it cannot be explained: the PyTorch model does not match" in capsys.readouterr().err
+
+
+def test_a_bundle_that_fails_names_the_users_module_and_a_command_that_reproduces_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sign is lost in the graph that the engine is built of: with hashes made to fit, only the answers notice."""
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    model = f"{tmp_path / 'mine.py'}:build"
+    exported = ("export", model, "--fmt", "ort", "--img-size", "8", "--no-latency")
+    assert status(*exported, "--out", tmp_path) == 0
+    bundle = Bundle.open(tmp_path / "mine_build-fp32-ort")
+    file = bundle.path / MODEL_FILE
+    plant(OnnxGraph.load(file), Plant("a sign", "head/Gemm")).save(file)
+    build_engine(get_runtime("ort"), file, bundle.path, bundle.options)
+    store.write_manifest(bundle.path, bundle.manifest)
+    capsys.readouterr()
+    assert status("verify", bundle.path, "--explain", "--model", model) == 6
+    printed = capsys.readouterr().err
+    assert "the first module that differs is head (Linear)" in printed
+    assert "reproduce: edgevit verify " in printed
+    command = printed.partition("reproduce: edgevit ")[2].splitlines()[0]
+    assert status(*shlex.split(command)) == 6
 
 
 def test_the_options_of_a_saved_part_are_refused_for_a_bundle(

@@ -2,9 +2,9 @@
 
 Each architecture runs in a process of its own, with random weights that keep its activations alive, compared with
 PyTorch at each stage. `--runs` names what is tried: fp32 in ONNX Runtime and OpenVINO with a fixed batch and with a
-dynamic one, fp16, int8; all but the first share one capture, which has a dynamic batch. Results are appended to a file as they come, and an export that is in the file is not
-repeated: an interrupted run goes on where it was. Without names the list of `tests.tools.breadth_models` is taken; its
-packages are needed.
+dynamic one, fp16, int8; all but the first share one capture, which has a dynamic batch. Results are appended to a file
+as they come, and an export that is in the file is not repeated: an interrupted run goes on where it was. Without names
+the list of `tests.tools.breadth_models` is taken; its packages are needed.
 """
 
 from __future__ import annotations
@@ -252,8 +252,8 @@ Random weights that keep activations alive, compared with PyTorch at each stage;
 {counts}
 `python -m tests.tools.breadth` writes this page. Nodes, errors and seconds are those of fp32; the machine had other
 work too. Errors are the largest of all stages, in standard deviations of the output; PyTorch's own is that of its
-float32 against float64. Fp16 and int8 take a dynamic batch, except for the first 30 architectures. Int8 is calibrated on
-16 crops of photos; random weights are harder to quantize than trained.
+float32 against float64. Fp16 and int8 take a dynamic batch, except for the first 30 architectures. Int8 is calibrated
+on 16 crops of photos; random weights are harder to quantize than trained.
 
 | architecture | million parameters | nodes | error | PyTorch's own | seconds | {titles} |
 |---|--:|--:|--:|--:|--:|{"---|" * len(RUNS)}
