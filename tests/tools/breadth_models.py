@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 # The smallest architecture of each module of timm 1.0.31 that is not there for timm's own tests, and one more of
-# modules that hold several kinds. Small ones come first.
+# modules that hold several kinds; small ones come first. The last lines are further kinds of such modules.
 TIMM = """
 starnet_s050 vit_tiny_patch16_224 dla46x_c mobilevit_xxs edgenext_xx_small mobilenetv3_small_050 ese_vovnet19b_slim_dw
 repghostnet_050 efficientvit_m0 ghostnet_050 regnetx_002 cspnext_tiny iformer_t xcit_nano_12_p8_224 cs3darknet_focus_s
@@ -32,6 +32,8 @@ hiera_tiny_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_windo
 focalnet_tiny_srf selecsls42 tresnet_m nextvit_small
 inception_v4 inception_resnet_v2 mobilenetv5_base samvit_base_patch16_224 beit_base_patch16_224 qwen3_vit_88m
 pnasnet5large nasnetalarge vgg11 naflexvit_base_patch16_parfac_gap
+lcnet_050 mobilenetv1_100 mixnet_s fbnetc_100 spnasnet_100 semnasnet_075 resnet14t seresnext26ts gcresnext26ts
+eca_resnext26ts regnetz_005 mobilenet_edgetpu_v2_xs convnext_zepto_rms levit_conv_128s tf_mobilenetv3_small_minimal_100
 """.split()  # noqa: SIM905  # a list would have a line for each
 
 TORCHVISION = """
