@@ -32,6 +32,7 @@ from edgevit.runtimes.pytorch import load_torch
 from edgevit.types import Array, TensorSpec
 
 NAIVE_ONNX, DIRECT_OPENVINO = "naive-onnx", "ov-direct"
+NAIVE_ONNX_FILE = "naive.onnx"
 PEERS = {NAIVE_ONNX: OnnxRuntime.fmt, DIRECT_OPENVINO: OpenVino.fmt}  # names on the command line, and the runtimes
 
 
@@ -64,7 +65,7 @@ def build_peer(name: str, module: Any, feeds: Mapping[str, Array], outputs: Sequ
             if name == DIRECT_OPENVINO:
                 shapes = [list(array.shape) for array in feeds.values()]
                 return OpenVino().load().convert_model(module, example_input=example, input=shapes)
-            path = folder / "naive.onnx"
+            path = folder / NAIVE_ONNX_FILE
             names = {"input_names": list(feeds), "output_names": [spec.name for spec in outputs]}
             torch.onnx.export(module, example, path, dynamo=True, verbose=False, **names)
         except Exception as error:  # many exception classes, and those of the user's code

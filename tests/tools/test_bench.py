@@ -10,6 +10,7 @@ import pytest
 
 from tests.tools.bench import __main__ as bench
 from tests.tools.bench import rows
+from tests.tools.bench.kept import Folders, kept
 from tests.tools.bench.page import geometric_mean, page
 from tests.tools.bench.rows import Figures, Row, Speedup
 
@@ -98,3 +99,24 @@ def test_measured_rows_are_not_measured_again(tmp_path: Path, monkeypatch: pytes
     assert bench.main() == 0
 
     assert "`deit_t`" in target.read_text("utf-8")
+
+
+def test_a_kept_engine_is_built_once_and_appears_whole(tmp_path: Path) -> None:
+    def fails(folder: Path) -> None:
+        (folder / "model.xml").touch()
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        kept(tmp_path, "nncf", fails)
+    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path, "nncf", lambda folder: (folder / "model.xml").touch()) == tmp_path / "nncf"
+    assert [path.name for path in kept(tmp_path, "nncf", fails).iterdir()] == ["model.xml"]
+
+
+def test_other_weights_and_other_models_have_other_engines(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"1")
+    trained, random = Folders.below(tmp_path, "deit_t", tmp_path / "weights.pth"), Folders.below(tmp_path, "deit_t")
+    assert trained.peers != random.peers
+    assert trained.own != random.own
+    assert Folders.below(tmp_path, "deit_t") == random
+    assert Folders.below(tmp_path, "swin_t").peers != random.peers

@@ -5,7 +5,8 @@
 
 Each model is measured in a process of its own: all contestants in one interleaved run, for each number of threads.
 Rows are appended to a file as they come, and a row that is in the file is not measured again: an interrupted run goes
-on where it was. Run it on an idle machine. NNCF is left out if it is not installed (pip install 'edgevit[bench]').
+on where it was. Run it on an idle machine; `--keep DIR --build-only` builds all engines before, and the same command
+without `--build-only` measures them. NNCF is left out if it is not installed (pip install 'edgevit[bench]').
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from edgevit.cli.signals import Stop
 from edgevit.models import registry
 from tests.tools.bench import page, rows
 from tests.tools.bench.child import Task, measure_in_child
@@ -35,9 +37,18 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also measure what is in the results")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that rows are appended to")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file to write")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="folder in which engines are kept for the next run")
+    parser.add_argument(
+        "--build-only", action="store_true", help="build the engines into --keep, on a busy machine too"
+    )
     parser.add_argument("--page-only", action="store_true", help="write the page of the results so far")
     arguments = parser.parse_args()
+    Stop().install()  # the child ends with this process
+    if arguments.build_only and arguments.keep is None:
+        parser.error("--build-only needs --keep DIR")
     failed = False if arguments.page_only else _measure(arguments)
+    if arguments.build_only:
+        return int(failed)
     arguments.page.write_text(page.page(list(rows.read(arguments.results).values())), "utf-8")
     return int(failed)
 
@@ -56,13 +67,19 @@ def _measure(arguments: argparse.Namespace) -> bool:
             weights=_weights(arguments.weights, model),
             million_parameters=None if arguments.models else MILLION_PARAMETERS,
             results=arguments.results,
+            kept=arguments.keep,
+            build_only=arguments.build_only,
         )
         if not task.threads:
             continue
         start = time.monotonic()
         reason = measure_in_child(task)
         failed = failed or bool(reason)
-        print(f"{model}: {reason or 'measured'} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{model}: {reason or ('built' if task.build_only else 'measured')} in {time.monotonic() - start:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     return failed
 
 

@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgevit.subprocesses import DIE_WITH_PARENT
 from edgevit.types import Precision
 from tests.tools.bench import rows
 
@@ -28,6 +29,8 @@ class Task:
     weights: Path | None
     million_parameters: float | None  # a larger model is skipped
     results: Path
+    kept: Path | None = None  # the folder of engines that are kept; None: all are built anew
+    build_only: bool = False  # nothing is measured
 
 
 def measure_in_child(task: Task) -> str:
@@ -53,15 +56,23 @@ def measure_in_child(task: Task) -> str:
 
 def _child(task: Task, folder: Path) -> None:
     os.setsid()
+    exec(DIE_WITH_PARENT)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    from tests.tools.bench.measuring import Order, measure_model
+    if task.kept is not None:  # before PyTorch is imported
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((task.kept / "inductor").absolute()))
+    from tests.tools.bench.kept import Folders
+    from tests.tools.bench.measuring import Order, build_all, measure_model
     from tests.tools.bench.workshop import Workshop
 
-    workshop = Workshop(task.model, folder, weights=task.weights)
+    root = folder if task.kept is None else task.kept
+    workshop = Workshop(task.model, Folders.below(root, task.model, task.weights), weights=task.weights)
     if workshop.million_parameters > (task.million_parameters or math.inf):
         return
     for threads in task.threads:
         order = Order(threads=threads, seconds=task.seconds, precisions=task.precisions)
-        rows.append(task.results, measure_model(workshop, order))
+        if task.build_only:
+            build_all(workshop, order)
+        else:
+            rows.append(task.results, measure_model(workshop, order))

@@ -12,7 +12,7 @@ from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.studies import Studies, Subject, study
 from edgevit.types import Precision
-from tests.tools.bench.contestants import BY_NAME, CONTESTANTS, rivals
+from tests.tools.bench.contestants import BY_NAME, CONTESTANTS, Contestant, rivals
 from tests.tools.bench.rows import Figures, Row, Speedup, this_processor
 from tests.tools.bench.workshop import Workshop
 
@@ -28,12 +28,22 @@ class Order:
     seconds: float  # of the interleaved run
     precisions: tuple[Precision, ...] = ("fp32", "int8")
 
+    @property
+    def contestants(self) -> tuple[Contestant, ...]:
+        return tuple(each for each in CONTESTANTS if each.precision in self.precisions)
+
+
+def build_all(workshop: Workshop, order: Order) -> None:
+    """Build and open the contestants, without measuring: PyTorch compiles when it is opened."""
+    for contestant in order.contestants:
+        with ExitStack() as stack:
+            workshop.open(contestant, order.threads, stack)
+
 
 def measure_model(workshop: Workshop, order: Order) -> Row:
     """Measure the accuracy of all contestants, then their times."""
     with ExitStack() as stack:
-        wanted = [each for each in CONTESTANTS if each.precision in order.precisions]
-        found = [workshop.open(each, order.threads, stack) for each in wanted]
+        found = [workshop.open(each, order.threads, stack) for each in order.contestants]
         subjects = [each for each in found if each is not None]
         snr_db = {each.candidate.name: min(_MOST_DB, workshop.snr_db(each.engine)) for each in subjects}
         reports = measure([each.candidate for each in subjects], _plan(order.seconds, len(subjects)))

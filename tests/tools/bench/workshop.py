@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,21 @@ from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.runtimes.base import BuildOptions, Engine
-from edgevit.runtimes.peers import DIRECT_OPENVINO, NAIVE_ONNX, DirectOpenVinoEngine, NaiveOnnxEngine, build_peer
+from edgevit.runtimes.peers import (
+    DIRECT_OPENVINO,
+    NAIVE_ONNX,
+    NAIVE_ONNX_FILE,
+    DirectOpenVinoEngine,
+    NaiveOnnxEngine,
+    build_peer,
+)
 from edgevit.runtimes.pytorch import TorchEngine, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array, Precision
 from tests.helpers.quantization import snr_db
 from tests.tools.bench.contestants import OPENVINO, ORT, Contestant
-from tests.tools.bench.quantizers import quantize_static, quantize_with_nncf
+from tests.tools.bench.kept import Folders, kept
+from tests.tools.bench.quantizers import prepare_static, quantize_static, quantize_with_nncf
 from tests.tools.crops import crops
 
 CALIBRATION_ROWS, HELD_OUT_ROWS = 32, 8
@@ -39,10 +48,10 @@ _CALIBRATION, _HELD_OUT = 0, 1  # seeds of the crops
 
 @dataclass
 class Workshop:
-    """The contestants of one model, each built when it is first needed, in `folder`. A failure is remembered."""
+    """The contestants of one model, each built when it is first needed unless it is kept. A failure is remembered."""
 
     name: str
-    folder: Path
+    folders: Folders
     weights: Path | None = None
     failures: dict[str, str] = field(default_factory=dict)  # why contestants could not be built or loaded
     _built: dict[str, Any] = field(default_factory=dict)
@@ -142,34 +151,58 @@ class Workshop:
             case "ort-int8" | "openvino-int8":
                 return self._export(name.removesuffix("-int8"), "int8")
             case "onnx-ort":
-                return self._plain(NAIVE_ONNX)
+                return self._kept(name, partial(self._plain, NAIVE_ONNX)) / NAIVE_ONNX_FILE
             case "onnx-openvino":
                 return openvino.Core().read_model(self._artifact("onnx-ort"))
             case "ov-direct":
-                return self._plain(DIRECT_OPENVINO)
+                return openvino.Core().read_model(self._direct())
             case "torch-compile":
                 return self.model.module
             case "nncf-performance" | "nncf-mixed":
                 preset = name.removeprefix("nncf-")
-                return quantize_with_nncf(self._artifact("ov-direct"), self.calibration, self.folder, preset=preset)
+                make = partial(quantize_with_nncf, self._direct(), self.calibration, preset=preset)
+                return openvino.Core().read_model(self._kept(name, lambda folder: make(folder=folder)) / "model.xml")
             case "static-full" | "static-reduced":
-                reduced, input_name = name == "static-reduced", self.model.input_names[0]
-                return quantize_static(self._artifact("onnx-ort"), input_name, self.calibration, reduce_range=reduced)
+                source = partial(prepare_static, self._artifact("onnx-ort"))
+                prepared = self._kept("static-prepared", source) / "model.onnx"
+                make = partial(
+                    quantize_static,
+                    prepared,
+                    self.model.input_names[0],
+                    self.calibration,
+                    reduce_range=name == "static-reduced",
+                )
+                return self._kept(name, lambda folder: make(folder=folder)) / "model.onnx"
         raise AssertionError(name)
 
-    def _plain(self, peer: str) -> Any:
-        return build_peer(peer, self.model.module, self.feeds(), self._fp32().manifest.outputs, self.folder)
+    def _kept(self, name: str, make: Callable[[Path], object]) -> Path:
+        return kept(self.folders.peers, name, make)
+
+    def _direct(self) -> Path:
+        """Return the file of the model that OpenVINO converts from the module."""
+
+        def convert(folder: Path) -> None:
+            openvino.save_model(self._plain(DIRECT_OPENVINO, folder), folder / "model.xml", compress_to_fp16=False)
+
+        return self._kept("ov-direct", convert) / "model.xml"
+
+    def _plain(self, peer: str, folder: Path) -> Any:
+        return build_peer(peer, self.model.module, self.feeds(), self._fp32().manifest.outputs, folder)
 
     def _export(self, fmt: str, precision: Precision) -> Bundle:
         """Export as `edgevit export` does; fp32 is not verified, since its SNR is measured like everyone's."""
-        config = pipeline.ExportConfig(
-            formats=(fmt,),
-            options=BuildOptions(precision=precision),
-            calib={self.model.input_names[0]: self.calibration} if precision == "int8" else None,
-            out=self.folder,
-            verify=precision == "int8",
-            explain=False,
-            latency=False,
-        )
-        pipeline.run(self.model, config, captured=self.captured)
-        return Bundle.open(self.folder / bundle_name(self.model.name, precision, fmt))
+
+        def make(folder: Path) -> None:
+            config = pipeline.ExportConfig(
+                formats=(fmt,),
+                options=BuildOptions(precision=precision),
+                calib={self.model.input_names[0]: self.calibration} if precision == "int8" else None,
+                out=folder,
+                verify=precision == "int8",
+                explain=False,
+                latency=False,
+            )
+            pipeline.run(self.model, config, captured=self.captured)
+
+        name = bundle_name(self.model.name, precision, fmt)
+        return Bundle.open(kept(self.folders.own, f"{precision}-{fmt}", make) / name)
