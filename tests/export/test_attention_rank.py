@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import openvino
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from edgevit.export import passes
 from edgevit.export.attention_rank import reshape_attention_to_4d
 from edgevit.export.capture import capture
+from edgevit.export.check import check
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -24,6 +29,13 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query = x if self.query is None else self.query
         return functional.scaled_dot_product_attention(query, x, x, attn_mask=self.mask, scale=0.5)
+
+
+class Heads(nn.Module):
+    """Attention alone."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(query, key, value)
 
 
 CASES = {
@@ -48,6 +60,17 @@ def test_attention_that_is_not_4d_is_reshaped_exactly(case: str) -> None:
         calls = program.graph_module.graph.find_nodes(op="call_function", target=ATTENTION)
         assert [value.meta["val"].ndim for node in calls for value in node.args[:3]] == [4, 4, 4]
         torch.testing.assert_close(program.graph_module(*module.parameters(), x)[0], module(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 16, 8), (1, 3, 4, 16, 8)], ids=["4D", "5D"])
+def test_openvino_computes_attention_of_any_rank_in_one_layer(shape: tuple[int, ...], tmp_path: Path) -> None:
+    example = [torch.randn(shape) for _ in range(3)]
+    graph = passes.specialize(passes.optimize(capture(Heads(), example).graph), "openvino")
+    check(graph).save(tmp_path / "model.onnx")
+    layers = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU").get_runtime_model().get_ops()
+    operators = [str(layer.get_rt_info()["originalLayersNames"].astype(str)) for layer in layers]
+    (fused,) = [names.strip(",").split(",") for names in operators if "Softmax" in names]
+    assert len(fused) == 3  # the two matmuls and the softmax between them
 
 
 def test_attention_that_is_4d_is_left_alone() -> None:

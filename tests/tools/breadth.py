@@ -4,7 +4,7 @@ Each architecture runs in a process of its own, with random weights that keep it
 PyTorch at each stage. `--runs` names what is tried: fp32 in ONNX Runtime and OpenVINO with a fixed batch and with a
 dynamic one, fp16, int8; all but the first share one capture, which has a dynamic batch. Results are appended to a file
 as they come, and an export that is in the file is not repeated: an interrupted run goes on where it was. Without names
-the list of `tests.tools.breadth_models` is taken; its packages are needed.
+the list of `tests.tools.breadth_models` is taken; its packages are needed (pip install 'edgevit[breadth]').
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="timm:NAME, torchvision:NAME or transformers:CLASS")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="timm:NAME, torchvision:NAME, transformers:CLASS or smp:CLASS"
+    )
     parser.add_argument("--runs", default=",".join(RUNS), help=f"what is tried (default: {','.join(RUNS)})")
     parser.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="for each architecture (default: 600)"
@@ -117,7 +119,7 @@ def _import_packages() -> None:
     """
     torch.set_num_threads(1)
     breadth_models.import_timm()
-    for package in ("transformers", "onnxruntime", "openvino"):
+    for package in ("transformers", "segmentation_models_pytorch", "onnxruntime", "openvino"):
         with contextlib.suppress(ImportError):
             __import__(package)
     capture(nn.Conv2d(3, 1, 1), (torch.zeros(2, 3, 4, 4),), dynamic_batch=True)
@@ -244,7 +246,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
     others, listed = len(by_name) - of_timm, len(breadth_models.default_names())
     head = f"""# Architectures of other packages
 
-{of_timm} architectures of timm and {others} of torchvision and transformers so far; {listed} are listed.
+{of_timm} architectures of timm and {others} of other packages so far; {listed} are listed.
 Random weights that keep activations alive, compared with PyTorch at each stage; {period}.
 
 | export | formats | passed | of |

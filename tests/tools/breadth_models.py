@@ -1,6 +1,7 @@
-"""The architectures that `tests.tools.breadth` exports: of timm, torchvision and transformers, by random weights.
+"""The architectures that `tests.tools.breadth` exports: of timm and three other packages, by random weights.
 
-A name is `timm:NAME`, `torchvision:NAME` or `transformers:CLASS`. None of the three packages is a dependency.
+A name is `timm:NAME`, `torchvision:NAME`, `transformers:CLASS` or `smp:CLASS` (segmentation-models-pytorch). None of
+the packages is a dependency.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ TORCHVISION = """
 squeezenet1_1 shufflenet_v2_x0_5 mobilenet_v2 mobilenet_v3_small mnasnet0_5 efficientnet_b0 regnet_x_400mf googlenet
 resnet18 lraspp_mobilenet_v3_large deeplabv3_mobilenet_v3_large convnext_tiny swin_t swin_v2_t maxvit_t vit_b_16
 """.split()  # noqa: SIM905  # a list would have a line for each
+
+SMP = "Unet UnetPlusPlus MAnet".split()  # noqa: SIM905  # as the lists above
 
 _SMALL: dict[str, Any] = {
     "hidden_size": 192,
@@ -96,7 +99,8 @@ _OPERATORS = ("nms", "qnms")  # of torchvision, registered by its extension
 
 def default_names() -> list[str]:
     """Return the names of all architectures; those of the other packages between those of timm."""
-    others = [f"torchvision:{name}" for name in TORCHVISION] + [f"transformers:{name}" for name in TRANSFORMERS]
+    packages = {"torchvision": TORCHVISION, "transformers": TRANSFORMERS, "smp": SMP}
+    others = [f"{package}:{name}" for package, names in packages.items() for name in names]
     timm = [f"timm:{name}" for name in TIMM]
     every = len(timm) // len(others)
     mixed = [name for index, other in enumerate(others) for name in (*timm[index * every : (index + 1) * every], other)]
@@ -110,6 +114,8 @@ def create(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         module = import_timm().create_model(kind, pretrained=False)
         declared: tuple[int, ...] = module.pretrained_cfg["input_size"]
         return module, declared
+    if package == "smp":
+        return segmenter(kind), (3, 128, 128)
     if package == "torchvision":
         import_timm()
         models: Any = importlib.import_module("torchvision.models")
@@ -118,6 +124,14 @@ def create(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         options = {} if "3_large" not in kind else {"weights_backbone": None}
         return find(weights=None, **kind_options, **options), (3, 224, 224)
     return _create_transformers(kind)
+
+
+def segmenter(kind: str) -> nn.Module:
+    """Return a segmenter of segmentation-models-pytorch for four classes."""
+    import_timm()
+    create = getattr(importlib.import_module("segmentation_models_pytorch"), kind)
+    module: nn.Module = create("resnet18", encoder_weights=None, classes=4)
+    return module
 
 
 def _create_transformers(kind: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -34,7 +34,7 @@ from edgevit.pipeline.explain.stages import GRAPH, Stage
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import OutputParity, compare
 from edgevit.types import Reference
-from tests.tools.breadth_models import import_timm
+from tests.tools.breadth_models import import_timm, segmenter
 from tests.tools.faults import FAULTS, Plant, find_plants, plant, scale_weight
 
 SEED = 0
@@ -66,14 +66,7 @@ def timm_model(name: str, size: int, **options: Any) -> Callable[[], tuple[torch
 
 
 def segmentation_model(name: str) -> Callable[[], tuple[torch.nn.Module, int]]:
-    def create() -> tuple[torch.nn.Module, int]:
-        import_timm()
-        import segmentation_models_pytorch  # type: ignore[import-not-found]
-
-        create = getattr(segmentation_models_pytorch, name)
-        return create("resnet18", encoder_weights=None, classes=4), 64
-
-    return create
+    return lambda: (segmenter(name), 64)
 
 
 # Third-party architectures of ten kinds, each with the side of its input.

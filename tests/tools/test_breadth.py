@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.tools.breadth import RUNS, Outcome, page, read
-from tests.tools.breadth_models import TIMM, TORCHVISION, TRANSFORMERS, default_names
+from tests.tools.breadth_models import SMP, TIMM, TORCHVISION, TRANSFORMERS, default_names
 
 
 def passed(name: str, run: str = "fp32", **figures: float) -> Outcome:
@@ -25,7 +25,7 @@ def test_the_page_counts_what_passed_and_shows_failures_first() -> None:
     assert "2026-11-26 to 2026-11-27" in text
     assert (
         text.splitlines()[2]
-        == f"3 architectures of timm and 0 of torchvision and transformers so far; {len(default_names())} are listed."
+        == f"3 architectures of timm and 0 of other packages so far; {len(default_names())} are listed."
     )
     for count in (
         "| fp32, fixed or dynamic batch | ONNX Runtime, OpenVINO | 2 | 3 |",
@@ -51,5 +51,5 @@ def test_the_last_result_of_an_export_counts(tmp_path: Path) -> None:
 
 def test_each_architecture_is_named_once() -> None:
     names = default_names()
-    assert len(names) == len(set(names)) == len(TIMM) + len(TORCHVISION) + len(TRANSFORMERS)
+    assert len(names) == len(set(names)) == sum(map(len, (TIMM, TORCHVISION, TRANSFORMERS, SMP)))
     assert len(TIMM) >= 100 and len(names) >= 120 and set(RUNS) == {"fp32", "fp16", "int8", "dynamic"}
