@@ -321,6 +321,10 @@ class Runtime(ABC):
         """Return session settings by name. Raises UsageError for a name or a value that the runtime does not have."""
         return SessionSettings.of(chosen, self.settings, runtime=self.title)
 
+    def usable_values(self, setting: Setting) -> tuple[str, ...]:
+        """Return the values of a session setting that make a difference on this machine."""
+        return setting.values
+
     def require_precision(self, precision: Precision) -> None:
         """Raise PrecisionError if this runtime does not run `precision` on this machine."""
         known = self.format.precisions

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from edgevit.errors import BuildError, InferenceError
+from edgevit.errors import BuildError, InferenceError, PrecisionError
 from edgevit.files import weights_file
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import (
@@ -52,7 +52,10 @@ HYPER_THREADING = Setting(
     "hyper_threading", ("on", "off"), of_threads=True
 )  # whether both logical cores of a physical one are used
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
+# Of what is in float in an int8 bundle; a processor without the arithmetic runs f32.
+INFERENCE_PRECISION = Setting("inference_precision", ("f32", "bf16", "f16"), of_precision=True)
 _TELEMETRY = "openvino_telemetry"
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # of a processor, by inference precision
 # Lines of OpenVINO's report of a failed conversion.
 _FAILED_OPERATOR = re.compile(r"-- ([\w.]+)-\d+ with a message:")
 _UNKNOWN_OPERATORS = re.compile(r"-- No conversion rule found for operations: (.+)")
@@ -63,7 +66,7 @@ class OpenVino(Runtime):
 
     fmt: ClassVar[str] = "openvino"
     module: ClassVar[str] = "openvino"
-    settings: ClassVar[tuple[Setting, ...]] = (HINT, PINNING, HYPER_THREADING, DENORMALS)
+    settings: ClassVar[tuple[Setting, ...]] = (HINT, PINNING, HYPER_THREADING, DENORMALS, INFERENCE_PRECISION)
 
     def load(self) -> ModuleType:
         """Import OpenVINO without its telemetry.
@@ -73,6 +76,12 @@ class OpenVino(Runtime):
         """
         sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]  # None: an import raises ImportError
         return super().load()
+
+    def usable_values(self, setting: Setting) -> tuple[str, ...]:
+        if setting is not INFERENCE_PRECISION:
+            return super().usable_values(setting)
+        known = self.load().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        return tuple(value for value in setting.values if _CAPABILITIES[value] in known)
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         """Convert the ONNX file to IR files in a subprocess, since some invalid graphs crash OpenVINO."""
@@ -102,7 +111,8 @@ class OpenVino(Runtime):
         floats = all(spec.dtype == "float32" for spec in inputs)
         command = [
             *("benchmark_app", "-m", str(engine), "-d", DEVICE, "-api", "sync", "-nireq", "1", "-nstreams", "1"),
-            *("-hint", "none", "-nthreads", str(options.threads or available_cores()), "-infer_precision", "f32"),
+            *("-hint", "none", "-nthreads", str(options.threads or available_cores())),
+            *("-infer_precision", options.session.get(INFERENCE_PRECISION)),
             *(["-ip", "f32"] if floats else []),  # else it feeds images as uint8 and times their conversion
             *(["-data_shape", shapes] if options.dynamic_batch else []),
             *("-t", "10"),
@@ -123,12 +133,21 @@ class OpenVinoEngine(Engine):
     fmt = OpenVino.fmt
 
     def __init__(self, ov: Any, artifact: Path, options: BuildOptions) -> None:
-        """`ov` is the module openvino, `artifact` the .xml file. Raises BuildError if it cannot be loaded."""
+        """`ov` is the module openvino, `artifact` the .xml file.
+
+        Raises BuildError if it cannot be loaded, PrecisionError if an fp32 bundle asks for a lower inference precision.
+        """
+        inference_precision = options.session.get(INFERENCE_PRECISION)
+        if options.precision == "fp32" and inference_precision != INFERENCE_PRECISION.default:
+            raise PrecisionError(
+                f"requested fp32, but the session settings ask OpenVINO for {inference_precision}; remove "
+                "inference_precision from build.session in the manifest, or export the model again"
+            )
         settings: dict[str, Any] = {
             **_session_settings(options.session),
             "INFERENCE_NUM_THREADS": options.threads or available_cores(),
             # By default the plugin runs fp32 models in bf16 if the processor supports it.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": inference_precision,
         }
         if options.cache_dir is not None:
             settings["CACHE_DIR"] = str(options.cache_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine
 from edgevit.cli.main import main
-from edgevit.errors import BundleError, UsageError
+from edgevit.cpu import cpu_flags
+from edgevit.errors import BundleError, PrecisionError, UsageError
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
-from edgevit.runtimes.openvino import OpenVinoEngine
+from edgevit.runtimes.openvino import INFERENCE_PRECISION, OpenVinoEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from tests.helpers.bundles import damage, manifest_json
@@ -49,8 +51,9 @@ def test_every_setting_changes_nothing_but_speed(shared_bundle: Callable[[str], 
     feeds = bundle.references()[0].batch(2)
     with load_engine(bundle, threads=2) as engine:
         expected = engine.run(feeds)
-    chosen = runtime.session_settings({each.name: each.alternatives[-1] for each in runtime.settings})
-    assert len(chosen.chosen) == len(runtime.settings)
+    exact = [each for each in runtime.settings if not each.of_precision]
+    chosen = runtime.session_settings({each.name: each.alternatives[-1] for each in exact})
+    assert len(chosen.chosen) == len(exact)
     options = BuildOptions(threads=2, dynamic_batch=bundle.options.dynamic_batch, session=chosen)
     with runtime.open(bundle.engine_path, options) as engine:
         for name, output in engine.run(feeds).items():
@@ -118,3 +121,19 @@ def test_a_rebuilt_bundle_keeps_its_settings_and_another_format_drops_them(own_b
     assert main(["build", str(bundle.path), "--fmt", "openvino", "--no-latency"]) == 0
     (other,) = [path for path in tmp_path.iterdir() if path.name.endswith("openvino")]
     assert manifest_json(other)["build"].keys().isdisjoint({"session", "threads"})
+
+
+@pytest.mark.parametrize("fmt", ["openvino"])
+def test_an_fp32_bundle_that_asks_for_a_lower_inference_precision_is_refused(own_bundle: Bundle) -> None:
+    bundle = record(own_bundle, threads=1, inference_precision="bf16")
+    assert main(["verify", str(bundle.path)]) == 9
+    with pytest.raises(PrecisionError, match="requested fp32, but the session settings ask OpenVINO for bf16"):
+        edgevit.load(bundle)
+
+
+def test_openvino_offers_the_inference_precisions_of_this_processor() -> None:
+    runtime = get_runtime("openvino")
+    usable = runtime.usable_values(INFERENCE_PRECISION)
+    assert usable[0] == "f32"
+    if not any(flag.startswith(("avx512", "amx", "avx_vnni")) for flag in cpu_flags()):
+        assert usable == ("f32",) or platform.machine() != "x86_64"

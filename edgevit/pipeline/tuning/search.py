@@ -23,7 +23,7 @@ from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
-from edgevit.pipeline.tuning.space import Configuration, Variant, combined, single_changes
+from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
 from edgevit.pipeline.tuning.workspace import Workspace
 
 _LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
@@ -177,7 +177,7 @@ class Search:
         found = self.best[key]
         for (fmt, precision), other in self.best.items():
             if fmt == key[0] and precision != key[1]:
-                self.best[fmt, precision] = replace(other, threads=found.threads, session=found.session)
+                self.best[fmt, precision] = opened_like(other, found)
 
     def _plan_forms(self, key: tuple[str, str]) -> None:
         variant = self.best[key].variant

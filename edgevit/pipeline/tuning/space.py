@@ -129,12 +129,25 @@ def default_threads() -> tuple[int, ...]:
 
 def single_changes(start: Configuration) -> Iterator[Configuration]:
     """Yield the configurations that differ from `start` in one session setting that can matter."""
-    for setting in get_runtime(start.variant.fmt).settings:
-        if setting.of_threads and start.threads == 1:
+    runtime = get_runtime(start.variant.fmt)
+    for setting in runtime.settings:
+        if (setting.of_threads and start.threads == 1) or (setting.of_precision and start.variant.precision == "fp32"):
             continue
-        for value in setting.values:
+        for value in runtime.usable_values(setting):
             if value != start.session.get(setting):
                 yield start.with_setting(setting.name, value)
+
+
+def opened_like(configuration: Configuration, found: Configuration) -> Configuration:
+    """Return a configuration with the threads and session settings of another one of its runtime.
+
+    A setting that lowers the precision stays with the engine that it was measured on.
+    """
+    runtime = get_runtime(configuration.variant.fmt)
+    own = {setting.name for setting in runtime.settings if setting.of_precision}
+    chosen = {name: value for name, value in found.session.chosen if name not in own}
+    chosen |= {name: value for name, value in configuration.session.chosen if name in own}
+    return replace(configuration, threads=found.threads, session=runtime.session_settings(chosen))
 
 
 def combined(start: Configuration, changes: Sequence[Configuration]) -> Configuration:

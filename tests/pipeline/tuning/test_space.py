@@ -8,7 +8,8 @@ import pytest
 
 from edgevit.errors import UsageError
 from edgevit.pipeline.tuning import space
-from edgevit.pipeline.tuning.space import Configuration, Variant, combined, single_changes
+from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
+from edgevit.runtimes.openvino import OpenVino
 from edgevit.runtimes.registry import get_runtime
 from edgevit.untrusted import InvalidError, JsonObject
 
@@ -25,7 +26,8 @@ def test_a_name_tells_the_variant_and_every_setting() -> None:
 def test_each_setting_is_changed_alone(fmt: str) -> None:
     start = Configuration(variant=Variant(fmt=fmt, precision="fp32"), threads=2)
     changes = list(single_changes(start))
-    assert len(changes) == sum(len(setting.alternatives) for setting in get_runtime(fmt).settings)
+    exact = [setting for setting in get_runtime(fmt).settings if not setting.of_precision]
+    assert len(changes) == sum(len(setting.alternatives) for setting in exact)
     assert all(len(change.session.chosen) == 1 for change in changes)
 
 
@@ -73,3 +75,15 @@ def test_a_configuration_is_read_back_as_it_was_written() -> None:
 def test_a_damaged_configuration_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((InvalidError, UsageError)):
         Configuration.parse(JsonObject.of({**ORT.to_json(), **change}))
+
+
+def test_the_inference_precision_is_changed_for_int8_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)  # of a processor that has all
+    fp32 = Configuration(variant=Variant(fmt="openvino", precision="fp32"), threads=1)
+    int8 = Configuration(variant=Variant(fmt="openvino", precision="int8"), threads=1)
+    found = {name for start in (fp32, int8) for each in single_changes(start) for name in each.session.to_json()}
+    assert found == {"pinning", "denormals", "inference_precision"}
+    lowered = int8.with_setting("inference_precision", "bf16").with_setting("denormals", "zero")
+    assert not any("inference_precision" in each.session.to_json() for each in single_changes(fp32))
+    assert opened_like(fp32, lowered).session.to_json() == {"denormals": "zero"}
+    assert opened_like(lowered, fp32).session.to_json() == {"inference_precision": "bf16"}
