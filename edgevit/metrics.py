@@ -23,6 +23,7 @@ from edgevit.types import Array, Feeds, Interval, Run, RunnableEngine
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 
 INPUT, OUTPUT = "images", "logits"  # names of the input and output of registered models
+TOP1 = "top-1"
 CONFIDENCE = 0.95  # of every interval in this module
 NO_PREDICTION = -1  # the predicted class if the logits are unusable: see `is_usable`
 _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution, for two-sided 95 %
@@ -65,7 +66,7 @@ class Evaluation:
     @property
     def metric(self) -> str:
         """Name of the main figure; detectors and segmentation models have another (bundles.labeled)."""
-        return "top-1"
+        return TOP1
 
     @property
     def accuracy(self) -> float:
@@ -281,6 +282,11 @@ def _predict(logits: Array, labels: Array) -> tuple[Array, Array]:
 def is_usable(logits: Array) -> Array:
     """Return for each row of logits, (n, classes), whether it has a finite value and neither NaN nor +inf."""
     return np.asarray((logits < np.inf).all(1) & np.isfinite(logits).any(1))  # a comparison with NaN is false
+
+
+def accuracy_key(metric: str) -> str:
+    """Return the JSON key of an accuracy by its name."""
+    return "top1" if metric == TOP1 else metric
 
 
 def _paired(first: Evaluation, second: Evaluation) -> list[tuple[int, int]]:

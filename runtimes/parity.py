@@ -160,6 +160,7 @@ class ParitySummary:
     max_error_std: float | None  # largest difference in standard deviations of the output; None if not finite
     cosine: float | None  # smallest of all rows
     agreement: float | None = None  # fraction of photos with PyTorch's top-1 class; None if not judged
+    pixel_agreement: float | None = None  # fraction of photos' pixels with PyTorch's class; None: no segmentation
     failure: str = ""  # the first reason why it does not pass
 
     @classmethod
@@ -169,6 +170,7 @@ class ParitySummary:
             max_error_std=_number(data["max_error_std"]),
             cosine=_number(data["cosine"]),
             agreement=_number(data["agreement"]),
+            pixel_agreement=_number(data.get("pixel_agreement")),
             failure=str(data["failure"]),
         )
 
@@ -202,12 +204,14 @@ class ParityReport:
         if not self.results:
             return None
         agreements = [result.agreement for result in self.results if result.agreement is not None]
+        pixels = [each.pixels.all for each in self.results if each.pixels is not None and each.kind == PHOTOS]
         failures = [failure for result in self.results for failure in result.failures]
         return ParitySummary(
             passed=self.passed,
             max_error_std=_finite(max(result.max_abs_of_std for result in self.results)),
             cosine=_finite(min(min(result.cosine) for result in self.results)),
             agreement=min(agreements, default=None),
+            pixel_agreement=min(pixels, default=None),
             failure=failures[0] if failures else "",
         )
 

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.bundles.bundle import Bundle, display_names
+from edgevit.bundles.labeled import LabeledBoxes, LabeledMasks
 from edgevit.bundles.latency_file import read_latency
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.errors import UsageError
 from edgevit.latency.document.content import Document, Session, session_of
 from edgevit.latency.document.product import Accuracy, EngineParity, Product
 from edgevit.latency.report import LatencyReport
+from edgevit.metrics import TOP1, accuracy_key
 from edgevit.runtimes.registry import get_runtime
-from edgevit.untrusted import InvalidError, Json, JsonObject, boolean, integer, list_of, nullable, number, text
+from edgevit.untrusted import InvalidError, Json, JsonObject, boolean, integer, list_of, nullable, number, one_of, text
 
 _ENGINE_STAGE = ": engine"  # ends the name of the stage of a parity check that is the engine's own
 _JUDGED_ENGINE = "the engine"  # in a manifest's comparison with fp32
+_METRICS = (TOP1, LabeledBoxes.metric, LabeledMasks.metric)
 _MOST_DB = 1e4
 
 
@@ -147,12 +150,15 @@ def _parse_result(value: Any, place: str) -> tuple[str, EngineParity]:
 
 
 def _accuracy(record: Json) -> Accuracy | None:
-    """Return the engine's top-1; None if it was not measured, or on another graph than the engine's."""
+    """Return the engine's accuracy; None if it was not measured, or on another graph than the engine's."""
     fields = JsonObject.of(record)
     try:
-        top1 = fields.read_or("top1", nullable(number(0, 1)), None)
+        metric = fields.read_or("metric", nullable(one_of(*_METRICS)), None) or TOP1
+        value = fields.read_or(accuracy_key(metric), nullable(number(0, 1)), None)
         images = fields.read_or("images", integer(), 0)
         judged = fields.read_or("judged", text(), "")
     except InvalidError:
         return None
-    return Accuracy(top1=top1, images=images) if top1 is not None and judged == _JUDGED_ENGINE else None
+    if value is None or judged != _JUDGED_ENGINE:
+        return None
+    return Accuracy(metric=metric, value=value, images=images)

@@ -12,7 +12,7 @@ from edgevit.errors import ParityError
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
-from edgevit.metrics import Drop
+from edgevit.metrics import TOP1, Drop, accuracy_key
 from edgevit.pipeline import fp32_baseline
 from edgevit.pipeline.accuracy import AnyEvaluation, lost, same_predictions
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
@@ -154,7 +154,7 @@ class PrecisionComparison:
 
     @property
     def _metric(self) -> str:
-        return self.fp32_evaluation.metric if self.fp32_evaluation is not None else "top-1"
+        return self.fp32_evaluation.metric if self.fp32_evaluation is not None else TOP1
 
     def _accuracies(self, key: str) -> dict[str, float | None]:
         """Return the accuracy of the bundle and of fp32 by key."""
@@ -169,7 +169,7 @@ class PrecisionComparison:
             "judged": self.measured_on,
             "images": self.fp32_evaluation.images if self.fp32_evaluation is not None else 0,
             "metric": self._metric if self.fp32_evaluation is not None else None,
-            **self._accuracies("top1" if self._metric == "top-1" else self._metric),
+            **self._accuracies(accuracy_key(self._metric)),
             "drop_points": None if drop is None else drop.points,
             "drop_points_interval": None if drop is None else bounds(drop.interval),
             "agreement": self.agreement,

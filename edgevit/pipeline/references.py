@@ -10,7 +10,7 @@ from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, find_images, warn_of_skipped
-from edgevit.metrics import Evaluation, OnImages, evaluate, with_common_names
+from edgevit.metrics import TOP1, Evaluation, OnImages, evaluate, with_common_names
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.labeled_dense import DenseEvalDataset, find_dense_dataset
 from edgevit.types import Array, Reference, Run, TensorSpec
@@ -31,7 +31,7 @@ class EvalDataset:
     @property
     def metric(self) -> str:
         """Name of the figure that is compared."""
-        return "top-1"
+        return TOP1
 
     @property
     def count(self) -> int:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -202,18 +203,24 @@ def _latest(document: Document, device: str) -> list[Entry]:
 
 
 def _tradeoffs_of(entries: Sequence[Entry], key: str, owner: str) -> list[Figure]:
-    found = [
-        _tradeoff(entries, f"{key}-top1", "top-1, %", _top1, more_is_better=True),
-        _tradeoff(entries, f"{key}-snr", "SNR to the reference, dB", _snr, more_is_better=True),
-        _tradeoff(entries, f"{key}-size", "engine size, MB", _size, more_is_better=False),
+    accuracies = [
+        _tradeoff(entries, f"{key}-{metric}", f"{metric}, %", partial(_accuracy, metric), more_is_better=True)
+        for metric in dict.fromkeys(filter(None, map(_metric, entries)))
     ]
-    accuracy, snr, size = found
-    return [replace(each, title=f"{each.title}{owner}") for each in (accuracy or snr, size) if each is not None]
+    snr = _tradeoff(entries, f"{key}-snr", "SNR to the reference, dB", _snr, more_is_better=True)
+    size = _tradeoff(entries, f"{key}-size", "engine size, MB", _size, more_is_better=False)
+    found = [*(accuracies if any(accuracies) else [snr]), size]
+    return [replace(each, title=f"{each.title}{owner}") for each in found if each is not None]
 
 
-def _top1(entry: Entry) -> float | None:
+def _metric(entry: Entry) -> str | None:
     accuracy = None if entry.product is None else entry.product.accuracy
-    return None if accuracy is None else 100 * accuracy.top1
+    return None if accuracy is None else accuracy.metric
+
+
+def _accuracy(metric: str, entry: Entry) -> float | None:
+    accuracy = None if entry.product is None else entry.product.accuracy
+    return None if accuracy is None or accuracy.metric != metric else 100 * accuracy.value
 
 
 def _snr(entry: Entry) -> float | None:

@@ -15,9 +15,10 @@ class EngineParity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Top-1 on labeled images, as a fraction."""
+    """Top-1, mAP or mIoU on labeled images, as a fraction."""
 
-    top1: float
+    metric: str
+    value: float
     images: int
 
 

@@ -146,7 +146,13 @@ def test_the_parity_of_a_bundle_is_that_of_its_engine(
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"judged": "the engine", "top1": 0.75, "images": 100}, Accuracy(top1=0.75, images=100)),
+        ({"judged": "the engine", "top1": 0.75, "images": 100}, Accuracy(metric="top-1", value=0.75, images=100)),
+        (
+            {"judged": "the engine", "metric": "mIoU", "mIoU": 0.5, "images": 9},
+            Accuracy(metric="mIoU", value=0.5, images=9),
+        ),
+        ({"judged": "the engine", "metric": "mAP", "top1": 0.75, "images": 100}, None),
+        ({"judged": "the engine", "metric": "images", "images": 1}, None),
         ({"judged": "the ONNX graph", "top1": 0.75, "images": 100}, None),
         ({"judged": "the engine", "top1": None, "images": 0}, None),
         ({"top1": "high"}, None),

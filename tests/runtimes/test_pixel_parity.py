@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from edgevit.cli.tables import parity_table
 from edgevit.errors import ParityError
-from edgevit.runtimes.parity import ParityReport, compare
+from edgevit.runtimes.parity import ParityReport, ParitySummary, compare
 from edgevit.types import Array, Precision, Reference
 from tests.helpers.graphs import noise
 
@@ -43,6 +44,7 @@ def test_equal_logits_agree_in_every_pixel() -> None:
     assert result.pixels is not None
     assert (result.pixels.all, result.pixels.decided) == (1, 1)
     assert report.to_json()["results"][0]["pixels"] == {"all": 1, "decided": 1}
+    assert report.summary is not None and report.summary.pixel_agreement == 1
     assert "100.00% of pixels" in [
         str(cell) for column in parity_table(report.results).columns for cell in column.cells
     ]
@@ -51,6 +53,13 @@ def test_equal_logits_agree_in_every_pixel() -> None:
 def test_pixels_of_another_class_fail_in_fp16() -> None:
     with pytest.raises(ParityError, match=r"pixel agreement 9\d\.\d\d%, at least 99.50%"):
         parity("logits", LOGITS, swapped(0.02), "fp16").require()
+
+
+def test_the_summary_has_the_worst_pixel_agreement_and_no_top1() -> None:
+    report = parity("logits", LOGITS, LOGITS) + parity("logits", LOGITS, swapped(0.5))
+    assert report.summary is not None
+    assert (report.summary.pixel_agreement, report.summary.agreement) == (0.5, None)
+    assert ParitySummary.from_json(asdict(report.summary)) == report.summary
 
 
 def test_pixels_whose_best_classes_are_close_are_reported_and_not_judged() -> None:

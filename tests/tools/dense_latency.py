@@ -30,8 +30,6 @@ from edgevit.latency.system_files import SystemFiles, cpu_model
 from edgevit.models import loading
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.parity import ParityReport
-from edgevit.types import PHOTOS
 from tests.tools.kernels import BACKBONES, HEADS, OTHER_SYSTEMS
 
 TABLE = Path(__file__).with_name("dense_latency.tsv")
@@ -86,16 +84,10 @@ def measure(name: str, *, threads: int, duration_s: float) -> Row:
         ratio_low=None if ratio.interval is None else round(ratio.interval.low, 3),
         ratio_high=None if ratio.interval is None else round(ratio.interval.high, 3),
         max_error_std=parity.max_error_std,
-        agreement=_pixel_agreement(report.parity),
+        agreement=parity.pixel_agreement,
         others_fraction=round(max(each.others_fraction or 0.0 for each in reports), 2),
         measured_at=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )
-
-
-def _pixel_agreement(parity: ParityReport) -> float | None:
-    """Return the smallest fraction of pixels with PyTorch's class on photos; None for a detector."""
-    photos = (result for result in parity.results if result.kind == PHOTOS)
-    return min((result.pixels.all for result in photos if result.pixels is not None), default=None)
 
 
 # The table

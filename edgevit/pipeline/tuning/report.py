@@ -52,7 +52,7 @@ class Row:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 if it was measured, else the SNR in dB; engines that differ by rounding are equal."""
+        """Top-1, mAP or mIoU if it was measured, else the SNR in dB; engines that differ by rounding are equal."""
         found = self.verification
         if found is None:
             return -math.inf
@@ -86,10 +86,11 @@ class Row:
             "passed": None if found is None else not found.failure,
             "failure": None if found is None else found.failure,
             "snr_db": snr_db,
-            "top1": None if evaluation is None else evaluation.accuracy,
+            "metric": None if evaluation is None else evaluation.metric,
+            "accuracy": None if evaluation is None else evaluation.accuracy,
             "images": None if evaluation is None else evaluation.images,
-            "top1_drop_points": None if drop is None else drop.points,
-            "top1_drop_interval": None if drop is None else [drop.interval.low, drop.interval.high],
+            "drop_points": None if drop is None else drop.points,
+            "drop_points_interval": None if drop is None else [drop.interval.low, drop.interval.high],
         }
 
 

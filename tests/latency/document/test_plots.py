@@ -6,9 +6,12 @@ import dataclasses
 import itertools
 import math
 
+import pytest
+
 from edgevit.latency.document import plots
 from edgevit.latency.document.content import session_of
 from edgevit.latency.document.measured_parts import _modules
+from edgevit.latency.document.product import Accuracy
 from edgevit.latency.document.svg import Canvas
 from edgevit.runtimes.layer_profile import LayerProfile, LayerTime
 from tests.helpers import samples
@@ -39,6 +42,20 @@ def test_an_engine_that_was_measured_again_is_shown_once_as_measured_last() -> N
         size = plots.tradeoffs(document(*sessions), "k")[-1]
         times = {row[1]: float(row[2]) for row in size.table.rows}
         assert set(times) == set(NAMES) and 25 < times[NAMES[0]] < 35 and 50 < times[NAMES[1]] < 60
+
+
+@pytest.mark.parametrize(
+    ("metrics", "title"),
+    [(("mIoU", "mIoU"), "Latency and mIoU"), (("mIoU", "mAP"), "Latency and SNR to the reference")],
+)
+def test_accuracies_are_compared_if_they_are_measured_alike(metrics: tuple[str, str], title: str) -> None:
+    """A mIoU of 50 % is not worse than a mAP of 60 %."""
+    products = {
+        name: product(name, accuracy=Accuracy(metric=metric, value=0.5, images=9))
+        for name, metric in zip(NAMES, metrics, strict=True)
+    }
+    measured = session_of([report(NAMES[0], 60.0), report(NAMES[1], 56.0)], products)
+    assert [each.title for each in plots.tradeoffs(document(measured), "k")] == [title, "Latency and engine size"]
 
 
 def test_a_single_best_engine_is_named() -> None:

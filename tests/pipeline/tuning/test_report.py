@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgevit.bundles.labeled import DenseEvaluation
+from edgevit.dense.bootstrap import Estimate
 from edgevit.latency.compare import side_by_side
 from edgevit.metrics import Evaluation
 from edgevit.pipeline.tuning.finals import Verification
@@ -92,6 +94,17 @@ def test_of_equally_fast_engines_the_plainest_is_recommended() -> None:
 @pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 %"), (None, "SNR 26 dB")])
 def test_accuracy_is_top1_if_there_are_labeled_images(correct: int | None, text: str) -> None:
     assert row("ort", 10.0, found=verified(0.05, correct=correct)).accuracy_text.startswith(text)
+
+
+def test_accuracy_is_stored_under_the_name_of_its_measure() -> None:
+    estimates = {"mIoU": Estimate(0.6, np.array([0.5, 0.7])), "pixel accuracy": Estimate(0.9, np.array([0.9, 0.9]))}
+    dense = DenseEvaluation(name="a", images=40, figures=estimates, details={}, chance=0.1)
+    written = row("ort", 10.0, found=replace(verified(0.05), evaluation=dense)).to_json()
+    assert (written["metric"], written["accuracy"], written["images"]) == ("mIoU", 0.6, 40)
+    assert not [key for key in written if "top1" in key]
+    classified = row("ort", 10.0, found=verified(0.05, correct=90)).to_json()
+    assert (classified["metric"], classified["accuracy"]) == ("top-1", 0.9)
+    assert row("ort", 10.0).to_json()["metric"] is None
 
 
 def tuned(rows: list[Row]) -> TuningReport:
