@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
+from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.bundles.latency_file import artifact_details
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
@@ -171,8 +172,8 @@ def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
 
 def _require_class_names(model: ModelDescription, graph: OnnxGraph) -> None:
     """Raise UsageError if the model has class names, and another number of logits."""
-    if model.classes is None or not graph.outputs:
-        return
+    if model.classes is None or model.origin.task in DENSE_TASKS or not graph.outputs:
+        return  # the first output of a detector that selects its boxes is their number, (N, 1)
     logits = graph.outputs[0].shape
     if len(logits) == 2 and logits[1] != len(model.classes):
         raise UsageError(
