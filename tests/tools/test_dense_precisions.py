@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit.runtimes.parity import compare
+from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import Reference
 from tests.tools import dense_precisions
 from tests.tools.dense_precisions import Outcome
@@ -45,7 +45,7 @@ def test_the_measures_are_the_worst_of_the_formats_own_stages() -> None:
     output = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
     reference = Reference(kind="photos", inputs={"x": output}, outputs={"y": output})
 
-    def off(stage: str, error: float) -> dense_precisions.ParityReport:
+    def off(stage: str, error: float) -> ParityReport:
         return compare(stage, lambda feeds: {"y": feeds["x"] + error}, [reference], precision="fp32")
 
     report = off("ONNX", 1.0) + off("ort: engine", 1e-5) + off("ort: optimized ONNX", 1e-4) + off("openvino: engine", 1)
