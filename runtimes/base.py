@@ -242,6 +242,7 @@ class Runtime(ABC):
 
     fmt: ClassVar[str]  # name of its format
     module: ClassVar[str]  # Python module of the runtime
+    caches_compiled: ClassVar[bool] = False  # whether it loads compiled models from `BuildOptions.cache_dir`
     settings: ClassVar[tuple[Setting, ...]] = ()  # of a session, that `BuildOptions.session` chooses
 
     def __init__(self, on_phase: OnPhase | None = None) -> None:

@@ -66,6 +66,7 @@ class OpenVino(Runtime):
 
     fmt: ClassVar[str] = "openvino"
     module: ClassVar[str] = "openvino"
+    caches_compiled: ClassVar[bool] = True
     settings: ClassVar[tuple[Setting, ...]] = (HINT, PINNING, HYPER_THREADING, DENORMALS, INFERENCE_PRECISION)
 
     def load(self) -> ModuleType:

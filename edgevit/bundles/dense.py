@@ -64,6 +64,7 @@ def each_photo(
     work: Work,
     *,
     threads: int | None = None,
+    cache_dir: Path | None = None,
     on_skip: OnSkip | None = None,
 ) -> int:
     """Call `work` with the open model and each photo, one after the other, and return the number of photos read.
@@ -73,7 +74,7 @@ def each_photo(
     """
     paths = image_files(images)
     done = 0
-    with open_engine(bundle, threads=threads) as engine:
+    with open_engine(bundle, threads=threads, cache_dir=cache_dir) as engine:
         model = dense_model(bundle, engine)
         for path, photo in _readable(paths, on_skip):
             work(model, path, photo)

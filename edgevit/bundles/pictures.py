@@ -57,6 +57,7 @@ def answer(
     options: PictureOptions,
     *,
     threads: int | None = None,
+    cache_dir: Path | None = None,
     on_skip: OnSkip | None = None,
 ) -> tuple[Answer, ...]:
     """Run a detector or a segmentation model on photos, and draw its answers into `options.out`.
@@ -73,7 +74,7 @@ def answer(
         else:
             answers.append(_mask(path, photo, model.segment(photo), names, pictures[path], coco=options.coco))
 
-    each_photo(bundle, images, work, threads=threads, on_skip=on_skip)
+    each_photo(bundle, images, work, threads=threads, cache_dir=cache_dir, on_skip=on_skip)
     return tuple(answers)
 
 

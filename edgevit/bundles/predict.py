@@ -36,6 +36,7 @@ def classify(
     *,
     top: int = 5,
     threads: int | None = None,
+    cache_dir: Path | None = None,
     on_skip: OnSkip | None = None,
 ) -> tuple[Prediction, ...]:
     """Return the `top` classes of each image, preprocessed by the bundle's manifest.
@@ -48,7 +49,7 @@ def classify(
     preprocessing, class_names = bundle.preprocessing, bundle.classes
     paths = image_files(images)
     predictions: list[Prediction] = []
-    with open_engine(bundle, threads=threads) as engine:
+    with open_engine(bundle, threads=threads, cache_dir=cache_dir) as engine:
         for path in paths:
             try:
                 photo = read_batch([path], preprocessing)

@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write every box above 0.05, or every mask, in COCO's result format; category ids count from 1",
     )
+    parser.add_argument(
+        "--cache",
+        type=argument_types.path,
+        metavar="DIR",
+        help="keep the compiled model in DIR, so that the next run starts faster (OpenVINO); only you may write there",
+    )
     add_strict(parser)
     add_threads(parser)
 
@@ -71,6 +77,7 @@ def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:
         arguments.image,
         top=arguments.top,
         threads=arguments.threads,
+        cache_dir=arguments.cache,
         on_skip=None if arguments.strict else skipped.append,
     )
     console.result(*prediction_lines(predictions))
@@ -99,6 +106,7 @@ def _draw(bundle: Bundle, arguments: Arguments, console: Console) -> int:
         arguments.image,
         PictureOptions(out=arguments.out, min_score=arguments.min_score, nms=nms, coco=arguments.coco is not None),
         threads=arguments.threads,
+        cache_dir=arguments.cache,
         on_skip=None if arguments.strict else skipped.append,
     )
     for each in answers:

@@ -1,0 +1,73 @@
+"""The cache of compiled models that `edgevit.load(cache_dir=)` uses: never one of another engine, machine or version.
+
+OpenVINO finds a compiled model by the path, size and time of the .xml file, so that other weights at the same path
+could be answered with the old ones. Therefore each bundle has a folder of its own on each machine, named after a hash
+of the engine's files and the environment, and a compiled model is only used if its checksum is the one that was written
+after it was compiled. A checksum finds damage, not malice: use a folder that only you can write to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from edgevit.bundles.manifest import Manifest
+from edgevit.errors import BuildError
+from edgevit.files import file_sha256, os_reason, write_atomically
+from edgevit.latency.environment import Environment
+from edgevit.untrusted import InvalidError, object_of, read_json, text
+
+_LOG = logging.getLogger(__name__)
+_CHECKSUMS = "checksums.json"
+_MAX_BYTES = 1 << 20
+
+
+def prepare(manifest: Manifest, cache_dir: Path) -> Path:
+    """Return the folder for the compiled models of a bundle on this machine, without those that are damaged.
+
+    Raises BuildError if it cannot be written.
+    """
+    folder = cache_dir / _key(manifest)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = _checksums(folder)
+        for file in _compiled(folder):
+            if known.get(file.name) != file_sha256(file):
+                _LOG.warning("edgevit: %s is damaged and is compiled again", file)
+                file.unlink()
+    except OSError as error:
+        raise BuildError(f"cannot use {folder} as a cache: {os_reason(error)}; choose another folder") from error
+    return folder
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of what has been compiled since `prepare`. Raises BuildError if they cannot be written."""
+    try:
+        known, found = _checksums(folder), _compiled(folder)
+        if fresh := [file for file in found if file.name not in known]:
+            checksums = {file.name: known[file.name] for file in found if file.name in known}
+            checksums |= {file.name: file_sha256(file) for file in fresh}
+            write_atomically(folder / _CHECKSUMS, json.dumps(checksums))
+    except OSError as error:
+        raise BuildError(f"cannot use {folder} as a cache: {os_reason(error)}; choose another folder") from error
+
+
+def _key(manifest: Manifest) -> str:
+    engine = set(manifest.runtime.engine_files)
+    files = sorted((file.path, file.sha256) for file in manifest.files if file.path in engine)
+    content = json.dumps([files, Environment.capture().key()], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _compiled(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != _CHECKSUMS)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return the recorded checksums by file name; none if there are none yet, or if the record is damaged."""
+    try:
+        return object_of(text(most=64))(read_json(folder / _CHECKSUMS, limit_bytes=_MAX_BYTES), _CHECKSUMS)
+    except (FileNotFoundError, InvalidError):
+        return {}
