@@ -171,7 +171,8 @@ class TensorRtEngine(Engine):
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             gpu = f"{self._device.name} (compute capability {self._device.compute_capability})"
-            raise self._failure(f"version {trt.__version__} cannot load the engine on {gpu}, it may be damaged")
+            remedy = f"if it is damaged or of another version, {_REBUILD}"
+            raise self._failure(f"version {trt.__version__} cannot load the engine on {gpu}", remedy=remedy)
         self._engine = engine
         for message in logger.take_device_warnings():
             warnings.warn(f"{self.title}: {message}", RuntimeWarning, stacklevel=2)

@@ -11,6 +11,8 @@ from edgevit.runtimes.tensorrt import api, cuda
 from edgevit.runtimes.tensorrt.versions import TensorRtModule
 
 _OLD_DRIVER = r"(?i)initialization failure with error: 35\b|driver version is insufficient|InsufficientDriver"
+_OTHER_GPU = r"cannot run on this GPU"
+_UNSUPPORTED_GPU = r"TensorRT-RTX does not support this compute capability"
 _OUT_OF_MEMORY = r"(?i)out ?of ?memory|bad_alloc|MemoryAllocation"  # in TensorRT's messages
 
 
@@ -32,6 +34,10 @@ def failure(
         remedy = "free GPU memory (on a Jetson: add swap), or reduce --workspace"
     elif any(re.search(_OLD_DRIVER, line) for line in lines):
         remedy = f"{cuda.OLD_DRIVER} (it supports CUDA {cuda.driver_version() or 'of an unknown version'})"
+    elif any(re.search(_UNSUPPORTED_GPU, line) for line in lines):
+        remedy = "use --fmt trt on this machine, or another GPU"
+    elif any(re.search(_OTHER_GPU, line) for line in lines):
+        remedy = "export it again with the GPU's compute capability in --sm, or without --sm"
     elif remedy is None:
         remedy = f"check the graph: edgevit lint BUNDLE --target trt:{version_name(trt)}"
     return kind(f"{title}: {what}: {reason or 'no reason reported'}; {remedy}")

@@ -203,6 +203,23 @@ def test_a_builder_that_runs_out_of_memory_says_so(runtime: TensorRt, words: str
     assert "lint" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("has compute capability 8.9. Supported compute capabilities: 8.0. It can be rebuilt", "in --sm, or without"),
+        (
+            "has compute capability 9.0. TensorRT-RTX does not support this compute capability",
+            "use --fmt trt on this machine, or another GPU",
+        ),
+    ],
+)
+def test_an_engine_of_other_gpus_is_not_called_damaged(runtime: TensorRt, words: str, remedy: str) -> None:
+    trt = supported_module(runtime.load())
+    error = failure(trt, "cannot load", f"The engine cannot run on this GPU, which {words}", remedy="if it is damaged")
+    assert remedy in str(error)
+    assert "damaged" not in str(error)
+
+
 def test_timings_are_kept_in_the_cache_folder_by_default(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,7 +570,7 @@ def test_a_truncated_engine_is_an_error(runtime: TensorRt, model: Path, tmp_path
     path = runtime.build(model, tmp_path, options).path
     path.write_bytes(b"")
     with pytest.raises(
-        BuildError, match=r"cannot load the engine on Orin \(compute capability 87\), it may be damaged"
+        BuildError, match=r"cannot load the engine on Orin \(compute capability 87\): .*; if it is damaged.* rebuild it"
     ):
         runtime.open(path, options)
 
