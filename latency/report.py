@@ -24,12 +24,13 @@ from edgevit.latency.environment import (
 )
 from edgevit.latency.roofline import Roofline
 from edgevit.latency.sampling.energy import EnergyEstimate, EnergyRecord
+from edgevit.latency.sampling.nvml import GPU_PREFIX, gpu_title
 from edgevit.latency.sampling.sampler import INTERVAL_S
 from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.statistics import Percentile
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput
-from edgevit.runtimes.base import CUDA_GRAPH, GPU
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Interval
@@ -295,8 +296,13 @@ class LatencyReport:
 
     @property
     def energy_per_inference(self) -> dict[str, EnergyEstimate]:
-        """Energy of one inference by counter, above that of the idle device; empty without a counter."""
-        return {} if self.energy is None else self.energy.per_inference()
+        """Energy of one inference by counter, above that of the idle device; empty without a counter.
+
+        GPUs that the engine does not run on are left out.
+        """
+        estimates = {} if self.energy is None else self.energy.per_inference()
+        own = gpu_title(self.details[GPU_UUID]) if GPU_UUID in self.details else None
+        return {name: each for name, each in estimates.items() if not name.startswith(GPU_PREFIX) or name == own}
 
     @property
     def power_w(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from edgevit.cpu import int8_instructions
 from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.files import first_line
 from edgevit.latency.names import short_names
+from edgevit.latency.sampling.energy import EnergyEstimate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -320,10 +321,17 @@ def _energies(reports: Sequence[LatencyReport]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for report in reports:
         for source, energy in report.energy_per_inference.items():
-            interval = energy.interval
-            within = f" ({1e3 * interval.low:.3g} to {1e3 * interval.high:.3g})" if interval else ""
-            lines.setdefault(source, []).append(f"{report.name} {1e3 * energy.joules:.3g} mJ{within}")
+            lines.setdefault(source, []).append(f"{report.name} {_energy(energy)}")
     return [f"energy above idle by {source}: {', '.join(engines)} per batch" for source, engines in lines.items()]
+
+
+def _energy(energy: EnergyEstimate) -> str:
+    interval = energy.interval
+    if interval is None:
+        return f"{1e3 * energy.joules:.3g} mJ"
+    if not energy.is_above_idle:
+        return f"not measurable, at most {1e3 * max(interval.high, 0):.3g} mJ"
+    return f"{1e3 * energy.joules:.3g} mJ ({1e3 * interval.low:.3g} to {1e3 * interval.high:.3g})"
 
 
 def _batches(reports: Sequence[LatencyReport]) -> str:

@@ -14,6 +14,7 @@ from edgevit.latency.document.repeat import certifying_command, repeat_command
 from edgevit.latency.document.validity import Answer
 from edgevit.latency.document.verdict import certified, headline
 from edgevit.latency.report import LatencyReport
+from edgevit.latency.sampling.energy import EnergyEstimate
 from edgevit.types import Interval
 
 _TOP = 2  # level of a section's heading; those of one of several runs are a level lower
@@ -145,13 +146,18 @@ def _result_table(entries: Sequence[Entry], cells: Mapping[str, Cell]) -> Table:
 def _energy(report: LatencyReport) -> str:
     """Return the energy of a batch above idle, of all counters."""
     estimates = report.energy_per_inference
-    shown = [
-        with_interval(1e3 * each.joules, each.interval and Interval(1e3 * each.interval.low, 1e3 * each.interval.high))
-        for each in estimates.values()
-    ]
+    shown = [_millijoules(each) for each in estimates.values()]
     if len(shown) == 1:
         return shown[0]
     return "; ".join(f"{name} {text}" for name, text in zip(estimates, shown, strict=True)) or ABSENT
+
+
+def _millijoules(energy: EnergyEstimate) -> str:
+    """Return an energy with its interval, or the most that it can be if the device's fluctuations hide it."""
+    interval = energy.interval and Interval(1e3 * energy.interval.low, 1e3 * energy.interval.high)
+    if interval is not None and not energy.is_above_idle:
+        return f"at most {max(interval.high, 0):.3g}"
+    return with_interval(1e3 * energy.joules, interval)
 
 
 def _validity(session: Session) -> Table:

@@ -26,6 +26,11 @@ class EnergyEstimate:
     interval: Interval | None  # 99 %, from the differences between turns and between idle slices; None below 8 turns
     idle_w: float
 
+    @property
+    def is_above_idle(self) -> bool:
+        """Whether the interval leaves out zero: else the device's own fluctuations hide the inference."""
+        return self.interval is None or self.interval.low > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyRecord:

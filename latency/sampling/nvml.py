@@ -15,6 +15,7 @@ from typing import Any
 from edgevit.latency.sampling.channel import Channel, Source
 
 LIBRARY = "libnvidia-ml.so.1"
+GPU_PREFIX = "gpu "  # of the channels and energy counters of a GPU
 _SUCCESS = 0
 _CORE_TEMPERATURE = 0  # NVML_TEMPERATURE_GPU
 _SM, _MEMORY = 1, 2  # NVML_CLOCK_*
@@ -181,11 +182,11 @@ def gpus_with(nvml: Nvml, uuids: Iterable[str]) -> dict[str, Gpu]:
 
 def gpu_sources(gpus: dict[str, Gpu]) -> list[Source]:
     """Return the sources of GPUs, by UUID; energy is in `gpu_energy_sources`."""
-    return [source for uuid, gpu in gpus.items() for source in _sources(_title(uuid), gpu)]
+    return [source for uuid, gpu in gpus.items() for source in _sources(gpu_title(uuid), gpu)]
 
 
 def gpu_energy_sources(gpus: dict[str, Gpu]) -> list[Source]:
-    return [_single(Channel(_title(uuid), "energy"), gpu.energy_j) for uuid, gpu in gpus.items()]
+    return [_single(Channel(gpu_title(uuid), "energy"), gpu.energy_j) for uuid, gpu in gpus.items()]
 
 
 def _sources(title: str, gpu: Gpu) -> Iterator[Source]:
@@ -202,8 +203,9 @@ def _single(channel: Channel, read: Callable[[], float | None]) -> Source:
     return Source((channel,), lambda: [read()])
 
 
-def _title(uuid: str) -> str:
-    return f"gpu {_plain(uuid)[:8]}"
+def gpu_title(uuid: str) -> str:
+    """Return the name of a GPU's channels and energy counter."""
+    return f"{GPU_PREFIX}{_plain(uuid)[:8]}"
 
 
 def _plain(uuid: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,11 @@ from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import Candidate, LatencyReport, measure
 from edgevit.latency.sampling.channel import Channel
+from edgevit.latency.sampling.energy import EnergyRecord
 from edgevit.latency.sampling.trace import DeviceTrace, Series
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput, ThroughputPoint
-from edgevit.runtimes.base import CUDA_GRAPH, GPU
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID
 from edgevit.runtimes.layer_profile import LayerProfile, LayerTime
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Interval
@@ -46,6 +48,33 @@ def test_a_table_of_several_batch_sizes_names_them_all() -> None:
         [0.75 / (1 + MEMORY_LAYOUT_EFFECT), 0.75 * (1 + MEMORY_LAYOUT_EFFECT)]
     )
     assert [each["ratio_interval"] for each in latency_json(mixed[:1])] == [None]
+
+
+def test_a_gpu_gives_its_energy_to_the_engines_that_run_on_it() -> None:
+    energy = EnergyRecord(
+        sources=("package", "gpu 744b68d1"),
+        idle_w=((5.0, 80.0),) * 8,
+        turns_j=((7.0, 82.0),) * 9,
+        turns_s=(1.0,) * 9,
+        inferences=10,
+    )
+    report = dataclasses.replace(samples.report([[1.0]] * 9), energy=energy)
+    assert list(report.energy_per_inference) == ["package"]
+    on_gpu = dataclasses.replace(report, details={GPU_UUID: "744b68d1-887d-1407-1b2f-7ebcbfc5b42c"})
+    assert [round(each.joules, 3) for each in on_gpu.energy_per_inference.values()] == [0.2, 0.2]
+
+
+def test_energy_below_the_noise_of_the_device_is_a_limit_and_no_figure() -> None:
+    energy = EnergyRecord(
+        sources=("package",),
+        idle_w=tuple((value,) for value in (80.0, 90.0) * 4),
+        turns_j=((85.0,),) * 9,
+        turns_s=(1.0,) * 9,
+        inferences=1000,
+    )
+    report = dataclasses.replace(samples.report([[1.0]] * 9), energy=energy)
+    (line,) = (str(part) for part in latency_parts([report])[1:] if "energy" in str(part))
+    assert re.fullmatch(r"energy above idle by package: .* not measurable, at most \d+\.\d+ mJ per batch", line)
 
 
 def test_the_rate_of_over_current_spikes_is_a_condition_and_no_warning() -> None:

@@ -37,6 +37,12 @@ def test_the_interval_contains_the_true_energy_in_99_of_100_cases() -> None:
     assert all(interval is not None and interval.high - interval.low < 0.25 for interval in intervals)
 
 
+def test_noise_larger_than_the_inference_is_no_figure() -> None:
+    clear, hidden = (record(noise_j=noise).per_inference()["rapl 0 package-0"] for noise in (0.1, 50.0))
+    assert clear.is_above_idle
+    assert not hidden.is_above_idle
+
+
 def test_few_turns_have_no_interval() -> None:
     assert record(turns=7).per_inference()["rapl 0 package-0"].interval is None
 
