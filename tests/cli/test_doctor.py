@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.cli.doctor import doctor_table
+from edgevit.latency.sampling import nvml
 from edgevit.latency.sampling.sampler import device_channels
 from edgevit.runtimes.registry import get_runtime
 from tests.fakes.machines import ORIN, write_root
@@ -57,6 +58,7 @@ def test_doctor_explains_why_an_installed_runtime_does_not_work(
 
 def test_doctor_counts_the_sensors_that_it_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(nvml, "LIBRARY", "libmissing.so")  # the GPUs of this machine have sensors too
     channels = device_channels(write_root(tmp_path, ORIN))
     for given, cell in ((channels, "4 clock, 1 utilization, 2 temperature"), ((), "none that this user can read")):
         names, values = (list(column.cells) for column in doctor_table(samples.BOARD, [], given).columns)
