@@ -86,7 +86,7 @@ def matmul_rate(engine: Engine, precision: str) -> float | None:
     for shape in MATMUL_SHAPES:
         product = engine.matmul(shape, precision)
         if product is not None:
-            rates.append(math.prod(shape) / _shortest_s(product))
+            rates.append(engine.operations_per_call * math.prod(shape) / _shortest_s(product))
     return max(rates, default=None)
 
 
@@ -100,7 +100,7 @@ def device_copy_rate(engine: Engine, moved_bytes: int) -> float | None:
     """Return the best rate of copies in the memory of the engine's device, like copy_rate; None if it is the host's."""
     half = moved_bytes // 2
     copy = engine.copy(half)
-    return None if copy is None else 2 * half / _shortest_s(copy)
+    return None if copy is None else engine.operations_per_call * 2 * half / _shortest_s(copy)
 
 
 def copy_rate(threads: int | None, moved_bytes: int) -> float:

@@ -108,21 +108,24 @@ class Machine:
     def roofline(self, subject: Subject) -> Roofline | None:
         """Return the limit for a subject; None if its runtime multiplies no matrix here, or its work is unknown."""
         threads, work = subject.candidate.threads, subject.work
+        if work is None:
+            return None
+        of_batch = work.for_batch(subject.candidate.batch)
+        macs = _by_precision(of_batch.macs, subject.executed)
         known: dict[str, float] = {}
-        for name in PRECISIONS:
+        for name in dict.fromkeys((*PRECISIONS, *macs)):
             rate = self._product_rate(subject, name)
             if rate is not None:
                 known[name] = rate
-        if PRECISIONS[0] not in known or work is None:
+        if PRECISIONS[0] not in known:
             return None
-        of_batch = work.for_batch(subject.candidate.batch)
         moved_bytes = of_batch.weight_bytes + of_batch.io_bytes
         return Roofline(
             runtime=subject.runtime,
             threads=threads,
             macs_per_s=known,
             copy_bytes_per_s=self._copy_rate(subject, copied_bytes(moved_bytes)),
-            macs=_by_precision(of_batch.macs, subject.executed),
+            macs=macs,
             moved_bytes=moved_bytes,
             activation_bytes=of_batch.activation_bytes,
         )

@@ -125,6 +125,7 @@ class Engine(ABC):
     batches: BatchRange | None = None  # bounds of a dynamic batch; None: static, or unbounded
     device_memory_mb: float | None = None  # on the GPU, without what CUDA itself takes; None if it is not known
     has_run: bool = False
+    operations_per_call: int = 1  # products in a call of `matmul`, copies in one of `copy`
     # Multiply-adds of the graph's nodes by name, for runtimes that name the nodes of a layer but no multiply-adds.
     node_macs: Mapping[str, int] = MappingProxyType({})
 
@@ -163,14 +164,18 @@ class Engine(ABC):
         return None
 
     def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
-        """Return a call of one product of the runtime, (M, K) times constant (K, N) for `shape` (M, K, N).
+        """Return a call of `operations_per_call` products of the runtime, (M, K) times constant (K, N).
 
-        It runs with the engine's threads. None if the runtime does not multiply in `precision`, or not here.
+        `shape` is (M, K, N). It runs with the engine's threads. None if the runtime does not multiply in `precision`,
+        or not here.
         """
         return None
 
     def copy(self, size_bytes: int) -> Callable[[], object] | None:
-        """Return a call that copies bytes within the memory of the engine's device; None if that is the host's."""
+        """Return a call that copies bytes within the memory of the engine's device, `operations_per_call` times.
+
+        None if that memory is the host's.
+        """
         return None
 
     def throughput_runner(self, streams: int) -> ThroughputRunner | None:

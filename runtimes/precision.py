@@ -11,6 +11,7 @@ from typing import Any
 from edgevit.errors import PrecisionError
 from edgevit.types import Precision
 
+TF32 = "tf32"  # fp32 in memory, multiplied with the 10-bit mantissa of fp16
 UNKNOWN = "unknown"  # precision of layers for which a runtime reports none
 # Fraction of the requested MACs that has to run in the requested precision: runtimes fuse and pad layers a little.
 MIN_FRACTION_OF_REQUESTED = 0.95

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from edgevit.errors import MissingError, unknown_name
 from edgevit.files import first_line
 from edgevit.memory import PYTORCH_MB, require_address_space
 from edgevit.runtimes.base import GPU, GPU_MULTIPROCESSORS, GPU_UUID, Engine, available_cores
-from edgevit.runtimes.precision import ExecutedPrecision
+from edgevit.runtimes.precision import TF32, ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
 CPU, CUDA = "cpu", "cuda"
+_GRAPH_OPERATIONS = 32  # of the graphs whose time tells a GPU's rates
 _TITLES = {CPU: "CPU", CUDA: "CUDA"}
 
 
@@ -68,6 +69,7 @@ class TorchEngine(Engine):
         mode: TorchMode = TORCH_CPU,
     ) -> None:
         self._torch = load_torch()
+        self.operations_per_call = 1 if mode.device == CPU else _GRAPH_OPERATIONS
         from edgevit.models.reference import flatten_outputs
 
         self._flatten = flatten_outputs
@@ -130,10 +132,11 @@ class TorchEngine(Engine):
     def _precision(self, rank: int) -> str:
         backends = self._torch.backends
         allows_tf32 = backends.cudnn.allow_tf32 if rank > 2 else backends.cuda.matmul.allow_tf32
-        return "tf32" if self._mode.device == CUDA and allows_tf32 else "fp32"
+        return TF32 if self._mode.device == CUDA and allows_tf32 else "fp32"
 
     def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
-        if precision != "fp32":
+        on_gpu = self._mode.device != CPU
+        if precision not in ("fp32", *((TF32,) if on_gpu else ())):
             return None
         rows, inner, columns = shape
         left = self._torch.ones((rows, inner), device=self._mode.device)
@@ -141,22 +144,48 @@ class TorchEngine(Engine):
 
         def product() -> object:
             with self._torch.inference_mode():
-                return (left @ right)[-1, -1].item()  # waits for a GPU
+                return left @ right
 
-        return product
+        if not on_gpu:
+            return product
+        with self._tf32(allowed=precision == TF32):
+            return self._repeated(product)
 
     def copy(self, size_bytes: int) -> Callable[[], object] | None:
         if self._mode.device == CPU:
             return None
-        cuda = self._torch.cuda
         source = self._torch.ones(size_bytes, dtype=self._torch.uint8, device=self._mode.device)
         target = self._torch.zeros_like(source)
+        return self._repeated(lambda: target.copy_(source))
 
-        def copy() -> None:
-            target.copy_(source)
+    def _repeated(self, operation: Callable[[], object]) -> Callable[[], object]:
+        """Return a call that runs an operation `operations_per_call` times on the GPU, and waits.
+
+        One CUDA graph holds them, so that the GPU's time counts and not that of the launches.
+        """
+        cuda = self._torch.cuda
+        operation()  # loads the kernel, which a capture must not do
+        cuda.synchronize()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            for _ in range(self.operations_per_call):
+                operation()
+
+        def call() -> None:
+            graph.replay()
             cuda.synchronize()
 
-        return copy
+        return call
+
+    @contextlib.contextmanager
+    def _tf32(self, *, allowed: bool) -> Iterator[None]:
+        settings = self._torch.backends.cuda.matmul
+        before = settings.allow_tf32
+        settings.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            settings.allow_tf32 = before
 
     @property
     def conditions(self) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParitySummary, compare, references_for
 from edgevit.runtimes.peers import PEERS, build_peer, open_peer, require_peer
+from edgevit.runtimes.precision import TF32
 from edgevit.runtimes.pytorch import TORCH_MODES, TorchEngine, TorchMode, module_bytes, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.subprocesses import python_command
@@ -230,6 +231,8 @@ def _subject(stack: ExitStack, bundle: Bundle, engine: Engine, peer: _Peer, *, j
         loading=peer.loading,
         details={"precision": executed.actual},
     )
+    # TF32 multiplies with the mantissa of fp16, so that the tolerance of fp32 would call any such engine wrong.
+    judged = "fp16" if judged == "fp32" and executed.actual == TF32 else judged
     parity = None if judged is None else _parity(peer.name, bundle, engine, judged)
     return Subject(
         candidate=replace(candidate, parity=parity),

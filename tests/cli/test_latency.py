@@ -11,6 +11,7 @@ import pytest
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.runtimes.peers import DirectOpenVinoEngine
+from edgevit.runtimes.precision import ExecutedPrecision
 from tests.helpers import samples
 from tests.helpers.cli import status
 from tests.helpers.json_schema import violations
@@ -85,6 +86,25 @@ def test_a_peer_that_answers_wrongly_is_measured_and_named(
     assert [(row["name"], row["parity"]["passed"]) for row in rows] == [(path.name, True), ("ov-direct", False)]
     printed = capsys.readouterr().out
     assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not the reference's: max error" in printed
+
+
+@pytest.mark.parametrize(("executed", "passes"), [("tf32", True), ("fp32", False)])
+def test_a_peer_in_tf32_is_judged_by_its_mantissa(
+    shared_bundle: Callable[[str], Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    executed: str,
+    passes: bool,
+) -> None:
+    right = DirectOpenVinoEngine._infer
+    monkeypatch.setattr(
+        DirectOpenVinoEngine, "_infer", lambda *args: {name: array * 1.0005 for name, array in right(*args).items()}
+    )
+    monkeypatch.setattr(DirectOpenVinoEngine, "executed_precision", lambda _: ExecutedPrecision({executed: 1}))
+    out = tmp_path / "latency.json"
+    against = ("--against", "ov-direct", "--duration", "0.1", "--threads", "1")
+    assert status("latency", shared_bundle("ort").path, *against, "--json", out) == 0
+    assert json.loads(out.read_text())["latency"][1]["parity"]["passed"] is passes
 
 
 @pytest.mark.parametrize("time", ["0s", "later", "1s", "nan"])

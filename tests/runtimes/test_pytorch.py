@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from types import SimpleNamespace
 
@@ -101,6 +102,8 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
         cuda = SimpleNamespace(
             Event=lambda enable_timing: FakeEvent(log) if enable_timing else None,
             synchronize=lambda: log.append("synchronize"),
+            CUDAGraph=lambda: SimpleNamespace(replay=lambda: log.append("replay")),
+            graph=lambda _graph: contextlib.nullcontext(),
             get_device_properties=lambda _device: SimpleNamespace(name="GPU", uuid="1", multi_processor_count=8),
         )
 
@@ -130,9 +133,26 @@ def test_on_cuda_two_events_time_the_inference_and_are_read_outside_it(monkeypat
 def test_the_memory_of_the_gpu_is_copied_for_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     fake_gpu(monkeypatch, log)
-    rate = device_copy_rate(TorchEngine(OnFakeGpu(log), *SPECS, mode=TorchMode(CUDA)), 1 << 20)
-    assert rate is not None and rate > 0 and set(log) == {"synchronize"}
+    engine = TorchEngine(OnFakeGpu(log), *SPECS, mode=TorchMode(CUDA))
+    rate = device_copy_rate(engine, 1 << 20)
+    assert rate is not None and rate > 0
+    assert log[:3] == ["synchronize", "replay", "synchronize"]  # the kernel is loaded before the graph is recorded
+    assert engine.operations_per_call > 1  # the launch of a graph is shared by many copies
     assert device_copy_rate(TorchEngine(torch.nn.Linear(3, 2), *SPECS), 1 << 20) is None  # the host's
+
+
+def test_products_of_a_gpu_run_in_the_precision_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[bool] = []
+    fake_gpu(monkeypatch, [])
+    engine = TorchEngine(OnFakeGpu([]), *SPECS, mode=TorchMode(CUDA))
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    monkeypatch.setattr(engine, "_repeated", lambda _: allowed.append(settings.allow_tf32))
+    for precision in ("fp32", "tf32", "int8"):
+        engine.matmul((2, 3, 4), precision)
+    assert allowed == [False, True]  # int8 has no product
+    assert settings.allow_tf32 == before
+    assert TorchEngine(torch.nn.Linear(3, 2), *SPECS).matmul((2, 3, 4), "tf32") is None  # on the processor
 
 
 def test_shared_weights_count_once() -> None:
