@@ -154,11 +154,12 @@ def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
 
 
 def _name_batch(model: ir.Model) -> None:
-    """Rename the dynamic axis, whatever symbol PyTorch chose for it."""
+    """Rename the dynamic axis, whatever symbol PyTorch chose for it; a pass may make any value an output."""
     symbols = {
         str(dim) for value in model.graph.inputs if value.shape for dim in value.shape if not isinstance(dim, int)
     }
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    inner = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *inner, *model.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([BATCH if str(dim) in symbols else dim for dim in value.shape])
 

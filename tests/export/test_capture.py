@@ -154,3 +154,10 @@ def test_autocast_in_forward_is_refused() -> None:
 
 def test_autocast_that_is_off_is_exported() -> None:
     assert "Conv" in capture(Call(lambda x: cast_automatically(x, enabled=False)), [IMAGE]).graph.operators
+
+
+def test_the_batch_has_one_name_in_the_whole_graph() -> None:
+    """A pass that removes the last node makes an inner value the output."""
+    captured = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (torch.zeros(2, 4),), dynamic_batch=True)
+    values = [value for node in captured.graph.model.graph.all_nodes() for value in node.outputs]
+    assert {str(value.shape[0]) for value in values if value.shape is not None} == {"batch"}
