@@ -1,10 +1,12 @@
 """Measure detectors and segmenters in ONNX Runtime and OpenVINO: `python -m tests.tools.dense_latency [NAME ...]`.
 
-Each system is exported at 512 x 512 in fp32 with its parity check, and both engines are measured in interleaved rounds,
-as by `edgevit latency`. Rows are saved one by one in dense_latency.tsv and in docs/dense.md: an interrupted run goes on
-with what is missing for this processor and number of threads (`--again` measures all again). Without names it measures
-every head on one backbone of each kind. The smallest takes some 4 minutes of a core, most of it for the references in
-float64; UPerNets take several times as long.
+Each system is exported at 512 x 512 in fp32, both engines are compared with PyTorch on a photo and on noise, and
+measured in interleaved rounds, as by `edgevit latency`. PyTorch's own float32 error is measured only if an engine is
+beyond the tolerance without it: float64 takes most of an export. Rows are saved one by one in dense_latency.tsv and in
+docs/dense.md: an interrupted run goes on with what is missing for this processor and number of threads (`--again`
+measures all again). Without names it measures every head on one backbone of each kind, cheapest head first;
+`--limit S` begins none after that many seconds. `--bundles DIR` keeps the exports, and `--export-only` makes them on a
+busy machine for a measurement on an idle one.
 """
 
 from __future__ import annotations
@@ -12,29 +14,41 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import re
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
 
 from edgevit.bundles.benchmark import measure_bundles, measure_plan
-from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.bundle import Bundle, bundle_name
+from edgevit.bundles.verify import verify
 from edgevit.errors import EdgevitError
 from edgevit.files import write_atomically
+from edgevit.images import sample_images
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.system_files import SystemFiles, cpu_model
 from edgevit.models import loading
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.parity import ParityReport
 from tests.tools.kernels import BACKBONES, HEADS, OTHER_SYSTEMS
 
 TABLE = Path(__file__).with_name("dense_latency.tsv")
 PAGE = Path(__file__).parents[2] / "docs" / "dense.md"
 SYSTEMS = (*(f"{backbone}_{head}" for head in HEADS for backbone in BACKBONES), *OTHER_SYSTEMS)
+CHEAPEST_FIRST = (
+    *OTHER_SYSTEMS,
+    *(f"{backbone}_{head}" for head in ("semfpn", "retinanet", "upernet") for backbone in BACKBONES),
+)
+FORMATS = ("ort", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +76,44 @@ class Row:
 Rows = dict[tuple[str, int, str], Row]
 
 
-def measure(name: str, *, threads: int, duration_s: float) -> Row:
-    """Export a system, check it and measure it. Raises the error of the failed stage."""
-    with tempfile.TemporaryDirectory(prefix="edgevit-dense-") as folder:
+def proven(name: str, folder: Path, *, threads: int) -> tuple[list[Bundle], ParityReport]:
+    """Return the bundles of a system in a folder, exported if they are not there, and how they compare with PyTorch.
+
+    Raises the error of the failed stage.
+    """
+    paths = [folder / bundle_name(name, "fp32", fmt) for fmt in FORMATS]
+    if not all(path.exists() for path in paths):
+        _export(name, folder, threads=threads, float64=False)
+    if not _parity(paths, threads).passed:  # it may be within PyTorch's own float32 error
+        _export(name, folder, threads=threads, float64=True)
+    parity = _parity(paths, threads)
+    parity.require()
+    return [Bundle.open(path) for path in paths], parity
+
+
+def _export(name: str, folder: Path, *, threads: int, float64: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="edgevit-photo-") as photos:
+        shutil.copy(sample_images()[0], photos)
         config = pipeline.ExportConfig(
-            formats=("ort", "openvino"), options=BuildOptions(threads=threads), out=Path(folder), latency=False
+            formats=FORMATS,
+            options=BuildOptions(threads=threads),
+            out=folder,
+            images=Path(photos),
+            verify=float64,
+            latency=False,
         )
-        report = pipeline.run(loading.from_name(name), config)
-        bundles = [Bundle.open(each.path) for each in report.bundles]
-        reports = measure_bundles(bundles, threads=threads, plan=measure_plan(duration_s))
-    parity, ratio = report.parity.summary, side_by_side(reports)[1].ratio
+        pipeline.run(loading.from_name(name), config)
+
+
+def _parity(paths: Sequence[Path], threads: int) -> ParityReport:
+    return sum((verify(Bundle.open(path), threads=threads) for path in paths), ParityReport(()))
+
+
+def measure(name: str, folder: Path, *, threads: int, duration_s: float) -> Row:
+    """Export a system, check it and measure it. Raises the error of the failed stage."""
+    bundles, report = proven(name, folder, threads=threads)
+    reports = measure_bundles(bundles, threads=threads, plan=measure_plan(duration_s))
+    parity, ratio = report.summary, side_by_side(reports)[1].ratio
     assert parity is not None
     assert ratio is not None
     return Row(
@@ -192,11 +234,16 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of both runtimes (default: 1)")
     parser.add_argument("--duration", type=float, default=10.0, metavar="S", help="seconds of samples of each engine")
     parser.add_argument("--again", action="store_true", help="also measure what has a row")
+    parser.add_argument("--limit", type=float, default=math.inf, metavar="S", help="begin no system after S seconds")
+    parser.add_argument("--bundles", type=Path, metavar="DIR", help="take exports from DIR, and leave new ones there")
+    parser.add_argument("--export-only", action="store_true", help="make the exports in --bundles, and measure nothing")
     arguments = parser.parse_args(words)
-    names = arguments.names or SYSTEMS
+    if arguments.export_only and arguments.bundles is None:
+        parser.error("--export-only needs --bundles DIR")
+    names = arguments.names or CHEAPEST_FIRST
     have = set() if arguments.again else {row.model for row in load().values() if _is_here(row, arguments.threads)}
     missing = [name for name in names if name not in have]
-    failures = _measure_all(missing, threads=arguments.threads, duration_s=arguments.duration)
+    failures = _measure_all(missing, arguments)
     sys.stderr.writelines(f"{failure}\n" for failure in failures)
     return 1 if failures else 0
 
@@ -205,18 +252,39 @@ def _is_here(row: Row, threads: int) -> bool:
     return (row.processor, row.threads) == (cpu_model(SystemFiles(Path("/"))), threads)
 
 
-def _measure_all(names: Iterable[str], *, threads: int, duration_s: float) -> list[str]:
+def _measure_all(names: Iterable[str], arguments: argparse.Namespace) -> list[str]:
     """Measure and save each system. Return one line for each failure."""
-    failures = []
+    failures, end_s = [], time.monotonic() + arguments.limit
     for name in names:
+        if time.monotonic() > end_s:
+            failures.append(f"{name} and those after it were not begun: --limit {arguments.limit:g}")
+            break
         try:
-            row = measure(name, threads=threads, duration_s=duration_s)
+            with _folder(arguments.bundles) as folder:
+                _measure_one(name, folder, arguments)
         except EdgevitError as error:
             failures.append(f"{name}: {error}")
-            continue
-        save(row)
-        sys.stderr.write(f"{name}: ONNX Runtime {row.ort_p50_ms:.0f} ms, OpenVINO {row.openvino_p50_ms:.0f} ms\n")
     return failures
+
+
+def _measure_one(name: str, folder: Path, arguments: argparse.Namespace) -> None:
+    if arguments.export_only:
+        proven(name, folder, threads=arguments.threads)
+        sys.stderr.write(f"{name}: exported\n")
+        return
+    row = measure(name, folder, threads=arguments.threads, duration_s=arguments.duration)
+    save(row)
+    sys.stderr.write(f"{name}: ONNX Runtime {row.ort_p50_ms:.0f} ms, OpenVINO {row.openvino_p50_ms:.0f} ms\n")
+
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    """Give the folder for exports that are kept, or one that is deleted."""
+    if kept is not None:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="edgevit-dense-") as folder:
+        yield Path(folder)
 
 
 if __name__ == "__main__":
