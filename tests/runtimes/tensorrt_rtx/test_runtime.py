@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -19,7 +18,9 @@ from edgevit.errors import BuildError, MissingError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxFile
+from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt_rtx import compiler
+from edgevit.runtimes.tensorrt_rtx.capabilities import COMPUTE_CAPABILITIES
 from edgevit.runtimes.tensorrt_rtx.kernels import plan
 from edgevit.runtimes.tensorrt_rtx.runtime import TensorRtRtx, built_precision
 from tests.helpers.onnx_files import save_graph, shift_block
@@ -27,13 +28,6 @@ from tests.helpers.skips import needs_rtx
 
 FP32 = BuildOptions(compute_capabilities=(86,))
 FP16 = BuildOptions(precision="fp16", compute_capabilities=(86,))
-
-
-def has_gpu() -> bool:
-    try:
-        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -358,7 +352,7 @@ def test_a_missing_engine_file_is_an_error(tmp_path: Path) -> None:
         TensorRtRtx().open(tmp_path / "model.engine", FP32)
 
 
-@pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU")
+@pytest.mark.skipif(cuda.has_gpu(), reason="this machine has an NVIDIA GPU")
 def test_loading_requires_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no NVIDIA driver|no usable NVIDIA GPU") as raised:
         TensorRtRtx().open(engine_file(tmp_path / "model.engine"), FP32)
@@ -376,11 +370,17 @@ def test_a_truncated_engine_is_an_error(folder: Path, tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU")
+@pytest.mark.skipif(not cuda.has_gpu(), reason="no NVIDIA GPU")
 def test_an_engine_computes_what_its_onnx_file_computes(folder: Path, tmp_path: Path) -> None:
+    with cuda.Device() as device:
+        capability = device.compute_capability
     model = shift_block(tmp_path / "m.onnx", "float")
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 24, 16, 16)).astype(np.float32)}
     made = TensorRtRtx().build(model, folder, BuildOptions())
+    if capability not in COMPUTE_CAPABILITIES:
+        with pytest.raises(BuildError, match="does not support this compute capability.*use --fmt trt"):
+            TensorRtRtx().open(made.path, BuildOptions())
+        pytest.skip(f"TensorRT-RTX does not run on GPUs of compute capability {capability}")
     with TensorRtRtx().open(made.path, BuildOptions()) as engine, OnnxFile().open(model, BuildOptions()) as reference:
         np.testing.assert_allclose(engine.run(feeds)["y"], reference.run(feeds)["y"], rtol=0, atol=1e-4)
         assert engine.executed_precision().actual == "fp32"
