@@ -47,6 +47,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "breadth.md"
 RESULTS = Path(__file__).with_name("breadth.jsonl")
 SEED = 0
 _CROPS = 16  # calibration inputs for int8
+_CRASHED, _TIMED_OUT = "crashed", "not finished"
+_UNDECIDED = (_CRASHED, _TIMED_OUT)  # how the reasons begin that say nothing of the architecture
 _OUTCOMES = "outcomes"  # the file that a child appends its results to
 
 
@@ -157,12 +159,12 @@ def export_in_child(name: str, runs: Sequence[str], *, timeout_s: float) -> list
 
 
 def _timed_out(timeout_s: float) -> str:
-    return f"not finished within {timeout_s:.0f} s"
+    return f"{_TIMED_OUT} within {timeout_s:.0f} s"
 
 
 def _crashed(folder: Path) -> str:
     log = (folder / "log").read_text("utf-8", errors="replace").strip() if (folder / "log").exists() else ""
-    return f"crashed: {(log.splitlines() or ['no message'])[-1]}"
+    return f"{_CRASHED}: {(log.splitlines() or ['no message'])[-1]}"
 
 
 def _child(name: str, runs: Sequence[str], folder: Path) -> None:
@@ -252,6 +254,7 @@ Random weights that keep activations alive, compared with PyTorch at each stage;
 | export | formats | passed | of |
 |---|---|--:|--:|
 {counts}
+{_verdicts([outcome for outcome in outcomes if outcome.run == "int8"])}
 `python -m tests.tools.breadth` writes this page. Nodes, errors and seconds are those of fp32; the machine had other
 work too. Errors are the largest of all stages, in standard deviations of the output; PyTorch's own is that of its
 float32 against float64. Fp16 and int8 take a dynamic batch, except for the first 30 architectures. Int8 is calibrated
@@ -262,6 +265,15 @@ on 16 crops of photos; random weights are harder to quantize than trained.
 """
     ordered = sorted(by_name, key=lambda name: (not any(outcome.reason for outcome in by_name[name].values()), name))
     return head + "".join(f"{_row(name, by_name[name])}\n" for name in ordered)
+
+
+def _verdicts(outcomes: Sequence[Outcome]) -> str:
+    """Return how many int8 exports ended by a decision, and not by a crash or the time limit."""
+    decided = [outcome for outcome in outcomes if not outcome.reason.startswith(_UNDECIDED)]
+    return (
+        f"{len(decided)} of {len(outcomes)} int8 exports ended with a verdict: the engine passed, or int8 was given up "
+        "because the outputs\nchanged too much.\n"
+    )
 
 
 def _first_in_fp32(by_name: Mapping[str, Mapping[str, Outcome]]) -> list[Outcome]:

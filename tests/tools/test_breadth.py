@@ -19,23 +19,26 @@ def test_the_page_counts_what_passed_and_shows_failures_first() -> None:
         passed("timm:a", error_of_std=2e-6, float32_error_of_std=1e-6),
         passed("timm:a", "int8"),
         passed("timm:c", "dynamic"),
+        Outcome(name="timm:d", run="int8", reason="crashed: Killed", day="2026-11-26"),
         Outcome(name="timm:b", run="fp32", reason="parity failed:\n a|b", elapsed_s=12.4, day="2026-11-27"),
     ]
     text = page(outcomes)
     assert "2026-11-26 to 2026-11-27" in text
     assert (
         text.splitlines()[2]
-        == f"3 architectures of timm and 0 of other packages so far; {len(default_names())} are listed."
+        == f"4 architectures of timm and 0 of other packages so far; {len(default_names())} are listed."
     )
     for count in (
         "| fp32, fixed or dynamic batch | ONNX Runtime, OpenVINO | 2 | 3 |",
         "| fp32, fixed batch | ONNX Runtime, OpenVINO | 1 | 2 |",
         "| fp32, dynamic batch | ONNX Runtime, OpenVINO | 1 | 1 |",
-        "| int8 | ONNX Runtime | 1 | 1 |",
+        "| int8 | ONNX Runtime | 1 | 2 |",
     ):
         assert f"{count}\n" in text
-    assert text.splitlines()[-3:] == [
+    assert "1 of 2 int8 exports ended with a verdict" in text
+    assert text.splitlines()[-4:] == [
         "| `timm:b` |  |  |  |  | 12 | parity failed: a\\|b |  |  |  |",
+        "| `timm:d` |  |  |  |  | 0 |  |  | crashed: Killed |  |",
         "| `timm:a` | 5.3 | 70 | 2e-06 | 1e-06 | 0 | passed |  | passed |  |",
         "| `timm:c` | 5.3 | 70 |  |  | 0 |  |  |  | passed |",
     ]
