@@ -90,7 +90,7 @@ def _trace(
         with torch.no_grad():
             try:
                 return torch.export.export(module, example, dynamic_shapes=shapes)
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 if not (is_unknown_output(error) and register_dataclasses(module(*example))):
                     raise
             return torch.export.export(module, example, dynamic_shapes=shapes)

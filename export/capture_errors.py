@@ -56,7 +56,8 @@ FORWARD_CAUSES: tuple[Cause, ...] = (
     ),
     Cause(r"^(MemoryError|OutOfMemoryError)|allocate memory|out of memory", "reduce --img-size or --batch"),
 )
-_UNKNOWN_OUTPUT = r"is not a known type|Unsupported output type|output.*pytree"
+# PyTorch before 2.13 hashes an output of an unknown class.
+_UNKNOWN_OUTPUT = r"is not a known type|Unsupported output type|output.*pytree|^unhashable type"
 # Failures of the tracer on a module whose forward() works.
 TRACE_CAUSES: tuple[Cause, ...] = (
     Cause(

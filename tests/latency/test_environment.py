@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.latency.environment import Environment, MachineState, event_rises, others_fraction, throttle_causes
+from edgevit.latency.sampling import nvml
 from tests.fakes.nvml import eight_gpus, loader
 from tests.helpers import samples
 
@@ -126,7 +127,7 @@ def test_nvidia_gpus_are_named_with_their_driver(monkeypatch: pytest.MonkeyPatch
 def test_a_machine_without_system_files_is_described_without_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nvml, "LIBRARY", "libmissing.so")
     bare = Environment.capture(tmp_path)
     assert (bare.board, bare.governor, bare.boost, bare.cpu_limit, bare.power_mode) == (None,) * 5
     assert bare.gpus == () and bare.state.limits == {} and bare.state.load_average is None
