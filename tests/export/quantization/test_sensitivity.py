@@ -210,6 +210,7 @@ def test_the_plan_keeps_its_json_keys() -> None:
         "photos": 1,
         "weight_range": "safe",
         "needs_vnni": False,
+        "groups": [],
     }
 
 
