@@ -346,7 +346,7 @@ def _compare_output(
         rows_differ=rows_differ,
         input_sensitivity=float(want.std(0).mean() / (want.std() or 1.0)) if len(want) > 1 else 1.0,
     )
-    if is_class_map(name, expected):
+    if is_class_map(name, actual):  # references are stored as floats
         return replace(result, pixels=map_agreement(expected, actual), is_class_map=True)
     if is_class_logits(name, expected):
         return replace(result, pixels=logits_agreement(expected, actual, result.reversible_lead))
