@@ -33,7 +33,7 @@ from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset, ReferenceData
 from edgevit.precisions import get_policy
-from edgevit.runtimes.parity import compare, references_for
+from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.types import Array, Feeds, Precision, Run
 
 MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magnitude
@@ -93,7 +93,6 @@ class PrecisionConverter:
         bound, dataset = self.max_drop, self.references.eval_dataset
         dataset = dataset.subset(MAX_SELECTION_IMAGES) if dataset is not None else None
         count = dataset.count if dataset is not None else len(feeds) * self.batch
-        min_cosine = 1 - MARGIN * (1 - get_policy("int8").tolerance.cosine)
         photos = references_for(self.references.outputs, "int8")
         measure_drop = None if bound is None else _drop_measurement(self._load(graph), feeds, dataset)
 
@@ -101,9 +100,8 @@ class PrecisionConverter:
             run = self._load(candidate)
             if self.check_parity:
                 found = compare("int8", run, photos, precision="int8", batches=(self.batch,))
-                cosine = min(min(result.cosine) for result in found.results)
-                if not cosine >= min_cosine:  # written so that NaN fails too
-                    return f"cosine {cosine:.4f} on photos, at least {min_cosine:g} required"
+                if reason := _parity_reason(found):
+                    return reason
             if measure_drop is None or bound is None or (drop := measure_drop(run)) <= tolerance(bound, count):
                 return ""
             if dataset is not None:
@@ -198,6 +196,20 @@ def tolerance(bound: float, images: int) -> float:
     """
     one = (1 + 1e-9) / images  # fractions computed from percentages are off by their rounding
     return max(MARGIN * bound, min(bound, one))
+
+
+def _parity_reason(found: ParityReport) -> str:
+    """Return why int8 is too far from the reference for an engine to pass, or ""; classes have no cosine."""
+    allowed = get_policy("int8").tolerance
+    min_cosine, min_agreement = (1 - MARGIN * (1 - least) for least in (allowed.cosine, allowed.map_agreement))
+    for result in found.results:
+        cosine = min(result.cosine)
+        if result.is_class_map and result.pixels is not None:
+            if not result.pixels.all >= min_agreement:
+                return f"{result.pixels.all:.1%} of pixels keep their class, at least {min_agreement:.1%} required"
+        elif not cosine >= min_cosine:  # written so that NaN fails too
+            return f"cosine {cosine:.4f} on photos, at least {min_cosine:g} required"
+    return ""
 
 
 def _drop_measurement(

@@ -125,6 +125,40 @@ def test_without_labels_the_reason_names_changed_classes() -> None:
     assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [(5, ""), (20, "80.0% of pixels keep their class, at least 92.0% required")]
+)
+def test_a_map_of_classes_is_accepted_by_its_pixels(wrong: int, reason: str) -> None:
+    """Class 255 in place of 0 is one wrong pixel, not an error of 255."""
+
+    def with_limit(limit: float) -> OnnxGraph:
+        text = """g (float[batch, 10, 10] x) => (uint8[batch, 10, 10] classes) {
+            above = Less (x, limit) number = Cast <to=1> (above)
+            scaled = Mul (number, most) classes = Cast <to=2> (scaled)
+        }"""
+        values = {"limit": np.float32(limit), "most": np.float32(255)}
+        return check(parse(f"{HEADER} {text}", **{name: np.array(value) for name, value in values.items()}))
+
+    photos = np.arange(100, dtype=np.float32).reshape(1, 10, 10)
+    whole = with_limit(0)
+    stored = {"classes": graph_evaluator(whole)({"x": photos})["classes"].astype(np.float32)}
+    references = ReferenceData(
+        outputs=(Reference(kind="photos", inputs={"x": photos}, outputs=stored),),
+        calibration={"x": photos},
+        eval_dataset=None,
+    )
+    converter = precision.PrecisionConverter(
+        precision="int8",
+        references=references,
+        batch=1,
+        threads=None,
+        check_parity=True,
+        max_drop=None,
+        timer=StageTimer(),
+    )
+    assert converter.acceptance_check(whole, [{"x": photos}])(with_limit(wrong)) == reason
+
+
 def test_max_drop_needs_a_classifier(
     small: Path, views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
