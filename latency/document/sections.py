@@ -21,19 +21,21 @@ _TOP = 2  # level of a section's heading; those of one of several runs are a lev
 
 _REFERENCE = "reference"
 Cell = Callable[[Entry], str]
-# Two tables: one would be wider than a page.
+# Several tables: one would be wider than a page.
 _TIMES: dict[str, Cell] = {
     "precision": lambda entry: entry.precision or ABSENT,
     "p50 ms": lambda entry: with_interval(entry.report.p50_ms, entry.report.p50_interval_ms),
     "p90 ms": lambda entry: with_interval(entry.report.p90_ms, entry.report.percentile_interval_ms(90)),
     "p99 ms": lambda entry: with_interval(entry.report.p99_ms, entry.report.percentile_interval_ms(99)),
-    "GPU p50 ms": lambda entry: with_interval(*entry.report.compute_percentile(50)),
-    "GPU p90 ms": lambda entry: with_interval(*entry.report.compute_percentile(90)),
-    "GPU p99 ms": lambda entry: with_interval(*entry.report.compute_percentile(99)),
     "time ratio": lambda entry: (
         ABSENT if entry.ratio is None else with_interval(entry.ratio.value, entry.ratio.interval)
     ),
     "verdict": lambda entry: _REFERENCE if entry.ratio is None else entry.ratio.verdict,
+}
+_ON_GPU: dict[str, Cell] = {
+    "GPU p50 ms": lambda entry: with_interval(*entry.report.compute_percentile(50)),
+    "GPU p90 ms": lambda entry: with_interval(*entry.report.compute_percentile(90)),
+    "GPU p99 ms": lambda entry: with_interval(*entry.report.compute_percentile(99)),
 }
 _COSTS: dict[str, Cell] = {
     "outputs": lambda entry: _outputs(entry.report),
@@ -121,6 +123,8 @@ def _overview(document: Document) -> Table:
 def _results(session: Session) -> Iterator[Block]:
     entries = session.entries
     yield _result_table(entries, _TIMES)
+    if timed_on_gpu := [entry for entry in entries if entry.report.compute_ms]:
+        yield _result_table(timed_on_gpu, _ON_GPU)
     yield _result_table(entries, _COSTS)
     batches = sorted({entry.report.batch for entry in entries})
     yield Text(

@@ -22,6 +22,15 @@ def test_every_row_of_a_table_has_the_cells_of_its_header() -> None:
     assert "```sh\nedgevit latency bundles/vit-fp32-ort bundles/vit-int8-ort --threads 1 --duration 60\n```" in page
 
 
+def test_times_on_the_gpu_have_a_table_of_the_engines_that_run_there() -> None:
+    on_gpu = dataclasses.replace(report(), compute_ms=report().samples_ms)
+    page = markdown_page(document(session_of([on_gpu, report(NAMES[1])], {})))
+    first, second, *_ = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
+    assert "GPU" not in first and "verdict" in first
+    header, _, *rows = second.splitlines()
+    assert header.startswith("| engine | GPU p50 ms |") and len(rows) == 1
+
+
 def test_hostile_names_format_link_and_mention_nothing() -> None:
     hostile = dataclasses.replace(report(), name=HOSTILE)
     owner = product(name=HOSTILE, path=HOSTILE, model=HOSTILE, tool_line="x```\n# y")
