@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgevit.errors import UsageError
 from edgevit.formats import get_format
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.validity import MIN_RECORDED_S
+from edgevit.latency.report import LatencyReport
 from edgevit.runtimes.peers import PEERS
 from edgevit.runtimes.pytorch import CPU, CUDA, TORCH_CPU, TorchMode
 
@@ -36,6 +37,7 @@ def repeat_command(session: Session, *, lasting_s: float | None = None) -> str |
         *(["--against", ",".join(against)] if against else []),
         *(["--threads", str(threads)] if threads is not None else []),
         *("--duration", f"{plan.min_duration_s if lasting_s is None else lasting_s:g}"),
+        *_studies([entry.report for entry in session.entries]),
     ]
     return shlex.join(words)
 
@@ -45,6 +47,19 @@ def certifying_command(session: Session) -> str | None:
     if session.first.plan.min_duration_s >= MIN_RECORDED_S:
         return None
     return repeat_command(session, lasting_s=MIN_RECORDED_S)
+
+
+def _studies(reports: Sequence[LatencyReport]) -> Iterator[str]:
+    """Yield the options of the studies that were made."""
+    made = {
+        "--roofline": any(report.roofline is not None for report in reports),
+        "--layers": any(report.layers is not None for report in reports),
+        "--throughput": any(report.throughput is not None for report in reports),
+    }
+    yield from (option for option, was_made in made.items() if was_made)
+    sustained_s = max((report.sustained.duration_s for report in reports if report.sustained is not None), default=0)
+    if sustained_s:
+        yield from ("--sustained", f"{sustained_s}s")
 
 
 def _against(session: Session) -> Iterator[str]:

@@ -1,0 +1,52 @@
+"""The command that repeats a measurement names all that was measured, in the words that the command line takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+from edgevit.cli.main import command_line
+from edgevit.latency.document.content import session_of
+from edgevit.latency.document.repeat import certifying_command, repeat_command
+from edgevit.latency.measure import MeasurePlan
+from edgevit.latency.sustained import SustainedRun
+from edgevit.latency.throughput import Throughput, ThroughputPoint
+from edgevit.runtimes.layer_profile import LayerProfile, LayerTime
+from tests.helpers import samples
+from tests.helpers.documents import NAMES, product, report, session
+
+LAYERS = LayerProfile(layers=(LayerTime(name="a", kind="Conv", module="a", ms=1.0),), runs=1, profiled_ms=1.0)
+POINT = ThroughputPoint(batch=1, streams=2, images_per_s=9.5, inferences=19, elapsed_s=2.0)
+
+
+def commands(*, peers: tuple[str, ...] = (), **studies: Any) -> tuple[str, str | None]:
+    """The commands of a run of 3 s of one bundle, with studies, beside peers."""
+    plan = MeasurePlan(min_duration_s=3.0)
+    own = report(NAMES[0], plan=plan, **studies)
+    others = [dataclasses.replace(report(NAMES[0], plan=plan), name=name, details={}) for name in peers]
+    one = session_of([own, *others], {NAMES[0]: product()})
+    command = repeat_command(one)
+    assert command is not None
+    return command, certifying_command(one)
+
+
+def test_the_command_names_engines_threads_and_time() -> None:
+    command, longer = commands(peers=("torch (CPU)", "naive-onnx"))
+    assert command == "edgevit latency bundles/vit-fp32-ort --against torch,naive-onnx --threads 1 --duration 3"
+    assert longer == command.replace("--duration 3", "--duration 60")
+    assert repeat_command(session_of([report()], {})) is None  # no bundle
+    assert certifying_command(session()) is None  # long enough
+
+
+def test_the_command_makes_the_same_studies() -> None:
+    command, _ = commands(
+        roofline=samples.ROOFLINE,
+        layers=LAYERS,
+        throughput=Throughput(points=(POINT,)),
+        sustained=SustainedRun(batch=1, seconds=(9.0,) * 60),
+    )
+    assert command.endswith(" --duration 3 --roofline --layers --throughput --sustained 60s")
+    given = command_line().parse_args(shlex.split(command)[1:])
+    assert (given.roofline, given.layers, given.throughput, given.sustained) == (True, True, True, 60.0)
+    assert "--layers" not in commands(roofline=samples.ROOFLINE)[0]
