@@ -32,8 +32,8 @@ class EngineRecord:
     board: str = ""  # device-tree model, such as "NVIDIA Jetson AGX Orin Developer Kit"; empty on a PC
     multiprocessors: int = 0
     memory_mb: int = 0  # of the GPU; on a Jetson, of the system
-    gpu_uuid: str = ""  # recorded only: another GPU of the same model runs the engine too
-    power_mode: str = ""  # of a Jetson; recorded only: it changes the speed, and which kernels are fastest
+    gpu_uuid: str = ""  # for the timings only: another GPU of the same model runs the engine too
+    power_mode: str = ""  # of a Jetson; for the timings only: it changes the speed, and which kernels are fastest
 
     def write(self, folder: Path, **details: Any) -> Path:
         """Write the record into `folder`, together with `details` of the build, and return its path."""
@@ -80,7 +80,7 @@ class EngineRecord:
     def timing_key(self) -> str:
         """A file name for the timings of kernels on this device; timings of another device are misleading."""
         gpu = "".join(letter if letter.isalnum() else "-" for letter in self.gpu)
-        device = (self.board, self.multiprocessors, round(self.memory_mb / 1024), self.power_mode)
+        device = (self.board, self.multiprocessors, round(self.memory_mb / 1024), self.gpu_uuid, self.power_mode)
         digest = hashlib.sha256(repr(device).encode()).hexdigest()[:8]
         return f"tensorrt-{self.tensorrt}-{gpu}-sm{self.compute_capability}-{digest}"
 
