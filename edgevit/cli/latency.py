@@ -166,8 +166,13 @@ def run(arguments: Arguments, console: Console) -> int:
 def _runs_on_gpu(bundles: Sequence[Bundle], against: Sequence[str]) -> bool:
     """Return whether an engine runs on a GPU, as far as is known before it is loaded."""
     from edgevit.formats import get_format
+    from edgevit.runtimes.peers import PEERS
+    from edgevit.runtimes.pytorch import CUDA, TORCH_MODES, torch_mode
 
-    return "torch-cuda" in against or any(get_format(bundle.fmt).runs_on_device for bundle in bundles)
+    if any(torch_mode(name).device == CUDA for name in against if name in TORCH_MODES):
+        return True
+    others = (name for name in against if name not in (*TORCH_MODES, *PEERS))
+    return any(get_format(name).runs_on_device for name in (*(bundle.fmt for bundle in bundles), *others))
 
 
 def _keep(bundle: Bundle, reports: Sequence[LatencyReport]) -> str:

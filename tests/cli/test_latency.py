@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.runtimes.peers import DirectOpenVinoEngine
@@ -123,3 +124,23 @@ def test_floating_clocks_end_the_command_before_it_measures(
     monkeypatch.setattr("edgevit.latency.environment.Environment.capture", lambda: floating)
     assert status("latency", shared_bundle("ort").path, "--require-locked") == 7
     assert "not locked: processor clock (governor schedutil, 408 to 2201 MHz)" in one_line()
+
+
+@pytest.mark.parametrize(
+    ("against", "on_gpu"),
+    [("torch", False), ("naive-onnx,openvino", False), ("torch-cuda", True), ("torch-compile", True), ("trt", True)],
+)
+def test_the_clock_of_the_gpu_counts_if_anything_that_is_measured_runs_there(
+    shared_bundle: Callable[[str], Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    one_line: Callable[[], str],
+    against: str,
+    on_gpu: bool,
+) -> None:
+    floating = dataclasses.replace(
+        samples.BOARD, governor="schedutil", min_mhz=408.0, max_mhz=2201.0, device_clocks={"gpu": "a, 306 to 918 MHz"}
+    )
+    monkeypatch.setattr("edgevit.latency.environment.Environment.capture", lambda: floating)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert status("latency", shared_bundle("ort").path, "--against", against, "--require-locked") == 7
+    assert ("clock of gpu (a, 306 to 918 MHz)" in one_line()) is on_gpu
