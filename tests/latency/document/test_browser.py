@@ -27,9 +27,11 @@ FLAGS = (
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser on PATH: apt-get install chromium")
 
-# Frames of the page, narrow and wide. The script reports their widths and all that the page itself fetched.
+# Frames of the page: narrow, wide, and dark. The script reports their widths, all that the page itself fetched, and the
+# color of the page.
 FRAMES = """<!DOCTYPE html><link rel="icon" href="data:,"><iframe width=320 height=600 src=page.html></iframe>
-<iframe width=1200 height=600 src=page.html></iframe><script>
+<iframe width=1200 height=600 src=page.html></iframe>
+<iframe width=600 height=600 src=page.html style="color-scheme:dark"></iframe><script>
 onload = () => document.body.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
   const root = frame.contentDocument.documentElement, inside = [...root.querySelectorAll("main *")];
   return {
@@ -37,8 +39,11 @@ onload = () => document.body.textContent = JSON.stringify([...document.querySele
       .filter(each => each.entryType == "resource").length, drawn: inside.filter(each => each.matches("svg")
       && each.getBoundingClientRect().height > 20).length, small: inside.filter(each => each.matches("svg text")
       && each.getBoundingClientRect().height < 9).length,
+    color: getComputedStyle(frame.contentDocument.body).backgroundColor,
   };
 }))</script>"""
+
+LIGHT, DARK = "rgb(255, 255, 255)", "rgb(21, 22, 23)"
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -79,13 +84,16 @@ def browse(profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
-def test_the_page_fits_a_phone_and_fetches_nothing(server: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_the_page_fits_a_phone_is_dark_if_asked_for_and_fetches_nothing(
+    server: tuple[str, list[str]], tmp_path: Path
+) -> None:
     address, requested = server
     done = browse(tmp_path, "--window-size=1300,1300", "--dump-dom", f"{address}/frames.html")
     found = re.search(r"<body>(\[.*\])", done.stdout)
     assert found is not None, done.stdout
     assert json.loads(found[1]) == [
-        {"width": width, "page": width, "fetched": 0, "drawn": 12, "small": 0} for width in (320, 1200)
+        {"width": width, "page": width, "fetched": 0, "drawn": 12, "small": 0, "color": color}
+        for width, color in ((320, LIGHT), (1200, LIGHT), (600, DARK))
     ]
     assert sorted(set(" ".join(requested).split())) == ["/frames.html", "/page.html"]
     assert "CONSOLE" not in done.stderr, done.stderr
