@@ -70,7 +70,10 @@ class TensorRt(Runtime):
     def time_command(
         self, engine: Path, options: BuildOptions, *, inputs: Sequence[TensorSpec] = ()
     ) -> ToolCommand | None:
-        note = f"Its median GPU compute time must be within 10 % of GPU p50: {TIMES_DIFFER}."
+        note = (
+            "Its median GPU compute time plus those of the copies (H2D and D2H, if data transfers are left on) must be "
+            f"within 10 % of GPU p50: {TIMES_DIFFER}."
+        )
         return ToolCommand(trtexec_time_command(engine, options, inputs=inputs), note)
 
     def session(self) -> AbstractContextManager[object]:

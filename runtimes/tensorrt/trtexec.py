@@ -20,7 +20,8 @@ _SAME_IN_ALL_VERSIONS = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers",
 TRTEXEC_ENGINE_FILE = "trtexec.engine"
 _JETSON_TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # not on PATH there
 TIMES_DIFFER = (
-    "trtexec reports the GPU's compute time; edgevit latency times the whole call, with the copies to and from the GPU"
+    "trtexec reports the GPU's compute time without copies; edgevit latency times the whole call, and on the GPU the "
+    "kernels with the copies to and from it"
 )
 _MEASURE = ("--warmUp=500", "--iterations=200", "--duration=10", "--avgRuns=1", "--percentile=50,90,95,99")
 _REPORTS = ("--exportTimes=times.json", "--exportProfile=profile.json", "--exportLayerInfo=layers.json")

@@ -81,6 +81,10 @@ def test_a_build_writes_the_bare_engine_and_a_record_beside_it(
     assert record["layers"] == {"fp32": 1}
     assert "gpu=Orin" in artifact.notes
     assert any("trtexec --loadEngine=model.engine " in note for note in artifact.notes)
+    command = runtime.time_command(Path("model.engine"), BuildOptions())
+    assert command is not None and "within 10 % of GPU p50" in command.note
+    for text in ("\n".join(artifact.notes), command.note):  # both definitions
+        assert "GPU's compute time without copies" in text and "kernels with the copies" in text
 
 
 @pytest.mark.parametrize("precision", PARTS)
