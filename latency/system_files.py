@@ -32,6 +32,9 @@ _CLOCK_LIMITER = re.compile("cpufreq|devfreq|gpu|processor|throttle", re.IGNOREC
 # (under-voltage) and OC2 (average over-current) lower the clocks.
 SPIKES = frozenset({"oc3_event_cnt"})
 
+# A sensor of a Jetson whose part of the chip has no power, such as the GPU's while it idles, gives -256 degrees.
+_SENSOR_OFF = -256_000
+
 THERMAL_THROTTLE_COUNTERS = ("core_throttle_count", "package_throttle_count")  # of Intel, for each core
 
 
@@ -281,10 +284,16 @@ def temperature_files(files: SystemFiles) -> dict[str, Path]:
     return {**zones, **sensors}
 
 
+def temperature_c(files: SystemFiles, path: Path) -> float | None:
+    """Return the temperature in a file of `temperature_files`; None if there is none or the sensor is off."""
+    reading = files.number(path)
+    return None if reading is None or reading <= _SENSOR_OFF else reading / 1e3
+
+
 def temperatures_c(files: SystemFiles) -> dict[str, float]:
     """Return the temperatures by sensor. Sensors that are off are left out."""
-    readings = {name: files.number(path) for name, path in temperature_files(files).items()}
-    return {name: reading / 1e3 for name, reading in readings.items() if reading is not None}
+    readings = {name: temperature_c(files, path) for name, path in temperature_files(files).items()}
+    return {name: reading for name, reading in readings.items() if reading is not None}
 
 
 def throttle_events(files: SystemFiles) -> dict[str, int]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from edgevit.latency.sampling.channel import Channel, Entry, Kind, Source, file_source
-from edgevit.latency.system_files import SPIKES, SystemFiles, cooling_devices, temperature_files
+from edgevit.latency.system_files import SPIKES, SystemFiles, cooling_devices, temperature_c, temperature_files
 
 _EMC_RATE = "sys/kernel/debug/bpmp/debug/clk/emc/rate"  # of a Jetson's memory; only root may read it
 _POWER_MODE = "var/lib/nvpmodel/status"  # "pmode:0002 fmode:quiet"
@@ -19,8 +19,8 @@ _RAILS = ("ina3221",)  # current sensors whose voltage and current give the powe
 
 def board_sources(files: SystemFiles) -> list[Source]:
     """Return the sources that this board has."""
-    entries = [*_clocks(files), *_heat(files), *_over_current(files), *_fans(files)]
-    return [file_source(files, entries), _rails(files), _power_mode(files)]
+    others = file_source(files, [*_limits(files), *_over_current(files), *_fans(files)])
+    return [file_source(files, _clocks(files)), _temperatures(files), others, _rails(files), _power_mode(files)]
 
 
 def _clocks(files: SystemFiles) -> Iterator[Entry]:
@@ -30,9 +30,17 @@ def _clocks(files: SystemFiles) -> Iterator[Entry]:
     yield Entry(Channel("emc", "clock"), files.root / _EMC_RATE, 1e-6)
 
 
-def _heat(files: SystemFiles) -> Iterator[Entry]:
-    for name, path in temperature_files(files).items():
-        yield Entry(Channel(name, "temperature"), path, 1e-3)
+def _temperatures(files: SystemFiles) -> Source:
+    """Return the temperatures; a sensor that is off now may be on when the device works."""
+    found = temperature_files(files)
+    return Source(
+        tuple(Channel(name, "temperature") for name in found),
+        lambda: [temperature_c(files, path) for path in found.values()],
+        exists=lambda: [files.number(path) is not None for path in found.values()],
+    )
+
+
+def _limits(files: SystemFiles) -> Iterator[Entry]:
     for name, path in cooling_devices(files).items():
         yield Entry(Channel(name, "limit"), path)
 

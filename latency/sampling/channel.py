@@ -62,14 +62,19 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Channels that are read together. `read` returns one value each, None for one that gives none this time."""
+    """Channels that are read together. `read` returns one value each, None for one that gives none this time.
+
+    `exists` tells which channels are there, if that is not the same as to give a value now.
+    """
 
     channels: tuple[Channel, ...]
     read: Callable[[], Sequence[float | None]]
+    exists: Callable[[], Sequence[bool]] | None = None
 
     def kept(self) -> Source | None:
-        """Return the source without the channels that give no value now; None if none is left."""
-        present = [index for index, value in enumerate(self.read()) if value is not None]
+        """Return the source without the channels that are not there; None if none is left."""
+        there = [value is not None for value in self.read()] if self.exists is None else self.exists()
+        present = [index for index, is_there in enumerate(there) if is_there]
         if len(present) == len(self.channels):
             return self if present else None
         if not present:

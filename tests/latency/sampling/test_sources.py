@@ -12,7 +12,7 @@ from edgevit.latency.sampling.board import board_sources
 from edgevit.latency.sampling.channel import Source
 from edgevit.latency.sampling.nvml import Nvml, gpu_energy_sources, gpu_sources, gpus_with, nvml_session
 from edgevit.latency.sampling.processor import energy_sources, processor_sources
-from edgevit.latency.system_files import SystemFiles
+from edgevit.latency.system_files import SystemFiles, temperatures_c
 from tests.fakes.machines import INTEL, ORIN, THOR, write_root
 from tests.fakes.nvml import FakeGpu, FakeLibrary, eight_gpus, loader
 
@@ -21,10 +21,17 @@ Reading = dict[tuple[str, str], float | None]  # by name and kind
 
 def read(*sources: Source) -> Reading:
     """One reading of the channels that exist."""
-    kept = [source for each in sources if (source := each.kept())]
+    return values(kept(*sources))
+
+
+def kept(*sources: Source) -> list[Source]:
+    return [source for each in sources if (source := each.kept())]
+
+
+def values(sources: list[Source]) -> Reading:
     return {
         (channel.name, channel.kind): value
-        for source in kept
+        for source in sources
         for channel, value in zip(source.channels, source.read(), strict=True)
     }
 
@@ -56,6 +63,18 @@ def test_the_channels_of_an_orin(tmp_path: Path) -> None:
         ("load", "load"): 0.5,
     }
     assert read(*energy_sources(files)) == {}
+
+
+def test_a_sensor_whose_part_of_the_chip_is_off_gives_no_temperature_until_it_is_on(tmp_path: Path) -> None:
+    """JetPack 5 gives -256 C for it, as tegrastats shows: "GPU@-256C"."""
+    zone = write_root(tmp_path, ORIN) / "sys/class/thermal/thermal_zone1/temp"
+    zone.write_text("-256000\n")
+    files = SystemFiles(tmp_path)
+    assert temperatures_c(files) == {"cpu-thermal thermal_zone0": 52.968}
+    sources = kept(*board_sources(files))
+    assert values(sources)["gpu-thermal thermal_zone1", "temperature"] is None
+    zone.write_text("47625\n")
+    assert values(sources)["gpu-thermal thermal_zone1", "temperature"] == 47.625
 
 
 def test_the_channels_of_a_thor(tmp_path: Path) -> None:
