@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from edgevit.errors import MissingError
 from edgevit.runtimes.tensorrt import versions
 from edgevit.runtimes.tensorrt.versions import is_jetson, supported_line
+
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,8 @@ def test_a_jetson_is_known_by_its_release_or_its_device_tree(tmp_path: Path, mon
     tree.unlink()
     release.touch()
     assert is_jetson()
+
+
+def test_the_extra_takes_every_supported_version() -> None:
+    (extra,) = re.findall(r'^trt = \["(.*?)"\]', PYPROJECT.read_text("utf-8"), re.MULTILINE)
+    assert all(version in Requirement(extra).specifier for version in ("8.6.2", "10.3.0", "11.4.1"))
