@@ -54,14 +54,16 @@ summary{cursor:pointer;color:var(--soft);font-size:.875rem}
 pre{margin:.3rem 0 1rem;padding:.6rem .8rem;background:var(--tint);font-size:.8125rem;white-space:pre-wrap}
 footer{margin-top:2rem;border-top:1px solid var(--rule)}
 @media print{
-:root{color-scheme:light;--page:#fff;--ink:#000;--soft:#444;--rule:#bbb;--tint:#f4f4f2;
+:root{font-size:10pt;color-scheme:light;--page:#fff;--ink:#000;--soft:#444;--rule:#bbb;--tint:#f4f4f2;
 --yes:#00664a;--no:#a83c00;--unknown:#5c5c5c;
 --c0:#0072b2;--c1:#c04e00;--c2:#00805e;--c3:#a84a86;--c4:#8a6500;--c5:#2a86b8;--c6:#555;--c7:#6b5b00}
 @page{margin:14mm}
-body{max-width:none;padding:0;font-size:10pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+body{max-width:none;padding:0;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .scroll{overflow:visible}table{font-size:7.5pt;width:100%}th,td{padding-right:.4rem}td.nowrap{white-space:normal}
 h2,h3{break-after:avoid}figure,tr,dl div,pre{break-inside:avoid}
 details::details-content{content-visibility:visible;display:block;height:auto}
-.figures{grid-template-columns:1fr 1fr}
+.figures{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}
+figure table{font-size:6.5pt}figure th{white-space:normal}
+figure td.left:first-child{min-width:0}figure td.left{overflow-wrap:anywhere}
 }
 """.strip()

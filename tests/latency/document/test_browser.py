@@ -27,11 +27,12 @@ FLAGS = (
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser on PATH: apt-get install chromium")
 
-# Frames of the page: narrow, wide, and dark. The script reports their widths, all that the page itself fetched, and the
-# color of the page.
+# Frames of the page: narrow, wide, dark, and as on A4 paper. The script reports their widths, all that the page itself
+# fetched, the tables that leave their picture's column, and the color of the page.
 FRAMES = """<!DOCTYPE html><link rel="icon" href="data:,"><iframe width=320 height=600 src=page.html></iframe>
 <iframe width=1200 height=600 src=page.html></iframe>
-<iframe width=600 height=600 src=page.html style="color-scheme:dark"></iframe><script>
+<iframe width=600 height=600 src=page.html style="color-scheme:dark"></iframe>
+<iframe width=688 height=600 src=paper.html></iframe><script>
 onload = () => document.body.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
   const root = frame.contentDocument.documentElement, inside = [...root.querySelectorAll("main *")];
   return {
@@ -39,6 +40,8 @@ onload = () => document.body.textContent = JSON.stringify([...document.querySele
       .filter(each => each.entryType == "resource").length, drawn: inside.filter(each => each.matches("svg")
       && each.getBoundingClientRect().height > 20).length, small: inside.filter(each => each.matches("svg text")
       && each.getBoundingClientRect().height < 9).length,
+    outside: inside.filter(each => each.matches("figure table") && each.checkVisibility()
+      && each.getBoundingClientRect().right > each.closest("figure").getBoundingClientRect().right + 1).length,
     color: getComputedStyle(frame.contentDocument.body).backgroundColor,
   };
 }))</script>"""
@@ -62,7 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layer = LayerTime(name=name, kind="MatMul", module=name, ms=1.5)
     details = {"precision": "fp32", "engine_sha256": "0123456789abcdef" * 4, "gpu": "Orin"}
     one = session(layers=LayerProfile(layers=(layer,), runs=3, profiled_ms=2.0), details=details)
-    (folder / "page.html").write_text(html_page(document(one, session())), "utf-8")
+    page = html_page(document(one, session()))
+    (folder / "page.html").write_text(page, "utf-8")
+    (folder / "paper.html").write_text(page.replace("@media print", "@media all"), "utf-8")
     (folder / "frames.html").write_text(FRAMES, "utf-8")
     return folder
 
@@ -84,7 +89,7 @@ def browse(profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
-def test_the_page_fits_a_phone_is_dark_if_asked_for_and_fetches_nothing(
+def test_the_page_fits_phone_and_paper_is_dark_if_asked_for_and_fetches_nothing(
     server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, requested = server
@@ -92,10 +97,10 @@ def test_the_page_fits_a_phone_is_dark_if_asked_for_and_fetches_nothing(
     found = re.search(r"<body>(\[.*\])", done.stdout)
     assert found is not None, done.stdout
     assert json.loads(found[1]) == [
-        {"width": width, "page": width, "fetched": 0, "drawn": 12, "small": 0, "color": color}
-        for width, color in ((320, LIGHT), (1200, LIGHT), (600, DARK))
+        {"width": width, "page": width, "fetched": 0, "drawn": 12, "small": 0, "outside": 0, "color": color}
+        for width, color in ((320, LIGHT), (1200, LIGHT), (600, DARK), (688, LIGHT))
     ]
-    assert sorted(set(" ".join(requested).split())) == ["/frames.html", "/page.html"]
+    assert sorted(set(" ".join(requested).split())) == ["/frames.html", "/page.html", "/paper.html"]
     assert "CONSOLE" not in done.stderr, done.stderr
 
 
