@@ -17,13 +17,13 @@ from edgevit.cpu import int8_instructions
 from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.files import first_line
 from edgevit.latency.names import short_names
-from edgevit.latency.sampling.energy import EnergyEstimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.latency.report import LatencyReport
+    from edgevit.latency.sampling.energy import EnergyEstimate
     from edgevit.types import Interval
 
 _DEFAULT_MAX_SLOWDOWN = 0.1
