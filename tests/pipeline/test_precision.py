@@ -98,6 +98,18 @@ def test_an_unreachable_max_drop_is_status_9(
     assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
 
 
+def int8_converter(references: ReferenceData, *, max_drop: float | None) -> precision.PrecisionConverter:
+    return precision.PrecisionConverter(
+        precision="int8",
+        references=references,
+        batch=1,
+        threads=None,
+        check_parity=True,
+        max_drop=max_drop,
+        timer=StageTimer(),
+    )
+
+
 def test_without_labels_the_reason_names_changed_classes() -> None:
     def nearly_equal(largest: int) -> OnnxGraph:
         weight = np.ones((4, 4), np.float32)
@@ -111,16 +123,7 @@ def test_without_labels_the_reason_names_changed_classes() -> None:
         calibration={"x": rows},
         eval_dataset=None,
     )
-    converter = precision.PrecisionConverter(
-        precision="int8",
-        references=references,
-        batch=1,
-        threads=None,
-        check_parity=True,
-        max_drop=0,
-        timer=StageTimer(),
-    )
-    rejection_reason = converter.acceptance_check(whole, [{"x": rows[:1]}])
+    rejection_reason = int8_converter(references, max_drop=0).acceptance_check(whole, [{"x": rows[:1]}])
     assert rejection_reason(whole) == ""
     assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
 
@@ -147,16 +150,8 @@ def test_a_map_of_classes_is_accepted_by_its_pixels(wrong: int, reason: str) -> 
         calibration={"x": photos},
         eval_dataset=None,
     )
-    converter = precision.PrecisionConverter(
-        precision="int8",
-        references=references,
-        batch=1,
-        threads=None,
-        check_parity=True,
-        max_drop=None,
-        timer=StageTimer(),
-    )
-    assert converter.acceptance_check(whole, [{"x": photos}])(with_limit(wrong)) == reason
+    rejection_reason = int8_converter(references, max_drop=None).acceptance_check(whole, [{"x": photos}])
+    assert rejection_reason(with_limit(wrong)) == reason
 
 
 def test_max_drop_needs_a_classifier(
