@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from edgevit.errors import MissingError, UsageError
+from edgevit.latency import roofline
 from edgevit.latency.candidate import candidate_from_engine
 from edgevit.latency.roofline import device_copy_rate
 from edgevit.runtimes import pytorch
@@ -134,8 +135,8 @@ def test_the_memory_of_the_gpu_is_copied_for_its_limit(monkeypatch: pytest.Monke
     log: list[str] = []
     fake_gpu(monkeypatch, log)
     engine = TorchEngine(OnFakeGpu(log), *SPECS, mode=TorchMode(CUDA))
-    rate = device_copy_rate(engine, 1 << 20)
-    assert rate is not None and rate > 0
+    monkeypatch.setattr(roofline, "_shortest_s", lambda call: call() or 1.0)
+    assert device_copy_rate(engine, 1 << 20) == engine.operations_per_call * (1 << 20)  # half read, half written
     assert log[:3] == ["synchronize", "replay", "synchronize"]  # the kernel is loaded before the graph is recorded
     assert engine.operations_per_call > 1  # the launch of a graph is shared by many copies
     assert device_copy_rate(TorchEngine(torch.nn.Linear(3, 2), *SPECS), 1 << 20) is None  # the host's
