@@ -20,6 +20,7 @@ FP16_MIN_NORMAL = 2.0**-14  # 6.1e-5; smaller numbers lose bits, those below 3e-
 HEADROOM = 4.0  # magnitudes on other images may be this many times larger than on the calibration images
 KEPT_ON_REQUEST = "kept in float by --keep-float"
 MAX_EXACT_INTEGER = 2048.0  # fp16 holds all integers up to this one
+MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, from which on equal weights are no normal numbers
 
 _SUMS = frozenset({"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool"})
 _SQUARES = frozenset({"ReduceSumSquare", "ReduceL2"})
@@ -138,6 +139,23 @@ def _exponentials(context: Fp16Context) -> Kept:
                 yield member, "part of exponentials, their sum and the division by it"
 
 
+def _pooling(context: Fp16Context) -> Kept:
+    """Keep a softmax over all pixels for a few tokens, and the matmul that pools the pixels with its weights.
+
+    With 16384 pixels, the finest map at 512 x 512, equal weights are fp16's smallest normal number. Attention of as
+    many queries as keys is left to the engine, which fuses it and divides at the end.
+    """
+    for node in context.order:
+        shape = [dim if isinstance(dim, int) else 1 for dim in node.outputs[0].shape or ()]
+        if node.op_type != "Softmax" or len(shape) < 2:
+            continue
+        pixels = shape.pop(node.attributes.get_int("axis", -1))
+        if pixels >= MAX_POOLED and shape[-1] * HEADROOM < pixels:
+            reason = f"equal weights over {pixels} pixels are {1 / pixels:.2g}; fp16 loses bits below"
+            pooling = (reader for reader in _readers(node) if reader.op_type in _PRODUCTS)
+            yield from ((member, f"{reason} {FP16_MIN_NORMAL:.2g}") for member in (node, *pooling))
+
+
 def _predictions(context: Fp16Context) -> Kept:
     """Keep the layers that predict boxes and scores, and the decoding."""
     for node in prediction_nodes(context.model):
@@ -183,6 +201,7 @@ RULES: tuple[Callable[[Fp16Context], Kept], ...] = (
     _too_small,
     _long_sums,
     _exponentials,
+    _pooling,
     _predictions,
     _statistics,
     _integers,

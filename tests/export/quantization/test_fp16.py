@@ -21,6 +21,7 @@ from edgevit.export.passes.group_norm_from_moments import group_norm_from_moment
 from edgevit.export.quantization.dtypes import InterfaceType, retype
 from edgevit.export.quantization.emulation import emulate_fp16
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
+from edgevit.export.quantization.fp16_rules import Fp16Context, find_fp32_nodes
 from edgevit.models.loading import from_name
 from edgevit.models.reference import compute_references
 from edgevit.models.registry import create_model
@@ -328,6 +329,36 @@ def test_a_mean_over_too_many_large_values_stays_in_fp32() -> None:
     _, plan = typed(graph, np.full((1, 2, 100, 100), 10, np.float32))
     assert kept(plan) == ["GlobalAveragePool"]
     assert "a sum of 10000 terms" in plan.kept[0].reason
+
+
+POOLING = f"""{HEADER} g (float[1, 4, PIXELS] x) => (float[1, 2, 4] y) {{
+    a = Relu (x)
+    logits = MatMul (w, a)
+    weights = Softmax <axis = -1> (logits)
+    pixels = Transpose <perm = [0, 2, 1]> (a)
+    seen = MatMul (weights, pixels)
+    y = MatMul (seen, out)
+}}"""
+
+
+@pytest.mark.parametrize(("pixels", "nodes"), [(128 * 128, ["Softmax", "MatMul"]), (64 * 64, [])])
+def test_tokens_pool_the_pixels_of_a_large_map_in_fp32(pixels: int, nodes: list[str]) -> None:
+    graph = parse(POOLING.replace("PIXELS", str(pixels)), w=noise(1, 2, 4, seed=0), out=noise(4, 4, seed=1))
+    _, plan = typed(graph, noise(1, 4, pixels, seed=2))
+    assert kept(plan) == nodes
+    assert all(f"equal weights over {pixels} pixels are 6.1e-05" in each.reason for each in plan.kept)
+
+
+def test_attention_of_as_many_queries_as_pixels_is_left_to_the_engine() -> None:
+    graph = parse(
+        f"""{HEADER} g (float[16384, 16384] x) => (float[16384, 2] y) {{
+            weights = Softmax (x)
+            y = MatMul (weights, v)
+        }}""",
+        v=np.zeros((16384, 2), np.float32),
+    )
+    context = Fp16Context(graph.model, {}, "fp32")
+    assert not find_fp32_nodes(context)
 
 
 PERFORMER = f"""{HEADER} g (float[batch, 50, 16] x) => (float[batch, 50, 16] y) {{
