@@ -20,7 +20,7 @@ from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
-from edgevit.types import Feeds
+from edgevit.types import Array, Feeds
 
 # Returns why a quantized graph is rejected, or "" if it is accepted.
 AcceptanceCheck: TypeAlias = Callable[[OnnxGraph], str]
@@ -88,7 +88,7 @@ class NoiseMeasurement:
     def by_layer(
         self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
     ) -> Mapping[str, float]:
-        """Return the noise-to-signal ratio of the outputs with each layer alone in int8, by layer name."""
+        """Return the noise of the outputs with each layer alone in int8, by layer name: see `noise_to_signal`."""
         if self.noise:
             return self.noise
         run = self.load(graph)
@@ -97,7 +97,7 @@ class NoiseMeasurement:
             if self.on_layer is not None:
                 self.on_layer(index, len(layers))
             run = self.load(quantize_alone(layer))
-            self.noise[layer.name] = _noise_to_signal(expected, [run(feed) for feed in self.feeds])
+            self.noise[layer.name] = noise_to_signal(expected, [run(feed) for feed in self.feeds])
         return self.noise
 
 
@@ -138,7 +138,8 @@ def quantize_with_fallback(
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
     All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs is
-    measured, and the noisiest layers go back to float: the fewest that make the graph acceptable, by binary search.
+    measured, and the noisiest layers go back to float, the cheaper first if they are equal: the fewest that make the
+    graph acceptable, by binary search.
     `choice` says which layers are not chosen by the rule.
 
     Raises UsageError if that names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs
@@ -165,7 +166,7 @@ def quantize_with_fallback(
         if not rejection_reason:
             return quantized, replace(_plan(graph, quantized, layers, {}, ranges, scheme), groups=choice.groups)
     noise = measurement.by_layer(graph, candidates, lambda layer: _quantize(graph, [layer], ranges, scheme))
-    by_noise = sorted(candidates, key=lambda layer: -noise[layer.name])
+    by_noise = sorted(candidates, key=lambda layer: (-noise[layer.name], layer.macs))
     limit = _max_reverted(by_noise, min_macs)
     if min_reverted > limit:
         raise PrecisionError(f"{rejection_reason}, and at least {MIN_INT8_FRACTION:.0%} of the MACs in int8")
@@ -183,7 +184,7 @@ def quantize_with_fallback(
         lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)),
     )
     reverted = {
-        layer.name: f"{COSTS_ACCURACY}: SNR {_decibel(noise[layer.name]):.0f} dB with this layer alone in int8"
+        layer.name: f"{COSTS_ACCURACY}: {_cost(graph, noise[layer.name])} with this layer alone in int8"
         for layer in by_noise[:count]
     }
     quantized = _quantize(graph, by_noise[count:], ranges, scheme)
@@ -204,15 +205,43 @@ def _quantize(
     return quantize(graph, [layer.name for layer in layers], ranges, scheme=scheme)
 
 
-def _noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
-    """Return the power of the difference over the power of `expected`; infinity if an output is finite at other
-    places than expected."""
+def noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
+    """Return the noise of the worst output, since outputs have different units: boxes are pixels, scores are not.
+
+    It is the power of the difference over the power of `expected`, or infinity if an output is finite at other places
+    than expected. Of a map of classes, whose numbers have no order, it is the fraction of pixels that change class.
+    """
+    return max(
+        _changed_fraction(pairs) if _is_class_map(pairs[0][0]) else _power_ratio(pairs)
+        for name in expected[0]
+        if (pairs := [(want[name], got[name]) for want, got in zip(expected, actual, strict=True)])
+    )
+
+
+def _is_class_map(output: Array) -> bool:
+    return output.ndim == 3 and np.issubdtype(output.dtype, np.integer)
+
+
+def _changed_fraction(pairs: Sequence[tuple[Array, Array]]) -> float:
+    return float(np.mean([(want != got).mean() for want, got in pairs]))
+
+
+def _power_ratio(pairs: Sequence[tuple[Array, Array]]) -> float:
     noise = signal = 0.0
-    for expected_outputs, actual_outputs in zip(expected, actual, strict=True):
-        for name, array in expected_outputs.items():
-            noise += float(np.square(differences(actual_outputs[name], array)).sum())
-            signal += float(np.square(array[np.isfinite(array)].astype(np.float64)).sum())
+    for want, got in pairs:
+        noise += float(np.square(differences(got, want)).sum())
+        signal += float(np.square(want[np.isfinite(want)].astype(np.float64)).sum())
+    if noise == 0:
+        return 0.0
     return noise / signal if signal > 0 and math.isfinite(noise) else math.inf
+
+
+def _cost(graph: OnnxGraph, noise: float) -> str:
+    """Return the noise of one layer for the report."""
+    outputs = graph.outputs
+    if all(len(spec.shape) == 3 and np.issubdtype(spec.dtype, np.integer) for spec in outputs):
+        return f"{noise:.1%} of pixels change class"
+    return f"SNR {_decibel(noise):.0f} dB"
 
 
 def _decibel(noise: float) -> float:

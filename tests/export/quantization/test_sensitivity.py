@@ -22,7 +22,7 @@ from edgevit.export.quantization.sensitivity import (
     _decibel,
     _max_reverted,
     _min_reverted,
-    _noise_to_signal,
+    noise_to_signal,
     quantize_with_fallback,
 )
 from edgevit.formats import Int8Scheme
@@ -345,14 +345,52 @@ def test_an_output_that_is_not_finite_is_infinite_noise(damage: float) -> None:
     expected = [{"y": noise(2, 3, seed=0)}, {"y": noise(2, 3, seed=1)}]
     broken = expected[1]["y"].copy()
     broken[1, 2] = damage
-    assert _noise_to_signal(expected, [expected[0], {"y": broken}]) == math.inf
+    assert noise_to_signal(expected, [expected[0], {"y": broken}]) == math.inf
     assert _decibel(math.inf) == -math.inf
-    assert _noise_to_signal(expected, expected) == 0
+    assert noise_to_signal(expected, expected) == 0
     assert _decibel(0) == math.inf
-    assert _noise_to_signal(expected, [{"y": 1.1 * each["y"]} for each in expected]) == pytest.approx(0.01, rel=1e-4)
+    assert noise_to_signal(expected, [{"y": 1.1 * each["y"]} for each in expected]) == pytest.approx(0.01, rel=1e-4)
     assert _decibel(0.01) == pytest.approx(20)
     masked = [{"y": np.append(each["y"], -np.inf)} for each in expected]
-    assert _noise_to_signal(masked, [{"y": 1.1 * each["y"]} for each in masked]) == pytest.approx(0.01, rel=1e-4)
+    assert noise_to_signal(masked, [{"y": 1.1 * each["y"]} for each in masked]) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_noise_of_a_map_of_classes_is_the_pixels_that_change() -> None:
+    expected = [{"classes": np.array([[[0, 7, 7, 7]]], np.uint8)}]
+    one_far, three_near = ([{"classes": np.array([[row]], np.uint8)}] for row in ([200, 7, 7, 7], [0, 8, 8, 8]))
+    assert noise_to_signal(expected, one_far) == 0.25
+    assert noise_to_signal(expected, three_near) == 0.75
+
+
+def test_the_noise_is_that_of_the_worst_output() -> None:
+    expected = [{"boxes": np.full((1, 4), 500, np.float32), "scores": np.full((1, 4), 0.1, np.float32)}]
+    wrong_scores = [{**expected[0], "scores": np.full((1, 4), 0.2, np.float32)}]
+    assert noise_to_signal(expected, wrong_scores) == pytest.approx(1)
+
+
+def test_layers_that_change_the_most_pixels_go_back_to_float_and_the_cheaper_of_equal_ones() -> None:
+    graph = checked_graph(
+        f"""(float[batch, 2, {WIDTH}] x) => (int64[batch, 2, 1] classes) {{
+            a = MatMul (x, w0)
+            b = MatMul (a, w1)
+            c = MatMul (b, w2)
+            classes = ArgMax <axis = -1> (c)
+        }}""",
+        w0=noise(WIDTH, 2 * WIDTH, seed=0),
+        w1=noise(2 * WIDTH, WIDTH, seed=1),
+        w2=noise(WIDTH, WIDTH // 2, seed=2),
+    )
+    feeds = [{"x": noise(1, 2, WIDTH, seed=3)}]
+    _, plan = quantize_with_fallback(
+        graph,
+        collect_ranges(graph, feeds, load=load),
+        scheme=INT8_SCHEMES["ort"],
+        acceptance_check=accepts_at_most(2),
+        measurement=NoiseMeasurement(feeds=feeds, load=load, noise={"net/a": 0.1, "net/b": 0.1, "net/c": 0.1}),
+    )
+    (reverted,) = plan.reverted
+    assert reverted.name == "net/c"
+    assert reverted.reason == "costs accuracy: 10.0% of pixels change class with this layer alone in int8"
 
 
 def test_a_layer_with_a_wrong_range_goes_back_to_float() -> None:
