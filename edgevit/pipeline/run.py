@@ -19,6 +19,7 @@ from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.bundles.latency_file import artifact_details
 from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
+from edgevit.dense.outputs import class_count
 from edgevit.errors import ExportError, MeasureError, UsageError
 from edgevit.export import forms, passes
 from edgevit.export.check import check
@@ -58,7 +59,7 @@ from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.trtexec import device_steps
-from edgevit.types import Reference
+from edgevit.types import Dim, Reference
 
 __all__ = ["ExportConfig", "run"]
 
@@ -171,15 +172,21 @@ def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
 
 
 def _require_class_names(model: ModelDescription, graph: OnnxGraph) -> None:
-    """Raise UsageError if the model has class names, and another number of logits."""
-    if model.classes is None or model.origin.task in DENSE_TASKS or not graph.outputs:
-        return  # the first output of a detector that selects its boxes is their number, (N, 1)
-    logits = graph.outputs[0].shape
-    if len(logits) == 2 and logits[1] != len(model.classes):
+    """Raise UsageError if the model has class names, and another number of classes."""
+    count = _class_count(model, graph)
+    if model.classes is not None and count not in (None, len(model.classes)):
         raise UsageError(
-            f"{len(model.classes)} class names for {logits[1]} classes; give one name a line, in the order of the "
+            f"{len(model.classes)} class names for {count} classes; give one name a line, in the order of the "
             "logits (--classes FILE)"
         )
+
+
+def _class_count(model: ModelDescription, graph: OnnxGraph) -> Dim | None:
+    """Return the number of classes by the outputs; None if they do not say, as detections selected in the graph."""
+    if model.origin.task in DENSE_TASKS:
+        return class_count(graph.outputs, model.origin.output_form)
+    logits = graph.outputs[0].shape if graph.outputs else ()
+    return logits[1] if len(logits) == 2 else None
 
 
 def _compute_references(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
 from edgevit.errors import ExportError, MissingError, ParityError, UsageError
+from edgevit.models.description import ModelDescription
 from edgevit.models.loading import from_module
 from edgevit.pipeline import bundle_writer
 from edgevit.pipeline import run as pipeline
@@ -28,8 +30,9 @@ from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.pytorch import TorchEngine
-from edgevit.types import TensorSpec
+from edgevit.types import OutputForm, Task, TensorSpec
 from tests.helpers.cifar10 import Cifar10
+from tests.helpers.graphs import parse
 
 PHOTOS = Path(edgevit.__file__).parent / "data" / "photos"
 
@@ -468,3 +471,56 @@ def test_the_users_module_keeps_its_training_mode(fails: bool, tmp_path: Path) -
     with pytest.raises(ExportError, match="fails on request") if fails else nullcontext():
         edgevit.export(module, example_input=torch.rand(1, 4), out=tmp_path)
     assert {name: part.training for name, part in module.named_modules()} == before
+
+
+SELECTED = """<ir_version: 10, opset_import: ["" : 20]> detector (float[1, 3, 8, 8] x)
+=> (int32[1, 1] num, float[1, 5, 4] boxes, float[1, 5] scores, int32[1, 5] labels)
+<int64[1] pixels = {-1}, int64[2] row = {1, -1}, int64[3] corners = {1, 5, 4}, int64[1] zero = {0}, int64[1] one = {1},
+ int64[1] five = {5}, int64[1] twenty = {20}> {
+    flat = Reshape (x, pixels)
+    head = Slice (flat, zero, twenty)
+    boxes = Reshape (head, corners)
+    few = Slice (flat, zero, five)
+    scores = Reshape (few, row)
+    labels = Cast <to = 6> (scores)
+    single = Slice (flat, zero, one)
+    first = Reshape (single, row)
+    num = Cast <to = 6> (first)
+}"""
+
+
+class Selected(nn.Module):
+    """The detections of the graph above."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        flat = x.reshape(1, -1)
+        return {
+            "num": flat[:, :1].int(),
+            "boxes": flat[:, :20].reshape(1, 5, 4),
+            "scores": flat[:, :5],
+            "labels": flat[:, :5].int(),
+        }
+
+
+MAP = """<ir_version: 10, opset_import: ["" : 20]> segmenter (float[1, 3, 8, 8] x) => (float[1, 3, 8, 8] logits) {
+    logits = Relu (x)
+}"""
+
+
+def named_model(module: nn.Module, task: Task, form: OutputForm, *, names: int) -> ModelDescription:
+    model = from_module(module, example_input=torch.zeros(1, 3, 8, 8))
+    classes = tuple(f"class {index}" for index in range(names))
+    return replace(model, origin=replace(model.origin, task=task, output_form=form), classes=classes)
+
+
+def test_detections_selected_in_the_graph_have_names_of_any_number_of_classes(tmp_path: Path) -> None:
+    """Their first output is the number of detections, (N, 1), which is no number of classes."""
+    config = ExportConfig(formats=("onnx",), out=tmp_path, verify=False, latency=False)
+    report = pipeline.run(named_model(Selected(), "detection", "nms", names=4), config, captured=parse(SELECTED))
+    assert report.bundles[0].path.is_dir()
+
+
+def test_class_names_of_a_segmenter_are_as_many_as_its_classes(tmp_path: Path) -> None:
+    config = ExportConfig(formats=("onnx",), out=tmp_path, verify=False, latency=False)
+    with pytest.raises(UsageError, match=r"4 class names for 3 classes"):
+        pipeline.run(named_model(nn.ReLU(), "segmentation", "logits", names=4), config, captured=parse(MAP))
