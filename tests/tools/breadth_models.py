@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from typing import Any
 
 import torch
@@ -148,12 +149,18 @@ def _create_transformers(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
 def import_timm() -> Any:
     """Import timm, also beside a PyTorch without torchvision's operators.
 
-    On a CPU build of PyTorch the public wheel of torchvision cannot be imported unless they are defined.
+    On a CPU build of PyTorch the public wheel of torchvision cannot be imported unless they are defined. They must not
+    be where its own library defines them: a second definition ends the process.
     """
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for name in _OPERATORS:
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    library = None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        for operator in _OPERATORS:
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     timm: Any = importlib.import_module("timm")
     timm.torchvision_operators = library  # they last as long as the library object
     return timm
