@@ -158,6 +158,7 @@ class LatencyReport:
     measured_at: str = ""  # end of the measurement, ISO 8601 in UTC; empty in older reports
     compute_ms: tuple[float, ...] = ()  # on the GPU, by events around its graph, of each sample; empty if not measured
     parity: ParitySummary | None = None  # of this very engine with PyTorch; None if it was not compared
+    limit_problem: str = ""  # why there is no limit although it was asked for
     roofline: Roofline | None = None  # the fields from here on are None unless they were asked for
     layers: LayerProfile | None = None
     throughput: Throughput | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgevit.latency import clock
-from edgevit.runtimes.base import Engine, available_cores
+from edgevit.runtimes.base import Engine, Operations, available_cores
 from edgevit.types import PRECISIONS
 
 # (M, K, N) of products whose rate is measured: square ones, and a layer of a transformer.
@@ -31,7 +31,7 @@ class Roofline:
     copy has about as many bytes as the model moves.
     """
 
-    runtime: str  # through which the matrix products ran
+    runtime: str  # or library, through which the matrix products ran
     threads: int | None
     macs_per_s: Mapping[str, float]  # best rate of a matrix product by precision
     copy_bytes_per_s: float  # read and written bytes together
@@ -81,12 +81,15 @@ class Roofline:
 
 
 def matmul_rate(engine: Engine, precision: str) -> float | None:
-    """Return the best rate of a matrix product by the engine's runtime, in MACs/s; None if it has none there."""
+    """Return the best rate of a matrix product on the engine's device, in MACs/s; None if it has none in `precision`.
+
+    Raises MissingError if it has none at all here.
+    """
     rates = []
     for shape in MATMUL_SHAPES:
-        product = engine.matmul(shape, precision)
-        if product is not None:
-            rates.append(engine.operations_per_call * math.prod(shape) / _shortest_s(product))
+        products = engine.matmul(shape, precision)
+        if products is not None:
+            rates.append(math.prod(shape) / _shortest_s(products))
     return max(rates, default=None)
 
 
@@ -99,8 +102,8 @@ def copied_bytes(moved_bytes: int) -> int:
 def device_copy_rate(engine: Engine, moved_bytes: int) -> float | None:
     """Return the best rate of copies in the memory of the engine's device, like copy_rate; None if it is the host's."""
     half = moved_bytes // 2
-    copy = engine.copy(half)
-    return None if copy is None else engine.operations_per_call * 2 * half / _shortest_s(copy)
+    copies = engine.copy(half)
+    return None if copies is None else 2 * half / _shortest_s(copies)
 
 
 def copy_rate(threads: int | None, moved_bytes: int) -> float:
@@ -112,16 +115,23 @@ def copy_rate(threads: int | None, moved_bytes: int) -> float:
     source, target = np.ones(half, np.uint8), np.zeros(half, np.uint8)
     parts = list(zip(np.array_split(target, count), np.array_split(source, count), strict=True))
     with ThreadPoolExecutor(count) as pool:
-        return 2 * half / _shortest_s(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
+        return 2 * half / _shortest_s(Operations(run=lambda: list(pool.map(lambda part: np.copyto(*part), parts))))
 
 
-def _shortest_s(call: Callable[[], object]) -> float:
-    """Return the shortest time of a call, which other processes disturb least, after one that does not count."""
-    call()
-    times: list[int] = []
-    end_ns = clock.now_ns() + round(1e9 * _SHAPE_S)
-    while len(times) < _MIN_CALLS or clock.now_ns() < end_ns:
-        start_ns = clock.now_ns()
-        call()
-        times.append(clock.now_ns() - start_ns)
-    return min(times) / 1e9
+def _shortest_s(operations: Operations) -> float:
+    """Return the shortest time of one operation, which other processes disturb least; the first does not count."""
+    with operations:
+        operations.run()
+        times_s: list[float] = []
+        end_ns = clock.now_ns() + round(1e9 * _SHAPE_S)
+        while len(times_s) < _MIN_CALLS or clock.now_ns() < end_ns:
+            times_s.append(_run_s(operations))
+    return min(times_s) / operations.count
+
+
+def _run_s(operations: Operations) -> float:
+    """Run once; return the seconds by the device's clock, or by the host's."""
+    start_ns = clock.now_ns()
+    operations.run()
+    elapsed_s = (clock.now_ns() - start_ns) / 1e9
+    return elapsed_s if operations.device_s is None else operations.device_s()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgevit.errors import UsageError
+from edgevit.errors import BuildError, MeasureError, MissingError, UsageError
+from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.measure import MeasureProgress, OnMeasure, ignore_progress
 from edgevit.latency.report import LatencyReport
@@ -81,10 +82,11 @@ def _study_one(
     def show(what: str, fraction: float = 0.0) -> None:
         on_progress(MeasureProgress(f"{what} of {name}", fraction, None))
 
-    roofline, layers, throughput, sustained = report.roofline, report.layers, report.throughput, report.sustained
+    layers, throughput, sustained = report.layers, report.throughput, report.sustained
+    roofline, limit_problem = report.roofline, report.limit_problem
     if studies.roofline:
         show("limit")
-        roofline = machine.roofline(subject)
+        roofline, limit_problem = _limit(machine, subject)
     if studies.layers and own:
         show("layers")
         layers = _profile(subject, report.p50_ms)
@@ -95,7 +97,22 @@ def _study_one(
         )
     if studies.sustained_s is not None and own:
         sustained = _sustain(subject, studies.sustained_s, show)
-    return replace(report, roofline=roofline, layers=layers, throughput=throughput, sustained=sustained)
+    return replace(
+        report,
+        roofline=roofline,
+        limit_problem=limit_problem,
+        layers=layers,
+        throughput=throughput,
+        sustained=sustained,
+    )
+
+
+def _limit(machine: Machine, subject: Subject) -> tuple[Roofline | None, str]:
+    """Return the limit for a subject, or why there is none."""
+    try:
+        return machine.roofline(subject), ""
+    except (MeasureError, MissingError, BuildError) as error:  # the rounds before are worth a report all the same
+        return None, first_line(error)
 
 
 class Machine:
@@ -105,11 +122,15 @@ class Machine:
         self._products: dict[tuple[str, int | None, str], float | None] = {}
         self._copies: dict[tuple[int | None, int], float] = {}  # in the host's memory
 
-    def roofline(self, subject: Subject) -> Roofline | None:
-        """Return the limit for a subject; None if its runtime multiplies no matrix here, or its work is unknown."""
+    def roofline(self, subject: Subject) -> Roofline:
+        """Return the limit for a subject.
+
+        Raises MeasureError if its runtime multiplies no matrix by itself, or its work is unknown, MissingError or
+        BuildError if the device cannot do it here.
+        """
         threads, work = subject.candidate.threads, subject.work
         if work is None:
-            return None
+            raise MeasureError("the bundle is of an earlier version and has no multiply-adds; export it again")
         of_batch = work.for_batch(subject.candidate.batch)
         macs = _by_precision(of_batch.macs, subject.executed)
         known: dict[str, float] = {}
@@ -118,10 +139,10 @@ class Machine:
             if rate is not None:
                 known[name] = rate
         if PRECISIONS[0] not in known:
-            return None
+            raise MeasureError(f"{_multiplying(subject)} multiplies no matrix by itself here")
         moved_bytes = of_batch.weight_bytes + of_batch.io_bytes
         return Roofline(
-            runtime=subject.runtime,
+            runtime=_multiplying(subject),
             threads=threads,
             macs_per_s=known,
             copy_bytes_per_s=self._copy_rate(subject, copied_bytes(moved_bytes)),
@@ -131,7 +152,7 @@ class Machine:
         )
 
     def _product_rate(self, subject: Subject, precision: str) -> float | None:
-        key = (subject.runtime, subject.candidate.threads, precision)
+        key = (_multiplying(subject), subject.candidate.threads, precision)
         if key not in self._products:
             self._products[key] = matmul_rate(subject.engine, precision)
         return self._products[key]
@@ -144,6 +165,11 @@ class Machine:
         if key not in self._copies:
             self._copies[key] = copy_rate(*key)
         return self._copies[key]
+
+
+def _multiplying(subject: Subject) -> str:
+    """Return the runtime, or the library, whose matrix products tell the limit for a subject."""
+    return subject.engine.product_library or subject.runtime
 
 
 def stream_counts(threads: int | None) -> tuple[int, ...]:

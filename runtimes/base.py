@@ -35,6 +35,7 @@ def available_cores() -> int:
 GPU, GPU_UUID = "gpu", "gpu_uuid"  # its name; its UUID, which some Jetsons lack
 GPU_MULTIPROCESSORS = "gpu_multiprocessors"  # two Jetsons with GPUs of one name differ in it
 CUDA_GRAPH = "cuda_graph"  # "yes", or why not
+GRAPH_OPERATIONS = 32  # in the CUDA graphs whose time tells a GPU's rates: one launch for all
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
 
 
@@ -113,6 +114,22 @@ class Artifact:
         return sum(file.stat().st_size for file in self.files)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """Equal operations to be timed: matrix products, or copies. To be used in a `with` block."""
+
+    run: Callable[[], object]  # runs all of them, and waits
+    count: int = 1
+    device_s: Callable[[], float] | None = None  # seconds of the last run by the device's own clock, if it has one
+    resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # released at the end
+
+    def __enter__(self) -> Operations:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.resources.close()
+
+
 class Engine(ABC):
     """A loaded engine, to be used in a `with` block.
 
@@ -125,7 +142,7 @@ class Engine(ABC):
     batches: BatchRange | None = None  # bounds of a dynamic batch; None: static, or unbounded
     device_memory_mb: float | None = None  # on the GPU, without what CUDA itself takes; None if it is not known
     has_run: bool = False
-    operations_per_call: int = 1  # products in a call of `matmul`, copies in one of `copy`
+    product_library: str = ""  # that multiplies for `matmul`; empty: the runtime itself
     # Multiply-adds of the graph's nodes by name, for runtimes that name the nodes of a layer but no multiply-adds.
     node_macs: Mapping[str, int] = MappingProxyType({})
 
@@ -163,19 +180,16 @@ class Engine(ABC):
         """Profile `runs` inferences of a second instance of the engine; None if the runtime has no profiler here."""
         return None
 
-    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
-        """Return a call of `operations_per_call` products of the runtime, (M, K) times constant (K, N).
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
+        """Return products of the runtime, (M, K) times constant (K, N), on the engine's device, with its threads.
 
-        `shape` is (M, K, N). It runs with the engine's threads. None if the runtime does not multiply in `precision`,
-        or not here.
+        `shape` is (M, K, N). None if the runtime does not multiply in `precision`. Raises MissingError, with the
+        reason, if it cannot multiply at all here.
         """
         return None
 
-    def copy(self, size_bytes: int) -> Callable[[], object] | None:
-        """Return a call that copies bytes within the memory of the engine's device, `operations_per_call` times.
-
-        None if that memory is the host's.
-        """
+    def copy(self, size_bytes: int) -> Operations | None:
+        """Return copies of bytes within the memory of the engine's device; None if that memory is the host's."""
         return None
 
     def throughput_runner(self, streams: int) -> ThroughputRunner | None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
 from edgevit.files import first_line, weights_file
-from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ThroughputRunner, available_cores
+from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Operations, Runtime, ThroughputRunner, available_cores
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
 from edgevit.runtimes.node_names import node_names
@@ -188,7 +188,7 @@ class OnnxRuntimeEngine(Engine):
         names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
         return read_layers(events, names, skip=PROFILE_WARMUP)
 
-    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return matmul(self._ort, self._session_settings(), shape, precision)
 
     def throughput_runner(self, streams: int) -> ThroughputRunner:
@@ -224,8 +224,8 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
-    """Return a call that runs one matrix product in a session with `settings`; see Engine.matmul."""
+def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str) -> Operations | None:
+    """Return one matrix product in a session with `settings`; see Engine.matmul."""
     rows, inner, columns = shape
     dtypes = {"fp32": ("float32", "float32", "float32"), "int8": ("uint8", "int8", "int32")}.get(precision)
     if dtypes is None:
@@ -233,7 +233,7 @@ def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str)
     weight = np.ones((inner, columns), dtypes[1])
     model = matmul_model(rows, weight, input_dtype=dtypes[0], output_dtype=dtypes[2])
     session = ort.InferenceSession(model, settings, providers=[PROVIDER])
-    return functools.partial(session.run, None, {"x": np.ones((rows, inner), dtypes[0])})
+    return Operations(run=functools.partial(session.run, None, {"x": np.ones((rows, inner), dtypes[0])}))
 
 
 class OnnxRuntimeStreams:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from edgevit.runtimes.base import (
     Artifact,
     BuildOptions,
     Engine,
+    Operations,
     Runtime,
     ThroughputRunner,
     ToolCommand,
@@ -229,7 +230,7 @@ class OpenVinoEngine(Engine):
         names = node_names(self._artifact.with_suffix(".onnx"))  # a bundle has the ONNX file beside it
         return profile_layers(profiled, feeds, names, runs=runs, skip=PROFILE_WARMUP)
 
-    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return matmul(self._ov, self._settings, shape, precision)
 
     def throughput_runner(self, streams: int) -> ThroughputRunner:
@@ -272,10 +273,8 @@ class OpenVinoStreams:
         self._queue = None
 
 
-def matmul(
-    ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], precision: str
-) -> Callable[[], object] | None:
-    """Return a call that runs one matrix product, compiled with `settings`; see Engine.matmul."""
+def matmul(ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], precision: str) -> Operations | None:
+    """Return one matrix product, compiled with `settings`; see Engine.matmul."""
     rows, inner, columns = shape
     opset = importlib.import_module(f"{ov.__name__}.opset13")
     x, weight = opset.parameter([rows, inner], np.float32), np.ones((inner, columns), np.float32)
@@ -295,7 +294,7 @@ def matmul(
     if read_precision(compiled, multiplying_operators(model)).layers != {precision: 1}:
         return None
     request, feeds = compiled.create_infer_request(), {0: np.ones((rows, inner), np.float32)}
-    return functools.partial(request.infer, feeds, share_inputs=True, share_outputs=True)
+    return Operations(run=functools.partial(request.infer, feeds, share_inputs=True, share_outputs=True))
 
 
 def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from edgevit.errors import BuildError, ExportError, InferenceError, MissingError, unknown_name
 from edgevit.files import first_line
-from edgevit.runtimes.base import Engine
+from edgevit.runtimes.base import Engine, Operations
 from edgevit.runtimes.onnxruntime import PROVIDER, OnnxRuntime, profile_session
 from edgevit.runtimes.onnxruntime import matmul as onnxruntime_matmul
 from edgevit.runtimes.onnxruntime_precision import read_precision as read_onnxruntime_precision
@@ -133,7 +133,7 @@ class NaiveOnnxEngine(Engine):
         settings.add_session_config_entry("session.disable_prepacking", "1")  # the profile omits packed weights
         return read_onnxruntime_precision(profile_session(self._load, settings)[1])
 
-    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return onnxruntime_matmul(self._ort, self._settings(), shape, precision)
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class DirectOpenVinoEngine(Engine):
         self._require_open(self._compiled)
         return read_precision(self._compiled, self._operators)
 
-    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return openvino_matmul(OpenVino().load(), self._settings, shape, precision)
 
     def close(self) -> None:

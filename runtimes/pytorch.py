@@ -11,12 +11,19 @@ from typing import Any
 from edgevit.errors import MissingError, unknown_name
 from edgevit.files import first_line
 from edgevit.memory import PYTORCH_MB, require_address_space
-from edgevit.runtimes.base import GPU, GPU_MULTIPROCESSORS, GPU_UUID, Engine, available_cores
+from edgevit.runtimes.base import (
+    GPU,
+    GPU_MULTIPROCESSORS,
+    GPU_UUID,
+    GRAPH_OPERATIONS,
+    Engine,
+    Operations,
+    available_cores,
+)
 from edgevit.runtimes.precision import TF32, ExecutedPrecision
 from edgevit.types import Array, TensorSpec
 
 CPU, CUDA = "cpu", "cuda"
-_GRAPH_OPERATIONS = 32  # of the graphs whose time tells a GPU's rates
 _TITLES = {CPU: "CPU", CUDA: "CUDA"}
 
 
@@ -69,7 +76,6 @@ class TorchEngine(Engine):
         mode: TorchMode = TORCH_CPU,
     ) -> None:
         self._torch = load_torch()
-        self.operations_per_call = 1 if mode.device == CPU else _GRAPH_OPERATIONS
         from edgevit.models.reference import flatten_outputs
 
         self._flatten = flatten_outputs
@@ -134,7 +140,7 @@ class TorchEngine(Engine):
         allows_tf32 = backends.cudnn.allow_tf32 if rank > 2 else backends.cuda.matmul.allow_tf32
         return TF32 if self._mode.device == CUDA and allows_tf32 else "fp32"
 
-    def matmul(self, shape: tuple[int, int, int], precision: str) -> Callable[[], object] | None:
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         on_gpu = self._mode.device != CPU
         if precision not in ("fp32", *((TF32,) if on_gpu else ())):
             return None
@@ -147,19 +153,19 @@ class TorchEngine(Engine):
                 return left @ right
 
         if not on_gpu:
-            return product
+            return Operations(run=product)
         with self._tf32(allowed=precision == TF32):
             return self._repeated(product)
 
-    def copy(self, size_bytes: int) -> Callable[[], object] | None:
+    def copy(self, size_bytes: int) -> Operations | None:
         if self._mode.device == CPU:
             return None
         source = self._torch.ones(size_bytes, dtype=self._torch.uint8, device=self._mode.device)
         target = self._torch.zeros_like(source)
         return self._repeated(lambda: target.copy_(source))
 
-    def _repeated(self, operation: Callable[[], object]) -> Callable[[], object]:
-        """Return a call that runs an operation `operations_per_call` times on the GPU, and waits.
+    def _repeated(self, operation: Callable[[], object]) -> Operations:
+        """Return an operation many times over on the GPU.
 
         One CUDA graph holds them, so that the GPU's time counts and not that of the launches.
         """
@@ -168,14 +174,14 @@ class TorchEngine(Engine):
         cuda.synchronize()
         graph = cuda.CUDAGraph()
         with cuda.graph(graph):
-            for _ in range(self.operations_per_call):
+            for _ in range(GRAPH_OPERATIONS):
                 operation()
 
         def call() -> None:
             graph.replay()
             cuda.synchronize()
 
-        return call
+        return Operations(run=call, count=GRAPH_OPERATIONS)
 
     @contextlib.contextmanager
     def _tf32(self, *, allowed: bool) -> Iterator[None]:

@@ -46,10 +46,7 @@ def study_parts(studies: Studies, reports: Sequence[LatencyReport]) -> list[Part
 def _limit(name: str, report: LatencyReport) -> str:
     limit = report.roofline
     if limit is None:
-        return (
-            f"note: {name}: no limit; its runtime multiplies no matrix by itself here, or the bundle is of an earlier "
-            "version and does not tell its multiply-adds: export it again"
-        )
+        return f"note: {name}: limit unknown ({report.limit_problem})"
     return (
         f"limit: {name} {limit.limit_ms:.2f} ms, {limit.bound} bound, {limit.fraction(report.p50_ms):.0%} reached "
         f"({_work(limit)})"

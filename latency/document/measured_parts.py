@@ -52,6 +52,9 @@ def _limits(entries: Sequence[Entry]) -> Iterator[Block]:
             "No inference is faster than its multiply-adds at the best rate of a matrix product, or than reading its "
             "weights and inputs and writing its outputs once; both rates were measured in the same session."
         )
+    for entry in entries:
+        if entry.report.limit_problem:
+            yield Text(f"{entry.title}: unknown ({entry.report.limit_problem})")
 
 
 def _layers(entries: Sequence[Entry], key: str) -> Iterator[Block]:

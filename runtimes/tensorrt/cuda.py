@@ -66,6 +66,7 @@ _CALLS: dict[str, Sequence[Any]] = {
     "cuMemFree_v2": (_Pointer,),
     "cuMemcpyHtoDAsync_v2": (_Pointer, ctypes.c_void_p, ctypes.c_size_t, _Handle),
     "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _Pointer, ctypes.c_size_t, _Handle),
+    "cuMemcpyDtoDAsync_v2": (_Pointer, _Pointer, ctypes.c_size_t, _Handle),
 }
 
 
@@ -217,6 +218,15 @@ class DeviceBuffer:
         """Copy the start of the buffer into a C-contiguous array; it is filled once the stream is synchronized."""
         self._check(array)
         self._device.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, self.address, array.nbytes, self._device.stream)
+
+    def copy_from(self, source: DeviceBuffer) -> None:
+        """Copy all of a buffer of at most this size, within the device."""
+        if source.size_bytes > self.size_bytes:
+            raise BuildError(
+                f"a buffer of {self.size_bytes} bytes cannot hold {source.size_bytes}; load the engine again"
+            )
+        stream = self._device.stream
+        self._device.call("cuMemcpyDtoDAsync_v2", self.address, source.address, source.size_bytes, stream)
 
     def free(self) -> None:
         if self.address:

@@ -11,10 +11,10 @@ import numpy as np
 
 from edgevit.errors import BuildError, EdgevitError, InferenceError
 from edgevit.files import first_line
-from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID, BatchRange, Engine
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID, BatchRange, Engine, Operations
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
-from edgevit.runtimes.tensorrt import cuda, cuda_graph
+from edgevit.runtimes.tensorrt import cublas, cuda, cuda_graph, rates
 from edgevit.runtimes.tensorrt.inspector import executed_precision, layer_kinds
 from edgevit.runtimes.tensorrt.layer_times import profile_context
 from edgevit.runtimes.tensorrt.log import failure, process_logger
@@ -35,6 +35,7 @@ class TensorRtEngine(Engine):
 
     fmt = "trt"
     title = "TensorRT"
+    product_library = cublas.TITLE
 
     def __init__(self, trt: TensorRtModule, content: bytes) -> None:
         self._trt = trt
@@ -96,6 +97,16 @@ class TensorRtEngine(Engine):
             context.set_tensor_address(name, buffer.address)
         kinds = layer_kinds(self._inspected())
         return profile_context(self._trt, context, self._device, kinds, runs=runs)
+
+    def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
+        self._require_open(self._stack)
+        self._device.activate()
+        return rates.products(self._device, shape, precision)
+
+    def copy(self, size_bytes: int) -> Operations:
+        self._require_open(self._stack)
+        self._device.activate()
+        return rates.copies(self._device, size_bytes)
 
     def close(self) -> None:
         if self._stack is not None:

@@ -15,6 +15,7 @@ from edgevit.latency import roofline
 from edgevit.latency.candidate import candidate_from_engine
 from edgevit.latency.roofline import device_copy_rate
 from edgevit.runtimes import pytorch
+from edgevit.runtimes.base import GRAPH_OPERATIONS
 from edgevit.runtimes.pytorch import CUDA, TORCH_CPU, TorchEngine, TorchMode, module_bytes, torch_mode
 from edgevit.types import TensorSpec
 
@@ -135,10 +136,10 @@ def test_the_memory_of_the_gpu_is_copied_for_its_limit(monkeypatch: pytest.Monke
     log: list[str] = []
     fake_gpu(monkeypatch, log)
     engine = TorchEngine(OnFakeGpu(log), *SPECS, mode=TorchMode(CUDA))
-    monkeypatch.setattr(roofline, "_shortest_s", lambda call: call() or 1.0)
-    assert device_copy_rate(engine, 1 << 20) == engine.operations_per_call * (1 << 20)  # half read, half written
+    monkeypatch.setattr(roofline, "_run_s", lambda copies: copies.run() or 1.0)
+    monkeypatch.setattr(roofline, "_SHAPE_S", 0.0)
+    assert device_copy_rate(engine, 1 << 20) == GRAPH_OPERATIONS * (1 << 20)  # half read, half written
     assert log[:3] == ["synchronize", "replay", "synchronize"]  # the kernel is loaded before the graph is recorded
-    assert engine.operations_per_call > 1  # the launch of a graph is shared by many copies
     assert device_copy_rate(TorchEngine(torch.nn.Linear(3, 2), *SPECS), 1 << 20) is None  # the host's
 
 

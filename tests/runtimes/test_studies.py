@@ -58,7 +58,7 @@ def test_layers_are_timed_and_belong_to_modules(engine: Engine) -> None:
 def test_the_runtime_multiplies_matrices_itself(engine: Engine, precision: str) -> None:
     product = engine.matmul((4, 64, 32), precision)
     assert product is not None
-    result = product()
+    result = product.run()
     values = result if isinstance(result, list) else list(result.values())  # type: ignore[attr-defined]
     assert values[0].shape == (4, 32)
     if precision == "fp32":

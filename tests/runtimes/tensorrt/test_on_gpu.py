@@ -1,18 +1,24 @@
-"""CUDA driver bindings, CUDA graphs and NVML on a real GPU; skipped on a machine without one."""
+"""CUDA driver bindings, CUDA graphs, cuBLAS and NVML on a real GPU; skipped on a machine without one."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgevit.errors import BuildError
+from edgevit.errors import BuildError, MissingError
+from edgevit.latency.roofline import device_copy_rate, matmul_rate
 from edgevit.latency.sampling.nvml import gpus_with, nvml_session
 from edgevit.runtimes.base import GPU_UUID
 from edgevit.runtimes.pytorch import TorchEngine, torch_mode
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
+from edgevit.runtimes.tensorrt.cublas import Cublas
+from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.types import Array, TensorSpec
+from tests.fakes.tensorrt import RTX, World, fake_tensorrt
 
 pytestmark = pytest.mark.skipif(not cuda.has_gpu(), reason="no NVIDIA GPU")
 
@@ -116,6 +122,72 @@ def test_events_time_the_work_between_them(device: cuda.Device, copies: Copies) 
 def test_memory_that_the_gpu_does_not_have_is_an_error(device: cuda.Device) -> None:
     with pytest.raises(BuildError, match="out of memory"):
         device.allocate(2 * device.memory_bytes)
+
+
+def test_buffers_are_copied_within_the_device(device: cuda.Device) -> None:
+    source, target = device.allocate(4 * SIZE), device.allocate(4 * SIZE)
+    source.upload(values(5))
+    target.copy_from(source)
+    copied = np.zeros(SIZE, np.float32)
+    target.download(copied)
+    device.synchronize()
+    np.testing.assert_array_equal(copied, values(5))
+    for buffer in (source, target):
+        buffer.free()
+
+
+@pytest.fixture
+def cublas(device: cuda.Device) -> Iterator[Cublas]:
+    try:
+        library = Cublas(device)
+    except MissingError as error:
+        pytest.skip(str(error))
+    yield library
+    library.close()
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-4), ("tf32", 3e-2), ("fp16", 0.1), ("int8", 0.0)])
+def test_cublas_multiplies_in_each_precision(device: cuda.Device, cublas: Cublas, precision: str, error: float) -> None:
+    product = cublas.product((48, 64, 32), precision)
+    assert product is not None
+    if not product.enqueue():
+        pytest.skip(f"this GPU has no {precision}")
+    result = product.download()
+    device.synchronize()
+    product.free()
+    left, weight = (matrix.astype(np.float64) for matrix in product.factors)
+    np.testing.assert_allclose(result, left @ weight.T, rtol=0, atol=error)
+
+
+def open_engine() -> TensorRtEngine:
+    """Return an engine of a fake TensorRT on the real GPU, of which everything but an inference works."""
+    trt: Any = fake_tensorrt(RTX, World())
+    return TensorRtEngine(trt, b'vplan{"runs": "fp32"}')
+
+
+@pytest.mark.usefixtures("cublas")
+def test_the_rates_of_an_engine_are_those_of_its_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_engine() as engine:
+        rates = {name: matmul_rate(engine, name) or 0.0 for name in ("fp32", "tf32", "fp16", "int8")}
+        copies_per_s = device_copy_rate(engine, 1 << 28) or 0.0
+    listed = ", ".join(f"{name} {rate / 1e12:.1f}" for name, rate in rates.items())
+    with capsys.disabled():  # for docs/latency.md
+        sys.stdout.write(f"\n{engine.product_library}: T MACs/s {listed}; copies {copies_per_s / 1e12:.2f} TB/s\n")
+    assert rates["fp32"] > 1e10 and rates["fp16"] > rates["fp32"] and copies_per_s > 1e10
+
+
+@pytest.mark.usefixtures("cublas")
+def test_the_rates_are_those_that_pytorch_finds() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    pytorch = TorchEngine(torch.nn.Linear(2, 2), [], [], mode=torch_mode("torch-cuda"))
+    with open_engine() as engine:
+        for precision in ("fp32", "tf32"):
+            found, expected = matmul_rate(engine, precision), matmul_rate(pytorch, precision)
+            assert found is not None and expected is not None and 0.5 < found / expected < 2
+        found, expected = device_copy_rate(engine, 1 << 28), device_copy_rate(pytorch, 1 << 28)
+        assert found is not None and expected is not None and 0.5 < found / expected < 2
 
 
 def test_nvml_knows_the_gpu_by_the_uuid_that_cuda_tells(device: cuda.Device) -> None:
