@@ -17,7 +17,7 @@ from edgevit.dense.coco import box_results
 from edgevit.dense.coco_dataset import CocoDataset, read_coco
 from edgevit.dense.mask_dataset import MaskDataset, find_masks
 from edgevit.dense.mean_iou import class_ious, count_pixels, mean_iou_and_accuracy
-from edgevit.errors import ImageError
+from edgevit.errors import ImageError, UsageError
 from edgevit.images import read_image
 from edgevit.metrics import Drop, OnImages
 from edgevit.types import Interval, Task
@@ -79,7 +79,10 @@ class LabeledPhotos(ABC):
 
     @abstractmethod
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:
-        """Return the figures of one model from its records of all photos but the skipped ones."""
+        """Return the figures of one model from its records of all photos but the skipped ones.
+
+        Raises UsageError if none of them has a label.
+        """
 
 
 class LabeledBoxes(LabeledPhotos):
@@ -88,6 +91,7 @@ class LabeledBoxes(LabeledPhotos):
     metric = "mAP"
 
     def __init__(self, dataset: CocoDataset) -> None:
+        dataset.require_objects()
         self._dataset = dataset
         self.paths, self.description = dataset.paths, dataset.description
 
@@ -99,7 +103,9 @@ class LabeledBoxes(LabeledPhotos):
 
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:
         boxes = [box for record in records for box in record]
-        figures = mean_average_precisions(match(self._dataset.without(skipped).dataset, boxes))
+        readable = self._dataset.without(skipped)
+        readable.require_objects()
+        figures = mean_average_precisions(match(readable.dataset, boxes))
         return DenseEvaluation(
             name=name, images=len(records), figures=figures, details={"boxes": len(boxes)}, chance=_CHANCE_MAP
         )
@@ -124,6 +130,8 @@ class LabeledMasks(LabeledPhotos):
 
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:
         counts = list(records)
+        if not any(each.true.any() for each in counts):
+            raise UsageError(f"no pixel of the {len(counts)} masks has a class: there is no mIoU")
         return DenseEvaluation(
             name=name,
             images=len(counts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import Any
 from edgevit.dense.sampling import described, spread
 from edgevit.errors import ImageError, UsageError
 from edgevit.files import os_reason
-from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, text
+from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, shorten, text
 
 _MAX_ANNOTATION_BYTES = 1 << 30
 _MAX_ENTRIES = 10_000_000
@@ -38,6 +39,14 @@ class CocoDataset:
         """Return the dataset without the images that could not be read."""
         left_out = {error.path for error in unreadable}
         return self._only([place for place, path in enumerate(self.paths) if path not in left_out])
+
+    def require_objects(self) -> None:
+        """Raise UsageError if no box counts: mAP is then not defined."""
+        classes = set(self.category_ids.values())
+        if not any(each["category_id"] in classes and not each["iscrowd"] for each in self.dataset["annotations"]):
+            raise UsageError(
+                f"none of the {len(self.paths)} images has a box of a class of the model, crowds aside: there is no mAP"
+            )
 
     def _only(self, places: Sequence[int]) -> CocoDataset:
         ids = [self.image_ids[place] for place in places]
@@ -69,21 +78,51 @@ def read_coco(folder: Path, *, classes: Sequence[str] | None, class_count: int) 
         raise UsageError(f"{file} is not COCO's format: {error}") from error
     if not images:
         raise UsageError(f"{file} lists no images")
+    _require_distinct("image id", [each for each, _ in images], file)
+    _require_distinct("category id", [each for each, _ in categories], file)
+    boxes = _of_listed_images(annotations, images, categories, file)
     folders = [place for name in _FOLDERS if (place := folder / name).is_dir()]
     paths = tuple(_find(folders, name, file) for _, name in images)
     ids, how = _category_ids(dict(categories), classes, class_count, file)
     dataset = {
         "images": [{"id": each} for each, _ in images],
         "categories": [{"id": each} for each, _ in categories],
-        "annotations": [{**each, "id": place} for place, each in enumerate(annotations, 1)],
+        "annotations": [{**each, "id": place} for place, each in enumerate(boxes, 1)],
     }
     return CocoDataset(
         paths=paths,
         image_ids=tuple(each for each, _ in images),
         dataset=dataset,
         category_ids=ids,
-        description=f"{len(annotations)} boxes of {len(categories)} categories in {file.name}, {how}",
+        description=f"{len(boxes)} boxes of {len(categories)} categories in {file.name}, {how}"
+        + (
+            f"; {left_out} boxes of images that it does not list" if (left_out := len(annotations) - len(boxes)) else ""
+        ),
     )
+
+
+def _of_listed_images(
+    annotations: Sequence[dict[str, Any]],
+    images: Sequence[tuple[int, str]],
+    categories: Sequence[tuple[int, str]],
+    file: Path,
+) -> list[dict[str, Any]]:
+    """Return the annotations of the file's images. Raises UsageError if one has a category that the file lacks."""
+    unknown = {each["category_id"] for each in annotations} - {each for each, _ in categories}
+    if unknown:
+        raise UsageError(f"{file} has boxes of the category id {min(unknown)}, which it does not list")
+    listed = {each for each, _ in images}
+    return [each for each in annotations if each["image_id"] in listed]
+
+
+def _require_distinct(what: str, values: Sequence[int | str], file: Path) -> None:
+    value, count = Counter(values).most_common(1)[0] if values else ("", 0)
+    if count > 1:
+        raise UsageError(f"{file} has the {what} {value} {count} times; it has to be there once")
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
 
 
 def _annotation_file(folder: Path) -> Path:
@@ -110,6 +149,8 @@ def _parse_category(value: Any, place: str) -> tuple[int, str]:
 def _parse_annotation(value: Any, place: str) -> dict[str, Any]:
     fields = JsonObject.of(value, place)
     box = fields.read("bbox", list_of(number(-_MAX_COORDINATE, _MAX_COORDINATE), least=4, most=4))
+    if min(box[2:]) < 0:
+        raise InvalidError(f"{place}.bbox is {shorten(list(box))}, expected x, y, width and height of at least 0")
     return {
         "image_id": fields.read("image_id", integer()),
         "category_id": fields.read("category_id", integer()),
@@ -133,10 +174,12 @@ def _category_ids(
     categories: Mapping[int, str], classes: Sequence[str] | None, class_count: int, file: Path
 ) -> tuple[dict[int, int], str]:
     """Return the category of each class, and how they were found."""
-    by_name = {name.strip().casefold(): each for each, name in categories.items()}
-    known = [(index, by_name.get(name.strip().casefold())) for index, name in enumerate(classes or ())]
+    by_name = {_folded(name): each for each, name in categories.items()}
+    known = [(index, by_name.get(_folded(name))) for index, name in enumerate(classes or ())]
     named = {index: each for index, each in known if each is not None}
     if named:
+        names = {_folded(name) for name in classes or ()}
+        _require_distinct("category", [each for each in map(_folded, categories.values()) if each in names], file)
         missing = len(categories) - len(set(named.values()))
         return _with_unused(named, categories, class_count), "found by name" + (
             f"; {missing} are not classes of the model" if missing else ""

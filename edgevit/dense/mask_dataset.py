@@ -14,6 +14,7 @@ from edgevit.images import images_below, read_unconverted
 from edgevit.types import Array
 
 _MASK_FOLDERS = ("masks", "annotations", "labels")
+_LOSSY = (".jpg", ".jpeg")
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 
@@ -56,12 +57,16 @@ class MaskDataset:
 def find_masks(folder: Path, *, reduce_zero_label: bool = False) -> MaskDataset:
     """Return the images in `folder`/images with the masks of the same name in `folder`/masks.
 
-    Masks may lie in annotations or labels instead. Raises UsageError if an image has no mask.
+    Masks may lie in annotations or labels instead. Raises UsageError if an image has no mask or several, or
+    a JPEG.
     """
     masks = next((place for name in _MASK_FOLDERS if (place := folder / name).is_dir()), None)
     if not (folder / "images").is_dir() or masks is None:
         raise UsageError(f"{folder} needs the folders images and masks, with masks named like their images")
-    found = {_stem(path, masks): path for path in images_below(masks)}
+    found: dict[str, Path] = {}
+    for path in images_below(masks):
+        if (other := found.setdefault(_stem(path, masks), path)) is not path:
+            raise UsageError(f"{other} and {path} are masks of one image; keep one of them")
     images = images_below(folder / "images")
     if not images:
         raise UsageError(f"no image in {folder / 'images'}")
@@ -70,6 +75,8 @@ def find_masks(folder: Path, *, reduce_zero_label: bool = False) -> MaskDataset:
         mask = found.get(_stem(image, folder / "images"))
         if mask is None:
             raise UsageError(f"{image} has no mask in {masks}")
+        if mask.suffix.lower() in _LOSSY:
+            raise UsageError(f"{mask} is a JPEG, which changes classes; save masks as PNG")
         pairs.append((image, mask))
     return MaskDataset(
         pairs=tuple(pairs), reduce_zero_label=reduce_zero_label, description=f"{len(pairs)} masks in {masks.name}"

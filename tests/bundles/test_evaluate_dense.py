@@ -16,6 +16,7 @@ from edgevit.images import Preprocessing
 from tests.helpers.cli import last_line, status
 from tests.helpers.dense_bundles import COLORS, detector, segmenter
 
+RED_BOX = {"image_id": 0, "category_id": 10, "bbox": [0, 0, 9, 9]}
 PALETTE = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
@@ -157,7 +158,15 @@ def test_masks_whose_zero_means_no_class(
         ({"images": []}, "lists no images"),
         ({"annotations": [{"image_id": 0, "category_id": 10, "bbox": [0, 0, 1]}]}, "not COCO's format: annotations"),
         ({"annotations": 3}, "not COCO's format"),
-        ({"categories": [{"id": 1, "name": "zebra"}]}, "none named like a class"),
+        ({"annotations": [], "categories": [{"id": 1, "name": "zebra"}]}, "none named like a class"),
+        ({"annotations": []}, "none of the 1 images has a box"),
+        ({"annotations": [{**RED_BOX, "iscrowd": 1}]}, "none of the 1 images has a box"),
+        ({"annotations": [{**RED_BOX, "image_id": 7}]}, "none of the 1 images has a box"),
+        ({"annotations": [{**RED_BOX, "category_id": 7}]}, "boxes of the category id 7, which it does not list"),
+        ({"annotations": [{**RED_BOX, "bbox": [0, 0, -1, 1]}]}, "expected x, y, width and height of at least 0"),
+        ({"images": 2 * [{"id": 0, "file_name": "000000000000.png"}]}, "has the image id 0 2 times"),
+        ({"categories": 2 * [{"id": 10, "name": "red"}]}, "has the category id 10 2 times"),
+        ({"categories": [{"id": 10, "name": "red"}, {"id": 11, "name": "Red"}]}, "has the category red 2 times"),
     ],
 )
 def test_wrong_annotations_are_one_line(
@@ -168,6 +177,22 @@ def test_wrong_annotations_are_one_line(
     assert message in last_line(capsys)
 
 
+def test_boxes_of_images_that_the_file_lacks_are_left_out_and_counted(
+    dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    boxes = [{**RED_BOX, "bbox": [160, 160, 320, 320]}, {**RED_BOX, "image_id": 7}]
+    found = evaluated(capsys, dense["detector"].path, "--data", coco_folder(tmp_path, found=1, annotations=boxes))
+    assert found["accuracy"][0]["mAP"]["value"] == 1
+    assert found["how"].startswith("1 boxes of 3 categories") and found["how"].endswith(
+        "; 1 boxes of images that it does not list"
+    )
+
+
+def ignore_all(folder: Path) -> None:
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (96, 64), 255).save(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -176,6 +201,9 @@ def test_wrong_annotations_are_one_line(
         (lambda folder: Image.new("L", (96, 64), 9).save(folder / "masks" / "1.png"), "--reduce-zero-label"),
         (lambda folder: Image.new("RGB", (96, 64)).save(folder / "masks" / "1.png"), "of mode RGB"),
         (lambda folder: (folder / "masks").rename(folder / "other"), "needs the folders images and masks"),
+        (lambda folder: (folder / "masks" / "1.png").rename(folder / "masks" / "1.jpg"), "save masks as PNG"),
+        (lambda folder: Image.new("L", (96, 64)).save(folder / "masks" / "1.bmp"), "are masks of one image"),
+        (ignore_all, "no pixel of the 3 masks has a class"),
     ],
 )
 def test_wrong_masks_are_one_line(
