@@ -262,7 +262,7 @@ def _load_model(
     from pathlib import Path
 
     from edgevit.errors import UsageError
-    from edgevit.models.description import with_classes, with_preprocessing
+    from edgevit.models.description import with_classes
     from edgevit.pipeline.load_model import load_named
     from edgevit.pipeline.naming import with_distinct_name, with_name
 
@@ -276,6 +276,7 @@ def _load_model(
             img_size=img_size,
             batch=None if batch == 1 else batch,
             outputs=outputs,
+            preprocessing=preprocessing,
         )
     else:
         from edgevit.models import loading
@@ -284,9 +285,7 @@ def _load_model(
             raise UsageError(
                 "weights, num_classes, img_size and outputs are for a model given by name; apply them to your module"
             )
-        loaded = loading.from_module(model, example_input=example_input, batch=batch)
-    if preprocessing is not None:
-        loaded = with_preprocessing(loaded, preprocessing)
+        loaded = loading.from_module(model, example_input=example_input, batch=batch, preprocessing=preprocessing)
     if classes is not None:
         loaded = with_classes(loaded, Path(classes))
     return with_distinct_name(loaded, Path(out)) if name is None else with_name(loaded, name)

@@ -161,6 +161,17 @@ class Preprocessing:
         )
 
 
+def crop_fraction(crop: int, resized: int) -> float:
+    """Return the crop_pct for which an image is resized to `resized` and cropped to `crop`.
+
+    Raises UsageError if the crop is larger.
+    """
+    if not 1 <= crop <= resized:
+        raise UsageError(f"a crop of {crop} pixels does not fit into an image resized to {resized}")
+    exact = crop / resized
+    return exact if int(crop / exact) == resized else crop / (resized + 0.5)  # size / crop_pct is rounded down
+
+
 def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:.4g}" for value in values)
 

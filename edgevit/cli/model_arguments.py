@@ -87,20 +87,10 @@ def add_preprocessing_arguments(group: Group) -> None:
 
 def load_model(arguments: Arguments) -> ModelDescription:
     """Load MODEL, with the preprocessing and the class names that the options set."""
-    from edgevit.models.description import with_classes, with_preprocessing
+    from edgevit.models.description import with_classes
     from edgevit.models.preprocessing import PreprocessingOptions
     from edgevit.pipeline.load_model import load_named
 
-    model = load_named(
-        arguments.model,
-        weights=arguments.weights,
-        num_classes=arguments.num_classes,
-        img_size=arguments.img_size,
-        batch=arguments.batch,
-        input_shapes=dict(arguments.input_shape or ()),
-        arguments=dict(arguments.arg or ()),
-        outputs=arguments.outputs,
-    )
     settings = PreprocessingOptions(
         mean=arguments.mean,
         std=arguments.std,
@@ -110,7 +100,17 @@ def load_model(arguments: Arguments) -> ModelDescription:
         crop_mode=arguments.crop_mode,
         interpolation=arguments.interpolation,
     )
-    model = with_preprocessing(model, settings) if settings.given else model
+    model = load_named(
+        arguments.model,
+        weights=arguments.weights,
+        num_classes=arguments.num_classes,
+        img_size=arguments.img_size,
+        batch=arguments.batch,
+        input_shapes=dict(arguments.input_shape or ()),
+        arguments=dict(arguments.arg or ()),
+        outputs=arguments.outputs,
+        preprocessing=settings if settings.given else None,
+    )
     return with_classes(model, arguments.classes) if arguments.classes else model
 
 

@@ -17,15 +17,23 @@ from torch import nn
 from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints, hubs, registry
-from edgevit.models.description import ModelDescription, ModelOrigin, for_photos, is_hub_name, slug
+from edgevit.models.description import (
+    ModelDescription,
+    ModelOrigin,
+    for_photos,
+    is_hub_name,
+    slug,
+    with_preprocessing,
+)
 from edgevit.models.downloads import OFFICIAL
 from edgevit.models.factories import MODEL_FORMS, call_factory, factories_in
 from edgevit.models.initialization import randomize
-from edgevit.models.preprocessing import declared_classes, declared_preprocessing
+from edgevit.models.preprocessing import declared_classes, declared_preprocessing, declared_size
 from edgevit.models.spec import ModelInfo
 from edgevit.types import OutputForm, PreprocessingSource, TensorSpec
 
 SEED = 0  # for random weights and noise
+_DEFAULT_SIZE = 224
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,7 @@ def from_name(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     arguments: Mapping[str, Any] | None = None,
     outputs: OutputForm | None = None,
+    preprocessing: object = None,
 ) -> LoadedModel:
     """Load the MODEL of a command line: a registered name, a model of timm or Hugging Face, or a user's factory.
 
@@ -58,7 +67,8 @@ def from_name(
     activations alive; `weights` is described in `registry.create_model`. `img_size` is a side or (height, width).
     `input_shapes` gives a factory's inputs by name, batch included; without it the input is one RGB image
     (batch, 3, height, width), of the size that the model declares if `img_size` is None. `arguments` are a factory's.
-    `outputs` selects what a registered model outputs, see `registry.output_options`.
+    `outputs` selects what a registered model outputs, see `registry.output_options`. `preprocessing` are the user's
+    own settings, see `description.with_preprocessing`.
     Raises UsageError, CheckpointError, MissingError, and ExportError if the user's code fails.
     """
     registry.require_positive("img_size", img_size)
@@ -68,7 +78,7 @@ def from_name(
     if outputs is not None and ":" in name:
         raise UsageError("--outputs requires a registered model; let forward() of yours return what you want")
     if ":" in name:
-        inputs = _Inputs(input_shapes, img_size, batch)
+        inputs = _Inputs(input_shapes, img_size, batch, preprocessing)
         if is_hub_name(name):
             return _from_hub(name, inputs, weights=weights, num_classes=num_classes)
         if num_classes is not None:
@@ -83,7 +93,7 @@ def from_name(
     options = registry.output_options(name, outputs)
     module = registry.create_model(name, weights, num_classes, img_size=img_size, **options)
     draw_weights(module)
-    return from_module(module, batch=batch)
+    return from_module(module, batch=batch, preprocessing=preprocessing)
 
 
 def draw_weights(module: nn.Module) -> None:
@@ -100,32 +110,39 @@ def from_module(
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
     batch: int = 1,
     name: str | None = None,
+    preprocessing: object = None,
 ) -> LoadedModel:
-    """Wrap a module in memory. Raises UsageError if it is no nn.Module, or if its input is unknown."""
+    """Wrap a module in memory. Raises UsageError if it is no nn.Module, or if its input is unknown.
+
+    `preprocessing` are the user's own settings, see `description.with_preprocessing`. Without them UsageError is also
+    raised if the module declares one that edgevit does not have.
+    """
     if not isinstance(module, nn.Module):
         raise UsageError(f"a model is {MODEL_FORMS}, or a torch.nn.Module, not a {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError("torch.export does not support TorchScript; pass the original nn.Module")
     registry.require_positive("batch", batch)
     if hasattr(module, "model_info") and isinstance(module.model_info, ModelInfo):
-        return _from_model_info(module, module.model_info, example_input, batch)
+        model = _from_model_info(module, module.model_info, example_input, batch)
+        return model if preprocessing is None else with_preprocessing(model, preprocessing)
     if example_input is None:
         raise UsageError(
             f"the input of {type(module).__name__} is unknown; pass example_input=torch.rand(1, 3, 224, 224)"
         )
     example = _examples(example_input, batch)
-    preprocessing, source = _preprocessing_of(module, example)
-    return LoadedModel(
+    declared, source = _preprocessing_of(module, example, replaced=preprocessing is not None)
+    model = LoadedModel(
         name=name or slug(type(module).__name__),
         module=in_eval_mode(module),
         example=example,
         input_names=tuple(forward_names(module, len(example))),
         output_names=None,
-        preprocessing=preprocessing,
+        preprocessing=declared,
         preprocessing_source=source,
         classes=declared_classes(module),
         origin=ModelOrigin(),
     )
+    return model if preprocessing is None else with_preprocessing(model, preprocessing)
 
 
 def forward_names(module: nn.Module, count: int) -> list[str]:
@@ -207,11 +224,17 @@ class _Inputs:
     shapes: Mapping[str, Sequence[int]] | None
     img_size: int | tuple[int, int] | None
     batch: int
+    preprocessing: object
 
-    def example_for(self, module: nn.Module) -> tuple[torch.Tensor, ...] | torch.Tensor:
+    def describe(self, module: nn.Module, name: str) -> LoadedModel:
+        """Return the module with these inputs."""
+        example = self._example_for(module)
+        return from_module(module, example_input=example, name=name, preprocessing=self.preprocessing)
+
+    def _example_for(self, module: nn.Module) -> tuple[torch.Tensor, ...] | torch.Tensor:
         """Return zeros for each named input, or for one RGB image of the size asked for, declared, or 224 x 224."""
         if not self.shapes:
-            size = self.img_size or _declared_size(module)
+            size = self.img_size or declared_size(module) or _DEFAULT_SIZE
             height, width = (size, size) if not isinstance(size, tuple) else size
             return torch.zeros(self.batch, 3, height, width, device="cpu")
         if self.img_size is not None:
@@ -223,11 +246,6 @@ class _Inputs:
         return _ordered(module, {name: torch.zeros(*shape, device="cpu") for name, shape in self.shapes.items()})
 
 
-def _declared_size(module: nn.Module) -> int | tuple[int, int]:
-    declared = declared_preprocessing(module)
-    return 224 if declared is None else (declared.input_size[1], declared.input_size[2])
-
-
 def _from_factory(
     name: str, inputs: _Inputs, *, weights: str | os.PathLike[str] | None, arguments: Mapping[str, Any]
 ) -> LoadedModel:
@@ -236,11 +254,11 @@ def _from_factory(
     module = in_eval_mode(call_factory(name, arguments))
     read = None if weights is None else _load_weights(module, weights)
     if isinstance(getattr(module, "model_info", None), ModelInfo):
-        model = from_module(module, batch=inputs.batch)
+        model = from_module(module, batch=inputs.batch, preprocessing=inputs.preprocessing)
     else:
         place, _, attribute = name.rpartition(":")
         stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-        model = from_module(module, example_input=inputs.example_for(module), name=slug(f"{stem}_{attribute}"))
+        model = inputs.describe(module, slug(f"{stem}_{attribute}"))
         model = replace(model, origin=replace(model.origin, source=name))
     return model if read is None else _with_weights(model, str(weights), read)
 
@@ -248,10 +266,10 @@ def _from_factory(
 def _from_hub(
     name: str, inputs: _Inputs, *, weights: str | os.PathLike[str] | None, num_classes: int | None
 ) -> LoadedModel:
-    found = hubs.create_hub_model(name, num_classes=num_classes, download=weights == OFFICIAL)
+    found = hubs.create_hub_model(name, num_classes=num_classes, img_size=inputs.img_size, download=weights == OFFICIAL)
     module = in_eval_mode(found.module)
     read = None if weights in (None, OFFICIAL) else _load_weights(module, weights)
-    model = from_module(module, example_input=inputs.example_for(module), name=slug(found.name.partition(":")[2]))
+    model = inputs.describe(module, slug(found.name.partition(":")[2]))
     model = replace(model, origin=replace(model.origin, source=found.name, weights=found.weights))
     return model if read is None else _with_weights(model, str(weights), read)
 
@@ -313,10 +331,18 @@ def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) 
 
 
 def _preprocessing_of(
-    module: nn.Module, example: tuple[torch.Tensor, ...]
+    module: nn.Module, example: tuple[torch.Tensor, ...], *, replaced: bool
 ) -> tuple[Preprocessing | None, PreprocessingSource | None]:
-    """Return the preprocessing that the module declares, or ImageNet's if its only input looks like an RGB photo."""
-    declared = declared_preprocessing(module)
+    """Return the preprocessing that the module declares, or ImageNet's if its only input looks like an RGB photo.
+
+    One that cannot be read is no error if the user's own settings replace it.
+    """
+    try:
+        declared = declared_preprocessing(module)
+    except UsageError:
+        if not replaced:
+            raise
+        declared = None
     preprocessing = for_photos(declared or Preprocessing(), _specs(example))
     if preprocessing is None:
         return None, None

@@ -7,25 +7,21 @@ is an error: a model that is fed in another way gives other answers, without a w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevit.errors import UsageError
-from edgevit.files import first_line, os_reason
-from edgevit.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from edgevit.files import class_and_first_line
+from edgevit.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, crop_fraction
+from edgevit.models import hf_processor
 from edgevit.types import INTERPOLATIONS, CropMode, Interpolation
-from edgevit.untrusted import read_json
 
 if TYPE_CHECKING:
     from torch import nn
 
-HF_PREPROCESSOR = "preprocessor_config.json"
-_MAX_CONFIG_BYTES = 1 << 20
-_HF_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 _HF_UNSET = "LABEL_"  # transformers names classes LABEL_0, LABEL_1, ... if nothing else is known
-_HF_SQUASHED = 384  # ConvNeXt's processor crops smaller inputs by crop_pct and squashes photos to larger ones
 _TIMM_DEFAULT_CROP = 0.875  # timm's value if a configuration has none
 
 
@@ -54,6 +50,12 @@ class PreprocessingOptions:
         """Return `base` with the given settings. Raises UsageError if they contradict each other."""
         if self.resize is not None and self.crop_pct is not None:
             raise UsageError("--resize and --crop-pct exclude each other: crop_pct is the input's side over --resize")
+        crop = (self.resize, self.crop_pct, self.crop_mode)
+        if base.resize != "crop" and any(each is not None for each in crop):
+            raise UsageError(
+                "--resize, --crop-pct and --crop-mode are for images that are cropped, and this model is given the "
+                f"whole image ({base.resize}); use --img-size"
+            )
         mean, std = self._normalization(base)
         fraction = base.crop_pct if self.crop_pct is None else self.crop_pct
         if self.resize is not None:
@@ -89,14 +91,26 @@ def declared_preprocessing(module: nn.Module) -> Preprocessing | None:
 
     Raises UsageError if it carries one that `Preprocessing` cannot express.
     """
-    for name in ("pretrained_cfg", "default_cfg"):
-        settings = _as_mapping(getattr(module, name, None))
+    config = getattr(module, "config", None)  # of Hugging Face; for a model of timm it holds timm's
+    for owner, name in ((module, "pretrained_cfg"), (module, "default_cfg"), (config, "pretrained_cfg")):
+        settings = _as_mapping(getattr(owner, name, None))
         if settings and "mean" in settings:
             return parse_preprocessing(settings)
-    folder = getattr(getattr(module, "config", None), "name_or_path", None)
-    if isinstance(folder, str) and folder and (Path(folder) / HF_PREPROCESSOR).is_file():
-        return parse_preprocessing(_read_settings(Path(folder) / HF_PREPROCESSOR))
-    return None
+    found = hf_processor.saved_settings(config)
+    return None if found is None else parse_preprocessing(found)
+
+
+def declared_size(module: nn.Module) -> tuple[int, int] | None:
+    """Return the height and width of the images that a module is for, as it declares them, or None."""
+    with contextlib.suppress(UsageError):  # it is raised with the preprocessing
+        declared = declared_preprocessing(module)
+        if declared is not None:
+            return declared.input_size[1], declared.input_size[2]
+    config = getattr(module, "config", None)  # of Hugging Face
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    given = list(size) if isinstance(size, list | tuple) else [size]
+    sides = [side for side in given if isinstance(side, int)]
+    return _sides(sides) if len(sides) == len(given) and len(sides) in (1, 2) else None
 
 
 def declared_classes(module: nn.Module) -> tuple[str, ...] | None:
@@ -120,25 +134,19 @@ def parse_preprocessing(source: object) -> Preprocessing:
     if hasattr(source, "resize_size") and hasattr(source, "crop_size"):
         return _from_torchvision(source)
     settings = _as_mapping(source)
-    if settings and "image_mean" in settings:
-        return _from_hugging_face(settings)
-    if settings and ("mean" in settings or "crop_pct" in settings):
-        return _from_timm(settings)
+    try:
+        if settings and hf_processor.is_processor(settings):
+            return hf_processor.parse(settings)
+        if settings and ("mean" in settings or "crop_pct" in settings):
+            return _from_timm(settings)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UsageError(f"the preprocessing of the model is damaged: {class_and_first_line(error)}") from error
     raise UsageError(
         f"cannot read the preprocessing from a {type(source).__name__}; pass an edgevit.images.Preprocessing, a timm "
         "pretrained_cfg, a Hugging Face image processor, or the transforms() of a torchvision weights entry"
     )
-
-
-def crop_fraction(crop: int, resized: int) -> float:
-    """Return the crop_pct for which an image is resized to `resized` and cropped to `crop`.
-
-    Raises UsageError if the crop is larger.
-    """
-    if not 1 <= crop <= resized:
-        raise UsageError(f"a crop of {crop} pixels does not fit into an image resized to {resized}")
-    exact = crop / resized
-    return exact if int(crop / exact) == resized else crop / (resized + 0.5)  # size / crop_pct is rounded down
 
 
 def _from_timm(settings: Mapping[str, Any]) -> Preprocessing:
@@ -169,53 +177,6 @@ def _from_torchvision(transforms: Any) -> Preprocessing:
     )
 
 
-def _from_hugging_face(settings: Mapping[str, Any]) -> Preprocessing:
-    if settings.get("do_resize") is False:
-        raise UsageError(f"{HF_PREPROCESSOR} does not resize images (do_resize: false); give --resize")
-    size = _as_mapping(settings.get("size")) or {"shortest_edge": settings.get("size")}
-    shorter, mode = _hf_resize(size)
-    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
-    if crop is not None:
-        sides = _as_mapping(crop) or {"shortest_edge": crop}
-        height, width = _sides([sides["height"], sides["width"]] if "height" in sides else [sides["shortest_edge"]])
-        fraction = crop_fraction(min(height, width), shorter)
-    else:
-        height, width = _sides([size["height"], size["width"]] if "height" in size else [shorter])
-        fraction = float(settings.get("crop_pct") or 1.0)
-        if settings.get("crop_pct") and shorter >= _HF_SQUASHED:
-            fraction, mode = 1.0, "squash"
-    mean, std = _hf_normalization(settings)
-    return Preprocessing(
-        input_size=(len(mean), height, width),
-        interpolation=_interpolation(_HF_INTERPOLATIONS[int(settings.get("resample", 2))]),
-        crop_pct=fraction,
-        crop_mode=mode,
-        mean=mean,
-        std=std,
-    )
-
-
-def _hf_resize(size: Mapping[str, Any]) -> tuple[int, CropMode]:
-    """Return the shorter side after resizing, and whether the aspect ratio is lost ("squash") or kept ("center")."""
-    if isinstance(size.get("shortest_edge"), int):
-        return size["shortest_edge"], "center"
-    if isinstance(size.get("height"), int) and isinstance(size.get("width"), int):
-        return min(size["height"], size["width"]), "squash"
-    raise UsageError(f"{HF_PREPROCESSOR} resizes images to {dict(size)}, which is not supported; give --resize")
-
-
-def _hf_normalization(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std for pixels from 0 to 1; Hugging Face rescales (by 1/255) and normalizes separately."""
-    factor = 255 * float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 255.0
-    channels = len(settings["image_mean"])
-    if settings.get("do_normalize", True) is False:
-        return (0.0,) * channels, (1 / factor,) * channels
-    return (
-        tuple(float(value) / factor for value in settings["image_mean"]),
-        tuple(float(value) / factor for value in settings["image_std"]),
-    )
-
-
 def _interpolation(name: str) -> Interpolation:
     for known in INTERPOLATIONS:
         if name == known:
@@ -240,15 +201,3 @@ def _as_mapping(settings: object) -> Mapping[str, Any] | None:
     to_dict = getattr(settings, "to_dict", None)
     found = to_dict() if callable(to_dict) else None
     return found if isinstance(found, Mapping) else None
-
-
-def _read_settings(path: Path) -> Mapping[str, Any]:
-    try:
-        settings = read_json(path, limit_bytes=_MAX_CONFIG_BYTES)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {os_reason(error)}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged: {first_line(error)}") from error
-    if not isinstance(settings, Mapping):
-        raise UsageError(f"{path} is damaged: it holds no settings")
-    return settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import UsageError
-from edgevit.models.description import ModelDescription
+from edgevit.models.description import ModelDescription, with_preprocessing
 from edgevit.pipeline.onnx_model import is_onnx_file, load_onnx_model
 from edgevit.types import OutputForm
 
@@ -24,16 +24,18 @@ def load_named(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     arguments: Mapping[str, Any] | None = None,
     outputs: OutputForm | None = None,
+    preprocessing: object = None,
 ) -> ModelDescription:
     """Load a model by name. PyTorch is imported unless `name` is that of an ONNX file.
 
     `batch` is 1 if it is None, or the fixed one of an ONNX file. The other options and the errors are those of
-    `loading.from_name`; an ONNX file takes only sizes.
+    `loading.from_name`; an ONNX file takes only sizes and `preprocessing`.
     """
     if is_onnx_file(name):
         refused = {"--weights": weights, "--num-classes": num_classes, "--arg": arguments or None, "--outputs": outputs}
         _refuse(refused, name)
-        return load_onnx_model(Path(name), img_size=img_size, batch=batch, input_shapes=input_shapes)
+        model = load_onnx_model(Path(name), img_size=img_size, batch=batch, input_shapes=input_shapes)
+        return model if preprocessing is None else with_preprocessing(model, preprocessing)
     from edgevit.models import loading
 
     return loading.from_name(
@@ -45,6 +47,7 @@ def load_named(
         input_shapes=input_shapes,
         arguments=arguments,
         outputs=outputs,
+        preprocessing=preprocessing,
     )
 
 

@@ -22,9 +22,22 @@ def is_model(name):
     return name.split(".")[0] in list_models()
 
 def list_models():
-    return ["tiny_net", "broken_net"]
+    return ["tiny_net", "broken_net", "fixed_net"]
 
-def create_model(name, pretrained, num_classes=10):
+class Settings:
+    fixed_input_size = False
+
+def get_pretrained_cfg(name):
+    settings = Settings()
+    settings.fixed_input_size = name == "fixed_net"
+    return settings
+
+def create_model(name, pretrained, num_classes=10, **options):
+    if name == "fixed_net":
+        module = nn.Sequential(nn.Flatten(), nn.Linear(3 * options["img_size"][0] * options["img_size"][1], 2))
+        module.pretrained_cfg = {}
+        return module
+    assert not options
     if name == "broken_net":
         raise RuntimeError("no such layer\\nand more")
     if pretrained:
@@ -44,9 +57,13 @@ class AutoConfig:
         if not pathlib.Path(name).is_dir():
             raise OSError(f"{name}, local_files_only={local_files_only}")
         labels = {0: "a", 1: "b"}
-        return SimpleNamespace(architectures=["TinyForImageClassification"], name_or_path=name, id2label=labels)
+        architectures = ["TinyForImageClassificationWithTeacher"]
+        return SimpleNamespace(architectures=architectures, name_or_path=name, id2label=labels)
 
-class AutoModelForImageClassification:
+class AutoModel:
+    pass
+
+class TinyForImageClassificationWithTeacher:
     @staticmethod
     def from_pretrained(name, config, local_files_only):
         module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -77,6 +94,12 @@ def test_a_timm_model_has_the_size_and_settings_that_timm_declares() -> None:
 
 
 @pytest.mark.usefixtures("packages")
+def test_a_timm_model_that_is_built_for_one_size_is_built_for_the_one_asked_for() -> None:
+    model = loading.from_name("timm:fixed_net", img_size=(24, 16))
+    assert model.module(model.example[0]).shape == (1, 2)
+
+
+@pytest.mark.usefixtures("packages")
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone() -> None:
     before = torch.random.get_rng_state()
     first, second = (loading.from_name("timm:tiny_net").module.state_dict() for _ in range(2))
@@ -99,7 +122,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone() -
 )
 def test_a_model_that_cannot_be_made_is_one_line(name: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words) as caught:
-        create_hub_model(name, num_classes=None, download=False)
+        create_hub_model(name, num_classes=None, img_size=None, download=False)
     assert "\n" not in str(caught.value)
 
 
@@ -131,7 +154,7 @@ def test_a_package_that_is_not_installed_is_missing(package: str, monkeypatch: p
     monkeypatch.setitem(sys.modules, package, None)
     name = {"timm": "timm:tiny_net", "transformers": "hf:org/name"}[package]
     with pytest.raises(MissingError, match=f"pip install {package}"):
-        create_hub_model(name, num_classes=None, download=False)
+        create_hub_model(name, num_classes=None, img_size=None, download=False)
 
 
 def test_only_the_two_prefixes_are_hubs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -16,14 +17,14 @@ from PIL import Image
 from torch import nn
 
 from edgevit.errors import UsageError
-from edgevit.images import Preprocessing, to_array
+from edgevit.images import Preprocessing, crop_fraction, to_array
 from edgevit.models.description import describe_preprocessing, with_classes, with_preprocessing
 from edgevit.models.loading import from_module
 from edgevit.models.preprocessing import (
     PreprocessingOptions,
-    crop_fraction,
     declared_classes,
     declared_preprocessing,
+    declared_size,
     parse_preprocessing,
 )
 from edgevit.models.registry import create_model
@@ -102,7 +103,6 @@ def hugging_face(size: tuple[int, int], **options: Any) -> Preprocessing:
     ("changes", "expected"),
     [
         ({}, hugging_face((224, 224), crop_pct=1.0, crop_mode="squash")),
-        ({"size": 224}, hugging_face((224, 224), crop_pct=1.0)),
         (
             {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
             hugging_face((224, 224), crop_pct=0.875),
@@ -136,6 +136,115 @@ def test_a_hugging_face_model_is_read_from_the_folder_of_its_weights(tmp_path: P
         declared_preprocessing(module)
 
 
+SHORTER_224 = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+DETR_SIZE = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "do_pad": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("ViTFeatureExtractor", {"size": 224}, hugging_face((224, 224), crop_pct=1.0, crop_mode="squash")),
+        ("CLIPFeatureExtractor", {"size": 224}, hugging_face((224, 224), crop_pct=1.0)),
+        ("LevitImageProcessor", SHORTER_224, hugging_face((224, 224), crop_pct=224 / 256)),
+        (
+            "PoolFormerImageProcessorFast",
+            {**SHORTER_224, "crop_pct": 0.9},
+            hugging_face((224, 224), crop_pct=224 / 248),
+        ),
+        (
+            "EfficientNetImageProcessor",
+            {"include_top": True},
+            replace(hugging_face((224, 224), crop_pct=1.0, crop_mode="squash"), std=(0.25,) * 3),
+        ),
+        (
+            "DetrImageProcessor",
+            DETR_SIZE,
+            hugging_face((800, 800), crop_pct=1.0, resize="shorter_side", edges=(800, 1333)),
+        ),
+        (
+            "DetrFeatureExtractor",
+            {"size": 800, "max_size": 1333, "do_pad": True},
+            hugging_face((800, 800), crop_pct=1.0, resize="shorter_side", edges=(800, 1333)),
+        ),
+    ],
+)
+def test_processors_with_rules_of_their_own(kind: str, changes: dict[str, Any], expected: Preprocessing) -> None:
+    assert parse_preprocessing({**VIT, "image_processor_type": kind, **changes}) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_processor_type": "NougatImageProcessor"}, "that of a NougatImageProcessor, whose rules edgevit does"),
+        ({"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True}, "swaps red and blue"),
+        ({"size": 224}, "names no processor, so that it can mean two things"),
+        ({"do_pad": True}, "pads images"),
+        ({"do_resize": False}, "does not resize images"),
+        ({"image_mean": None}, "no image_mean"),
+        ({"image_mean": ["a"]}, "the preprocessing of the model is damaged: ValueError: could not convert string"),
+        ({"resample": 77}, "the preprocessing of the model is damaged: IndexError"),
+        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": [1]}, "damaged: TypeError"),
+    ],
+)
+def test_rules_that_are_not_known_are_an_error_unless_the_user_gives_them(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**VIT, **changes}))
+    module = Classifier(config=SimpleNamespace(name_or_path=str(tmp_path)))
+    with pytest.raises(UsageError, match=words):
+        from_module(module, example_input=photo())
+    model = from_module(module, example_input=photo(), preprocessing=PreprocessingOptions(mean=(0.1, 0.2, 0.3)))
+    assert (model.preprocessing, model.preprocessing_source) == (
+        Preprocessing(input_size=(3, 32, 32), mean=(0.1, 0.2, 0.3)),
+        "given",
+    )
+
+
+def test_a_processor_inside_another_file_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
+    inside = {**VIT, "image_mean": [0.1, 0.2, 0.3]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inside, "tokenizer": {}}))
+    module = Classifier(config=SimpleNamespace(name_or_path=str(tmp_path)))
+    assert declared_preprocessing(module) == parse_preprocessing(inside)
+
+
+def test_a_model_of_the_hub_has_the_preprocessing_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
+    files = {("org/name", "preprocessor_config.json", "c0ffee"): str(tmp_path / "preprocessor_config.json")}
+    hub = SimpleNamespace(try_to_load_from_cache=lambda name, file, revision: files.get((name, file, revision)))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    module = Classifier(config=SimpleNamespace(name_or_path="org/name", _commit_hash="c0ffee"))
+    assert declared_preprocessing(module) == parse_preprocessing(VIT)
+    assert declared_preprocessing(Classifier(config=SimpleNamespace(name_or_path="org/other"))) is None
+
+
+def test_a_model_of_timm_inside_one_of_hugging_face_has_timms() -> None:
+    assert declared_preprocessing(Classifier(config=SimpleNamespace(pretrained_cfg=TIMM))) == parse_preprocessing(TIMM)
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (SimpleNamespace(image_size=64), (64, 64)),
+        (SimpleNamespace(image_size=[64, 96]), (64, 96)),
+        (SimpleNamespace(vision_config=SimpleNamespace(image_size=64)), (64, 64)),
+        (SimpleNamespace(image_size=None), None),
+        (None, None),
+    ],
+)
+def test_the_size_is_that_of_the_configuration_if_no_preprocessing_tells(
+    config: object, size: tuple[int, int] | None
+) -> None:
+    assert declared_size(Classifier(config=config)) == size
+
+
+@pytest.mark.parametrize("options", [{"resize": 256}, {"crop_pct": 0.9}, {"crop_mode": "squash"}])
+def test_no_crop_is_set_for_images_that_are_shown_whole(options: dict[str, Any]) -> None:
+    whole = Preprocessing(input_size=SQUARE, resize="fit")
+    with pytest.raises(UsageError, match="are for images that are cropped, and this model is given the whole"):
+        PreprocessingOptions(**options).apply(whole)
+
+
 @pytest.mark.parametrize("labels", [{0: "LABEL_0", 1: "LABEL_1"}, {1: "cat"}, {}, None, "cat"])
 def test_labels_that_name_nothing_are_no_class_names(labels: object) -> None:
     assert declared_classes(Classifier(config=SimpleNamespace(id2label=labels))) is None
@@ -162,7 +271,7 @@ def test_the_transforms_of_torchvision_are_read(resized: list[int], mode: str) -
         ({**TIMM, "interpolation": "random"}, "interpolation 'random' is not supported"),
         ({**TIMM, "crop_mode": "corner"}, "unknown crop_mode 'corner'"),
         ({**VIT, "do_resize": False}, "does not resize images"),
-        ({**VIT, "size": {"longest_edge": 800}}, "which is not supported; give --resize"),
+        ({**VIT, "size": {"longest_edge": 800}}, "which is not supported; give your own: --mean"),
         ({**VIT, "do_center_crop": True, "crop_size": 300}, "a crop of 300 pixels does not fit"),
     ],
 )
