@@ -17,6 +17,9 @@ from edgevit.runtimes.loading import Loading, memory_rise_mb
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Array
 
+# Detail of a candidate made of a PyTorch model that the user named: the options of the command line that name it.
+PYTORCH_MODEL = "pytorch_model"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +146,7 @@ def _torch_subject(
         loading=loading,
         threads=threads,
         work=_work_of_module(bundle, model.module),
+        source=source.details,
     )
     return _subject(stack, bundle, torch_engine, peer, judged=precision)
 
@@ -166,6 +167,7 @@ def _peer_subject(
         loading=loading,
         threads=threads,
         work=_work_of_module(bundle, module),
+        source=source.details,
     )
     return _subject(stack, bundle, engine, peer, judged=_precision_of_pytorch(bundle))
 
@@ -214,6 +216,7 @@ class _Peer:
     loading: Loading
     threads: int | None
     work: ModelWork | None
+    source: Mapping[str, str] = field(default_factory=dict)  # the PyTorch model, if the user named it
 
 
 def _subject(stack: ExitStack, bundle: Bundle, engine: Engine, peer: _Peer, *, judged: Precision | None) -> Subject:
@@ -229,7 +232,7 @@ def _subject(stack: ExitStack, bundle: Bundle, engine: Engine, peer: _Peer, *, j
         feeds,
         threads=peer.threads,
         loading=peer.loading,
-        details={"precision": executed.actual},
+        details={"precision": executed.actual, **peer.source},
     )
     # TF32 multiplies with the mantissa of fp16, so that the tolerance of fp32 would call any such engine wrong.
     judged = "fp16" if judged == "fp32" and executed.actual == TF32 else judged

@@ -7,8 +7,9 @@ Code of the user's own runs if the user names it again, and the result is checke
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from edgevit.arrays import differences, finite_std
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import UsageError
 from edgevit.files import file_sha256
+from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.types import Array, Reference
 
 if TYPE_CHECKING:
@@ -28,12 +30,23 @@ _TOLERANCE_STD = 1e-4  # of the stored output's standard deviation: another PyTo
 class PytorchSource:
     """The user's answer to which PyTorch model a bundle was exported from; None leaves it to the manifest.
 
-    `model` is a registered name, `package.module:factory` or `file.py:factory`; `weights` is a checkpoint file, or
-    "official".
+    `model` is a registered name, `package.module:factory` or `file.py:factory`; `arguments` are that factory's;
+    `weights` is a checkpoint file, or "official".
     """
 
     model: str | None = None
     weights: str | os.PathLike[str] | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def details(self) -> dict[str, str]:
+        """The options that name it, for the report of a measurement and the command that repeats it."""
+        options = [
+            *(["--model", self.model] if self.model is not None else []),
+            *(word for name, value in self.arguments.items() for word in ("--arg", f"{name}={value!r}")),
+            *(["--weights", os.fspath(self.weights)] if self.weights is not None else []),
+        ]
+        return {PYTORCH_MODEL: shlex.join(options)} if options else {}
 
 
 FROM_MANIFEST = PytorchSource()
@@ -88,7 +101,11 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
         made_from = "a module in memory" if name is None else f"the code {name}, which a bundle cannot make edgevit run"
         raise UsageError(f"{bundle.name} was exported from {made_from}; name it again: --model file.py:FUNCTION")
     if ":" in name:
-        return loading.from_name(name, weights=source.weights, img_size=_image_size(bundle), batch=batch)
+        return loading.from_name(
+            name, weights=source.weights, img_size=_image_size(bundle), batch=batch, arguments=source.arguments
+        )
+    if source.arguments:
+        raise UsageError(f"--arg is for the factory of --model file.py:FUNCTION; {name} takes none")
     weights = source.weights if source.weights is not None else _recorded_weights(bundle)
     height_and_width = bundle.preprocessing.input_size[1:]
     module = registry.create_model(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
-from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
+from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads, pytorch_source
 from edgevit.cli.tables import make_table, notes
 from edgevit.errors import UsageError, did_you_mean
 from edgevit.latency.names import short_names
@@ -153,13 +153,13 @@ def dense_parts(report: DenseReport) -> list[Part]:
 
 def _source(arguments: Arguments, names: Sequence[str]) -> PytorchSource:
     """Return the model and weights given for --against torch. Raise UsageError if they are given without it."""
-    from edgevit.bundles.source_model import PytorchSource
+    from edgevit.bundles.source_model import FROM_MANIFEST
 
-    if arguments.model is not None and not arguments.against:
-        raise UsageError("--model requires --against torch")
+    if (arguments.model is not None or arguments.arg) and not arguments.against:
+        raise UsageError("--model and --arg require --against torch")
     if arguments.weights is not None and not arguments.against and len(names) != 1:
         raise UsageError("--weights requires exactly one MODEL; a bundle contains its weights")
-    return PytorchSource(model=arguments.model, weights=arguments.weights if arguments.against else None)
+    return pytorch_source(arguments) if arguments.against else FROM_MANIFEST
 
 
 def _is_model(text: str) -> bool:

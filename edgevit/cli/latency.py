@@ -10,7 +10,7 @@ import edgevit
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.latency_studies import study_parts
-from edgevit.cli.parser import Arguments, Command, add_source, add_threads
+from edgevit.cli.parser import Arguments, Command, add_source, add_threads, pytorch_source
 from edgevit.cli.report import SUFFIXES, write_reports
 from edgevit.cli.tables import fixed, make_table, notes_by_name, ratio_cell, speed_phrase
 from edgevit.cpu import int8_instructions
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.latency.report import LatencyReport
-    from edgevit.latency.sampling.energy import EnergyEstimate
     from edgevit.types import Interval
 
 _DEFAULT_MAX_SLOWDOWN = 0.1
@@ -109,7 +108,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.benchmark import FROM_PYTORCH, measure_bundles, measure_plan
     from edgevit.bundles.bundle import Bundle, display_names
     from edgevit.bundles.report import measured_document
-    from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
+    from edgevit.bundles.source_model import FROM_MANIFEST
     from edgevit.latency import baseline, compare, settings
     from edgevit.latency.compare import latency_json
     from edgevit.latency.document.write import require_report_paths
@@ -130,9 +129,9 @@ def run(arguments: Arguments, console: Console) -> int:
     bundles = [Bundle.open(path) for path in arguments.bundle]
     names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
-    source = PytorchSource(model=arguments.model, weights=arguments.weights)
+    source = pytorch_source(arguments)
     if not set(FROM_PYTORCH) & set(arguments.against) and source != FROM_MANIFEST:
-        raise UsageError(f"--model and --weights require --against with one of {', '.join(FROM_PYTORCH)}")
+        raise UsageError(f"--model, --arg and --weights require --against with one of {', '.join(FROM_PYTORCH)}")
     if arguments.require_locked:
         settings.require_locked(Environment.capture(), on_gpu=_runs_on_gpu(bundles, arguments.against))
     with redirect_user_output(), console.measure_progress() as on_progress:
@@ -323,20 +322,13 @@ def _range(low: float, high: float) -> str:
 
 def _energies(reports: Sequence[LatencyReport]) -> list[str]:
     """Return the energy of an inference of each engine, in one line for each counter."""
+    from edgevit.latency.document.figures import millijoules
+
     lines: dict[str, list[str]] = {}
     for report in reports:
         for source, energy in report.energy_per_inference.items():
-            lines.setdefault(source, []).append(f"{report.name} {_energy(energy)}")
-    return [f"energy above idle by {source}: {', '.join(engines)} per batch" for source, engines in lines.items()]
-
-
-def _energy(energy: EnergyEstimate) -> str:
-    interval = energy.interval
-    if interval is None:
-        return f"{1e3 * energy.joules:.3g} mJ"
-    if not energy.is_above_idle:
-        return f"not measurable, at most {1e3 * max(interval.high, 0):.3g} mJ"
-    return f"{1e3 * energy.joules:.3g} mJ ({1e3 * interval.low:.3g} to {1e3 * interval.high:.3g})"
+            lines.setdefault(source, []).append(f"{report.name} {millijoules(energy)}")
+    return [f"energy above idle by {source}, mJ per batch: {', '.join(engines)}" for source, engines in lines.items()]
 
 
 def _batches(reports: Sequence[LatencyReport]) -> str:

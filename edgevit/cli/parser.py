@@ -17,6 +17,7 @@ from edgevit.errors import EXIT_STATUSES, did_you_mean
 from edgevit.files import message_line
 
 if TYPE_CHECKING:
+    from edgevit.bundles.source_model import PytorchSource
     from edgevit.cli.console import Console
 
 Arguments = argparse.Namespace
@@ -94,14 +95,29 @@ def subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse
 
 
 def add_source(parser: argparse.ArgumentParser, *, needed_for: str) -> None:
-    """Add --model and --weights, which name the PyTorch model that a bundle was exported from."""
+    """Add --model, --arg and --weights, which name the PyTorch model that a bundle was exported from."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
         help=f"with {needed_for}: the model that the bundle was exported from, if it is your own code "
         "(file.py:FUNCTION); code named by a bundle is never run",
     )
+    parser.add_argument(
+        "--arg",
+        type=argument,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of your factory; repeat it for each",
+    )
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint file of that model")
+
+
+def pytorch_source(arguments: Arguments) -> PytorchSource:
+    """Return the PyTorch model that the options of `add_source` name."""
+    from edgevit.bundles.source_model import PytorchSource
+
+    return PytorchSource(model=arguments.model, weights=arguments.weights, arguments=dict(arguments.arg))
 
 
 def add_strict(group: Group) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, redirect_user_output
-from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads
+from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads, pytorch_source
 from edgevit.cli.tables import parity_parts, parity_phrase
 from edgevit.errors import EdgevitError, ParityError, UsageError
 from edgevit.types import PRECISIONS
@@ -84,14 +84,14 @@ def _verify_part(arguments: Arguments) -> ParityReport:
 
 def _verify_bundle(arguments: Arguments) -> ParityReport:
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
+    from edgevit.bundles.source_model import FROM_MANIFEST
     from edgevit.bundles.verify import verify
 
     if arguments.fmt is not None or arguments.precision is not None:
         raise UsageError("--fmt and --precision require a part of a graph, FILE.onnx; a bundle has its own")
-    bundle, source = Bundle.open(arguments.bundle), PytorchSource(model=arguments.model, weights=arguments.weights)
+    bundle, source = Bundle.open(arguments.bundle), pytorch_source(arguments)
     if arguments.images is None and not arguments.explain and source != FROM_MANIFEST:
-        raise UsageError("--model and --weights require --images DIR or --explain")
+        raise UsageError("--model, --arg and --weights require --images DIR or --explain")
     with redirect_user_output():
         parity = verify(
             bundle, images=arguments.images, source=source, strict=arguments.strict, threads=arguments.threads

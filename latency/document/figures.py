@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from edgevit.latency.sampling.energy import EnergyEstimate
 from edgevit.types import Interval
 
 ABSENT = "-"
@@ -27,6 +28,14 @@ def with_interval(value: float | None, interval: Interval | None, digits: int = 
         return ABSENT
     bounds = ABSENT if interval is None else f"{figure(interval.low, digits)} to {figure(interval.high, digits)}"
     return f"{figure(value, digits)} ({bounds})"
+
+
+def millijoules(energy: EnergyEstimate) -> str:
+    """Return an energy in mJ with its interval, or the most that it can be if the device's fluctuations hide it."""
+    interval = energy.interval and Interval(1e3 * energy.interval.low, 1e3 * energy.interval.high)
+    if interval is not None and not energy.is_above_idle:
+        return f"at most {figure(max(interval.high, 0))}"
+    return with_interval(1e3 * energy.joules, interval)
 
 
 def megabytes(size_bytes: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from edgevit.cpu import VNNI, int8_instructions
+from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.figures import figure
 from edgevit.latency.environment import Environment
@@ -14,7 +15,12 @@ Rows = tuple[tuple[str, str], ...]
 
 _X86 = ("x86_64", "amd64", "i686")
 # Details of a report that have rows of their own here.
-_CONDITIONS = {"cpu_wait": "waits for the GPU by", "host_memory": "host memory", CUDA_GRAPH: "CUDA graph"}
+_CONDITIONS = {
+    "cpu_wait": "waits for the GPU by",
+    "host_memory": "host memory",
+    CUDA_GRAPH: "CUDA graph",
+    PYTORCH_MODEL: "PyTorch model",
+}
 
 
 def machine_rows(session: Session) -> Rows:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from edgevit.errors import UsageError
 from edgevit.formats import get_format
+from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.validity import MIN_RECORDED_S
 from edgevit.latency.report import LatencyReport
@@ -35,6 +36,7 @@ def repeat_command(session: Session, *, lasting_s: float | None = None) -> str |
     words = [
         *("edgevit", "latency", *bundles),
         *(["--against", ",".join(against)] if against else []),
+        *_source(session),
         *(["--threads", str(threads)] if threads is not None else []),
         *("--duration", f"{plan.min_duration_s if lasting_s is None else lasting_s:g}"),
         *_studies([entry.report for entry in session.entries]),
@@ -52,7 +54,7 @@ def certifying_command(session: Session) -> str | None:
 def _studies(reports: Sequence[LatencyReport]) -> Iterator[str]:
     """Yield the options of the studies that were made."""
     made = {
-        "--roofline": any(report.roofline is not None for report in reports),
+        "--roofline": any(report.roofline is not None or report.limit_problem for report in reports),
         "--layers": any(report.layers is not None for report in reports),
         "--throughput": any(report.throughput is not None for report in reports),
     }
@@ -60,6 +62,12 @@ def _studies(reports: Sequence[LatencyReport]) -> Iterator[str]:
     sustained_s = max((report.sustained.duration_s for report in reports if report.sustained is not None), default=0)
     if sustained_s:
         yield from ("--sustained", f"{sustained_s}s")
+
+
+def _source(session: Session) -> list[str]:
+    """Return the options that name the PyTorch model, if the user named it."""
+    named = (entry.report.details.get(PYTORCH_MODEL, "") for entry in session.entries)
+    return shlex.split(next(filter(None, named), ""))
 
 
 def _against(session: Session) -> Iterator[str]:

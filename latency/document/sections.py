@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from edgevit.latency.document import plots
 from edgevit.latency.document.blocks import Block, Command, Facts, Section, Table, Text
 from edgevit.latency.document.content import Document, Entry, Session
-from edgevit.latency.document.figures import ABSENT, figure, megabytes, with_interval
+from edgevit.latency.document.figures import ABSENT, figure, megabytes, millijoules, with_interval
 from edgevit.latency.document.identity import engine_rows, machine_rows, setting_rows
 from edgevit.latency.document.measured_parts import part_sections
 from edgevit.latency.document.repeat import certifying_command, repeat_command
 from edgevit.latency.document.validity import Answer
 from edgevit.latency.document.verdict import certified, headline
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.sampling.energy import EnergyEstimate
-from edgevit.types import Interval
 
 _TOP = 2  # level of a section's heading; those of one of several runs are a level lower
 
@@ -150,18 +148,10 @@ def _result_table(entries: Sequence[Entry], cells: Mapping[str, Cell]) -> Table:
 def _energy(report: LatencyReport) -> str:
     """Return the energy of a batch above idle, of all counters."""
     estimates = report.energy_per_inference
-    shown = [_millijoules(each) for each in estimates.values()]
+    shown = [millijoules(each) for each in estimates.values()]
     if len(shown) == 1:
         return shown[0]
     return "; ".join(f"{name} {text}" for name, text in zip(estimates, shown, strict=True)) or ABSENT
-
-
-def _millijoules(energy: EnergyEstimate) -> str:
-    """Return an energy with its interval, or the most that it can be if the device's fluctuations hide it."""
-    interval = energy.interval and Interval(1e3 * energy.interval.low, 1e3 * energy.interval.high)
-    if interval is not None and not energy.is_above_idle:
-        return f"at most {max(interval.high, 0):.3g}"
-    return with_interval(1e3 * energy.joules, interval)
 
 
 def _validity(session: Session) -> Table:

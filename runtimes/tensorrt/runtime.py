@@ -19,7 +19,7 @@ from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Runtime, ToolC
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, EngineRecord
-from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER, trtexec_time_command
+from edgevit.runtimes.tensorrt.trtexec import TIMES_DIFFER, TRTEXEC_TOLERANCE, trtexec_time_command
 from edgevit.runtimes.tensorrt.versions import JETSON_INSTALL, is_jetson, supported_module
 from edgevit.runtimes.tensorrt.worker import build_in_subprocess, record_here
 from edgevit.types import TensorSpec
@@ -72,7 +72,7 @@ class TensorRt(Runtime):
     ) -> ToolCommand | None:
         note = (
             "Its median GPU compute time plus those of the copies (H2D and D2H, if data transfers are left on) must be "
-            f"within 10 % of GPU p50: {TIMES_DIFFER}."
+            f"within {TRTEXEC_TOLERANCE} of GPU p50: {TIMES_DIFFER}."
         )
         return ToolCommand(trtexec_time_command(engine, options, inputs=inputs), note)
 

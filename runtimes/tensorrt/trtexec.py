@@ -23,6 +23,7 @@ TIMES_DIFFER = (
     "trtexec reports the GPU's compute time without copies; edgevit latency times the whole call, and on the GPU the "
     "kernels with the copies to and from it"
 )
+TRTEXEC_TOLERANCE = "10 %"  # by which its time, copies added, may differ from the time on the GPU
 _MEASURE = ("--warmUp=500", "--iterations=200", "--duration=10", "--avgRuns=1", "--percentile=50,90,95,99")
 _REPORTS = ("--exportTimes=times.json", "--exportProfile=profile.json", "--exportLayerInfo=layers.json")
 

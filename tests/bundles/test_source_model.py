@@ -14,14 +14,16 @@ import pytest
 import torch
 
 import edgevit
-from edgevit.bundles import store
+from edgevit.bundles import benchmark, store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import REFERENCE_FILE
 from edgevit.bundles.source_model import PytorchSource, new_references, recreate_model
 from edgevit.errors import UsageError
 from edgevit.files import file_sha256
+from edgevit.latency.candidate import PYTORCH_MODEL
 from tests.helpers.bundles import damage
 from tests.helpers.cli import PHOTO, USER_MODEL, status
+from tests.helpers.samples import QUICK
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,23 @@ def test_code_named_by_a_bundle_is_never_run(
 def test_the_users_code_is_compared_with_when_it_is_named_again(user_bundle: Bundle, tmp_path: Path) -> None:
     for command in commands(user_bundle, tmp_path):
         assert status(*command, "--model", mine(user_bundle)) == 0
+
+
+def test_the_users_factory_gets_its_arguments(
+    user_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "peak_memory_mb", lambda *_: None)
+    text = USER_MODEL.replace("def build():", "def build(seed):").replace("manual_seed(0)", "manual_seed(seed)")
+    (tmp_path / "other.py").write_text(text)
+    model = f"{tmp_path / 'other.py'}:build"
+    source = PytorchSource(model=model, arguments={"seed": 0})
+    own, pytorch = benchmark.measure_bundles([user_bundle], against=["torch"], source=source, plan=QUICK)
+    assert pytorch.details[PYTORCH_MODEL] == f"--model {model} --arg seed=0"  # for the command that repeats it
+    assert PYTORCH_MODEL not in own.details
+    with pytest.raises(UsageError, match="does not match"):
+        recreate_model(user_bundle, PytorchSource(model=model, arguments={"seed": 1}))
+    with pytest.raises(UsageError, match="shiftvit_cifar10 takes none"):
+        recreate_model(user_bundle, PytorchSource(model="shiftvit_cifar10", arguments={"seed": 0}))
 
 
 def test_what_the_users_code_prints_does_not_mix_with_the_result(

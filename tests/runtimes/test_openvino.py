@@ -18,9 +18,11 @@ import pytest
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import BatchRange, BuildOptions
-from edgevit.runtimes.openvino import convert
+from edgevit.runtimes.openvino import APP_TOLERANCE, convert
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import TensorSpec
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]>'
 # Run in a subprocess, since telemetry starts with the first import of OpenVINO.
@@ -145,7 +147,8 @@ def test_the_command_of_benchmark_app_times_the_engine_in_the_same_settings(tmp_
     engine = runtime.build(tmp_path / "model.onnx", tmp_path, options).path
     inputs = [TensorSpec("images", "float32", ("batch" if dynamic else 2, 3, 8, 8))]
     command = runtime.time_command(engine, options, inputs=inputs)
-    assert command is not None
+    assert command is not None and APP_TOLERANCE in command.note
+    assert f"must agree with p50 within {APP_TOLERANCE}" in (DOCS / "latency.md").read_text("utf-8")
     name, *words = shlex.split(command.line.replace("-t 10", "-niter 20"))
     assert name == "benchmark_app"
     done = subprocess.run([sys.executable, "-c", BENCHMARK_APP, *words], capture_output=True, text=True, check=False)

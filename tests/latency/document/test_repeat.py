@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any
 
+from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
 from edgevit.cli.main import command_line
+from edgevit.cli.parser import pytorch_source
 from edgevit.latency.document.content import session_of
 from edgevit.latency.document.repeat import certifying_command, repeat_command
 from edgevit.latency.measure import MeasurePlan
@@ -20,11 +23,13 @@ LAYERS = LayerProfile(layers=(LayerTime(name="a", kind="Conv", module="a", ms=1.
 POINT = ThroughputPoint(batch=1, streams=2, images_per_s=9.5, inferences=19, elapsed_s=2.0)
 
 
-def commands(*, peers: tuple[str, ...] = (), **studies: Any) -> tuple[str, str | None]:
+def commands(
+    *, peers: tuple[str, ...] = (), source: PytorchSource = FROM_MANIFEST, **studies: Any
+) -> tuple[str, str | None]:
     """The commands of a run of 3 s of one bundle, with studies, beside peers."""
     plan = MeasurePlan(min_duration_s=3.0)
     own = report(NAMES[0], plan=plan, **studies)
-    others = [dataclasses.replace(report(NAMES[0], plan=plan), name=name, details={}) for name in peers]
+    others = [dataclasses.replace(report(NAMES[0], plan=plan), name=name, details=source.details) for name in peers]
     one = session_of([own, *others], {NAMES[0]: product()})
     command = repeat_command(one)
     assert command is not None
@@ -39,6 +44,20 @@ def test_the_command_names_engines_threads_and_time() -> None:
     assert certifying_command(session()) is None  # long enough
 
 
+def test_the_command_names_the_pytorch_model_that_the_user_named() -> None:
+    source = PytorchSource(
+        model="my model.py:make",
+        weights=Path("my weights.safetensors"),
+        arguments={"depth": 3, "kind": "it's a", "w": 0.5},
+    )
+    command, longer = commands(peers=("torch (CPU)",), source=source)
+    given = command_line().parse_args(shlex.split(command)[1:])
+    assert given.against == ("torch",)
+    assert pytorch_source(given) == dataclasses.replace(source, weights="my weights.safetensors")
+    assert longer == command.replace("--duration 3", "--duration 60")
+    assert "--model" not in commands(peers=("torch (CPU)",))[0]
+
+
 def test_the_command_makes_the_same_studies() -> None:
     command, _ = commands(
         roofline=samples.ROOFLINE,
@@ -50,3 +69,4 @@ def test_the_command_makes_the_same_studies() -> None:
     given = command_line().parse_args(shlex.split(command)[1:])
     assert (given.roofline, given.layers, given.throughput, given.sustained) == (True, True, True, 60.0)
     assert "--layers" not in commands(roofline=samples.ROOFLINE)[0]
+    assert commands(limit_problem="cuBLAS was not found")[0].endswith(" --roofline")  # asked for, and unknown

@@ -31,9 +31,12 @@ from edgevit.runtimes.tensorrt import runtime as tensorrt
 from edgevit.runtimes.tensorrt.log import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB
 from edgevit.runtimes.tensorrt.runtime import TensorRt
+from edgevit.runtimes.tensorrt.trtexec import TRTEXEC_TOLERANCE
 from edgevit.runtimes.tensorrt.versions import supported_module
 from edgevit.types import Array, TensorSpec
 from tests.fakes.tensorrt import MODULE, PARTS, VERSIONS, World, fake_gpu, fake_tensorrt, run_here
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 # Builds
 
@@ -82,7 +85,8 @@ def test_a_build_writes_the_bare_engine_and_a_record_beside_it(
     assert "gpu=Orin" in artifact.notes
     assert any("trtexec --loadEngine=model.engine " in note for note in artifact.notes)
     command = runtime.time_command(Path("model.engine"), BuildOptions())
-    assert command is not None and "within 10 % of GPU p50" in command.note
+    assert command is not None and f"within {TRTEXEC_TOLERANCE} of GPU p50" in command.note
+    assert f"must agree with `GPU ms` within {TRTEXEC_TOLERANCE}" in (DOCS / "tensorrt.md").read_text("utf-8")
     for text in ("\n".join(artifact.notes), command.note):  # both definitions
         assert "GPU's compute time without copies" in text and "kernels with the copies" in text
 
