@@ -258,7 +258,8 @@ Random weights that keep activations alive, compared with PyTorch at each stage;
 `python -m tests.tools.breadth` writes this page. Nodes, errors and seconds are those of fp32; the machine had other
 work too. Errors are the largest of all stages, in standard deviations of the output; PyTorch's own is that of its
 float32 against float64. Fp16 and int8 take a dynamic batch, except for the first 30 architectures. Int8 is calibrated
-on 16 crops of photos; random weights are harder to quantize than trained.
+on 16 crops of photos; random weights are harder to quantize than trained. Most rows of fp16, int8 and dynamic batch
+were run with PyTorch 2.11, the others with PyTorch 2.13.
 
 | architecture | million parameters | nodes | error | PyTorch's own | seconds | {titles} |
 |---|--:|--:|--:|--:|--:|{"---|" * len(RUNS)}
