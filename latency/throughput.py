@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgevit.errors import BuildError
 from edgevit.runtimes.base import Engine, ThroughputRunner
 from edgevit.types import Array
 
@@ -76,16 +77,31 @@ def _raise_streams(
 ) -> list[ThroughputPoint]:
     points: list[ThroughputPoint] = []
     for count in streams:
-        runner = engine.throughput_runner(count)
-        if runner is None:
-            return []
         try:
-            points.append(_measure(runner, feeds, batch=batch, streams=count, seconds=seconds))
-        finally:
-            runner.close()
+            point = _run_streams(engine, feeds, batch=batch, streams=count, seconds=seconds)
+        except BuildError:
+            if not points:
+                raise
+            break  # the device has no memory for so many
+        if point is None:
+            return []
+        points.append(point)
         if len(points) > 1 and points[-1].images_per_s < MIN_GROWTH * points[-2].images_per_s:
             break
     return points
+
+
+def _run_streams(
+    engine: Engine, feeds: Mapping[str, Array], *, batch: int, streams: int, seconds: float
+) -> ThroughputPoint | None:
+    """Return the rate of so many streams; None if the runtime has no streams."""
+    runner = engine.throughput_runner(streams)
+    if runner is None:
+        return None
+    try:
+        return _measure(runner, feeds, batch=batch, streams=streams, seconds=seconds)
+    finally:
+        runner.close()
 
 
 def _measure(

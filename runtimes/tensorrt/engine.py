@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from edgevit.errors import BuildError, EdgevitError, InferenceError
 from edgevit.files import first_line
 from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID, BatchRange, Engine, Operations
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.tensorrt import cublas, cuda, cuda_graph, rates
+from edgevit.runtimes.tensorrt.api import IExecutionContext
+from edgevit.runtimes.tensorrt.bindings import Bindings
 from edgevit.runtimes.tensorrt.inspector import executed_precision, layer_kinds
 from edgevit.runtimes.tensorrt.layer_times import profile_context
 from edgevit.runtimes.tensorrt.log import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB, nvmap_bytes
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
-from edgevit.runtimes.tensorrt.versions import TensorRtModule
+from edgevit.runtimes.tensorrt.streams import Stream, TensorRtStreams
+from edgevit.runtimes.tensorrt.versions import TensorRtModule, is_86
 from edgevit.types import Array, TensorSpec
 
 _MEMINFO = Path("/proc/meminfo")
@@ -41,9 +42,6 @@ class TensorRtEngine(Engine):
         self._trt = trt
         self._batch: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._buffers: dict[str, cuda.DeviceBuffer] = {}
-        self._pinned: dict[str, cuda_graph.PinnedMemory] = {}
-        self._views: dict[str, Array] = {}  # arrays on the pinned memory, in the shapes of the current batch
         self._graph: cuda_graph.CapturedGraph | None = None
         self._tried_capture = False
         self._graph_problem = "it has not run yet"
@@ -56,6 +54,7 @@ class TensorRtEngine(Engine):
             self._load(trt, content)
             self.inputs, self.outputs = self._specs(trt)
             self.batches = self._profile()
+            self._bindings = Bindings(self._device, self.inputs, self.outputs)
             stack.callback(self._free)
             self._stopwatch = cuda_graph.Stopwatch(self._device)
             self._set_batch(self.batches.maximum if self.batches else 1)
@@ -86,15 +85,14 @@ class TensorRtEngine(Engine):
 
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile | None:
         """Profile a second context of the engine, whose layers run one by one and not as a CUDA graph."""
+        if not self._has_contexts:
+            return None
         self.run(feeds)  # sets the shapes, and fills the buffers on the device
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise self._failure("not enough memory for a second context", remedy="leave --layers out")
+        context = self._second_context(remedy="leave --layers out")
         for spec in self.inputs:
             if spec.is_dynamic and not context.set_input_shape(spec.name, feeds[spec.name].shape):
                 raise self._failure(f"the engine does not accept {spec} in a second context")
-        for name, buffer in self._buffers.items():
-            context.set_tensor_address(name, buffer.address)
+        self._bindings.bind(context)
         kinds = layer_kinds(self._inspected())
         return profile_context(self._trt, context, self._device, kinds, runs=runs)
 
@@ -107,6 +105,28 @@ class TensorRtEngine(Engine):
         self._require_open(self._stack)
         self._device.activate()
         return rates.copies(self._device, size_bytes)
+
+    def throughput_runner(self, streams: int) -> TensorRtStreams | None:
+        """Return as many contexts of the engine, each with a CUDA stream and a CUDA graph of its own."""
+        self._require_open(self._stack)
+        if not self._has_contexts:
+            return None
+        self._device.activate()
+        return TensorRtStreams(self._stream, streams)
+
+    def _stream(self) -> Stream:
+        return Stream(self._second_context(remedy="leave --throughput out"), self.inputs, self.outputs)
+
+    @property
+    def _has_contexts(self) -> bool:
+        """Whether there can be a second context: one of 8.6 would need a second profile for a dynamic batch."""
+        return self.batches is None or not is_86(self._trt)
+
+    def _second_context(self, *, remedy: str) -> IExecutionContext:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise self._failure("not enough memory for another context", remedy=remedy)
+        return context
 
     def close(self) -> None:
         if self._stack is not None:
@@ -133,12 +153,11 @@ class TensorRtEngine(Engine):
             self._device.activate()  # the current device is per thread, and this may be another thread
             dynamic = [spec for spec in self.inputs if spec.is_dynamic]
             self._set_batch(len(feeds[dynamic[0].name]) if dynamic else 1)
-            for spec in self.inputs:
-                np.copyto(self._views[spec.name], feeds[spec.name])
+            self._bindings.write(feeds)
             self._run()
         except BuildError as error:  # of CUDA
             raise InferenceError(str(error)) from error
-        return {spec.name: self._views[spec.name].copy() for spec in self.outputs}
+        return {spec.name: self._bindings.views[spec.name].copy() for spec in self.outputs}
 
     def _run(self) -> None:
         self._has_time = False
@@ -164,12 +183,8 @@ class TensorRtEngine(Engine):
             process_logger(self._trt).take()  # drop its messages: a failed capture is not an error
 
     def _enqueue(self) -> None:
-        for spec in self.inputs:
-            self._buffers[spec.name].upload(self._views[spec.name])
-        if not self._context.execute_async_v3(self._device.stream):
+        if not self._bindings.enqueue(self._context):
             raise self._failure("inference failed", kind=InferenceError)
-        for spec in self.outputs:
-            self._buffers[spec.name].download(self._views[spec.name])
 
     def _load(self, trt: TensorRtModule, content: bytes) -> None:
         logger = process_logger(trt)
@@ -239,22 +254,15 @@ class TensorRtEngine(Engine):
                 f"the shape of an output depends on the input's values ({self._shapes}), which edgevit does not "
                 "support; export a model with fixed output shapes"
             )
-        self._make_views()
+        self._bindings.view(self._shapes)
         self._batch = batch
-
-    def _make_views(self) -> None:
-        dtypes = {spec.name: spec.dtype for spec in (*self.inputs, *self.outputs)}
-        self._views = {name: pinned.array(self._shapes[name], dtypes[name]) for name, pinned in self._pinned.items()}
 
     def _allocate(self) -> None:
         """Allocate buffers for the current batch size, which is the largest."""
-        for spec in (*self.inputs, *self.outputs):
-            size = int(np.prod(self._shapes[spec.name], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-            self._pinned[spec.name] = cuda_graph.PinnedMemory(self._device, size)
-            self._buffers[spec.name] = self._device.allocate(size)
-            if not self._context.set_tensor_address(spec.name, self._buffers[spec.name].address):
-                raise self._failure(f"the engine does not accept a buffer for {spec}")
-        self._make_views()
+        self._bindings.allocate(self._shapes)
+        refused = self._bindings.bind(self._context)
+        if refused is not None:
+            raise self._failure(f"the engine does not accept a buffer for {refused}")
 
     def _measure_memory(self) -> None:
         """Set `device_memory_mb`. Other processes that allocate or free meanwhile change it too."""
@@ -276,14 +284,10 @@ class TensorRtEngine(Engine):
 
     def _free(self) -> None:
         self._drop_graph()
-        self._views = {}
         if self._stopwatch is not None:
             self._stopwatch.free()
         self._stopwatch = None
-        for buffer in self._buffers.values():
-            buffer.free()
-        for pinned in self._pinned.values():
-            pinned.free()
+        self._bindings.free()
 
     def _release_tensorrt(self) -> None:
         """Drop TensorRT's objects, each before the one that created it."""

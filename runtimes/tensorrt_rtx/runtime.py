@@ -94,6 +94,10 @@ class TensorRtRtxEngine(TensorRtEngine):
         self._artifact = artifact
         super().__init__(trt, content)
 
+    @property
+    def _has_contexts(self) -> bool:
+        return True
+
     def executed_precision(self) -> ExecutedPrecision:
         """Precision of the matmul kernels, as the compiler listed them at build time."""
         return built_precision(self._artifact)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 
+from edgevit.errors import BuildError
 from edgevit.latency.throughput import saturate
 from edgevit.runtimes.base import Engine, ThroughputRunner
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -26,11 +28,13 @@ class _Runner:
 class _Engine(Engine):
     """An engine whose rate is known for each number of streams."""
 
-    def __init__(self, rates: Mapping[int, float]) -> None:
-        self._rates, self.tried = rates, list[int]()
+    def __init__(self, rates: Mapping[int, float], *, most: int = 1024) -> None:
+        self._rates, self._most, self.tried = rates, most, list[int]()
 
     def throughput_runner(self, streams: int) -> ThroughputRunner | None:
         self.tried.append(streams)
+        if streams > self._most:
+            raise BuildError(f"no memory for {streams}")
         return _Runner(self._rates[streams]) if self._rates else None
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -57,6 +61,14 @@ def test_batches_are_raised_until_the_rate_stops_growing() -> None:
     assert found is not None and [(point.batch, point.streams) for point in found.points] == [
         (1, 1), (1, 2), (2, 1), (2, 2),
     ]  # fmt: skip
+
+
+def test_the_streams_end_where_the_memory_does() -> None:
+    engine = _Engine({1: 100.0, 2: 180.0}, most=2)
+    found = saturate(engine, feeds(1), (1, 2, 4, 8), seconds=1.0)
+    assert found is not None and [point.streams for point in found.points] == [1, 2] and engine.tried == [1, 2, 4]
+    with pytest.raises(BuildError, match="no memory for 1"):
+        saturate(_Engine({1: 1.0}, most=0), feeds(1), (1, 2), seconds=1.0)
 
 
 def test_an_engine_without_streams_has_no_throughput() -> None:

@@ -17,6 +17,7 @@ from edgevit.runtimes.pytorch import TorchEngine, torch_mode
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.cublas import Cublas
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
+from edgevit.runtimes.tensorrt.streams import Stream, TensorRtStreams
 from edgevit.types import Array, TensorSpec
 from tests.fakes.tensorrt import RTX, World, fake_tensorrt
 
@@ -188,6 +189,41 @@ def test_the_rates_are_those_that_pytorch_finds() -> None:
             assert found is not None and expected is not None and 0.5 < found / expected < 2
         found, expected = device_copy_rate(engine, 1 << 28), device_copy_rate(pytorch, 1 << 28)
         assert found is not None and expected is not None and 0.5 < found / expected < 2
+
+
+class CopyingContext:
+    """An execution context of an engine that copies its input to its output."""
+
+    def __init__(self, device: cuda.Device) -> None:
+        self._device, self._addresses = device, dict[str, int]()
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (SIZE,)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self._device.call("cuMemcpyDtoDAsync_v2", self._addresses["y"], self._addresses["x"], 4 * SIZE, stream)
+        return True
+
+
+def test_streams_run_several_inferences_at_once_as_graphs(device: cuda.Device) -> None:
+    x, y = (TensorSpec(name, "float32", (SIZE,)) for name in ("x", "y"))
+
+    def create() -> Stream:
+        context: Any = CopyingContext(device)
+        return Stream(context, [x], [y])
+
+    runner = TensorRtStreams(create, 3)
+    for seed in (6, 7):
+        inferences, elapsed_s = runner.run_for({"x": values(seed)}, 0.1)
+        assert inferences >= 3 and elapsed_s >= 0.1
+        for stream in runner._streams:
+            assert stream._graph is not None
+            np.testing.assert_array_equal(stream.outputs()["y"], values(seed))
+    runner.close()
 
 
 def test_nvml_knows_the_gpu_by_the_uuid_that_cuda_tells(device: cuda.Device) -> None:

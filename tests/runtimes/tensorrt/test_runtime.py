@@ -31,6 +31,7 @@ from edgevit.runtimes.tensorrt import runtime as tensorrt
 from edgevit.runtimes.tensorrt.log import failure, process_logger
 from edgevit.runtimes.tensorrt.memory import MB
 from edgevit.runtimes.tensorrt.runtime import TensorRt
+from edgevit.runtimes.tensorrt.streams import TensorRtStreams
 from edgevit.runtimes.tensorrt.trtexec import TRTEXEC_TOLERANCE
 from edgevit.runtimes.tensorrt.versions import supported_module
 from edgevit.types import Array, TensorSpec
@@ -449,6 +450,47 @@ def test_layers_are_profiled_in_a_second_context(runtime: TensorRt, model: Path,
         world.broken = "context"
         with pytest.raises(BuildError, match="leave --layers out"):
             engine.profile_layers(rows(1), runs=2)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_several_inferences_run_in_contexts_of_their_own(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, *, capturable: bool
+) -> None:
+    world.capturable, options = capturable, BuildOptions()
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        runner = engine.throughput_runner(3)
+        assert isinstance(runner, TensorRtStreams) and (world.devices, world.captured) == (4, 0)
+        inferences, elapsed_s = runner.run_for(rows(1), 0.01)
+        assert inferences >= 3 and elapsed_s >= 0.01
+        assert world.captured == (3 if capturable else 0)
+        assert world.launched == (inferences if capturable else 0)
+        for stream in runner._streams:
+            np.testing.assert_array_equal(stream.outputs()["y"], 2 * rows(1)["x"])
+        runner.close()
+        np.testing.assert_array_equal(engine.run(rows(1, start=5))["y"], 2 * rows(1, start=5)["x"])
+        world.broken = "context"
+        with pytest.raises(BuildError, match="not enough memory for another context: .*leave --throughput out"):
+            engine.throughput_runner(2)
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
+def test_streams_follow_the_batch(runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str) -> None:
+    world.shape, options = (-1, 4), BuildOptions(dynamic_batch=BatchRange(1, 2, 8))
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        runner = engine.throughput_runner(2)
+        if is_86(column):  # one profile, which contexts of 8.6 do not share
+            assert runner is None and engine.profile_layers(rows(2), runs=2) is None
+            return
+        assert isinstance(runner, TensorRtStreams)
+        for batch in (2, 8):
+            runner.run_for(rows(batch), 0.0)
+            runner.run_for(rows(batch), 0.002)
+            assert {len(stream.outputs()["y"]) for stream in runner._streams} == {batch}
+        world.broken = "execute"
+        with pytest.raises(InferenceError, match="leave --throughput out"):
+            runner.run_for(rows(4), 0.0)
+        runner.close()
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
 
 
 @pytest.mark.parametrize("capturable", [True, False])

@@ -42,6 +42,17 @@ def test_later_inferences_of_a_shape_launch_a_cuda_graph(world: World, tmp_path:
     assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
 
 
+def test_a_dynamic_engine_runs_in_several_streams(world: World, tmp_path: Path) -> None:
+    world.shape = (-1, 4)
+    with load(world, tmp_path) as engine:
+        runner = engine.throughput_runner(2)
+        assert runner is not None
+        inferences, _ = runner.run_for({"x": np.zeros((2, 4), np.float32)}, 0.0)
+        assert inferences == 1
+        runner.close()
+    assert (world.buffers, world.pinned, world.devices, world.captured) == ({}, 0, 0, 0)
+
+
 def test_the_precision_is_that_of_the_kernel_list(world: World, tmp_path: Path) -> None:
     with load(world, tmp_path) as engine:
         assert dict(engine.executed_precision().layers) == {"fp16": 3}
