@@ -12,6 +12,7 @@ import numpy as np
 
 from edgevit.latency import clock
 from edgevit.runtimes.base import Engine, Operations, available_cores
+from edgevit.runtimes.precision import UNKNOWN
 from edgevit.types import PRECISIONS
 
 # (M, K, N) of products whose rate is measured: square ones, and a layer of a transformer.
@@ -41,7 +42,11 @@ class Roofline:
 
     @property
     def compute_ms(self) -> float:
-        """The least time of the multiply-adds. Those in a precision without a rate count at the fp32 rate."""
+        """The least time of the multiply-adds.
+
+        Those in a precision without a rate count at the fp32 rate, which emulates it; those whose precision the runtime
+        does not tell, as TensorRT 8.6 of a whole transformer, at the best rate.
+        """
         return 1e3 * sum(count / self._rate(precision) for precision, count in self.macs.items())
 
     @property
@@ -77,6 +82,8 @@ class Roofline:
         )
 
     def _rate(self, precision: str) -> float:
+        if precision == UNKNOWN:
+            return max(self.macs_per_s.values())
         return self.macs_per_s.get(precision) or self.macs_per_s[PRECISIONS[0]]
 
 

@@ -16,7 +16,7 @@ from edgevit.latency.throughput import saturate
 from edgevit.macs import ModelWork
 from edgevit.runtimes.base import Engine, available_cores
 from edgevit.runtimes.layer_profile import LayerProfile
-from edgevit.runtimes.precision import UNKNOWN, ExecutedPrecision
+from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import PRECISIONS, Array
 
 _PROFILE_MS = 1000.0  # of inferences that are profiled
@@ -181,8 +181,7 @@ def stream_counts(threads: int | None) -> tuple[int, ...]:
 def _by_precision(macs: int, executed: ExecutedPrecision) -> dict[str, int]:
     """Return the MACs by the precision that runs them; all in the most frequent one if the runtime tells no shares."""
     if not executed.macs:
-        actual = executed.actual
-        return {PRECISIONS[0] if actual == UNKNOWN else actual: macs}
+        return {executed.actual: macs}
     return {name: round(macs * executed.fraction(name)) for name in executed.macs}
 
 

@@ -71,6 +71,12 @@ def test_the_limit_of_an_engine_on_a_gpu_is_that_of_its_device_by_its_own_clock(
     assert found.macs == {"fp16": 1_000_000} and found.moved_bytes == 4_100_000
 
 
+def test_multiply_adds_of_unknown_precision_stay_unknown() -> None:
+    found = studied(_GpuEngine(), executed=ExecutedPrecision()).roofline
+    assert found is not None and found.macs == {"unknown": 1_000_000}
+    assert found.compute_ms == pytest.approx(1e3 * 1_000_000 / found.macs_per_s["fp16"])
+
+
 @pytest.mark.parametrize(
     ("engine", "work", "reason"),
     [
