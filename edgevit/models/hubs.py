@@ -61,7 +61,7 @@ def _create_timm(
     if img_size is not None and _is_built_for_one_size(timm, name):
         options["img_size"] = img_size
     failed = f"the weights of {name} could not be downloaded" if download else f"timm could not create {name}"
-    with _failure_is_missing(failed), torch.random.fork_rng([]):
+    with _failures_as_errors(missing=failed, failed=failed), torch.random.fork_rng([]):
         torch.manual_seed(_SEED)
         module = timm.create_model(name, pretrained=download, **options)
     weights = f"official ({module.pretrained_cfg.get('tag') or name})" if download else "random (timm)"
@@ -78,7 +78,8 @@ def _load_hugging_face(name: str, *, download: bool) -> HubModel:
     folder = Path(name).expanduser()
     reference = str(folder) if folder.is_dir() else name
     advice = "" if folder.is_dir() else "; --weights official downloads it, hf:FOLDER loads a local one"
-    with _failure_is_missing(f"no Hugging Face model {name} on this machine{advice}"):
+    missing, failed = f"no Hugging Face model {name} on this machine{advice}", f"transformers could not open {name}"
+    with _failures_as_errors(missing=missing, failed=failed):
         config = transformers.AutoConfig.from_pretrained(reference, local_files_only=not download)
         module = _model_class(transformers, config).from_pretrained(
             reference, config=config, local_files_only=not download
@@ -115,13 +116,13 @@ def _import(package: str) -> Any:
 
 
 @contextmanager
-def _failure_is_missing(message: str) -> Iterator[None]:
+def _failures_as_errors(*, missing: str, failed: str) -> Iterator[None]:
     """Turn what these packages raise into errors of edgevit: an unreachable hub is missing, the rest has failed."""
     offline = os.environ.get("HF_HUB_OFFLINE")
     try:
         yield
     except (OSError, ConnectionError) as error:
         detail = "HF_HUB_OFFLINE is set" if offline else first_line(error)
-        raise MissingError(f"{message} ({detail})") from error
+        raise MissingError(f"{missing} ({detail})") from error
     except Exception as error:
-        raise ExportError(f"{message}: {class_and_first_line(error)}") from error
+        raise ExportError(f"{failed}: {class_and_first_line(error)}") from error

@@ -56,6 +56,8 @@ class AutoConfig:
     def from_pretrained(name, local_files_only):
         if not pathlib.Path(name).is_dir():
             raise OSError(f"{name}, local_files_only={local_files_only}")
+        if name.endswith("broken"):
+            raise ModuleNotFoundError("No module named 'scipy'")
         labels = {0: "a", 1: "b"}
         architectures = ["TinyForImageClassificationWithTeacher"]
         return SimpleNamespace(architectures=architectures, name_or_path=name, id2label=labels)
@@ -141,6 +143,13 @@ def test_a_hugging_face_folder_gives_its_class_names_and_not_its_place(tmp_path:
     model = loading.from_name(f"hf:{tmp_path / 'My model'}")
     assert (model.name, model.classes) == ("my_model", ("a", "b"))
     assert (model.origin.source, model.origin.weights) == ("hf:My model", "hf:My model")
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_folder_that_is_there_and_does_not_open_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(ExportError, match=r"^transformers could not open .*broken: ModuleNotFoundError: No module"):
+        loading.from_name(f"hf:{tmp_path / 'broken'}")
 
 
 @pytest.mark.usefixtures("packages")
