@@ -22,6 +22,7 @@ from edgevit.types import PRECISIONS, Array
 _PROFILE_MS = 1000.0  # of inferences that are profiled
 _MIN_PROFILED, _MAX_PROFILED = 5, 50
 _SETTING_S = 1.0  # of each setting of the throughput
+_GPU_STREAMS = 16  # the most that are tried on a GPU
 _MAX_SUSTAINED_S = 24 * 3600.0
 
 
@@ -92,9 +93,7 @@ def _study_one(
         layers = _profile(subject, report.p50_ms)
     if studies.throughput and own:
         show("throughput")
-        throughput = saturate(
-            subject.engine, subject.feeds, stream_counts(subject.candidate.threads), seconds=_SETTING_S
-        )
+        throughput = saturate(subject.engine, subject.feeds, stream_counts(subject.candidate), seconds=_SETTING_S)
     if studies.sustained_s is not None and own:
         sustained = _sustain(subject, studies.sustained_s, show)
     return replace(
@@ -172,9 +171,9 @@ def _multiplying(subject: Subject) -> str:
     return subject.engine.product_library or subject.runtime
 
 
-def stream_counts(threads: int | None) -> tuple[int, ...]:
-    """Return the numbers of streams to try: powers of two, to twice the threads."""
-    most = 2 * (threads or available_cores())
+def stream_counts(candidate: Candidate) -> tuple[int, ...]:
+    """Return the numbers of streams to try: powers of two, to twice the threads, whose number a GPU does not know."""
+    most = _GPU_STREAMS if candidate.uses_gpu else 2 * (candidate.threads or available_cores())
     return tuple(2**power for power in range(most.bit_length()))
 
 

@@ -43,7 +43,7 @@ _COSTS: dict[str, Cell] = {
     "GPU MB": lambda entry: figure(entry.report.device_memory_mb),
     "size MB": lambda entry: megabytes(None if entry.product is None else entry.product.engine_bytes),
     "load s": lambda entry: figure(entry.report.load_s),
-    "first run ms": lambda entry: figure(entry.report.first_inference_ms),
+    "first answer ms": lambda entry: figure(entry.report.first_answer_ms),
     "runs": lambda entry: str(entry.report.runs),
 }
 
@@ -128,7 +128,8 @@ def _results(session: Session) -> Iterator[Block]:
     yield Text(
         f"Times are from host arrays to host arrays, of a batch of {', '.join(map(str, batches))}; in parentheses "
         "the 99 % interval. The time ratio is to the first engine, per image, in interleaved rounds: below 1 is "
-        "faster. MB of memory are 2^20 bytes, of size 10^6."
+        "faster. The first answer is that of a fresh engine, from the start of loading to its outputs. MB of memory "
+        "are 2^20 bytes, of size 10^6."
     )
     for entry in entries:
         if entry.report.alone_p50_ms is not None:

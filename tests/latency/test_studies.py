@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from edgevit.errors import MissingError
 from edgevit.latency import roofline
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.studies import Studies, Subject, study
+from edgevit.latency.studies import Studies, Subject, stream_counts, study
 from edgevit.macs import ModelWork
 from edgevit.runtimes.base import Engine, Operations
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -91,6 +92,12 @@ def test_a_limit_that_is_unknown_says_why_and_keeps_the_measurement(
     report = studied(engine, work=work)
     assert report.roofline is None and report.limit_problem == reason
     assert LatencyReport.from_json(report.to_json()) == report
+
+
+def test_twice_as_many_streams_as_threads_are_tried_and_sixteen_on_a_gpu() -> None:
+    candidate = Candidate(name="a", infer=_nothing, threads=3)
+    assert stream_counts(candidate) == (1, 2, 4)
+    assert stream_counts(dataclasses.replace(candidate, details={"gpu": "Orin"})) == (1, 2, 4, 8, 16)
 
 
 def test_operations_are_released_after_their_time_was_taken() -> None:

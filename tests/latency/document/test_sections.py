@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgevit.latency.document.blocks import Facts
+from edgevit.latency.document.blocks import Facts, Table
 from edgevit.latency.document.content import Session
 from edgevit.latency.document.identity import engine_rows
 from edgevit.latency.document.sections import sections_of
@@ -31,6 +31,17 @@ def test_an_engine_on_a_gpu_tells_how_it_ran() -> None:
     rows = dict(engine_rows(session(details=details).entries[0]))
     assert (rows["waits for the GPU by"], rows["host memory"]) == ("spin", "pinned")
     assert rows["CUDA graph"] == "a plugin allocates"
+
+
+def test_the_time_to_the_first_answer_is_that_of_loading_and_the_first_run() -> None:
+    costs = next(
+        block
+        for section in sections_of(document(session()))
+        for block in section.blocks
+        if isinstance(block, Table) and "first answer ms" in block.header
+    )
+    row = dict(zip(costs.header, costs.rows[0], strict=True))
+    assert (row["load s"], row["first answer ms"]) == ("0.250", "262")
 
 
 def test_the_protocol_states_how_often_the_device_was_sampled_and_what_that_costs() -> None:
