@@ -54,17 +54,20 @@ def norms(backbone: nn.Module) -> list[nn.Module]:
 
 
 def backbone_tensors(
-    tensors: Mapping[str, Tensor], *, backbone: nn.Module, classifier: nn.Module, source: str
+    tensors: Mapping[str, Tensor], *, backbone: nn.Module, network: nn.Module, source: str
 ) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint that belong to a backbone, by its names.
+    """Return the tensors of a checkpoint that belong to the backbone of a network, by the backbone's names.
 
-    From the checkpoint of a detector or segmenter they are those below "backbone."; from that of the classifier, all
-    but its head and last norm. A classifier has no norms for the maps: they keep their initial values, the identity
-    up to the normalization itself. Raises CheckpointError if only some of those norms are there.
+    From the checkpoint of a detector or segmenter they are those below "backbone.", or below the backbone's name in
+    `network`; from that of the classifier, all but its head and last norm. A classifier has no norms for the maps: they
+    keep their initial values, the identity up to the normalization itself. Raises CheckpointError if only some of those
+    norms are there.
     """
-    below = {key.removeprefix(PREFIX): value for key, value in tensors.items() if key.startswith(PREFIX)}
+    name = next((name for name, module in network.named_modules() if module is backbone), "")
+    prefix = f"{name}." if name else PREFIX
+    below = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     own = backbone.state_dict()
-    of_classifier = classifier.state_dict().keys() - own.keys()
+    of_classifier = network.state_dict().keys() - own.keys()
     found = {key: value for key, value in (below or tensors).items() if key not in of_classifier}
     initial = {key: value for key, value in own.items() if key.startswith("norm")}
     if missing := initial.keys() - found.keys():

@@ -19,7 +19,7 @@ from edgevit.files import first_line
 from edgevit.images import Preprocessing
 from edgevit.models import checkpoints
 from edgevit.models.downloads import OFFICIAL, download_official
-from edgevit.models.features import Backbone, backbone_tensors
+from edgevit.models.features import Backbone, backbone_tensors, padded_size
 from edgevit.models.spec import ModelInfo, ModelSpec, StateDict
 from edgevit.types import OutputForm
 
@@ -146,11 +146,13 @@ def output_options(name: str, form: OutputForm | None) -> dict[str, Any]:
     spec = get_spec(name)
     if form is None:
         return {}
+    if form == "features" and spec.backbone is not None:
+        return {"features": True}
     if "outputs" in inspect.signature(spec.factory).parameters:
         return {"outputs": form}
     if form not in ("logits", "features"):
         raise UsageError(f"{name} is a classifier; it outputs logits or features, not {form}")
-    return {"features": True} if form == "features" else {}
+    return {"features": True} if form == "features" else {}  # which a classifier without maps refuses
 
 
 def _output_form(spec: ModelSpec, options: Mapping[str, Any]) -> OutputForm:
@@ -230,9 +232,11 @@ def _build_backbone(
     assert spec.backbone is not None
     own = inspect.signature(spec.backbone).parameters
     of_network = {option: value for option, value in options.items() if option not in own}
-    classifier = _build(spec, {**spec.backbone_options, **of_network}, spec.num_classes, preprocessing)
-    backbone = spec.backbone(classifier, **{option: value for option, value in options.items() if option in own})
-    return backbone, backbone_tensors(tensors, backbone=backbone, classifier=classifier, source=source)
+    channels, height, width = preprocessing.input_size
+    padded = dataclasses.replace(preprocessing, input_size=(channels, *padded_size((height, width))))
+    network = _build(spec, {**spec.backbone_options, **of_network}, spec.num_classes, padded)
+    backbone = spec.backbone(network, **{option: value for option, value in options.items() if option in own})
+    return backbone, backbone_tensors(tensors, backbone=backbone, network=network, source=source)
 
 
 def _class_count(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:

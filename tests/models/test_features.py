@@ -11,6 +11,7 @@ import torch
 import edgevit
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models import registry
+from edgevit.models.dense import resnet
 from edgevit.models.features import Backbone
 from tests import oracles
 
@@ -140,6 +141,27 @@ def test_loads_the_checkpoints_of_the_classifier_and_of_a_detector(name: str) ->
     with torch.no_grad():
         expected, maps = from_classifier(images), from_detector(images)
     assert all(torch.equal(expected[key], maps[key]) for key in expected)
+
+
+def test_the_resnet_of_a_segmenter_loads_its_checkpoint_and_takes_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(resnet.DEPTHS, 50, (1, 1, 1, 1))
+    torch.manual_seed(0)
+    segmenter = registry.create_model("fpn_r50", img_size=(64, 96), outputs="features")
+    model = registry.create_model("fpn_r50", segmenter.state_dict(), features=True, img_size=(50, 70))
+    assert registry.output_options("fpn_r50", "features") == {"features": True}
+    assert isinstance(model, Backbone) and model.channels == (256, 512, 1024, 2048)
+    images = torch.randn(1, 3, 50, 70)
+    with torch.no_grad():
+        expected, maps = segmenter(torch.nn.functional.pad(images, (0, 26, 0, 14))), model(images)
+    assert all(torch.equal(maps[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("depth", "million_parameters"), [(50, 23.508), (101, 42.500)])
+def test_a_resnet_has_the_parameters_of_the_specification(depth: int, million_parameters: float) -> None:
+    with torch.device("meta"):
+        model = resnet.ResNet(depth)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count / 1e6 == pytest.approx(million_parameters, abs=1e-3)
 
 
 def test_a_checkpoint_with_norms_of_some_maps_only_is_refused() -> None:

@@ -24,7 +24,7 @@ from edgevit.models.dense.segmenter import SegmenterOutputs
 from edgevit.models.dense.semantic_fpn import SemanticFPN
 from edgevit.models.dense.swin_names import from_openmmlab_swin
 from edgevit.models.dense.upernet import UPerNet
-from edgevit.models.dense.vt_fpn import fpn, from_detectron2, vt_fpn
+from edgevit.models.dense.vt_fpn import fpn, from_detectron2, resnet_of, vt_fpn
 from edgevit.models.features import Backbone
 from edgevit.models.spec import ModelSpec, PaperFigures, StateDict
 
@@ -197,6 +197,7 @@ def _on_resnet(name: str, factory: Callable[..., nn.Module], depth: int, macs_g:
         num_classes=54,
         paper=PaperFigures(macs_g=macs_g, source=_PAPER),
         convert_state_dict=from_detectron2,
+        backbone=resnet_of,
     )
 
 

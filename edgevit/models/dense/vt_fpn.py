@@ -178,6 +178,13 @@ def vt_fpn(
     return FPNSegmenter(pyramid, img_size=img_size, num_classes=num_classes, norm=norm, outputs=outputs)
 
 
+def resnet_of(segmenter: nn.Module) -> Backbone:
+    """Return the ResNet of a segmenter, for images of any size."""
+    backbone = segmenter.get_submodule("backbone.bottom_up")
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
 def from_detectron2(tensors: StateDict) -> StateDict:
     """Return the tensors of a Detectron2 checkpoint by the names here.
 
