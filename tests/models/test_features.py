@@ -12,6 +12,7 @@ import edgevit
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models import registry
 from edgevit.models.dense import resnet
+from edgevit.models.dense.systems import backbone_of
 from edgevit.models.features import Backbone
 from tests import oracles
 
@@ -61,22 +62,32 @@ def test_matches_the_original_implementation(name: str, oracle: str, options: di
         assert expected.error_of_std(key, value.numpy()) <= 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "channels", "million_parameters"),
-    [
-        ("shiftvit_t_light", (96, 192, 384, 768), 18.841),
-        ("swin_t", (96, 192, 384, 768), 27.520),
-        ("shuffle_swin_xt", (96, 192, 384, 768), 6.415),
-        ("mobileformer_508m", (40, 72, 176, 240), 8.4290),
-        ("mobileformer_96m", (16, 32, 88, 128), 2.0039),
-        ("mobileformer_26m", (12, 24, 64, 96), 1.4314),
-    ],
-)
-def test_has_the_channels_and_parameters_of_the_specification(
-    name: str, channels: tuple[int, ...], million_parameters: float
-) -> None:
-    model = registry.create_model(name, features=True)
-    assert isinstance(model, Backbone)
+# Channels of the maps and millions of parameters of the backbone alone.
+BACKBONES: dict[str, tuple[tuple[int, ...], float]] = {
+    "shiftvit_t": ((96, 192, 384, 768), 27.799),
+    "shiftvit_t_light": ((96, 192, 384, 768), 18.841),
+    "shiftvit_s": ((96, 192, 384, 768), 49.536),
+    "shiftvit_b": ((128, 256, 512, 1024), 88.003),
+    "swin_t": ((96, 192, 384, 768), 27.520),
+    "shuffle_swin_xt": ((96, 192, 384, 768), 6.415),
+    "vitaev2_s": ((64, 128, 256, 512), 18.8427),
+    "vitaev2_48m": ((96, 192, 384, 768), 48.6746 - 0.7690),
+    "vitaev2_b": ((128, 256, 512, 1024), 89.6934 - 1.0250),
+    "mobileformer_508m": ((40, 72, 176, 240), 8.4290),
+    "mobileformer_294m": ((24, 48, 128, 192), 6.5804),
+    "mobileformer_214m": ((20, 40, 112, 160), 5.7283),
+    "mobileformer_151m": ((16, 32, 88, 128), 4.9078),
+    "mobileformer_96m": ((16, 32, 88, 128), 2.0039),
+    "mobileformer_52m": ((12, 24, 64, 96), 1.6262),
+    "mobileformer_26m": ((12, 24, 64, 96), 1.4314),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_has_the_channels_and_parameters_of_the_specification(name: str) -> None:
+    channels, million_parameters = BACKBONES[name]
+    with torch.device("meta"):
+        model = backbone_of(registry.get_spec(name), (64, 64), None)
     assert model.channels == channels
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count / 1e6 == pytest.approx(million_parameters, abs=1e-3)
