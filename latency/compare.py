@@ -16,6 +16,7 @@ from edgevit.errors import MeasureError, RegressionError, UsageError
 from edgevit.latency import statistics
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.statistics import Ratio, Values
+from edgevit.runtimes.base import GPU
 from edgevit.types import Interval
 
 # Two loads of the same engine have different speeds for as long as they live, because their memory is laid out
@@ -49,6 +50,14 @@ def side_by_side(reports: Sequence[LatencyReport]) -> tuple[Row, ...]:
                 f"cannot tell: {other.name} and {first.name} were not measured side by side; measure them in one run"
             )
     return (Row(first, None), *(Row(other, _paired(other, first)) for other in others))
+
+
+def device_name(reports: Sequence[LatencyReport]) -> str:
+    """Return the device of one run: its board, the GPU that an engine used, and its processor."""
+    environment = reports[0].environment
+    gpu = next((report.details[GPU] for report in reports if report.uses_gpu), None)
+    named = [environment.board, gpu, environment.cpu or environment.architecture]
+    return ", ".join(dict.fromkeys(part for part in named if part))
 
 
 def latency_figures(report: LatencyReport) -> dict[str, Any]:

@@ -256,10 +256,12 @@ _OPTIONAL_COLUMNS = ("GPU ms", "first ms", "rise MB", "host MB", "GPU MB")  # le
 
 def _conditions(reports: Sequence[LatencyReport]) -> str:
     """Return the conditions of a measurement in one line."""
+    from edgevit.latency.compare import device_name
+
     first = reports[0]
     instructions = int8_instructions(first.environment.isa)
-    processor = f"{first.environment.cpu or first.environment.architecture} ({instructions})"
-    conditions = f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {processor}"
+    device = f"{device_name(reports)} ({instructions})"
+    conditions = f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {device}"
     rises = [
         f"{name} {rise.per_s:.1f}/s" for name, rise in first.throttle_events.items() if rise.count > 0 and rise.per_s
     ]

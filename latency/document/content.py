@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from edgevit.latency.compare import side_by_side
+from edgevit.latency.compare import device_name, side_by_side
 from edgevit.latency.document.product import Product
 from edgevit.latency.document.validity import Check, checks_of
 from edgevit.latency.names import short_names
@@ -63,11 +63,7 @@ class Session:
 
     @property
     def device(self) -> str:
-        """The board, or else the GPU and the processor, in a few words."""
-        environment = self.first.environment
-        gpu = next((entry.report.details["gpu"] for entry in self.entries if entry.report.uses_gpu), None)
-        named = [environment.board, gpu, environment.cpu or environment.architecture]
-        return ", ".join(dict.fromkeys(part for part in named if part))
+        return device_name([entry.report for entry in self.entries])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,12 @@ def test_energy_below_the_noise_of_the_device_is_a_limit_and_no_figure() -> None
     assert re.fullmatch(r"energy above idle by package, mJ per batch: .* at most \d+\.\d+", line)
 
 
+def test_the_printed_conditions_name_the_board_the_gpu_and_the_processor() -> None:
+    on_gpu = dataclasses.replace(samples.report([[1.0]] * 9), details={"gpu": "Orin"})
+    conditions = str(latency_parts([on_gpu])[1])
+    assert "one process, random order; A board, Orin, A processor (asimddp)" in conditions
+
+
 def test_the_rate_of_over_current_spikes_is_a_condition_and_no_warning() -> None:
     counted = dataclasses.replace(samples.AFTER, throttle_events={"oc3_event_cnt": 73}, time_s=10.0)
     before = dataclasses.replace(samples.QUIET, throttle_events={"oc3_event_cnt": 3}, time_s=0.0)
