@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 10  # rows of a table of layers
 _MODULE_DEPTH = 2
+_NOTABLE_FRACTION = 1e-3  # of the multiply-adds; a precision with fewer is left out
 
 
 def study_parts(studies: Studies, reports: Sequence[LatencyReport]) -> list[Part]:
@@ -54,7 +55,9 @@ def _limit(name: str, report: LatencyReport) -> str:
 
 
 def _work(limit: Roofline) -> str:
-    counts = ", ".join(f"{count / 1e9:.3g} G {precision}" for precision, count in limit.macs.items() if count)
+    total = sum(limit.macs.values())
+    shown = {name: count for name, count in limit.macs.items() if count >= _NOTABLE_FRACTION * total}
+    counts = ", ".join(f"{count / 1e9:.3g} G {precision}" for precision, count in shown.items())
     return f"multiply-adds {counts}, {limit.moved_bytes / 1e6:.3g} MB"
 
 

@@ -8,6 +8,7 @@ from edgevit.latency.document.blocks import Block, Figure, Table, Text
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.figures import ABSENT, figure
 from edgevit.latency.document.svg import WIDTH, Canvas
+from edgevit.latency.roofline import Roofline
 from edgevit.runtimes.layer_profile import GroupTime, LayerProfile
 from edgevit.types import Interval
 
@@ -31,23 +32,12 @@ def part_sections(session: Session, key: str) -> Iterator[tuple[str, tuple[Block
 
 
 def _limits(entries: Sequence[Entry]) -> Iterator[Block]:
-    rows = [
-        (
-            entry.title,
-            figure(limit.limit_ms),
-            limit.bound,
-            figure(limit.compute_ms),
-            figure(limit.memory_ms),
-            f"{100 * limit.fraction(entry.report.p50_ms):.0f} %",
-            ", ".join(f"{name} {figure(rate / 1e9)}" for name, rate in limit.macs_per_s.items()),
-            figure(limit.copy_bytes_per_s / 1e9),
-        )
-        for entry in entries
-        if (limit := entry.report.roofline) is not None
-    ]
-    if rows:
-        header = ("engine", "limit ms", "bound by", "arithmetic ms", "memory ms", "reached", "GMAC/s", "copy GB/s")
-        yield Table(header, tuple(rows))
+    found = [(entry, limit) for entry in entries if (limit := entry.report.roofline) is not None]
+    if found:
+        header = ("engine", "limit ms", "bound by", "arithmetic ms", "memory ms", "reached")
+        yield Table(header, tuple(_limit_row(entry, limit) for entry, limit in found))
+        rates = dict.fromkeys(_rate_row(limit) for _, limit in found)
+        yield Table(("products by", "GMAC/s", "copy GB/s"), tuple(rates))
         yield Text(
             "No inference is faster than its multiply-adds at the best rate of a matrix product, or than reading its "
             "weights and inputs and writing its outputs once; both rates were measured in the same session."
@@ -55,6 +45,16 @@ def _limits(entries: Sequence[Entry]) -> Iterator[Block]:
     for entry in entries:
         if entry.report.limit_problem:
             yield Text(f"{entry.title}: unknown ({entry.report.limit_problem})")
+
+
+def _limit_row(entry: Entry, limit: Roofline) -> tuple[str, ...]:
+    times = figure(limit.limit_ms), limit.bound, figure(limit.compute_ms), figure(limit.memory_ms)
+    return (entry.title, *times, f"{100 * limit.fraction(entry.report.p50_ms):.0f} %")
+
+
+def _rate_row(limit: Roofline) -> tuple[str, ...]:
+    rates = ", ".join(f"{name} {figure(rate / 1e9)}" for name, rate in limit.macs_per_s.items())
+    return limit.runtime, rates, figure(limit.copy_bytes_per_s / 1e9)
 
 
 def _layers(entries: Sequence[Entry], key: str) -> Iterator[Block]:

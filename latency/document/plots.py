@@ -263,7 +263,7 @@ def _tradeoff(
     name = f"Latency and {title.partition(',')[0]}"
     note = "The line joins the engines that none beats in both."
     if len(best) == 1:
-        note = f"No. {best[0] + 1} beats all others in both."
+        note = f"No. {best[0] + 1} has the best figures of both."
     return Figure(name, canvas.render(key, name, description), table, note)
 
 

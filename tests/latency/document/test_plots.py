@@ -60,7 +60,7 @@ def test_accuracies_are_compared_if_they_are_measured_alike(metrics: tuple[str, 
 
 def test_a_single_best_engine_is_named() -> None:
     *_, size = plots.tradeoffs(document(session()), "k")
-    assert size.note == "No. 2 beats all others in both."
+    assert size.note == "No. 2 has the best figures of both."
 
 
 def test_numbers_of_close_markers_do_not_cover_each_other() -> None:
