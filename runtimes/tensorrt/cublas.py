@@ -187,15 +187,18 @@ def _load(path: str) -> Any:
 
 
 def _candidates() -> Iterator[str]:
-    """Yield names and paths of cuBLAS: as the system finds it, in the CUDA toolkit, in NVIDIA's Python packages."""
+    """Yield names and paths of cuBLAS: as the system finds it, in the CUDA toolkit, and beside Python packages."""
     names = [f"libcublas.so.{version}" for version in VERSIONS]
     yield from names
-    found = importlib.util.find_spec("nvidia")
-    packages = [Path(place) for place in (found.submodule_search_locations or ())] if found is not None else []
-    for name in names:
-        yield str(TOOLKIT / name)
-        for package in packages:
-            yield from map(str, sorted(package.glob(f"*/lib/{name}")))
+    folders = [TOOLKIT, *_package_folders("nvidia", "*/lib"), *_package_folders("torch", "lib")]
+    yield from (str(folder / name) for name in names for folder in folders if (folder / name).exists())
+
+
+def _package_folders(package: str, pattern: str) -> list[Path]:
+    """Return the folders of a package, which is not imported, that match."""
+    found = importlib.util.find_spec(package)
+    places = [] if found is None else found.submodule_search_locations or []
+    return [folder for place in places for folder in sorted(Path(place).glob(pattern))]
 
 
 def _error(name: str, status: int) -> BuildError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,10 +131,14 @@ def test_a_missing_library_is_a_missing_error(fake_device: cuda.Device, monkeypa
 def test_the_library_is_looked_for_in_the_toolkit_and_in_nvidias_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packaged = tmp_path / "nvidia" / "cublas" / "lib" / "libcublas.so.12"
-    packaged.parent.mkdir(parents=True)
-    packaged.touch()
+    toolkit, nvidia, pytorch = tmp_path / "toolkit", tmp_path / "nvidia" / "cublas" / "lib", tmp_path / "torch" / "lib"
+    for folder in (toolkit, nvidia, pytorch):
+        folder.mkdir(parents=True)
+        (folder / "libcublas.so.12").touch()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit")  # it is not imported
     monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(cublas, "TOOLKIT", toolkit)
     found = list(cublas._candidates())
     assert found[:3] == ["libcublas.so.13", "libcublas.so.12", "libcublas.so.11"]  # as the system finds them
-    assert str(packaged) in found and "/usr/local/cuda/lib64/libcublas.so.12" in found
+    assert found[3:] == [str(folder / "libcublas.so.12") for folder in (toolkit, nvidia, pytorch)]
