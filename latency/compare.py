@@ -85,7 +85,7 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "first_answer_ms": report.first_answer_ms,
         "parity": None if report.parity is None else asdict(report.parity),
         "limit_fraction": report.limit_fraction,
-        "limit_problem": report.limit_problem,
+        "study_problems": dict(report.study_problems),
         "roofline": None if report.roofline is None else report.roofline.to_json(),
         "throughput": None if report.throughput is None else report.throughput.to_json(),
         "sustained": None if report.sustained is None else report.sustained.to_json(),

@@ -37,10 +37,11 @@ from edgevit.types import Interval
 from edgevit.untrusted import shorten
 
 SCHEMA = 1
+ROOFLINE, LAYERS, THROUGHPUT = "roofline", "layers", "throughput"  # fields of studies that a runtime may not have
 _PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
-    "roofline": Roofline,
-    "layers": LayerProfile,
-    "throughput": Throughput,
+    ROOFLINE: Roofline,
+    LAYERS: LayerProfile,
+    THROUGHPUT: Throughput,
     "sustained": SustainedRun,
 }
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
@@ -158,7 +159,8 @@ class LatencyReport:
     measured_at: str = ""  # end of the measurement, ISO 8601 in UTC; empty in older reports
     compute_ms: tuple[float, ...] = ()  # on the GPU, by events around its graph, of each sample; empty if not measured
     parity: ParitySummary | None = None  # of this very engine with PyTorch; None if it was not compared
-    limit_problem: str = ""  # why there is no limit although it was asked for
+    # Why there is no result of a study that was asked for, by its field: ROOFLINE, LAYERS or THROUGHPUT.
+    study_problems: Mapping[str, str] = field(default_factory=dict)
     roofline: Roofline | None = None  # the fields from here on are None unless they were asked for
     layers: LayerProfile | None = None
     throughput: Throughput | None = None
@@ -447,6 +449,7 @@ def _converted(data: Mapping[str, Any]) -> dict[str, Any]:
         "trace": None if data.get("trace") is None else DeviceTrace.from_json(data["trace"]),
         "energy": None if data.get("energy") is None else EnergyRecord.from_json(data["energy"]),
         "compute_ms": tuple(map(float, data.get("compute_ms", ()))),
+        "study_problems": {str(name): str(reason) for name, reason in data.get("study_problems", {}).items()},
         "parity": None if data.get("parity") is None else ParitySummary.from_json(data["parity"]),
         **{name: None if data.get(name) is None else part.from_json(data[name]) for name, part in _PARTS.items()},
     }

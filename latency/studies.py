@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from edgevit.errors import BuildError, MeasureError, MissingError, UsageError
+from edgevit.errors import BuildError, InferenceError, MeasureError, MissingError, UsageError
 from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.measure import MeasureProgress, OnMeasure, ignore_progress
-from edgevit.latency.report import LatencyReport
+from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT, LatencyReport
 from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, device_copy_rate, matmul_rate
 from edgevit.latency.sustained import MIN_S, SustainedRun, run_sustained
-from edgevit.latency.throughput import saturate
+from edgevit.latency.throughput import Throughput, saturate
 from edgevit.macs import ModelWork
 from edgevit.runtimes.base import Engine, available_cores
 from edgevit.runtimes.layer_profile import LayerProfile
@@ -83,35 +84,29 @@ def _study_one(
     def show(what: str, fraction: float = 0.0) -> None:
         on_progress(MeasureProgress(f"{what} of {name}", fraction, None))
 
-    layers, throughput, sustained = report.layers, report.throughput, report.sustained
-    roofline, limit_problem = report.roofline, report.limit_problem
+    found: dict[str, Any] = {}
+    problems = dict(report.study_problems)
+
+    def attempt(part: str, what: str, make: Callable[[], object]) -> None:
+        """Keep the result of a study, or why there is none: the rounds before are worth a report all the same."""
+        show(what)
+        try:
+            found[part] = make()
+        except (MeasureError, MissingError, BuildError, InferenceError) as error:
+            problems[part] = first_line(error)
+            return
+        if found[part] is None:
+            problems[part] = f"{subject.runtime} has no such mode here"
+
     if studies.roofline:
-        show("limit")
-        roofline, limit_problem = _limit(machine, subject)
+        attempt(ROOFLINE, "limit", lambda: machine.roofline(subject))
     if studies.layers and own:
-        show("layers")
-        layers = _profile(subject, report.p50_ms)
+        attempt(LAYERS, "layers", lambda: _profile(subject, report.p50_ms))
     if studies.throughput and own:
-        show("throughput")
-        throughput = saturate(subject.engine, subject.feeds, stream_counts(subject.candidate), seconds=_SETTING_S)
+        attempt(THROUGHPUT, "throughput", lambda: _saturate(subject))
     if studies.sustained_s is not None and own:
-        sustained = _sustain(subject, studies.sustained_s, show)
-    return replace(
-        report,
-        roofline=roofline,
-        limit_problem=limit_problem,
-        layers=layers,
-        throughput=throughput,
-        sustained=sustained,
-    )
-
-
-def _limit(machine: Machine, subject: Subject) -> tuple[Roofline | None, str]:
-    """Return the limit for a subject, or why there is none."""
-    try:
-        return machine.roofline(subject), ""
-    except (MeasureError, MissingError, BuildError) as error:  # the rounds before are worth a report all the same
-        return None, first_line(error)
+        found["sustained"] = _sustain(subject, studies.sustained_s, show)
+    return replace(report, study_problems=problems, **found)
 
 
 class Machine:
@@ -187,6 +182,10 @@ def _by_precision(macs: int, executed: ExecutedPrecision) -> dict[str, int]:
 def _profile(subject: Subject, p50_ms: float) -> LayerProfile | None:
     runs = min(_MAX_PROFILED, max(_MIN_PROFILED, round(_PROFILE_MS / p50_ms)))
     return subject.engine.profile_layers(subject.measured_feeds, runs=runs)
+
+
+def _saturate(subject: Subject) -> Throughput | None:
+    return saturate(subject.engine, subject.feeds, stream_counts(subject.candidate), seconds=_SETTING_S)
 
 
 def _sustain(subject: Subject, seconds: float, show: Callable[[str, float], None]) -> SustainedRun:

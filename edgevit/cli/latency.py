@@ -151,7 +151,7 @@ def run(arguments: Arguments, console: Console) -> int:
     kept = [_keep(bundle, reports) for bundle in bundles]
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
-    parts = [*latency_parts(reports, detailed=console.detailed), *study_parts(studies, reports)]
+    parts = [*latency_parts(reports, detailed=console.detailed), *study_parts(reports)]
     console.print(*parts, *(note for note in kept if note))
     console.result(*written)
     result = {"latency": latency_json(reports), "baseline": [check.to_json() for check in checks]}

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from edgevit.latency.report import LatencyReport
     from edgevit.latency.roofline import Roofline
-    from edgevit.latency.studies import Studies
     from edgevit.latency.sustained import SustainedRun
     from edgevit.latency.throughput import Throughput
     from edgevit.runtimes.layer_profile import GroupTime, LayerProfile
@@ -24,32 +23,26 @@ _MODULE_DEPTH = 2
 _NOTABLE_FRACTION = 1e-3  # of the multiply-adds; a precision with fewer is left out
 
 
-def study_parts(studies: Studies, reports: Sequence[LatencyReport]) -> list[Part]:
-    """Return what was found out by the studies that were asked for; the reason where there is nothing."""
+def study_parts(reports: Sequence[LatencyReport]) -> list[Part]:
+    """Return what was found out by the studies that were asked for, or why not."""
     parts: list[Part] = []
     for name, report in zip(short_names([report.name for report in reports]), reports, strict=True):
-        if studies.roofline:
-            parts.append(_limit(name, report))
-        if studies.layers and report.layers is not None:
+        if report.roofline is not None:
+            parts.append(_limit(name, report.roofline, report.p50_ms))
+        if report.layers is not None:
             parts += _layers(name, report.layers, report.p50_ms)
-        if studies.throughput and report.throughput is not None:
+        if report.throughput is not None:
             parts.append(_throughput(name, report.throughput))
         if report.sustained is not None:
             parts.append(_sustained(name, report.sustained))
+        parts += [f"note: {name}: no {part} ({reason})" for part, reason in report.study_problems.items()]
     parts += dict.fromkeys(_rates(report.roofline) for report in reports if report.roofline is not None)
-    asked = {"layers": studies.layers, "throughput": studies.throughput}
-    for what, wanted in asked.items():
-        if wanted and all(getattr(report, what) is None for report in reports):
-            parts.append(f"note: no {what}: the runtime has no such mode here")
     return parts
 
 
-def _limit(name: str, report: LatencyReport) -> str:
-    limit = report.roofline
-    if limit is None:
-        return f"note: {name}: limit unknown ({report.limit_problem})"
+def _limit(name: str, limit: Roofline, p50_ms: float) -> str:
     return (
-        f"limit: {name} {limit.limit_ms:.2f} ms, {limit.bound} bound, {limit.fraction(report.p50_ms):.0%} reached "
+        f"limit: {name} {limit.limit_ms:.2f} ms, {limit.bound} bound, {limit.fraction(p50_ms):.0%} reached "
         f"({_work(limit)})"
     )
 

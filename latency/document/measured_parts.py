@@ -8,6 +8,7 @@ from edgevit.latency.document.blocks import Block, Figure, Table, Text
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.figures import ABSENT, figure
 from edgevit.latency.document.svg import WIDTH, Canvas
+from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT
 from edgevit.latency.roofline import Roofline
 from edgevit.runtimes.layer_profile import GroupTime, LayerProfile
 from edgevit.types import Interval
@@ -42,9 +43,14 @@ def _limits(entries: Sequence[Entry]) -> Iterator[Block]:
             "No inference is faster than its multiply-adds at the best rate of a matrix product, or than reading its "
             "weights and inputs and writing its outputs once; both rates were measured in the same session."
         )
+    yield from _problems(entries, ROOFLINE)
+
+
+def _problems(entries: Sequence[Entry], part: str) -> Iterator[Text]:
+    """Yield why a study that was asked for has no result."""
     for entry in entries:
-        if entry.report.limit_problem:
-            yield Text(f"{entry.title}: unknown ({entry.report.limit_problem})")
+        if reason := entry.report.study_problems.get(part):
+            yield Text(f"{entry.title}: unknown ({reason})")
 
 
 def _limit_row(entry: Entry, limit: Roofline) -> tuple[str, ...]:
@@ -70,6 +76,7 @@ def _layers(entries: Sequence[Entry], key: str) -> Iterator[Block]:
         yield _bars(profile.by_kind(), f"{key}-kinds-{number}", f"{entry.title}, by kind of operator")
         longest = [(layer.name, layer.kind, figure(layer.ms)) for layer in profile.longest(_LONGEST)]
         yield Table(("longest layers", "kind", "ms"), tuple(longest), left=2)
+    yield from _problems(entries, LAYERS)
 
 
 def _modules(profile: LayerProfile) -> tuple[GroupTime, ...]:
@@ -117,6 +124,7 @@ def _throughputs(entries: Sequence[Entry]) -> Iterator[Block]:
     ]
     if rows:
         yield Table(("engine", "batch", "streams", "images/s", ""), tuple(rows))
+    yield from _problems(entries, THROUGHPUT)
 
 
 def _sustained(entries: Sequence[Entry]) -> Iterator[Block]:

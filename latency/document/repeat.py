@@ -10,7 +10,7 @@ from edgevit.formats import get_format
 from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.validity import MIN_RECORDED_S
-from edgevit.latency.report import LatencyReport
+from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT, LatencyReport
 from edgevit.runtimes.peers import PEERS
 from edgevit.runtimes.pytorch import CPU, CUDA, TORCH_CPU, TorchMode
 
@@ -52,13 +52,10 @@ def certifying_command(session: Session) -> str | None:
 
 
 def _studies(reports: Sequence[LatencyReport]) -> Iterator[str]:
-    """Yield the options of the studies that were made."""
-    made = {
-        "--roofline": any(report.roofline is not None or report.limit_problem for report in reports),
-        "--layers": any(report.layers is not None for report in reports),
-        "--throughput": any(report.throughput is not None for report in reports),
-    }
-    yield from (option for option, was_made in made.items() if was_made)
+    """Yield the options of the studies that were asked for."""
+    for part in (ROOFLINE, LAYERS, THROUGHPUT):
+        if any(getattr(report, part) is not None or part in report.study_problems for report in reports):
+            yield f"--{part}"
     sustained_s = max((report.sustained.duration_s for report in reports if report.sustained is not None), default=0)
     if sustained_s:
         yield from ("--sustained", f"{sustained_s}s")

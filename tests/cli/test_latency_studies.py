@@ -6,7 +6,6 @@ import dataclasses
 
 from edgevit.cli.latency import latency_parts
 from edgevit.cli.latency_studies import study_parts
-from edgevit.latency.studies import Studies
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput, ThroughputPoint
 from edgevit.types import Interval
@@ -20,7 +19,7 @@ def test_the_limit_is_one_line_for_each_engine_and_the_rates_one_for_each_runtim
         dataclasses.replace(PLAIN, name=name, roofline=dataclasses.replace(samples.ROOFLINE, runtime="ORT"))
         for name in ("a", "b")
     ]
-    assert study_parts(Studies(roofline=True), reports) == [
+    assert study_parts(reports) == [
         "limit: a 0.75 ms, compute bound, 38% reached (multiply-adds 0.001 G fp32, 0.002 G int8, 0.5 MB)",
         "limit: b 0.75 ms, compute bound, 38% reached (multiply-adds 0.001 G fp32, 0.002 G int8, 0.5 MB)",
         "best rates: ORT multiply-adds fp32 2 G/s, int8 8 G/s; copies 1 GB/s",
@@ -28,13 +27,8 @@ def test_the_limit_is_one_line_for_each_engine_and_the_rates_one_for_each_runtim
 
 
 def test_a_study_without_a_result_says_why() -> None:
-    report = dataclasses.replace(PLAIN, limit_problem="cuBLAS was not found")
-    limit, layers, throughput = study_parts(Studies(roofline=True, layers=True, throughput=True), [report])
-    assert limit == "note: a: limit unknown (cuBLAS was not found)"
-    assert (layers, throughput) == (
-        "note: no layers: the runtime has no such mode here",
-        "note: no throughput: the runtime has no such mode here",
-    )
+    report = dataclasses.replace(PLAIN, study_problems={"roofline": "cuBLAS was not found", "layers": "no memory"})
+    assert study_parts([report]) == ["note: a: no roofline (cuBLAS was not found)", "note: a: no layers (no memory)"]
 
 
 def test_throughput_and_a_sustained_run_are_one_line_each() -> None:
@@ -50,7 +44,7 @@ def test_throughput_and_a_sustained_run_are_one_line_each() -> None:
         hottest_c=91.0,
     )
     report = dataclasses.replace(PLAIN, throughput=Throughput(points=points), sustained=run)
-    assert study_parts(Studies(throughput=True, sustained_s=30.0), [report]) == [
+    assert study_parts([report]) == [
         "throughput: a 180.0 images/s with batch 1 and 2 at once (batch x streams: 1x1: 100.0, 1x2: 180.0)",
         (
             "sustained: a 100.0 images/s in the first 10 s, 80.0 in the last of 30 s (-20.0%): NOT steady; "

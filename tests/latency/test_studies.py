@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from edgevit.errors import MissingError
+from edgevit.errors import BuildError, MissingError
 from edgevit.latency import roofline
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.studies import Studies, Subject, stream_counts, study
 from edgevit.macs import ModelWork
-from edgevit.runtimes.base import Engine, Operations
+from edgevit.runtimes.base import Engine, Operations, ThroughputRunner
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array
 from tests.helpers import samples
@@ -51,12 +51,18 @@ def _nothing() -> None:
     """Take no time by the host's clock: the device's counts."""
 
 
-def studied(engine: Engine, *, work: ModelWork | None = WORK, executed: ExecutedPrecision = FP16) -> LatencyReport:
+def studied(
+    engine: Engine,
+    *,
+    work: ModelWork | None = WORK,
+    executed: ExecutedPrecision = FP16,
+    studies: Studies = Studies(roofline=True),  # noqa: B008  # immutable
+) -> LatencyReport:
     candidate = Candidate(name="a", infer=_nothing)
     subject = Subject(
         candidate=candidate, engine=engine, runtime="TensorRT", feeds={1: {}}, executed=executed, work=work
     )
-    return study(Studies(roofline=True), [subject], [samples.report([[2.0]] * 9)])[0]
+    return study(studies, [subject], [samples.report([[2.0]] * 9)])[0]
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +96,21 @@ def test_a_limit_that_is_unknown_says_why_and_keeps_the_measurement(
     engine: Engine, work: ModelWork | None, reason: str
 ) -> None:
     report = studied(engine, work=work)
-    assert report.roofline is None and report.limit_problem == reason
+    assert report.roofline is None and report.study_problems == {"roofline": reason}
     assert LatencyReport.from_json(report.to_json()) == report
+
+
+def test_a_study_that_fails_or_does_not_exist_keeps_the_measurement_too() -> None:
+    class Broken(_GpuEngine):
+        def throughput_runner(self, streams: int) -> ThroughputRunner:
+            raise BuildError("not enough memory for another context")
+
+    report = studied(Broken(), studies=Studies(throughput=True, layers=True))
+    assert report.study_problems == {
+        "throughput": "not enough memory for another context",
+        "layers": "TensorRT has no such mode here",
+    }
+    assert report.layers is None and report.throughput is None
 
 
 def test_twice_as_many_streams_as_threads_are_tried_and_sixteen_on_a_gpu() -> None:

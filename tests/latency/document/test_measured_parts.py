@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from edgevit.latency.document.blocks import Table, Text
 from edgevit.latency.document.measured_parts import part_sections
 from tests.helpers import samples
@@ -19,7 +21,10 @@ def test_the_limit_names_what_multiplied() -> None:
     assert rates.rows == (("cuBLAS", "fp32 2.00, int8 8.00", "1.00"),)  # once for all engines
 
 
-def test_a_limit_that_is_unknown_says_why() -> None:
-    ((_, blocks),) = part_sections(session(limit_problem="cuBLAS was not found"), "s0")
+@pytest.mark.parametrize(
+    ("part", "title"), [("roofline", "Limit of the machine"), ("layers", "Layers"), ("throughput", "Throughput")]
+)
+def test_a_study_without_a_result_says_why(part: str, title: str) -> None:
+    ((found, blocks),) = part_sections(session(study_problems={part: "cuBLAS was not found"}), "s0")
     texts = [block.text for block in blocks if isinstance(block, Text)]
-    assert texts and all(text.endswith(": unknown (cuBLAS was not found)") for text in texts)
+    assert found == title and texts and all(text.endswith(": unknown (cuBLAS was not found)") for text in texts)

@@ -69,4 +69,5 @@ def test_the_command_makes_the_same_studies() -> None:
     given = command_line().parse_args(shlex.split(command)[1:])
     assert (given.roofline, given.layers, given.throughput, given.sustained) == (True, True, True, 60.0)
     assert "--layers" not in commands(roofline=samples.ROOFLINE)[0]
-    assert commands(limit_problem="cuBLAS was not found")[0].endswith(" --roofline")  # asked for, and unknown
+    problems = {"throughput": "no memory", "roofline": "cuBLAS was not found"}  # asked for as well
+    assert commands(study_problems=problems)[0].endswith(" --roofline --throughput")
