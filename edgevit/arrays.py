@@ -28,6 +28,11 @@ def largest_difference(values: Array, expected: Array) -> float:
 
 
 def finite_std(values: Array) -> float:
-    """Return the standard deviation of the finite values, in float64; 0 if there are none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.astype(np.float64).std()) if finite.size else 0.0
+    """Return the standard deviation of the finite values, in float64; 0 if there are none.
+
+    Values that are all equal have their magnitude instead: errors are divided by it, and a rounding is no infinite one.
+    """
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
+        return 0.0
+    return float(finite.std()) if finite.min() < finite.max() else float(abs(finite[0]))

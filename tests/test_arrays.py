@@ -18,3 +18,8 @@ def test_equal_infinities_and_nans_do_not_differ_and_others_differ_by_infinity()
 def test_the_standard_deviation_is_of_finite_values() -> None:
     assert finite_std(np.array([1, -INF, NAN, 3], np.float32)) == 1
     assert finite_std(np.array([-INF, NAN], np.float32)) == 0
+
+
+def test_equal_values_have_their_magnitude_instead() -> None:
+    assert finite_std(np.array([-3, -INF, -3], np.float32)) == 3
+    assert finite_std(np.zeros(2, np.float32)) == 0

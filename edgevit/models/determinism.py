@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 _SEED = 0
+_TRIES = 8  # until two runs differ: a single value behind dropout is zero in every second run
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +34,25 @@ class _Call:
 def explain_difference(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
     """Return why `module(*inputs)` is not the same each time, in one sentence that begins with the submodule.
 
-    It runs the module four times. Raises any error of the module.
+    It runs the module six times or more. Raises any error of the module.
     """
-    first, second = _record_calls(module, inputs), _record_calls(module, inputs)
-    differing = (
-        call.path for call, again in zip(first, second, strict=False)
-        if call.path == again.path and call.inputs == again.inputs and call.outputs != again.outputs
-    )  # fmt: skip
-    path = next(differing, "")  # calls are recorded as they end, inner ones before outer ones
+    path = next((path for _ in range(_TRIES) if (path := _first_difference(module, inputs)) is not None), "")
     where = f"{path} ({type(module.get_submodule(path)).__name__})" if path else f"{type(module).__name__}.forward()"
     if _is_random(module, inputs):
         return f"{where} draws random numbers in eval mode: use self.training to switch dropout or noise off"
     changed = _changed_buffers(module, inputs)
     state = f", as in {changed[0]}," if changed else ""
     return f"{where} keeps state{state} from one call to the next: leave it as it is in eval mode, or make it an input"
+
+
+def _first_difference(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str | None:
+    """Return the first submodule with two outputs for one input in two runs; None if the runs agree by chance."""
+    first, second = _record_calls(module, inputs), _record_calls(module, inputs)
+    differing = (
+        call.path for call, again in zip(first, second, strict=False)
+        if call.path == again.path and call.inputs == again.inputs and call.outputs != again.outputs
+    )  # fmt: skip
+    return next(differing, None)  # calls are recorded as they end, inner ones before outer ones
 
 
 def _record_calls(module: nn.Module, inputs: Sequence[torch.Tensor]) -> list[_Call]:

@@ -89,3 +89,13 @@ def test_the_module_itself_is_named_if_no_submodule_is_to_blame() -> None:
 @pytest.mark.parametrize("part", [nn.Dropout(), nn.BatchNorm1d(4), CallCounter()])
 def test_modules_that_are_functions_of_their_input_pass(part: nn.Module) -> None:
     compute_references(from_module(network(part), example_input=torch.zeros(1, 4)), ["y"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_runs_that_agree_by_chance_do_not_hide_dropout(seed: int) -> None:
+    """One value is dropped in every second run, so that half of all pairs agree."""
+    module = nn.Sequential(nn.Linear(4, 1, bias=False), DropoutLeftOn())
+    model = from_module(module, example_input=torch.zeros(1, 4))
+    with torch.random.fork_rng([]), pytest.raises(ExportError, match=r": 1 \(DropoutLeftOn\) draws random numbers"):
+        torch.manual_seed(seed)
+        compute_references(model, ["y"])

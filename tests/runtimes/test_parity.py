@@ -200,3 +200,13 @@ def test_outputs_that_are_not_finite_fail_and_can_be_reported(value: float) -> N
     assert not report.results[0].snr_db > 0
     json.dumps(report.to_json(), allow_nan=False)
     parity_table(report.results)
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1 + 1e-6, True), (1 + 1e-3, False)])
+def test_a_constant_output_is_judged_by_its_magnitude(factor: float, passes: bool) -> None:
+    constant = np.full((2, 1), 14.2857, np.float32)
+    reference = Reference(kind="noise", inputs={"x": INPUTS[:2]}, outputs={"y": constant})
+    report = compare(
+        "engine", lambda feeds: {"y": constant[: len(feeds["x"])] * np.float32(factor)}, [reference], precision="fp32"
+    )
+    assert report.passed is passes
