@@ -52,7 +52,7 @@ def dense_model(bundle: Bundle, engine: RunnableEngine) -> DenseModel:
     if preprocessing.resize == "crop":
         raise UsageError(
             f"{bundle.name} crops its photos, so that boxes and masks cannot be mapped back; "
-            "export it again with preprocessing of resize fit, stretch or shorter_side"
+            "export it again with --resize-mode fit, stretch or shorter_side"
         )
     record = bundle.manifest.model
     return DenseModel(engine=engine, options=bundle.options, preprocessing=preprocessing, form=record.output_form)

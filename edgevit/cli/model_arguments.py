@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgevit.cli import parser as argument_types
 from edgevit.cli.parser import Arguments, Group
 from edgevit.errors import UsageError
-from edgevit.types import CROP_MODES, INTERPOLATIONS, OUTPUT_FORMS
+from edgevit.types import CROP_MODES, INTERPOLATIONS, OUTPUT_FORMS, PAD_SIDES, WHOLE_IMAGE_MODES
 
 if TYPE_CHECKING:
     from edgevit.models.description import ModelDescription
@@ -78,6 +78,25 @@ def add_preprocessing_arguments(group: Group) -> None:
     group.add_argument("--crop-mode", choices=CROP_MODES, help="resize the shorter, both or the longer side")
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help="filter that resizes")
     group.add_argument(
+        "--resize-mode",
+        choices=WHOLE_IMAGE_MODES,
+        help="show the whole image, for boxes and masks: as large as the input allows, as large as the input, or by "
+        "--edges",
+    )
+    group.add_argument(
+        "--edges",
+        type=argument_types.edges,
+        metavar="SHORTEST:LONGEST",
+        help="edges of --resize-mode shorter_side, such as 800:1333",
+    )
+    group.add_argument(
+        "--pad-color",
+        type=argument_types.channel_values,
+        metavar="R,G,B",
+        help="color of the padding, in the units of --mean (default: the mean)",
+    )
+    group.add_argument("--pad-side", choices=PAD_SIDES, help="where the padding is (default: bottom_right)")
+    group.add_argument(
         "--classes",
         type=argument_types.path,
         metavar="FILE",
@@ -99,6 +118,10 @@ def load_model(arguments: Arguments) -> ModelDescription:
         crop_pct=arguments.crop_pct,
         crop_mode=arguments.crop_mode,
         interpolation=arguments.interpolation,
+        resize_mode=arguments.resize_mode,
+        edges=arguments.edges,
+        pad_color=arguments.pad_color,
+        pad_side=arguments.pad_side,
     )
     model = load_named(
         arguments.model,

@@ -190,6 +190,15 @@ def value_range(text: str) -> tuple[float, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, such as 0:255") from None
 
 
+def edges(text: str) -> tuple[int, int]:
+    """Argument type for SHORTEST:LONGEST."""
+    shortest, _, longest = text.partition(":")
+    try:
+        return int(shortest), int(longest)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SHORTEST:LONGEST, such as 800:1333") from None
+
+
 def names(text: str) -> tuple[str, ...]:
     """Argument type for a comma-separated list of names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -16,7 +16,7 @@ from edgevit.errors import UsageError
 from edgevit.files import class_and_first_line
 from edgevit.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, crop_fraction
 from edgevit.models import hf_processor
-from edgevit.types import INTERPOLATIONS, CropMode, Interpolation
+from edgevit.types import INTERPOLATIONS, CropMode, Interpolation, PadSide, ResizeMode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,8 @@ class PreprocessingOptions:
     """Settings that the user gives; each that is not None replaces the model's own.
 
     `input_range` are the values of a black and a white pixel before `mean` and `std`, which are in its units:
-    0:1 if it is None, 0:255 for the means of Caffe and OpenCV, -1:1 for TensorFlow's models.
+    0:1 if it is None, 0:255 for the means of Caffe and OpenCV, -1:1 for TensorFlow's models. `pad_color` is in the
+    same units.
     """
 
     mean: tuple[float, ...] | None = None
@@ -40,6 +41,10 @@ class PreprocessingOptions:
     crop_pct: float | None = None
     crop_mode: CropMode | None = None
     interpolation: Interpolation | None = None
+    resize_mode: ResizeMode | None = None  # how the whole image is shown, for boxes and masks
+    edges: tuple[int, int] | None = None  # the shortest and the longest, of "shorter_side"
+    pad_color: tuple[float, ...] | None = None
+    pad_side: PadSide | None = None
 
     @property
     def given(self) -> bool:
@@ -51,11 +56,16 @@ class PreprocessingOptions:
         if self.resize is not None and self.crop_pct is not None:
             raise UsageError("--resize and --crop-pct exclude each other: crop_pct is the input's side over --resize")
         crop = (self.resize, self.crop_pct, self.crop_mode)
-        if base.resize != "crop" and any(each is not None for each in crop):
+        mode = self.resize_mode or base.resize
+        if mode != "crop" and any(each is not None for each in crop):
             raise UsageError(
                 "--resize, --crop-pct and --crop-mode are for images that are cropped, and this model is given the "
-                f"whole image ({base.resize}); use --img-size"
+                f"whole image ({mode}); use --img-size"
             )
+        if mode in ("crop", "stretch") and (self.pad_color, self.pad_side) != (None, None):
+            raise UsageError("--pad-color and --pad-side need --resize-mode fit or shorter_side")
+        if mode != "shorter_side" and self.edges is not None:
+            raise UsageError("--edges needs --resize-mode shorter_side")
         mean, std = self._normalization(base)
         fraction = base.crop_pct if self.crop_pct is None else self.crop_pct
         if self.resize is not None:
@@ -67,7 +77,22 @@ class PreprocessingOptions:
             crop_mode=self.crop_mode or base.crop_mode,
             mean=mean,
             std=std,
+            resize=mode,
+            edges=self.edges or (base.edges if mode == "shorter_side" else None),
+            pad=base.pad if self.pad_color is None else self._pad(mean, std),
+            pad_side=self.pad_side or base.pad_side,
         )
+
+    def _pad(self, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the padding's color after normalization."""
+        low, high = self.input_range or (0.0, 1.0)
+        color = self.pad_color or ()
+        if len(color) != len(mean):
+            raise UsageError(f"--pad-color needs one value per channel, {len(mean)}, not {len(color)}")
+        if not all(low <= value <= high for value in color):
+            raise UsageError(f"a --pad-color is from {low:g} to {high:g}, as pixels are; 114 of 255 is 0.447")
+        pixels = ((value - low) / (high - low) for value in color)
+        return tuple((value - center) / spread for value, center, spread in zip(pixels, mean, std, strict=True))
 
     def _normalization(self, base: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and std for pixels from 0 to 1."""

@@ -94,7 +94,7 @@ def find_dense_dataset(
     if form not in _FORMS[task]:
         raise UsageError(f"--eval needs {task} outputs; use --outputs {' or '.join(_FORMS[task])}, not {form}")
     if preprocessing is None or preprocessing.resize == "crop":
-        raise UsageError(f"--eval needs photos that are not cropped; give {model.name} resize fit, stretch or none")
+        raise UsageError(f"--eval needs photos that are not cropped; add --resize-mode fit for {model.name}")
     count = class_count(outputs, form) or len(model.classes or ())
     if not count:
         raise UsageError(f"{model.name} does not say how many classes it has; add --classes FILE")

@@ -76,6 +76,7 @@ def test_export_suggests_verify_for_a_model_that_is_not_a_classifier(
         (["--mean", "1,x,3"], "'1,x,3' is not a number per channel"),
         (["--mean", "123,117,104"], "add --input-range 0:255"),
         (["--input-range", "5"], "'5' is not LOW:HIGH"),
+        (["--edges", "800"], "'800' is not SHORTEST:LONGEST"),
         (["--classes", "nowhere.txt"], "cannot read the class names in nowhere.txt"),
     ],
 )

@@ -245,6 +245,40 @@ def test_no_crop_is_set_for_images_that_are_shown_whole(options: dict[str, Any])
         PreprocessingOptions(**options).apply(whole)
 
 
+def test_the_whole_image_is_shown_as_the_options_say() -> None:
+    base = Preprocessing(input_size=(3, 64, 96), resize="fit", pad=(1, 1, 1))
+    assert PreprocessingOptions(resize_mode="stretch").apply(base) == replace(base, resize="stretch")
+    shorter = PreprocessingOptions(resize_mode="shorter_side", edges=(40, 60), pad_side="center").apply(base)
+    assert shorter == replace(base, resize="shorter_side", edges=(40, 60), pad_side="center")
+    assert PreprocessingOptions(resize_mode="fit").apply(shorter) == replace(base, pad_side="center")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pad_color": (114 / 255,) * 3}, {"pad_color": (114,) * 3, "input_range": (0, 255), "mean": (127.5,) * 3}],
+)
+def test_the_padding_has_the_color_of_a_photo_of_that_color(options: dict[str, Any]) -> None:
+    preprocessing = PreprocessingOptions(**options).apply(Preprocessing(input_size=(3, 8, 16), resize="fit"))
+    pixels = to_array(Image.new("RGB", (8, 8), (114, 114, 114)), preprocessing)
+    assert np.allclose(pixels[:, :, 8:], pixels[:, :, :8], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "words"),
+    [
+        ("crop", {"pad_side": "center"}, "need --resize-mode fit or shorter_side"),
+        ("fit", {"resize_mode": "stretch", "pad_color": (0, 0, 0)}, "need --resize-mode fit or shorter_side"),
+        ("fit", {"edges": (8, 16)}, "--edges needs --resize-mode shorter_side"),
+        ("fit", {"resize_mode": "shorter_side", "edges": (16, 8)}, "a shortest edge that is no longer"),
+        ("fit", {"pad_color": (114, 114, 114)}, "is from 0 to 1, as pixels are"),
+        ("fit", {"pad_color": (0.5,)}, "needs one value per channel, 3, not 1"),
+    ],
+)
+def test_settings_of_the_whole_image_that_contradict_each_other(base: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        PreprocessingOptions(**options).apply(Preprocessing(input_size=SQUARE, resize=base))
+
+
 @pytest.mark.parametrize("labels", [{0: "LABEL_0", 1: "LABEL_1"}, {1: "cat"}, {}, None, "cat"])
 def test_labels_that_name_nothing_are_no_class_names(labels: object) -> None:
     assert declared_classes(Classifier(config=SimpleNamespace(id2label=labels))) is None

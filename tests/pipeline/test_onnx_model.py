@@ -139,6 +139,14 @@ def test_a_wrong_request_is_one_line(
     assert words in last_line(capsys)
 
 
+def test_photos_are_shown_whole_as_the_command_line_says(file: Path) -> None:
+    shown = ["--resize-mode", "shorter_side", "--edges", "8:12", "--pad-color", "0,0.5,1", "--pad-side", "center"]
+    settings = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", *shown]
+    assert status("export", file, "--fmt", "onnx", *settings, "--no-latency", "--no-verify", "--out", file.parent) == 0
+    found = Bundle.open(file.parent / "net_v2-fp32-onnx").preprocessing
+    assert (found.resize, found.edges, found.pad, found.pad_side) == ("shorter_side", (8, 12), (-1, 0, 1), "center")
+
+
 def test_a_model_above_2_gb_is_exported_verified_and_built_with_its_weights_beside_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
