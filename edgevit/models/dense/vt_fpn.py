@@ -16,6 +16,8 @@ No code and no weights were published, so three points are choices:
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -37,12 +39,15 @@ from edgevit.models.visual_transformers import (
     gather,
 )
 
+_LOG = logging.getLogger(__name__)
+
 LEVELS = (2, 3, 4, 5)
 PYRAMID_WIDTH = 256
 BRANCH_WIDTH = 128
 TOKENS = 8  # of a level
 TOKEN_WIDTH = 1024
 KQV_GROUPS = 8  # of the transformer's projections
+PIXEL_STATISTICS = ("pixel_mean", "pixel_std")  # in a checkpoint of Detectron2, of pixels from 0 to 255
 
 
 class LevelTokenizer(nn.Module):
@@ -188,10 +193,18 @@ def resnet_of(segmenter: nn.Module) -> Backbone:
 def from_detectron2(tensors: StateDict) -> StateDict:
     """Return the tensors of a Detectron2 checkpoint by the names here.
 
-    The pixel statistics, which belong to the preprocessing, are left out, and the counters that a frozen BatchNorm
-    lacks are added.
+    The pixel statistics, which belong to the preprocessing, are left out and named, and the counters that a frozen
+    BatchNorm lacks are added.
     """
-    kept = {key: value for key, value in tensors.items() if key not in ("pixel_mean", "pixel_std")}
+    statistics = {key: tensors[key].flatten().tolist() for key in PIXEL_STATISTICS if key in tensors}
+    if statistics:
+        shown = ", ".join(f"{key} ({', '.join(f'{each:g}' for each in values)})" for key, values in statistics.items())
+        _LOG.warning(
+            "edgevit: tensors of the checkpoint that the exported network does not use: %s; the input is RGB, set "
+            "--mean and --std with --input-range 0:255 if the model was trained with these",
+            shown,
+        )
+    kept = {key: value for key, value in tensors.items() if key not in PIXEL_STATISTICS}
     for key in tensors:
         if key.endswith(".running_mean"):
             kept.setdefault(key.replace(".running_mean", ".num_batches_tracked"), torch.zeros((), dtype=torch.long))

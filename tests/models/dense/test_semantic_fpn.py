@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from edgevit.errors import UsageError
 from edgevit.models.dense import segmenter
 from edgevit.models.dense.segmenter import Segmenter
 from edgevit.models.dense.semantic_fpn import FPNHead, SemanticBranch, SemanticFPN
+from edgevit.models.dense.vt_fpn import from_detectron2
 from edgevit.models.initialization import randomize
 from edgevit.models.registry import create_model, get_spec
 from tests import oracles
@@ -39,6 +41,16 @@ def test_matches_detectron2() -> None:
     found = {f"p{level}": each for level, each in enumerate(levels, 2)} | {"logits_quarter": logits}
     found["logits"] = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
     assert max(oracle.error_of_std(name, value.numpy()) for name, value in found.items()) <= 1e-4
+
+
+def test_the_pixel_statistics_of_detectron2_are_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    norm = {"stem.conv1.norm.running_mean": torch.zeros(2)}
+    statistics = {"pixel_mean": torch.tensor([[[103.53]], [[116.28]], [[123.675]]]), "pixel_std": torch.ones(3, 1, 1)}
+    with caplog.at_level(logging.WARNING):
+        found = from_detectron2({**norm, **statistics})
+    assert "does not use: pixel_mean (103.53, 116.28, 123.675), pixel_std (1, 1, 1)" in caplog.text
+    assert list(found) == ["stem.conv1.norm.running_mean", "stem.conv1.norm.num_batches_tracked"]
+    assert int(found["stem.conv1.norm.num_batches_tracked"]) == 0
 
 
 def test_the_heads_of_mmseg_and_detectron2_differ_in_names_only() -> None:
