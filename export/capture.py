@@ -31,6 +31,7 @@ from edgevit.export.capture_errors import (
 from edgevit.export.garbage import rare_collection
 from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph, PassRecord
 from edgevit.export.output_names import names_of_outputs
+from edgevit.export.translations import TRANSLATIONS
 from edgevit.models.loading import forward_names, in_eval_mode
 from edgevit.models.reference import register_dataclasses
 
@@ -122,6 +123,7 @@ def _translate(
                 program,
                 dynamo=True,
                 optimize=False,
+                custom_translation_table=dict(TRANSLATIONS),
                 opset_version=CAPTURE_OPSET,
                 verbose=False,
                 input_names=list(names),
