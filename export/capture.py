@@ -28,6 +28,7 @@ from edgevit.export.capture_errors import (
     trace_error,
     translate_error,
 )
+from edgevit.export.decomposition import skip_needless_decomposition
 from edgevit.export.garbage import rare_collection
 from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph, PassRecord
 from edgevit.export.output_names import names_of_outputs
@@ -119,6 +120,7 @@ def _translate(
     try:
         with torch.no_grad():  # as in the trace: views of a parameter that requires gradients decompose differently
             reshape_attention_to_4d(program)
+            skip_needless_decomposition(program)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
