@@ -18,6 +18,7 @@ from edgevit.export.child_rewrite import rewrite_in_child
 from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph
 from edgevit.files import first_line
 
+_IMAGE_AXES = 4  # (N, C, H, W)
 _TIMEOUT_S = 120.0
 _UPGRADE = """
 import sys
@@ -82,10 +83,14 @@ def _static(value: ir.Value, given: Sequence[int] | None) -> list[int | str]:
         return list(given)
     dims: list[int | str] = [dim if isinstance(dim, int) else BATCH for dim in value.shape]
     if BATCH in dims[1:]:
-        sizes = ",".join(str(dim) if isinstance(dim, int) else "1" for dim in value.shape)
+        is_image = len(dims) == _IMAGE_AXES
+        sizes = ",".join(
+            str(dim) if isinstance(dim, int) else "224" if is_image and axis in (2, 3) else "1"
+            for axis, dim in enumerate(value.shape)
+        )
         raise UsageError(
-            f"input {value.name} has dynamic axes besides the batch: {value.shape}; give its shape: --input-shape "
-            f"{value.name}={sizes}"
+            f"input {value.name} has dynamic axes besides the batch: {value.shape}; give its shape, such as "
+            f"--input-shape {value.name}={sizes}"
         )
     return dims
 

@@ -89,6 +89,7 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
 
     load_torch()
     from edgevit.models import loading, registry
+    from edgevit.models.description import is_hub_name
 
     record, batch = bundle.manifest.model, bundle.options.batch
     name = source.model or record.source
@@ -99,10 +100,16 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
         )
     if name is None or (":" in name and source.model is None):
         made_from = "a module in memory" if name is None else f"the code {name}, which a bundle cannot make edgevit run"
-        raise UsageError(f"{bundle.name} was exported from {made_from}; name it again: --model file.py:FUNCTION")
+        again = name if name is not None and is_hub_name(name) else "file.py:FUNCTION"
+        raise UsageError(f"{bundle.name} was exported from {made_from}; name it again: --model {again}")
     if ":" in name:
         return loading.from_name(
-            name, weights=source.weights, img_size=_image_size(bundle), batch=batch, arguments=source.arguments
+            name,
+            weights=source.weights,
+            img_size=_image_size(bundle),
+            batch=batch,
+            arguments=source.arguments,
+            preprocessing=record.preprocessing,
         )
     if source.arguments:
         raise UsageError(f"--arg is for the factory of --model file.py:FUNCTION; {name} takes none")
@@ -130,12 +137,13 @@ def _recorded_weights(bundle: Bundle) -> Path | None:
     raise UsageError(f"{bundle.name} has the weights {record.weights}; name their file again: --weights FILE")
 
 
-def _image_size(bundle: Bundle) -> int:
-    """Height of the images that a user's model takes."""
+def _image_size(bundle: Bundle) -> tuple[int, int]:
+    """Height and width of the images that a user's model takes."""
     shape = bundle.manifest.inputs[0].shape if bundle.manifest.inputs else ()
-    if len(shape) != 4 or not isinstance(shape[2], int):
+    height, width = shape[2:] if len(shape) == 4 else (None, None)
+    if not isinstance(height, int) or not isinstance(width, int):
         raise UsageError(f"{bundle.name} takes no images, so its model cannot be created from a name")
-    return shape[2]
+    return height, width
 
 
 def require_match(bundle: Bundle, model: LoadedModel) -> None:

@@ -230,3 +230,25 @@ def test_references_of_other_weights_do_not_match(shared_bundle: Callable[[str],
     store.write_manifest(copy, source.manifest)
     with pytest.raises(UsageError, match="does not match"):
         recreate_model(Bundle.open(copy))
+
+
+def test_the_model_of_the_user_is_given_images_of_the_bundles_size_and_preprocessing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USER_MODEL)
+    name, half = f"{tmp_path / 'mine.py'}:build", "0.5,0.5,0.5"
+    arguments = ["export", name, "--fmt", "onnx", "--img-size", "32x48", "--mean", half, "--no-latency"]
+    assert status(*arguments, "--out", tmp_path) == 0
+    bundle = Bundle.open(tmp_path / "mine_build-fp32-onnx")
+    model = recreate_model(bundle, PytorchSource(model=name))
+    assert model.example[0].shape == (1, 3, 32, 48)
+    assert model.preprocessing == bundle.preprocessing
+    assert bundle.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("source", "again"), [("timm:resnet18", "timm:resnet18"), ("mine:build", "file.py:FUNCTION")])
+def test_a_model_of_a_hub_is_named_again_by_its_name(
+    user_bundle: Bundle, tmp_path: Path, source: str, again: str
+) -> None:
+    copy = Bundle.open(shutil.copytree(user_bundle.path, tmp_path / "copy"))
+    damage(copy.path, "model.source", source)
+    with pytest.raises(UsageError, match=f"name it again: --model {again}$"):
+        recreate_model(Bundle.open(copy.path))

@@ -82,3 +82,11 @@ def test_the_options_of_a_saved_part_are_refused_for_a_bundle(
     assert "--fmt and --precision require a part of a graph" in capsys.readouterr().err
     assert status("verify", tmp_path / "part.onnx") == 2
     assert "part.npz is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--explain",), ("--images", "."), ("--model", "mine.py:build")])
+def test_a_part_of_a_graph_takes_no_options_of_a_bundle(
+    option: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("verify", tmp_path / "part.onnx", *option) == 2
+    assert f"{option[0]} requires a bundle" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_the_batch_keeps_its_name_where_inference_loses_it() -> None:
         (
             OLD.replace("[N, 3, 8, 8] x", "[N, 3, H, W] x"),
             {},
-            "dynamic axes besides the batch: .*--input-shape x=1,3,1,1",
+            "dynamic axes besides the batch: .*--input-shape x=1,3,224,224",
         ),
     ],
 )

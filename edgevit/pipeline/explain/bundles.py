@@ -55,7 +55,8 @@ def explain_bundle(
 
 def _in_memory(bundle: Bundle, module: nn.Module) -> LoadedModel:
     first = bundle.references()[0].batch(bundle.options.batch_sizes[0])
-    model = from_module(module, example_input=[torch.from_numpy(array) for array in first.values()])
+    example = [torch.from_numpy(array) for array in first.values()]
+    model = from_module(module, example_input=example, preprocessing=bundle.manifest.model.preprocessing)
     require_match(bundle, model)
     return model
 
