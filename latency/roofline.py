@@ -16,10 +16,13 @@ from edgevit.runtimes.precision import UNKNOWN
 from edgevit.types import PRECISIONS
 
 # (M, K, N) of products whose rate is measured: square ones, and a layer of a transformer.
-MATMUL_SHAPES = ((256, 1024, 1024), (1024, 1024, 1024), (196, 768, 3072))
+_SIDE = 1024
+MATMUL_SHAPES = ((256, 1024, 1024), (_SIDE, _SIDE, _SIDE), (196, 768, 3072))
 _MIN_COPY_BITS, _MAX_COPY_BITS = 20, 28  # 1 MB, which is long enough to time, and 256 MB, beyond all caches
 _MIN_CALLS = 5
 _SHAPE_S = 0.2  # that each shape is repeated
+_FILLED_S = 1e-4  # a product that takes less may leave parts of a large GPU without work
+_MAX_SIDE = 8192  # of a square product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +95,18 @@ def matmul_rate(engine: Engine, precision: str) -> float | None:
 
     Raises MissingError if it has none at all here.
     """
-    rates = []
-    for shape in MATMUL_SHAPES:
-        products = engine.matmul(shape, precision)
-        if products is not None:
-            rates.append(math.prod(shape) / _shortest_s(products))
-    return max(rates, default=None)
+    times_s = {shape: _product_s(engine, shape, precision) for shape in MATMUL_SHAPES}
+    side = _SIDE
+    while (times_s[side, side, side] or _FILLED_S) < _FILLED_S and side < _MAX_SIDE:
+        side *= 2
+        times_s[side, side, side] = _product_s(engine, (side, side, side), precision)
+    return max((math.prod(shape) / time_s for shape, time_s in times_s.items() if time_s), default=None)
+
+
+def _product_s(engine: Engine, shape: tuple[int, int, int], precision: str) -> float | None:
+    """Return the shortest time of a product of (M, K, N); None if the engine's device has none in `precision`."""
+    products = engine.matmul(shape, precision)
+    return None if products is None else _shortest_s(products)
 
 
 def copied_bytes(moved_bytes: int) -> int:
