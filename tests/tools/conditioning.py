@@ -8,27 +8,27 @@ from torch import nn
 from edgevit.models.float64 import run_in_float64
 
 MAX_FLOAT32_ERROR = 1e-4  # of the outputs' standard deviation, on one row
-_ROWS = 8
 _LIMIT_S = 120.0
 
 
-def settle_statistics(module: nn.Module, shape: tuple[int, ...], *, seed: int) -> bool:
+def settle_statistics(module: nn.Module, inputs: torch.Tensor) -> bool:
     """Set the running statistics in place if PyTorch's own float32 is off by more than `MAX_FLOAT32_ERROR`.
 
+    `inputs` are one batch of all kinds that the module is compared on; other kinds can leave the statistics' range.
+
     The statistics that `randomize` draws do not fit the activations: in a deep network without other norms these can
-    grow by a constant factor in each block, until the outputs of some inputs depend on rounding. Noise is the input
-    here. Return whether the statistics were set; a module without BatchNorm, or that does not run in float64, is left.
+    grow by a constant factor in each block, until the outputs of some inputs depend on rounding. Return whether the
+    statistics were set; a module without BatchNorm, or that does not run in float64, is left.
     """
-    noise = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(seed))
     norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm1d | nn.BatchNorm2d)]
-    if not norms or float32_error(module, noise) <= MAX_FLOAT32_ERROR:
+    if not norms or float32_error(module, inputs) <= MAX_FLOAT32_ERROR:
         return False
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the average of all batches, and there is one
         norm.train()
     with torch.no_grad():
-        module(noise)
+        module(inputs)
     module.eval()
     return True
 
