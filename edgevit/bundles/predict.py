@@ -11,6 +11,7 @@ import numpy as np
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import open_engine
+from edgevit.dense.draw import class_name
 from edgevit.errors import ImageError, ParityError, UsageError
 from edgevit.images import OnSkip, find_images, read_batch
 from edgevit.metrics import is_usable
@@ -92,8 +93,4 @@ def _top_classes(logits: Array, class_names: Sequence[str] | None, top: int) -> 
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     probabilities = shifted / shifted.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
-    return tuple((int(index), _class_name(index, class_names), float(probabilities[index])) for index in order)
-
-
-def _class_name(index: int, class_names: Sequence[str] | None) -> str:
-    return class_names[index] if class_names and index < len(class_names) else f"class {index}"
+    return tuple((int(index), class_name(index, class_names), float(probabilities[index])) for index in order)

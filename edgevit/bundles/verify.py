@@ -8,7 +8,7 @@ from pathlib import Path
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references
-from edgevit.dense.matching import CommonObjects, common_in_outputs
+from edgevit.dense.matching import ClassAgreement, agreement_of_outputs
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.parity import ParityReport, compare, references_for, run_rows
 from edgevit.types import PHOTOS, Reference
@@ -35,16 +35,19 @@ def verify(
         return engine_parity(engine, references, bundle.options)
 
 
-def objects_in_common(bundle: Bundle, *, threads: int | None = None) -> CommonObjects | None:
-    """Compare the objects that a detector and PyTorch find in the photos of reference.npz; None for other models."""
-    record = bundle.manifest.model
+def agreement_by_class(bundle: Bundle, *, threads: int | None = None) -> tuple[ClassAgreement, ...]:
+    """Compare objects, or pixels, that the engine and PyTorch find in the photos of reference.npz.
+
+    Empty for models that find neither, and without photos.
+    """
+    task, form = bundle.manifest.model.task, bundle.manifest.model.output_form
     photos = [reference for reference in bundle.references() if reference.kind == PHOTOS]
-    if record.task != "detection" or record.output_form not in ("boxes", "nms") or not photos:
-        return None
+    if task not in ("detection", "segmentation") or form in ("raw", "features") or not photos:
+        return ()
     (reference,) = photos[:1]
     with load_engine(bundle, threads=threads) as engine:
         outputs = run_rows(engine.run, reference, bundle.options.batch_sizes[0])
-    return common_in_outputs(reference.outputs, outputs, record.output_form, bundle.preprocessing.input_size[1:])
+    return agreement_of_outputs(reference.outputs, outputs, form, bundle.preprocessing.input_size[1:])
 
 
 def engine_parity(engine: Engine, references: Sequence[Reference], options: BuildOptions) -> ParityReport:

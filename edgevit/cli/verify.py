@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads, pytorch_source
-from edgevit.cli.tables import parity_parts, parity_phrase
+from edgevit.cli.tables import fixed, make_table, parity_parts, parity_phrase
 from edgevit.errors import EdgevitError, ParityError, UsageError
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.source_model import PytorchSource
-    from edgevit.dense.matching import CommonObjects
+    from edgevit.dense.matching import ClassAgreement
     from edgevit.runtimes.parity import ParityReport
+
+CLASS_TITLE = "Found by class, for information"
+SHOWN_CLASSES = 10  # without -v
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,27 +52,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments, console: Console) -> int:
     """Check parity with the reference outputs in the bundle, or with PyTorch itself."""
-    common = None
+    classes: tuple[ClassAgreement, ...] = ()
+    names: Sequence[str] | None = None
     if arguments.bundle.suffix == ".onnx" and not arguments.bundle.is_dir():
         parity = _verify_part(arguments)
     else:
         parity = _verify_bundle(arguments)
-        common = _objects_in_common(arguments)
+        classes, names = _agreement_by_class(arguments)
     console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
     console.print(*parity_parts(parity.results, detailed=console.detailed))
-    if common is not None:
-        console.print(f"after non-maximum suppression, for information: {common}")
-    console.finish(parity.to_json() | ({} if common is None else {"objects": common.to_json()}))
+    if classes:
+        console.print(_class_table(classes, names, detailed=console.detailed))
+    console.finish(parity.to_json() | ({"classes": [each.to_json() for each in classes]} if classes else {}))
     return 0
 
 
-def _objects_in_common(arguments: Arguments) -> CommonObjects | None:
+def _agreement_by_class(arguments: Arguments) -> tuple[tuple[ClassAgreement, ...], Sequence[str] | None]:
+    """Return the agreement of a dense model's engine with PyTorch, and the names of the classes."""
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.verify import objects_in_common
+    from edgevit.bundles.verify import agreement_by_class
 
-    if arguments.images is not None:  # the objects are those of reference.npz
-        return None
-    return objects_in_common(Bundle.open(arguments.bundle), threads=arguments.threads)
+    bundle = Bundle.open(arguments.bundle)
+    if arguments.images is not None:  # the agreement is that on the photos of reference.npz
+        return (), None
+    return agreement_by_class(bundle, threads=arguments.threads), bundle.classes
+
+
+def _class_table(classes: Sequence[ClassAgreement], names: Sequence[str] | None, *, detailed: bool) -> Table:
+    """Return a row for all classes and one for each, the most frequent first; only a few of them unless `detailed`."""
+    from edgevit.dense.draw import class_name
+
+    table = make_table(CLASS_TITLE, "class", "in the reference", "in the engine", "in both", "IoU")
+    sums = (sum(getattr(each, name) for each in classes) for name in ("reference", "engine", "both"))
+    table.add_row(f"all {len(classes)}", *map(str, sums), "")
+    ordered = sorted(classes, key=lambda each: -each.reference)
+    for each in ordered if detailed else ordered[:SHOWN_CLASSES]:
+        counts = (each.reference, each.engine, each.both)
+        table.add_row(class_name(each.label, names), *map(str, counts), fixed(each.iou, 4))
+    return table
 
 
 def _verify_part(arguments: Arguments) -> ParityReport:

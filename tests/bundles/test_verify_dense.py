@@ -32,11 +32,15 @@ def test_equal_outputs_have_all_objects_in_common(tmp_path: Path, capsys: pytest
     bundle = detector(tmp_path / "proven", reference=reference)
     assert status("verify", bundle.path, "--json", "-") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["objects"]["first"] == result["objects"]["second"] == result["objects"]["common"] >= 2
+    assert [row["iou"] for row in result["classes"]] == [1.0] * len(result["classes"])
+    assert all(row["reference"] == row["engine"] == row["both"] for row in result["classes"])
+    assert sum(row["both"] for row in result["classes"]) >= 2
     assert {row["output"] for row in result["results"]} == {"boxes", "scores"}
     assert status("verify", bundle.path) == 0
     printed = capsys.readouterr().out
-    assert "after non-maximum suppression, for information: " in printed
+    rows = [line.split() for line in printed.split("for information", 1)[1].splitlines() if "1.0000" in line]
+    assert {row[0] for row in rows} == {"red", "blue"}
+    assert all(row[1] == row[2] == row[3] for row in rows)
     assert [line.split()[2] for line in printed.splitlines() if line.startswith("ort: engine")] == ["boxes", "scores"]
 
 
