@@ -38,6 +38,7 @@ from edgevit.export.passes.fuse_affine import fuse_affine
 from edgevit.export.passes.fuse_batchnorm import fuse_batchnorm
 from edgevit.export.passes.fuse_channel_shuffle import fuse_channel_shuffle
 from edgevit.export.passes.fuse_slices import fuse_slices
+from edgevit.export.passes.group_norm_by_rows import group_norm_by_rows
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
 from edgevit.export.passes.merge_linear import merge_linear
@@ -123,6 +124,7 @@ _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(fold_scale),
     FormatPass(hard_sigmoid_to_clip),
     FormatPass(expand_depthwise),
+    FormatPass(group_norm_by_rows, applies=lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
 )
 
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.

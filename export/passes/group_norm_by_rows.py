@@ -1,0 +1,67 @@
+"""Compute the moments of large GroupNorms row by row, which processors do faster and more accurately.
+
+ONNX Runtime adds all values of a normalization into one float32 sum. With 1.6 million values, those of shiftvit_t's
+first norms at 512 x 512, its result is off by 8e-4 standard deviations and that of OpenVINO by 3e-5, PyTorch's by 1e-6.
+Sums of rows, and then of those sums, have the error of PyTorch:
+
+    mean = E[E_row[x]], var = E[sum_row[(x - mean)^2]] / width, y = (x - mean) / sqrt(var + epsilon)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from edgevit.export.ir_helpers import initializer, int64_initializer, remove_unused, replace_value
+from edgevit.export.passes.decompose_group_norm import scale_and_shift, static_shape
+
+MAX_SINGLE_SUM = 1 << 19  # values; up to it the norms stay operators that runtimes fuse
+_ROW, _ALL = [3], [1, 2, 3]
+
+
+def group_norm_by_rows(model: ir.Model) -> None:
+    """Replace each GroupNormalization of (N, C, H, W) with one group and more than MAX_SINGLE_SUM values."""
+    for node in list(model.graph):
+        if _is_large(node):
+            replace_value(node.outputs[0], scale_and_shift(node, _normalized(node, model.graph), model.graph))
+    remove_unused(model)
+
+
+def has_large_group_norm(model: ir.Model) -> bool:
+    """Return whether the pass would change the model."""
+    return any(map(_is_large, model.graph))
+
+
+def _is_large(node: ir.Node) -> bool:
+    if node.op_type != "GroupNormalization" or node.domain or node.attributes.get_int("num_groups") != 1:
+        return False
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or len(shape) != 4:
+        return False
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    return len(sizes) == 3 and math.prod(sizes) > MAX_SINGLE_SUM
+
+
+def _normalized(node: ir.Node, graph: ir.Graph) -> ir.Value:
+    """Insert the steps before a norm, each named `<norm>_<step>`; return (x - mean) / deviation."""
+    x = node.inputs[0]
+    assert x is not None
+    dtype = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
+    row, whole = (int64_initializer(graph, f"{node.name}.axes", axes) for axes in (_ROW, _ALL))
+
+    def number(name: str, value: float) -> ir.Value:
+        return initializer(graph, f"{node.name}.{name}", np.asarray(value, dtype))
+
+    def step(op_type: str, name: str, *inputs: ir.Value) -> ir.Value:
+        made = ir.node(op_type, inputs, name=f"{node.name}_{name}")
+        graph.insert_before(node, made)
+        return made.outputs[0]
+
+    mean = step("ReduceMean", "mean", step("ReduceMean", "row_means", x, row), whole)  # (N, 1, 1, 1)
+    centered = step("Sub", "centre", x, mean)
+    squares = step("ReduceMean", "squares", step("ReduceSumSquare", "row_squares", centered, row), whole)
+    variance = step("Mul", "variance", squares, number("fraction", 1 / static_shape(node)[3]))
+    epsilon = number("epsilon", node.attributes.get_float("epsilon", 1e-5))
+    return step("Div", "normalise", centered, step("Sqrt", "deviation", step("Add", "stable", variance, epsilon)))
