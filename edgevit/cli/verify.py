@@ -96,9 +96,9 @@ def _verify_part(arguments: Arguments) -> ParityReport:
     """Run a part of a graph that an explanation has saved. Raises ParityError if it differs, as it should."""
     from edgevit.pipeline.explain.reproducer import check_reproducer
 
-    given = {"--images": arguments.images, "--explain": arguments.explain, "--model": arguments.model}
-    if refused := [option for option, value in given.items() if value]:
-        raise UsageError(f"{refused[0]} requires a bundle; {arguments.bundle} has its own inputs and outputs")
+    for option in ("images", "explain", "model", "arg", "weights"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} requires a bundle; {arguments.bundle} has its own inputs and outputs")
     parity = check_reproducer(
         arguments.bundle,
         fmt=arguments.fmt or "onnx",

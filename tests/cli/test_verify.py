@@ -84,7 +84,10 @@ def test_the_options_of_a_saved_part_are_refused_for_a_bundle(
     assert "part.npz is missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [("--explain",), ("--images", "."), ("--model", "mine.py:build")])
+@pytest.mark.parametrize(
+    "option",
+    [("--explain",), ("--images", "."), ("--model", "mine.py:build"), ("--arg", "depth=2"), ("--weights", "w.pt")],
+)
 def test_a_part_of_a_graph_takes_no_options_of_a_bundle(
     option: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
