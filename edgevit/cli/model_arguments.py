@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
-from edgevit.cli.parser import Arguments, Group
+from edgevit.cli.parser import Arguments, Group, add_factory_arguments
 from edgevit.errors import UsageError
 from edgevit.types import CROP_MODES, INTERPOLATIONS, OUTPUT_FORMS, PAD_SIDES, WHOLE_IMAGE_MODES
 
@@ -23,13 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a registered name, timm:NAME, hf:NAME, package.module:factory, file.py:factory or FILE.onnx",
     )
-    group.add_argument(
-        "--arg",
-        type=argument_types.argument,
-        action="append",
-        metavar="NAME=VALUE",
-        help="an argument of your factory; repeat it for each",
-    )
+    add_factory_arguments(group)
     group.add_argument(
         "--weights", metavar="FILE", help="a checkpoint file; the word official downloads the authors' checkpoint"
     )
@@ -130,7 +124,7 @@ def load_model(arguments: Arguments) -> ModelDescription:
         img_size=arguments.img_size,
         batch=arguments.batch,
         input_shapes=dict(arguments.input_shape or ()),
-        arguments=dict(arguments.arg or ()),
+        arguments=dict(arguments.arg),
         outputs=arguments.outputs,
         preprocessing=settings if settings.given else None,
     )

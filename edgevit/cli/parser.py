@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 import edgevit
 from edgevit.errors import EXIT_STATUSES, did_you_mean
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgevit.cli.console import Console
 
 Arguments = argparse.Namespace
+Number = TypeVar("Number", int, float)
 Group: TypeAlias = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
@@ -102,7 +103,13 @@ def add_source(parser: argparse.ArgumentParser, *, needed_for: str) -> None:
         help=f"with {needed_for}: the model that the bundle was exported from, if it is your own code "
         "(file.py:FUNCTION); code named by a bundle is never run",
     )
-    parser.add_argument(
+    add_factory_arguments(parser)
+    parser.add_argument("--weights", metavar="FILE", help="the checkpoint file of that model")
+
+
+def add_factory_arguments(group: Group) -> None:
+    """Add --arg, which gives an argument to the factory of a model."""
+    group.add_argument(
         "--arg",
         type=argument,
         action="append",
@@ -110,7 +117,6 @@ def add_source(parser: argparse.ArgumentParser, *, needed_for: str) -> None:
         metavar="NAME=VALUE",
         help="an argument of your factory; repeat it for each",
     )
-    parser.add_argument("--weights", metavar="FILE", help="the checkpoint file of that model")
 
 
 def pytorch_source(arguments: Arguments) -> PytorchSource:
@@ -183,20 +189,20 @@ def channel_values(text: str) -> tuple[float, ...]:
 
 def value_range(text: str) -> tuple[float, float]:
     """Argument type for LOW:HIGH."""
-    low, _, high = text.partition(":")
-    try:
-        return float(low), float(high)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH, such as 0:255") from None
+    return _pair(text, float, "LOW:HIGH, such as 0:255")
 
 
 def edges(text: str) -> tuple[int, int]:
     """Argument type for SHORTEST:LONGEST."""
-    shortest, _, longest = text.partition(":")
+    return _pair(text, int, "SHORTEST:LONGEST, such as 800:1333")
+
+
+def _pair(text: str, number: Callable[[str], Number], form: str) -> tuple[Number, Number]:
+    first, _, second = text.partition(":")
     try:
-        return int(shortest), int(longest)
+        return number(first), number(second)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SHORTEST:LONGEST, such as 800:1333") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not {form}") from None
 
 
 def names(text: str) -> tuple[str, ...]:

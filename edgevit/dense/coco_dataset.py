@@ -81,6 +81,7 @@ def read_coco(folder: Path, *, classes: Sequence[str] | None, class_count: int) 
     _require_distinct("image id", [each for each, _ in images], file)
     _require_distinct("category id", [each for each, _ in categories], file)
     boxes = _of_listed_images(annotations, images, categories, file)
+    left_out = len(annotations) - len(boxes)
     folders = [place for name in _FOLDERS if (place := folder / name).is_dir()]
     paths = tuple(_find(folders, name, file) for _, name in images)
     ids, how = _category_ids(dict(categories), classes, class_count, file)
@@ -95,9 +96,7 @@ def read_coco(folder: Path, *, classes: Sequence[str] | None, class_count: int) 
         dataset=dataset,
         category_ids=ids,
         description=f"{len(boxes)} boxes of {len(categories)} categories in {file.name}, {how}"
-        + (
-            f"; {left_out} boxes of images that it does not list" if (left_out := len(annotations) - len(boxes)) else ""
-        ),
+        + (f"; {left_out} boxes of images that it does not list" if left_out else ""),
     )
 
 

@@ -14,7 +14,7 @@ from edgevit.types import Run
 def graph_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
     """Return a function that runs `graph` node by node as written, without ONNX Runtime's own rewrites.
 
-    But for large GroupNorms: ONNX Runtime's sum of so many values would be off by more than the tolerance of fp32.
+    Large GroupNorms are the exception: ONNX Runtime's sum of so many values is off by more than the tolerance of fp32.
     """
     if has_large_group_norm(graph.model):
         graph = graph.apply("group_norm_by_rows", group_norm_by_rows)

@@ -10,6 +10,8 @@ back, then Mul and Add, which are omitted if they have no effect.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -80,6 +82,16 @@ def _unit_scale_and_bias(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[i
         initializer(graph, f"{node.name}.ones", np.ones(groups, dtype)),
         initializer(graph, f"{node.name}.zeros", np.zeros(groups, dtype)),
     )
+
+
+def is_single_group_norm(node: ir.Node, *, more_than: int) -> bool:
+    """Return whether a node normalizes (N, C, H, W) in one group of more than `more_than` known values."""
+    if node.op_type != "GroupNormalization" or node.domain or node.attributes.get_int("num_groups") != 1:
+        return False
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or len(shape) != 4:
+        return False
+    return math.prod(size if isinstance(size, int) else 0 for size in shape[1:]) > more_than
 
 
 def static_shape(node: ir.Node) -> tuple[int, ...]:

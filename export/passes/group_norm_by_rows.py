@@ -9,13 +9,11 @@ Sums of rows, and then of those sums, have the error of PyTorch:
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import initializer, int64_initializer, remove_unused, replace_value
-from edgevit.export.passes.decompose_group_norm import scale_and_shift, static_shape
+from edgevit.export.passes.decompose_group_norm import is_single_group_norm, scale_and_shift, static_shape
 
 MAX_SINGLE_SUM = 1 << 19  # values; up to it the norms stay operators that runtimes fuse
 _ROW, _ALL = [3], [1, 2, 3]
@@ -24,24 +22,14 @@ _ROW, _ALL = [3], [1, 2, 3]
 def group_norm_by_rows(model: ir.Model) -> None:
     """Replace each GroupNormalization of (N, C, H, W) with one group and more than MAX_SINGLE_SUM values."""
     for node in list(model.graph):
-        if _is_large(node):
+        if is_single_group_norm(node, more_than=MAX_SINGLE_SUM):
             replace_value(node.outputs[0], scale_and_shift(node, _normalized(node, model.graph), model.graph))
     remove_unused(model)
 
 
 def has_large_group_norm(model: ir.Model) -> bool:
     """Return whether the pass would change the model."""
-    return any(map(_is_large, model.graph))
-
-
-def _is_large(node: ir.Node) -> bool:
-    if node.op_type != "GroupNormalization" or node.domain or node.attributes.get_int("num_groups") != 1:
-        return False
-    shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if shape is None or len(shape) != 4:
-        return False
-    sizes = [size for size in shape[1:] if isinstance(size, int)]
-    return len(sizes) == 3 and math.prod(sizes) > MAX_SINGLE_SUM
+    return any(is_single_group_norm(node, more_than=MAX_SINGLE_SUM) for node in model.graph)
 
 
 def _normalized(node: ir.Node, graph: ir.Graph) -> ir.Value:

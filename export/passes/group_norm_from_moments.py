@@ -20,8 +20,6 @@ InstanceNormalization it makes 210 kernels, which move 259 MB and 356 MB.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
@@ -35,7 +33,7 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
-from edgevit.export.passes.decompose_group_norm import scale_and_shift, static_shape
+from edgevit.export.passes.decompose_group_norm import is_single_group_norm, scale_and_shift
 
 _MAX_SINGLE_KERNEL = 12288  # values that TensorRT-RTX 1.7 normalizes in one kernel
 _PIXELS, _CHANNELS = [2, 3], [1]
@@ -47,16 +45,9 @@ def group_norm_from_moments(model: ir.Model, *, channels_last: bool) -> None:
     `channels_last` allows NHWC before a convolution.
     """
     for node in list(model.graph):
-        if _is_large(node):
+        if is_single_group_norm(node, more_than=_MAX_SINGLE_KERNEL):
             _decompose(node, model.graph, channels_last=channels_last)
     remove_unused(model)
-
-
-def _is_large(node: ir.Node) -> bool:
-    if node.op_type != "GroupNormalization" or node.domain or node.attributes.get_int("num_groups") != 1:
-        return False
-    shape = static_shape(node)
-    return len(shape) == 4 and math.prod(shape[1:]) > _MAX_SINGLE_KERNEL
 
 
 def _decompose(node: ir.Node, graph: ir.Graph, *, channels_last: bool) -> None:

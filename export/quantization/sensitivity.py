@@ -20,7 +20,7 @@ from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
-from edgevit.types import Array, Feeds
+from edgevit.types import Array, Feeds, TensorSpec
 
 # Returns why a quantized graph is rejected, or "" if it is accepted.
 AcceptanceCheck: TypeAlias = Callable[[OnnxGraph], str]
@@ -211,15 +211,12 @@ def noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float
     It is the power of the difference over the power of `expected`, or infinity if an output is finite at other places
     than expected. Of a map of classes, whose numbers have no order, it is the fraction of pixels that change class.
     """
-    return max(
-        _changed_fraction(pairs) if _is_class_map(pairs[0][0]) else _power_ratio(pairs)
-        for name in expected[0]
-        if (pairs := [(want[name], got[name]) for want, got in zip(expected, actual, strict=True)])
-    )
+    by_output = [[(want[name], got[name]) for want, got in zip(expected, actual, strict=True)] for name in expected[0]]
+    return max(_changed_fraction(pairs) if _is_class_map(pairs[0][0]) else _power_ratio(pairs) for pairs in by_output)
 
 
-def _is_class_map(output: Array) -> bool:
-    return output.ndim == 3 and np.issubdtype(output.dtype, np.integer)
+def _is_class_map(output: Array | TensorSpec) -> bool:
+    return len(output.shape) == 3 and np.issubdtype(output.dtype, np.integer)
 
 
 def _changed_fraction(pairs: Sequence[tuple[Array, Array]]) -> float:
@@ -238,8 +235,7 @@ def _power_ratio(pairs: Sequence[tuple[Array, Array]]) -> float:
 
 def _cost(graph: OnnxGraph, noise: float) -> str:
     """Return the noise of one layer for the report."""
-    outputs = graph.outputs
-    if all(len(spec.shape) == 3 and np.issubdtype(spec.dtype, np.integer) for spec in outputs):
+    if all(map(_is_class_map, graph.outputs)):
         return f"{noise:.1%} of pixels change class"
     return f"SNR {_decibel(noise):.0f} dB"
 

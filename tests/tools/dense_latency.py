@@ -34,6 +34,7 @@ from edgevit.errors import EdgevitError
 from edgevit.files import write_atomically
 from edgevit.images import sample_images
 from edgevit.latency.compare import side_by_side
+from edgevit.latency.statistics import MIN_ROUNDS
 from edgevit.latency.system_files import SystemFiles, cpu_model
 from edgevit.models import loading
 from edgevit.pipeline import run as pipeline
@@ -49,7 +50,6 @@ CHEAPEST_FIRST = (
     *(f"{backbone}_{head}" for head in ("semfpn", "retinanet", "upernet") for backbone in BACKBONES),
 )
 FORMATS = ("ort", "openvino")
-MIN_RUNS = 8  # one a round: the fewest for an interval of 99 %
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,8 @@ def _parity(paths: Sequence[Path], threads: int) -> ParityReport:
 def measure(name: str, folder: Path, *, threads: int, duration_s: float) -> Row:
     """Export a system, check it and measure it. Raises the error of the failed stage."""
     bundles, report = proven(name, folder, threads=threads)
-    # An inference takes up to some seconds: enough of them for medians, not for the usual 100 runs.
-    plan = replace(measure_plan(duration_s), min_runs=MIN_RUNS, min_rounds=MIN_RUNS, extension=1.0)
+    # An inference takes up to some seconds: as many as an interval needs, not the usual 100 runs.
+    plan = replace(measure_plan(duration_s), min_runs=MIN_ROUNDS, min_rounds=MIN_ROUNDS, extension=1.0)
     reports = measure_bundles(bundles, threads=threads, plan=plan)
     parity, ratio = report.summary, side_by_side(reports)[1].ratio
     assert parity is not None
