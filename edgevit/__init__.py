@@ -312,6 +312,7 @@ def tune(
     preprocessing: object = None,
     classes: str | os.PathLike[str] | None = None,
     strict: bool = False,
+    throughput: bool = False,
     fresh: bool = False,
 ) -> TuningReport:
     """Find the fastest engine of a model on this machine by measuring, and write its bundle.
@@ -325,6 +326,8 @@ def tune(
         calib: calibration data; without it, int8 is not tried.
         eval: a folder of labeled images on which top-1 is measured.
         max_drop: the largest allowed loss of top-1, as a fraction (default: 0.01 with `eval`).
+        throughput: find the most images per second, with several inferences at once and larger batches, not the lowest
+            latency.
         fresh: discard what an unfinished search has left, instead of going on from there.
         model, int8_range, out, name, example_input, weights, num_classes, img_size, batch, images, preprocessing,
             classes, strict: as for `export_model`.
@@ -350,6 +353,7 @@ def tune(
         images=Path(images) if images is not None else None,
         strict=strict,
         out=Path(out),
+        throughput=throughput,
         fresh=fresh,
     )
     with restored_mode(model):

@@ -13,9 +13,9 @@ from edgevit.latency.measure import MeasureProgress, OnMeasure, ignore_progress
 from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT, LatencyReport
 from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, device_copy_rate, matmul_rate
 from edgevit.latency.sustained import MIN_S, SustainedRun, run_sustained
-from edgevit.latency.throughput import Throughput, saturate
+from edgevit.latency.throughput import Throughput, saturate, stream_counts
 from edgevit.macs import ModelWork
-from edgevit.runtimes.base import Engine, available_cores
+from edgevit.runtimes.base import Engine
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import PRECISIONS, Array
@@ -23,7 +23,6 @@ from edgevit.types import PRECISIONS, Array
 _PROFILE_MS = 1000.0  # of inferences that are profiled
 _MIN_PROFILED, _MAX_PROFILED = 5, 50
 _SETTING_S = 1.0  # of each setting of the throughput
-_GPU_STREAMS = 16  # the most that are tried on a GPU
 _MAX_SUSTAINED_S = 24 * 3600.0
 
 
@@ -166,12 +165,6 @@ def _multiplying(subject: Subject) -> str:
     return subject.engine.product_library or subject.runtime
 
 
-def stream_counts(candidate: Candidate) -> tuple[int, ...]:
-    """Return the numbers of streams to try: powers of two, to twice the threads, whose number a GPU does not know."""
-    most = _GPU_STREAMS if candidate.uses_gpu else 2 * (candidate.threads or available_cores())
-    return tuple(2**power for power in range(most.bit_length()))
-
-
 def _by_precision(macs: int, executed: ExecutedPrecision) -> dict[str, int]:
     """Return the MACs by the precision that runs them; all in the most frequent one if the runtime tells no shares."""
     if not executed.macs:
@@ -185,7 +178,8 @@ def _profile(subject: Subject, p50_ms: float) -> LayerProfile | None:
 
 
 def _saturate(subject: Subject) -> Throughput | None:
-    return saturate(subject.engine, subject.feeds, stream_counts(subject.candidate), seconds=_SETTING_S)
+    streams = stream_counts(subject.candidate.threads, on_gpu=subject.candidate.uses_gpu)
+    return saturate(subject.engine, subject.feeds, streams, seconds=_SETTING_S)
 
 
 def _sustain(subject: Subject, seconds: float, show: Callable[[str, float], None]) -> SustainedRun:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import Engine, ThroughputRunner
+from edgevit.latency.candidate import Candidate
+from edgevit.runtimes.base import Engine, ThroughputRunner, available_cores
 from edgevit.types import Array
 
+_GPU_STREAMS = 16  # the most that are tried on a GPU
 MIN_GROWTH = 1.03  # a setting that gains less is the last
 _WARMUP_FRACTION = 0.2
+_TURN_MS = 100.0  # of a timed run with several inferences in flight; at least
+_LEAST_EACH, _MOST_EACH = 2, 16  # inferences of each stream in a timed run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +58,28 @@ class Throughput:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Throughput:
         return cls(points=tuple(map(ThroughputPoint.from_json, data["points"])))
+
+
+def in_streams(candidate: Candidate, runner: ThroughputRunner, feeds: Mapping[str, Array]) -> Candidate:
+    """Return a candidate each of whose timed runs is many inferences of `candidate`, one in each stream at a time.
+
+    Its batch is the images of such a run, so that its time for an image is that under full load.
+    """
+    runner.run_for(feeds, 0.0)  # the first inferences take longer
+    inferences, elapsed_s = runner.run_for(feeds, 0.0)
+    turns = math.ceil(_TURN_MS / (1e3 * elapsed_s / inferences * runner.streams))
+    count = runner.streams * min(_MOST_EACH, max(_LEAST_EACH, turns))
+
+    def run() -> Array:
+        return np.asarray(runner.run_while(feeds, lambda started: started < count))
+
+    return replace(candidate, infer=run, batch=candidate.batch * count, first_inference_ms=None, compute_ms=None)
+
+
+def stream_counts(threads: int | None, *, on_gpu: bool = False) -> tuple[int, ...]:
+    """Return the numbers of streams to try: powers of two, to twice the threads, whose number a GPU does not know."""
+    most = _GPU_STREAMS if on_gpu else 2 * (threads or available_cores())
+    return tuple(2**power for power in range(most.bit_length()))
 
 
 def saturate(

@@ -7,12 +7,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -234,14 +235,25 @@ class Engine(ABC):
             raise UsageError(f"the engine takes batches of {self.batches} (MIN:OPT:MAX), not {max(batches)}")
 
 
-class ThroughputRunner(Protocol):
-    """An instance of an engine that keeps several inferences in flight."""
+class ThroughputRunner(ABC):
+    """An instance of an engine that keeps several inferences in flight, one in each stream."""
+
+    streams: int
+
+    @abstractmethod
+    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+        """Start inferences while `more(started)`; return their number when all are complete."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the instance."""
 
     def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
         """Run for a time; return the number of complete inferences and the seconds that they took."""
-
-    def close(self) -> None:
-        """Release the instance."""
+        start = time.perf_counter()
+        end = start + seconds
+        inferences = self.run_while(feeds, lambda started: started < self.streams or time.perf_counter() < end)
+        return inferences, time.perf_counter() - start
 
 
 # Called with the phase of a build and its progress, 0 to 1.

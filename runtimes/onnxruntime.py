@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -236,26 +237,31 @@ def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str)
     return Operations(run=functools.partial(session.run, None, {"x": np.ones((rows, inner), dtypes[0])}))
 
 
-class OnnxRuntimeStreams:
+class OnnxRuntimeStreams(ThroughputRunner):
     """Threads that run one session at the same time."""
 
     def __init__(self, session: Any, streams: int) -> None:
-        self._session, self._streams = session, streams
+        self._session, self.streams = session, streams
 
-    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
-        start = time.perf_counter()
-        end = start + seconds
+    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+        started, lock = 0, threading.Lock()
 
-        def work() -> int:
-            done = 0
-            while not done or time.perf_counter() < end:
+        def start_another() -> bool:
+            nonlocal started
+            with lock:
+                if not more(started):
+                    return False
+                started += 1
+                return True
+
+        def work() -> None:
+            while start_another():
                 _run(self._session, None, feeds)
-                done += 1
-            return done
 
-        with ThreadPoolExecutor(self._streams) as pool:
-            inferences = sum(job.result() for job in [pool.submit(work) for _ in range(self._streams)])
-        return inferences, time.perf_counter() - start
+        with ThreadPoolExecutor(self.streams) as pool:
+            for job in [pool.submit(work) for _ in range(self.streams)]:
+                job.result()
+        return started
 
     def close(self) -> None:
         self._session = None

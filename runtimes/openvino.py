@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,8 @@ DEVICE = "CPU"
 # By which p50 may differ from the median of benchmark_app, as a fraction of it and in ms.
 APP_RELATIVE, APP_ABSOLUTE_MS = 0.1, 0.2
 APP_TOLERANCE = f"{100 * APP_RELATIVE:g} % plus {APP_ABSOLUTE_MS:g} ms"
-HINT = Setting("hint", ("latency", "throughput"), of_threads=True)  # "throughput" splits the threads into streams
+# "throughput" splits the threads into streams.
+HINT = Setting("hint", ("latency", "throughput"), of_threads=True, of_streams=True)
 PINNING = Setting("pinning", ("on", "off"))  # whether each thread keeps to one core
 HYPER_THREADING = Setting(
     "hyper_threading", ("on", "off"), of_threads=True
@@ -257,20 +258,19 @@ class OpenVinoEngine(Engine):
         self._request = self._compiled = None
 
 
-class OpenVinoStreams:
+class OpenVinoStreams(ThroughputRunner):
     """A queue of requests, one for each stream."""
 
     def __init__(self, ov: Any, compiled: Any, streams: int) -> None:
-        self._queue = ov.AsyncInferQueue(compiled, streams)
+        self._queue, self.streams = ov.AsyncInferQueue(compiled, streams), streams
 
-    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
-        start = time.perf_counter()
-        inferences = 0
-        while not inferences or time.perf_counter() < start + seconds:
+    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+        started = 0
+        while more(started):
             self._queue.start_async(dict(feeds), share_inputs=True)
-            inferences += 1
+            started += 1
         self._queue.wait_all()
-        return inferences, time.perf_counter() - start
+        return started
 
     def close(self) -> None:
         self._queue = None

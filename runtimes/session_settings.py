@@ -21,6 +21,7 @@ class Setting:
     name: str
     values: tuple[str, ...]
     of_threads: bool = False  # whether it only matters to an engine with several threads
+    of_streams: bool = False  # whether the number of inferences in flight decides it
     of_precision: bool = False  # whether it lowers the precision of what is in float; fp32 bundles refuse it
 
     @property

@@ -97,11 +97,18 @@ def measure_plan(duration_s: float = 3.0, *, seed: int = 0) -> MeasurePlan:
     )
 
 
-def run_once(path: str, threads: str | None = None) -> None:
-    """Load a bundle's engine and run one batch. Runs in a process of its own, whose peak memory is measured."""
+def run_once(path: str, threads: str = "", streams: str = "") -> None:
+    """Load a bundle's engine and run one batch, or one in each stream.
+
+    Runs in a process of its own, whose peak memory is measured.
+    """
     bundle = Bundle.open(path)
-    with open_engine(bundle, threads=int(threads) if threads is not None else None) as engine:
+    with open_engine(bundle, threads=int(threads) if threads else None) as engine:
         engine.run(_feeds(bundle))
+        runner = engine.throughput_runner(int(streams)) if streams else None
+        if runner is not None:
+            runner.run_for(_feeds(bundle), 0.0)
+            runner.close()
 
 
 def _bundle_subject(stack: ExitStack, name: str, bundle: Bundle, threads: int | None) -> Subject:
@@ -258,12 +265,12 @@ def _parity(name: str, bundle: Bundle, engine: Engine, precision: Precision) -> 
         return ParitySummary(passed=False, max_error_std=None, cosine=None, failure=first_line(error))
 
 
-def peak_memory_mb(bundle: Bundle, threads: int | None) -> float | None:
-    """Peak memory of a process that loads the engine and runs once; None if it cannot be measured.
+def peak_memory_mb(bundle: Bundle, threads: int | None, *, streams: int | None = None) -> float | None:
+    """Peak memory of a process that loads the engine and runs once, then in `streams`; None if it cannot be measured.
 
     A separate process, because in this one the other candidates would add to the peak.
     """
-    arguments = [str(bundle.path), *([str(threads)] if threads is not None else [])]
+    arguments = [str(bundle.path), str(threads or ""), str(streams or "")]
     with contextlib.suppress(MeasureError):  # the engine may still load in this process
         return peak_memory_of(python_command(*arguments, code=_RUN_ONCE, is_child=False))
     return None

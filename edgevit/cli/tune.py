@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of CPU threads to try (default: all cores, and half of them)",
     )
     search.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
+    search.add_argument(
+        "--throughput",
+        action="store_true",
+        help="find the most images per second, with several inferences at once and larger batches, not the lowest "
+        "latency",
+    )
     search.add_argument("--fresh", action="store_true", help="discard what an unfinished search has left")
     search.add_argument(
         "--out",
@@ -108,6 +114,7 @@ def run(arguments: Arguments, console: Console) -> int:
         images=arguments.images,
         strict=arguments.strict,
         out=arguments.out,
+        throughput=arguments.throughput,
         fresh=arguments.fresh,
         start_s=start_s,
     )
@@ -146,12 +153,13 @@ def engine_table(report: TuningReport) -> Table:
     reference = report.reference.configuration.variant.name
     measured = any(row.verification is not None and row.verification.evaluation is not None for row in report.rows)
     accuracy = "top-1 %" if measured else "SNR dB"
-    table = make_table(None, "engine", "settings", "p50 ms", f"time / {reference}", accuracy, "MB", "RAM", left=2)
+    speed = "images/s" if report.under_load else "p50 ms"
+    table = make_table(None, "engine", "settings", speed, f"time / {reference}", accuracy, "MB", "RAM", left=2)
     for row in report.rows:
         table.add_row(
             f"{'*' if row.name in front else ' '} {row.configuration.variant.name}",
             row.configuration.settings,
-            fixed(row.p50_ms, 2),
+            fixed(row.images_per_s, 1) if report.under_load else fixed(row.p50_ms, 2),
             ratio_cell(row.ratio),
             _accuracy(row, measured=measured),
             fixed(row.size_bytes / 1e6, 1),
@@ -174,14 +182,16 @@ def _accuracy(row: Row, *, measured: bool) -> str:
 
 def race_table(report: TuningReport) -> Table:
     """Return one row for each candidate of each race."""
-    table = make_table("Races", "race", "candidate", "p50 ms", "time / fastest", "runs", "", left=2)
+    time_of = "ms / image" if report.under_load else "p50 ms"
+    table = make_table("Races", "race", "candidate", time_of, "time / fastest", "runs", "", left=2)
     for title, outcome in report.races:
         for standing in outcome.standings:
             interval = standing.interval
             ratio = f"{standing.ratio:.2f}"
             within = "" if interval is None else f" ({interval.low:.2f} to {interval.high:.2f})"
             verdict = "slower" if standing.dropped else ""
-            cells = (f"{standing.p50_ms:.2f}", f"{ratio}{within}", str(standing.runs), verdict)
+            time_ms = standing.p50_ms / standing.images if report.under_load else standing.p50_ms
+            cells = (f"{time_ms:.2f}", f"{ratio}{within}", str(standing.runs), verdict)
             table.add_row(title, standing.name, *cells)
     return table
 

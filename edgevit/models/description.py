@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgevit.datasets import MAX_CLASSES_BYTES
 from edgevit.errors import UsageError
@@ -19,6 +19,9 @@ from edgevit.images import Preprocessing
 from edgevit.models.preprocessing import PreprocessingOptions, parse_preprocessing
 from edgevit.types import OutputForm, PreprocessingSource, Task, TensorSpec
 from edgevit.untrusted import read_limited
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TIMM, HUGGING_FACE = "timm:", "hf:"
 
@@ -62,6 +65,10 @@ class ModelDescription(ABC):
     @abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs, with the batch size of a static export as their first axis."""
+
+    @abstractmethod
+    def with_batch(self, batch: int) -> Self:
+        """Return the model with another batch size of a static export. Raises UsageError if its batch is fixed."""
 
     @property
     def batch(self) -> int:

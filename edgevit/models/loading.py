@@ -48,6 +48,9 @@ class LoadedModel(ModelDescription):
     def inputs(self) -> tuple[TensorSpec, ...]:
         return _specs(self.example, self.input_names)
 
+    def with_batch(self, batch: int) -> LoadedModel:
+        return replace(self, example=tuple(_rows(tensor[:1], batch) for tensor in self.example))
+
 
 def from_name(
     name: str,
@@ -326,8 +329,13 @@ def _examples(example_input: torch.Tensor | Sequence[torch.Tensor], batch: int) 
     if len({len(tensor) for tensor in example}) != 1:
         raise UsageError("the examples have different batch sizes; every input needs the batch as its first axis")
     if batch > 1 and len(example[0]) == 1:
-        example = tuple(tensor.repeat(batch, *([1] * (tensor.ndim - 1))) for tensor in example)
+        example = tuple(_rows(tensor, batch) for tensor in example)
     return tuple(tensor.detach().cpu().contiguous() for tensor in example)
+
+
+def _rows(row: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a tensor of one row with `count` copies of it."""
+    return row.repeat(count, *([1] * (row.ndim - 1)))
 
 
 def _preprocessing_of(

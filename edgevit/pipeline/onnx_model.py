@@ -40,6 +40,12 @@ class OnnxModel(ModelDescription):
     def inputs(self) -> tuple[TensorSpec, ...]:
         return self.specs
 
+    def with_batch(self, batch: int) -> OnnxModel:
+        specs = tuple(replace(spec, shape=(batch, *spec.with_batch(1)[1:])) for spec in self.specs)
+        if not self.has_dynamic_batch:
+            _require_batch(self.path, self.specs, batch)
+        return replace(self, specs=specs)
+
     @property
     def file_outputs(self) -> list[str]:
         """Names of the outputs."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from edgevit.errors import BuildError, InferenceError
+from edgevit.runtimes.base import ThroughputRunner
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.api import IExecutionContext
 from edgevit.runtimes.tensorrt.bindings import Bindings
@@ -80,29 +80,29 @@ class Stream:
         self._bindings.free()
 
 
-class TensorRtStreams:
+class TensorRtStreams(ThroughputRunner):
     """Streams of one engine, fed in turn by this thread."""
 
     def __init__(self, create: Callable[[], Stream], streams: int) -> None:
         """`create` makes a stream. Raises BuildError if there is no memory for so many."""
         with ExitStack() as stack:
-            self._streams: list[Stream] = []
+            self._created: list[Stream] = []
             for _ in range(streams):
-                self._streams.append(create())
-                stack.callback(self._streams[-1].close)
+                self._created.append(create())
+                stack.callback(self._created[-1].close)
             self._stack = stack.pop_all()
+        self.streams = streams
 
-    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
-        start = time.perf_counter()
-        inferences = 0
-        while not inferences or time.perf_counter() < start + seconds:
-            stream = self._streams[inferences % len(self._streams)]
+    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+        started = 0
+        while more(started):
+            stream = self._created[started % len(self._created)]
             stream.wait()
             stream.start(feeds)
-            inferences += 1
-        for stream in self._streams:
+            started += 1
+        for stream in self._created:
             stream.wait()
-        return inferences, time.perf_counter() - start
+        return started
 
     def close(self) -> None:
         self._stack.close()

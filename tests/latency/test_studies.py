@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
 
@@ -12,7 +11,8 @@ from edgevit.errors import BuildError, MissingError
 from edgevit.latency import roofline
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.report import LatencyReport
-from edgevit.latency.studies import Studies, Subject, stream_counts, study
+from edgevit.latency.studies import Studies, Subject, study
+from edgevit.latency.throughput import stream_counts
 from edgevit.macs import ModelWork
 from edgevit.runtimes.base import Engine, Operations, ThroughputRunner
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -114,9 +114,8 @@ def test_a_study_that_fails_or_does_not_exist_keeps_the_measurement_too() -> Non
 
 
 def test_twice_as_many_streams_as_threads_are_tried_and_sixteen_on_a_gpu() -> None:
-    candidate = Candidate(name="a", infer=_nothing, threads=3)
-    assert stream_counts(candidate) == (1, 2, 4)
-    assert stream_counts(dataclasses.replace(candidate, details={"gpu": "Orin"})) == (1, 2, 4, 8, 16)
+    assert stream_counts(3) == (1, 2, 4)
+    assert stream_counts(3, on_gpu=True) == (1, 2, 4, 8, 16)
 
 
 def test_operations_are_released_after_their_time_was_taken() -> None:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
 from edgevit.errors import BuildError
-from edgevit.latency.throughput import saturate
+from edgevit.latency.candidate import Candidate
+from edgevit.latency.throughput import in_streams, saturate
 from edgevit.runtimes.base import Engine, ThroughputRunner
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import Array
 
 
-class _Runner:
-    def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
+class _Timed(ThroughputRunner):
+    """A runner that keeps to a rate, and remembers how many inferences were started."""
 
-    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
-        return round(self._per_s * seconds / len(feeds["x"])), seconds
+    def __init__(self, per_s: float, *, streams: int) -> None:
+        self._per_s, self.streams, self.started = per_s, streams, list[int]()
+
+    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+        self.started.append(next(count for count in range(1000) if not more(count)))
+        time.sleep(self.started[-1] / self._per_s)
+        return self.started[-1]
 
     def close(self) -> None:
         pass
+
+
+class _Runner(_Timed):
+    """A runner that tells its rate without running."""
+
+    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
+        return round(self._per_s * seconds / len(feeds["x"])), seconds
 
 
 class _Engine(Engine):
@@ -35,7 +48,7 @@ class _Engine(Engine):
         self.tried.append(streams)
         if streams > self._most:
             raise BuildError(f"no memory for {streams}")
-        return _Runner(self._rates[streams]) if self._rates else None
+        return _Runner(self._rates[streams], streams=streams) if self._rates else None
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         raise NotImplementedError
@@ -73,3 +86,16 @@ def test_the_streams_end_where_the_memory_does() -> None:
 
 def test_an_engine_without_streams_has_no_throughput() -> None:
     assert saturate(_Engine({}), feeds(1), (1, 2), seconds=1.0) is None
+
+
+@pytest.mark.parametrize(("per_s", "each"), [(10.0, 2), (160.0, 8), (10000.0, 16)])
+def test_a_timed_run_under_load_is_of_many_inferences_and_counts_all_their_images(per_s: float, each: int) -> None:
+    runner = _Timed(per_s, streams=2)
+    loaded = in_streams(Candidate(name="a", infer=lambda: None, batch=4), runner, feeds(4)[4])
+    assert loaded.infer() == loaded.batch // 4
+    assert runner.started == [2, 2, loaded.batch // 4]
+    assert abs(loaded.batch // 8 - each) <= 1
+
+
+def test_a_runner_keeps_all_streams_at_work_even_for_no_time() -> None:
+    assert _Timed(1e6, streams=3).run_for(feeds(1)[1], 0.0)[0] == 3

@@ -7,14 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from edgevit.bundles.bundle import Bundle
-from edgevit.errors import EdgevitError
+from edgevit.errors import EdgevitError, MeasureError
 from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.throughput import in_streams
 from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, race, standings
 from edgevit.pipeline.tuning.space import Configuration
 from edgevit.pipeline.tuning.workspace import Workspace
+from edgevit.runtimes.base import Engine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array
 
@@ -28,7 +30,7 @@ class Bench:
 
     workspace: Workspace
     bundles: Mapping[str, Bundle]  # by name of the variant
-    feeds: Mapping[str, Array]
+    feeds: Callable[[int], Mapping[str, Array]]  # a batch of so many images
     check_time: Callable[[], None]  # raises OutOfTimeError when the search has to end
     remaining_s: Callable[[], float]
     on_refused: Callable[[str, str], None]  # a configuration that does not run, and the reason
@@ -106,10 +108,28 @@ class Bench:
         try:
             stack.enter_context(runtime.session())
             engine = stack.enter_context(runtime.open(bundle.engine_path, options))
-            return candidate_from_engine(configuration.name, engine, self.feeds, threads=configuration.threads)
+            feeds = self.feeds(bundle.options.batch)
+            candidate = candidate_from_engine(configuration.name, engine, feeds, threads=configuration.threads)
+            return under_load(stack, candidate, engine, feeds, configuration)
         except EdgevitError as error:
             self.on_refused(configuration.name, first_line(error))
             return None
+
+
+def under_load(
+    stack: ExitStack, candidate: Candidate, engine: Engine, feeds: Mapping[str, Array], configuration: Configuration
+) -> Candidate:
+    """Return the candidate as it is measured: in the streams of the configuration, which `stack` closes, or as it is.
+
+    Raises MeasureError if the runtime has no streams.
+    """
+    if configuration.streams is None:
+        return candidate
+    runner = engine.throughput_runner(configuration.streams)
+    if runner is None:
+        raise MeasureError(f"{configuration.variant.fmt} runs one inference at a time here; leave --throughput out")
+    stack.callback(runner.close)
+    return in_streams(candidate, runner, feeds)
 
 
 def _joined(first: Race | None, second: Race | None) -> Race | None:

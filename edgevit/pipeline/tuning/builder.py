@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class Builder:
     graph_parity: ParityReport
     progress: Progress
 
+    @property
+    def batch(self) -> int:
+        return self.export.config.batch
+
     def build(self, variant: Variant, out: Path) -> Bundle:
         """Build, verify and write the bundle of `variant` into `out`. Raises the error of the stage that failed."""
         config = config_of(self.export.config, variant, out)
@@ -48,6 +53,16 @@ class Builder:
                 export, [built], graph_parity=self.graph_parity, latency=LatencyOutcome(), comparisons={}
             )
         return Bundle.open(report.bundles[0].path)
+
+    def with_batch(self, batch: int) -> Builder:
+        """Return a builder of the model with another batch, captured anew. Raises UsageError if its batch is fixed."""
+        config = replace(self.export.config, options=replace(self.export.config.options, batch=batch))
+        with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
+            export, graph, parity = pipeline.prepare(
+                self.export.model.with_batch(batch), config, StageTimer(self.progress), Path(scratch)
+            )
+        parity.require()
+        return replace(self, export=export, graph=graph, graph_parity=parity)
 
     def groups(self, variant: Variant) -> list[LayerGroup]:
         """Return the groups of layers that are int8 or float for their speed, those with the most work first."""

@@ -28,6 +28,7 @@ from edgevit.pipeline.accuracy import AnyEvaluation, lost
 from edgevit.pipeline.export_run import ExportRun
 from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset
+from edgevit.pipeline.tuning.bench import under_load
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.space import Configuration
 from edgevit.runtimes.base import Engine
@@ -123,19 +124,23 @@ def _candidate(stack: ExitStack, finalist: Finalist) -> Candidate:
     stack.enter_context(get_runtime(bundle.fmt).session())
     engine, loading = timed_load(lambda: load_engine(bundle))
     stack.enter_context(engine)
-    return candidate_from_engine(
+    feeds = bundle.references()[0].batch(bundle.options.batch)
+    candidate = candidate_from_engine(
         configuration.name,
         engine,
-        bundle.references()[0].batch(bundle.options.batch),
+        feeds,
         threads=configuration.threads,
         loading=loading,
         details=bundle_details(bundle, precision=require_precision(bundle, engine).actual),
     )
+    return under_load(stack, candidate, engine, feeds, configuration)
 
 
 def with_peak_memory(report: LatencyReport, finalist: Finalist) -> LatencyReport:
-    """Return a report with the peak memory of a process that opens the bundle and runs it once."""
-    return replace(report, peak_memory_mb=peak_memory_mb(finalist.bundle, finalist.configuration.threads))
+    """Return a report with the peak memory of a process that opens the bundle, and its streams, and runs it once."""
+    configuration = finalist.configuration
+    peak_mb = peak_memory_mb(finalist.bundle, configuration.threads, streams=configuration.streams)
+    return replace(report, peak_memory_mb=peak_mb)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,8 +153,8 @@ class Examiner:
     _dataset: EvalDataset | DenseEvalDataset | None = None
     _reference: AnyEvaluation | None = None  # PyTorch on `_dataset`
 
-    def verify(self, finalist: Finalist, *, p50_ms: float) -> Verification:
-        """Open the bundle as its user will, and compare its outputs with PyTorch's. `p50_ms` is that of a batch."""
+    def verify(self, finalist: Finalist, *, ms_per_image: float) -> Verification:
+        """Open the bundle as its user will, and compare its outputs with PyTorch's."""
         try:
             with load_engine(finalist.bundle) as engine:
                 require_precision(finalist.bundle, engine)
@@ -157,19 +162,20 @@ class Examiner:
                 if not parity.passed:
                     failures = next(result.failures for result in parity.results if not result.passed)
                     return Verification(parity=parity, failure=f"parity failed: {'; '.join(failures)}")
-                return self._with_accuracy(Verification(parity=parity), engine, finalist, p50_ms)
+                return self._with_accuracy(Verification(parity=parity), engine, finalist, ms_per_image)
         except EdgevitError as error:
             return Verification(failure=first_line(error))
 
     def _with_accuracy(
-        self, verification: Verification, engine: Engine, finalist: Finalist, p50_ms: float
+        self, verification: Verification, engine: Engine, finalist: Finalist, ms_per_image: float
     ) -> Verification:
         """Add the accuracy; a lower precision that may lose accuracy fails if there is no time to measure it."""
-        dataset = self._labeled_images(p50_ms, threads=finalist.configuration.threads)
+        dataset = self._labeled_images(ms_per_image, threads=finalist.configuration.threads)
         if dataset is None or self._reference is None:
             lower = finalist.configuration.variant.precision != "fp32"
             asked = lower and self.export.references.eval_dataset is not None
             return replace(verification, failure="no time to measure its accuracy; give more --time" if asked else "")
+        dataset = replace(dataset, batch=finalist.bundle.options.batch)
         (evaluation,) = dataset.evaluate({finalist.configuration.name: engine.run})
         drop, allowed = lost(self._reference, evaluation), self.max_drop
         failure = ""
@@ -177,7 +183,7 @@ class Examiner:
             failure = f"{evaluation.metric} drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
         return replace(verification, evaluation=evaluation, drop=drop, failure=failure)
 
-    def _labeled_images(self, p50_ms: float, *, threads: int) -> EvalDataset | DenseEvalDataset | None:
+    def _labeled_images(self, ms_per_image: float, *, threads: int) -> EvalDataset | DenseEvalDataset | None:
         """Return the labeled images; as many as there is time for, the same for all finalists."""
         whole = self.export.references.eval_dataset
         if self._dataset is not None or whole is None:
@@ -187,7 +193,8 @@ class Examiner:
         original.run(feeds)  # the first run takes longer
         start = time.perf_counter()
         original.run(feeds)
-        per_image_s = (time.perf_counter() - start + 3 * p50_ms / 1e3) / whole.batch + 0.005  # reading it included
+        reading_s = 0.005
+        per_image_s = (time.perf_counter() - start) / whole.batch + 3 * ms_per_image / 1e3 + reading_s
         count = math.floor(_EVAL_FRACTION * self.deadline.remaining_s / per_image_s)
         if count < min(_MIN_IMAGES, whole.count):
             return None

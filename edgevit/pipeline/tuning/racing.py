@@ -49,8 +49,9 @@ class Standing:
     """One candidate of a race, by its last measurement."""
 
     name: str
-    p50_ms: float
-    ratio: float  # of its time and that of the first
+    p50_ms: float  # of a timed run
+    images: int  # of a timed run
+    ratio: float  # of its time for an image and that of the first
     interval: Interval | None  # of the ratio; None with too few rounds, or for the first
     runs: int
     dropped: bool  # whether it is shown to be slower than the first
@@ -71,6 +72,7 @@ class Standing:
         return cls(
             name=fields.read("name", text()),
             p50_ms=fields.read("p50_ms", positive),
+            images=fields.read("images", integer(1)),
             ratio=fields.read("ratio", positive),
             interval=None if interval is None else Interval(*interval),
             runs=fields.read("runs", integer(1)),
@@ -121,6 +123,7 @@ def standings(reports: Sequence[LatencyReport]) -> tuple[Standing, ...]:
         Standing(
             name=row.report.name,
             p50_ms=row.report.p50_ms,
+            images=row.report.batch,
             ratio=1.0 if row.ratio is None else row.ratio.value,
             interval=None if row.ratio is None else row.ratio.interval,
             runs=row.report.runs,
@@ -158,5 +161,4 @@ def race(
         found |= {each.name: each for each in outcome.standings}
         current = outcome.kept
     dropped = sorted((each for each in found.values() if each.name not in current), key=lambda each: each.ratio)
-    kept = sorted((found[name] for name in current), key=lambda each: each.p50_ms)  # all of the last rung
-    return Race((*kept, *dropped))
+    return Race((*(found[name] for name in current), *dropped))

@@ -44,7 +44,20 @@ class Row:
 
     @property
     def p50_ms(self) -> float:
-        return self.latency.p50_ms
+        """The time of one inference; under full load, that of one image."""
+        under_load = self.configuration.streams is not None
+        return self.latency.p50_ms / self.latency.batch if under_load else self.latency.p50_ms
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.latency.batch / self.latency.p50_ms
+
+    @property
+    def speed_text(self) -> str:
+        """The latency, or the rate under full load, in words."""
+        if self.configuration.streams is None:
+            return f"{self.p50_ms:.2f} ms"
+        return f"{self.images_per_s:.1f} images/s"
 
     @property
     def passed(self) -> bool:
@@ -78,7 +91,8 @@ class Row:
         return {
             **self.configuration.to_json(),
             "name": self.name,
-            "p50_ms": self.p50_ms,
+            "p50_ms": None if self.configuration.streams is not None else self.p50_ms,
+            "images_per_s": self.images_per_s,
             "ratio": None if self.ratio is None else self.ratio.value,
             "ratio_interval": None if self.ratio is None else bounds(self.ratio.interval),
             "peak_memory_mb": self.latency.peak_memory_mb,
@@ -180,18 +194,24 @@ class TuningReport:
     def sentence(self) -> str:
         """The recommendation and its reason in one line."""
         winner, reference = self.winner, self.reference
-        text = f"recommended: {winner.name}: {winner.p50_ms:.2f} ms, {_gain(winner, reference)}, {winner.accuracy_text}"
+        text = f"recommended: {winner.name}: {winner.speed_text}, {_gain(winner, reference)}, {winner.accuracy_text}"
         drop = winner.verification.drop if winner.verification is not None else None
         if drop is not None:
             text += f" ({_difference(drop.points)})"
         fastest = min((row for row in self.rows if row.passed), key=lambda row: row.p50_ms)
         if fastest is not winner:
-            text += f"; not told apart from {fastest.name} ({fastest.p50_ms:.2f} ms), and more exact or plainer"
+            text += f"; not told apart from {fastest.name} ({fastest.speed_text}), and more exact or plainer"
         return text
 
     @property
+    def under_load(self) -> bool:
+        """Whether images per second under full load were compared, not the latency."""
+        return self.winner.configuration.streams is not None
+
+    @property
     def next_command(self) -> str:
-        return f"edgevit latency {shlex.quote(str(self.path))} --against torch"
+        option = "--throughput" if self.under_load else "--against torch"
+        return f"edgevit latency {shlex.quote(str(self.path))} {option}"
 
     def choices(self) -> list[Choice]:
         """The engines that passed, the recommended one first, for `--fmt auto`."""
@@ -208,6 +228,7 @@ class TuningReport:
             "schema": SCHEMA,
             "edgevit_version": edgevit.__version__,
             "model": self.model,
+            "throughput": self.under_load,
             "recommended": self.winner.name,
             "sentence": self.sentence,
             "engines": [{**row.to_json(), "pareto": row.name in front} for row in self.rows],
@@ -236,9 +257,9 @@ def _difference(lost_points: float) -> str:
 def _gain(winner: Row, reference: Row) -> str:
     if winner is reference:
         return "no other engine was shown to be faster"
-    name = reference.configuration.variant.name
-    ratio = winner.ratio
+    name, ratio = reference.configuration.variant.name, winner.ratio
+    default = "at default settings" if reference.configuration.streams is None else "one inference at a time"
     if ratio is None or ratio.verdict == "cannot tell":
-        return f"not told apart from {name} at default settings"
+        return f"not told apart from {name} {default}"
     times = 1 / ratio.value if ratio.verdict == "faster" else ratio.value
-    return f"{times:.2f}x {ratio.verdict} than {name} at default settings"
+    return f"{times:.2f}x {ratio.verdict} than {name} {default}"

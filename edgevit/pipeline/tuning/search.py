@@ -18,6 +18,8 @@ from edgevit.errors import EdgevitError
 from edgevit.export.forms import other_forms
 from edgevit.export.quantization.sensitivity import MIN_INT8_FRACTION
 from edgevit.files import first_line
+from edgevit.formats import get_format
+from edgevit.latency.throughput import stream_counts
 from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
@@ -28,6 +30,7 @@ from edgevit.pipeline.tuning.workspace import Workspace
 
 _LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
 _TRIALS_FRACTION = 0.6  # of the time, after which no engine is built to measure a group of layers
+_MAX_BATCH = 64  # that is tried under full load
 _WORTH_TUNING = 1.5  # times as slow as the fastest: settings rarely gain more than that
 
 
@@ -49,12 +52,13 @@ class Step:
 class Search:
     """The state of one search. `best` has the fastest configuration of each runtime and precision so far."""
 
-    builder: Builder
+    builder: Builder  # of the batch that the search begins with
     workspace: Workspace
     bench: Bench
     deadline: Deadline
     variants: Sequence[Variant]
     threads: Sequence[int]  # to try; the first is the default
+    throughput: bool  # whether images per second under full load count, not the latency
     on_step: Callable[[str], None]
     bundles: dict[str, Bundle]  # by name of the variant; shared with the bench
     refused: list[Refusal]
@@ -63,6 +67,7 @@ class Search:
     best: dict[tuple[str, str], Configuration] = field(default_factory=dict)
     interrupted: bool = False
     _steps: deque[Step] = field(default_factory=deque)
+    _builders: dict[int, Builder] = field(default_factory=dict)  # of other batches
 
     def run(self) -> None:
         """Take all steps, or those for which there is time. Ctrl-C ends the search as if the time were up."""
@@ -84,10 +89,12 @@ class Search:
                 break
         for variant in self.variants:
             if variant.name in self.bundles:  # it may not have raced, for lack of time
-                self.best.setdefault((variant.fmt, variant.precision), self._start(variant))
+                self.best.setdefault((variant.fmt, variant.precision), self.start(variant))
 
-    def _start(self, variant: Variant) -> Configuration:
-        return Configuration(variant=variant, threads=self.threads[0])
+    def start(self, variant: Variant) -> Configuration:
+        """Return the configuration that a standard variant races in: all cores, and under full load a stream a core."""
+        streams = self.threads[0] if self.throughput else None
+        return Configuration(variant=variant, threads=self.threads[0], streams=streams)
 
     def _build_standard(self, variant: Variant) -> None:
         """Build a standard variant; a lower precision, whose layers may take long to choose, leaves time for races."""
@@ -102,12 +109,21 @@ class Search:
             return False
         bundle = self.workspace.built(variant)
         try:
-            self.bundles[variant.name] = bundle or self.builder.build(variant, self.workspace.bundle_folder(variant))
+            if bundle is None:
+                bundle = self._builder(variant.batch).build(variant, self.workspace.bundle_folder(variant))
+            self.bundles[variant.name] = bundle
         except EdgevitError as error:
             self.workspace.refuse(variant, first_line(error))
             self.refused.append(Refusal(variant.name, first_line(error)))
             return False
         return True
+
+    def _builder(self, batch: int) -> Builder:
+        if batch == self.builder.batch:
+            return self.builder
+        if batch not in self._builders:
+            self._builders[batch] = self.builder.with_batch(batch)
+        return self._builders[batch]
 
     def _race(self, title: str, configurations: Sequence[Configuration]) -> Race | None:
         outcome = self.bench.race(configurations)
@@ -117,7 +133,7 @@ class Search:
 
     def _race_variants(self) -> None:
         """Race the standard variants, and plan what to try with the fastest of each runtime."""
-        starts = [self._start(each) for each in self.variants if each.name in self.bundles]
+        starts = [self.start(each) for each in self.variants if each.name in self.bundles]
         if not starts:
             return
         outcome = self._race("variants", starts)
@@ -133,14 +149,21 @@ class Search:
                 leaders.setdefault(start.variant.fmt, start)
                 if start.variant.precision == "int8":
                     in_int8.append((start.variant.fmt, "int8"))
-        for fmt, leader in leaders.items():
-            key = (fmt, leader.variant.precision)
+        self._plan([(fmt, leader.variant.precision) for fmt, leader in leaders.items()], in_int8)
+
+    def _plan(self, leaders: Sequence[tuple[str, str]], in_int8: Sequence[tuple[str, str]]) -> None:
+        """Plan what to try with the fastest of each runtime, and with int8 engines that are not far behind."""
+        for key in leaders:
+            if self.throughput:
+                self._steps.append(Step(f"streams of {key[0]}", partial(self._try_streams, key)))
             if len(self.threads) > 1:
-                self._steps.append(Step(f"threads of {fmt}", partial(self._try_threads, key)))
-            self._steps.append(Step(f"session settings of {fmt}", partial(self._try_settings, key)))
-        for fmt, leader in leaders.items():
-            self._plan_forms((fmt, leader.variant.precision))
+                self._steps.append(Step(f"threads of {key[0]}", partial(self._try_threads, key)))
+            self._steps.append(Step(f"session settings of {key[0]}", partial(self._try_settings, key)))
+        for key in leaders:
+            self._plan_forms(key)
         self._steps.extend(Step(f"int8 by layer groups of {key[0]}", partial(self._try_groups, key)) for key in in_int8)
+        if self.throughput:
+            self._steps.extend(Step(f"batches of {key[0]}", partial(self._try_batches, key)) for key in leaders)
 
     def _compete(self, title: str, key: tuple[str, str], rivals: Sequence[Configuration]) -> Race | None:
         """Race the best configuration of a runtime and precision with rivals; the winner replaces it."""
@@ -155,6 +178,23 @@ class Search:
         rivals = [replace(self.best[key], threads=count) for count in self.threads[1:]]
         self._compete(f"threads, {'-'.join(key)}", key, rivals)
         self._share(key)
+
+    def _try_streams(self, key: tuple[str, str]) -> None:
+        incumbent = self.best[key]
+        counts = stream_counts(incumbent.threads, on_gpu=get_format(key[0]).runs_on_device)
+        self._compete(f"streams, {'-'.join(key)}", key, [replace(incumbent, streams=count) for count in counts])
+        self._share(key)
+
+    def _try_batches(self, key: tuple[str, str]) -> None:
+        """Double the batch as long as that is shown to be faster for each image."""
+        while (batch := 2 * self.best[key].variant.batch) <= _MAX_BATCH:
+            incumbent = self.best[key]
+            rival = replace(incumbent, variant=replace(incumbent.variant, batch=batch))
+            if not self._build(rival.variant):
+                return
+            self._compete(f"batch {batch}, {'-'.join(key)}", key, [rival])
+            if self.best[key] is incumbent:
+                return
 
     def _try_settings(self, key: tuple[str, str]) -> None:
         """Change each setting alone; then combine the changes that are shown to be faster."""

@@ -14,7 +14,9 @@ from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.session_settings import SessionSettings
 from edgevit.types import PRECISIONS, Precision
-from edgevit.untrusted import JsonObject, integer, list_of, object_of, one_of, text
+from edgevit.untrusted import JsonObject, integer, list_of, nullable, object_of, one_of, text
+
+MAX_BATCH, MAX_STREAMS = 1 << 20, 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class Variant:
 
     fmt: str
     precision: Precision
+    batch: int = 1
     form: str = STANDARD
     groups: tuple[GroupChoice, ...] = ()
     keep_float: tuple[str, ...] = ()  # modules, of a trial: those that are in float for their accuracy
@@ -38,6 +41,8 @@ class Variant:
     def name(self) -> str:
         """Such as "fp32-ort", "fp32-ort-native-norm" in another form, "int8-ort-by-gain" with measured groups."""
         name = f"{self.precision}-{self.fmt}{'' if self.form == STANDARD else f'-{self.form}'}"
+        if self.batch > 1:
+            name += f"-batch-{self.batch}"
         if self.is_trial:
             changed = (f"{choice.group}-in-{'int8' if choice.in_int8 else 'float'}" for choice in self.groups)
             return "-".join((name, *changed))
@@ -46,16 +51,19 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """A variant, opened with a number of threads and session settings."""
+    """A variant, the threads and session settings that it is opened with, and the inferences in flight."""
 
     variant: Variant
     threads: int
+    streams: int | None = None  # inferences in flight under full load; None: one at a time, to measure the latency
     session: SessionSettings = field(default_factory=SessionSettings)
 
     @property
     def settings(self) -> str:
-        """The threads and the settings in words, such as "2 threads, spinning off"."""
-        count = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        """The threads, streams and settings in words, such as "2 threads, 4 streams, spinning off"."""
+        count = _counted(self.threads, "thread")
+        if self.streams is not None:
+            count += f", {_counted(self.streams, 'stream')}"
         return f"{count}, {self.session}" if self.session.chosen else count
 
     @property
@@ -76,9 +84,11 @@ class Configuration:
         return {
             "fmt": variant.fmt,
             "precision": variant.precision,
+            "batch": variant.batch,
             "form": variant.form,
             "groups": [choice.to_json() for choice in variant.groups],
             "threads": self.threads,
+            "streams": self.streams,
             "session": self.session.to_json(),
         }
 
@@ -92,10 +102,12 @@ class Configuration:
             variant=Variant(
                 fmt=fmt,
                 precision=precision,
+                batch=fields.read_or("batch", integer(1, MAX_BATCH), 1),
                 form=fields.read("form", one_of(*FORMS)),
                 groups=fields.read_or("groups", list_of(GroupChoice.parse, most=MAX_GROUPS), ()),
             ),
             threads=fields.read("threads", integer(1, MAX_THREADS)),
+            streams=fields.read_or("streams", nullable(integer(1, MAX_STREAMS)), None),
             session=session,
         )
 
@@ -110,11 +122,11 @@ def usable_formats(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return [name for name in tried if not missing[name]], {name: why for name, why in missing.items() if why}
 
 
-def variants(formats: Sequence[str], *, calibrated: bool) -> list[Variant]:
+def variants(formats: Sequence[str], *, calibrated: bool, batch: int = 1) -> list[Variant]:
     """Return the standard forms in each precision that the formats run; int8 needs calibration images."""
     precisions: list[Precision] = ["fp32", "fp16", *(["int8"] if calibrated else [])]  # type: ignore[list-item]
     return [
-        Variant(fmt=fmt, precision=precision)
+        Variant(fmt=fmt, precision=precision, batch=batch)
         for precision in precisions
         for fmt in formats
         if precision in get_format(fmt).precisions
@@ -133,13 +145,15 @@ def single_changes(start: Configuration) -> Iterator[Configuration]:
     for setting in runtime.settings:
         if (setting.of_threads and start.threads == 1) or (setting.of_precision and start.variant.precision == "fp32"):
             continue
+        if setting.of_streams and start.streams is not None:
+            continue
         for value in runtime.usable_values(setting):
             if value != start.session.get(setting):
                 yield start.with_setting(setting.name, value)
 
 
 def opened_like(configuration: Configuration, found: Configuration) -> Configuration:
-    """Return a configuration with the threads and session settings of another one of its runtime.
+    """Return a configuration with the threads, streams and session settings of another one of its runtime.
 
     A setting that lowers the precision stays with the engine that it was measured on.
     """
@@ -147,7 +161,8 @@ def opened_like(configuration: Configuration, found: Configuration) -> Configura
     own = {setting.name for setting in runtime.settings if setting.of_precision}
     chosen = {name: value for name, value in found.session.chosen if name not in own}
     chosen |= {name: value for name, value in configuration.session.chosen if name in own}
-    return replace(configuration, threads=found.threads, session=runtime.session_settings(chosen))
+    session = runtime.session_settings(chosen)
+    return replace(configuration, threads=found.threads, streams=found.streams, session=session)
 
 
 def combined(start: Configuration, changes: Sequence[Configuration]) -> Configuration:
@@ -156,3 +171,7 @@ def combined(start: Configuration, changes: Sequence[Configuration]) -> Configur
     for change in reversed(changes):
         chosen |= {name: value for name, value in change.session.chosen if (name, value) not in start.session.chosen}
     return replace(start, session=get_runtime(start.variant.fmt).session_settings(chosen))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

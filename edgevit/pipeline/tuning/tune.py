@@ -17,6 +17,7 @@ from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.latency_file import write_latency
 from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, TUNING_FILE
 from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
+from edgevit.export.forms import STANDARD
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
 from edgevit.images import images_below
@@ -64,6 +65,7 @@ class TuneConfig:
     images: Path | None = None
     strict: bool = False
     out: Path = Path()
+    throughput: bool = False  # whether images per second under full load count, not the latency
     fresh: bool = False  # whether an earlier, unfinished search is discarded
     start_s: float = field(default_factory=time.monotonic)  # of `time.monotonic`, from which the limit counts
 
@@ -115,7 +117,7 @@ def tune(
                 deadline.shorten(_INTERRUPTED_S)
             timer.update("final measurement")
             report = _finish(search, config, Path(scratch), timer, not_installed)
-            cached = write_choices(key, model.name, report.choices())
+            cached = not config.throughput and write_choices(key, model.name, report.choices())
             if report.complete:
                 discard(workspace)
     return replace(report, cached=cached)
@@ -161,7 +163,7 @@ def _search(
     bench = Bench(
         workspace=workspace,
         bundles=bundles,
-        feeds=builder.export.references.outputs[0].batch(builder.export.config.batch),
+        feeds=builder.export.references.outputs[0].batch,
         check_time=deadline.check,
         remaining_s=lambda: deadline.search_s,
         on_refused=lambda name, reason: refused.append(Refusal(name, reason)),
@@ -171,8 +173,9 @@ def _search(
         workspace=workspace,
         bench=bench,
         deadline=deadline,
-        variants=variants(formats, calibrated=config.calib is not None),
+        variants=variants(formats, calibrated=config.calib is not None, batch=builder.batch),
         threads=config.threads or default_threads(),
+        throughput=config.throughput,
         on_step=timer.update,
         bundles=bundles,
         refused=refused,
@@ -201,13 +204,13 @@ def _finish(
         raise MeasureError(f"no engine could be measured: {'; '.join(failed.values())}")
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
     staged = {each.configuration.name: each for each in finalists}
-    times = {report.name: report.p50_ms for report in reports}
+    times = {report.name: report.p50_ms / report.batch for report in reports}
     checked: dict[str, Verification] = {}
     for name in sorted(times, key=lambda name: times[name]):
         if any(not each.failure for each in checked.values()) and search.deadline.remaining_s < _FINALIST_S:
             break
         with timer.stage(f"check {name}"):
-            checked[name] = examiner.verify(staged[name], p50_ms=times[name])
+            checked[name] = examiner.verify(staged[name], ms_per_image=times[name])
     peaks: dict[str, LatencyReport] = {}
     for report in reports:
         if search.deadline.remaining_s < _PEAK_S:
@@ -260,13 +263,16 @@ def _finalists(search: Search) -> list[Configuration]:
     }
 
     def place(configuration: Configuration) -> float:
-        standard = replace(configuration.variant, form="standard", groups=())
-        start = Configuration(variant=standard, threads=search.threads[0])
-        return places.get(start.name, math.inf)
+        standard = replace(configuration.variant, form=STANDARD, groups=(), batch=search.builder.batch)
+        return places.get(search.start(standard).name, math.inf)
 
     ordered = sorted(search.best.values(), key=place)
     fp32 = [each for each in ordered if each.variant.precision == "fp32"] or ordered
-    reference = Configuration(variant=replace(fp32[0].variant, form="standard"), threads=search.threads[0])
+    reference = Configuration(
+        variant=replace(fp32[0].variant, form=STANDARD, batch=search.builder.batch),
+        threads=search.threads[0],
+        streams=1 if search.throughput else None,
+    )
     count = max(2, int(search.deadline.remaining_s / 2 / _FINALIST_S))
     return list({each.name: each for each in (reference, *ordered)}.values())[:count]
 
@@ -303,8 +309,9 @@ def _publish(report: TuningReport, bundle: Bundle, parity: ParityReport) -> None
     with store.staging(target.parent) as staging:
         folder = staging / target.name
         shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns(MANIFEST_FILE, LATENCY_FILE))
-        reports = [row.latency for row in report.rows]
-        write_latency(folder, reports)
+        reports = [] if report.under_load else [row.latency for row in report.rows]
+        if reports:
+            write_latency(folder, reports)
         (folder / TUNING_FILE).write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
         manifest = replace(
             bundle.manifest,

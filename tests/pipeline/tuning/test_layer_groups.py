@@ -12,7 +12,7 @@ def measured(low: float, high: float, *, in_int8: bool = True, fraction: float =
     """Return a group, and the time of the engine with it in the other precision over the time of the engine."""
     name = f"conv-{low}-{high}"
     standing = Standing(
-        name=name, p50_ms=1.0, ratio=(low + high) / 2, interval=Interval(low, high), runs=9, dropped=low > 1
+        name=name, p50_ms=1.0, images=1, ratio=(low + high) / 2, interval=Interval(low, high), runs=9, dropped=low > 1
     )
     return LayerGroup(name=name, in_int8=in_int8, fraction=fraction), standing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_a_change_within_the_noise_does_not_replace_the_incumbent() -> None:
     close = race(["old", "new"], recorded({"old": 10.0, "new": 9.95}, []), remaining_s=forever)
     assert close.winner("old") == "old"
     assert race(["old", "new"], recorded({"old": 10.0, "new": 8.0}, []), remaining_s=forever).winner("old") == "new"
+
+
+def test_the_time_for_an_image_decides() -> None:
+    measure_one = recorded({"one": 10.0, "four": 36.0}, [])
+
+    def measure(names: Sequence[str], plan: MeasurePlan) -> Sequence[LatencyReport]:
+        return [replace(each, batch=4 if each.name == "four" else 1) for each in measure_one(names, plan)]
+
+    outcome = race(["one", "four"], measure, remaining_s=forever)
+    assert outcome.winner("one") == "four"
+    assert outcome.standing("four").images == 4
+    assert outcome.standing("one").ratio == pytest.approx(10 / 9, rel=0.05)
 
 
 def test_the_second_rung_is_left_out_when_the_time_is_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,13 +65,35 @@ def test_only_installed_runtimes_are_tried(monkeypatch: pytest.MonkeyPatch) -> N
         space.usable_formats(["orrt"])
 
 
-def test_a_configuration_is_read_back_as_it_was_written() -> None:
-    start = ORT.with_setting("denormals", "zero")
+def test_under_load_the_streams_decide_the_hint() -> None:
+    start = Configuration(variant=Variant(fmt="openvino", precision="fp32"), threads=2)
+    hints = {"hint" in each.session.to_json() for each in single_changes(start)}
+    assert hints == {True, False}
+    assert not any("hint" in each.session.to_json() for each in single_changes(replace(start, streams=2)))
+
+
+def test_a_configuration_under_load_names_its_batch_and_streams() -> None:
+    variant = Variant(fmt="ort", precision="fp32", batch=4)
+    assert Configuration(variant=variant, threads=2, streams=1).name == "fp32-ort-batch-4: 2 threads, 1 stream"
+
+
+@pytest.mark.parametrize("streams", [None, 4])
+def test_a_configuration_is_read_back_as_it_was_written(streams: int | None) -> None:
+    start = replace(ORT.with_setting("denormals", "zero"), variant=replace(ORT.variant, batch=2), streams=streams)
     assert Configuration.parse(JsonObject.of(start.to_json())) == start
 
 
 @pytest.mark.parametrize(
-    "change", [{"fmt": "x"}, {"precision": "fp8"}, {"form": "x"}, {"threads": 0}, {"session": {"spinning": "x"}}]
+    "change",
+    [
+        {"fmt": "x"},
+        {"precision": "fp8"},
+        {"form": "x"},
+        {"threads": 0},
+        {"streams": 0},
+        {"batch": 0},
+        {"session": {"spinning": "x"}},
+    ],
 )
 def test_a_damaged_configuration_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((InvalidError, UsageError)):

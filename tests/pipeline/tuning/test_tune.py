@@ -20,6 +20,7 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
 from edgevit.errors import MeasureError, ParityError, UsageError
 from edgevit.export.graph import OnnxGraph
+from edgevit.latency import throughput
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.measure import measure as measure_candidates
 from edgevit.latency.report import LatencyReport
@@ -30,12 +31,14 @@ from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.torch_source import TorchSource
 from edgevit.pipeline.tuning import auto, bench, tune
+from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
 from edgevit.pipeline.tuning.device_cache import Choice, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.pipeline.tuning.tune import TuneConfig
+from edgevit.runtimes import onnxruntime
 from edgevit.runtimes.base import BuildOptions
 from edgevit.untrusted import JsonObject
 from tests.helpers.bundles import manifest_json
@@ -282,3 +285,33 @@ def _slow_unless(*names: str) -> Callable[..., Sequence[LatencyReport]]:
         return measure_candidates([slowed(each) for each in candidates], *arguments)
 
     return measure
+
+
+@pytest.mark.large
+def test_under_load_images_per_second_decide(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every inference is slowed down by 10 ms, which the images of a batch share."""
+    monkeypatch.setattr(onnxruntime, "_run", _slowed(onnxruntime._run))
+    monkeypatch.setattr(throughput, "_TURN_MS", 1.0)
+    monkeypatch.setattr(search_steps, "_MAX_BATCH", 4)
+    report = search(replace(config(tmp_path, "ort"), throughput=True))
+    winner = report.winner
+    assert report.under_load and winner.configuration.streams is not None
+    assert winner.configuration.variant.batch == 4
+    assert report.reference.configuration.streams == 1 and report.reference.configuration.variant.batch == 1
+    assert f"{winner.images_per_s:.1f} images/s" in report.sentence and "one inference at a time" in report.sentence
+    assert "images/s" in "\n".join(printed(*report_parts(report)))
+    assert report.next_command.endswith("--throughput")
+    assert not report.cached and not list(own_cache.glob("tuned/*"))  # --fmt auto is for the latency
+    bundle = report.bundle
+    assert bundle.options.batch == 4 and not bundle.manifest.latency and not (bundle.path / "latency.json").exists()
+    assert status("verify", bundle.path) == 0
+    content = json.loads((bundle.path / "tuning.json").read_text())
+    assert content["throughput"] and {engine["p50_ms"] for engine in content["engines"]} == {None}
+
+
+def _slowed(run: Callable[..., Any]) -> Callable[..., Any]:
+    def slowed(*arguments: Any) -> Any:
+        time.sleep(1e-2)
+        return run(*arguments)
+
+    return slowed

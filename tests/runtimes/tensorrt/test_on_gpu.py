@@ -220,7 +220,7 @@ def test_streams_run_several_inferences_at_once_as_graphs(device: cuda.Device) -
     for seed in (6, 7):
         inferences, elapsed_s = runner.run_for({"x": values(seed)}, 0.1)
         assert inferences >= 3 and elapsed_s >= 0.1
-        for stream in runner._streams:
+        for stream in runner._created:
             assert stream._graph is not None
             np.testing.assert_array_equal(stream.outputs()["y"], values(seed))
     runner.close()
