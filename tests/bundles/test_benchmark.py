@@ -21,6 +21,7 @@ from tests.helpers.bundles import damage, manifest_json
 from tests.helpers.samples import QUICK
 
 
+@pytest.mark.large
 def test_the_limit_of_pytorch_counts_its_own_weights_and_not_those_of_an_int8_graph(
     shared_bundle: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_peer_that_answers_wrongly_is_measured_and_named(
     assert "ov-direct WRONG" in printed and "note: ov-direct: its outputs are not the reference's: max error" in printed
 
 
-@pytest.mark.parametrize(("executed", "passes"), [("tf32", True), ("fp32", False)])
+@pytest.mark.parametrize(("executed", "passes"), [("tf32", True), pytest.param("fp32", False, marks=pytest.mark.large)])
 def test_a_peer_in_tf32_is_judged_by_its_mantissa(
     shared_bundle: Callable[[str], Bundle],
     tmp_path: Path,

@@ -200,6 +200,7 @@ def test_feature_maps_have_no_classes() -> None:
         edgevit.create_model("shiftvit_t", num_classes=10, features=True)
 
 
+@pytest.mark.large
 def test_exports_the_maps_by_name_and_loads_the_backbone_again(tmp_path: Path) -> None:
     model = registry.create_model("mobileformer_26m", features=True, img_size=64)
     bundle = edgevit.export(model, fmt="ort", out=tmp_path)

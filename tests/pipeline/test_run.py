@@ -335,7 +335,9 @@ def test_outputs_other_than_tensors_are_an_export_error(kind: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("outputs", "names", "latency"),
     [
-        (lambda first, second: (first, None, second), ("output_0", "output_2"), True),
+        pytest.param(
+            lambda first, second: (first, None, second), ("output_0", "output_2"), True, marks=pytest.mark.large
+        ),
         (lambda first, second: {"b": first, "none": None, "a": (second, None)}, ("b", "a_0"), False),
     ],
 )

@@ -681,9 +681,7 @@ PERFORMERS = {
     "vitae_t": ("layers.0.RC.attn", "layers.1.RC.attn"),
     "t2t_vit_7": ("tokens_to_token.attention1", "tokens_to_token.attention2"),
 }
-models = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "vitae_t" else pytest.mark.large) for name in FUSED]
-)
+models = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.large) for name in FUSED])
 
 
 @models

@@ -255,6 +255,7 @@ def test_export_auto_on_the_command_line(
     assert own_cache.is_dir()
 
 
+@pytest.mark.large
 def test_a_group_of_layers_that_int8_slows_down_stays_in_float(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
