@@ -159,3 +159,12 @@ def test_a_factory_with_two_inputs_takes_their_shapes_by_name(tmp_path: Path) ->
     assert [tuple(tensor.shape) for tensor in model.example] == [(1, 2, 3), (1, 4)]
     with pytest.raises(UsageError, match="Did you mean 'right'"):
         loading.from_name(write(tmp_path, TWO_INPUTS), input_shapes={"rigth": (1, 4), "left": (1, 2, 3)})
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_another_batch_is_that_of_an_export(before: int) -> None:
+    inputs = (torch.rand(before, 3, 8, 8), torch.rand(before, 5))
+    model = loading.from_module(torch.nn.Bilinear(5, 5, 2), example_input=inputs)
+    changed = model.with_batch(4)
+    assert (changed.batch, [tensor.shape[0] for tensor in changed.example]) == (4, [4, 4])
+    assert all(torch.equal(rows[3], given[0]) for rows, given in zip(changed.example, inputs, strict=True))

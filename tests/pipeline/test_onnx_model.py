@@ -185,3 +185,11 @@ def test_the_bundle_of_a_file_has_no_pytorch_model(file: Path) -> None:
     bundle = edgevit.export(str(file), fmt="onnx", out=file.parent, verify=False)
     with pytest.raises(UsageError, match=r"exported from the ONNX file Net v2\.onnx; name the PyTorch model"):
         load_unchecked(bundle)
+
+
+def test_another_batch_is_that_of_an_export_unless_the_file_fixes_it(file: Path) -> None:
+    assert load_onnx_model(file).with_batch(4).inputs == load_onnx_model(file, batch=4).inputs
+    network("2").save(file)
+    assert load_onnx_model(file).with_batch(2).batch == 2
+    with pytest.raises(UsageError, match=r"Net v2.onnx has a fixed batch of 2; leave --batch out"):
+        load_onnx_model(file).with_batch(4)
