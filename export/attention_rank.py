@@ -29,7 +29,8 @@ def reshape_attention_to_4d(program: torch.export.ExportedProgram) -> None:
     for node in graph.find_nodes(op="call_function", target=_ATTENTION):
         ranks = {_value(each).ndim for each in node.args[:3]}
         if len(ranks) == 1 and (rank := ranks.pop()) >= _SEQUENCE_AXES and rank != _RANK:
-            _reshape(_Call(graph, node), rank)
+            result = _reshape(_Call(graph, node), rank)
+            program.graph_signature.replace_all_uses(node.name, result.name)  # it may be an output
             changed = True
     if changed:
         graph.eliminate_dead_code()
@@ -69,7 +70,8 @@ class _Call:
         return mask if isinstance(mask, Node) else None
 
 
-def _reshape(call: _Call, rank: int) -> None:
+def _reshape(call: _Call, rank: int) -> Node:
+    """Replace a call by one of 4D inputs; return its result."""
     if rank == _SEQUENCE_AXES:
         inputs = [call.insert(_ATEN.unsqueeze.default, each, 1) for each in call.inputs]
         mask = call.mask
@@ -86,6 +88,7 @@ def _reshape(call: _Call, rank: int) -> None:
         result = call.insert(_ATEN.unflatten.int, call.attention(inputs, mask), 0, sizes)
     call.node.replace_all_uses_with(result)
     call.graph.erase_node(call.node)
+    return result
 
 
 def _size(call: _Call, axis: int) -> int | Node:
