@@ -39,6 +39,7 @@ def test_the_limit_of_pytorch_counts_its_own_weights_and_not_those_of_an_int8_gr
     assert 0.9 * work["weight_bytes"] < torch.moved_bytes - 2 * work["io_bytes"] < 1.2 * work["weight_bytes"]
 
 
+@pytest.mark.large
 def test_the_load_time_of_an_engine_begins_when_its_runtime_has_started(
     shared_bundle: Callable[[str], Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:

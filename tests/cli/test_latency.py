@@ -70,6 +70,7 @@ def test_a_misspelt_peer_is_corrected(shared_bundle: Callable[[str], Bundle], on
     assert "Did you mean 'naive-onnx'?" in one_line()
 
 
+@pytest.mark.large
 def test_a_peer_that_answers_wrongly_is_measured_and_named(
     shared_bundle: Callable[[str], Bundle],
     tmp_path: Path,
