@@ -55,12 +55,12 @@ def _stays_whole(node: Node) -> bool:
     return _is_functional(target) and (not _returns_view(target) or torch.Tag.core in target.tags or target in _VIEWS)
 
 
-def _is_functional(operator: OpOverload) -> bool:
-    return not operator._schema.is_mutable and torch.Tag.maybe_aliasing_or_mutating not in operator.tags
+def _is_functional(target: OpOverload) -> bool:
+    return not target._schema.is_mutable and torch.Tag.maybe_aliasing_or_mutating not in target.tags
 
 
-def _returns_view(operator: OpOverload) -> bool:
-    return any(argument.alias_info is not None for argument in operator._schema.arguments)
+def _returns_view(target: OpOverload) -> bool:
+    return any(argument.alias_info is not None for argument in target._schema.arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,11 @@ class LatencyReport:
         return statistics.coefficient_of_variation(self.samples_ms)
 
     @property
+    def ms_per_image(self) -> float:
+        """The median time of a run, divided by its images."""
+        return self.p50_ms / self.batch
+
+    @property
     def throughput_per_s(self) -> float:
         """Images per second: all images divided by the sum of all samples, not one divided by the median."""
         return 1e3 * self.batch * self.runs / float(np.sum(self.samples_ms))

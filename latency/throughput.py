@@ -66,9 +66,8 @@ def in_streams(candidate: Candidate, runner: ThroughputRunner, feeds: Mapping[st
     Its batch is the images of such a run, so that its time for an image is that under full load.
     """
     runner.run_for(feeds, 0.0)  # the first inferences take longer
-    inferences, elapsed_s = runner.run_for(feeds, 0.0)
-    turns = math.ceil(_TURN_MS / (1e3 * elapsed_s / inferences * runner.streams))
-    count = runner.streams * min(_MOST_EACH, max(_LEAST_EACH, turns))
+    _, elapsed_s = runner.run_for(feeds, 0.0)  # one inference in each stream
+    count = runner.streams * min(_MOST_EACH, max(_LEAST_EACH, math.ceil(_TURN_MS / (1e3 * elapsed_s))))
 
     def run() -> Array:
         return np.asarray(runner.run_while(feeds, lambda started: started < count))

@@ -112,9 +112,7 @@ class Race:
 
 def judge(reports: Sequence[LatencyReport]) -> Race:
     """Return the standings of one interleaved run."""
-    fastest = min(reports, key=lambda report: report.p50_ms / report.batch)
-    others = sorted((each for each in reports if each is not fastest), key=lambda each: each.p50_ms / each.batch)
-    return Race(standings([fastest, *others]))
+    return Race(standings(sorted(reports, key=lambda report: report.ms_per_image)))
 
 
 def standings(reports: Sequence[LatencyReport]) -> tuple[Standing, ...]:

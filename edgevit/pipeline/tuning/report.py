@@ -44,18 +44,26 @@ class Row:
 
     @property
     def p50_ms(self) -> float:
-        """The time of one inference; under full load, that of one image."""
-        under_load = self.configuration.streams is not None
-        return self.latency.p50_ms / self.latency.batch if under_load else self.latency.p50_ms
+        """The median time of a run: of one inference, or under full load of many."""
+        return self.latency.p50_ms
+
+    @property
+    def ms_per_image(self) -> float:
+        return self.latency.ms_per_image
 
     @property
     def images_per_s(self) -> float:
-        return 1e3 * self.latency.batch / self.latency.p50_ms
+        return 1e3 / self.ms_per_image
+
+    @property
+    def under_load(self) -> bool:
+        """Whether several inferences were in flight, whose latency nobody measured."""
+        return self.configuration.streams is not None
 
     @property
     def speed_text(self) -> str:
         """The latency, or the rate under full load, in words."""
-        if self.configuration.streams is None:
+        if not self.under_load:
             return f"{self.p50_ms:.2f} ms"
         return f"{self.images_per_s:.1f} images/s"
 
@@ -91,7 +99,7 @@ class Row:
         return {
             **self.configuration.to_json(),
             "name": self.name,
-            "p50_ms": None if self.configuration.streams is not None else self.p50_ms,
+            "p50_ms": None if self.under_load else self.p50_ms,
             "images_per_s": self.images_per_s,
             "ratio": None if self.ratio is None else self.ratio.value,
             "ratio_interval": None if self.ratio is None else bounds(self.ratio.interval),
@@ -121,7 +129,7 @@ def _dominates(one: Row, other: Row) -> bool:
     """Whether `one` is at least as good in everything, and better in something."""
     slack = 1 + MEMORY_LAYOUT_EFFECT
     costs = [
-        (one.p50_ms, other.p50_ms),
+        (one.ms_per_image, other.ms_per_image),
         (one.latency.peak_memory_mb or 0.0, other.latency.peak_memory_mb or 0.0),
         (one.size_bytes, other.size_bytes),
     ]
@@ -135,7 +143,7 @@ def recommended(rows: Sequence[Row]) -> Row | None:
 
     A lower precision has to be shown to be faster than a higher one.
     """
-    passed = sorted((row for row in rows if row.passed), key=lambda row: row.p50_ms)
+    passed = sorted((row for row in rows if row.passed), key=lambda row: row.ms_per_image)
     if not passed:
         return None
     ratios = [compared.ratio for compared in side_by_side([row.latency for row in passed])]
@@ -157,7 +165,7 @@ def _plainness(row: Row) -> tuple[int, int, float, float]:
     configuration = row.configuration
     changes = len(configuration.session.chosen) + (not configuration.is_default)
     memory_mb = row.latency.peak_memory_mb or math.inf
-    return _exactness(row), changes, memory_mb, row.p50_ms
+    return _exactness(row), changes, memory_mb, row.ms_per_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +206,7 @@ class TuningReport:
         drop = winner.verification.drop if winner.verification is not None else None
         if drop is not None:
             text += f" ({_difference(drop.points)})"
-        fastest = min((row for row in self.rows if row.passed), key=lambda row: row.p50_ms)
+        fastest = min((row for row in self.rows if row.passed), key=lambda row: row.ms_per_image)
         if fastest is not winner:
             text += f"; not told apart from {fastest.name} ({fastest.speed_text}), and more exact or plainer"
         return text
@@ -206,7 +214,7 @@ class TuningReport:
     @property
     def under_load(self) -> bool:
         """Whether images per second under full load were compared, not the latency."""
-        return self.winner.configuration.streams is not None
+        return self.winner.under_load
 
     @property
     def next_command(self) -> str:
@@ -215,7 +223,9 @@ class TuningReport:
 
     def choices(self) -> list[Choice]:
         """The engines that passed, the recommended one first, for `--fmt auto`."""
-        others = sorted((row for row in self.rows if row.passed and row is not self.winner), key=lambda row: row.p50_ms)
+        others = sorted(
+            (row for row in self.rows if row.passed and row is not self.winner), key=lambda row: row.ms_per_image
+        )
         return [
             Choice(configuration=row.configuration, p50_ms=row.p50_ms, accuracy=row.accuracy_text)
             for row in (self.winner, *others)
@@ -258,7 +268,7 @@ def _gain(winner: Row, reference: Row) -> str:
     if winner is reference:
         return "no other engine was shown to be faster"
     name, ratio = reference.configuration.variant.name, winner.ratio
-    default = "at default settings" if reference.configuration.streams is None else "one inference at a time"
+    default = "at default settings" if not reference.under_load else "one inference at a time"
     if ratio is None or ratio.verdict == "cannot tell":
         return f"not told apart from {name} {default}"
     times = 1 / ratio.value if ratio.verdict == "faster" else ratio.value

@@ -204,7 +204,7 @@ def _finish(
         raise MeasureError(f"no engine could be measured: {'; '.join(failed.values())}")
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
     staged = {each.configuration.name: each for each in finalists}
-    times = {report.name: report.p50_ms / report.batch for report in reports}
+    times = {report.name: report.ms_per_image for report in reports}
     checked: dict[str, Verification] = {}
     for name in sorted(times, key=lambda name: times[name]):
         if any(not each.failure for each in checked.values()) and search.deadline.remaining_s < _FINALIST_S:
@@ -227,7 +227,7 @@ def _finish(
         )
         for compared in side_by_side(reports)
     )
-    rows = (rows[0], *sorted(rows[1:], key=lambda row: row.p50_ms))
+    rows = (rows[0], *sorted(rows[1:], key=lambda row: row.ms_per_image))
     search.refused += [Refusal(name, found.failure) for name, found in checked.items() if found.failure]
     winner = recommended(rows)
     if winner is None:
