@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.throughput import in_streams
-from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, race, standings
+from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, hopeless, race, standings
 from edgevit.pipeline.tuning.space import Configuration
 from edgevit.pipeline.tuning.workspace import Workspace
 from edgevit.runtimes.base import Engine
@@ -22,6 +22,16 @@ from edgevit.types import Array
 
 _MAX_OPEN = 8  # engines at once
 _OPEN_BYTES = 1 << 30  # of engine files at once; a loaded engine takes two or three times its file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """An engine that has run once."""
+
+    configuration: Configuration
+    engine: Engine
+    feeds: Mapping[str, Array]
+    candidate: Candidate  # of one inference at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +77,9 @@ class Bench:
         size = self._group_size([incumbent, *rivals]) - 1
         for start in range(0, len(rivals), size):
             with ExitStack() as stack:
-                group = [incumbent, *rivals[start : start + size]]
-                candidates = [each for each in (self._opened(stack, one) for one in group) if each is not None]
+                opened = self._open_all(stack, [incumbent, *rivals[start : start + size]])
+                slow = {each.name for each in _hopeless(opened)} - {incumbent.name}
+                candidates = self._candidates(stack, opened, without=slow)
                 if len(candidates) < 2 or candidates[0].name != incumbent.name:
                     continue
                 plan = replace(COMPARISON, max_total_s=max(0.1, self.remaining_s() / 2))
@@ -89,16 +100,25 @@ class Bench:
 
     def _race_group(self, configurations: Sequence[Configuration]) -> Race | None:
         with ExitStack() as stack:
-            opened = {each.name: self._opened(stack, each) for each in configurations}
-            candidates = {name: candidate for name, candidate in opened.items() if candidate is not None}
+            opened = self._open_all(stack, configurations)
+            slow = _hopeless(opened)
+            found = self._candidates(stack, opened, without={each.name for each in slow})
+            candidates = {each.name: each for each in found}
 
             def run(names: Sequence[str], plan: MeasurePlan) -> Sequence[LatencyReport]:
                 self.check_time()
                 return measure([candidates[name] for name in names], plan, lambda _: self.check_time())
 
-            return race(list(candidates), run, rungs=RUNGS, remaining_s=self.remaining_s) if candidates else None
+            if not candidates:
+                return None
+            outcome = race(list(candidates), run, rungs=RUNGS, remaining_s=self.remaining_s)
+            return Race((*outcome.standings, *slow))
 
-    def _opened(self, stack: ExitStack, configuration: Configuration) -> Candidate | None:
+    def _open_all(self, stack: ExitStack, configurations: Sequence[Configuration]) -> list[_Opened]:
+        found = (self._open(stack, each) for each in configurations)
+        return [each for each in found if each is not None]
+
+    def _open(self, stack: ExitStack, configuration: Configuration) -> _Opened | None:
         """Open an engine and run it once; None, and a note, if that fails."""
         self.check_time()
         bundle, runtime = self._bundle(configuration), get_runtime(configuration.variant.fmt)
@@ -110,10 +130,29 @@ class Bench:
             engine = stack.enter_context(runtime.open(bundle.engine_path, options))
             feeds = self.feeds(bundle.options.batch)
             candidate = candidate_from_engine(configuration.name, engine, feeds, threads=configuration.threads)
-            return under_load(stack, candidate, engine, feeds, configuration)
         except EdgevitError as error:
             self.on_refused(configuration.name, first_line(error))
             return None
+        return _Opened(configuration=configuration, engine=engine, feeds=feeds, candidate=candidate)
+
+    def _candidates(self, stack: ExitStack, opened: Sequence[_Opened], *, without: Container[str]) -> list[Candidate]:
+        """Return the engines as they are measured, without those of these names."""
+        found = []
+        for each in opened:
+            if each.candidate.name in without:
+                continue
+            try:
+                found.append(under_load(stack, each.candidate, each.engine, each.feeds, each.configuration))
+            except EdgevitError as error:
+                self.on_refused(each.candidate.name, first_line(error))
+        return found
+
+
+def _hopeless(opened: Sequence[_Opened]) -> tuple[Standing, ...]:
+    """Return the standings of engines that their first inference shows to be far slower than the fastest of them."""
+    candidates = [each.candidate for each in opened]
+    first_ms = {each.name: each.first_inference_ms for each in candidates if each.first_inference_ms is not None}
+    return hopeless(first_ms, {each.name: each.batch for each in candidates})
 
 
 def under_load(

@@ -6,7 +6,7 @@ measured longer (successive halving; Karnin, Koren and Somekh 2013, with an inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,6 +18,9 @@ from edgevit.types import Interval
 from edgevit.untrusted import JsonObject, boolean, integer, list_of, nullable, number, text
 
 _SLOWEST_MS = 1e9
+# Times as slow as the fastest in its first run: such a candidate does not race. A first run also prepares memory, which
+# takes less than a second; what takes less than that costs a race little.
+_HOPELESS, _HOPELESS_MS = 10.0, 1000.0
 
 # Measures candidates by name, in one interleaved run.
 Measure: TypeAlias = Callable[[Sequence[str], MeasurePlan], Sequence[LatencyReport]]
@@ -128,6 +131,29 @@ def standings(reports: Sequence[LatencyReport]) -> tuple[Standing, ...]:
             dropped=row.ratio is not None and row.ratio.verdict == "slower",
         )
         for row in side_by_side(reports)
+    )
+
+
+def hopeless(first_ms: Mapping[str, float], images: Mapping[str, int]) -> tuple[Standing, ...]:
+    """Return the standings of candidates that one inference shows to be far slower than the fastest of them.
+
+    `first_ms` is the time of the first inference of each, and `images` its batch. A race would run each of them four
+    times more at least: a reference kernel that takes 17 s instead of 10 ms would take the time of everything else.
+    """
+    per_image = {name: time_ms / images[name] for name, time_ms in first_ms.items()}
+    best = min(per_image.values(), default=0.0)
+    return tuple(
+        Standing(
+            name=name,
+            p50_ms=first_ms[name],
+            images=images[name],
+            ratio=time_ms / best,
+            interval=None,
+            runs=1,
+            dropped=True,
+        )
+        for name, time_ms in sorted(per_image.items(), key=lambda item: item[1])
+        if first_ms[name] > _HOPELESS_MS and time_ms > _HOPELESS * best
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
-from edgevit.pipeline.tuning.racing import RUNGS, Race, judge, race
+from edgevit.pipeline.tuning.racing import RUNGS, Race, hopeless, judge, race
 from edgevit.untrusted import InvalidError
 from tests.helpers.samples import noisy, report
 
@@ -39,6 +39,26 @@ def test_a_hopeless_candidate_is_measured_in_the_first_rung_only() -> None:
     assert outcome.standing("c").dropped
     assert outcome.standing("c").ratio == pytest.approx(2.0, rel=0.05)
     assert outcome.standings[-1].name == "c"
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "images", "expected"),
+    [
+        ({"a": 20.0, "b": 17_000.0}, {}, ["b"]),
+        ({"a": 20.0, "b": 900.0}, {}, []),  # a race costs little, and a first run may prepare memory
+        ({"a": 2_000.0, "b": 17_000.0}, {}, []),  # a large model, and less than 10 times as slow
+        ({"a": 200.0, "b": 4_000.0}, {"b": 16}, []),  # of 16 images
+        ({"a": 20.0, "b": 40_000.0, "c": 17_000.0}, {}, ["c", "b"]),
+        ({"b": 17_000.0}, {}, []),
+        ({}, {}, []),
+    ],
+)
+def test_one_inference_tells_the_hopeless(
+    first_ms: dict[str, float], images: dict[str, int], expected: list[str]
+) -> None:
+    found = hopeless(first_ms, {name: images.get(name, 1) for name in first_ms})
+    assert [each.name for each in found] == expected
+    assert all(each.dropped and each.runs == 1 and each.ratio > 10 for each in found)
 
 
 def test_a_single_survivor_ends_the_race() -> None:
