@@ -141,7 +141,8 @@ class PrecisionComparison:
 
     @property
     def _size(self) -> str:
-        return "" if self.size_reduction is None else f"{self.size_reduction:.1f}x smaller"
+        reduction = "" if self.size_reduction is None else f"{self.size_reduction:.1f}"
+        return f"{reduction}x smaller" if reduction not in ("", "1.0") else ""  # bf16 has the files of fp32
 
     def require_accuracy(self) -> None:
         """Raise ParityError if more accuracy is lost than `allowed_drop`."""

@@ -122,6 +122,11 @@ def test_the_sentence_names_the_graph_if_no_engine_has_run() -> None:
     )
 
 
+def test_the_sentence_names_no_size_if_that_of_fp32_stays() -> None:
+    result = comparison(precision="bf16", size_bytes=36)
+    assert result.sentence == "bf16: 2.1x faster, 0.4 points worse on 1000 images"
+
+
 def test_the_sentence_names_its_precision() -> None:
     assert comparison(precision="fp16").sentence.startswith("fp16: 2.1x faster")
     assert comparison(SLOWER, precision="fp16").sentence.startswith("fp16 is 1.30x slower")
