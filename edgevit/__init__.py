@@ -158,7 +158,7 @@ def export_model(
         fmt: a format or an alias, such as "onnx", "ort", "openvino", "trt" or "trt-rtx"; or several formats.
         name: the name of the model, with which the bundle's name begins. By default that of a registered model, of a
             function, or of the module's class, which is numbered if `out` has bundles of another module of that class.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8", or "bf16" for OpenVINO on processors with bf16 arithmetic.
         calib: calibration data for fp16 and int8: a folder of images, or arrays (rows, ...) by input name. int8
             requires it; fp16 uses two included photos by default.
         eval: a folder of labeled images on which a lower precision is compared with fp32.

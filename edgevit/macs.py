@@ -31,6 +31,10 @@ class ModelWork:
             node_macs={name: macs * batch // self.batch for name, macs in self.node_macs.items()},
         )
 
+    def in_16_bits(self) -> ModelWork:
+        """Return the work of an fp32 graph that runs in bf16: all but inputs and outputs has half the bytes."""
+        return replace(self, weight_bytes=self.weight_bytes // 2, activation_bytes=self.activation_bytes // 2)
+
 
 def convolution_macs(out: Shape, weight: Shape, channels: int) -> int | None:
     """Return the MACs of a convolution, grouped or not; None if a shape is empty.

@@ -39,6 +39,7 @@ class PrecisionPolicy:
     tolerance: Tolerance
     max_row_spread_std: float  # between rows of one batch that hold the same image, in std of PyTorch's output
     photos_only: bool = False  # judged on photos alone if there are any, since its ranges are calibrated on photos
+    converts_graph: bool = False  # the graph is converted to it, from calibration images; else the fp32 graph stays
     needs_calibration: bool = False  # requires --calib
     flags: tuple[str, ...] = ()  # short forms of --precision on the command line
 
@@ -55,7 +56,15 @@ POLICIES: tuple[PrecisionPolicy, ...] = (
         name="fp16",
         tolerance=Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=40.0, agreement=0.995, map_agreement=0.995),
         max_row_spread_std=1e-2,
+        converts_graph=True,
         flags=("--fp16", "--half"),
+    ),
+    PrecisionPolicy(
+        name="bf16",
+        # A mantissa of 8 bits in place of fp16's 11 is 18 dB of rounding noise; real models have 40 dB left.
+        tolerance=Tolerance(max_abs_of_std=None, cosine=0.999, snr_db=30.0, agreement=0.99, map_agreement=0.99),
+        max_row_spread_std=3e-2,
+        flags=("--bf16",),
     ),
     PrecisionPolicy(
         name="int8",
@@ -63,6 +72,7 @@ POLICIES: tuple[PrecisionPolicy, ...] = (
         tolerance=Tolerance(max_abs_of_std=None, cosine=0.99, snr_db=None, agreement=None, map_agreement=0.9),
         max_row_spread_std=1e-1,
         photos_only=True,
+        converts_graph=True,
         needs_calibration=True,
         flags=("--int8",),
     ),
@@ -72,6 +82,11 @@ POLICIES: tuple[PrecisionPolicy, ...] = (
 def list_policies() -> tuple[PrecisionPolicy, ...]:
     """All precisions, from the highest to the lowest."""
     return POLICIES
+
+
+def chosen_in_session(name: str) -> bool:
+    """Whether the runtime is asked to compute the fp32 graph in this precision when it opens it."""
+    return name != "fp32" and not get_policy(name).converts_graph
 
 
 def get_policy(name: str) -> PrecisionPolicy:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "NDArray[Any]"
 Dim: TypeAlias = int | Literal["batch"]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Feeds: TypeAlias = Mapping[str, Array]  # the inputs of one run by name
 Run: TypeAlias = Callable[[Feeds], Mapping[str, Array]]  # inputs to outputs, both by name
 

@@ -362,3 +362,11 @@ class Runtime(ABC):
         known = self.format.precisions
         if precision not in known:
             raise PrecisionError(f"{self.title} does not run {precision} here; it runs {', '.join(known)}")
+
+    def runs_precision(self, precision: Precision) -> bool:
+        """Return whether this runtime runs `precision` on this machine."""
+        try:
+            self.require_precision(precision)
+        except PrecisionError:
+            return False
+        return True

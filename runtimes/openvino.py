@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 
 from edgevit.errors import BuildError, InferenceError, PrecisionError
 from edgevit.files import weights_file
+from edgevit.precisions import get_policy
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import (
     Artifact,
@@ -44,7 +45,7 @@ from edgevit.runtimes.openvino_precision import multiplying_operators, read_prec
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.weight_references import write_references
-from edgevit.types import Array, Dim, TensorSpec
+from edgevit.types import Array, Dim, Precision, TensorSpec
 
 DEVICE = "CPU"
 # By which p50 may differ from the median of benchmark_app, as a fraction of it and in ms.
@@ -57,9 +58,10 @@ HYPER_THREADING = Setting(
     "hyper_threading", ("on", "off"), of_threads=True
 )  # whether both logical cores of a physical one are used
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
-# Of what is in float in an int8 bundle; a processor without the arithmetic runs f32.
+# Of what is in float in an int8 bundle; other bundles run in their own. A processor without the arithmetic runs f32.
 INFERENCE_PRECISION = Setting("inference_precision", ("f32", "bf16", "f16"), of_precision=True)
 _TELEMETRY = "openvino_telemetry"
+_FLOATS = {"fp32": "f32", "bf16": "bf16"}  # inference precisions in which matrix products are timed
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # of a processor, by inference precision
 # Lines of OpenVINO's report of a failed conversion.
 _FAILED_OPERATOR = re.compile(r"-- ([\w.]+)-\d+ with a message:")
@@ -86,8 +88,13 @@ class OpenVino(Runtime):
     def usable_values(self, setting: Setting) -> tuple[str, ...]:
         if setting is not INFERENCE_PRECISION:
             return super().usable_values(setting)
-        known = self.load().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        known = capabilities(self.load())
         return tuple(value for value in setting.values if _CAPABILITIES[value] in known)
+
+    def require_precision(self, precision: Precision) -> None:
+        super().require_precision(precision)
+        if precision == "bf16":
+            require_bf16(self.load())
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         """Convert the ONNX file to IR files in a subprocess, since some invalid graphs crash OpenVINO."""
@@ -118,7 +125,7 @@ class OpenVino(Runtime):
         command = [
             *("benchmark_app", "-m", str(engine), "-d", DEVICE, "-api", "sync", "-nireq", "1", "-nstreams", "1"),
             *("-hint", "none", "-nthreads", str(options.threads or available_cores())),
-            *("-infer_precision", options.session.get(INFERENCE_PRECISION)),
+            *("-infer_precision", _inference_precision(options)),
             *(["-ip", "f32"] if floats else []),  # else it feeds images as uint8 and times their conversion
             *(["-data_shape", shapes] if options.dynamic_batch else []),
             *("-t", "10"),
@@ -141,19 +148,22 @@ class OpenVinoEngine(Engine):
     def __init__(self, ov: Any, artifact: Path, options: BuildOptions) -> None:
         """`ov` is the module openvino, `artifact` the .xml file.
 
-        Raises BuildError if it cannot be loaded, PrecisionError if an fp32 bundle asks for a lower inference precision.
+        Raises BuildError if it cannot be loaded, PrecisionError if the processor has no bf16 arithmetic for a bf16
+        bundle, or if the session settings of an fp32 or bf16 bundle ask for another inference precision.
         """
-        inference_precision = options.session.get(INFERENCE_PRECISION)
-        if options.precision == "fp32" and inference_precision != INFERENCE_PRECISION.default:
+        chosen = options.session.get(INFERENCE_PRECISION)
+        if not get_policy(options.precision).converts_graph and chosen != INFERENCE_PRECISION.default:
             raise PrecisionError(
-                f"requested fp32, but the session settings ask OpenVINO for {inference_precision}; remove "
+                f"requested {options.precision}, but the session settings ask OpenVINO for {chosen}; remove "
                 "inference_precision from build.session in the manifest, or export the model again"
             )
+        if options.precision == "bf16":
+            require_bf16(ov)
         settings: dict[str, Any] = {
             **_session_settings(options.session),
             "INFERENCE_NUM_THREADS": options.threads or available_cores(),
             # By default the plugin runs fp32 models in bf16 if the processor supports it.
-            "INFERENCE_PRECISION_HINT": inference_precision,
+            "INFERENCE_PRECISION_HINT": _inference_precision(options),
         }
         if options.cache_dir is not None:
             settings["CACHE_DIR"] = str(options.cache_dir)
@@ -276,12 +286,31 @@ class OpenVinoStreams(ThroughputRunner):
         self._queue = None
 
 
+def capabilities(ov: Any) -> Collection[str]:
+    """Return the kinds of arithmetic that OpenVINO finds in this processor, such as BF16."""
+    found: Collection[str] = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return found
+
+
+def require_bf16(ov: Any) -> None:
+    """Raise PrecisionError if this processor has no bf16 arithmetic: OpenVINO would run another precision, or fail."""
+    if _CAPABILITIES["bf16"] not in capabilities(ov):
+        raise PrecisionError(
+            "OpenVINO finds no bf16 arithmetic in this processor (it takes AMX, AVX512-BF16 or Arm's bf16); export "
+            "with --precision fp32 or int8"
+        )
+
+
 def matmul(ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], precision: str) -> Operations | None:
     """Return one matrix product, compiled with `settings`; see Engine.matmul."""
     rows, inner, columns = shape
     opset = importlib.import_module(f"{ov.__name__}.opset13")
     x, weight = opset.parameter([rows, inner], np.float32), np.ones((inner, columns), np.float32)
-    if precision == "fp32":
+    own = {name: value for name, value in settings.items() if name != "CACHE_DIR"}
+    if precision in _FLOATS:
+        if _CAPABILITIES[_FLOATS[precision]] not in capabilities(ov):
+            return None
+        own["INFERENCE_PRECISION_HINT"] = _FLOATS[precision]  # whatever the engine itself runs in
         product = opset.matmul(x, opset.constant(weight), transpose_a=False, transpose_b=False)
     elif precision == "int8":
         factor = opset.multiply(opset.convert(opset.constant(weight.astype(np.int8)), "f32"), np.float32(0.01))
@@ -291,9 +320,7 @@ def matmul(ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], pr
     else:
         return None
     model = ov.Model([product], [x], "matmul")
-    compiled = ov.Core().compile_model(
-        model, DEVICE, {name: value for name, value in settings.items() if name != "CACHE_DIR"}
-    )
+    compiled = ov.Core().compile_model(model, DEVICE, own)
     if read_precision(compiled, multiplying_operators(model)).layers != {precision: 1}:
         return None
     request, feeds = compiled.create_infer_request(), {0: np.ones((rows, inner), np.float32)}
@@ -323,6 +350,11 @@ def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
         ov.Core().read_model(str(xml), str(xml.with_suffix(".bin")))
     except Exception as error:
         raise BuildError(f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({_reason(error)})") from error
+
+
+def _inference_precision(options: BuildOptions) -> str:
+    """Return the precision of what is in float in the graph."""
+    return "bf16" if options.precision == "bf16" else options.session.get(INFERENCE_PRECISION)
 
 
 def _session_settings(chosen: SessionSettings) -> dict[str, Any]:

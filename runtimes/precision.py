@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgevit.errors import PrecisionError
+from edgevit.precisions import chosen_in_session
 from edgevit.types import Precision
 
 TF32 = "tf32"  # fp32 in memory, multiplied with the 10-bit mantissa of fp16
@@ -71,13 +72,16 @@ class ExecutedPrecision:
 
         `expected` is the fraction of MACs, 0 to 1, that the graph has in `precision`; at least 0.95 of it must run in
         it. If the engine's MACs are unknown, a quarter of that fraction of its layers must; if `expected` is unknown, a
-        quarter of its layers. Layers of unknown precision are left out. If none of the others is in `precision`, the
-        engine is accepted only if they are not more than the unknown ones.
+        quarter of its layers. In bf16, which the runtime is asked for, `expected` is 1 unless it is given. Layers of
+        unknown precision are left out. If none of the others is in `precision`, the engine is accepted only if they are
+        not more than the unknown ones.
         """
         if expected is not None and not 0 <= expected <= 1:  # NaN too, which no comparison below would refuse
             raise PrecisionError(f"invalid {precision} fraction in the manifest ({expected}); export the model again")
         if precision == "fp32":
             self._require_fp32(runtime)
+        elif expected is None and chosen_in_session(precision):
+            self._require_lower(precision, runtime, 1.0)
         else:
             self._require_lower(precision, runtime, expected)
 

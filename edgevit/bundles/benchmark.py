@@ -21,6 +21,7 @@ from edgevit.latency.measure import LatencyReport, MeasurePlan, OnMeasure, candi
 from edgevit.latency.memory import peak_memory_of
 from edgevit.latency.studies import NO_STUDIES, Studies, Subject, study
 from edgevit.macs import ModelWork
+from edgevit.precisions import chosen_in_session
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParitySummary, compare, references_for
@@ -133,7 +134,7 @@ def _bundle_subject(stack: ExitStack, name: str, bundle: Bundle, threads: int | 
         runtime=get_runtime(bundle.fmt).title,
         feeds=_feeds_by_batch(bundle),
         executed=executed,
-        work=bundle.manifest.work,
+        work=_work_of_engine(bundle),
     )
 
 
@@ -187,6 +188,12 @@ def _pytorch_model(bundle: Bundle, source: PytorchSource) -> LoadedModel:
     return model
 
 
+def _work_of_engine(bundle: Bundle) -> ModelWork | None:
+    """The work of the bundle's engine, which in bf16 is less than that of the graph."""
+    work = bundle.manifest.work
+    return work.in_16_bits() if work is not None and chosen_in_session(bundle.options.precision) else work
+
+
 def _work_of_module(bundle: Bundle, module: Any) -> ModelWork | None:
     """The work of the module itself, in fp32: int8 weights are smaller, in fp16 the results too."""
     work = bundle.manifest.work
@@ -211,7 +218,8 @@ def _other_runtime(stack: ExitStack, bundle: Bundle, fmt: str, threads: int | No
     stack.enter_context(runtime.session())
     engine, loading = timed_load(lambda: runtime.open(artifact.path, options))
     peer = _Peer(name=fmt, runtime=runtime.title, loading=loading, threads=threads, work=bundle.manifest.work)
-    return _subject(stack, bundle, engine, peer, judged=bundle.options.precision)
+    judged = bundle.options.precision
+    return _subject(stack, bundle, engine, peer, judged="fp32" if chosen_in_session(judged) else judged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ from edgevit.errors import MissingError, UsageError
 from edgevit.files import message_line
 from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
 from edgevit.memory import EXPORT_MB, require_address_space
-from edgevit.precisions import list_policies
+from edgevit.precisions import get_policy, list_policies
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _add_precision_arguments(group: Group) -> None:
         "--eval",
         type=argument_types.path,
         metavar="DIR",
-        help="labeled images, as for edgevit eval, on which fp16 or int8 is compared with fp32",
+        help="labeled images, as for edgevit eval, on which a lower precision is compared with fp32",
     )
     group.add_argument(
         "--max-drop",
@@ -220,13 +220,14 @@ def _find_tuned(arguments: Arguments, model: ModelDescription, on_stage: OnStage
 
 
 def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | None = None) -> ExportConfig:
-    """Return the options of the export; those of `tuned` go first, and fp32 needs no calibration."""
+    """Return the options of the export; those of `tuned` go first, and its precision may need no calibration."""
     from edgevit.export.forms import STANDARD
     from edgevit.formats import get_format
     from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S, ExportConfig
 
     found = None if tuned is None else tuned.choice.configuration
     lower = found is None or found.variant.precision != "fp32"
+    calibrated = found is None or get_policy(found.variant.precision).converts_graph
     return ExportConfig(
         formats=tuple(get_format(name).name for name in arguments.fmt) if found is None else (found.variant.fmt,),
         options=options if tuned is None else tuned.options(options),
@@ -236,7 +237,7 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
-        calib=arguments.calib if lower else None,
+        calib=arguments.calib if calibrated else None,
         eval=arguments.eval if lower else None,
         int8_range=arguments.int8_range,
         keep_float=arguments.keep_float,

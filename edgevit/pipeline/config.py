@@ -16,7 +16,7 @@ from edgevit.export.passes import OLDEST_OPSET
 from edgevit.export.quantization.groups import GroupChoice
 from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format, list_formats
 from edgevit.latency.report import MeasurePlan
-from edgevit.precisions import get_policy
+from edgevit.precisions import PrecisionPolicy, get_policy, list_policies
 from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.tensorrt.versions import supported_line
 from edgevit.types import Array
@@ -87,28 +87,37 @@ class ExportConfig:
             raise UsageError(str(error)) from error
 
     def _check_precision(self) -> None:
-        if self.options.precision == "fp32":
-            given = {"--calib": self.calib, "--eval": self.eval, "--max-drop": self.max_drop}
-            for name, value in given.items():
-                if value is not None:
-                    raise UsageError(
-                        f"{name} requires --precision fp16 or int8; the accuracy of fp32 is measured by edgevit eval"
-                    )
-            if self.keep_float:
-                raise UsageError("--keep-float requires --precision fp16 or int8; leave it out")
+        policy = get_policy(self.options.precision)
+        self._check_unused(policy)
         if self.int8_range not in get_args(Int8Range):
             raise unknown_name("int8 range", self.int8_range, get_args(Int8Range))
         if self.int8_range == "full" and self.options.precision != "int8":
             raise UsageError("--int8-range requires --precision int8; leave one of them out")
-        if get_policy(self.options.precision).needs_calibration and self.calib is None:
+        if policy.needs_calibration and self.calib is None:
             raise UsageError(
                 f"{self.options.precision} needs calibration photos like those the model will see: "
                 "give a folder of a hundred or more with --calib DIR"
             )
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise UsageError(f"--max-drop is a fraction from 0 to below 1, such as 1%; got {self.max_drop}")
-        if self.max_drop is not None and self.options.precision == "fp16" and self.eval is None:
-            raise UsageError("--max-drop with fp16 needs labeled images; add --eval DIR")
+        if self.max_drop is not None and not policy.needs_calibration and self.eval is None:
+            raise UsageError(f"--max-drop with {policy.name} needs labeled images; add --eval DIR")
+
+    def _check_unused(self, policy: PrecisionPolicy) -> None:
+        """Raise UsageError for an option that has no meaning in the requested precision."""
+        given: dict[str, object] = {"--calib": self.calib, "--keep-float": self.keep_float or None}
+        if policy.name == "fp32":
+            given |= {"--eval": self.eval, "--max-drop": self.max_drop}
+        if policy.converts_graph:
+            return
+        for option, value in given.items():
+            if value is None:
+                continue
+            converted = option in ("--calib", "--keep-float")
+            names = [each.name for each in list_policies() if each.converts_graph or not converted]
+            *others, last = [name for name in names if name != "fp32"]
+            instead = "leave it out" if converted else "the accuracy of fp32 is measured by edgevit eval"
+            raise UsageError(f"{option} requires --precision {', '.join(others)} or {last}; {instead}")
 
     @property
     def targets(self) -> tuple[Format, ...]:

@@ -61,7 +61,9 @@ class PrecisionConverter:
     _equalized: list[OnnxGraph] = field(default_factory=list)  # that graph with equalized channels, if int8 needs it
 
     def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
-        """Return the graph in the requested precision, and the plan that lists the nodes kept out of it; None for fp32.
+        """Return the graph in the requested precision, and the plan that lists the nodes kept out of it.
+
+        In fp32 and bf16 the graph stays as it is, without a plan: the runtime decides what runs in bf16.
 
         Raises UsageError if the calibration inputs are unusable, PrecisionError if int8 does not keep the outputs.
         """
@@ -69,6 +71,7 @@ class PrecisionConverter:
             return self._to_fp16(graph, self._feeds(self.references.calibration, MAX_FP16_ROWS), fmt)
         if self.precision == "int8":
             return self._to_int8(graph, fmt)
+        assert not get_policy(self.precision).converts_graph
         return graph, None
 
     def revert_more(

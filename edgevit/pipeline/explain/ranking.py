@@ -52,8 +52,11 @@ def rank_modules(run: Tensorwise, units: Sequence[Unit], *, deadline_s: float) -
 def choose_to_keep(ranked: Sequence[Ranked], precision: Precision) -> tuple[str, ...]:
     """Return the fewest modules without whose noise the outputs would be accepted; empty if it takes too many.
 
-    The noise of the outputs is about the sum of that of all modules.
+    The noise of the outputs is about the sum of that of all modules. Empty too if the runtime chooses the precision of
+    each operator, as in bf16.
     """
+    if not get_policy(precision).converts_graph:
+        return ()
     accepted = _MARGIN * _accepted_noise(precision)
     for count in range(min(MAX_KEPT, len(ranked)) + 1):
         if sum(each.at_output.noise_to_signal for each in ranked[count:]) <= accepted:

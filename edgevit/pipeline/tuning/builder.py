@@ -75,18 +75,18 @@ def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:
 
     Of a trial only the time is used, so that its outputs are not checked.
     """
-    is_fp32, is_trial = variant.precision == "fp32", variant.is_trial
+    is_fp32, is_trial, policy = variant.precision == "fp32", variant.is_trial, get_policy(variant.precision)
     return replace(
         base,
         formats=(variant.fmt,),
         options=replace(base.options, precision=variant.precision),
         form=variant.form,
         out=out,
-        calib=base.calib if get_policy(variant.precision).needs_calibration else None,
+        calib=base.calib if policy.needs_calibration else None,
         groups=variant.groups,
         keep_float=variant.keep_float,
         verify=base.verify and not is_trial,
         eval=None if is_fp32 or is_trial else base.eval,
-        max_drop=None if is_fp32 or is_trial or (variant.precision == "fp16" and base.eval is None) else base.max_drop,
+        max_drop=None if is_fp32 or is_trial or not (policy.needs_calibration or base.eval) else base.max_drop,
         int8_range=base.int8_range if variant.precision == "int8" else "safe",
     )

@@ -27,6 +27,7 @@ from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
 from edgevit.pipeline.tuning.workspace import Workspace
+from edgevit.precisions import get_policy
 
 _LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
 _TRIALS_FRACTION = 0.6  # of the time, after which no engine is built to measure a group of layers
@@ -97,8 +98,8 @@ class Search:
         return Configuration(variant=variant, threads=self.threads[0], streams=streams)
 
     def _build_standard(self, variant: Variant) -> None:
-        """Build a standard variant; a lower precision, whose layers may take long to choose, leaves time for races."""
-        with self.deadline.until(1.0 if variant.precision == "fp32" else _LOWER_PRECISION_FRACTION):
+        """Build a standard variant; one whose graph is converted, which may take long, leaves time for races."""
+        with self.deadline.until(_LOWER_PRECISION_FRACTION if get_policy(variant.precision).converts_graph else 1.0):
             self.deadline.check()
             self._build(variant)
 

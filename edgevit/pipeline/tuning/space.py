@@ -9,6 +9,7 @@ from typing import Any
 from edgevit.export.forms import FORMS, STANDARD
 from edgevit.export.quantization.groups import MAX_GROUPS, GroupChoice
 from edgevit.formats import get_format, list_formats
+from edgevit.precisions import get_policy, list_policies
 from edgevit.runtimes.base import MAX_THREADS, available_cores
 from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.registry import get_runtime
@@ -123,13 +124,13 @@ def usable_formats(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def variants(formats: Sequence[str], *, calibrated: bool, batch: int = 1) -> list[Variant]:
-    """Return the standard forms in each precision that the formats run; int8 needs calibration images."""
-    precisions: list[Precision] = ["fp32", "fp16", *(["int8"] if calibrated else [])]  # type: ignore[list-item]
+    """Return the standard forms in each precision that the formats run here; int8 needs calibration images."""
     return [
-        Variant(fmt=fmt, precision=precision, batch=batch)
-        for precision in precisions
+        Variant(fmt=fmt, precision=policy.name, batch=batch)
+        for policy in list_policies()
+        if calibrated or not policy.needs_calibration
         for fmt in formats
-        if precision in get_format(fmt).precisions
+        if get_runtime(fmt).runs_precision(policy.name)
     ]
 
 
@@ -141,9 +142,9 @@ def default_threads() -> tuple[int, ...]:
 
 def single_changes(start: Configuration) -> Iterator[Configuration]:
     """Yield the configurations that differ from `start` in one session setting that can matter."""
-    runtime = get_runtime(start.variant.fmt)
+    runtime, converted = get_runtime(start.variant.fmt), get_policy(start.variant.precision).converts_graph
     for setting in runtime.settings:
-        if (setting.of_threads and start.threads == 1) or (setting.of_precision and start.variant.precision == "fp32"):
+        if (setting.of_threads and start.threads == 1) or (setting.of_precision and not converted):
             continue
         if setting.of_streams and start.streams is not None:
             continue

@@ -10,6 +10,7 @@ import pytest
 from edgevit.errors import UsageError
 from edgevit.pipeline.tuning import space
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
+from edgevit.runtimes import openvino
 from edgevit.runtimes.openvino import OpenVino
 from edgevit.runtimes.registry import get_runtime
 from edgevit.untrusted import InvalidError, JsonObject
@@ -50,9 +51,18 @@ def test_changes_are_combined() -> None:
 
 def test_int8_needs_calibration_images() -> None:
     names = [each.name for each in space.variants(["ort", "openvino"], calibrated=False)]
-    assert names == ["fp32-ort", "fp32-openvino"]
+    assert set(names) - {"bf16-openvino"} == {"fp32-ort", "fp32-openvino"}
     assert "int8-ort" in [each.name for each in space.variants(["ort"], calibrated=True)]
     assert "fp16-trt" in [each.name for each in space.variants(["trt"], calibrated=False)]
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, ["fp32", "bf16", "int8"]), (False, ["fp32", "int8"])])
+def test_bf16_is_tried_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: list[str]
+) -> None:
+    known = ("FP32", "INT8", *(["BF16"] if has_bf16 else []))
+    monkeypatch.setattr(openvino, "capabilities", lambda _: known)
+    assert [each.precision for each in space.variants(["openvino"], calibrated=True)] == expected
 
 
 def test_only_installed_runtimes_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +114,11 @@ def test_the_inference_precision_is_changed_for_int8_only(monkeypatch: pytest.Mo
     monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)  # of a processor that has all
     fp32 = Configuration(variant=Variant(fmt="openvino", precision="fp32"), threads=1)
     int8 = Configuration(variant=Variant(fmt="openvino", precision="int8"), threads=1)
+    bf16 = Configuration(variant=Variant(fmt="openvino", precision="bf16"), threads=1)
     found = {name for start in (fp32, int8) for each in single_changes(start) for name in each.session.to_json()}
     assert found == {"pinning", "denormals", "inference_precision"}
     lowered = int8.with_setting("inference_precision", "bf16").with_setting("denormals", "zero")
-    assert not any("inference_precision" in each.session.to_json() for each in single_changes(fp32))
+    for start in (fp32, bf16):
+        assert not any("inference_precision" in each.session.to_json() for each in single_changes(start))
     assert opened_like(fp32, lowered).session.to_json() == {"denormals": "zero"}
     assert opened_like(lowered, fp32).session.to_json() == {"inference_precision": "bf16"}

@@ -40,9 +40,10 @@ from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.pipeline.tuning.tune import TuneConfig
 from edgevit.runtimes import onnxruntime
 from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.registry import get_runtime
 from edgevit.untrusted import JsonObject
 from tests.helpers.bundles import manifest_json
-from tests.helpers.cli import USER_MODEL, last_line, status
+from tests.helpers.cli import PHOTO, USER_MODEL, last_line, status
 from tests.helpers.graphs import noise
 from tests.helpers.reports import printed
 
@@ -252,6 +253,20 @@ def test_export_auto_on_the_command_line(
     (path,) = tmp_path.glob("*-fp32-ort")
     assert manifest_json(path)["build"]["session"] == {"arena": "off"}
     assert manifest_json(path)["build"]["threads"] == 1
+    assert own_cache.is_dir()
+
+
+def test_export_auto_leaves_calibration_images_to_the_precisions_that_use_them(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "device_key", lambda _: "key")
+    (tmp_path / "user.py").write_text(USER_MODEL)
+    configuration = Configuration(variant=Variant(fmt="openvino", precision="bf16"), threads=1)
+    write_choices("key", "user", [Choice(configuration=configuration, p50_ms=1.0, accuracy="SNR 40 dB")])
+    expected = 0 if get_runtime("openvino").runs_precision("bf16") else 9  # as for --bf16, and not 2
+    name, out = f"{tmp_path / 'user.py'}:build", tmp_path / "out"
+    options = ("--img-size", "32", "--fmt", "auto", "--calib", PHOTO.parent, "--no-latency", "--out", out)
+    assert status("export", name, *options) == expected
     assert own_cache.is_dir()
 
 
