@@ -9,7 +9,7 @@ only if it is shown to be faster.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -150,6 +150,7 @@ class Search:
                 leaders.setdefault(start.variant.fmt, start)
                 if start.variant.precision == "int8":
                     in_int8.append((start.variant.fmt, "int8"))
+        self._plan_float_precisions({leader.name for leader in leaders.values()})
         self._plan([(fmt, leader.variant.precision) for fmt, leader in leaders.items()], in_int8)
 
     def _plan(self, leaders: Sequence[tuple[str, str]], in_int8: Sequence[tuple[str, str]]) -> None:
@@ -165,6 +166,17 @@ class Search:
         self._steps.extend(Step(f"int8 by layer groups of {key[0]}", partial(self._try_groups, key)) for key in in_int8)
         if self.throughput:
             self._steps.extend(Step(f"batches of {key[0]}", partial(self._try_batches, key)) for key in leaders)
+
+    def _plan_float_precisions(self, leaders: Collection[str]) -> None:
+        """Plan to lower the precision of what is in float, of engines that do not lead.
+
+        All settings of the leaders are tried. This one may change who leads: int8 with the rest in bf16 can pass the
+        bf16 engine that is ahead of int8 with the rest in fp32.
+        """
+        for key, start in self.best.items():
+            if start.name not in leaders and any(single_changes(start, of_precision=True)):
+                name = f"inference precision of {'-'.join(key)}"
+                self._steps.append(Step(name, partial(self._try_float_precisions, key)))
 
     def _compete(self, title: str, key: tuple[str, str], rivals: Sequence[Configuration]) -> Race | None:
         """Race the best configuration of a runtime and precision with rivals; the winner replaces it."""
@@ -212,6 +224,10 @@ class Search:
         if together.name not in {each.name for each in changes}:
             self._compete(f"{title}, combined", key, [together])
         self._share(key)
+
+    def _try_float_precisions(self, key: tuple[str, str]) -> None:
+        changes = list(single_changes(self.best[key], of_precision=True))
+        self._compete(f"inference precision, {'-'.join(key)}", key, changes)
 
     def _share(self, key: tuple[str, str]) -> None:
         """Open the other precisions of the runtime with the same threads and settings."""

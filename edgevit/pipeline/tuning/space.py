@@ -140,13 +140,16 @@ def default_threads() -> tuple[int, ...]:
     return tuple(dict.fromkeys((cores, max(1, cores // 2))))
 
 
-def single_changes(start: Configuration) -> Iterator[Configuration]:
-    """Yield the configurations that differ from `start` in one session setting that can matter."""
+def single_changes(start: Configuration, *, of_precision: bool = False) -> Iterator[Configuration]:
+    """Yield the configurations that differ from `start` in one session setting that can matter.
+
+    With `of_precision`, only in one that lowers the precision of what is in float.
+    """
     runtime, converted = get_runtime(start.variant.fmt), get_policy(start.variant.precision).converts_graph
     for setting in runtime.settings:
         if (setting.of_threads and start.threads == 1) or (setting.of_precision and not converted):
             continue
-        if setting.of_streams and start.streams is not None:
+        if (setting.of_streams and start.streams is not None) or (of_precision and not setting.of_precision):
             continue
         for value in runtime.usable_values(setting):
             if value != start.session.get(setting):
