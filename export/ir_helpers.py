@@ -64,6 +64,10 @@ def is_global_mean(node: ir.Node) -> bool:
     return axes is not None and rank == 4 and sorted(np.asarray(axes) % rank) == [2, 3]
 
 
+def is_over_last_axis(softmax: ir.Node) -> bool:
+    return softmax.attributes.get_int("axis", -1) in (-1, len(softmax.outputs[0].shape or ()) - 1)
+
+
 def initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Add an initializer that holds `array`; a number is appended to `name` if it is taken."""
     unique, number = name, 1

@@ -47,6 +47,7 @@ from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
+from edgevit.export.passes.underflow_masks import underflow_masks
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
 
@@ -143,7 +144,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
 )
 
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
-    "generic": (*_PROCESSOR, FormatPass(merge_linear), *_GENERIC),
+    "generic": (*_PROCESSOR, FormatPass(merge_linear), FormatPass(underflow_masks), *_GENERIC),
     "tensorrt": (*_TENSORRT, *_GENERIC),
     "openvino": (*_PROCESSOR, *_OPENVINO, *_GENERIC),
 }

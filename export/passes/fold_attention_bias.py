@@ -23,6 +23,7 @@ from edgevit.export.ir_helpers import (
     constant,
     copy_shape_and_type,
     initializer,
+    is_over_last_axis,
     only_consumer,
     remove_unused,
     replace_value,
@@ -57,13 +58,9 @@ class Output:
 def fold_attention_bias(model: ir.Model) -> None:
     """Move the biases of each attention whose q, k, v and output come from linear layers with a bias."""
     for node in list(model.graph):
-        if node.op_type == "Softmax" and _is_over_last_axis(node):
+        if node.op_type == "Softmax" and is_over_last_axis(node):
             _fold(node, model.graph)
     remove_unused(model)
-
-
-def _is_over_last_axis(softmax: ir.Node) -> bool:
-    return softmax.attributes.get_int("axis", -1) in (-1, len(softmax.outputs[0].shape or ()) - 1)
 
 
 def _fold(softmax: ir.Node, graph: ir.Graph) -> None:
