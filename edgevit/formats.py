@@ -32,6 +32,7 @@ class Int8Scheme:
     # x86 processors without VNNI.
     weight_range: Int8Range = "safe"
     linear_as_conv: bool = False  # on x86 processors without VNNI, linear layers run as 1x1 convolutions
+    fold_zero_points: bool = False  # zero points of the inputs of linear layers are part of their biases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ FORMATS: tuple[Format, ...] = (
         opset=21,
         group_norm="native",
         passes="openvino",
-        int8=Int8Scheme(activations="uint8", linear_as_conv=True),
+        int8=Int8Scheme(activations="uint8", linear_as_conv=True, fold_zero_points=True),
     ),
     Format(
         name="trt",

@@ -14,6 +14,7 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.equalization import equalize
+from edgevit.export.quantization.fold_zero_points import fold_zero_points
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.groups import GroupChoice
 from edgevit.export.quantization.int8 import find_layers
@@ -159,6 +160,8 @@ class PrecisionConverter:
             )
             if scheme.linear_as_conv and saturates_int8():
                 quantized = quantized.apply("linear_as_conv", linear_as_conv)
+            if scheme.fold_zero_points:
+                quantized = quantized.apply("fold_zero_points", fold_zero_points)
             check(quantized)
         if scheme.float_dtype == "fp32":
             return quantized, plan
