@@ -37,6 +37,11 @@ def int8_instructions(flags: Collection[str]) -> str:
     return next((name for name in _INT8_INSTRUCTIONS if name in flags), "unknown")
 
 
+def has_amx_bf16() -> bool:
+    """Whether bf16 products run on AMX here."""
+    return "amx_bf16" in cpu_flags()
+
+
 def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | None = None) -> bool:
     """Whether sums of two uint8 x int8 products can saturate here: on x86 without VNNI, or if its flags are unknown."""
     found = cpu_flags() if flags is None else flags

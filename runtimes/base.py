@@ -353,6 +353,13 @@ class Runtime(ABC):
         """Return session settings by name. Raises UsageError for a name or a value that the runtime does not have."""
         return SessionSettings.of(chosen, self.settings, runtime=self.title)
 
+    def int8_session(self) -> SessionSettings:
+        """Return the settings with which int8 engines are fastest here, if all that is in float may be less precise.
+
+        Measured for a kind of processor: docs/quantization.md.
+        """
+        return SessionSettings()
+
     def usable_values(self, setting: Setting) -> tuple[str, ...]:
         """Return the values of a session setting that make a difference on this machine."""
         return setting.values

@@ -108,6 +108,8 @@ def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionCompari
     notes = [f"{record.name} {record.note}" for record in bundle.graph.history if record.note]
     if bundle.precision_plan is not None:
         notes += [f"{bundle.fmt}: {note}" for note in bundle.precision_plan.notes()]
+    if bundle.options.session.chosen:
+        notes.append(f"{bundle.fmt}: opened with {bundle.options.session}")
     if steps is not None and missing is not None:
         notes.append(steps.trtexec_advice)
         missing = steps.explain(missing)

@@ -13,6 +13,7 @@ from edgevit.pipeline import engine_memory
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
+from edgevit.runtimes.session_settings import SessionSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ def resume_baseline(baseline: Fp32Baseline, bundle: BuiltBundle) -> Fp32Baseline
 
 
 def _options(bundle: BuiltBundle) -> BuildOptions:
-    return replace(bundle.options, precision="fp32")
+    return replace(bundle.options, precision="fp32", session=SessionSettings())
 
 
 def _build_baseline(export: ExportRun, bundle: BuiltBundle, graph: OnnxGraph, folder: Path) -> Fp32Baseline:

@@ -52,7 +52,7 @@ from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
 from edgevit.pipeline.report import ExportReport
 from edgevit.pipeline.source import Source, source_of
-from edgevit.runtimes.base import Engine, OnPhase, Runtime
+from edgevit.runtimes.base import BuildOptions, Engine, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built, usable_version
 from edgevit.runtimes.loading import Loading
 from edgevit.runtimes.parity import ParityReport, compare, references_for
@@ -243,11 +243,11 @@ def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:
 def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: Path) -> BuiltBundle:
     """Build one bundle in `folder`, load its engine if it runs here, and check parity."""
     config, timer, fmt = export.config, export.timer, runtime.fmt
-    options = config.options_for(runtime)
-    bundle_folder = folder / bundle_name(export.model.name, options.precision, fmt)
+    precision = config.options.precision
+    bundle_folder = folder / bundle_name(export.model.name, precision, fmt)
     with timer.stage(f"{fmt}: specialize, check"):
         specialized = check(
-            forms.specialize(graph, fmt, config.form, precision=options.precision, opset=config.opset_for(fmt))
+            forms.specialize(graph, fmt, config.form, precision=precision, opset=config.opset_for(fmt))
         )
         require_supported(specialized, fmt, config.target_version)
         steps = None
@@ -258,7 +258,8 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
     converted, plan = converter.convert(specialized, fmt)
     for round_ in itertools.count(1):
         parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
-        built = _build_engine(export, runtime, converted, plan, bundle_folder)
+        options = _engine_options(config, runtime, plan)
+        built = _build_engine(export, runtime, converted, plan, options, bundle_folder)
         engine_parity = _check_engine(export, built)
         attempt = BuiltBundle(
             runtime=runtime,
@@ -282,15 +283,26 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
     raise AssertionError("unreachable: the rounds are bounded")
 
 
+def _engine_options(
+    config: ExportConfig, runtime: Runtime, plan: PrecisionPlan | QuantizationPlan | None
+) -> BuildOptions:
+    """Return the options of an engine: its float operators are less precise where that is faster and allowed."""
+    options = config.options_for(runtime)
+    if isinstance(plan, QuantizationPlan) and plan.is_float_for_speed_alone and not options.session.chosen:
+        return replace(options, session=runtime.int8_session())
+    return options
+
+
 def _build_engine(
     export: ExportRun,
     runtime: Runtime,
     graph: OnnxGraph,
     plan: PrecisionPlan | QuantizationPlan | None,
+    options: BuildOptions,
     folder: Path,
 ) -> BuildResult:
     """Build the engine of `graph` into a new folder, and load it if it runs here."""
-    options, timer, fmt = export.config.options_for(runtime), export.timer, runtime.fmt
+    timer, fmt = export.timer, runtime.fmt
     with timer.stage(f"{fmt}: build"), translate_write_errors(folder):
         folder.mkdir()
         graph.save(folder / MODEL_FILE)

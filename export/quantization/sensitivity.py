@@ -18,7 +18,7 @@ from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
 from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
-from edgevit.export.quantization.int8 import Layer, find_layers, needs_vnni, quantize
+from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Feeds, TensorSpec
 
@@ -57,6 +57,11 @@ class QuantizationPlan:
     def reverted(self) -> tuple[KeptNode, ...]:
         """The layers that stay in float because int8 costs accuracy."""
         return tuple(node for node in self.kept if node.reason.startswith(COSTS_ACCURACY))
+
+    @property
+    def is_float_for_speed_alone(self) -> bool:
+        """Whether no layer stays in float for its accuracy, or since the user asks for it."""
+        return not any(node.reason.startswith(_FOR_ACCURACY) for node in self.kept)
 
     def notes(self) -> list[str]:
         """Return the notes for the export report: a summary, and the layers that stay in float."""
@@ -124,6 +129,7 @@ class LayerChoice:
 
 COSTS_ACCURACY = "costs accuracy"
 _NOT_FINITE = "its input or output is not finite on the calibration inputs, in fp32 too"
+_FOR_ACCURACY = (COSTS_ACCURACY, PREDICTS, KEPT_ON_REQUEST, _NOT_FINITE)  # reasons for which layers stay in float
 
 
 def quantize_with_fallback(

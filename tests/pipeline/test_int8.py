@@ -27,6 +27,8 @@ from edgevit.models.loading import from_name
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes import openvino
+from edgevit.runtimes.openvino import OpenVino, OpenVinoEngine
 from edgevit.runtimes.parity import compare, references_for
 from tests.helpers.cifar10 import Cifar10
 from tests.helpers.cli import last_line, status
@@ -174,7 +176,7 @@ def test_a_bundle_whose_engine_runs_in_fp32_is_status_9(
     assert status("verify", copy) == 9
     (line,) = capsys.readouterr().err.splitlines()
     assert "requested int8" in line
-    assert "runs 4 fp32 layers" in line
+    assert re.search("runs 4 (fp32|bf16) layers", line)  # bf16 with AMX
 
 
 def test_fp32_is_measured_in_the_same_run(small: Path, views: Path, tmp_path: Path) -> None:
@@ -253,6 +255,41 @@ def test_openvino_runs_int8_linear_layers_as_convolutions_without_vnni(
     assert (operators["MatMul"], operators["Conv"]) == (matmuls, 3 - matmuls)
     found = manifest(tmp_path, path.name)
     assert found["precision"]["multiply_add_shares"]["int8"] >= 0.95 * found["typing"]["share"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "session"),
+    [
+        ("avx512_vnni amx_bf16", [], {"inference_precision": "bf16"}),
+        ("avx512_vnni amx_bf16", ["--keep-float", "mlp.0"], {}),  # in float for its accuracy
+        ("avx512_vnni avx512_bf16", [], {}),
+    ],
+)
+def test_openvino_runs_what_is_in_float_for_its_speed_in_bf16_with_amx(
+    small: Path,
+    views: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    options: list[str],
+    session: dict[str, str],
+) -> None:
+    pretend(monkeypatch, flags)
+    monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)
+    assert export(small, "linears", tmp_path, "--calib", views, *options, fmt="openvino") == 0
+    assert manifest(tmp_path, "small_linears-int8-openvino")["build"].get("session", {}) == session
+
+
+def test_a_bundle_that_asks_for_bf16_runs_in_f32_without_it(
+    small: Path, views: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "avx512_vnni amx_bf16")
+    monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)
+    assert export(small, "linears", tmp_path, "--calib", views, fmt="openvino") == 0
+    monkeypatch.setattr(openvino, "capabilities", lambda _: ("FP32",))
+    with edgevit.load(tmp_path / "small_linears-int8-openvino") as engine:
+        assert isinstance(engine, OpenVinoEngine)
+        assert engine._settings["INFERENCE_PRECISION_HINT"] == "f32"
 
 
 def test_a_bundle_with_full_weights_is_status_9_without_vnni(
