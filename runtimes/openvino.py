@@ -365,7 +365,9 @@ def _inference_precision(options: BuildOptions) -> str:
 
 def _available(ov: Any, inference_precision: str) -> str:
     """Return the precision if this processor has its arithmetic, else the default."""
-    return inference_precision if _CAPABILITIES[inference_precision] in capabilities(ov) else INFERENCE_PRECISION.default
+    return (
+        inference_precision if _CAPABILITIES[inference_precision] in capabilities(ov) else INFERENCE_PRECISION.default
+    )
 
 
 def _session_settings(chosen: SessionSettings) -> dict[str, Any]:

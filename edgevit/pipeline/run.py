@@ -246,9 +246,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
     precision = config.options.precision
     bundle_folder = folder / bundle_name(export.model.name, precision, fmt)
     with timer.stage(f"{fmt}: specialize, check"):
-        specialized = check(
-            forms.specialize(graph, fmt, config.form, precision=precision, opset=config.opset_for(fmt))
-        )
+        specialized = check(forms.specialize(graph, fmt, config.form, precision=precision, opset=config.opset_for(fmt)))
         require_supported(specialized, fmt, config.target_version)
         steps = None
         if runtime.format.builds_on_device:

@@ -26,8 +26,8 @@ from edgevit.metrics import wilson
 from edgevit.models.loading import from_name
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
-from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes import openvino
+from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.openvino import OpenVino, OpenVinoEngine
 from edgevit.runtimes.parity import compare, references_for
 from tests.helpers.cifar10 import Cifar10

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edgevit.cli.signals import Stop
 from edgevit.models import registry
+from edgevit.types import PRECISIONS
 from tests.tools.bench import page, rows
 from tests.tools.bench.child import Task, measure_in_child
 from tests.tools.bench.rows import RowKey
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--models", default="", metavar="NAMES", help="comma-separated (default: all up to 30 M)")
     parser.add_argument("--threads", default="1,2", metavar="N,N", help="comma-separated (default: 1,2)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of one interleaved run (default: 60)")
-    parser.add_argument("--fp32-only", action="store_true", help="leave int8 out")
+    parser.add_argument("--fp32-only", action="store_true", help="leave bf16 and int8 out")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="checkpoints, named MODEL.pth or MODEL.safetensors")
     parser.add_argument("--again", action="store_true", help="also measure what is in the results")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that rows are appended to")
@@ -63,7 +64,7 @@ def _measure(arguments: argparse.Namespace) -> bool:
             model=model,
             threads=tuple(count for count in threads if RowKey(model, count, processor) not in done),
             seconds=arguments.seconds,
-            precisions=("fp32",) if arguments.fp32_only else ("fp32", "int8"),
+            precisions=("fp32",) if arguments.fp32_only else PRECISIONS,
             weights=_weights(arguments.weights, model),
             million_parameters=None if arguments.models else MILLION_PARAMETERS,
             results=arguments.results,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from edgevit.runtimes.openvino import OpenVino
 from edgevit.types import Precision
 
 Kind = Literal["ours", "plain", "quantizer"]
@@ -39,6 +41,9 @@ CONTESTANTS = (
     Contestant(name="onnx-ort", title="torch.onnx.export", runtime=ORT, precision="fp32", kind="plain"),
     Contestant(name="onnx-openvino", title="torch.onnx.export", runtime=OPENVINO, precision="fp32", kind="plain"),
     Contestant(name="ov-direct", title="openvino.convert_model", runtime=OPENVINO, precision="fp32", kind="plain"),
+    Contestant(name="openvino-bf16", title="edgevit", runtime=OPENVINO, precision="bf16", kind="ours"),
+    Contestant(name="onnx-openvino-bf16", title="torch.onnx.export", runtime=OPENVINO, precision="bf16", kind="plain"),
+    Contestant(name="ov-direct-bf16", title="openvino.convert_model", runtime=OPENVINO, precision="bf16", kind="plain"),
     Contestant(name="torch-compile", title="torch.compile", runtime=TORCH, precision="fp32", kind="plain"),
     Contestant(name="ort-int8", title="edgevit", runtime=ORT, precision="int8", kind="ours"),
     Contestant(name="openvino-int8", title="edgevit", runtime=OPENVINO, precision="int8", kind="ours"),
@@ -60,6 +65,13 @@ CONTESTANTS = (
     ),
 )
 BY_NAME = {each.name: each for each in CONTESTANTS}
+
+
+def contestants(precisions: Collection[Precision]) -> tuple[Contestant, ...]:
+    """Return the contestants of these precisions that run here."""
+    runtime = OpenVino()
+    usable = [precision for precision in precisions if precision != "bf16" or runtime.runs_precision("bf16")]
+    return tuple(each for each in CONTESTANTS if each.precision in usable)
 
 
 def rivals(own: Contestant) -> tuple[Contestant, ...]:

@@ -11,8 +11,8 @@ from edgevit.latency.compare import side_by_side
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.studies import Studies, Subject, study
-from edgevit.types import Precision
-from tests.tools.bench.contestants import BY_NAME, CONTESTANTS, Contestant, rivals
+from edgevit.types import PRECISIONS, Precision
+from tests.tools.bench.contestants import BY_NAME, Contestant, contestants, rivals
 from tests.tools.bench.rows import Figures, Row, Speedup, this_processor
 from tests.tools.bench.workshop import Workshop
 
@@ -26,11 +26,11 @@ class Order:
 
     threads: int
     seconds: float  # of the interleaved run
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    precisions: tuple[Precision, ...] = PRECISIONS
 
     @property
     def contestants(self) -> tuple[Contestant, ...]:
-        return tuple(each for each in CONTESTANTS if each.precision in self.precisions)
+        return contestants(self.precisions)
 
 
 def build_all(workshop: Workshop, order: Order) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from edgevit.types import PRECISIONS, Precision
 from tests.tools.bench.contestants import CONTESTANTS, OPENVINO, ORT, TORCH, Contestant, Kind
 from tests.tools.bench.rows import Row, Speedup
 
@@ -24,6 +25,9 @@ to quantize than trained ones.
 * **NNCF**: of that OpenVINO model, with the transformer model type if it has a softmax.
 * **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
   scale a channel, 8 bits or, with the reduced range, 7.
+* **bf16**: OpenVINO's default on processors that have it, for plain models and for what is in float in NNCF's and in
+  edgevit's int8 models. Plain models in fp32 are told to run in it; edgevit's run in the precision that they are named
+  after.
 * **of the bound**: edgevit's time divided by that of the multiply-adds alone, attention's products counted, at the best
   rate of a matrix product that the runtime reaches here; 1 is the bound.
 
@@ -43,16 +47,21 @@ class Comparison:
 
 def _comparisons(runtime: str) -> tuple[Comparison, ...]:
     title, int8 = _RUNTIMES[runtime], f"{runtime}-int8"
+    fp32, bf16 = _peers("plain", runtime, "fp32"), _peers("plain", runtime, "bf16")
+    quantizers = _peers("quantizer", runtime, "int8")
     return (
-        Comparison(title=f"fp32, {title}: against the best plain way", own=runtime, rivals=_peers("plain", runtime)),
-        Comparison(title=f"fp32, {title}: against torch.compile", own=runtime, rivals=_peers("plain", TORCH)),
+        Comparison(title=f"fp32, {title}: against the best plain way", own=runtime, rivals=fp32),
+        Comparison(title=f"fp32, {title}: against torch.compile", own=runtime, rivals=_peers("plain", TORCH, "fp32")),
+        Comparison(title=f"bf16, {title}: against edgevit's fp32", own=f"{runtime}-bf16", rivals=(runtime,)),
+        Comparison(title=f"bf16, {title}: against the best plain way", own=f"{runtime}-bf16", rivals=bf16),
         Comparison(title=f"int8, {title}: against edgevit's fp32", own=int8, rivals=(runtime,)),
-        Comparison(title=f"int8, {title}: against the best quantizer", own=int8, rivals=_peers("quantizer", runtime)),
+        Comparison(title=f"int8, {title}: against the best quantizer", own=int8, rivals=quantizers),
     )
 
 
-def _peers(kind: Kind, runtime: str) -> tuple[str, ...]:
-    return tuple(each.name for each in CONTESTANTS if (each.kind, each.runtime) == (kind, runtime))
+def _peers(kind: Kind, runtime: str, precision: Precision) -> tuple[str, ...]:
+    wanted = (kind, runtime, precision)
+    return tuple(each.name for each in CONTESTANTS if (each.kind, each.runtime, each.precision) == wanted)
 
 
 def page(rows: Iterable[Row]) -> str:
@@ -81,7 +90,7 @@ def _section(processor: str, threads: int, rows: Sequence[Row]) -> str:
     summary = "".join(
         _summary_line(comparison, rows) for runtime in (ORT, OPENVINO) for comparison in _comparisons(runtime)
     )
-    return head + summary + _fp32_table(rows) + _int8_table(rows) + _missing(rows)
+    return head + summary + _fp32_table(rows) + _lower_tables(rows) + _missing(rows)
 
 
 def _summary_line(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -140,17 +149,23 @@ def _of_bound(row: Row, contestant: Contestant) -> str:
     return "-" if figures is None or not figures.bound_ms else f"{figures.p50_ms / figures.bound_ms:.2f}"
 
 
-def _int8_table(rows: Sequence[Row]) -> str:
-    shown = [each for each in CONTESTANTS if each.precision == "int8" and any(each.name in row.figures for row in rows)]
+def _lower_tables(rows: Sequence[Row]) -> str:
+    return "".join(_lower_table(rows, precision) for precision in PRECISIONS if precision != "fp32")
+
+
+def _lower_table(rows: Sequence[Row], precision: Precision) -> str:
+    """Return the table of a lower precision; empty if nothing was measured in it."""
+    engines = [each for each in CONTESTANTS if each.precision == precision]
+    shown = [each for each in engines if any(each.name in row.figures for row in rows)]
     if not shown:
         return ""
     titles = [f"{each.title}, {_RUNTIMES[each.runtime]}" for each in shown]
-    lines = [[f"`{row.model}`", row.weights, *(_int8_cell(row, each) for each in shown)] for row in rows]
-    title = "### int8: median ms, and SNR in dB"
+    lines = [[f"`{row.model}`", row.weights, *(_time_and_snr(row, each) for each in shown)] for row in rows]
+    title = f"### {precision}: median ms, and SNR in dB"
     return _table(title, ["model", "weights", *titles], lines)
 
 
-def _int8_cell(row: Row, contestant: Contestant) -> str:
+def _time_and_snr(row: Row, contestant: Contestant) -> str:
     figures = row.figures.get(contestant.name)
     return "-" if figures is None else f"{figures.p50_ms:.2f} at {figures.snr_db:.1f}"
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openvino
@@ -126,7 +126,8 @@ class Workshop:
         if contestant.runtime == ORT:
             return NaiveOnnxEngine(artifact, inputs, outputs, threads=threads)
         if contestant.runtime == OPENVINO:
-            return DirectOpenVinoEngine(artifact, inputs, outputs, threads=threads)
+            pinned: Literal["f32"] | None = "f32" if contestant.precision == "fp32" else None
+            return DirectOpenVinoEngine(artifact, inputs, outputs, threads=threads, inference_precision=pinned)
         torch.compiler.reset()  # what was compiled before has its number of threads in it
         mode = torch_mode(contestant.name)
         engine = TorchEngine(self.model.module, inputs, outputs, threads=threads, mode=mode)
@@ -148,13 +149,15 @@ class Workshop:
         match name:
             case "ort" | "openvino":
                 return self._export(name, "fp32")
+            case "openvino-bf16":
+                return self._export("openvino", "bf16")
             case "ort-int8" | "openvino-int8":
                 return self._export(name.removesuffix("-int8"), "int8")
             case "onnx-ort":
                 return self._kept(name, partial(self._plain, NAIVE_ONNX)) / NAIVE_ONNX_FILE
-            case "onnx-openvino":
+            case "onnx-openvino" | "onnx-openvino-bf16":
                 return openvino.Core().read_model(self._artifact("onnx-ort"))
-            case "ov-direct":
+            case "ov-direct" | "ov-direct-bf16":
                 return openvino.Core().read_model(self._direct())
             case "torch-compile":
                 return self.model.module
@@ -190,7 +193,7 @@ class Workshop:
         return build_peer(peer, self.model.module, self.feeds(), self._fp32().manifest.outputs, folder)
 
     def _export(self, fmt: str, precision: Precision) -> Bundle:
-        """Export as `edgevit export` does; fp32 is not verified, since its SNR is measured like everyone's."""
+        """Export as `edgevit export` does; only int8 is verified, since the SNR is measured like everyone's."""
 
         def make(folder: Path) -> None:
             config = pipeline.ExportConfig(
