@@ -26,6 +26,7 @@ class Int8Scheme:
 
     activations: Literal["uint8", "int8"]  # uint8 with a zero point, or symmetric int8
     quantize_outputs_of: frozenset[str] = frozenset()  # operators that need a quantized output to run in int8
+    quantize_additions: bool = False  # sums of such an output and another quantized value run in int8
     int32_biases: bool = False  # biases are int32 in the graph; else they keep their type
     float_dtype: Precision = "fp32"  # of everything that is not quantized
     # "full": weights up to +-127. "safe": so small that no two products with uint8 overflow 16 bits, as they would on
@@ -105,7 +106,9 @@ FORMATS: tuple[Format, ...] = (
         precisions=("fp32", "int8"),
         opset=20,
         group_norm="instance",
-        int8=Int8Scheme(activations="uint8", quantize_outputs_of=frozenset({"Conv"}), int32_biases=True),
+        int8=Int8Scheme(
+            activations="uint8", quantize_outputs_of=frozenset({"Conv"}), quantize_additions=True, int32_biases=True
+        ),
     ),
     Format(
         name="openvino",

@@ -4,7 +4,7 @@ A runtime runs in int8 exactly the layers that the graph says; it chooses no ran
 int8 with one scale for each output channel. An activation has one scale, from its smallest and largest value on all
 calibration inputs, so that no calibrated value is clipped. Norms, softmax, activation functions, the matmuls of
 attention and the residual stream stay in float, and so do layers that int8 would not speed up and those that predict
-boxes and scores (`find_layers`).
+boxes and scores (`find_layers`). A scheme may add sums of convolutions and other quantized values.
 
 On x86 processors without VNNI the sums of uint8 x int8 products saturate. The default weight range avoids that for any
 input (`needs_vnni`). docs/quantization.md compares the accuracy with other quantizers.
@@ -12,7 +12,7 @@ input (`needs_vnni`). docs/quantization.md compares the accuracy with other quan
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import constant, initializer, module_of, remove_unused
+from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
 from edgevit.export.linear import added_bias
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.quantization.calibration import ValueRange
@@ -51,7 +51,7 @@ class Layer:
     operator: str
     macs: int  # for one image
     activation: str  # name of its input
-    output: str
+    output: str  # after its ReLU
     skip_reason: str  # why int8 would not speed it up; "" if it would
     groups: tuple[str, str, str]  # that it belongs to: by shape, by size, by kind
 
@@ -168,11 +168,15 @@ class _Quantizer:
 
     def _quantize_activations(self, layers: Sequence[ir.Node]) -> None:
         """Insert one QDQ pair after each layer input, and after the outputs that the scheme quantizes."""
-        chosen = set(layers)
-        outputs = dict.fromkeys(node.outputs[0] for node in layers if node.op_type in self._scheme.quantize_outputs_of)
+        quantized_outputs = self._scheme.quantize_outputs_of
+        outputs = dict.fromkeys(_activated(node.outputs[0]) for node in layers if node.op_type in quantized_outputs)
         inputs = dict.fromkeys(value for node in layers if (value := node.inputs[0]) is not None)
+        chosen = {(node, 0) for node in layers}
+        if self._scheme.quantize_additions:
+            additions = _additions(outputs, frozenset((*inputs, *outputs)))
+            chosen |= {(node, index) for node in additions for index in (0, 1)}
         for value in {**inputs, **outputs}:
-            readers = [use for use in value.uses() if value in outputs or (use.node in chosen and use.idx == 0)]
+            readers = [use for use in value.uses() if value in outputs or (use.node, use.idx) in chosen]
             dequantized = self._insert_qdq(value)
             for use in readers:
                 use.node.replace_input_with(use.idx, dequantized)
@@ -254,7 +258,7 @@ def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Laye
         operator=node.op_type,
         macs=macs,
         activation=str(node.inputs[0].name) if node.inputs[0] is not None else "",
-        output=str(node.outputs[0].name),
+        output=str(_activated(node.outputs[0]).name),
         skip_reason=skip_reason or (PREDICTS if node.name in predicting else ""),
         groups=group_names(node, small=skip_reason.startswith(TOO_SMALL)),
     )
@@ -267,6 +271,18 @@ def _skip_reason(node: ir.Node, fraction: float) -> str:
     if groups == 1 or static_shape(node.outputs[0])[1] == groups:
         return ""
     return GROUPED if static_shape(node.inputs[1])[1] > 1 else CHANNEL_MULTIPLIER
+
+
+def _activated(value: ir.Value) -> ir.Value:
+    """Return the value after the ReLU that alone reads it, which quantization to uint8 includes; else the value."""
+    reader = only_consumer(value)
+    return reader.outputs[0] if reader is not None and reader.op_type == "Relu" and not reader.domain else value
+
+
+def _additions(outputs: Iterable[ir.Value], quantized: frozenset[ir.Value]) -> set[ir.Node]:
+    """Return the Adds of a layer's quantized output and another quantized value, such as residual additions."""
+    readers = {use.node for value in outputs for use in value.uses()}
+    return {node for node in readers if node.op_type == "Add" and quantized.issuperset(node.inputs)}
 
 
 def _float_weight(node: ir.Node) -> Array | None:

@@ -34,7 +34,7 @@ from edgevit.export.quantization.int8 import (
 )
 from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
+from edgevit.runtimes.onnxruntime import PROVIDER, OnnxRuntimeEngine, profile_session
 from edgevit.types import Array
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import HEADER, noise, parse
@@ -64,7 +64,7 @@ def quantized(
 
 @dataclass(frozen=True)
 class QuantizedInput:
-    """An input of a node, seen through its DequantizeLinear and QuantizeLinear."""
+    """An input of a node, or the output of a DequantizeLinear, seen through the QDQ pair."""
 
     dtype: str  # of the integers; FLOAT if it is not quantized
     scale: Array
@@ -77,7 +77,7 @@ def quantized_input(graph: OnnxGraph, node: str, index: int = 0) -> QuantizedInp
     reader = next(each for each in graph.model.graph if each.outputs[0].name == node)
     value = reader.inputs[index]
     assert value is not None
-    dequantize = value.producer()
+    dequantize = reader if reader.op_type == "DequantizeLinear" else value.producer()
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return QuantizedInput(str(value.dtype), np.ones(0), np.ones(0), -1, str(value.name))
     integers, scale, zero = dequantize.inputs[0], constant(dequantize.inputs[1]), constant(dequantize.inputs[2])
@@ -159,7 +159,8 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @every_case
 def test_a_layer_has_its_name_and_macs(case: Case) -> None:
     (layer,) = find_layers(case.graph())
-    assert (layer.name, layer.operator, layer.activation, layer.output) == ("net/a", case.operator, "x", "a")
+    output = "a" if case.operator == "MatMul" else "y"  # after the ReLU, unless a bias is added first
+    assert (layer.name, layer.operator, layer.activation, layer.output) == ("net/a", case.operator, "x", output)
     assert (layer.macs, layer.skip_reason) == (case.macs, "")
     assert graph_macs(case.graph()) == case.macs
 
@@ -439,6 +440,39 @@ def test_a_quantized_output_is_quantized_once_for_all_readers() -> None:
     without_outputs = quantized(original, image, scheme=INT8_SCHEMES["openvino"])
     assert qdq_counts(without_outputs) == (2, 4)
     assert [quantized_input(without_outputs, "y", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
+
+
+def run_operators(graph: OnnxGraph) -> set[str]:
+    """Return the operators that ONNX Runtime makes of a graph."""
+
+    def loaded(settings: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(graph.to_bytes(), settings, providers=[PROVIDER])
+
+    _, events = profile_session(loaded, onnxruntime.SessionOptions())
+    return {event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})}
+
+
+BLOCK = """(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y) {
+    s = Conv (x, w)
+    r = Relu (s)
+    p = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r)
+    a = Conv (p, v)
+    t = Add (a, p)
+    u = Relu (t)
+    y = Conv (u, w)
+}"""
+
+
+def test_onnx_runtime_adds_residuals_and_pools_in_integers() -> None:
+    weights = {"w": noise(4, 4, 1, 1, seed=0), "v": noise(4, 4, 1, 1, seed=1)}
+    original, image = checked_graph(BLOCK, **weights), noise(2, 4, 6, 6, seed=2)
+    result = quantized(original, image, scheme=INT8_SCHEMES["ort"])
+    assert quantized_input(result, "p").source == "r"  # with the ReLU, whose zero is that of the integers
+    assert [quantized_input(result, "t", index).source for index in (0, 1)] == ["a", "p"]
+    assert snr_db(output(original, image), output(result, image)) > 30
+    assert {"QLinearAdd", "NhwcMaxPool"} <= run_operators(result)
+    without = quantized(original, image, scheme=INT8_SCHEMES["openvino"])
+    assert [quantized_input(without, "t", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
 
 
 @pytest.mark.parametrize(
