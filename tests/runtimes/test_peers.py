@@ -11,6 +11,7 @@ import torch
 
 from edgevit.errors import ExportError, MissingError
 from edgevit.runtimes import peers
+from edgevit.runtimes.openvino import OpenVino
 from edgevit.runtimes.peers import PEERS, build_peer, open_peer, require_peer
 from edgevit.types import TensorSpec
 
@@ -24,8 +25,18 @@ def test_a_peer_computes_what_the_module_computes(name: str, tmp_path: Path) -> 
     model = build_peer(name, module, {"x": x}, OUTPUTS, tmp_path)
     with open_peer(name, model, INPUTS, OUTPUTS, threads=1) as engine:
         outputs = engine.run({"x": x})
+        default = "bf16" if PEERS[name] == OpenVino.fmt and OpenVino().runs_precision("bf16") else "fp32"
+        assert dict(engine.executed_precision().layers) == {default: 1}
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(outputs["y"], expected, atol=1e-6 if default == "fp32" else 0.05)
+
+
+def test_openvino_runs_in_fp32_if_it_is_told_to() -> None:
+    model = build_peer(
+        peers.DIRECT_OPENVINO, torch.nn.Linear(3, 4), {"x": np.ones((2, 3), np.float32)}, OUTPUTS, Path()
+    )
+    with peers.DirectOpenVinoEngine(model, INPUTS, OUTPUTS, threads=1, inference_precision="f32") as engine:
         assert dict(engine.executed_precision().layers) == {"fp32": 1}
-    np.testing.assert_allclose(outputs["y"], module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
 
 
 class _Breaks(torch.nn.Module):
