@@ -38,6 +38,7 @@ from edgevit.export.passes.fuse_affine import fuse_affine
 from edgevit.export.passes.fuse_batchnorm import fuse_batchnorm
 from edgevit.export.passes.fuse_channel_shuffle import fuse_channel_shuffle
 from edgevit.export.passes.fuse_slices import fuse_slices
+from edgevit.export.passes.gather_rows import gather_rows
 from edgevit.export.passes.group_norm_by_rows import group_norm_by_rows
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
@@ -128,6 +129,13 @@ _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(group_norm_by_rows, applies=lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
 )
 
+# Those that only ONNX Runtime runs faster.
+_ONNX_RUNTIME: tuple[FormatPass, ...] = (
+    FormatPass(merge_linear),
+    FormatPass(underflow_masks),
+    FormatPass(gather_rows),
+)
+
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
 _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(group_norm_from_moments, options=lambda target: {"channels_last": not target.is_int8}),
@@ -144,7 +152,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
 )
 
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
-    "generic": (*_PROCESSOR, FormatPass(merge_linear), FormatPass(underflow_masks), *_GENERIC),
+    "generic": (*_PROCESSOR, *_ONNX_RUNTIME, *_GENERIC),
     "tensorrt": (*_TENSORRT, *_GENERIC),
     "openvino": (*_PROCESSOR, *_OPENVINO, *_GENERIC),
 }

@@ -56,7 +56,14 @@ def test_passes_are_recorded_with_their_options() -> None:
     graph = specialize(parse(NORM, scale=noise(4, offset=1), bias=noise(4), w=noise(4, 4, 1, 1)), "onnx", opset=17)
     names = [record.name for record in graph.history]
     decomposed = ["decompose_group_norm", "decompose_gelu", "decompose_wrap_pad", "decompose_mish"]
-    faster = ["fold_scale", "hard_sigmoid_to_clip", "expand_depthwise", "merge_linear", "underflow_masks"]
+    faster = [
+        "fold_scale",
+        "hard_sigmoid_to_clip",
+        "expand_depthwise",
+        "merge_linear",
+        "underflow_masks",
+        "gather_rows",
+    ]
     assert names == [*faster, *decomposed, "downgrade_opset(opset=17)"]
 
 
