@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tools.bench import __main__ as bench
@@ -120,3 +121,12 @@ def test_other_weights_and_other_models_have_other_engines(tmp_path: Path) -> No
     assert trained.own != random.own
     assert Folders.below(tmp_path, "deit_t") == random
     assert Folders.below(tmp_path, "swin_t").peers != random.peers
+
+
+def test_other_calibration_rows_have_other_engines(tmp_path: Path) -> None:
+    crops, zeros, ones = (
+        Folders.below(tmp_path, "deit_t", calibration=rows)
+        for rows in (None, np.zeros((1, 3, 2, 2), np.float32), np.ones((1, 3, 2, 2), np.float32))
+    )
+
+    assert len({crops.peers, zeros.peers, ones.peers}) == len({crops.own, zeros.own, ones.own}) == 3

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgevit.latency.environment import Environment
+from edgevit.types import Array
 
 _ROOT = Path(__file__).parents[3]
 _PEER_SOURCES = ("edgevit/models", "tests/tools/bench")
@@ -25,10 +26,11 @@ class Folders:
     own: Path
 
     @classmethod
-    def below(cls, root: Path, model: str, weights: Path | None = None) -> Folders:
+    def below(cls, root: Path, model: str, weights: Path | None = None, *, calibration: Array | None = None) -> Folders:
         """Return folders named after all that the engines are made of, so that none is used that is out of date."""
         packages = sorted({**Environment.capture().packages, "nncf": _version("nncf")}.items())
-        peers = _hash([repr(packages).encode(), *_contents(_PEER_SOURCES), weights.read_bytes() if weights else b""])
+        given = (weights.read_bytes() if weights else b"", b"" if calibration is None else calibration.tobytes())
+        peers = _hash([repr(packages).encode(), *_contents(_PEER_SOURCES), *given])
         own = _hash([peers.encode(), *_contents(_OWN_SOURCES)])
         return cls(peers=root / f"{model}-peers-{peers}", own=root / f"{model}-own-{own}")
 

@@ -46,7 +46,7 @@ def measure_model(workshop: Workshop, order: Order) -> Row:
         found = [workshop.open(each, order.threads, stack) for each in order.contestants]
         subjects = [each for each in found if each is not None]
         snr_db = {each.candidate.name: min(_MOST_DB, workshop.snr_db(each.engine)) for each in subjects}
-        reports = measure([each.candidate for each in subjects], _plan(order.seconds, len(subjects)))
+        reports = measure([each.candidate for each in subjects], interleaved_plan(order.seconds, len(subjects)))
         bounds_ms = _bounds_ms(subjects, reports)
     return Row(
         model=workshop.name,
@@ -71,7 +71,7 @@ def measure_model(workshop: Workshop, order: Order) -> Row:
     )
 
 
-def _plan(seconds: float, candidates: int) -> MeasurePlan:
+def interleaved_plan(seconds: float, candidates: int) -> MeasurePlan:
     """Rounds for about `seconds` on an idle machine, half of them unrecorded; on a busy one, as long as they take."""
     samples_s = _SAMPLED_FRACTION * seconds / candidates
     return MeasurePlan(min_runs=1, turn_s=0.05, min_duration_s=samples_s, max_duration_s=10 * seconds, warmup_max_s=2.0)
@@ -90,14 +90,15 @@ def _speedups(reports: Mapping[str, LatencyReport]) -> dict[str, dict[str, Speed
     """Return how many times as long each rival takes as each engine of ours, paired by round."""
     return {
         name: {
-            rival.name: _speedup(own, reports[rival.name]) for rival in rivals(BY_NAME[name]) if rival.name in reports
+            rival.name: speedup(own, reports[rival.name]) for rival in rivals(BY_NAME[name]) if rival.name in reports
         }
         for name, own in reports.items()
         if BY_NAME[name].kind == "ours"
     }
 
 
-def _speedup(own: LatencyReport, rival: LatencyReport) -> Speedup:
+def speedup(own: LatencyReport, rival: LatencyReport) -> Speedup:
+    """Return how many times as long the rival takes, paired by round."""
     ratio = side_by_side([own, rival])[1].ratio
     assert ratio is not None  # of the second row
     assert ratio.interval is not None  # of the rounds of the plan

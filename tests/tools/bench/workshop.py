@@ -53,6 +53,7 @@ class Workshop:
     name: str
     folders: Folders
     weights: Path | None = None
+    calibration_rows: Array | None = None  # None: crops of the photos of the package
     failures: dict[str, str] = field(default_factory=dict)  # why contestants could not be built or loaded
     _built: dict[str, Any] = field(default_factory=dict)
 
@@ -71,6 +72,8 @@ class Workshop:
 
     @cached_property
     def calibration(self) -> Array:
+        if self.calibration_rows is not None:
+            return self.calibration_rows
         return self._crops(CALIBRATION_ROWS, seed=_CALIBRATION)
 
     @cached_property
