@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.tools.bench import __main__ as bench
-from tests.tools.bench import rows
+from tests.tools.bench import rows, tuned_rows
 from tests.tools.bench.kept import Folders, kept
 from tests.tools.bench.page import geometric_mean, page
 from tests.tools.bench.rows import Figures, Row, Speedup
+from tests.tools.bench.tuned_rows import Entry, TunedRow, counts
 
 ROW = Row(
     model="deit_t",
@@ -40,6 +41,28 @@ ROW = Row(
     rounds=20,
     busy_others=0.02,
     packages={"torch": "2.9.0", "openvino": "2025.3"},
+    day="2026-01-02",
+)
+TUNED_ROW = TunedRow(
+    model="shiftvit_cifar10",
+    threads=1,
+    processor="EPYC (avx2)",
+    engine="int8-ort-by-gain: 1 thread, arena off",
+    limit_s=300.0,
+    tuned=Entry(p50_ms=1.0, top1=0.76, counts=True, slowdown=None),
+    peers={
+        "torch-compile": Entry(p50_ms=3.0, top1=0.7625, counts=True, slowdown=Speedup(3.0, 2.9, 3.1)),
+        "nncf-mixed": Entry(p50_ms=1.5, top1=0.755, counts=True, slowdown=Speedup(1.5, 1.4, 1.6)),
+        "static-full": Entry(p50_ms=0.8, top1=0.7, counts=False, slowdown=Speedup(0.8, 0.7, 0.9)),
+    },
+    missing={"nncf-performance": "NNCF failed"},
+    torch_top1=0.7625,
+    images=2000,
+    calibration_images=32,
+    weights="included",
+    rounds=20,
+    busy_others=0.02,
+    packages={"torch": "2.9.0"},
     day="2026-01-02",
 )
 
@@ -130,3 +153,47 @@ def test_other_calibration_rows_have_other_engines(tmp_path: Path) -> None:
     )
 
     assert len({crops.peers, zeros.peers, ones.peers}) == len({crops.own, zeros.own, ones.own}) == 3
+
+
+def test_an_engine_counts_if_it_loses_at_most_one_point() -> None:
+    assert counts(1525, 1525, 2000)
+    assert counts(1600, 1525, 2000)
+    assert counts(1505, 1525, 2000)
+    assert not counts(1504, 1525, 2000)
+    assert counts(71, 72, 100)  # 0.72 - 0.71 is above 0.01 in floating point
+
+
+def test_best_peer_is_the_fastest_that_counts() -> None:
+    best = TUNED_ROW.best_peer
+    assert best is not None
+    assert best == ("nncf-mixed", Speedup(1.5, 1.4, 1.6))
+
+    inexact = {name: replace(each, counts=False) for name, each in TUNED_ROW.peers.items()}
+    assert replace(TUNED_ROW, peers=inexact).best_peer is None
+
+
+def test_tuned_section_stands_before_the_processors() -> None:
+    text = page([ROW], [TUNED_ROW])
+
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == ["## The tuned engine against the best of the peers", "## EPYC (avx2), 1 thread"]
+    assert "**Speed 1.50 (1.40 to 1.60) against the best peer: NNCF, mixed preset, OpenVINO, int8.**" in text
+    assert "| **edgevit tune: int8-ort-by-gain: 1 thread, arena off** | 1.000 | 76.00% | yes | 1 |" in text
+    assert "| quantize_static, ONNX Runtime, int8 | 0.800 | 70.00% | no | 0.80 (0.70 to 0.90) |" in text
+    assert "* NNCF, performance preset, OpenVINO, int8: NNCF failed" in text
+    assert "tuned engine" not in page([ROW])
+
+
+def test_a_tuned_engine_that_loses_too_much_is_not_compared() -> None:
+    text = page([], [replace(TUNED_ROW, tuned=replace(TUNED_ROW.tuned, counts=False))])
+
+    assert "loses more than a point" in text
+    assert "against the best peer:" not in text
+
+
+def test_tuned_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for row in (replace(TUNED_ROW, rounds=19), TUNED_ROW):
+        rows.append(file, row)
+
+    assert tuned_rows.read(file) == {TUNED_ROW.key: TUNED_ROW}

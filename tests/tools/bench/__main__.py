@@ -23,8 +23,6 @@ from tests.tools.bench import page, rows
 from tests.tools.bench.child import Task, measure_in_child
 from tests.tools.bench.rows import RowKey
 
-PAGE = Path(__file__).parents[3] / "docs" / "bench.md"
-RESULTS = Path(__file__).with_name("results.jsonl")
 MILLION_PARAMETERS = 30
 
 
@@ -36,8 +34,8 @@ def main() -> int:
     parser.add_argument("--fp32-only", action="store_true", help="leave bf16 and int8 out")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="checkpoints, named MODEL.pth or MODEL.safetensors")
     parser.add_argument("--again", action="store_true", help="also measure what is in the results")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file that rows are appended to")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the file to write")
+    parser.add_argument("--results", type=Path, default=rows.RESULTS, help="the file that rows are appended to")
+    parser.add_argument("--page", type=Path, default=page.PAGE, help="the file to write")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="folder in which engines are kept for the next run")
     parser.add_argument(
         "--build-only", action="store_true", help="build the engines into --keep, on a busy machine too"
@@ -50,7 +48,7 @@ def main() -> int:
     failed = False if arguments.page_only else _measure(arguments)
     if arguments.build_only:
         return int(failed)
-    arguments.page.write_text(page.page(list(rows.read(arguments.results).values())), "utf-8")
+    page.write(arguments.page, results=arguments.results)
     return int(failed)
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgevit.types import PRECISIONS, Precision
+from tests.tools.bench import rows as result_rows
+from tests.tools.bench import tuned_rows
 from tests.tools.bench.contestants import CONTESTANTS, OPENVINO, ORT, TORCH, Contestant, Kind
 from tests.tools.bench.rows import Row, Speedup
+from tests.tools.bench.tables import RUNTIMES, full_title, speed, table, versions
+from tests.tools.bench.tuned_page import tuned_section
+from tests.tools.bench.tuned_rows import TunedRow
 
-_RUNTIMES = {ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "PyTorch"}
+PAGE = Path(__file__).parents[3] / "docs" / "bench.md"
 _HEAD = """# Against what a user reaches without edgevit
 
 `make bench` measures these tables and writes this page. All engines of a model run in one process, in interleaved
@@ -46,7 +52,7 @@ class Comparison:
 
 
 def _comparisons(runtime: str) -> tuple[Comparison, ...]:
-    title, int8 = _RUNTIMES[runtime], f"{runtime}-int8"
+    title, int8 = RUNTIMES[runtime], f"{runtime}-int8"
     fp32, bf16 = _peers("plain", runtime, "fp32"), _peers("plain", runtime, "bf16")
     quantizers = _peers("quantizer", runtime, "int8")
     return (
@@ -64,25 +70,29 @@ def _peers(kind: Kind, runtime: str, precision: Precision) -> tuple[str, ...]:
     return tuple(each.name for each in CONTESTANTS if (each.kind, each.runtime, each.precision) == wanted)
 
 
-def page(rows: Iterable[Row]) -> str:
-    """Return the page: for each processor and number of threads a summary, then the models."""
+def write(path: Path = PAGE, *, results: Path = result_rows.RESULTS, tuned: Path = tuned_rows.RESULTS) -> None:
+    """Write the page of the rows in these files."""
+    text = page(result_rows.read(results).values(), tuned_rows.read(tuned).values())
+    path.write_text(text, "utf-8")
+
+
+def page(rows: Iterable[Row], tuned: Iterable[TunedRow] = ()) -> str:
+    """Return the page: the tuned engines, then for each processor and number of threads a summary and the models."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.processor, row.threads, row.model)):
         groups.setdefault((row.processor, row.threads), []).append(row)
-    return _HEAD + "".join(_section(processor, threads, found) for (processor, threads), found in groups.items())
+    sections = (_section(processor, threads, found) for (processor, threads), found in groups.items())
+    return "".join((_HEAD, tuned_section(tuned), *sections))
 
 
 def _section(processor: str, threads: int, rows: Sequence[Row]) -> str:
     days = sorted({row.day for row in rows})
-    packages = rows[-1].packages
-    versions = ", ".join(
-        f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "openvino") if name in packages
-    )
     busy = max(row.busy_others for row in rows)
     head = f"""
 ## {processor}, {threads} {"thread" if threads == 1 else "threads"}
 
-{" to ".join(dict.fromkeys([days[0], days[-1]]))}; {versions}; other processes used at most {busy:.0%} of the cores.
+{" to ".join(dict.fromkeys([days[0], days[-1]]))}; {versions(rows[-1].packages)}; \
+other processes used at most {busy:.0%} of the cores.
 
 | comparison | geometric mean of the speed | models | slowest model |
 |---|--:|--:|---|
@@ -100,9 +110,9 @@ def _summary_line(comparison: Comparison, rows: Sequence[Row]) -> str:
     slowest = min(found, key=lambda model: found[model].value)
     cells = (
         comparison.title,
-        _speed(geometric_mean(list(found.values()))),
+        speed(geometric_mean(list(found.values()))),
         str(len(found)),
-        f"`{slowest}` {_speed(found[slowest])}",
+        f"`{slowest}` {speed(found[slowest])}",
     )
     return f"| {' | '.join(cells)} |\n"
 
@@ -128,9 +138,9 @@ def geometric_mean(speedups: Sequence[Speedup]) -> Speedup:
 
 def _fp32_table(rows: Sequence[Row]) -> str:
     shown = [each for each in CONTESTANTS if each.precision == "fp32" and any(each.name in row.figures for row in rows)]
-    titles = [f"{each.title}, {_RUNTIMES[each.runtime]}" if each.runtime != TORCH else each.title for each in shown]
+    titles = [full_title(each) for each in shown]
     own = [each for each in shown if each.kind == "ours"]
-    bounds = [f"{_RUNTIMES[each.runtime]} of the bound" for each in own]
+    bounds = [f"{RUNTIMES[each.runtime]} of the bound" for each in own]
     lines = [
         [
             f"`{row.model}`",
@@ -141,7 +151,7 @@ def _fp32_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return _table("### fp32: median ms", ["model", "M parameters", *titles, *bounds, "edgevit's SNR dB"], lines)
+    return table("### fp32: median ms", ["model", "M parameters", *titles, *bounds, "edgevit's SNR dB"], lines)
 
 
 def _of_bound(row: Row, contestant: Contestant) -> str:
@@ -159,10 +169,10 @@ def _lower_table(rows: Sequence[Row], precision: Precision) -> str:
     shown = [each for each in engines if any(each.name in row.figures for row in rows)]
     if not shown:
         return ""
-    titles = [f"{each.title}, {_RUNTIMES[each.runtime]}" for each in shown]
+    titles = [full_title(each) for each in shown]
     lines = [[f"`{row.model}`", row.weights, *(_time_and_snr(row, each) for each in shown)] for row in rows]
     title = f"### {precision}: median ms, and SNR in dB"
-    return _table(title, ["model", "weights", *titles], lines)
+    return table(title, ["model", "weights", *titles], lines)
 
 
 def _time_and_snr(row: Row, contestant: Contestant) -> str:
@@ -173,12 +183,3 @@ def _time_and_snr(row: Row, contestant: Contestant) -> str:
 def _missing(rows: Sequence[Row]) -> str:
     lines = [f"* `{row.model}`, {name}: {reason}\n" for row in rows for name, reason in row.missing.items()]
     return f"\nNot measured:\n\n{''.join(lines)}" if lines else ""
-
-
-def _speed(ratio: Speedup) -> str:
-    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def _table(title: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    head = f"\n{title}\n\n| {' | '.join(names)} |\n|---|{'--:|' * (len(names) - 1)}\n"
-    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from edgevit.cpu import int8_instructions
 from edgevit.files import write_atomically
 from edgevit.latency.environment import Environment
+
+RESULTS = Path(__file__).with_name("results.jsonl")
 
 
 class Speedup(NamedTuple):
@@ -28,6 +30,12 @@ class Figures:
     p50_ms: float
     snr_db: float  # of its outputs against PyTorch's
     bound_ms: float | None = None  # of its multiply-adds at the runtime's best rate of a matrix product
+
+
+class Line(Protocol):
+    """What is appended to a file of rows."""
+
+    def to_line(self) -> str: ...
 
 
 class RowKey(NamedTuple):
@@ -84,7 +92,7 @@ def read(path: Path) -> dict[RowKey, Row]:
     return {row.key: row for row in rows}
 
 
-def append(path: Path, row: Row) -> None:
+def append(path: Path, row: Line) -> None:
     """Add a row to the file, which stays whole if the process is killed meanwhile."""
     before = path.read_text("utf-8") if path.is_file() else ""
     write_atomically(path, f"{before}{row.to_line()}\n")

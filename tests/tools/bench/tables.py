@@ -1,0 +1,31 @@
+"""Parts of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tests.tools.bench.contestants import OPENVINO, ORT, TORCH, Contestant
+from tests.tools.bench.rows import Speedup
+
+RUNTIMES = {ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "PyTorch"}
+
+
+def table(title: str, names: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table with a title; the first column is left-aligned."""
+    head = f"\n{title}\n\n| {' | '.join(names)} |\n|---|{'--:|' * (len(names) - 1)}\n"
+    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def speed(ratio: Speedup) -> str:
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def full_title(contestant: Contestant) -> str:
+    """Return the title with the runtime, if it is another than PyTorch."""
+    if contestant.runtime == TORCH:
+        return contestant.title
+    return f"{contestant.title}, {RUNTIMES[contestant.runtime]}"
+
+
+def versions(packages: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "openvino") if name in packages)
