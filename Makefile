@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-all lint docs bench wheel clean
+.PHONY: demo test test-all lint docs bench bench-tuned wheel clean
 
 demo: $(READY)
 	$(BIN)/edgevit export shiftvit_t --fmt openvino,ort --out demo
@@ -29,6 +29,9 @@ docs: $(READY)  # the generated pages and tables
 
 bench: $(READY)  # on an idle machine, for some three hours: BENCH="--models deit_t --seconds 30" makes a part
 	$(BIN)/python -m tests.tools.bench $(BENCH)
+
+bench-tuned: $(READY)  # on an idle machine, for some ten minutes: BENCH="--time 5m --threads 1" are the defaults
+	$(BIN)/python -m tests.tools.bench.tuned $(BENCH)
 
 wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

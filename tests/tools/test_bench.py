@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgevit.errors import UsageError
 from tests.tools.bench import __main__ as bench
-from tests.tools.bench import rows, tuned_rows
+from tests.tools.bench import rows, tuned, tuned_rows
 from tests.tools.bench.kept import Folders, kept
+from tests.tools.bench.labeled import ImageFolders
 from tests.tools.bench.page import geometric_mean, page
 from tests.tools.bench.rows import Figures, Row, Speedup
 from tests.tools.bench.tuned_rows import Entry, TunedRow, counts
@@ -197,3 +199,24 @@ def test_tuned_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         rows.append(file, row)
 
     assert tuned_rows.read(file) == {TUNED_ROW.key: TUNED_ROW}
+
+
+def test_a_tuned_row_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, target = tmp_path / "rows.jsonl", tmp_path / "bench.md"
+    rows.append(file, replace(TUNED_ROW, processor=rows.this_processor()))
+    monkeypatch.setattr("sys.argv", ["tuned", "--results", str(file), "--page", str(target)])
+    monkeypatch.setattr(tuned, "_measure", lambda _arguments: pytest.fail("measured again"))
+
+    assert tuned.main() == 0
+
+    assert "edgevit tune: int8-ort-by-gain" in target.read_text("utf-8")
+
+
+def test_accuracy_is_not_measured_on_images_of_the_calibration(tmp_path: Path) -> None:
+    for folder in ("calib", "val"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").touch()
+
+    assert ImageFolders(calib=tmp_path / "calib", eval=tmp_path / "val").calib == tmp_path / "calib"
+    with pytest.raises(UsageError, match=r"0\.png is in both folders"):
+        ImageFolders(calib=tmp_path / "val", eval=tmp_path)

@@ -7,6 +7,9 @@ Each model is measured in a process of its own: all contestants in one interleav
 Rows are appended to a file as they come, and a row that is in the file is not measured again: an interrupted run goes
 on where it was. Run it on an idle machine; `--keep DIR --build-only` builds all engines before, and the same command
 without `--build-only` measures them. NNCF is left out if it is not installed (pip install 'edgevit[bench]').
+
+`make bench-tuned` (tests/tools/bench/tuned.py) measures what `edgevit tune` finds against the best of the peers, for
+the first section of the page.
 """
 
 from __future__ import annotations
