@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
@@ -69,6 +70,16 @@ def added_bias(product: ir.Value, width: int) -> AddedBias | None:
     if value is None or array is None or array.shape != (width,):
         return None
     return AddedBias(addition, index, value, array)
+
+
+def int8_weight(product: ir.Node) -> ir.Node | None:
+    """Return the DequantizeLinear of the int8 weight (in, out) of a MatMul; None for any other node."""
+    value = product.inputs[1] if product.op_type == "MatMul" and not product.domain else None
+    weight = value.producer() if value is not None else None
+    if weight is None or weight.op_type != "DequantizeLinear" or weight.attributes.get_int("axis", 1) != 1:
+        return None
+    integers = constant(weight.inputs[0])
+    return weight if integers is not None and integers.ndim == 2 and integers.dtype == np.int8 else None
 
 
 def linear_at(node: ir.Node) -> Linear | None:

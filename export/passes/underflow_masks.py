@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, initializer, is_over_last_axis, only_consumer
+from edgevit.export.ir_helpers import constant, initializer, is_over_last_axis, only_consumer, static_size
 from edgevit.types import Array
 
 _MASKED = 80.0  # an entry at least as far below the largest one of its row is a mask
@@ -48,16 +48,13 @@ def _added_constants(scores: ir.Value | None) -> Iterator[tuple[ir.Node, int]]:
                 return
             yield node, index
             scores = node.inputs[1 - index]
-        elif node.op_type == "Reshape" and _last(node.inputs[0]) == _last(node.outputs[0]) is not None:
+        elif (
+            node.op_type == "Reshape"
+            and static_size(node.inputs[0], -1) == static_size(node.outputs[0], -1) is not None
+        ):
             scores = node.inputs[0]
         else:
             return
-
-
-def _last(value: ir.Value | None) -> int | None:
-    """Return the size of the last axis; None if it is unknown."""
-    size = value.shape[-1] if value is not None and value.shape else None
-    return size if isinstance(size, int) else None
 
 
 def _lower(addition: ir.Node, index: int, lowered: dict[ir.Value, ir.Value], graph: ir.Graph) -> None:

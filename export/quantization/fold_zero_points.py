@@ -21,7 +21,7 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
-from edgevit.export.linear import added_bias
+from edgevit.export.linear import added_bias, int8_weight
 from edgevit.types import Array
 
 
@@ -29,7 +29,7 @@ def fold_zero_points(model: ir.Model) -> None:
     """Fold the zero point of each int8 MatMul's input, in place."""
     shifted: dict[ir.Node, ir.Value] = {}
     for node in list(model.graph):
-        activation, weight = _operands(node)
+        activation, weight = _shifted_activation(node), int8_weight(node)
         if activation is not None and weight is not None:
             _add_to_bias(node, _correction(activation, weight), model.graph)
             if activation not in shifted:
@@ -38,21 +38,14 @@ def fold_zero_points(model: ir.Model) -> None:
     remove_unused(model)
 
 
-def _operands(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
-    """Return the DequantizeLinears of an activation with a zero point and of a weight (in, out), if they are there."""
-    if node.op_type != "MatMul" or node.domain:
-        return None, None
-    activation, weight = (_dequantize(value) for value in node.inputs)
-    zero = constant(activation.inputs[2]) if activation is not None and len(activation.inputs) > 2 else None
-    integers = constant(weight.inputs[0]) if weight is not None else None
-    if zero is None or zero.size != 1 or zero == 0 or integers is None or integers.ndim != 2:
-        return None, None
-    return (activation, weight) if weight is not None and weight.attributes.get_int("axis", 1) == 1 else (None, None)
-
-
-def _dequantize(value: ir.Value | None) -> ir.Node | None:
+def _shifted_activation(product: ir.Node) -> ir.Node | None:
+    """Return the DequantizeLinear of a product's first input, if it has a zero point."""
+    value = product.inputs[0] if product.inputs else None
     node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+        return None
+    zero = constant(node.inputs[2])
+    return node if zero is not None and zero.size == 1 and zero != 0 else None
 
 
 def _correction(activation: ir.Node, weight: ir.Node) -> Array:

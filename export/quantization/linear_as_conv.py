@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
@@ -27,7 +26,7 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
-from edgevit.export.linear import added_bias
+from edgevit.export.linear import added_bias, int8_weight
 from edgevit.types import Array
 
 _MIN_ROWS = 8  # a layer on fewer tokens has too little work for a convolution to be faster
@@ -36,20 +35,9 @@ _MIN_ROWS = 8  # a layer on fewer tokens has too little work for a convolution t
 def linear_as_conv(model: ir.Model) -> None:
     """Replace each int8 MatMul of an (N, T, C) or (N, H, W, C) tensor, and the Add of its bias, in place."""
     for node in list(model.graph):
-        if (weight := _int8_weight(node)) is not None:
+        if (weight := int8_weight(node)) is not None and _has_rows(node.inputs[0]):
             _replace(node, weight, model.graph)
     remove_unused(model)
-
-
-def _int8_weight(node: ir.Node) -> ir.Node | None:
-    """Return the DequantizeLinear of the weight (inputs, outputs) of a linear layer; None for any other node."""
-    if node.op_type != "MatMul" or node.domain or not _has_rows(node.inputs[0]) or node.inputs[1] is None:
-        return None
-    weight = node.inputs[1].producer()
-    if weight is None or weight.op_type != "DequantizeLinear" or weight.attributes.get_int("axis", 1) != 1:
-        return None
-    integers = constant(weight.inputs[0])
-    return weight if integers is not None and integers.ndim == 2 and integers.dtype == np.int8 else None
 
 
 def _has_rows(value: ir.Value | None) -> bool:
