@@ -365,9 +365,9 @@ def _inference_precision(options: BuildOptions) -> str:
 
 def _available(ov: Any, inference_precision: str) -> str:
     """Return the precision if this processor has its arithmetic, else the default."""
-    return (
-        inference_precision if _CAPABILITIES[inference_precision] in capabilities(ov) else INFERENCE_PRECISION.default
-    )
+    default = INFERENCE_PRECISION.default  # needs no question to the plugin, which would delay each load
+    is_available = inference_precision == default or _CAPABILITIES[inference_precision] in capabilities(ov)
+    return inference_precision if is_available else default
 
 
 def _session_settings(chosen: SessionSettings) -> dict[str, Any]:
