@@ -300,7 +300,7 @@ def tune(
     calib: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     eval: str | os.PathLike[str] | None = None,  # noqa: A002  # as on the command line
     max_drop: float | None = None,
-    int8_range: Int8Range = "safe",
+    int8_range: Int8Range | None = None,
     out: str | os.PathLike[str] = ".",
     name: str | None = None,
     example_input: torch.Tensor | Sequence[torch.Tensor] | None = None,
@@ -329,7 +329,8 @@ def tune(
         throughput: find the most images per second, with several inferences at once and larger batches, not the lowest
             latency.
         fresh: discard what an unfinished search has left, instead of going on from there.
-        model, int8_range, out, name, example_input, weights, num_classes, img_size, batch, images, preprocessing,
+        int8_range: "safe" or "full" (default: "full" if this processor computes it rightly).
+        model, out, name, example_input, weights, num_classes, img_size, batch, images, preprocessing,
             classes, strict: as for `export_model`.
 
     Raises an EdgevitError, such as ParityError if no engine passes its checks, and MeasureError if `time_s` is too

@@ -84,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     accuracy.add_argument(
         "--int8-range",
         choices=get_args(Int8Range),
-        default="safe",
-        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
+        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: full if this "
+        "processor computes it rightly)",
     )
     accuracy.add_argument(
         "--images",

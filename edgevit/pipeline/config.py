@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
 
+from edgevit.cpu import saturates_int8
 from edgevit.errors import MissingError, UsageError, unknown_name
 from edgevit.export.forms import STANDARD
 from edgevit.export.graph import CAPTURE_OPSET
@@ -26,6 +27,11 @@ DEFAULT_MAX_DROP = 0.01  # of top-1, if it is measured on labeled images
 
 # A folder of photos, or the inputs themselves by name, each (rows, ...).
 Calibration: TypeAlias = Path | Mapping[str, Array]
+
+
+def widest_int8_range() -> Int8Range:
+    """The widest range of int8 weights with which this processor computes the right sums."""
+    return "safe" if saturates_int8() else "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline.config import DEFAULT_MAX_DROP, Calibration, ExportConfig
+from edgevit.pipeline.config import DEFAULT_MAX_DROP, Calibration, ExportConfig, widest_int8_range
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.tuning.bench import Bench
@@ -61,7 +61,7 @@ class TuneConfig:
     calib: Calibration | None = None  # without it, int8 is not tried
     eval: Path | None = None
     max_drop: float | None = None
-    int8_range: Int8Range = "safe"
+    int8_range: Int8Range | None = None  # None: the widest one that this processor computes rightly
     images: Path | None = None
     strict: bool = False
     out: Path = Path()
@@ -82,6 +82,11 @@ class TuneConfig:
     @property
     def allowed_drop(self) -> float | None:
         return DEFAULT_MAX_DROP if self.max_drop is None and self.eval is not None else self.max_drop
+
+    @property
+    def weight_range(self) -> Int8Range:
+        """The range of int8 weights: an engine that is sought for this machine need not be right on another."""
+        return self.int8_range or widest_int8_range()
 
 
 def tune(
@@ -132,7 +137,7 @@ def _export_config(config: TuneConfig, formats: Sequence[str], *, batch: int) ->
             images=config.images,
             calib=config.calib,
             eval=config.eval,
-            int8_range="safe" if config.calib is None else config.int8_range,
+            int8_range="safe" if config.calib is None else config.weight_range,
             max_drop=config.max_drop,
             strict=config.strict,
         )
@@ -331,7 +336,7 @@ def _joined(built: Json | None, final: ParityReport) -> Json:
 
 def _search_key(key: str, config: TuneConfig) -> str:
     """Return the name of the search's folder: a hash of what decides the engines that are built."""
-    content = [key, _fingerprint(config.calib), _fingerprint(config.eval), config.max_drop, config.int8_range]
+    content = [key, _fingerprint(config.calib), _fingerprint(config.eval), config.max_drop, config.weight_range]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

@@ -11,15 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import edgevit
+from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
 from edgevit.errors import MeasureError, ParityError, UsageError
 from edgevit.export.graph import OnnxGraph
+from edgevit.formats import Int8Range
 from edgevit.latency import throughput
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.measure import measure as measure_candidates
@@ -90,6 +93,24 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> TuningReport:
     """A complete search with both runtimes."""
     out = tmp_path_factory.mktemp("found")
     return search(config(out, "ort", "openvino"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "stated", "expected"),
+    [
+        ("avx2", None, "safe"),
+        ("avx2 avx_vnni", None, "full"),
+        ("avx512f avx512_vnni amx_int8", None, "full"),
+        ("avx2 avx_vnni", "safe", "safe"),
+    ],
+)
+def test_int8_weights_have_the_widest_range_that_this_processor_computes(
+    flags: str, stated: Int8Range | None, expected: Int8Range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    config = TuneConfig(calib={"input": np.zeros((1, 3, 16, 16), np.float32)}, int8_range=stated)
+    assert tune._export_config(config, ["ort"], batch=1).int8_range == expected
 
 
 def test_a_search_recommends_an_engine_that_passed(found: TuningReport) -> None:

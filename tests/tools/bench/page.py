@@ -37,8 +37,9 @@ to quantize than trained ones.
 * **of the bound**: edgevit's time divided by that of the multiply-adds alone, attention's products counted, at the best
   rate of a matrix product that the runtime reaches here; 1 is the bound.
 
-Full-range int8 is computed wrongly by x86 processors without VNNI (see [quantization.md](quantization.md)); such a peer
-is in the table with the SNR that it has.
+edgevit's int8 weights have the range that `edgevit tune` takes on the processor: 8 bits with VNNI, the safe range
+without it, since such a processor computes full-range int8 wrongly (see [quantization.md](quantization.md)). A peer
+with the full range is in the table with the SNR that it has.
 """
 
 

@@ -22,6 +22,7 @@ from edgevit.latency.candidate import candidate_from_engine
 from edgevit.latency.studies import Subject
 from edgevit.models.loading import LoadedModel, from_name
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.config import widest_int8_range
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.runtimes.base import BuildOptions, Engine
@@ -203,6 +204,7 @@ class Workshop:
                 formats=(fmt,),
                 options=BuildOptions(precision=precision),
                 calib={self.model.input_names[0]: self.calibration} if precision == "int8" else None,
+                int8_range=widest_int8_range() if precision == "int8" else "safe",
                 out=folder,
                 verify=precision == "int8",
                 explain=False,
