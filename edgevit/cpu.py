@@ -42,6 +42,11 @@ def has_amx_bf16() -> bool:
     return "amx_bf16" in cpu_flags()
 
 
+def has_avx512() -> bool:
+    """Whether vectors of 16 fp32 numbers are multiplied here."""
+    return "avx512f" in cpu_flags()
+
+
 def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | None = None) -> bool:
     """Whether sums of two uint8 x int8 products can saturate here: on x86 without VNNI, or if its flags are unknown."""
     found = cpu_flags() if flags is None else flags

@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
 from edgevit.macs import ModelWork, attention_macs, convolution_macs, matmul_macs
 from edgevit.types import Shape
 
@@ -17,7 +18,11 @@ def graph_macs(graph: OnnxGraph) -> int:
 
 
 def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
-    """Return the work of a graph that is static for `batch` images; of one image if its batch is dynamic."""
+    """Return the work of a graph that is static for `batch` images; of one image if its batch is dynamic.
+
+    The total is without the products with zeros between groups that `merge_groups` has merged, which are no work of the
+    model; those of each node are as they are executed.
+    """
     inside = graph.model.graph
     ends = [*inside.inputs, *inside.outputs]
     counts = {str(node.name): macs for node in inside if (macs := node_macs(node))}
@@ -25,7 +30,7 @@ def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
     weights = [value.const_value for value in inside.initializers.values()]
     return ModelWork(
         batch=1 if any(spec.is_dynamic for spec in graph.inputs) else batch,
-        macs=graph_macs(graph),
+        macs=sum(round(_nonzero_fraction(node) * node_macs(node)) for node in inside),
         weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
         io_bytes=sum(map(_size_bytes, ends)),
         activation_bytes=2 * sum(map(_size_bytes, results)),
@@ -51,6 +56,22 @@ def node_macs(node: ir.Node) -> int:
     if node.op_type == "Attention" and min(len(left), len(right), len(out)) > 1:
         return attention_macs(left, right, out)
     return (matmul_macs(left, out) or 0) if node.op_type in ("Gemm", "MatMul") else 0
+
+
+def _nonzero_fraction(node: ir.Node) -> float:
+    """Return the fraction of a grouped convolution's kernels that are not zero; 1 for other nodes.
+
+    A kernel is that of one output and one input. 1 too if all are zero.
+    """
+    if node.op_type != "Conv" or node.attributes.get_int("group", 1) == 1:
+        return 1.0
+    value = node.inputs[1]
+    producer = value.producer() if value is not None else None
+    stored = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else value
+    kernels = constant(stored)  # (outputs, inputs of a group, ...)
+    if kernels is None:
+        return 1.0
+    return float(kernels.any(axis=tuple(range(2, kernels.ndim))).mean()) or 1.0
 
 
 def static_shape(value: ir.Value | None) -> Shape:
