@@ -37,7 +37,10 @@ GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
 PREDICTS = "predicts boxes or scores, which have more digits than int8"
 CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
 TOO_SMALL = "too small to gain speed"
-MIN_LAYER_FRACTION = 0.001  # of the graph's MACs: quantizing a smaller layer takes longer than it saves
+# A layer below both is not quantized, which would take longer than it saves. Reading the weights of a layer of few rows
+# takes longer than its MACs.
+MIN_LAYER_FRACTION = 0.001  # of the graph's MACs
+MIN_WEIGHT_BYTES = 128 << 10  # in fp32
 MAX_PAIR_SUM = 128  # of two weights of the same sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
 _MAX_BIAS = 2.0**30  # in steps of the int32 accumulator; half of its range is left for the products
 _MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
@@ -265,7 +268,9 @@ def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Laye
 
 
 def _skip_reason(node: ir.Node, fraction: float) -> str:
-    if fraction < MIN_LAYER_FRACTION:
+    weight = constant(node.inputs[1])
+    assert weight is not None  # of a layer
+    if fraction < MIN_LAYER_FRACTION and weight.nbytes < MIN_WEIGHT_BYTES:
         return f"{TOO_SMALL}: {fraction:.2%} of all MACs"
     groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
     if groups == 1 or static_shape(node.outputs[0])[1] == groups:

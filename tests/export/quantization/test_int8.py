@@ -198,6 +198,17 @@ def test_a_small_layer_is_skipped() -> None:
     assert find_layers(original)[2].skip_reason == "too small to gain speed: 0.00% of all MACs"
 
 
+@pytest.mark.parametrize(("rows", "skipped"), [(255, True), (256, False)])
+def test_a_layer_of_few_macs_and_many_weights_is_quantized(rows: int, skipped: bool) -> None:
+    """128 KB of weights take longer to read than their MACs."""
+    text = f"""(float[batch, 64, 64, 64] x, float[batch, {rows}] v) => (float[batch, 64, H, W] y, float[batch, n] z) {{
+        y = Conv <pads = [1, 1, 1, 1]> (x, large)
+        z = MatMul (v, w)
+    }}"""
+    layers = find_layers(checked_graph(text, large=noise(64, 64, 3, 3, seed=0), w=noise(rows, 128, seed=1)))
+    assert [bool(layer.skip_reason) for layer in layers] == [False, skipped]
+
+
 ATTENTION = """(float[batch, 5, 6] x) => (float[batch, 5, 6] y) {
     q = MatMul (x, wq)
     k = MatMul (x, wk)
