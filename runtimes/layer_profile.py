@@ -22,6 +22,8 @@ class LayerTime:
     kind: str  # of operator, in the runtime's words
     module: str  # dotted path of its PyTorch module, or UNKNOWN_MODULE or TOP_MODULE
     ms: float  # median over the profiled runs
+    macs: int | None = None  # multiply-adds of a run; None if it does not multiply, or if they are unknown
+    precision: str = ""  # of its multiply-adds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,12 @@ class GroupTime:
     layers: int
     ms: float
     fraction: float  # of the sum of all layers
+    macs: int  # multiply-adds of a run, as far as they are known
+
+    @property
+    def macs_per_s(self) -> float | None:
+        """The rate of its multiply-adds; None if it has none."""
+        return 1e3 * self.macs / self.ms if self.macs and self.ms else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +78,29 @@ class LayerProfile:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerProfile:
         layers = tuple(
-            LayerTime(name=str(each["name"]), kind=str(each["kind"]), module=str(each["module"]), ms=float(each["ms"]))
+            LayerTime(
+                name=str(each["name"]),
+                kind=str(each["kind"]),
+                module=str(each["module"]),
+                ms=float(each["ms"]),
+                macs=None if each.get("macs") is None else int(each["macs"]),
+                precision=str(each.get("precision", "")),
+            )
             for each in data["layers"]
         )
         return cls(layers=layers, runs=int(data["runs"]), profiled_ms=float(data["profiled_ms"]))
 
     def _grouped(self, key: Callable[[LayerTime], str]) -> tuple[GroupTime, ...]:
-        groups: dict[str, list[float]] = {}
+        groups: dict[str, list[LayerTime]] = {}
         for layer in self.layers:
-            groups.setdefault(key(layer), []).append(layer.ms)
-        total = self.sum_ms or 1.0
-        found = [
-            GroupTime(name=name, layers=len(times), ms=sum(times), fraction=sum(times) / total)
-            for name, times in groups.items()
-        ]
+            groups.setdefault(key(layer), []).append(layer)
+        found = [self._group(name, layers) for name, layers in groups.items()]
         return tuple(sorted(found, key=lambda group: -group.ms))
+
+    def _group(self, name: str, layers: Sequence[LayerTime]) -> GroupTime:
+        ms = sum(layer.ms for layer in layers)
+        macs = sum(layer.macs or 0 for layer in layers)
+        return GroupTime(name=name, layers=len(layers), ms=ms, fraction=ms / (self.sum_ms or 1.0), macs=macs)
 
 
 def layer_profile(runs: Sequence[Sequence[LayerTime]], runs_ms: Sequence[float]) -> LayerProfile:

@@ -168,18 +168,23 @@ class OnnxRuntimeEngine(Engine):
         """Return layers and MACs from the profile of one inference, on zeros, in a second session."""
         if not self._reports_precision:
             return ExecutedPrecision()
-        settings = _settings(self._ort, optimized=self._optimized)
-        # The same operators in layouts that show their shapes: the profile omits packed weights, and rounds the
-        # channels of convolutions in blocked layouts up.
-        settings.add_session_config_entry("session.disable_prepacking", "1")
-        batch = self.batches.optimum if self.batches else 1
         large = not isinstance(self._source, bytes) and _size_bytes(Path(self._source)) > _LARGE_BYTES
         if large and self._session is not None:
             self._session = None  # one session at a time: each holds a copy of the weights
-        precision = read_precision(self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1])
+        precision = read_precision(self._events_with_shapes())
         if large:
             self._session = self._load(self._session_settings())
         return precision
+
+    def _events_with_shapes(self) -> Sequence[Mapping[str, Any]]:
+        """Profile the same operators in layouts that show their shapes.
+
+        Otherwise the profile omits packed weights, and rounds the channels of convolutions in blocked layouts up.
+        """
+        settings = _settings(self._ort, optimized=self._optimized)
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+        batch = self.batches.optimum if self.batches else 1
+        return self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1]
 
     def executed_layers(self) -> ExecutedPrecision:
         return self.executed_precision() if self._layers is None else self._layers
@@ -187,7 +192,7 @@ class OnnxRuntimeEngine(Engine):
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
         _, events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)
         names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
-        return read_layers(events, names, skip=PROFILE_WARMUP)
+        return read_layers(events, names, self._events_with_shapes(), skip=PROFILE_WARMUP)
 
     def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return matmul(self._ort, self._session_settings(), shape, precision)

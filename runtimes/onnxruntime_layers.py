@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgevit.errors import MeasureError
 from edgevit.runtimes.layer_profile import LayerProfile, LayerTime, layer_profile, module_of_name
+from edgevit.runtimes.onnxruntime_precision import CONVOLUTIONS, operator_macs, operator_precision
 
 _SUFFIXES, _PREFIX = ("_kernel_time", "_nchwc"), "fused "  # that ONNX Runtime adds to the name of a node
 
 
-def read_layers(events: Sequence[Mapping[str, Any]], names: Mapping[str, str], *, skip: int) -> LayerProfile:
+def read_layers(
+    events: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    with_shapes: Sequence[Mapping[str, Any]] = (),
+    *,
+    skip: int,
+) -> LayerProfile:
     """Return the layers of a session's profile, without its first `skip` runs. Times in it are in microseconds.
 
-    `names` are the names of the graph's nodes by their outputs: some layers are named after their output. The nodes
-    within a Loop or an If are left out, whose time contains theirs. Raises MeasureError if there are no layers.
+    `names` are the names of the graph's nodes by their outputs: some layers are named after their output. `with_shapes`
+    is the profile of a session whose layouts show the shapes of all products. The nodes within a Loop or an If are left
+    out, whose time contains theirs. Raises MeasureError if there are no layers.
     """
     timed = [event for event in events if "ts" in event and "dur" in event]
     runs = [event for event in timed if event.get("cat") == "Session" and event.get("name") == "model_run"][skip:]
     nodes = sorted(
-        (event for event in timed if event.get("cat") == "Node" and "op_name" in event.get("args", {})),
+        filter(_is_node, timed),
         key=lambda event: (event["ts"], -event["dur"]),
     )
     if not runs or not nodes:
         raise MeasureError("ONNX Runtime's profile has no layers; install another version of it, or leave --layers out")
     layers = [_layers(run, nodes, names) for run in runs]
-    return layer_profile(layers, [run["dur"] / 1e3 for run in runs])
+    profile = layer_profile(layers, [run["dur"] / 1e3 for run in runs])
+    return replace(profile, layers=_with_convolutions(profile.layers, with_shapes))
+
+
+def _is_node(event: Mapping[str, Any]) -> bool:
+    return event.get("cat") == "Node" and "op_name" in event.get("args", {})
+
+
+def _with_convolutions(layers: Sequence[LayerTime], with_shapes: Sequence[Mapping[str, Any]]) -> tuple[LayerTime, ...]:
+    """Give the convolutions the multiply-adds of those of the other profile, in their order.
+
+    Their names differ, and their own shapes may be rounded up. Without the same number of them they are unknown.
+    """
+    operators = [event["args"] for event in with_shapes if _is_node(event)]
+    counts = [operator_macs(operator) for operator in operators if operator["op_name"] in CONVOLUTIONS]
+    places = [index for index, layer in enumerate(layers) if layer.kind in CONVOLUTIONS]
+    exact = dict(zip(places, counts, strict=True)) if len(counts) == len(places) else dict.fromkeys(places)
+    return tuple(replace(layer, macs=exact[index]) if index in exact else layer for index, layer in enumerate(layers))
 
 
 def _layers(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[LayerTime]:
@@ -41,5 +67,15 @@ def _layers(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], names: M
             name = name.removesuffix(suffix)
         name = names.get(name, name)
         kind = str(node["args"]["op_name"])
-        found.append(LayerTime(name=name, kind=kind, module=module_of_name(name), ms=node["dur"] / 1e3))
+        macs = operator_macs(node["args"])
+        found.append(
+            LayerTime(
+                name=name,
+                kind=kind,
+                module=module_of_name(name),
+                ms=node["dur"] / 1e3,
+                macs=macs,
+                precision="" if macs is None else operator_precision(node["args"]),
+            )
+        )
     return found

@@ -10,7 +10,7 @@ from edgevit.runtimes.precision import ExecutedPrecision, sum_by_precision
 from edgevit.types import Shape
 
 # Convolutions, with the index of their weights among the inputs: (M, C/groups, kH, kW) in every data layout.
-_CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 _MATMULS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "QGemm", "QLinearMatMul", "MatMulInteger",
                       "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})  # fmt: skip
 _ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
@@ -21,16 +21,15 @@ def read_precision(profile: Iterable[Mapping[str, Any]]) -> ExecutedPrecision:
     operators = [
         event["args"] for event in profile if event.get("cat") == "Node" and "op_name" in event.get("args", {})
     ]
-    return sum_by_precision(
-        (_precision(operator), _macs(operator)) for operator in operators if _multiplies(operator["op_name"])
-    )
+    multiplying = [operator for operator in operators if _multiplies(operator["op_name"])]
+    return sum_by_precision((operator_precision(each), operator_macs(each)) for each in multiplying)
 
 
 def _multiplies(op_name: str) -> bool:
     return any(part in op_name for part in ("Conv", "MatMul", "Gemm", "Attention", "Einsum"))
 
 
-def _precision(operator: Mapping[str, Any]) -> str:
+def operator_precision(operator: Mapping[str, Any]) -> str:
     """Return the precision by the type of the first input: a float operator after DequantizeLinear counts as float."""
     name = str(operator["op_name"])
     types = [next(iter(entry)) for entry in operator.get("input_type_shape", [])]
@@ -39,14 +38,14 @@ def _precision(operator: Mapping[str, Any]) -> str:
     return {"float16": "fp16", "double": "fp64", "bfloat16": "bf16"}.get(types[0] if types else "float", "fp32")
 
 
-def _macs(operator: Mapping[str, Any]) -> int | None:
-    """Return the MACs of one operator from the shapes that it ran on; None if they are unknown."""
+def operator_macs(operator: Mapping[str, Any]) -> int | None:
+    """Return the MACs of one operator from the shapes that it ran on; None if they are unknown or it has none."""
     name = str(operator["op_name"])
     inputs, outputs = _shapes(operator.get("input_type_shape", ())), _shapes(operator.get("output_type_shape", ()))
     if not inputs or not outputs:
         return None
-    if name in _CONVOLUTIONS and len(inputs) > _CONVOLUTIONS[name]:
-        weight = inputs[_CONVOLUTIONS[name]]
+    if name in CONVOLUTIONS and len(inputs) > CONVOLUTIONS[name]:
+        weight = inputs[CONVOLUTIONS[name]]
         return convolution_macs(outputs[0], weight, weight[0]) if weight else None
     if name in _MATMULS:
         return matmul_macs(inputs[0], outputs[0])

@@ -248,7 +248,8 @@ class OpenVinoEngine(Engine):
         settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
         profiled = self._compile({**settings, "PERF_COUNT": True})
         names = node_names(self._artifact.with_suffix(".onnx"))  # a bundle has the ONNX file beside it
-        return profile_layers(profiled, feeds, names, runs=runs, skip=PROFILE_WARMUP)
+        operators = multiplying_operators(self._source())
+        return profile_layers(profiled, feeds, names, operators, runs=runs, skip=PROFILE_WARMUP)
 
     def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return matmul(self._ov, self._settings, shape, precision)

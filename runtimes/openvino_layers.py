@@ -7,26 +7,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgevit.runtimes.layer_profile import UNKNOWN_MODULE, LayerProfile, LayerTime, layer_profile, module_of_name
+from edgevit.runtimes.openvino_precision import LayerProducts, Operator, layer_products
 from edgevit.types import Array
 
 _EXECUTED, _REORDER = "EXECUTED", "Reorder"
 
 
 def profile_layers(
-    compiled: Any, feeds: Mapping[str, Array], names: Mapping[str, str], *, runs: int, skip: int
+    compiled: Any,
+    feeds: Mapping[str, Array],
+    names: Mapping[str, str],
+    operators: Mapping[str, Operator],
+    *,
+    runs: int,
+    skip: int,
 ) -> LayerProfile:
     """Run a model that was compiled with PERF_COUNT and return its layers, without those of the first `skip` runs.
 
     `names` are the names of the ONNX graph's nodes by their outputs: some layers are named after their output.
+    `operators` are those of the model's source that multiply.
     """
-    request, originals = compiled.create_infer_request(), _original_names(compiled)
+    request, model = compiled.create_infer_request(), compiled.get_runtime_model()
+    originals, products = _original_names(model), {each.layer: each for each in layer_products(model, operators)}
     layers, runs_ms = [], []
     for number in range(skip + runs):
         start = time.perf_counter()
         request.infer(dict(feeds), share_inputs=True, share_outputs=True)
         elapsed_ms = 1e3 * (time.perf_counter() - start)
         if number >= skip:
-            layers.append([_layer(each, originals, names) for each in request.profiling_info if _ran(each)])
+            ran = [each for each in request.profiling_info if _ran(each)]
+            layers.append([_layer(each, originals, names, products.get(each.node_name)) for each in ran])
             runs_ms.append(elapsed_ms)
     return layer_profile(layers, runs_ms)
 
@@ -35,19 +45,28 @@ def _ran(counter: Any) -> bool:
     return str(counter.status).rpartition(".")[2] == _EXECUTED
 
 
-def _layer(counter: Any, originals: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> LayerTime:
+def _layer(
+    counter: Any, originals: Mapping[str, Sequence[str]], names: Mapping[str, str], products: LayerProducts | None
+) -> LayerTime:
     name, kind = str(counter.node_name), str(counter.node_type)
     known = [names.get(each, each) for each in (name, *originals.get(name, ()))]
     # The name of a Reorder begins with that of a tensor and of layouts, and not with a module.
     modules = [module_of_name(each) for each in known if kind != _REORDER]
     module = next((each for each in modules if each != UNKNOWN_MODULE), UNKNOWN_MODULE)
-    return LayerTime(name=known[0], kind=kind, module=module, ms=1e3 * counter.real_time.total_seconds())
+    return LayerTime(
+        name=known[0],
+        kind=kind,
+        module=module,
+        ms=1e3 * counter.real_time.total_seconds(),
+        macs=None if products is None else products.macs,
+        precision="" if products is None else products.precision,
+    )
 
 
-def _original_names(compiled: Any) -> dict[str, list[str]]:
+def _original_names(model: Any) -> dict[str, list[str]]:
     """Return the names of the operators that were compiled into each layer."""
     found = {}
-    for node in compiled.get_runtime_model().get_ops():
+    for node in model.get_ops():
         info = node.get_rt_info()
         if "originalLayersNames" in info:
             found[node.get_friendly_name()] = str(info["originalLayersNames"].astype(str)).split(",")

@@ -26,6 +26,14 @@ class Operator(NamedTuple):
     has_weights: bool = False  # whether it multiplies by a constant
 
 
+class LayerProducts(NamedTuple):
+    """The multiply-adds of a layer of the compiled model."""
+
+    layer: str
+    precision: str
+    macs: int | None  # None if its shapes are unknown
+
+
 def multiplying_operators(model: Any) -> dict[str, Operator]:
     """Return the operators of an OpenVINO model that multiply, by name."""
     operators = {}
@@ -44,11 +52,12 @@ def multiplying_operators(model: Any) -> dict[str, Operator]:
 
 def read_precision(compiled: Any, operators: Mapping[str, Operator]) -> ExecutedPrecision:
     """Return the layers of a compiled model that multiply, by precision; `operators` are those of its source model."""
-    return sum_by_precision(_layers(compiled.get_runtime_model(), operators))
+    products = layer_products(compiled.get_runtime_model(), operators)
+    return sum_by_precision((each.precision, each.macs) for each in products)
 
 
-def _layers(model: Any, operators: Mapping[str, Operator]) -> Iterator[tuple[str, int | None]]:
-    """Yield the precision and the MACs of each layer that multiplies."""
+def layer_products(model: Any, operators: Mapping[str, Operator]) -> Iterator[LayerProducts]:
+    """Yield the multiply-adds of each layer of a runtime model that multiplies."""
     for node in model.get_ops():
         kind = _runtime_info(node, "layerType")
         if kind not in _MULTIPLYING and kind != _COMPILED:
@@ -56,7 +65,7 @@ def _layers(model: Any, operators: Mapping[str, Operator]) -> Iterator[tuple[str
         reported = _runtime_info(node, "runtimePrecision")
         precision = _PRECISIONS.get(reported.lower(), reported)
         if kind in _MULTIPLYING - _ATTENTIONS:
-            yield precision, _macs(kind, node)
+            yield LayerProducts(node.get_friendly_name(), precision, _macs(kind, node))
             continue
         names = _runtime_info(node, "originalLayersNames").split(",")
         fused = [operators[name] for name in names if name in operators]
@@ -64,7 +73,8 @@ def _layers(model: Any, operators: Mapping[str, Operator]) -> Iterator[tuple[str
         if kind == _COMPILED and precision == "int8" and not _multiplies_int8(node, fused):
             precision = "fp32"
         if fused or kind in _ATTENTIONS:
-            yield precision, None if None in counts else sum(count or 0 for count in counts)
+            macs = None if None in counts else sum(count or 0 for count in counts)
+            yield LayerProducts(node.get_friendly_name(), precision, macs)
 
 
 def _runtime_info(node: Any, name: str) -> str:

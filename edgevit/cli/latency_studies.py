@@ -73,14 +73,15 @@ def _layers(name: str, profile: LayerProfile, p50_ms: float) -> list[Part]:
 
 
 def _group_table(title: str, column: str, groups: Sequence[GroupTime]) -> Table:
-    table = make_table(title, column, "layers", "ms", "share")
+    table = make_table(title, column, "layers", "ms", "share", "G MAC/s")
     for group in groups[:_LONGEST]:
-        table.add_row(group.name, str(group.layers), fixed(group.ms, 3), f"{group.fraction:.0%}")
+        rate = "" if group.macs_per_s is None else f"{group.macs_per_s / 1e9:.3g}"
+        table.add_row(group.name, str(group.layers), fixed(group.ms, 3), f"{group.fraction:.0%}", rate)
     rest = groups[_LONGEST:]
     if rest:
         counts = str(sum(group.layers for group in rest))
         ms, fraction = sum(group.ms for group in rest), sum(group.fraction for group in rest)
-        table.add_row(f"({len(rest)} others)", counts, fixed(ms, 3), f"{fraction:.0%}")
+        table.add_row(f"({len(rest)} others)", counts, fixed(ms, 3), f"{fraction:.0%}", "")
     return table
 
 

@@ -94,6 +94,7 @@ def _bars(groups: Sequence[GroupTime], key: str, title: str) -> Figure:
             layers=sum(group.layers for group in rest),
             ms=sum(group.ms for group in rest),
             fraction=sum(group.fraction for group in rest),
+            macs=sum(group.macs for group in rest),
         )
         shown.append(total)
     canvas = Canvas(2 * _BAR * len(shown) + 8)
@@ -104,9 +105,17 @@ def _bars(groups: Sequence[GroupTime], key: str, title: str) -> Figure:
         canvas.text(4, top + 10, name)
         canvas.text(WIDTH - 4, top + 10, f"{figure(group.ms)} ms, {100 * group.fraction:.0f} %", anchor="end")
         canvas.rectangle((4, top + 14), (WIDTH - 8) * group.fraction / longest, _BAR - 5, "bar s0")
-    rows = [(group.name, str(group.layers), figure(group.ms), f"{100 * group.fraction:.1f} %") for group in groups]
+    rows = [
+        (group.name, str(group.layers), figure(group.ms), f"{100 * group.fraction:.1f} %", _rate(group))
+        for group in groups
+    ]
     description = "; ".join(f"{group.name} {100 * group.fraction:.0f} %" for group in shown)
-    return Figure(title, canvas.render(key, title, description), Table(("name", "layers", "ms", "share"), tuple(rows)))
+    table = Table(("name", "layers", "ms", "share", "G multiply-adds/s"), tuple(rows))
+    return Figure(title, canvas.render(key, title, description), table)
+
+
+def _rate(group: GroupTime) -> str:
+    return "" if group.macs_per_s is None else figure(group.macs_per_s / 1e9)
 
 
 def _throughputs(entries: Sequence[Entry]) -> Iterator[Block]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.node_names import node_names
 from edgevit.runtimes.onnxruntime import OnnxRuntime
+from edgevit.runtimes.onnxruntime_layers import read_layers
 from edgevit.runtimes.openvino import OpenVino, convert
 from tests.helpers.onnx_files import save_graph
 
@@ -52,6 +54,33 @@ def test_layers_are_timed_and_belong_to_modules(engine: Engine) -> None:
     modules = {group.name for group in profile.by_module(1)}
     assert {"stem", "head"} <= modules and profile.sum_ms > 0
     assert not engine.has_run  # another instance was profiled
+
+
+def test_layers_have_the_multiply_adds_of_the_model(engine: Engine) -> None:
+    profile = engine.profile_layers(FEEDS, runs=3)
+    assert profile is not None
+    multiplying = [layer for layer in profile.layers if layer.macs]
+    assert sum(layer.macs or 0 for layer in multiplying) == sum(engine.executed_precision().macs.values()) > 0
+    assert {layer.precision for layer in multiplying} == {"fp32"}
+    rates = {group.name: group.macs_per_s for group in profile.by_kind()}
+    assert all(rates[layer.kind] for layer in multiplying)
+
+
+@pytest.mark.parametrize(("convolutions", "expected"), [(1, 8 * 16 * 16 * 8 * 9), (0, None), (2, None)])
+def test_a_convolution_in_a_blocked_layout_has_its_own_channels(convolutions: int, expected: int | None) -> None:
+    """The profile rounds 8 channels up to 16; another one, of the plain layout, has all convolutions or is not used."""
+
+    def convolution(name: str, channels: int) -> dict[str, Any]:
+        shapes = [[1, 8, 16, 16], [channels, 8, 3, 3]], [[1, channels, 16, 16]]
+        inputs, outputs = ([{"float": shape} for shape in each] for each in shapes)
+        args = {"op_name": "Conv", "input_type_shape": inputs, "output_type_shape": outputs}
+        return {"cat": "Node", "name": name, "ts": 1, "dur": 5, "args": args}
+
+    run = {"cat": "Session", "name": "model_run", "ts": 0, "dur": 10}
+    blocked = [run, convolution("r_nchwc_kernel_time", 16)]
+    plain = [run, *[convolution("stem/Conv_kernel_time", 8)] * convolutions]
+    (layer,) = read_layers(blocked, {"r": "stem/Relu"}, plain, skip=0).layers
+    assert (layer.name, layer.macs) == ("stem/Relu", expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
