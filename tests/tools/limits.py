@@ -1,0 +1,142 @@
+"""Where the time of edgevit's engines goes, against the best rate of a matrix product: docs/limits.md.
+
+    python -m tests.tools.limits --keep DIR                     # all variants up to 30 M parameters
+    python -m tests.tools.limits --keep DIR --models deit_t,swin_t
+
+`DIR` is the folder of engines of `python -m tests.tools.bench --keep DIR`; those that are missing are built. Run it on
+an idle machine: layers are timed by the runtime's own profiler, one engine after another, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.latency.roofline import matmul_rate
+from edgevit.models import registry
+from edgevit.runtimes.layer_profile import LayerTime
+from tests.tools.bench.__main__ import MILLION_PARAMETERS
+from tests.tools.bench.contestants import CONTESTANTS, Contestant, contestants
+from tests.tools.bench.kept import Folders
+from tests.tools.bench.rows import this_processor
+from tests.tools.bench.tables import RUNTIMES, table
+from tests.tools.bench.workshop import Workshop
+
+PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
+_RUNS = 7
+_SHOWN = 3  # kinds of layers that do not multiply
+_HEAD = """# Where the time goes
+
+`python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
+profiler, one thread, batch 1. {processor}.
+
+* **products**: layers with multiply-adds: convolutions, linear layers, attention. OpenVINO compiles products with the
+  softmax and the elementwise operators around them into one layer, which is a product here.
+* **rate**: of the multiply-adds of these layers, in G/s, and the fraction of their time that they would take at the
+  best rate of a matrix product that the runtime reaches in their precision.
+* **others**: all other layers: norms, activation functions, softmax, moving and converting data; the three kinds that
+  take longest.
+* **limit of rewriting**: the time of all layers over that of the products alone. A rewrite of the graph that made all
+  other layers free, and left the products to the same kernels, would be that many times as fast.
+
+The profiler adds some microseconds to each layer, so that engines of many small layers (Mobile-Former has 500) take
+longer here than in [bench.md](bench.md).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeUse:
+    """The layers of one engine: those that multiply, and the others by kind."""
+
+    model: str
+    products_ms: float
+    ideal_ms: float  # of the same multiply-adds at the best rates
+    giga_macs: float
+    others_ms: Mapping[str, float]  # by kind of layer, the longest first
+
+    @property
+    def all_ms(self) -> float:
+        return self.products_ms + sum(self.others_ms.values())
+
+    def cells(self) -> list[str]:
+        longest = list(self.others_ms.items())[:_SHOWN]
+        return [
+            f"`{self.model}`",
+            f"{self.all_ms:.2f}",
+            f"{self.products_ms:.2f}",
+            f"{1e3 * self.giga_macs / self.products_ms:.0f}, {self.ideal_ms / self.products_ms:.0%}",
+            f"{sum(self.others_ms.values()):.2f}: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in longest),
+            f"{self.all_ms / self.products_ms:.2f}",
+        ]
+
+
+def time_use(model: str, layers: Sequence[LayerTime], macs_per_s: Mapping[str, float]) -> TimeUse:
+    """Return the use of time of the layers of an engine, for the best rates of a product by precision."""
+    others: dict[str, float] = {}
+    for layer in layers:
+        if not layer.macs:
+            others[layer.kind] = others.get(layer.kind, 0.0) + layer.ms
+    products = [layer for layer in layers if layer.macs]
+    return TimeUse(
+        model=model,
+        products_ms=sum(layer.ms for layer in products),
+        ideal_ms=sum(1e3 * (layer.macs or 0) / macs_per_s[layer.precision] for layer in products),
+        giga_macs=sum(layer.macs or 0 for layer in products) / 1e9,
+        others_ms=dict(sorted(others.items(), key=lambda item: -item[1])),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", type=Path, required=True, metavar="DIR", help="folder of the engines of the bench")
+    parser.add_argument("--models", default="", metavar="NAMES", help="comma-separated (default: all up to 30 M)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the file to write")
+    arguments = parser.parse_args()
+    found: dict[str, list[TimeUse]] = {}
+    rates: dict[tuple[str, str], float] = {}
+    for model in arguments.models.split(",") if arguments.models else registry.list_models():
+        workshop = Workshop(model, Folders.below(arguments.keep, model))
+        if not arguments.models and workshop.million_parameters > MILLION_PARAMETERS:
+            continue
+        for contestant in contestants(("fp32", "bf16", "int8")):
+            if contestant.kind == "ours":
+                found.setdefault(contestant.name, []).append(_time_use(workshop, contestant, rates))
+        print(model, file=sys.stderr, flush=True)
+    arguments.page.write_text(page(found, this_processor()), "utf-8")
+    return 0
+
+
+def page(found: Mapping[str, Iterable[TimeUse]], processor: str) -> str:
+    """Return the page of the engines by contestant."""
+    columns = ["model", "all layers ms", "products ms", "rate, of the best", "others ms", "limit of rewriting"]
+    tables = [
+        table(f"## {each.precision}, {RUNTIMES[each.runtime]}", columns, [use.cells() for use in found[each.name]])
+        for each in CONTESTANTS
+        if each.name in found
+    ]
+    return _HEAD.format(processor=processor) + "".join(tables)
+
+
+def _time_use(workshop: Workshop, contestant: Contestant, rates: dict[tuple[str, str], float]) -> TimeUse:
+    """Profile an engine; `rates` are the best ones that were measured before, by runtime and precision."""
+    with ExitStack() as stack:
+        subject = workshop.open(contestant, 1, stack)
+        if subject is None:
+            raise SystemExit(f"{workshop.name}: {workshop.failures[contestant.name]}")
+        profile = subject.engine.profile_layers(workshop.feeds(), runs=_RUNS)
+        assert profile is not None  # of the runtimes of processors
+        for precision in {layer.precision for layer in profile.layers if layer.macs}:
+            if (contestant.runtime, precision) not in rates:
+                rate = matmul_rate(subject.engine, precision)
+                assert rate is not None  # since layers run in it
+                rates[contestant.runtime, precision] = rate
+    known = {precision: rate for (runtime, precision), rate in rates.items() if runtime == contestant.runtime}
+    return time_use(workshop.name, profile.layers, known)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
