@@ -24,8 +24,7 @@ def merge_groups(model: ir.Model, *, lanes: int) -> None:
     """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay."""
     for node in list(model.graph):
         weight, groups = _grouped(node)
-        merged = 1 if weight is None else _merged(weight, groups, lanes)
-        if weight is None or merged == 1:
+        if weight is None or (merged := _merged(weight, groups, lanes)) == 1:
             continue
         name = f"{node.name}.weight"
         node.replace_input_with(1, initializer(model.graph, name, _block_diagonal(weight, groups, merged)))

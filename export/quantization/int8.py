@@ -176,8 +176,7 @@ class _Quantizer:
         inputs = dict.fromkeys(value for node in layers if (value := node.inputs[0]) is not None)
         chosen = {(node, 0) for node in layers}
         if self._scheme.quantize_additions:
-            additions = _additions(outputs, frozenset((*inputs, *outputs)))
-            chosen |= {(node, index) for node in additions for index in (0, 1)}
+            chosen |= {(node, index) for node in _additions(outputs) for index in (0, 1)}
         for value in {**inputs, **outputs}:
             readers = [use for use in value.uses() if value in outputs or (use.node, use.idx) in chosen]
             dequantized = self._insert_qdq(value)
@@ -284,10 +283,9 @@ def _activated(value: ir.Value) -> ir.Value:
     return reader.outputs[0] if reader is not None and reader.op_type == "Relu" and not reader.domain else value
 
 
-def _additions(outputs: Iterable[ir.Value], quantized: frozenset[ir.Value]) -> set[ir.Node]:
-    """Return the Adds of a layer's quantized output and another quantized value, such as residual additions."""
-    readers = {use.node for value in outputs for use in value.uses()}
-    return {node for node in readers if node.op_type == "Add" and quantized.issuperset(node.inputs)}
+def _additions(outputs: Iterable[ir.Value]) -> set[ir.Node]:
+    """Return the Adds that read a layer's output, such as residual additions."""
+    return {use.node for value in outputs for use in value.uses() if use.node.op_type == "Add"}
 
 
 def _float_weight(node: ir.Node) -> Array | None:

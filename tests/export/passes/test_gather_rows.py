@@ -12,6 +12,7 @@ from tests.helpers.graphs import HEADER, assert_same, parse
 SHAPES = {
     "windows": np.asarray([1, 2, 2, 2, 2, 3]),
     "apart": np.asarray([4, 4, 3]),
+    "long": np.asarray([4, 12]),
     "back": np.asarray([1, 4, 4, 3]),
     "same": np.asarray([0, 4, 0, 3]),
     "heads": np.asarray([1, 4, 4, 3, 1]),
@@ -81,6 +82,8 @@ def test_a_value_in_between_that_is_read_stays() -> None:
         ),
         # two sources
         (f"r = Relu (x) a, b = {HALVES} (r) c = Concat <axis = 2> (b, x) d = {SWAP} (c) y = Relu (d)", "1, 4, 4, 3"),
+        # rows of another length
+        (f"r = Relu (x) {ROLL} n = Reshape (f, long) y = Relu (n)", "1, 4, 4, 3"),
         # the moves cancel
         (f"a = {SWAP} (x) b = {SWAP} (a) c = {SWAP} (b) d = {SWAP} (c) y = Relu (d)", "1, 4, 4, 3"),
     ],
@@ -89,3 +92,11 @@ def test_others_stay(body: str, x: str) -> None:
     before = graph(body, x=x)
     after = gathered(before)
     assert after.operators == before.operators
+
+
+def test_operators_of_another_domain_stay() -> None:
+    before = graph(f"a = {SWAP} (x) b, c = {HALVES} (a) d = Concat <axis = 2> (c, b) y = Relu (d)")
+    assert gathered(before).operators["Gather"] == 1
+    for node in before.model.graph:
+        node.domain = "some.vendor" if node.op_type == "Transpose" else node.domain
+    assert gathered(before).operators == before.operators

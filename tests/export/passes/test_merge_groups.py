@@ -10,7 +10,7 @@ from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs, graph_work
 from edgevit.export.passes.merge_groups import merge_groups
-from edgevit.types import Precision
+from edgevit.types import Array, Precision
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 LANES = 16
@@ -75,6 +75,18 @@ def test_kernels_that_are_computed_stay() -> None:
     assert groups_of(merged(before)) == [8]
 
 
+def test_a_depthwise_convolution_stays_with_narrow_vectors_too() -> None:
+    before = convolution(8, 1, 1)
+    assert groups_of(before.apply("merge_groups", lambda model: merge_groups(model, lanes=4))) == [8]
+
+
+def test_an_operator_of_another_domain_stays() -> None:
+    before = convolution(8, 4, 4)
+    (node,) = before.model.graph
+    node.domain = "some.vendor"
+    assert groups_of(merged(before)) == [8]
+
+
 def test_kernels_that_another_convolution_reads_stay_as_they_are() -> None:
     before = parse(
         f"{HEADER} g (float[1, 32, 5, 5] x, float[1, 4, 5, 5] one) => (float[1, 32, 5, 5] y, float[1, 32, 5, 5] z) "
@@ -94,12 +106,19 @@ def test_zeros_between_merged_groups_are_executed_and_are_no_work_of_the_model()
     assert graph_macs(after) == 4 * macs
 
 
-def test_kernels_that_are_all_zero_are_work() -> None:
+@pytest.mark.parametrize(
+    ("groups", "weight"),
+    [
+        (8, np.zeros((32, 4, 1, 1), np.float32)),  # all
+        (1, np.eye(32, dtype=np.float32)[:, :, np.newaxis, np.newaxis]),  # of a convolution without groups
+    ],
+)
+def test_other_zeros_are_work(groups: int, weight: Array) -> None:
     graph = parse(
-        f"{HEADER} g (float[1, 32, 1, 1] x) => (float[1, 32, 1, 1] y) {{ y = Conv <group = 8> (x, w) }}",
-        w=np.zeros((32, 4, 1, 1), np.float32),
+        f"{HEADER} g (float[1, 32, 1, 1] x) => (float[1, 32, 1, 1] y) {{ y = Conv <group = {groups}> (x, w) }}",
+        w=weight,
     )
-    assert graph_work(graph, batch=1).macs == 32 * 4
+    assert graph_work(graph, batch=1).macs == weight.size
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.fold_zero_points import fold_zero_points
 from edgevit.export.quantization.int8 import quantize
 from edgevit.formats import Int8Scheme, get_format
-from tests.helpers.graphs import assert_same, noise
+from tests.helpers.graphs import HEADER, assert_same, noise, parse
 from tests.helpers.quantization import checked_graph
 
 WEIGHTS = {"w": noise(6, 10), "v": noise(6, 10, seed=3), "b": noise(10, seed=2), "k": noise(4, 6, 1, 1, seed=5)}
@@ -96,6 +96,32 @@ def test_others_stay(body: str, outputs: str, x: str, range_of_x: ValueRange) ->
     after = folded(before)
     assert zero_points(after) == zero_points(before)
     assert after.operators == before.operators
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "q = QuantizeLinear (x, scale, zero)  a = DequantizeLinear (q, scale)",  # no zero point
+        "q = QuantizeLinear <axis = 2> (x, scales, zeros)  a = DequantizeLinear <axis = 2> (q, scales, zeros)",  # six
+        "a = Clip (x, low, high)",  # no integers
+    ],
+)
+def test_an_input_without_one_zero_point_stays(activation: str) -> None:
+    before = parse(
+        f"{HEADER} g (float[N, 9, 6] x) => ({OUTPUT}) {{ {activation} "
+        "d = DequantizeLinear <axis = 1> (integers, steps)  y = MatMul (a, d) }",
+        scale=np.asarray(0.1, np.float32),
+        zero=np.asarray(109, np.uint8),
+        scales=np.full(6, 0.1, np.float32),
+        zeros=np.arange(100, 106, dtype=np.uint8),
+        low=np.asarray(-1, np.float32),
+        high=np.asarray(1, np.float32),
+        integers=np.arange(-30, 30, dtype=np.int8).reshape(6, 10),
+        steps=np.full(10, 0.02, np.float32),
+    )
+    after = before.apply("fold_zero_points", fold_zero_points)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
 
 
 def test_openvino_alone_has_the_form() -> None:
