@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from edgevit.cpu import int8_instructions
 from edgevit.files import write_atomically
@@ -32,12 +32,6 @@ class Figures:
     bound_ms: float | None = None  # of its multiply-adds at the runtime's best rate of a matrix product
 
 
-class Line(Protocol):
-    """What is appended to a file of rows."""
-
-    def to_line(self) -> str: ...
-
-
 class RowKey(NamedTuple):
     model: str
     threads: int
@@ -45,16 +39,13 @@ class RowKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One interleaved run of all contestants of a model."""
+class InterleavedRun:
+    """An interleaved run of the contestants of a model, a line in a file of results."""
 
     model: str
     threads: int
     processor: str
-    figures: Mapping[str, Figures]  # by contestant
-    speedups: Mapping[str, Mapping[str, Speedup]]  # of each engine of ours over each rival
     missing: Mapping[str, str]  # contestants that could not be measured, with the reason
-    million_parameters: float
     weights: str
     rounds: int
     busy_others: float  # fraction of the cores that other processes used meanwhile
@@ -67,6 +58,15 @@ class Row:
 
     def to_line(self) -> str:
         return json.dumps(asdict(self), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(InterleavedRun):
+    """The figures of all contestants, and the speed of each engine of ours over its rivals."""
+
+    figures: Mapping[str, Figures]  # by contestant
+    speedups: Mapping[str, Mapping[str, Speedup]]  # of each engine of ours over each rival
+    million_parameters: float
 
     @classmethod
     def of_line(cls, line: str) -> Row:
@@ -87,12 +87,15 @@ def this_processor() -> str:
 
 def read(path: Path) -> dict[RowKey, Row]:
     """Return the rows of a file, the last one of each key; none if there is no file yet."""
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    rows = [Row.of_line(line) for line in lines]
-    return {row.key: row for row in rows}
+    return {row.key: row for row in map(Row.of_line, lines(path))}
 
 
-def append(path: Path, row: Line) -> None:
+def lines(path: Path) -> list[str]:
+    """Return the lines of a file of results; none if there is no file yet."""
+    return path.read_text("utf-8").splitlines() if path.is_file() else []
+
+
+def append(path: Path, row: InterleavedRun) -> None:
     """Add a row to the file, which stays whole if the process is killed meanwhile."""
     before = path.read_text("utf-8") if path.is_file() else ""
     write_atomically(path, f"{before}{row.to_line()}\n")

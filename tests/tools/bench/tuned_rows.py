@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.tools.bench.rows import RowKey, Speedup
+from tests.tools.bench.rows import InterleavedRun, RowKey, Speedup, lines
 
 RESULTS = Path(__file__).with_name("tuned.jsonl")
 MAX_LOSS_POINTS = 1  # of top-1; an engine that loses more does not count
@@ -32,38 +32,22 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TunedRow:
-    """One interleaved run of the engine that `edgevit tune` recommends and of the peers."""
+class TunedRow(InterleavedRun):
+    """The engine that `edgevit tune` recommends, and the peers."""
 
-    model: str
-    threads: int
-    processor: str
     engine: str  # the recommended one, with its settings
     limit_s: float  # of the search
     tuned: Entry
     peers: Mapping[str, Entry]  # by contestant
-    missing: Mapping[str, str]  # contestants that could not be measured, with the reason
     torch_top1: float
     images: int  # that top-1 was measured on
     calibration_images: int
-    weights: str
-    rounds: int
-    busy_others: float  # fraction of the cores that other processes used meanwhile
-    packages: Mapping[str, str]
-    day: str
-
-    @property
-    def key(self) -> RowKey:
-        return RowKey(self.model, self.threads, self.processor)
 
     @property
     def best_peer(self) -> Best | None:
         """The peer with the least time of those that count; None if none does."""
         counted = (Best(name, each.slowdown) for name, each in self.peers.items() if each.counts and each.slowdown)
         return min(counted, key=lambda best: best.slowdown, default=None)
-
-    def to_line(self) -> str:
-        return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def of_line(cls, line: str) -> TunedRow:
@@ -79,8 +63,7 @@ def counts(correct: int, torch_correct: int, images: int) -> bool:
 
 def read(path: Path) -> dict[RowKey, TunedRow]:
     """Return the rows of a file, the last one of each key; none if there is no file yet."""
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return {row.key: row for row in map(TunedRow.of_line, lines)}
+    return {row.key: row for row in map(TunedRow.of_line, lines(path))}
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
