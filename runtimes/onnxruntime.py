@@ -176,15 +176,15 @@ class OnnxRuntimeEngine(Engine):
             self._session = self._load(self._session_settings())
         return precision
 
-    def _events_with_shapes(self) -> Sequence[Mapping[str, Any]]:
-        """Profile the same operators in layouts that show their shapes.
+    def _events_with_shapes(self, feeds: Mapping[str, Array] | None = None) -> Sequence[Mapping[str, Any]]:
+        """Profile one inference, on zeros if `feeds` is None, of the same operators in layouts that show their shapes.
 
         Otherwise the profile omits packed weights, and rounds the channels of convolutions in blocked layouts up.
         """
         settings = _settings(self._ort, optimized=self._optimized)
         settings.add_session_config_entry("session.disable_prepacking", "1")
         batch = self.batches.optimum if self.batches else 1
-        return self._profile(settings, batch=batch, disabled=("NchwcTransformer",))[1]
+        return self._profile(settings, batch=batch, feeds=feeds, disabled=("NchwcTransformer",))[1]
 
     def executed_layers(self) -> ExecutedPrecision:
         return self.executed_precision() if self._layers is None else self._layers
@@ -192,7 +192,7 @@ class OnnxRuntimeEngine(Engine):
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
         _, events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)
         names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
-        return read_layers(events, names, self._events_with_shapes(), skip=PROFILE_WARMUP)
+        return read_layers(events, names, self._events_with_shapes(feeds), skip=PROFILE_WARMUP)
 
     def matmul(self, shape: tuple[int, int, int], precision: str) -> Operations | None:
         return matmul(self._ort, self._session_settings(), shape, precision)
@@ -203,14 +203,19 @@ class OnnxRuntimeEngine(Engine):
         return OnnxRuntimeStreams(self._load(settings), streams)
 
     def _profile(
-        self, settings: Any, *, batch: int, disabled: Sequence[str] = ()
+        self,
+        settings: Any,
+        *,
+        batch: int,
+        feeds: Mapping[str, Array] | None = None,
+        disabled: Sequence[str] = (),
     ) -> tuple[Any, Sequence[Mapping[str, Any]]]:
-        """Return a new session and the profile events of one inference on zeros; later ones are not profiled."""
+        """Return a new session and the profile events of one inference, of `batch` zeros if `feeds` is None."""
 
         def load(settings: Any) -> Any:
             return self._load(settings, disabled=disabled)
 
-        return profile_session(load, settings, batch=batch)
+        return profile_session(load, settings, batch=batch, feeds=feeds)
 
     def _load(self, settings: Any, *, disabled: Sequence[str] = ()) -> Any:
         # WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.base import BatchRange, BuildOptions, Engine
 from edgevit.runtimes.node_names import node_names
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.onnxruntime_layers import read_layers
@@ -64,6 +64,17 @@ def test_layers_have_the_multiply_adds_of_the_model(engine: Engine) -> None:
     assert {layer.precision for layer in multiplying} == {"fp32"}
     rates = {group.name: group.macs_per_s for group in profile.by_kind()}
     assert all(rates[layer.kind] for layer in multiplying)
+
+
+def test_layers_of_a_dynamic_batch_have_the_multiply_adds_of_the_batch_that_ran(tmp_path: Path) -> None:
+    body = {"stem/Conv": "y = Conv <pads = [1, 1, 1, 1]> (x, w)"}
+    graph = "g (float[batch, 8, 16, 16] x) => (float[batch, 8, 16, 16] y)"
+    path = save_graph(tmp_path / "model.onnx", graph, body, {"w": (8, 8, 3, 3)})
+    options = BuildOptions(threads=1, dynamic_batch=BatchRange(1, 2, 4))
+    with OnnxRuntime().open(path, options) as engine:
+        profile = engine.profile_layers({"x": np.repeat(FEEDS["x"], 3, axis=0)}, runs=1)
+    assert profile is not None
+    assert sum(layer.macs or 0 for layer in profile.layers) == 3 * 8 * 16 * 16 * 8 * 9
 
 
 @pytest.mark.parametrize(("convolutions", "expected"), [(1, 8 * 16 * 16 * 8 * 9), (0, None), (2, None)])
