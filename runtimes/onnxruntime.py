@@ -190,7 +190,8 @@ class OnnxRuntimeEngine(Engine):
         return self.executed_precision() if self._layers is None else self._layers
 
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
-        _, events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)
+        # The session is dropped at once: it holds a copy of the weights, and another one is loaded for the shapes.
+        events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)[1]
         names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
         return read_layers(events, names, self._events_with_shapes(feeds), skip=PROFILE_WARMUP)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgevit.errors import MeasureError
 from edgevit.runtimes.layer_profile import LayerProfile, LayerTime, layer_profile, module_of_name
-from edgevit.runtimes.onnxruntime_precision import CONVOLUTIONS, operator_macs, operator_precision
+from edgevit.runtimes.onnxruntime_precision import CONVOLUTIONS, is_operator, operator_macs, operator_precision
 
 _SUFFIXES, _PREFIX = ("_kernel_time", "_nchwc"), "fused "  # that ONNX Runtime adds to the name of a node
 
@@ -29,7 +29,7 @@ def read_layers(
     timed = [event for event in events if "ts" in event and "dur" in event]
     runs = [event for event in timed if event.get("cat") == "Session" and event.get("name") == "model_run"][skip:]
     nodes = sorted(
-        filter(_is_node, timed),
+        filter(is_operator, timed),
         key=lambda event: (event["ts"], -event["dur"]),
     )
     if not runs or not nodes:
@@ -39,16 +39,12 @@ def read_layers(
     return replace(profile, layers=_with_convolutions(profile.layers, with_shapes))
 
 
-def _is_node(event: Mapping[str, Any]) -> bool:
-    return event.get("cat") == "Node" and "op_name" in event.get("args", {})
-
-
 def _with_convolutions(layers: Sequence[LayerTime], with_shapes: Sequence[Mapping[str, Any]]) -> tuple[LayerTime, ...]:
     """Give the convolutions the multiply-adds of those of the other profile, in their order.
 
     Their names differ, and their own shapes may be rounded up. Without the same number of them they are unknown.
     """
-    operators = [event["args"] for event in with_shapes if _is_node(event)]
+    operators = [event["args"] for event in with_shapes if is_operator(event)]
     counts = [operator_macs(operator) for operator in operators if operator["op_name"] in CONVOLUTIONS]
     places = [index for index, layer in enumerate(layers) if layer.kind in CONVOLUTIONS]
     exact = dict(zip(places, counts, strict=True)) if len(counts) == len(places) else dict.fromkeys(places)

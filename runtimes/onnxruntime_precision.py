@@ -18,11 +18,14 @@ _ATTENTIONS = frozenset({"Attention", "MultiHeadAttention"})
 
 def read_precision(profile: Iterable[Mapping[str, Any]]) -> ExecutedPrecision:
     """Return the layers that multiply by precision, from the events of a session's profile of one inference."""
-    operators = [
-        event["args"] for event in profile if event.get("cat") == "Node" and "op_name" in event.get("args", {})
-    ]
+    operators = [event["args"] for event in profile if is_operator(event)]
     multiplying = [operator for operator in operators if _multiplies(operator["op_name"])]
     return sum_by_precision((operator_precision(each), operator_macs(each)) for each in multiplying)
+
+
+def is_operator(event: Mapping[str, Any]) -> bool:
+    """Whether an event of a profile is the run of an operator, with its shapes and types in `args`."""
+    return event.get("cat") == "Node" and "op_name" in event.get("args", {})
 
 
 def _multiplies(op_name: str) -> bool:

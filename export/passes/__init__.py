@@ -131,18 +131,18 @@ _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(group_norm_by_rows, applies=lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
 )
 
-_LANES = 16  # fp32 numbers in a vector of AVX-512, rows of a tile of AMX
 
-# Those that only ONNX Runtime runs faster.
+def _merged_groups(applies: Callable[[PassTarget], bool]) -> FormatPass:
+    """Return the pass that fills a vector of AVX-512, or the rows of a tile of AMX."""
+    return FormatPass(merge_groups, applies=applies, options=lambda _: {"lanes": 16})
+
+
+# Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(merge_linear),
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
-    FormatPass(
-        merge_groups,
-        applies=lambda target: target.format.deployable and has_avx512(),
-        options=lambda _: {"lanes": _LANES},
-    ),
+    _merged_groups(lambda target: target.format.deployable and has_avx512()),
 )
 
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
@@ -153,13 +153,9 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
 )
 
-# Forms that OpenVINO refuses or computes wrongly, and one that it runs faster where it runs floats in bf16 on AMX.
+# Merged groups for what OpenVINO runs in bf16, and forms that it refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
-    FormatPass(
-        merge_groups,
-        applies=lambda target: target.precision in ("bf16", "int8") and has_amx_bf16(),
-        options=lambda _: {"lanes": _LANES},
-    ),
+    _merged_groups(lambda target: target.precision in ("bf16", "int8") and has_amx_bf16()),
     FormatPass(pad_average_pool),
     FormatPass(decompose_onesided_dft),
     FormatPass(decompose_wrap_pad),
