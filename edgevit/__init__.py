@@ -329,7 +329,7 @@ def tune(
         throughput: find the most images per second, with several inferences at once and larger batches, not the lowest
             latency.
         fresh: discard what an unfinished search has left, instead of going on from there.
-        int8_range: "safe" or "full" (default: "full" if this processor computes it rightly).
+        int8_range: "safe" or "full" (default: "full" if this processor computes it correctly).
         model, out, name, example_input, weights, num_classes, img_size, batch, images, preprocessing,
             classes, strict: as for `export_model`.
 

@@ -43,7 +43,7 @@ def has_amx_bf16() -> bool:
 
 
 def has_avx512() -> bool:
-    """Whether vectors of 16 fp32 numbers are multiplied here."""
+    """Whether this processor has AVX-512, whose vectors hold 16 fp32 numbers."""
     return "avx512f" in cpu_flags()
 
 

@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--int8-range",
         choices=get_args(Int8Range),
         help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: full if this "
-        "processor computes it rightly)",
+        "processor computes it correctly)",
     )
     accuracy.add_argument(
         "--images",

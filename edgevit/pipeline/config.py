@@ -30,7 +30,7 @@ Calibration: TypeAlias = Path | Mapping[str, Array]
 
 
 def widest_int8_range() -> Int8Range:
-    """The widest range of int8 weights with which this processor computes the right sums."""
+    """Return the widest range of int8 weights whose products this processor adds without overflow."""
     return "safe" if saturates_int8() else "full"
 
 

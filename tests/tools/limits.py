@@ -19,6 +19,7 @@ from pathlib import Path
 from edgevit.latency.roofline import matmul_rate
 from edgevit.models import registry
 from edgevit.runtimes.layer_profile import LayerTime
+from edgevit.types import PRECISIONS
 from tests.tools.bench.__main__ import MILLION_PARAMETERS
 from tests.tools.bench.contestants import CONTESTANTS, Contestant, contestants
 from tests.tools.bench.kept import Folders
@@ -102,7 +103,7 @@ def main() -> int:
         workshop = Workshop(model, Folders.below(arguments.keep, model))
         if not arguments.models and workshop.million_parameters > MILLION_PARAMETERS:
             continue
-        for contestant in contestants(("fp32", "bf16", "int8")):
+        for contestant in contestants(PRECISIONS):
             if contestant.kind == "ours":
                 found.setdefault(contestant.name, []).append(_time_use(workshop, contestant, rates))
         print(model, file=sys.stderr, flush=True)

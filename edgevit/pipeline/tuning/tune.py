@@ -61,7 +61,7 @@ class TuneConfig:
     calib: Calibration | None = None  # without it, int8 is not tried
     eval: Path | None = None
     max_drop: float | None = None
-    int8_range: Int8Range | None = None  # None: the widest one that this processor computes rightly
+    int8_range: Int8Range | None = None  # None: see `widest_int8_range`
     images: Path | None = None
     strict: bool = False
     out: Path = Path()
@@ -85,7 +85,7 @@ class TuneConfig:
 
     @property
     def weight_range(self) -> Int8Range:
-        """The range of int8 weights: an engine that is sought for this machine need not be right on another."""
+        """The range of int8 weights. An engine tuned for this machine need not be correct on another one."""
         return self.int8_range or widest_int8_range()
 
 
