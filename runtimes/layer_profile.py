@@ -103,6 +103,17 @@ class LayerProfile:
         return GroupTime(name=name, layers=len(layers), ms=ms, fraction=ms / (self.sum_ms or 1.0), macs=macs)
 
 
+def joined(groups: Sequence[GroupTime]) -> GroupTime:
+    """Return several groups as one, such as those that a table has no room for."""
+    return GroupTime(
+        name=f"{len(groups)} others",
+        layers=sum(group.layers for group in groups),
+        ms=sum(group.ms for group in groups),
+        fraction=sum(group.fraction for group in groups),
+        macs=sum(group.macs for group in groups),
+    )
+
+
 def layer_profile(runs: Sequence[Sequence[LayerTime]], runs_ms: Sequence[float]) -> LayerProfile:
     """Return the medians over runs, of which each has the same layers in the same order.
 

@@ -73,15 +73,16 @@ def _layers(name: str, profile: LayerProfile, p50_ms: float) -> list[Part]:
 
 
 def _group_table(title: str, column: str, groups: Sequence[GroupTime]) -> Table:
+    from edgevit.runtimes.layer_profile import joined
+
     table = make_table(title, column, "layers", "ms", "share", "G MAC/s")
     for group in groups[:_LONGEST]:
         rate = "" if group.macs_per_s is None else f"{group.macs_per_s / 1e9:.3g}"
         table.add_row(group.name, str(group.layers), fixed(group.ms, 3), f"{group.fraction:.0%}", rate)
     rest = groups[_LONGEST:]
     if rest:
-        counts = str(sum(group.layers for group in rest))
-        ms, fraction = sum(group.ms for group in rest), sum(group.fraction for group in rest)
-        table.add_row(f"({len(rest)} others)", counts, fixed(ms, 3), f"{fraction:.0%}", "")
+        others = joined(rest)
+        table.add_row(f"({others.name})", str(others.layers), fixed(others.ms, 3), f"{others.fraction:.0%}", "")
     return table
 
 

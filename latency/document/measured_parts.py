@@ -10,7 +10,7 @@ from edgevit.latency.document.figures import ABSENT, figure
 from edgevit.latency.document.svg import WIDTH, Canvas
 from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT
 from edgevit.latency.roofline import Roofline
-from edgevit.runtimes.layer_profile import GroupTime, LayerProfile
+from edgevit.runtimes.layer_profile import GroupTime, LayerProfile, joined
 from edgevit.types import Interval
 
 _MOST_GROUPS = 12  # of a picture; the rest are one bar
@@ -89,14 +89,7 @@ def _modules(profile: LayerProfile) -> tuple[GroupTime, ...]:
 def _bars(groups: Sequence[GroupTime], key: str, title: str) -> Figure:
     shown, rest = list(groups[:_MOST_GROUPS]), groups[_MOST_GROUPS:]
     if rest:
-        total = GroupTime(
-            name=f"{len(rest)} others",
-            layers=sum(group.layers for group in rest),
-            ms=sum(group.ms for group in rest),
-            fraction=sum(group.fraction for group in rest),
-            macs=sum(group.macs for group in rest),
-        )
-        shown.append(total)
+        shown.append(joined(rest))
     canvas = Canvas(2 * _BAR * len(shown) + 8)
     longest = max(group.fraction for group in shown) or 1.0
     for index, group in enumerate(shown):
