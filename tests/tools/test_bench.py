@@ -148,6 +148,16 @@ def test_other_weights_and_other_models_have_other_engines(tmp_path: Path) -> No
     assert Folders.below(tmp_path, "swin_t").peers != random.peers
 
 
+def test_a_processor_with_other_instructions_has_engines_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Folders.below(tmp_path, "deit_t")
+    monkeypatch.setattr("tests.tools.bench.kept.cpu_flags", lambda: frozenset({"avx2"}))
+    there = Folders.below(tmp_path, "deit_t")
+    assert there.peers == here.peers
+    assert there.own != here.own
+
+
 def test_other_calibration_rows_have_other_engines(tmp_path: Path) -> None:
     crops, zeros, ones = (
         Folders.below(tmp_path, "deit_t", calibration=rows)

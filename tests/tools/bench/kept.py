@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgevit.cpu import cpu_flags
 from edgevit.latency.environment import Environment
 from edgevit.types import Array
 
@@ -31,7 +32,8 @@ class Folders:
         packages = sorted({**Environment.capture().packages, "nncf": _version("nncf")}.items())
         given = (weights.read_bytes() if weights else b"", b"" if calibration is None else calibration.tobytes())
         peers = _hash([repr(packages).encode(), *_contents(_PEER_SOURCES), *given])
-        own = _hash([peers.encode(), *_contents(_OWN_SOURCES)])
+        flags = " ".join(sorted(cpu_flags()))  # edgevit's graphs are those that are fastest with these instructions
+        own = _hash([peers.encode(), flags.encode(), *_contents(_OWN_SOURCES)])
         return cls(peers=root / f"{model}-peers-{peers}", own=root / f"{model}-own-{own}")
 
 
