@@ -89,8 +89,8 @@ def test_int8_products_overflow_without_vnni(processor: str, tmp_path: Path) -> 
 
 
 @stands_in
-def test_faults_of_the_program_are_its_own(processor: str, tmp_path: Path) -> None:
-    fault = "import ctypes; ctypes.string_at(0)"
+@pytest.mark.parametrize("fault", ["import ctypes; ctypes.string_at(0)", "import os; os.kill(os.getpid(), 11)"])
+def test_faults_of_the_program_are_its_own(fault: str, processor: str, tmp_path: Path) -> None:
     assert as_processor(processor, tmp_path, fault).returncode == -signal.SIGSEGV
     caught = as_processor(processor, tmp_path, f"import faulthandler; faulthandler.enable(); {fault}")
     assert caught.returncode == -signal.SIGSEGV

@@ -41,8 +41,8 @@ static void on_fault(int number, siginfo_t *info, void *context) {
       of_program.sa_sigaction(number, info, context);
     else if (of_program.sa_handler != SIG_DFL && of_program.sa_handler != SIG_IGN)
       of_program.sa_handler(number);
-    else
-      REAL(sigaction)(number, &of_program, NULL); /* the instruction faults again */
+    else if (!REAL(sigaction)(number, &of_program, NULL))
+      raise(number);
     return;
   }
   uint32_t leaf = registers[REG_RAX], subleaf = registers[REG_RCX], eax, ebx, ecx, edx;
