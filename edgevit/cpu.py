@@ -16,6 +16,7 @@ from edgevit.errors import PrecisionError
 VNNI = ("amx_int8", "avx512_vnni", "avx_vnni")
 # The first one that a processor has decides how a runtime multiplies 8-bit integers.
 _INT8_INSTRUCTIONS = (*VNNI, "avx512f", "avx2", "avx", "sse4_2", "i8mm", "asimddp", "asimd", "neon")
+_FP32_LANES = {"avx512f": 16, "avx2": 8}  # the widest first
 _X86 = frozenset({"x86_64", "amd64", "i386", "i486", "i586", "i686", "x86"})
 
 
@@ -42,9 +43,10 @@ def has_amx_bf16() -> bool:
     return "amx_bf16" in cpu_flags()
 
 
-def has_avx512() -> bool:
-    """Whether this processor has AVX-512, whose vectors hold 16 fp32 numbers."""
-    return "avx512f" in cpu_flags()
+def fp32_lanes() -> int:
+    """Return how many fp32 numbers a vector of this processor holds: 16 with AVX-512, 8 with AVX2; 0 if unknown."""
+    flags = cpu_flags()
+    return next((lanes for name, lanes in _FP32_LANES.items() if name in flags), 0)
 
 
 def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | None = None) -> bool:

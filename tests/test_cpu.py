@@ -38,6 +38,14 @@ def test_vnni_is_needed_on_x86_alone(flags: str, architecture: str, instructions
     assert cpu.saturates_int8(flags.split(), architecture=architecture) == saturates
 
 
+@pytest.mark.parametrize(
+    ("flags", "lanes"), [(ZEN3, 8), (ALDER_LAKE, 8), (ICE_LAKE, 16), ("fpu sse4_2", 0), (CORTEX_A78, 0)]
+)
+def test_a_vector_holds_8_or_16_numbers(flags: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    assert cpu.fp32_lanes() == lanes
+
+
 @pytest.mark.parametrize("name", ["flags", "Features"])
 def test_flags_are_those_of_the_first_core(name: str, tmp_path: Path) -> None:
     assert cpu.cpu_flags(tmp_path) == frozenset()

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
-from edgevit.cpu import has_amx_bf16, has_avx512
+from edgevit.cpu import fp32_lanes, has_amx_bf16
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
@@ -94,6 +94,9 @@ class FormatPass:
     options: Callable[[PassTarget], Mapping[str, Any]] = lambda _: {}
 
 
+_AMX_ROWS = 16  # of a tile
+_AVX2_LANES = 8
+
 # For all formats, in this order.
 PASSES: tuple[Pass, ...] = (
     cleanup,
@@ -132,17 +135,14 @@ _PROCESSOR: tuple[FormatPass, ...] = (
 )
 
 
-def _merged_groups(applies: Callable[[PassTarget], bool]) -> FormatPass:
-    """Return the pass that fills a vector of AVX-512, or the rows of a tile of AMX."""
-    return FormatPass(merge_groups, applies=applies, options=lambda _: {"lanes": 16})
-
-
 # Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(merge_linear),
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
-    _merged_groups(lambda target: target.format.deployable and has_avx512()),
+    FormatPass(
+        merge_groups, applies=lambda target: target.format.deployable, options=lambda _: {"lanes": fp32_lanes()}
+    ),
 )
 
 # Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
@@ -153,9 +153,17 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
 )
 
-# Merged groups for what OpenVINO runs in bf16, and forms that it refuses or computes wrongly.
+
+def _openvino_lanes(target: PassTarget) -> int:
+    """Return the outputs of a group that OpenVINO's kernels have room for; 0 if merged groups are not faster."""
+    if has_amx_bf16() and target.precision in ("bf16", "int8"):  # int8 runs its float layers in bf16
+        return _AMX_ROWS
+    return _AVX2_LANES if fp32_lanes() == _AVX2_LANES else 0
+
+
+# Merged groups, and forms that it refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
-    _merged_groups(lambda target: target.precision in ("bf16", "int8") and has_amx_bf16()),
+    FormatPass(merge_groups, options=lambda target: {"lanes": _openvino_lanes(target)}),
     FormatPass(pad_average_pool),
     FormatPass(decompose_onesided_dft),
     FormatPass(decompose_wrap_pad),

@@ -21,7 +21,10 @@ _MOST = 4  # groups in one; 8 are slower than none
 
 
 def merge_groups(model: ir.Model, *, lanes: int) -> None:
-    """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay."""
+    """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay.
+
+    `lanes` is 0 where merged groups are not faster.
+    """
     for node in list(model.graph):
         weight, groups = _grouped(node)
         if weight is None or (merged := _merged(weight, groups, lanes)) == 1:

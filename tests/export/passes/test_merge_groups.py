@@ -75,6 +75,11 @@ def test_kernels_that_are_computed_stay() -> None:
     assert groups_of(merged(before)) == [8]
 
 
+def test_an_empty_vector_merges_nothing() -> None:
+    before = convolution(8, 4, 4)
+    assert groups_of(before.apply("merge_groups", lambda model: merge_groups(model, lanes=0))) == [8]
+
+
 def test_a_depthwise_convolution_stays_with_narrow_vectors_too() -> None:
     before = convolution(8, 1, 1)
     assert groups_of(before.apply("merge_groups", lambda model: merge_groups(model, lanes=4))) == [8]
@@ -124,11 +129,19 @@ def test_other_zeros_are_work(groups: int, weight: Array) -> None:
 @pytest.mark.parametrize(
     ("flags", "fmt", "precision", "expected"),
     [
-        ("avx2", "ort", "fp32", 8),
+        ("avx2", "ort", "fp32", 4),
+        ("avx2 avx_vnni", "ort", "int8", 4),
+        ("avx2", "onnx", "fp32", 8),
+        ("avx2", "openvino", "fp32", 4),
+        ("avx2 avx_vnni", "openvino", "int8", 4),
+        ("avx2", "trt", "fp16", 8),
+        ("asimd", "ort", "fp32", 8),
+        ("asimd", "openvino", "fp32", 8),
         ("avx2 avx512f", "ort", "fp32", 2),
         ("avx2 avx512f", "ort", "int8", 2),
         ("avx2 avx512f", "onnx", "fp32", 8),  # for other runtimes and machines
         ("avx2 avx512f", "openvino", "int8", 8),
+        ("avx2 avx512f", "openvino", "fp32", 8),
         ("avx2 avx512f amx_bf16", "openvino", "int8", 2),
         ("avx2 avx512f amx_bf16", "openvino", "bf16", 2),
         ("avx2 avx512f amx_bf16", "openvino", "fp32", 8),
