@@ -1,8 +1,8 @@
 """Run int8 linear layers on tokens or pixels as 1x1 convolutions.
 
-x W + b, over the last axis of x, is a 1x1 convolution between a Transpose to NCHW and one back: T'(W^T * T(x) + b).
-Tokens (N, T, C) are read as an image of T rows and one column. OpenVINO runs convolutions in NHWC, so that neither
-Transpose moves data.
+x W + b of tokens (N, T, C) is a convolution of one dimension between two Transposes: T'(W^T * T(x) + b). The pixels of
+an (N, H, W, C) map are tokens first. OpenVINO computes convolutions with their channels last, so that neither Transpose
+moves data; with two dimensions, or with a map's own Transposes, it copies the output once or twice.
 
 On x86 processors without VNNI, OpenVINO computes an int8 linear layer 1.5 to 1.8 times as fast as a convolution as it
 does as a matmul, which is slower there than in fp32 (docs/quantization.md has the measurements). In fp32 the matmul is
@@ -16,8 +16,6 @@ import math
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
-    NCHW_TO_NHWC,
-    NHWC_TO_NCHW,
     constant,
     initializer,
     insert,
@@ -29,6 +27,7 @@ from edgevit.export.ir_helpers import (
 from edgevit.export.linear import added_bias, int8_weight
 from edgevit.types import Array
 
+_SWAP = [0, 2, 1]  # tokens (N, T, C) and channels (N, C, T)
 _MIN_ROWS = 8  # a layer on fewer tokens has too little work for a convolution to be faster
 
 
@@ -52,33 +51,34 @@ def _replace(matmul: ir.Node, weight: ir.Node, graph: ir.Graph) -> None:
     value, integers = matmul.inputs[0], constant(weight.inputs[0])
     assert value is not None and value.shape is not None and integers is not None
     name = f"{module_of(matmul)}/Conv".lstrip("/")
-    is_tokens = len(value.shape) == 3
-    batch, *rows, _ = value.shape
-    height, width = rows if len(rows) == 2 else (rows[0], 1)
+    batch, *sizes, _ = value.shape
+    rows = math.prod(size for size in sizes if isinstance(size, int))
     inputs, outputs = integers.shape
     bias = added_bias(matmul.outputs[0], outputs)
     last = matmul if bias is None else bias.addition
-    columns = int64_initializer(graph, f"{name}.columns", [2]) if is_tokens else None
 
     def add(node: ir.Node, *shape: int | ir.SymbolicDim | None) -> ir.Value:
         return insert(node, before=last, graph=graph, like=last.outputs[0], shape=ir.Shape(shape))
 
-    if is_tokens:
-        value = add(ir.node("Unsqueeze", [value, columns], name=f"{name}_Unsqueeze"), batch, height, width, inputs)
-    first = ir.node("Transpose", [value], {"perm": NHWC_TO_NCHW}, name=f"{name}_first")
-    kernel = add(_kernel(weight, integers, name, graph), outputs, inputs, 1, 1)
-    feeds = [add(first, batch, inputs, height, width), kernel, *([] if bias is None else [bias.value])]
-    value = add(ir.node("Conv", feeds, {"kernel_shape": [1, 1]}, name=name), batch, outputs, height, width)
-    back = ir.node("Transpose", [value], {"perm": NCHW_TO_NHWC}, name=f"{name}_last")
-    value = add(back, batch, height, width, outputs)
-    if is_tokens:
-        value = add(ir.node("Squeeze", [value, columns], name=f"{name}_Squeeze"), batch, height, outputs)
+    def reshape(value: ir.Value, step: str, *shape: int) -> ir.Value:
+        target = int64_initializer(graph, f"{name}.{step}", [0, *shape])  # 0: the batch as it is
+        return add(ir.node("Reshape", [value, target], name=f"{name}_{step}"), batch, *shape)
+
+    if len(sizes) > 1:
+        value = reshape(value, "rows", rows, inputs)
+    first = ir.node("Transpose", [value], {"perm": _SWAP}, name=f"{name}_first")
+    kernel = add(_kernel(weight, integers, name, graph), outputs, inputs, 1)
+    feeds = [add(first, batch, inputs, rows), kernel, *([] if bias is None else [bias.value])]
+    value = add(ir.node("Conv", feeds, {"kernel_shape": [1]}, name=name), batch, outputs, rows)
+    value = add(ir.node("Transpose", [value], {"perm": _SWAP}, name=f"{name}_last"), batch, rows, outputs)
+    if len(sizes) > 1:
+        value = reshape(value, "map", *(size for size in sizes if isinstance(size, int)), outputs)
     replace_value(last.outputs[0], value)
 
 
 def _kernel(weight: ir.Node, integers: Array, name: str, graph: ir.Graph) -> ir.Node:
-    """Return the DequantizeLinear of the weight as a kernel, (outputs, inputs, 1, 1)."""
-    stored = initializer(graph, f"{name}.weight_int8", integers.T[:, :, None, None])
+    """Return the DequantizeLinear of the weight as a kernel, (outputs, inputs, 1)."""
+    stored = initializer(graph, f"{name}.weight_int8", integers.T[:, :, None])
     zeros = weight.inputs[2] if len(weight.inputs) > 2 else None
     inputs = [stored, weight.inputs[1], *([] if zeros is None else [zeros])]
     return ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{name}_DequantizeLinear")

@@ -104,8 +104,12 @@ def main() -> int:
         if not arguments.models and workshop.million_parameters > MILLION_PARAMETERS:
             continue
         for contestant in contestants(PRECISIONS):
-            if contestant.kind == "ours":
-                found.setdefault(contestant.name, []).append(_time_use(workshop, contestant, rates))
+            if contestant.kind != "ours":
+                continue
+            if (use := _time_use(workshop, contestant, rates)) is not None:
+                found.setdefault(contestant.name, []).append(use)
+            else:  # bf16 on a processor without it
+                print(f"{model}, {contestant.name}: {workshop.failures[contestant.name]}", file=sys.stderr, flush=True)
         print(model, file=sys.stderr, flush=True)
     arguments.page.write_text(page(found, this_processor()), "utf-8")
     return 0
@@ -122,12 +126,15 @@ def page(found: Mapping[str, Iterable[TimeUse]], processor: str) -> str:
     return _HEAD.format(processor=processor) + "".join(tables)
 
 
-def _time_use(workshop: Workshop, contestant: Contestant, rates: dict[tuple[str, str], float]) -> TimeUse:
-    """Profile an engine; `rates` are the best ones that were measured before, by runtime and precision."""
+def _time_use(workshop: Workshop, contestant: Contestant, rates: dict[tuple[str, str], float]) -> TimeUse | None:
+    """Profile an engine; None if it cannot be built or loaded here.
+
+    `rates` are the best ones that were measured before, by runtime and precision.
+    """
     with ExitStack() as stack:
         subject = workshop.open(contestant, 1, stack)
         if subject is None:
-            raise SystemExit(f"{workshop.name}: {workshop.failures[contestant.name]}")
+            return None
         profile = subject.engine.profile_layers(workshop.feeds(), runs=_RUNS)
         assert profile is not None  # of the runtimes of processors
         for precision in {layer.precision for layer in profile.layers if layer.macs}:
