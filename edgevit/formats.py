@@ -32,7 +32,7 @@ class Int8Scheme:
     # "full": weights up to +-127. "safe": so small that no two products with uint8 overflow 16 bits, as they would on
     # x86 processors without VNNI.
     weight_range: Int8Range = "safe"
-    linear_as_conv: bool = False  # on x86 processors without VNNI, linear layers run as 1x1 convolutions
+    linear_as_conv: bool = False  # linear layers run as 1x1 convolutions on processors that run those faster
     fold_zero_points: bool = False  # zero points of the inputs of linear layers are part of their biases
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from edgevit.cpu import saturates_int8
 from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
@@ -18,7 +18,7 @@ from edgevit.export.quantization.fold_zero_points import fold_zero_points
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.groups import GroupChoice
 from edgevit.export.quantization.int8 import find_layers
-from edgevit.export.quantization.linear_as_conv import linear_as_conv
+from edgevit.export.quantization.linear_as_conv import faster_ranks, linear_as_conv
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
     LayerChoice,
@@ -158,8 +158,8 @@ class PrecisionConverter:
                 ),
                 choice=LayerChoice(modules=self.keep_float, min_reverted=min_reverted, groups=self.groups),
             )
-            if scheme.linear_as_conv and saturates_int8():
-                quantized = quantized.apply("linear_as_conv", linear_as_conv)
+            if scheme.linear_as_conv and (ranks := faster_ranks()):
+                quantized = quantized.apply("linear_as_conv", partial(linear_as_conv, ranks=ranks))
             if scheme.fold_zero_points:
                 quantized = quantized.apply("fold_zero_points", fold_zero_points)
             check(quantized)

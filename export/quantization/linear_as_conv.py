@@ -4,17 +4,19 @@ x W + b of tokens (N, T, C) is a convolution of one dimension between two Transp
 an (N, H, W, C) map are tokens first. OpenVINO computes convolutions with their channels last, so that neither Transpose
 moves data; with two dimensions, or with a map's own Transposes, it copies the output once or twice.
 
-On x86 processors without VNNI, OpenVINO computes an int8 linear layer 1.5 to 1.8 times as fast as a convolution as it
-does as a matmul, which is slower there than in fp32 (docs/quantization.md has the measurements). In fp32 the matmul is
-faster, so that layers in float stay.
+OpenVINO computes int8 matmuls slowly on x86 processors that have neither VNNI nor AVX-512, 1.8 times as slowly as the
+convolution. With AVX-512 it computes a matmul as fast, but adds the bias of a map in a pass of its own
+(docs/quantization.md has the measurements). In fp32 the matmul is faster, so that layers in float stay.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import onnx_ir as ir
 
+from edgevit.cpu import fp32_lanes, saturates_int8
 from edgevit.export.ir_helpers import (
     constant,
     initializer,
@@ -27,21 +29,32 @@ from edgevit.export.ir_helpers import (
 from edgevit.export.linear import added_bias, int8_weight
 from edgevit.types import Array
 
+_TOKENS, _MAP = 3, 4  # ranks
 _SWAP = [0, 2, 1]  # tokens (N, T, C) and channels (N, C, T)
 _MIN_ROWS = 8  # a layer on fewer tokens has too little work for a convolution to be faster
 
 
-def linear_as_conv(model: ir.Model) -> None:
-    """Replace each int8 MatMul of an (N, T, C) or (N, H, W, C) tensor, and the Add of its bias, in place."""
+def faster_ranks() -> frozenset[int]:
+    """Return the ranks of the inputs of int8 linear layers that OpenVINO runs faster as convolutions here."""
+    if fp32_lanes() == 16:  # AVX-512
+        return frozenset({_MAP})
+    return frozenset({_TOKENS, _MAP}) if saturates_int8() else frozenset()
+
+
+def linear_as_conv(model: ir.Model, *, ranks: Collection[int]) -> None:
+    """Replace int8 MatMuls of tensors of one of `ranks`, and the Adds of their biases, in place.
+
+    Rank 3 is that of tokens (N, T, C), rank 4 that of maps (N, H, W, C); tensors of other ranks are not supported.
+    """
     for node in list(model.graph):
-        if (weight := int8_weight(node)) is not None and _has_rows(node.inputs[0]):
+        if (weight := int8_weight(node)) is not None and _has_rows(node.inputs[0], ranks):
             _replace(node, weight, model.graph)
     remove_unused(model)
 
 
-def _has_rows(value: ir.Value | None) -> bool:
-    """Whether the value is (N, T, C) or (N, H, W, C), with `_MIN_ROWS` tokens or pixels at least."""
-    if value is None or value.shape is None or len(value.shape) not in (3, 4):
+def _has_rows(value: ir.Value | None, ranks: Collection[int]) -> bool:
+    """Whether the value has one of the ranks, and at least `_MIN_ROWS` tokens or pixels."""
+    if value is None or value.shape is None or len(value.shape) not in ranks:
         return False
     sizes = [size for size in list(value.shape)[1:-1] if isinstance(size, int)]
     return len(sizes) == len(value.shape) - 2 and math.prod(sizes) >= _MIN_ROWS

@@ -9,7 +9,7 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.int8 import quantize
-from edgevit.export.quantization.linear_as_conv import linear_as_conv
+from edgevit.export.quantization.linear_as_conv import faster_ranks, linear_as_conv
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array
 from tests.helpers.graphs import assert_same, noise
@@ -31,7 +31,7 @@ def int8_graph(shape: str, body: str, outputs: str) -> OnnxGraph:
 
 
 def rewritten(graph: OnnxGraph) -> OnnxGraph:
-    return check(graph.apply("linear_as_conv", linear_as_conv))
+    return check(graph.apply("linear_as_conv", lambda model: linear_as_conv(model, ranks=(3, 4))))
 
 
 @pytest.mark.parametrize("shape", ["N, 9", "2, 9", "N, 3, 4", "2, 3, 4"])
@@ -80,6 +80,31 @@ def test_a_product_with_other_readers_keeps_its_bias_apart() -> None:
 def test_few_rows_and_other_shapes_stay(shape: str) -> None:
     before = int8_graph(shape, "y = MatMul (x, w)", f"float[{shape}, 10] y")
     assert rewritten(before).operators == before.operators
+
+
+@pytest.mark.parametrize(("shape", "rank"), [("N, 9", 4), ("N, 3, 4", 3)])
+def test_layers_on_tensors_of_other_ranks_stay(shape: str, rank: int) -> None:
+    before = int8_graph(shape, "y = MatMul (x, w)", f"float[{shape}, 10] y")
+    after = check(before.apply("linear_as_conv", lambda model: linear_as_conv(model, ranks={rank})))
+    assert after.operators == before.operators
+
+
+@pytest.mark.parametrize(
+    ("flags", "architecture", "ranks"),
+    [
+        ("avx2", "x86_64", {3, 4}),
+        ("avx2 avx_vnni", "x86_64", set()),
+        ("avx2 avx512f", "x86_64", {4}),
+        ("avx2 avx512f avx512_vnni amx_int8", "x86_64", {4}),
+        ("asimd asimddp", "aarch64", set()),
+    ],
+)
+def test_tokens_and_maps_are_convolved_where_that_is_faster(
+    flags: str, architecture: str, ranks: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevit.cpu.cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr("platform.machine", lambda: architecture)
+    assert faster_ranks() == ranks
 
 
 def test_a_layer_in_float_stays() -> None:
