@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import io
 import itertools
 import logging
@@ -14,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +40,19 @@ from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.mapped_pages import dropping_pages
 from edgevit.runtimes.node_names import node_names
 from edgevit.runtimes.openvino_layers import profile_layers
-from edgevit.runtimes.openvino_precision import multiplying_operators, read_precision
+from edgevit.runtimes.openvino_precision import (
+    CAPABILITIES,
+    DEVICE,
+    capabilities,
+    multiplying_operators,
+    read_precision,
+)
+from edgevit.runtimes.openvino_product import matmul
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array, Dim, Precision, TensorSpec
 
-DEVICE = "CPU"
 # By which p50 may differ from the median of benchmark_app, as a fraction of it and in ms.
 APP_RELATIVE, APP_ABSOLUTE_MS = 0.1, 0.2
 APP_TOLERANCE = f"{100 * APP_RELATIVE:g} % plus {APP_ABSOLUTE_MS:g} ms"
@@ -62,8 +66,6 @@ DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, whi
 # Of what is in float in an int8 bundle; other bundles run in their own. A processor without the arithmetic runs f32.
 INFERENCE_PRECISION = Setting("inference_precision", ("f32", "bf16", "f16"), of_precision=True)
 _TELEMETRY = "openvino_telemetry"
-_FLOATS = {"fp32": "f32", "bf16": "bf16"}  # inference precisions in which matrix products are timed
-_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # of a processor, by inference precision
 # Lines of OpenVINO's report of a failed conversion.
 _FAILED_OPERATOR = re.compile(r"-- ([\w.]+)-\d+ with a message:")
 _UNKNOWN_OPERATORS = re.compile(r"-- No conversion rule found for operations: (.+)")
@@ -95,7 +97,7 @@ class OpenVino(Runtime):
         if setting is not INFERENCE_PRECISION:
             return super().usable_values(setting)
         known = capabilities(self.load())
-        return tuple(value for value in setting.values if _CAPABILITIES[value] in known)
+        return tuple(value for value in setting.values if CAPABILITIES[value] in known)
 
     def require_precision(self, precision: Precision) -> None:
         super().require_precision(precision)
@@ -293,45 +295,13 @@ class OpenVinoStreams(ThroughputRunner):
         self._queue = None
 
 
-def capabilities(ov: Any) -> Collection[str]:
-    """Return the kinds of arithmetic that OpenVINO finds in this processor, such as BF16."""
-    found: Collection[str] = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    return found
-
-
 def require_bf16(ov: Any) -> None:
     """Raise PrecisionError if this processor has no bf16 arithmetic: OpenVINO would run another precision, or fail."""
-    if _CAPABILITIES["bf16"] not in capabilities(ov):
+    if CAPABILITIES["bf16"] not in capabilities(ov):
         raise PrecisionError(
             "OpenVINO finds no bf16 arithmetic in this processor (it takes AMX, AVX512-BF16 or Arm's bf16); export "
             "with --precision fp32 or int8"
         )
-
-
-def matmul(ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], precision: str) -> Operations | None:
-    """Return one matrix product, compiled with `settings`; see Engine.matmul."""
-    rows, inner, columns = shape
-    opset = importlib.import_module(f"{ov.__name__}.opset13")
-    x, weight = opset.parameter([rows, inner], np.float32), np.ones((inner, columns), np.float32)
-    own = {name: value for name, value in settings.items() if name != "CACHE_DIR"}
-    if precision in _FLOATS:
-        if _CAPABILITIES[_FLOATS[precision]] not in capabilities(ov):
-            return None
-        own["INFERENCE_PRECISION_HINT"] = _FLOATS[precision]  # whatever the engine itself runs in
-        product = opset.matmul(x, opset.constant(weight), transpose_a=False, transpose_b=False)
-    elif precision == "int8":
-        factor = opset.multiply(opset.convert(opset.constant(weight.astype(np.int8)), "f32"), np.float32(0.01))
-        product = opset.matmul(
-            opset.fake_quantize(x, -1.0, 1.0, -1.0, 1.0, 256), factor, transpose_a=False, transpose_b=False
-        )
-    else:
-        return None
-    model = ov.Model([product], [x], "matmul")
-    compiled = ov.Core().compile_model(model, DEVICE, own)
-    if read_precision(compiled, multiplying_operators(model)).layers != {precision: 1}:
-        return None
-    request, feeds = compiled.create_infer_request(), {0: np.ones((rows, inner), np.float32)}
-    return Operations(run=functools.partial(request.infer, feeds, share_inputs=True, share_outputs=True))
 
 
 def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
@@ -367,7 +337,7 @@ def _inference_precision(options: BuildOptions) -> str:
 def _available(ov: Any, inference_precision: str) -> str:
     """Return the precision if this processor has its arithmetic, else the default."""
     default = INFERENCE_PRECISION.default  # needs no question to the plugin, which would delay each load
-    is_available = inference_precision == default or _CAPABILITIES[inference_precision] in capabilities(ov)
+    is_available = inference_precision == default or CAPABILITIES[inference_precision] in capabilities(ov)
     return inference_precision if is_available else default
 
 

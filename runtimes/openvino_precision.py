@@ -1,14 +1,16 @@
-"""Executed precision and MACs from OpenVINO's runtime model."""
+"""The precisions of OpenVINO: those of the processor, and executed ones and MACs from its runtime model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgevit.macs import attention_macs, convolution_macs, matmul_macs
 from edgevit.runtimes.precision import ExecutedPrecision, sum_by_precision
 from edgevit.types import Shape
 
+DEVICE = "CPU"
+CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # of a processor, by inference precision
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "f64": "fp64"}
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
 _MATMULS = frozenset({"FullyConnected", "MatMul"})
@@ -32,6 +34,12 @@ class LayerProducts(NamedTuple):
     layer: str
     precision: str
     macs: int | None  # None if its shapes are unknown
+
+
+def capabilities(ov: Any) -> Collection[str]:
+    """Return the kinds of arithmetic that OpenVINO finds in this processor, such as BF16."""
+    found: Collection[str] = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return found
 
 
 def multiplying_operators(model: Any) -> dict[str, Operator]:

@@ -18,7 +18,7 @@ from edgevit.bundles.engine import load_engine
 from edgevit.errors import ParityError, PrecisionError
 from edgevit.latency.studies import Studies
 from edgevit.pipeline.explain.explanation import Explanation
-from edgevit.runtimes import openvino
+from edgevit.runtimes import openvino, openvino_product
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.registry import get_runtime
@@ -35,6 +35,7 @@ RECORD = {"asked": "bf16", "found": "bf16", "layers": {"bf16": 23}, "multiply_ad
 @pytest.fixture
 def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor without bf16 arithmetic."""
+    monkeypatch.setattr(openvino_product, "capabilities", lambda _: ("FP32",))
     monkeypatch.setattr(openvino, "capabilities", lambda _: ("FP32", "INT8"))
 
 
