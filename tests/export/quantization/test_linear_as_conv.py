@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import openvino
 import pytest
 
 from edgevit.export.check import check
@@ -80,6 +81,20 @@ def test_a_product_with_other_readers_keeps_its_bias_apart() -> None:
 def test_few_rows_and_other_shapes_stay(shape: str) -> None:
     before = int8_graph(shape, "y = MatMul (x, w)", f"float[{shape}, 10] y")
     assert rewritten(before).operators == before.operators
+
+
+@pytest.mark.parametrize("shape", ["1, 9", "2, 16", "1, 3, 4"])
+def test_openvino_moves_no_data_around_the_convolution(shape: str) -> None:
+    readers = "p, q = Split <axis = -1, num_outputs = 2> (c)  y = Concat <axis = -1> (q, p)"
+    graph = rewritten(int8_graph(shape, f"a = MatMul (x, w)  c = Add (a, b)  {readers}", f"float[{shape}, 10] y"))
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(graph.to_bytes()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [layer["layerType"].astype(str) for layer in layers]
+    assert kinds.count("Convolution") == 1
+    assert "Transpose" not in kinds
+    moving = [layer["primitiveType"].astype(str) for layer in layers if layer["layerType"].astype(str) == "Reorder"]
+    assert {kind.rpartition("_")[0] for kind in moving} == {"reorder"}  # of memory that is used as it is
 
 
 @pytest.mark.parametrize(("shape", "rank"), [("N, 9", 4), ("N, 3, 4", 3)])
