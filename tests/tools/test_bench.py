@@ -12,7 +12,7 @@ import pytest
 from edgevit.errors import UsageError
 from tests.tools.bench import __main__ as bench
 from tests.tools.bench import rows, tuned, tuned_rows
-from tests.tools.bench.kept import Folders, kept
+from tests.tools.bench.kept import Folders, compiled_by_inductor, kept
 from tests.tools.bench.labeled import ImageFolders
 from tests.tools.bench.page import geometric_mean, page
 from tests.tools.bench.rows import Figures, Row, Speedup
@@ -151,11 +151,12 @@ def test_other_weights_and_other_models_have_other_engines(tmp_path: Path) -> No
 def test_a_processor_with_other_instructions_has_engines_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = Folders.below(tmp_path, "deit_t")
+    here, compiled_here = Folders.below(tmp_path, "deit_t"), compiled_by_inductor(tmp_path)
     monkeypatch.setattr("tests.tools.bench.kept.cpu_flags", lambda: frozenset({"avx2"}))
     there = Folders.below(tmp_path, "deit_t")
     assert there.peers == here.peers
     assert there.own != here.own
+    assert compiled_by_inductor(tmp_path) != compiled_here
 
 
 def test_other_calibration_rows_have_other_engines(tmp_path: Path) -> None:

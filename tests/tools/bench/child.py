@@ -60,9 +60,10 @@ def _child(task: Task, folder: Path) -> None:
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    from tests.tools.bench.kept import Folders, compiled_by_inductor
+
     if task.kept is not None:  # before PyTorch is imported
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((task.kept / "inductor").absolute()))
-    from tests.tools.bench.kept import Folders
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_by_inductor(task.kept).absolute()))
     from tests.tools.bench.measuring import Order, build_all, measure_model
     from tests.tools.bench.workshop import Workshop
 

@@ -32,9 +32,13 @@ class Folders:
         packages = sorted({**Environment.capture().packages, "nncf": _version("nncf")}.items())
         given = (weights.read_bytes() if weights else b"", b"" if calibration is None else calibration.tobytes())
         peers = _hash([repr(packages).encode(), *_contents(_PEER_SOURCES), *given])
-        flags = " ".join(sorted(cpu_flags()))  # edgevit's graphs are those that are fastest with these instructions
-        own = _hash([peers.encode(), flags.encode(), *_contents(_OWN_SOURCES)])
+        own = _hash([peers.encode(), _flags(), *_contents(_OWN_SOURCES)])
         return cls(peers=root / f"{model}-peers-{peers}", own=root / f"{model}-own-{own}")
+
+
+def compiled_by_inductor(root: Path) -> Path:
+    """Return the folder of what torch.compile keeps: with that of other instructions it returns NaN."""
+    return root / f"inductor-{_hash([_flags()])}"
 
 
 def kept(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
@@ -49,6 +53,11 @@ def kept(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _flags() -> bytes:
+    """The instructions of this processor, for which edgevit chooses its graphs and PyTorch compiles."""
+    return " ".join(sorted(cpu_flags())).encode()
 
 
 def _contents(sources: Iterable[str]) -> Iterable[bytes]:
