@@ -36,6 +36,8 @@ to quantize than trained ones.
   after.
 * **of the bound**: edgevit's time divided by that of the multiply-adds alone, attention's products counted, at the best
   rate of a matrix product that the runtime reaches here; 1 is the bound.
+* **avx2 only**, **avx_vnni only**: a larger processor whose other instructions are hidden from all contestants
+  (`python -m tests.tools.smaller_cpu avx2 make bench`): the kernels of the smaller processor, at the clock of this one.
 
 edgevit's int8 weights have the range that `edgevit tune` takes on the processor: 8 bits with VNNI, the safe range
 without it, since such a processor computes full-range int8 wrongly (see [quantization.md](quantization.md)). A peer
