@@ -29,6 +29,13 @@ rows = np.full((1, 64), 255, np.uint8)
 print(int(onnxruntime.InferenceSession(sys.argv[1]).run(None, {"rows": rows})[0][0, 0]))
 """
 
+LOAD_TWICE = """
+import openvino
+from edgevit.runtimes.openvino_product import matmul
+for _ in range(4):  # the plugin is unloaded with the last product
+    print(matmul(openvino, {}, (4, 64, 32), "int8") is not None)
+"""
+
 stands_in = pytest.mark.parametrize(
     "processor",
     [pytest.param(name, marks=pytest.mark.skipif(bool(why_not(name)), reason=why_not(name))) for name in PROCESSORS],
@@ -86,6 +93,12 @@ def test_int8_products_overflow_without_vnni(processor: str, tmp_path: Path) -> 
     onnx.save(model, tmp_path / "model.onnx")
     done = as_processor(processor, tmp_path, MULTIPLY, str(tmp_path / "model.onnx"))
     assert int(done.stdout) == 32 * (64770 if "vnni" in processor else 32767), done.stderr
+
+
+@stands_in
+def test_openvino_is_loaded_again(processor: str, tmp_path: Path) -> None:
+    done = as_processor(processor, tmp_path, LOAD_TWICE)
+    assert done.stdout.split() == ["True"] * 4, done.stderr
 
 
 @stands_in

@@ -69,7 +69,8 @@ __attribute__((constructor(101))) static void start(void) {
   cpuinfo = getenv("SMALLER_CPU_CPUINFO");
   if (!cpuinfo || !masks || sscanf(masks, "%x,%x,%x,%x,%x", &ebx_7, &ecx_7, &edx_7, &eax_7_1, &edx_7_1) != 5)
     fail("SMALLER_CPU_MASKS or SMALLER_CPU_CPUINFO is not set");
-  struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+  /* Not on an alternate stack: OpenVINO's plugin sets one, and leaves it set when it is unloaded. */
+  struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
   if (REAL(sigaction)(SIGSEGV, &action, &of_program) || set_cpuid_faults(1))
     fail("this processor, or its hypervisor, cannot trap CPUID");
 }
