@@ -161,7 +161,7 @@ def _openvino_lanes(target: PassTarget) -> int:
     return _AVX2_LANES if fp32_lanes() == _AVX2_LANES else 0
 
 
-# Merged groups, and forms that it refuses or computes wrongly.
+# Merged groups, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
     FormatPass(merge_groups, options=lambda target: {"lanes": _openvino_lanes(target)}),
     FormatPass(pad_average_pool),
