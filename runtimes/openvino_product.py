@@ -64,10 +64,10 @@ def _int8_matmul(ov: Any, opset: Any, shape: tuple[int, int, int]) -> Any:
 def _int8_convolution(ov: Any, opset: Any, shape: tuple[int, int, int]) -> Any:
     """Return the same product as a convolution, between Transposes that move nothing."""
     rows, inner, columns = shape
-    x = opset.parameter([1, rows, inner], np.float32)
-    first = opset.transpose(_quantized(opset, x), [0, 2, 1])
+    x = opset.parameter([rows, inner], np.float32)
+    first = opset.transpose(opset.unsqueeze(_quantized(opset, x), 0), [0, 2, 1])
     product = opset.convolution(first, _int8_weight(opset, (columns, inner, 1)), [1], [0], [0], [1])
-    return ov.Model([opset.transpose(product, [0, 2, 1])], [x], "convolution")
+    return ov.Model([opset.squeeze(opset.transpose(product, [0, 2, 1]), 0)], [x], "convolution")
 
 
 def _quantized(opset: Any, x: Any) -> Any:

@@ -35,8 +35,8 @@ RECORD = {"asked": "bf16", "found": "bf16", "layers": {"bf16": 23}, "multiply_ad
 @pytest.fixture
 def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor without bf16 arithmetic."""
-    monkeypatch.setattr(openvino_product, "capabilities", lambda _: ("FP32",))
-    monkeypatch.setattr(openvino, "capabilities", lambda _: ("FP32", "INT8"))
+    for module in (openvino, openvino_product):
+        monkeypatch.setattr(module, "capabilities", lambda _: ("FP32", "INT8"))
 
 
 def export(out: Path, *options: str) -> int:
