@@ -49,6 +49,11 @@ def fp32_lanes() -> int:
     return next((lanes for name, lanes in _FP32_LANES.items() if name in flags), 0)
 
 
+def has_avx512() -> bool:
+    """Whether this processor has AVX-512."""
+    return "avx512f" in cpu_flags()
+
+
 def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | None = None) -> bool:
     """Whether sums of two uint8 x int8 products can saturate here: on x86 without VNNI, or if its flags are unknown."""
     found = cpu_flags() if flags is None else flags

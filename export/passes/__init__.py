@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
-from edgevit.cpu import fp32_lanes, has_amx_bf16
+from edgevit.cpu import fp32_lanes, has_amx_bf16, has_avx512
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
@@ -95,7 +95,6 @@ class FormatPass:
 
 
 _AMX_ROWS = 16  # of a tile
-_AVX2_LANES = 8
 
 # For all formats, in this order.
 PASSES: tuple[Pass, ...] = (
@@ -158,7 +157,7 @@ def _openvino_lanes(target: PassTarget) -> int:
     """Return the outputs of a group that OpenVINO's kernels have room for; 0 if merged groups are not faster."""
     if has_amx_bf16() and target.precision in ("bf16", "int8"):  # int8 runs its float layers in bf16
         return _AMX_ROWS
-    return _AVX2_LANES if fp32_lanes() == _AVX2_LANES else 0
+    return 0 if has_avx512() else fp32_lanes()
 
 
 # Merged groups, and forms that OpenVINO refuses or computes wrongly.

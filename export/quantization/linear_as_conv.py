@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from edgevit.cpu import fp32_lanes, saturates_int8
+from edgevit.cpu import has_avx512, saturates_int8
 from edgevit.export.ir_helpers import (
     constant,
     initializer,
@@ -36,7 +36,7 @@ _MIN_ROWS = 8  # a layer on fewer tokens has too little work for a convolution t
 
 def faster_ranks() -> frozenset[int]:
     """Return the ranks of the inputs of int8 linear layers that OpenVINO runs faster as convolutions here."""
-    if fp32_lanes() == 16:  # AVX-512
+    if has_avx512():
         return frozenset({_MAP})
     return frozenset({_TOKENS, _MAP}) if saturates_int8() else frozenset()
 
