@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +13,12 @@ from edgevit.export.ir_helpers import (
     constant,
     has_constant_weights,
     initializer,
+    insert,
     only_consumer,
 )
 from edgevit.types import Array
+
+FEW_ROWS = 16  # up to these many, a layer's time is that of starting it and of reading its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,10 @@ class Linear:
     @property
     def output(self) -> ir.Value:
         return (self.addition or self.product).outputs[0]
+
+    @property
+    def bias_or_zeros(self) -> Array:
+        return np.zeros_like(self.weight[0]) if self.bias is None else self.bias
 
     def replace_weights(self, weight: Array, bias: Array | None, graph: ir.Graph) -> None:
         """Set weights of the same shapes; a bias only if the layer has one."""
@@ -107,6 +116,27 @@ def linear_producing(value: ir.Value) -> Linear | None:
         node = next((origin for origin in origins if origin is not None and origin.op_type == "MatMul"), None)
     layer = linear_at(node) if node is not None else None
     return layer if layer is not None and layer.output is value else None
+
+
+def has_few_rows(value: ir.Value) -> bool:
+    """Whether a value has at most `FEW_ROWS` vectors per image; False if their number is unknown."""
+    shape = value.shape
+    if shape is None or any(not isinstance(size, int) for size in shape[1:]):
+        return False
+    return math.prod(size for size in shape[1:-1] if isinstance(size, int)) <= FEW_ROWS
+
+
+def insert_linear(
+    source: ir.Value, weight: Array, bias: Array, *, op_type: str, name: str, before: ir.Node, graph: ir.Graph
+) -> ir.Value:
+    """Insert y = source weight + bias before a node, as "Gemm" or as "MatMul" and Add; return y."""
+    shape = ir.Shape([*(source.shape or ())[:-1], weight.shape[1]])
+    add = functools.partial(insert, before=before, graph=graph, like=source, shape=shape)
+    factor, term = initializer(graph, f"{name}.weight", weight), initializer(graph, f"{name}.bias", bias)
+    if op_type == "Gemm":
+        return add(ir.node("Gemm", [source, factor, term], name=name))
+    product = add(ir.node("MatMul", [source, factor], name=name))
+    return add(ir.node("Add", [product, term], name=f"{name}_Add"))
 
 
 def _is_transposed(product: ir.Node) -> bool:

@@ -43,7 +43,10 @@ from edgevit.export.passes.gather_rows import gather_rows
 from edgevit.export.passes.group_norm_by_rows import group_norm_by_rows
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
+from edgevit.export.passes.linear_before_gather import linear_before_gather
+from edgevit.export.passes.merge_branches import merge_branches
 from edgevit.export.passes.merge_groups import merge_groups
+from edgevit.export.passes.merge_heads import merge_heads
 from edgevit.export.passes.merge_linear import merge_linear
 from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
@@ -144,11 +147,21 @@ _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     ),
 )
 
-# Forms from which TensorRT's compiler makes fewer kernels. The inputs of int8 layers must stay as they were calibrated.
+
+def _is_float(target: PassTarget) -> bool:
+    """Whether no layer is in int8, whose inputs must stay as they were calibrated."""
+    return not target.is_int8
+
+
+# Forms from which TensorRT's compiler makes fewer kernels.
 _TENSORRT: tuple[FormatPass, ...] = (
+    FormatPass(merge_heads, applies=_is_float),
+    FormatPass(merge_linear, applies=_is_float),
+    FormatPass(merge_branches, applies=_is_float),
+    FormatPass(linear_before_gather, applies=_is_float),
     FormatPass(group_norm_from_moments, options=lambda target: {"channels_last": not target.is_int8}),
-    FormatPass(pointwise_conv_to_matmul, applies=lambda target: not target.is_int8),
-    FormatPass(fold_attention_bias, applies=lambda target: not target.is_int8),
+    FormatPass(pointwise_conv_to_matmul, applies=_is_float),
+    FormatPass(fold_attention_bias, applies=_is_float),
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
 )
 

@@ -1,13 +1,15 @@
 """Rewrite attention into the form that TensorRT fuses into one kernel in fp16.
 
-The form is softmax(q k^T) v, with the softmax over the last axis and q and k as wide as v:
+The form is softmax(q k^T) v, with the softmax over the last axis, q and k as wide as v, and v at least 12 wide:
 
 * Transposed attention is transposed back: V^T softmax_over_rows(A B) = (softmax_over_columns(B^T A^T) V)^T.
 * q and k that are narrower than v are padded with zeros, which do not change their product.
+* v of 6 to 11 channels is padded to 16, q and k with it, and the result is cut: its other channels are zero.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,8 +23,10 @@ from edgevit.export.ir_helpers import (
     static_size,
 )
 
-_MAX_PADDING_FACTOR = 2  # beyond this the matmuls of zeros cost more than the fusion saves
-_MIN_HEAD_CHANNELS = 12  # TensorRT fuses heads of 12 channels but not of 6 or 8; transposing costs two copies
+_MAX_PADDING_FACTOR = 2  # of q and k to v; beyond this the matmuls of zeros cost more than the fusion saves
+_MIN_CHANNELS = 6  # narrower v would be zeros mostly
+_MIN_FUSED_CHANNELS = 12  # TensorRT fuses heads of 12 channels but not of 6 or 8
+_PADDED_CHANNELS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,13 @@ class Attention:
 
 
 def canonicalize_attention(model: ir.Model) -> None:
-    """Transpose transposed attention, and pad queries and keys to the width of the values."""
+    """Transpose transposed attention, and pad narrow queries, keys and values."""
     for node in list(model.graph):
         if (attention := _attention_around(node)) is not None:
             _transpose(attention, model.graph)
     for node in list(model.graph):
         if (attention := _attention_around(node)) is not None:
-            _pad_queries_and_keys(attention, model.graph)
+            _pad(attention, model.graph)
     remove_unused(model)
 
 
@@ -65,7 +69,7 @@ def _transpose(attention: Attention, graph: ir.Graph) -> None:
     rank, width = len(weights.shape or ()), static_size(product.inputs[0], -2)
     if softmax.attributes.get_int("axis", -1) not in (-2, rank - 2) or product.inputs[1] is not weights:
         return
-    if width is None or width < _MIN_HEAD_CHANNELS:
+    if width is None or width < _MIN_CHANNELS:
         return
     first, second, values = (_swap_axes(value, product, graph) for value in (*scores.inputs, product.inputs[0]))
     node = ir.node("MatMul", [second, first], name=scores.name)
@@ -77,23 +81,67 @@ def _transpose(attention: Attention, graph: ir.Graph) -> None:
     replace_value(result, _swap_axes(mixture, product, graph))
 
 
-def _pad_queries_and_keys(attention: Attention, graph: ir.Graph) -> None:
-    """Pad q and k with zeros to the width of v."""
+def _pad(attention: Attention, graph: ir.Graph) -> None:
+    """Pad q and k with zeros to the width of v, and all three to a width that is fused."""
     scores, softmax, product = attention.scores, attention.softmax, attention.product
     rank = len(softmax.outputs[0].shape or ())
     narrow, wide = static_size(scores.inputs[0], -1), static_size(product.inputs[1], -1)
     if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1) or product.inputs[0] is not softmax.outputs[0]:
         return
-    if narrow is None or wide is None or not narrow < wide <= _MAX_PADDING_FACTOR * narrow:
+    if narrow is None or wide is None:
         return
-    for index, axis in enumerate((rank - 1, rank - 2)):  # q (..., L, d) and transposed k (..., d, L)
-        value = scores.inputs[index]
-        assert value is not None and value.shape is not None
-        ends = [0] * (2 * rank)
-        ends[rank + axis] = wide - narrow
-        pad = ir.node("Pad", [value, int64_initializer(graph, f"{scores.name}.pads_{index}", ends)])
-        shape = ir.Shape([*value.shape[:axis], wide, *value.shape[axis + 1 :]])
-        scores.replace_input_with(index, insert(pad, before=scores, graph=graph, like=value, shape=shape))
+    if min(narrow, wide) >= _MIN_CHANNELS and wide < _MIN_FUSED_CHANNELS and narrow <= _PADDED_CHANNELS:
+        shares_keys = _are_transposed(scores.inputs[1], product.inputs[1])
+        _pad_input(scores, 0, rank - 1, _PADDED_CHANNELS, graph)
+        _pad_input(scores, 1, rank - 2, _PADDED_CHANNELS, graph)
+        if shares_keys:
+            product.replace_input_with(1, _swap_axes(scores.inputs[1], product, graph))
+        else:
+            _pad_input(product, 1, rank - 1, _PADDED_CHANNELS, graph)
+        _cut_output(product, wide, graph)
+    elif narrow < wide <= _MAX_PADDING_FACTOR * narrow:
+        _pad_input(scores, 0, rank - 1, wide, graph)
+        _pad_input(scores, 1, rank - 2, wide, graph)
+
+
+def _pad_input(node: ir.Node, index: int, axis: int, size: int, graph: ir.Graph) -> None:
+    """Append zeros to an input of a MatMul, so that an axis has `size` elements."""
+    value = node.inputs[index]
+    assert value is not None and value.shape is not None
+    missing = size - (static_size(value, axis) or 0)
+    if not missing:
+        return
+    ends = [0] * (2 * len(value.shape))
+    ends[len(value.shape) + axis] = missing
+    pad = ir.node("Pad", [value, int64_initializer(graph, f"{node.name}.pads_{index}", ends)])
+    shape = ir.Shape([*value.shape[:axis], size, *value.shape[axis + 1 :]])
+    node.replace_input_with(index, insert(pad, before=node, graph=graph, like=value, shape=shape))
+
+
+def _are_transposed(keys: ir.Value | None, values: ir.Value | None) -> bool:
+    """Whether the values are the transposed keys, so that both can be padded once."""
+    node = values.producer() if values is not None else None
+    if keys is None or node is None or node.op_type != "Transpose" or node.inputs[0] is not keys:
+        return False
+    *leading, rows, columns = range(len(keys.shape or ()))
+    return list(node.attributes.get_ints("perm", [])) == [*leading, columns, rows]
+
+
+def _cut_output(product: ir.Node, width: int, graph: ir.Graph) -> None:
+    """Compute the product of padded values, and keep the first `width` channels."""
+    result = product.outputs[0]
+    assert result.shape is not None
+    add = functools.partial(insert, before=product, graph=graph, like=result)
+    wide = add(
+        ir.node("MatMul", product.inputs, name=product.name),
+        shape=ir.Shape([*result.shape[:-1], _PADDED_CHANNELS]),
+    )
+    start, stop, axis = (
+        int64_initializer(graph, f"{product.name}.{name}", [number])
+        for name, number in (("start", 0), ("stop", width), ("axis", len(result.shape) - 1))
+    )
+    part = ir.node("Slice", [wide, start, stop, axis], name=f"{product.name}_Slice")
+    replace_value(result, add(part, shape=result.shape))
 
 
 def _swap_axes(value: ir.Value | None, before: ir.Node, graph: ir.Graph) -> ir.Value:

@@ -6,21 +6,11 @@ their weights; one layer starts once.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import (
-    initializer,
-    insert,
-    int64_initializer,
-    remove_unused,
-    replace_value,
-)
-from edgevit.export.linear import Linear, linear_at
-
-MAX_ROWS = 16  # of x; layers with more are bound by their multiplications
+from edgevit.export.ir_helpers import int64_initializer, remove_unused, replace_value
+from edgevit.export.linear import Linear, has_few_rows, insert_linear, linear_at
 
 
 def merge_linear(model: ir.Model) -> None:
@@ -28,7 +18,7 @@ def merge_linear(model: ir.Model) -> None:
     layers: dict[tuple[ir.Value, str], list[Linear]] = {}
     for node in model.graph:
         layer = linear_at(node)
-        if layer is not None and _rows(layer) <= MAX_ROWS and not layer.output.is_graph_output():
+        if layer is not None and has_few_rows(layer.source) and not layer.output.is_graph_output():
             layers.setdefault((layer.source, node.op_type), []).append(layer)
     for group in layers.values():
         if len(group) > 1:
@@ -36,39 +26,21 @@ def merge_linear(model: ir.Model) -> None:
     remove_unused(model)
 
 
-def _rows(layer: Linear) -> int:
-    """Return the number of rows of x per image; more than any limit if it is unknown."""
-    shape = layer.source.shape
-    if shape is None or any(not isinstance(size, int) for size in shape[1:]):
-        return MAX_ROWS + 1
-    return int(np.prod([size for size in shape[1:-1] if isinstance(size, int)], dtype=np.int64))
-
-
 def _merge(layers: list[Linear], graph: ir.Graph) -> None:
     """Replace the layers by one and a Split."""
-    first, widths = layers[0], [layer.weight.shape[1] for layer in layers]
+    first = layers[0]
     name = f"{first.product.name}_merged"
-    split = ir.node(
-        "Split",
-        [_merged(layers, graph, name), int64_initializer(graph, f"{name}.sizes", widths)],
-        {"axis": -1},
-        num_outputs=len(layers),
-        name=f"{name}_Split",
+    merged = insert_linear(
+        first.source,
+        np.concatenate([layer.weight for layer in layers], axis=1),
+        np.concatenate([layer.bias_or_zeros for layer in layers]),
+        op_type=first.product.op_type,
+        name=name,
+        before=first.product,
+        graph=graph,
     )
+    sizes = int64_initializer(graph, f"{name}.sizes", [layer.weight.shape[1] for layer in layers])
+    split = ir.node("Split", [merged, sizes], {"axis": -1}, num_outputs=len(layers), name=f"{name}_Split")
     graph.insert_before(first.product, split)
     for layer, part in zip(layers, split.outputs, strict=True):
         replace_value(layer.output, part)
-
-
-def _merged(layers: list[Linear], graph: ir.Graph, name: str) -> ir.Value:
-    """Insert the layer that computes all outputs, before the first of the layers."""
-    first = layers[0]
-    biases = [np.zeros_like(layer.weight[0]) if layer.bias is None else layer.bias for layer in layers]
-    weight = initializer(graph, f"{name}.weight", np.concatenate([layer.weight for layer in layers], axis=1))
-    bias = initializer(graph, f"{name}.bias", np.concatenate(biases))
-    shape = ir.Shape([*(first.output.shape or ())[:-1], bias.shape[0]]) if bias.shape is not None else None
-    add = functools.partial(insert, before=first.product, graph=graph, like=first.output, shape=shape)
-    if first.product.op_type == "Gemm":
-        return add(ir.node("Gemm", [first.source, weight, bias], name=name))
-    product = add(ir.node("MatMul", [first.source, weight], name=name))
-    return add(ir.node("Add", [product, bias], name=f"{name}_Add"))

@@ -37,12 +37,43 @@ def test_q_and_k_are_padded_to_the_width_of_v(axis: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shapes", "axis", "product"),
+    [
+        pytest.param(("9, 8", "8, 5", "5, 8"), -1, "y = MatMul (w, v)", id="8 channels"),
+        pytest.param(("9, 16", "16, 5", "5, 6"), -1, "y = MatMul (w, v)", id="narrow values alone"),
+        pytest.param(("5, 8", "8, 9", "8, 5"), -2, "y = MatMul (v, w)", id="transposed"),
+    ],
+)
+def test_narrow_heads_are_padded_to_16_channels_and_cut(shapes: tuple[str, ...], axis: int, product: str) -> None:
+    before = parse(ATTENTION % (*shapes, "", axis, product))
+    after = before.apply("canonicalize_attention", canonicalize_attention)
+    scores, values = (node for node in after.model.graph if node.op_type == "MatMul")
+    assert [value.shape[-1] for value in (scores.inputs[0], values.inputs[1]) if value and value.shape] == [16, 16]
+    assert after.operators["Slice"] == 1
+    assert_same(before, after)
+
+
+def test_values_that_are_the_transposed_keys_are_padded_once() -> None:
+    before = parse(f"""{HEADER} g (float[N, 2, 3, 8] q, float[N, 2, 8, 9] pixels) => (float[N, 2, 3, 8] y) {{
+        s = MatMul (q, pixels)
+        w = Softmax <axis = -1> (s)
+        v = Transpose <perm = [0, 1, 3, 2]> (pixels)
+        y = MatMul (w, v)
+    }}""")
+    after = before.apply("canonicalize_attention", canonicalize_attention)
+    assert after.operators == {"MatMul": 2, "Softmax": 1, "Pad": 2, "Transpose": 1, "Slice": 1}
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
     ("shapes", "outputs", "axis", "readers"),
     [
-        pytest.param(("9, 8", "8, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="already canonical"),
+        pytest.param(("9, 12", "12, 5", "5, 12"), "", -1, "y = MatMul (w, v)", id="already canonical"),
+        pytest.param(("9, 3", "3, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="mostly zeros"),
+        pytest.param(("9, 20", "20, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="narrow values, wide keys"),
         pytest.param(("9, 8", "8, 5", "5, 17"), "", -1, "y = MatMul (w, v)", id="too much padding"),
-        pytest.param(("9, 12", "12, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="wider than v"),
-        pytest.param(("5, 8", "8, 9", "8, 5"), "", -2, "y = MatMul (v, w)", id="narrow heads"),
+        pytest.param(("9, 16", "16, 5", "5, 12"), "", -1, "y = MatMul (w, v)", id="wider than v"),
+        pytest.param(("5, 4", "4, 9", "4, 5"), "", -2, "y = MatMul (v, w)", id="narrow heads"),
         pytest.param(("5, 16", "16, 9", "16, 5"), "", -1, "y = MatMul (v, w)", id="not over the keys"),
         pytest.param(
             ("12, 16", "16, 12", "12, 16"), "", -2, "y = MatMul (w, v)", id="not over the keys, not transposed"

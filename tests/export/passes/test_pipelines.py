@@ -52,6 +52,18 @@ def test_attention_is_canonicalized_for_tensorrt_in_fp16(target: str, precision:
     assert specialize(before, target, precision=precision).operators["Transpose"] == 4 * is_transposed
 
 
+@pytest.mark.parametrize(
+    ("target", "precision", "layers"),
+    [("trt", "fp32", 1), ("trt-rtx", "fp16", 1), ("trt", "int8", 2), ("ort", "fp32", 1)],
+)
+def test_layers_of_few_rows_are_merged_except_in_int8_for_tensorrt(
+    target: str, precision: Precision, layers: int
+) -> None:
+    text = "q = MatMul (x, w) k = MatMul (x, v) y = Concat <axis = -1> (k, q)"
+    before = parse(f"{HEADER} g (float[N, 3, 8] x) => (y) {{ {text} }}", w=noise(8, 4), v=noise(8, 5, seed=2))
+    assert specialize(before, target, precision=precision).operators["MatMul"] == layers
+
+
 def test_passes_are_recorded_with_their_options() -> None:
     graph = specialize(parse(NORM, scale=noise(4, offset=1), bias=noise(4), w=noise(4, 4, 1, 1)), "onnx", opset=17)
     names = [record.name for record in graph.history]
