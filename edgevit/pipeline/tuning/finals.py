@@ -31,6 +31,7 @@ from edgevit.pipeline.references import EvalDataset
 from edgevit.pipeline.tuning.bench import under_load
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.space import Configuration
+from edgevit.pipeline.tuning.workspace import Refusal
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.parity import ParityReport
@@ -89,12 +90,12 @@ def _link(source: str, target: str) -> str:
 
 def measure_finalists(
     finalists: Sequence[Finalist], *, limit_s: float, duration_s: float
-) -> tuple[tuple[LatencyReport, ...], dict[str, str]]:
+) -> tuple[tuple[LatencyReport, ...], tuple[Refusal, ...]]:
     """Measure the bundles in one interleaved run of `duration_s` seconds each, or of `limit_s` in all.
 
-    Returns the reports, and why others were not measured, by name.
+    Returns the reports, and why others were not measured.
     """
-    failed: dict[str, str] = {}
+    failed: list[Refusal] = []
     with ExitStack() as stack:
         candidates = []
         for finalist in finalists:
@@ -102,9 +103,9 @@ def measure_finalists(
             try:
                 candidates.append(_candidate(stack, finalist))
             except EdgevitError as error:
-                failed[name] = first_line(error)
+                failed.append(Refusal.of(name, error))
         if not candidates:
-            return (), failed
+            return (), tuple(failed)
         plan = MeasurePlan(
             min_runs=64,
             min_duration_s=duration_s,
@@ -115,7 +116,7 @@ def measure_finalists(
             clock_settle_s=1.0,
             max_total_s=max(0.2, limit_s),
         )
-        return measure(candidates, plan), failed
+        return measure(candidates, plan), tuple(failed)
 
 
 def _candidate(stack: ExitStack, finalist: Finalist) -> Candidate:

@@ -16,8 +16,8 @@ from edgevit.latency.statistics import Ratio, bounds
 from edgevit.pipeline.tuning.device_cache import Choice
 from edgevit.pipeline.tuning.finals import Verification
 from edgevit.pipeline.tuning.racing import Race
-from edgevit.pipeline.tuning.search import Refusal
 from edgevit.pipeline.tuning.space import Configuration
+from edgevit.pipeline.tuning.workspace import Refusal
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.latency_file import write_latency
 from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, TUNING_FILE
-from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, MeasureError, MissingError, ParityError, UsageError
 from edgevit.export.forms import STANDARD
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
@@ -35,9 +35,9 @@ from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
 from edgevit.pipeline.tuning.finals import Examiner, Verification, measure_finalists, stage, with_peak_memory
 from edgevit.pipeline.tuning.report import Row, TuningReport, recommended
-from edgevit.pipeline.tuning.search import Refusal, Search
+from edgevit.pipeline.tuning.search import Search
 from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
-from edgevit.pipeline.tuning.workspace import Workspace, discard, open_workspace
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace, discard, open_workspace
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import ParityReport
 from edgevit.untrusted import Json
@@ -98,7 +98,7 @@ def tune(
 
     Ends within `config.limit_s`, or at Ctrl-C, with the best so far; the next call goes on from there. Raises
     MissingError if no runtime is installed, MeasureError if the time allows no measurement, ParityError if no engine
-    passes its checks, and ExportError or BuildError if none can be built.
+    passes its checks, and if none can be built, the error that all have in common, else BuildError.
     """
     reserve_s = min(_RESERVE_S, _RESERVE_FRACTION * config.limit_s)
     deadline = Deadline(config.limit_s, reserve_s=reserve_s, start_s=config.start_s)
@@ -171,7 +171,7 @@ def _search(
         feeds=builder.export.references.outputs[0].batch,
         check_time=deadline.check,
         remaining_s=lambda: deadline.search_s,
-        on_refused=lambda name, reason: refused.append(Refusal(name, reason)),
+        on_refused=lambda name, error: refused.append(Refusal.of(name, error)),
     )
     return Search(
         builder=builder,
@@ -195,7 +195,7 @@ def _finish(
         if search.interrupted:
             raise KeyboardInterrupt
         if search.refused:
-            raise ParityError(f"no engine could be built: {'; '.join(each.reason for each in search.refused)}")
+            raise _nothing_built(search.refused)
         raise MeasureError(f"no engine was built within {config.limit_s:g} s; give more time: --time 10m")
     folder = scratch / "finalists"
     folder.mkdir()
@@ -204,9 +204,9 @@ def _finish(
     with timer.stage("final measurement"):
         limit_s = _FINAL_FRACTION * search.deadline.remaining_s
         reports, failed = measure_finalists(finalists, limit_s=limit_s, duration_s=duration_s)
-    search.refused += [Refusal(name, reason) for name, reason in failed.items()]
+    search.refused += failed
     if not reports:
-        raise MeasureError(f"no engine could be measured: {'; '.join(failed.values())}")
+        raise MeasureError(f"no engine could be measured: {'; '.join(each.reason for each in failed)}")
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
     staged = {each.configuration.name: each for each in finalists}
     times = {report.name: report.ms_per_image for report in reports}
@@ -233,7 +233,7 @@ def _finish(
         for compared in side_by_side(reports)
     )
     rows = (rows[0], *sorted(rows[1:], key=lambda row: row.ms_per_image))
-    search.refused += [Refusal(name, found.failure) for name, found in checked.items() if found.failure]
+    search.refused += [Refusal(name, found.failure, ParityError) for name, found in checked.items() if found.failure]
     winner = recommended(rows)
     if winner is None:
         raise ParityError(f"no engine passed its checks: {'; '.join(found.failure for found in checked.values())}")
@@ -256,6 +256,15 @@ def _finish(
     assert parity is not None  # of an engine that passed
     _publish(tuned, staged[winner.name].bundle, parity)
     return tuned
+
+
+def _nothing_built(refused: Sequence[Refusal]) -> EdgevitError:
+    """Return the error for a search that built no engine: of the class that all refusals share, else a BuildError."""
+    kinds = {each.error for each in refused}
+    kind = kinds.pop() if len(kinds) == 1 else BuildError
+    reasons = "; ".join(dict.fromkeys(f"{each.name}: {each.reason}" for each in refused))
+    advice = "correct that and run again with --fresh, or name other formats with --fmt"
+    return kind(f"no engine could be built: {reasons}; {advice}")
 
 
 def _finalists(search: Search) -> list[Configuration]:

@@ -20,7 +20,7 @@ import edgevit
 from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
-from edgevit.errors import MeasureError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, MeasureError, ParityError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
 from edgevit.latency import throughput
@@ -36,6 +36,7 @@ from edgevit.pipeline.torch_source import TorchSource
 from edgevit.pipeline.tuning import auto, bench, tune
 from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
+from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.device_cache import Choice, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport
@@ -250,6 +251,34 @@ def test_an_interrupt_ends_with_the_best_so_far(own_cache: Path, tmp_path: Path)
     assert report.not_tried[0] == "session settings of ort"
     assert any(note.startswith("interrupted") for note in report.notes)
     assert list(own_cache.glob("tuning/*/fp32-ort"))  # kept for the next run
+
+
+@pytest.mark.parametrize(
+    ("ort", "openvino", "expected"),
+    [
+        (BuildError, BuildError, BuildError),
+        (ParityError, ParityError, ParityError),
+        (ParityError, BuildError, BuildError),
+        (UsageError, ParityError, BuildError),
+    ],
+)
+def test_a_search_that_builds_nothing_ends_with_the_error_of_the_builds(
+    ort: type[EdgevitError],
+    openvino: type[EdgevitError],
+    expected: type[EdgevitError],
+    own_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(_: Builder, variant: Variant, __: Path) -> Bundle:
+        raise {"ort": ort, "openvino": openvino}[variant.fmt](f"{variant.fmt} is broken")
+
+    monkeypatch.setattr(Builder, "build", build)
+    for _ in ("first", "resumed"):
+        with pytest.raises(EdgevitError, match="fp32-ort: ort is broken; .*: openvino is broken; .*--fresh") as raised:
+            search(config(tmp_path, "ort", "openvino"))
+        assert type(raised.value) is expected
+    assert own_cache.exists()
 
 
 def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
