@@ -196,7 +196,8 @@ def _finish(
             raise KeyboardInterrupt
         if search.refused:
             raise _nothing_built(search.refused)
-        raise MeasureError(f"no engine was built within {config.limit_s:g} s; give more time: --time 10m")
+        limit_s = config.limit_s
+        raise MeasureError(f"no engine was built within {limit_s:g} s; give more time: {_more_time(limit_s)}")
     folder = scratch / "finalists"
     folder.mkdir()
     finalists = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
@@ -256,6 +257,11 @@ def _finish(
     assert parity is not None  # of an engine that passed
     _publish(tuned, staged[winner.name].bundle, parity)
     return tuned
+
+
+def _more_time(limit_s: float) -> str:
+    """Return the option for twice the time, and for the default at least."""
+    return f"--time {math.ceil(max(DEFAULT_LIMIT_S, 2 * limit_s) / 60)}m"
 
 
 def _nothing_built(refused: Sequence[Refusal]) -> EdgevitError:

@@ -37,6 +37,7 @@ from edgevit.pipeline.tuning import auto, bench, tune
 from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
 from edgevit.pipeline.tuning.builder import Builder
+from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.device_cache import Choice, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport
@@ -282,8 +283,20 @@ def test_a_search_that_builds_nothing_ends_with_the_error_of_the_builds(
 
 
 def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match=r"no engine was built within 0\.01 s; give more time"):
+    with pytest.raises(MeasureError, match=r"no engine was built within 0\.01 s; give more time: --time 10m"):
         search(replace(config(tmp_path, "ort"), limit_s=0.01))
+    assert own_cache.exists()
+
+
+def test_a_search_that_had_ten_minutes_is_told_to_take_twenty(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object) -> Bundle:
+        raise OutOfTimeError
+
+    monkeypatch.setattr(Builder, "build", build)
+    with pytest.raises(MeasureError, match=r"no engine was built within 600 s; give more time: --time 20m"):
+        search(replace(config(tmp_path, "ort"), limit_s=600.0))
     assert own_cache.exists()
 
 
