@@ -26,7 +26,13 @@ from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline.config import DEFAULT_MAX_DROP, Calibration, ExportConfig, widest_int8_range
+from edgevit.pipeline.config import (
+    DEFAULT_MAX_DROP,
+    Calibration,
+    ExportConfig,
+    require_fraction_to_lose,
+    widest_int8_range,
+)
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.tuning.bench import Bench
@@ -74,8 +80,7 @@ class TuneConfig:
             raise UsageError(f"--time must be a time above 0, such as 10m; got {self.limit_s:g} s")
         if self.max_drop is not None and self.eval is None and self.calib is None:
             raise UsageError("--max-drop needs --eval DIR or --calib DIR: nothing can lose accuracy otherwise")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise UsageError(f"--max-drop is a fraction from 0 to below 1, such as 1%; got {self.max_drop}")
+        require_fraction_to_lose(self.max_drop)
         for count in self.threads:
             BuildOptions(threads=count)  # raises UsageError for an impossible number
 

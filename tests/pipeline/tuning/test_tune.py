@@ -115,6 +115,12 @@ def test_int8_weights_have_the_widest_range_that_this_processor_computes(
     assert tune._export_config(config, ["ort"], batch=1).int8_range == expected
 
 
+@pytest.mark.parametrize(("max_drop", "shown"), [(1.5, "150%"), (1.1, "110%"), (-0.01, "-1%")])
+def test_a_loss_that_is_no_part_of_the_accuracy_is_shown_in_percent(max_drop: float, shown: str) -> None:
+    with pytest.raises(UsageError, match=f"^--max-drop must be at least 0% and below 100%, got {shown}$"):
+        TuneConfig(eval=Path(), max_drop=max_drop)
+
+
 def test_a_search_recommends_an_engine_that_passed(found: TuningReport) -> None:
     assert {row.configuration.variant.name for row in found.rows} >= {"fp32-ort", "fp32-openvino"}
     assert all(row.passed for row in found.rows)
