@@ -20,7 +20,6 @@ from edgevit.errors import BuildError, EdgevitError, MeasureError, MissingError,
 from edgevit.export.forms import STANDARD
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
-from edgevit.images import images_below
 from edgevit.latency.compare import latency_figures, side_by_side
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
@@ -118,7 +117,7 @@ def tune(
         export, graph, graph_parity = pipeline.prepare(model, base, timer, Path(scratch), captured=captured)
         graph_parity.require()
         key = device_key(graph)
-        with open_workspace(_search_key(key, config), fresh=config.fresh) as workspace:
+        with open_workspace(_search_key(key, model, config), fresh=config.fresh) as workspace:
             limited = _limited(progress, deadline)
             builder = Builder(export=export, graph=graph, graph_parity=graph_parity, progress=limited)
             search = _search(builder, workspace, deadline, config, formats, timer)
@@ -354,18 +353,24 @@ def _joined(built: Json | None, final: ParityReport) -> Json:
     return found if built is None else {**found, "results": [*built.get("results", []), *found["results"]]}
 
 
-def _search_key(key: str, config: TuneConfig) -> str:
-    """Return the name of the search's folder: a hash of what decides the engines that are built."""
-    content = [key, _fingerprint(config.calib), _fingerprint(config.eval), config.max_drop, config.weight_range]
+def _search_key(key: str, model: ModelDescription, config: TuneConfig) -> str:
+    """Return the name of the search's folder: a hash of what decides the bundles that are built, or refused.
+
+    They hold the preprocessing, the class names and the origin of the model, which `key` does not cover.
+    """
+    described = (model.name, model.preprocessing, model.preprocessing_source, model.classes, model.origin)
+    folders = [_fingerprint(data) for data in (config.calib, config.eval, config.images)]
+    content = [key, repr(described), folders, config.max_drop, config.weight_range, config.strict]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _fingerprint(data: Calibration | None) -> list[str]:
-    """Return what changes if a folder of images changes, or the hashes of arrays."""
+    """Return what changes if the files of a folder change, images and labels, or the hashes of arrays."""
     if data is None:
         return []
     if isinstance(data, Mapping):
         return [f"{name} {hashlib.sha256(array.tobytes()).hexdigest()}" for name, array in sorted(data.items())]
     if not data.is_dir():
         return [str(data)]
-    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in images_below(data)]
+    files = sorted(path for path in data.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]

@@ -214,6 +214,45 @@ def test_a_killed_search_goes_on_from_where_it_was(
     assert own_cache.exists()
 
 
+def changed_photo(folder: Path) -> Path:
+    """Return a folder with one photo other than those that come with edgevit."""
+    folder.mkdir()
+    return Path(shutil.copy(PHOTO, folder / "other.jpg")).parent
+
+
+def test_a_search_with_other_photos_builds_its_engines_anew(own_cache: Path, tmp_path: Path) -> None:
+    killed_at("race of the variants", config(tmp_path, "ort"))
+    seen = killed_at("race", replace(config(tmp_path, "ort"), images=changed_photo(tmp_path / "photos")))
+    assert "ort: build" in seen
+    assert len(list(own_cache.glob("tuning/*/fp32-ort"))) == 2
+
+
+def test_a_search_goes_on_only_with_the_options_that_its_bundles_were_built_with(tmp_path: Path) -> None:
+    folder, found, options = changed_photo(tmp_path / "eval"), model(), config(tmp_path)
+    preprocessing = found.preprocessing
+    assert preprocessing is not None
+    labeled = replace(options, eval=folder, calib=folder)
+    keys = [
+        tune._search_key("graph", described, each)
+        for described, each in (
+            (found, options),
+            (found, replace(options, images=folder)),
+            (found, replace(options, strict=True)),
+            (found, labeled),
+            (found, replace(labeled, max_drop=0.5)),
+            (found, replace(labeled, int8_range="safe" if labeled.weight_range == "full" else "full")),
+            (replace(found, preprocessing=replace(preprocessing, mean=(0.1, 0.1, 0.1))), options),
+            (replace(found, classes=("a", "b")), options),
+            (replace(found, name="other"), options),
+        )
+    ]
+    (folder / "labels.txt").write_text("other.jpg 1\n")
+    keys.append(tune._search_key("graph", found, labeled))
+    assert len(set(keys)) == len(keys)
+    free = replace(options, threads=(2,), limit_s=1.0, out=folder, throughput=True, fresh=True)
+    assert tune._search_key("graph", found, free) == keys[0]
+
+
 def _recording(measured: list[str]) -> Callable[..., Sequence[LatencyReport]]:
 
     def measure(candidates: Sequence[Candidate], *arguments: Any) -> Sequence[LatencyReport]:
