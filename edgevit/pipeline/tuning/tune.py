@@ -38,7 +38,7 @@ from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
-from edgevit.pipeline.tuning.finals import Examiner, Verification, measure_finalists, stage, with_peak_memory
+from edgevit.pipeline.tuning.finals import Examiner, Finalist, Verification, measure_finalists, stage, with_peak_memory
 from edgevit.pipeline.tuning.report import Row, TuningReport, recommended
 from edgevit.pipeline.tuning.search import Search
 from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
@@ -195,50 +195,13 @@ def _finish(
     search: Search, config: TuneConfig, scratch: Path, timer: StageTimer, not_installed: Mapping[str, str]
 ) -> TuningReport:
     """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended."""
-    if not search.bundles:
-        if search.interrupted:
-            raise KeyboardInterrupt
-        if search.refused:
-            raise _nothing_built(search.refused)
-        limit_s = config.limit_s
-        raise MeasureError(f"no engine was built within {limit_s:g} s; give more time: {_more_time(limit_s)}")
-    folder = scratch / "finalists"
-    folder.mkdir()
-    finalists = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
-    duration_s = FINAL_S / 4 if search.interrupted else FINAL_S
-    with timer.stage("final measurement"):
-        limit_s = _FINAL_FRACTION * search.deadline.remaining_s
-        reports, failed = measure_finalists(finalists, limit_s=limit_s, duration_s=duration_s)
-    search.refused += failed
-    if not reports:
-        raise MeasureError(f"no engine could be measured: {'; '.join(each.reason for each in failed)}")
+    _require_bundles(search, config.limit_s)
+    finalists = _stage(search, scratch / "finalists")
+    reports = _measure(search, finalists, timer)
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
-    staged = {each.configuration.name: each for each in finalists}
-    times = {report.name: report.ms_per_image for report in reports}
-    checked: dict[str, Verification] = {}
-    for name in sorted(times, key=lambda name: times[name]):
-        if any(not each.failure for each in checked.values()) and search.deadline.remaining_s < _FINALIST_S:
-            break
-        with timer.stage(f"check {name}"):
-            checked[name] = examiner.verify(staged[name], ms_per_image=times[name])
-    peaks: dict[str, LatencyReport] = {}
-    for report in reports:
-        if search.deadline.remaining_s < _PEAK_S:
-            break
-        with timer.stage(f"memory of {report.name}"):
-            peaks[report.name] = with_peak_memory(report, staged[report.name])
-    rows = tuple(
-        Row(
-            configuration=staged[compared.report.name].configuration,
-            latency=peaks.get(compared.report.name, compared.report),
-            ratio=compared.ratio,
-            verification=checked.get(compared.report.name),
-            size_bytes=staged[compared.report.name].size_bytes,
-        )
-        for compared in side_by_side(reports)
-    )
-    rows = (rows[0], *sorted(rows[1:], key=lambda row: row.ms_per_image))
+    checked = _verify(examiner, finalists, reports, timer)
     search.refused += [Refusal(name, found.failure, ParityError) for name, found in checked.items() if found.failure]
+    rows = _rows(_with_peak_memory(search.deadline, finalists, reports, timer), finalists, checked)
     winner = recommended(rows)
     if winner is None:
         raise ParityError(f"no engine passed its checks: {'; '.join(found.failure for found in checked.values())}")
@@ -259,8 +222,19 @@ def _finish(
     )
     parity = checked[winner.name].parity
     assert parity is not None  # of an engine that passed
-    _publish(tuned, staged[winner.name].bundle, parity)
+    _publish(tuned, finalists[winner.name].bundle, parity)
     return tuned
+
+
+def _require_bundles(search: Search, limit_s: float) -> None:
+    """Raise the reason why the search built no engine, if it built none."""
+    if search.bundles:
+        return
+    if search.interrupted:
+        raise KeyboardInterrupt
+    if search.refused:
+        raise _nothing_built(search.refused)
+    raise MeasureError(f"no engine was built within {limit_s:g} s; give more time: {_more_time(limit_s)}")
 
 
 def _more_time(limit_s: float) -> str:
@@ -275,6 +249,68 @@ def _nothing_built(refused: Sequence[Refusal]) -> EdgevitError:
     reasons = "; ".join(dict.fromkeys(f"{each.name}: {each.reason}" for each in refused))
     advice = "correct that and run again with --fresh, or name other formats with --fmt"
     return kind(f"no engine could be built: {reasons}; {advice}")
+
+
+def _stage(search: Search, folder: Path) -> dict[str, Finalist]:
+    """Create the bundles of the finalists in a new folder, by name."""
+    folder.mkdir()
+    found = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
+    return {each.configuration.name: each for each in found}
+
+
+def _measure(search: Search, finalists: Mapping[str, Finalist], timer: StageTimer) -> tuple[LatencyReport, ...]:
+    """Measure the finalists in one run. Raises MeasureError if none opens; the search keeps why others do not."""
+    duration_s = FINAL_S / 4 if search.interrupted else FINAL_S
+    with timer.stage("final measurement"):
+        limit_s = _FINAL_FRACTION * search.deadline.remaining_s
+        reports, failed = measure_finalists(list(finalists.values()), limit_s=limit_s, duration_s=duration_s)
+    search.refused += failed
+    if not reports:
+        raise MeasureError(f"no engine could be measured: {'; '.join(each.reason for each in failed)}")
+    return reports
+
+
+def _verify(
+    examiner: Examiner, finalists: Mapping[str, Finalist], reports: Sequence[LatencyReport], timer: StageTimer
+) -> dict[str, Verification]:
+    """Check the engines, the fastest first: until the time is up, but at least until one passes."""
+    checked: dict[str, Verification] = {}
+    for report in sorted(reports, key=lambda report: report.ms_per_image):
+        if any(not each.failure for each in checked.values()) and examiner.deadline.remaining_s < _FINALIST_S:
+            break
+        with timer.stage(f"check {report.name}"):
+            checked[report.name] = examiner.verify(finalists[report.name], ms_per_image=report.ms_per_image)
+    return checked
+
+
+def _with_peak_memory(
+    deadline: Deadline, finalists: Mapping[str, Finalist], reports: Sequence[LatencyReport], timer: StageTimer
+) -> list[LatencyReport]:
+    """Return the reports with the peak memory of as many engines as there is time for."""
+    found = []
+    for report in reports:
+        if deadline.remaining_s < _PEAK_S:
+            break
+        with timer.stage(f"memory of {report.name}"):
+            found.append(with_peak_memory(report, finalists[report.name]))
+    return [*found, *reports[len(found) :]]
+
+
+def _rows(
+    reports: Sequence[LatencyReport], finalists: Mapping[str, Finalist], checked: Mapping[str, Verification]
+) -> tuple[Row, ...]:
+    """Return the engines as the report lists them: the reference first, then by time."""
+    reference, *others = (
+        Row(
+            configuration=finalists[compared.report.name].configuration,
+            latency=compared.report,
+            ratio=compared.ratio,
+            verification=checked.get(compared.report.name),
+            size_bytes=finalists[compared.report.name].size_bytes,
+        )
+        for compared in side_by_side(reports)
+    )
+    return reference, *sorted(others, key=lambda row: row.ms_per_image)
 
 
 def _finalists(search: Search) -> list[Configuration]:
