@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.manifest import read_manifest
 from edgevit.bundles.verify import engine_parity
 from edgevit.errors import EdgevitError
-from edgevit.files import first_line
+from edgevit.files import first_line, link_or_copy
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
@@ -73,19 +72,11 @@ class Verification:
 def stage(configuration: Configuration, bundle: Bundle, folder: Path) -> Finalist:
     """Create the bundle of a configuration in `folder`: the files of `bundle`, and a manifest with the settings."""
     target = folder / f"{len(list(folder.iterdir()))}-{bundle.name}"
-    shutil.copytree(bundle.path, target, copy_function=_link)
+    shutil.copytree(bundle.path, target, copy_function=link_or_copy)
     (target / "manifest.json").unlink()  # the file that it is linked to stays
     build = replace(bundle.manifest.build, threads=configuration.threads, session=configuration.session.to_json())
     store.save_manifest(target, replace(bundle.manifest, build=build))
     return Finalist(configuration=configuration, bundle=Bundle(target, read_manifest(target)))
-
-
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        return str(shutil.copy2(source, target))
-    return target
 
 
 def measure_finalists(
