@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edgevit.arrays import differences
+from edgevit.dense.outputs import is_class_map
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import is_in_modules, require_modules
@@ -20,7 +21,7 @@ from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
-from edgevit.types import Array, Feeds, TensorSpec
+from edgevit.types import Array, Feeds
 
 # Returns why a quantized graph is rejected, or "" if it is accepted.
 AcceptanceCheck: TypeAlias = Callable[[OnnxGraph], str]
@@ -217,12 +218,12 @@ def noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float
     It is the power of the difference over the power of `expected`, or infinity if an output is finite at other places
     than expected. Of a map of classes, whose numbers have no order, it is the fraction of pixels that change class.
     """
-    by_output = [[(want[name], got[name]) for want, got in zip(expected, actual, strict=True)] for name in expected[0]]
-    return max(_changed_fraction(pairs) if _is_class_map(pairs[0][0]) else _power_ratio(pairs) for pairs in by_output)
-
-
-def _is_class_map(output: Array | TensorSpec) -> bool:
-    return len(output.shape) == 3 and np.issubdtype(output.dtype, np.integer)
+    runs = list(zip(expected, actual, strict=True))
+    pairs = {name: [(want[name], got[name]) for want, got in runs] for name in expected[0]}
+    return max(
+        _changed_fraction(each) if is_class_map(name, each[0][0]) else _power_ratio(each)
+        for name, each in pairs.items()
+    )
 
 
 def _changed_fraction(pairs: Sequence[tuple[Array, Array]]) -> float:
@@ -241,7 +242,7 @@ def _power_ratio(pairs: Sequence[tuple[Array, Array]]) -> float:
 
 def _cost(graph: OnnxGraph, noise: float) -> str:
     """Return the noise of one layer for the report."""
-    if all(map(_is_class_map, graph.outputs)):
+    if all(is_class_map(spec.name, spec) for spec in graph.outputs):
         return f"{noise:.1%} of pixels change class"
     return f"SNR {_decibel(noise):.0f} dB"
 

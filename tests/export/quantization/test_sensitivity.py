@@ -26,7 +26,8 @@ from edgevit.export.quantization.sensitivity import (
     quantize_with_fallback,
 )
 from edgevit.formats import Int8Scheme
-from edgevit.types import Array, Run
+from edgevit.runtimes.parity import compare
+from edgevit.types import Array, Reference, Run
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import noise
 from tests.helpers.quantization import checked_graph, load, output, snr_db
@@ -360,6 +361,14 @@ def test_the_noise_of_a_map_of_classes_is_the_pixels_that_change() -> None:
     one_far, three_near = ([{"classes": np.array([[row]], np.uint8)}] for row in ([200, 7, 7, 7], [0, 8, 8, 8]))
     assert noise_to_signal(expected, one_far) == 0.25
     assert noise_to_signal(expected, three_near) == 0.75
+
+
+def test_integers_that_are_not_called_classes_are_values_as_in_parity() -> None:
+    expected, near = np.full((1, 4, 8), 100, np.int64), np.full((1, 4, 8), 101, np.int64)
+    assert noise_to_signal([{"counts": expected}], [{"counts": near}]) == pytest.approx(1e-4)
+    reference = Reference(kind="photos", inputs={"x": noise(1, 4)}, outputs={"counts": expected.astype(np.float32)})
+    (result,) = compare("int8", lambda _: {"counts": near}, [reference], precision="int8").results
+    assert not result.is_class_map and result.snr_db == pytest.approx(40)
 
 
 def test_the_noise_is_that_of_the_worst_output() -> None:
