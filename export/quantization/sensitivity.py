@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -79,32 +79,38 @@ class QuantizationPlan:
         return {"summary": self.summary, **renamed, **fields}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class NoiseMeasurement:
     """Measures how much noise each layer alone adds to the outputs for `feeds`; once, for one graph.
 
-    `load` prepares a graph to run. `noise` is what has been measured, by layer name.
+    `load` prepares a graph to run. `noise` has all layers by name; None: they are not measured yet.
     """
 
     feeds: Sequence[Feeds]
     load: LoadGraph
     on_layer: OnLayer | None = None
-    noise: dict[str, float] = field(default_factory=dict)
+    noise: Mapping[str, float] | None = None
 
     def by_layer(
         self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
     ) -> Mapping[str, float]:
         """Return the noise of the outputs with each layer alone in int8, by layer name: see `noise_to_signal`."""
-        if self.noise:
-            return self.noise
+        if self.noise is None:
+            self.noise = self._measure(graph, layers, quantize_alone)
+        return self.noise
+
+    def _measure(
+        self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
+    ) -> dict[str, float]:
+        noise = {}
         run = self.load(graph)
         expected = [run(feed) for feed in self.feeds]
         for index, layer in enumerate(layers):
             if self.on_layer is not None:
                 self.on_layer(index, len(layers))
             run = self.load(quantize_alone(layer))
-            self.noise[layer.name] = noise_to_signal(expected, [run(feed) for feed in self.feeds])
-        return self.noise
+            noise[layer.name] = noise_to_signal(expected, [run(feed) for feed in self.feeds])
+        return noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

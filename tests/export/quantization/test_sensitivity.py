@@ -13,7 +13,7 @@ import pytest
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import collect_ranges
-from edgevit.export.quantization.int8 import Layer
+from edgevit.export.quantization.int8 import Layer, find_layers
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
     LayerChoice,
@@ -286,26 +286,44 @@ def quantize_accepting_all(graph: OnnxGraph) -> None:
 
 
 def test_more_layers_go_back_on_request_and_their_noise_is_measured_once() -> None:
-    graph, feeds, noises, loads = matmul_chain(sensitive=2), [{"x": IMAGE}], dict[str, float](), list[OnnxGraph]()
+    graph, feeds, loads = matmul_chain(sensitive=2), [{"x": IMAGE}], list[OnnxGraph]()
 
     def counting_load(each: OnnxGraph) -> Run:
         loads.append(each)
         return load(each)
 
+    measurement = NoiseMeasurement(feeds=feeds, load=counting_load)
+
     def reverted(count: int) -> set[str]:
         _, plan = quantize_with_fallback(
             graph, collect_ranges(graph, feeds, load=load), scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "",
-            measurement=NoiseMeasurement(feeds=feeds, load=counting_load, noise=noises),
-            choice=LayerChoice(min_reverted=count),
+            measurement=measurement, choice=LayerChoice(min_reverted=count),
         )  # fmt: skip
         return {node.name for node in plan.reverted}
 
     assert reverted(1) == {NAMES[2]}
-    assert len(loads) == LAYERS + 1 == len(noises) + 1
+    assert measurement.noise is not None
+    assert len(loads) == LAYERS + 1 == len(measurement.noise) + 1
     assert len(reverted(2)) == 2 and NAMES[2] in reverted(2)
     assert len(loads) == LAYERS + 1
     with pytest.raises(PrecisionError, match="layers have to be in float, and at least 50% of the MACs in int8"):
         reverted(LAYERS)
+
+
+def test_an_interrupted_measurement_is_taken_again_as_a_whole() -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise StoppedError
+
+    graph, layers = matmul_chain(), find_layers(matmul_chain())
+    measurement = NoiseMeasurement(feeds=[{"x": IMAGE}], load=load, on_layer=stop)
+    with pytest.raises(StoppedError):
+        measurement.by_layer(graph, layers, lambda _: graph)
+    measurement.on_layer = None
+    assert measurement.by_layer(graph, layers, lambda _: graph).keys() == {layer.name for layer in layers}
 
 
 # Parts
