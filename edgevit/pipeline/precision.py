@@ -38,6 +38,7 @@ from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.types import Array, Feeds, Precision, Run
 
 MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magnitude
+MAX_EQUALIZATION_ROWS = 64  # of the calibration inputs, from which the magnitudes of channels are taken
 SENSITIVITY_ROWS = 4  # reference rows that the sensitivity of layers is measured on
 MAX_SELECTION_IMAGES = 512  # labeled images while layers are chosen; the engine is evaluated on all of them
 MARGIN = 0.8  # fraction of the allowed loss that a graph may use: the engine rounds slightly differently
@@ -69,7 +70,7 @@ class PrecisionConverter:
         Raises UsageError if the calibration inputs are unusable, PrecisionError if int8 does not keep the outputs.
         """
         if self.precision == "fp16":
-            return self._to_fp16(graph, self._feeds(self.references.calibration, MAX_FP16_ROWS), fmt)
+            return self._to_fp16(graph, fmt)
         if self.precision == "int8":
             return self._to_int8(graph, fmt)
         assert not get_policy(self.precision).converts_graph
@@ -114,7 +115,8 @@ class PrecisionConverter:
 
         return rejection_reason
 
-    def _to_fp16(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> tuple[OnnxGraph, PrecisionPlan]:
+    def _to_fp16(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan]:
+        feeds = self._feeds(self.references.calibration, MAX_FP16_ROWS)
         with self.timer.stage(f"{fmt}: convert to fp16"):
             converted, plan = to_fp16(graph, feeds, load=self._load, keep_float=self.keep_float)
             return check(converted), plan
@@ -134,7 +136,7 @@ class PrecisionConverter:
         return self._quantize(equalized, fmt, min_reverted)
 
     def _equalize(self, graph: OnnxGraph, fmt: str) -> OnnxGraph | None:
-        feeds = self._feeds(self.references.calibration, MAX_FP16_ROWS)
+        feeds = self._feeds(self.references.calibration, MAX_EQUALIZATION_ROWS)
         with self.timer.stage(f"{fmt}: equalize channels"):
             equalized = equalize(graph, feeds, scheme=get_format(fmt).require_int8(), load=self._load)
             return None if equalized is None else check(equalized)
@@ -162,7 +164,7 @@ class PrecisionConverter:
             return quantized, plan
         if graph.opset < _FP16_SCALES_OPSET:
             return quantized, replace(plan, float_dtype="fp32")
-        quantized, _ = self._to_fp16(quantized, feeds[:MAX_FP16_ROWS], fmt)
+        quantized, _ = self._to_fp16(quantized, fmt)
         return quantized, plan
 
     def _noise_measurement(self, fmt: str) -> NoiseMeasurement:
