@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -160,48 +160,69 @@ def quantize_with_fallback(
     """
     choice = choice or LayerChoice()
     require_modules(graph.model, choice.modules)
-    min_reverted = choice.min_reverted
     layers = tuple(_skip_if_not_finite(choice.apply(layer), ranges) for layer in find_layers(graph))
     candidates = [layer for layer in layers if not layer.skip_reason]
-    if not candidates:
-        raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")
-    total_macs = graph_macs(graph)
-    min_macs = MIN_INT8_FRACTION * total_macs
-    if (int8_macs := sum(layer.macs for layer in candidates)) < min_macs:
-        raise PrecisionError(
-            f"only {int8_macs / total_macs:.0%} of the graph's MACs are in layers that can be int8, and "
-            f"{MIN_INT8_FRACTION:.0%} are required; use --precision fp16 or fp32"
-        )
-    rejection_reason = f"{min_reverted} layers have to be in float"
-    if min_reverted == 0:
-        quantized = _quantize(graph, candidates, ranges, scheme)
+    min_macs = _require_enough_macs(graph, candidates)
+
+    def in_int8(chosen: Sequence[Layer]) -> OnnxGraph:
+        return quantize(graph, [layer.name for layer in chosen], ranges, scheme=scheme)
+
+    rejection_reason = f"{choice.min_reverted} layers have to be in float"
+    if choice.min_reverted == 0:
+        quantized = in_int8(candidates)
         rejection_reason = acceptance_check(quantized)
         if not rejection_reason:
             return quantized, replace(_plan(graph, quantized, layers, {}, ranges, scheme), groups=choice.groups)
-    noise = measurement.by_layer(graph, candidates, lambda layer: _quantize(graph, [layer], ranges, scheme))
+    noise = measurement.by_layer(graph, candidates, lambda layer: in_int8([layer]))
     by_noise = sorted(candidates, key=lambda layer: (-noise[layer.name], layer.macs))
-    limit = _max_reverted(by_noise, min_macs)
-    if min_reverted > limit:
-        raise PrecisionError(f"{rejection_reason}, and at least {MIN_INT8_FRACTION:.0%} of the MACs in int8")
-    last_reason = acceptance_check(_quantize(graph, by_noise[limit:], ranges, scheme))
-    if last_reason:
-        names = ", ".join(layer.name for layer in by_noise[:5])
-        raise PrecisionError(
-            f"int8 changes the outputs too much: {rejection_reason}; with half of the MACs back in float, "
-            f"{last_reason} (most sensitive: {names}). Calibrate with images like those the model will see, or use "
-            "--precision fp16"
-        )
-    count = _min_reverted(
-        max(min_reverted, 1),
-        limit,
-        lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)),
+    count = _fewest_reverted(
+        by_noise,
+        min_macs=min_macs,
+        least=choice.min_reverted,
+        why_any=rejection_reason,
+        rejection=lambda count: acceptance_check(in_int8(by_noise[count:])),
     )
     reverted = {
         layer.name: f"{COSTS_ACCURACY}: {_cost(graph, noise[layer.name])} with this layer alone in int8"
         for layer in by_noise[:count]
     }
-    quantized = _quantize(graph, by_noise[count:], ranges, scheme)
+    quantized = in_int8(by_noise[count:])
     return quantized, replace(_plan(graph, quantized, layers, reverted, ranges, scheme), groups=choice.groups)
+
+
+def _require_enough_macs(graph: OnnxGraph, candidates: Sequence[Layer]) -> float:
+    """Return the MACs that have to be in int8. Raises PrecisionError if the layers that can be int8 do fewer."""
+    if not candidates:
+        raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")
+    total_macs, int8_macs = graph_macs(graph), sum(layer.macs for layer in candidates)
+    min_macs = MIN_INT8_FRACTION * total_macs
+    if int8_macs < min_macs:
+        raise PrecisionError(
+            f"only {int8_macs / total_macs:.0%} of the graph's MACs are in layers that can be int8, and "
+            f"{MIN_INT8_FRACTION:.0%} are required; use --precision fp16 or fp32"
+        )
+    return min_macs
+
+
+def _fewest_reverted(
+    by_noise: Sequence[Layer], *, min_macs: float, least: int, why_any: str, rejection: Callable[[int], str]
+) -> int:
+    """Return how many of the noisiest layers go back to float: the fewest that are accepted, and at least `least`.
+
+    `why_any` says why any do; `rejection` returns why a number of them is not enough, or "". Raises PrecisionError if
+    less than `min_macs` would stay in int8.
+    """
+    limit = _max_reverted(by_noise, min_macs)
+    if least > limit:
+        raise PrecisionError(f"{why_any}, and at least {MIN_INT8_FRACTION:.0%} of the MACs in int8")
+    if last_reason := rejection(limit):
+        names = ", ".join(layer.name for layer in by_noise[:5])
+        raise PrecisionError(
+            f"int8 changes the outputs too much: {why_any}; with half of the MACs back in float, "
+            f"{last_reason} (most sensitive: {names}). Calibrate with images like those the model will see, or use "
+            "--precision fp16"
+        )
+    return _min_reverted(max(least, 1), limit, lambda count: not rejection(count))
 
 
 def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:
@@ -210,12 +231,6 @@ def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer
     if all(map(math.isfinite, (value for each in found for value in (*each.lows, *each.highs)))):
         return layer
     return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE)
-
-
-def _quantize(
-    graph: OnnxGraph, layers: Collection[Layer], ranges: Mapping[str, ValueRange], scheme: Int8Scheme
-) -> OnnxGraph:
-    return quantize(graph, [layer.name for layer in layers], ranges, scheme=scheme)
 
 
 def noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
