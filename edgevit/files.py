@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +92,17 @@ def exchange(first: Path, second: Path) -> bool:
     if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     raise OSError(number, os.strerror(number), str(first), None, str(second))
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> str:
+    """Link a file, which takes no time and no space, or copy it if the file system has no links or is another one.
+
+    Returns the target, as a copy function of `shutil.copytree` does. Raises OSError if it cannot be written.
+    """
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return str(target)
+    return str(shutil.copy2(source, target))
 
 
 def try_lock(file: IO[Any]) -> bool:

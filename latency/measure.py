@@ -93,32 +93,11 @@ def measure(
     sampling = device_sampler(names, gpu_uuids=gpus, interval_s=plan.sample_interval_s, root=root)
     with sampling as sampler, _garbage_collection_off():
         idle_w = _idle_power_w(sampler, plan.idle_s)
-        warmups = []
-        for number, candidate in enumerate(candidates):
-            on_progress(MeasureProgress(f"warm-up of {candidate.name}", number / len(candidates), None))
-            limit_s = plan.warmup_limit_s(len(candidates))
-            warmups.append(warm_up(candidate, plan, max_s=limit_s, sampler=sampler, index=number))
-            _require_fine_clock(candidate.name, warmups[-1].median_ns, resolution_ns)
+        warmups = _warm_up_all(candidates, plan, sampler, on_progress, resolution_ns)
         limit_s = _rounds_limit_s(plan, len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
-        # The second half of the time is for the unrecorded runs.
-        turn_s = min(plan.turn_s, limit_s / (2 * plan.min_rounds * len(candidates)))
-        recordings = [
-            _Recording(
-                candidate,
-                index=index,
-                runs_per_turn=max(1, round(1e9 * turn_s / warmup.median_ns)),
-                settles=warmup.median_ns < _LONG_INFERENCE_NS,
-                sampled_between=warmup.median_ns >= _SAMPLED_BETWEEN_NS,
-            )
-            for index, (candidate, warmup) in enumerate(zip(candidates, warmups, strict=True))
-        ]
+        recordings = _new_recordings(candidates, warmups, plan, limit_s)
         origin_ns, probes = _run_rounds(recordings, plan, limit_s, sampler, on_progress)
-        trace = sampler.trace(origin_ns)
-        if trace is not None and len(candidates) > 1:
-            for recording in recordings:
-                elapsed_s = (clock.now_ns() - begin_ns) / 1e9
-                if _clock_varied(recording, trace) and elapsed_s + _ALONE_S <= (plan.max_total_s or math.inf):
-                    _run_alone(recording)
+        _run_varied_alone(recordings, sampler.trace(origin_ns), plan, begin_ns)
     for recording in recordings:
         _require_fine_clock(recording.candidate.name, float(np.median(recording.durations_ns)), resolution_ns)
     shared = _Shared(
@@ -180,6 +159,41 @@ class _Shared:
     energy_sources: tuple[str, ...]
     idle_w: tuple[tuple[float, ...], ...]
     measured_at: str
+
+
+def _warm_up_all(
+    candidates: Sequence[Candidate],
+    plan: MeasurePlan,
+    sampler: Sampler,
+    on_progress: OnMeasure,
+    resolution_ns: int,
+) -> list[Warmup]:
+    """Warm up the candidates one after the other. Raises MeasureError if the clock is too coarse for one."""
+    warmups = []
+    for number, candidate in enumerate(candidates):
+        on_progress(MeasureProgress(f"warm-up of {candidate.name}", number / len(candidates), None))
+        limit_s = plan.warmup_limit_s(len(candidates))
+        warmups.append(warm_up(candidate, plan, max_s=limit_s, sampler=sampler, index=number))
+        _require_fine_clock(candidate.name, warmups[-1].median_ns, resolution_ns)
+    return warmups
+
+
+def _new_recordings(
+    candidates: Sequence[Candidate], warmups: Sequence[Warmup], plan: MeasurePlan, limit_s: float
+) -> list[_Recording]:
+    """Return a recording without samples for each candidate, with as many runs a turn as `limit_s` allows."""
+    # The second half of the time is for the unrecorded runs.
+    turn_s = min(plan.turn_s, limit_s / (2 * plan.min_rounds * len(candidates)))
+    return [
+        _Recording(
+            candidate,
+            index=index,
+            runs_per_turn=max(1, round(1e9 * turn_s / warmup.median_ns)),
+            settles=warmup.median_ns < _LONG_INFERENCE_NS,
+            sampled_between=warmup.median_ns >= _SAMPLED_BETWEEN_NS,
+        )
+        for index, (candidate, warmup) in enumerate(zip(candidates, warmups, strict=True))
+    ]
 
 
 def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float:
@@ -280,6 +294,18 @@ def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Samp
         if spent_j is not None:
             recording.turns_j.append(spent_j)
             recording.turns_s.append((clock.now_ns() - before_ns) / 1e9)
+
+
+def _run_varied_alone(
+    recordings: Sequence[_Recording], trace: DeviceTrace | None, plan: MeasurePlan, begin_ns: int
+) -> None:
+    """Run those of several candidates alone whose clock changed, as long as the plan has time left."""
+    if trace is None or len(recordings) < 2:
+        return
+    for recording in recordings:
+        elapsed_s = (clock.now_ns() - begin_ns) / 1e9
+        if _clock_varied(recording, trace) and elapsed_s + _ALONE_S <= (plan.max_total_s or math.inf):
+            _run_alone(recording)
 
 
 def _clock_varied(recording: _Recording, trace: DeviceTrace) -> bool:

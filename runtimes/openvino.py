@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import logging
-import os
 import re
 import shlex
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 
 from edgevit.cpu import has_amx_bf16
 from edgevit.errors import BuildError, InferenceError, PrecisionError
-from edgevit.files import weights_file
+from edgevit.files import link_or_copy, weights_file
 from edgevit.precisions import get_policy
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import (
@@ -358,7 +357,7 @@ def _convert_model(ov: Any, model: Path, scratch: Path) -> Any:
     references = scratch / "model.onnx"
     if weights_file(model).exists():  # above 2 GB: both files under names without commas
         for source, target in ((model, references), (weights_file(model), scratch / weights_file(model).name)):
-            os.link(source, target)
+            link_or_copy(source, target)
         return ov.convert_model(references)
     if "," not in str(references) and write_references(model, references):  # commas would separate files
         return ov.convert_model(references)

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.arrays import differences, finite_std
+from edgevit.dense.outputs import is_class_map
 from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
 from edgevit.runtimes.pixel_parity import (
     PixelAgreement,
     is_class_logits,
-    is_class_map,
     logits_agreement,
     map_agreement,
 )

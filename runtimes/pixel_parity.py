@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevit.dense.outputs import CLASSES, LOGITS
+from edgevit.dense.outputs import LOGITS
 from edgevit.types import Array
 
 
@@ -25,11 +25,6 @@ class PixelAgreement:
 def is_class_logits(name: str, output: Array) -> bool:
     """Return whether an output has the logits of each pixel, (N, classes, h, w)."""
     return name == LOGITS and output.ndim == 4 and output.shape[1] > 1
-
-
-def is_class_map(name: str, output: Array) -> bool:
-    """Return whether an output has the class of each pixel, (N, H, W), whose numbers have no order."""
-    return name == CLASSES and output.ndim == 3 and np.issubdtype(output.dtype, np.integer)
 
 
 def logits_agreement(expected: Array, actual: Array, reversible_lead: float) -> PixelAgreement:

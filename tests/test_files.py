@@ -86,6 +86,22 @@ def test_a_message_is_one_short_line_without_control_characters(message: str, li
     assert files.message_line(message) == line
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_is_linked_or_else_copied(has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"weights")
+    if not has_links:
+        monkeypatch.setattr("os.link", refused_link)
+    assert files.link_or_copy(source, target) == str(target)
+    assert target.read_bytes() == b"weights"
+    assert target.samefile(source) is has_links
+
+
+def refused_link(*_: object, **__: object) -> None:
+    """Stands for a file system without links, such as exFAT."""
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
 def test_a_lock_keeps_other_processes_out_until_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     other = f"from edgevit.files import try_lock; print(try_lock(open({str(path)!r}, 'a')))"

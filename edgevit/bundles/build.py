@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle, bundle_name
@@ -64,9 +65,7 @@ def build(
     """
     runtime = get_runtime(fmt or bundle.fmt, on_phase)
     same_format = runtime.fmt == bundle.fmt
-    inherited = bundle.options
-    if not same_format:
-        inherited = replace(inherited, compute_capabilities=None, threads=None, session=SessionSettings())
+    inherited = bundle.options if same_format else _for_another_format(bundle.options)
     options = replace(inherited, threads=inherited.threads if threads is None else threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)
     if bundle.needs_vnni(runtime.fmt):
@@ -76,10 +75,7 @@ def build(
     store.require_replaceable(target)  # before the build, which can take minutes
     with store.staging(target.parent) as staging, ExitStack() as stack:
         folder = staging / target.name
-        folder.mkdir()
-        for file in (MODEL_FILE, WEIGHTS_FILE, REFERENCE_FILE, CLASSES_FILE):
-            if (bundle.path / file).exists():
-                shutil.copyfile(bundle.path / file, folder / file)
+        _copy_sources(bundle, folder)
         built = build_engine(runtime, folder / MODEL_FILE, folder, options)
         built = open_built(
             built, options, expected_fraction=bundle.quantized_fraction, node_macs=bundle.manifest.node_macs
@@ -104,6 +100,19 @@ def build(
         store.write_manifest(folder, manifest)
         store.publish({folder: target})
         return BuildOutcome(Bundle(target, read_manifest(target)), parity, reports, problem)
+
+
+def _for_another_format(options: BuildOptions) -> BuildOptions:
+    """Return the options without those that were found or meant for the runtime of the bundle."""
+    return replace(options, compute_capabilities=None, threads=None, session=SessionSettings())
+
+
+def _copy_sources(bundle: Bundle, folder: Path) -> None:
+    """Copy the files that do not depend on the engine into a new folder."""
+    folder.mkdir()
+    for file in (MODEL_FILE, WEIGHTS_FILE, REFERENCE_FILE, CLASSES_FILE):
+        if (bundle.path / file).exists():
+            shutil.copyfile(bundle.path / file, folder / file)
 
 
 def _measure(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +12,7 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest, read_manifest
 from edgevit.errors import BundleError
-from edgevit.files import file_sha256, first_line, os_reason
+from edgevit.files import file_sha256, first_line, link_or_copy, os_reason
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.report import LatencyReport
 from edgevit.untrusted import read_json
@@ -68,7 +66,7 @@ def keep_latency(bundle: Bundle, reports: Sequence[LatencyReport]) -> None:
         if _fixed_files(found) != measured:
             raise BundleError(f"{target} was replaced during the measurement; measure it again")
         ignored = shutil.ignore_patterns(LATENCY_FILE, MANIFEST_FILE)
-        shutil.copytree(target, folder, symlinks=True, copy_function=_link, ignore=ignored)
+        shutil.copytree(target, folder, symlinks=True, copy_function=link_or_copy, ignore=ignored)
         write_latency(folder, reports)
         latency = folder / LATENCY_FILE
         record = FileRecord(path=LATENCY_FILE, size_bytes=latency.stat().st_size, sha256=file_sha256(latency))
@@ -84,11 +82,3 @@ def _others(manifest: Manifest) -> list[FileRecord]:
 
 def _fixed_files(manifest: Manifest) -> Mapping[str, str]:
     return {file.path: file.sha256 for file in _others(manifest)}
-
-
-def _link(source: str, target: str) -> str:
-    """Link a file, which takes no time and no space, or copy it if the file system has no links."""
-    with contextlib.suppress(OSError):
-        os.link(source, target)
-        return target
-    return str(shutil.copy2(source, target))

@@ -19,9 +19,12 @@ from edgevit.files import first_line
 from edgevit.latency.names import short_names
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.source_model import PytorchSource
     from edgevit.latency.report import LatencyReport
     from edgevit.types import Interval
 
@@ -105,21 +108,16 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments, console: Console) -> int:
     """Measure the latency of bundles, and compare it with a baseline if one is given."""
-    from edgevit.bundles.benchmark import FROM_PYTORCH, measure_bundles, measure_plan
+    from edgevit.bundles.benchmark import measure_bundles, measure_plan
     from edgevit.bundles.bundle import Bundle, display_names
-    from edgevit.bundles.report import measured_document
-    from edgevit.bundles.source_model import FROM_MANIFEST
-    from edgevit.latency import baseline, compare, settings
+    from edgevit.latency import baseline, settings
     from edgevit.latency.compare import latency_json
     from edgevit.latency.document.write import require_report_paths
     from edgevit.latency.environment import Environment
     from edgevit.latency.studies import Studies
 
-    if arguments.max_slowdown is not None and arguments.baseline is None:
-        raise UsageError("--max-slowdown requires --baseline FILE")
+    slowdown = _max_slowdown(arguments)
     require_report_paths(arguments.report)
-    slowdown = _DEFAULT_MAX_SLOWDOWN if arguments.max_slowdown is None else arguments.max_slowdown
-    compare.require_allowance(slowdown)
     studies = Studies(
         roofline=arguments.roofline,
         layers=arguments.layers,
@@ -129,9 +127,7 @@ def run(arguments: Arguments, console: Console) -> int:
     bundles = [Bundle.open(path) for path in arguments.bundle]
     names = display_names(bundles)
     stored = baseline.read_baseline(arguments.baseline, names) if arguments.baseline else {}
-    source = pytorch_source(arguments)
-    if not set(FROM_PYTORCH) & set(arguments.against) and source != FROM_MANIFEST:
-        raise UsageError(f"--model, --arg and --weights require --against with one of {', '.join(FROM_PYTORCH)}")
+    source = _source(arguments)
     if arguments.require_locked:
         settings.require_locked(Environment.capture(), on_gpu=_runs_on_gpu(bundles, arguments.against))
     with redirect_user_output(), console.measure_progress() as on_progress:
@@ -144,10 +140,7 @@ def run(arguments: Arguments, console: Console) -> int:
             studies=studies,
             on_progress=on_progress,
         )
-    written = []
-    if arguments.report:
-        document = measured_document(bundles, reports, edgevit_version=edgevit.__version__)
-        written = write_reports(document, arguments.report)
+    written = _written(bundles, reports, arguments.report)
     kept = [_keep(bundle, reports) for bundle in bundles]
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
@@ -160,6 +153,37 @@ def run(arguments: Arguments, console: Console) -> int:
         return console.fail(failure, result=result)
     console.finish(result)
     return 0
+
+
+def _max_slowdown(arguments: Arguments) -> float:
+    """Return the allowed slowdown, as a fraction. Raises UsageError if it is impossible or compared with nothing."""
+    from edgevit.latency.compare import require_allowance
+
+    if arguments.max_slowdown is not None and arguments.baseline is None:
+        raise UsageError("--max-slowdown requires --baseline FILE")
+    slowdown: float = _DEFAULT_MAX_SLOWDOWN if arguments.max_slowdown is None else arguments.max_slowdown
+    require_allowance(slowdown)
+    return slowdown
+
+
+def _source(arguments: Arguments) -> PytorchSource:
+    """Return the model to compare with. Raises UsageError if one is given and nothing is compared with PyTorch."""
+    from edgevit.bundles.benchmark import FROM_PYTORCH
+    from edgevit.bundles.source_model import FROM_MANIFEST
+
+    source = pytorch_source(arguments)
+    if not set(FROM_PYTORCH) & set(arguments.against) and source != FROM_MANIFEST:
+        raise UsageError(f"--model, --arg and --weights require --against with one of {', '.join(FROM_PYTORCH)}")
+    return source
+
+
+def _written(bundles: Sequence[Bundle], reports: Sequence[LatencyReport], paths: Sequence[Path]) -> list[str]:
+    """Write the reports that --report asks for; return a line for each."""
+    from edgevit.bundles.report import measured_document
+
+    if not paths:
+        return []
+    return write_reports(measured_document(bundles, reports, edgevit_version=edgevit.__version__), paths)
 
 
 def _runs_on_gpu(bundles: Sequence[Bundle], against: Sequence[str]) -> bool:

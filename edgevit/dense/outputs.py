@@ -28,6 +28,14 @@ def class_count(outputs: Sequence[TensorSpec], form: OutputForm) -> int | None:
     return count if isinstance(count, int) else None
 
 
+def is_class_map(name: str, output: Array | TensorSpec) -> bool:
+    """Return whether an output has the class of each pixel, (N, H, W), whose numbers have no order.
+
+    Its name says so: other integers of this shape, such as counts or labels of a tracker, are values.
+    """
+    return name == CLASSES and len(output.shape) == 3 and np.issubdtype(output.dtype, np.integer)
+
+
 def detections(
     outputs: Mapping[str, Array], form: OutputForm, placement: Placement, options: NmsOptions = DEFAULT_NMS
 ) -> Detections:

@@ -26,6 +26,7 @@ from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
 from edgevit.export.macs import graph_work
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
+from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription, describe_preprocessing, describe_weights, is_hub_name
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
@@ -48,40 +49,20 @@ def write_bundles(
     `graph_parity` is the parity of the captured graph, which all bundles share.
     Raises ExportError if a file cannot be written.
     """
-    model, config, latencies = export.model, export.config, latency.reports
     environment = Environment.capture()
     for bundle in bundles:
-        comparison = comparisons.get(bundle.fmt)
-        parity = graph_parity + bundle.parity if config.verify else None
-        with translate_write_errors(bundle.folder):
-            store.write_references(bundle.folder / REFERENCE_FILE, export.references.outputs)
-            if model.classes:
-                (bundle.folder / CLASSES_FILE).write_text("\n".join(model.classes) + "\n", "utf-8")
-            if latencies:
-                write_latency(bundle.folder, tuple(latencies.values()))
-            manifest = Manifest(
-                edgevit_version=edgevit.__version__,
-                model=_model_record(model),
-                exporter=_exporter_record(export.source, bundle.graph, export.timer.times),
-                build=replace(
-                    BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
-                    threads=config.tuned_threads,
-                ),
-                runtime=RuntimeRecord.of(bundle.built, bundle.folder),
-                precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
-                inputs=bundle.graph.inputs,
-                outputs=bundle.graph.outputs,
-                work=graph_work(bundle.graph, batch=bundle.options.batch),
-                precision_plan=bundle.precision_plan.to_json() if bundle.precision_plan else None,
-                parity=parity.to_json() if parity is not None else None,
-                latency=tuple(latency_figures(report) for report in latencies.values()) or None,
-                comparison=comparison.to_json() if comparison is not None else None,
-                environment=environment.to_json(),
-            )
-            store.write_manifest(bundle.folder, manifest)
-    destinations = {bundle.folder: config.out / bundle.folder.name for bundle in bundles}
+        _complete(
+            export,
+            bundle,
+            parity=graph_parity + bundle.parity if export.config.verify else None,
+            latencies=tuple(latency.reports.values()),
+            comparison=comparisons.get(bundle.fmt),
+            environment=environment,
+        )
+    destinations = {bundle.folder: export.config.out / bundle.folder.name for bundle in bundles}
     reports = [_bundle_report(bundle, destinations[bundle.folder], comparisons.get(bundle.fmt)) for bundle in bundles]
     store.publish(destinations)
+    model = export.model
     return ExportReport(
         model=model.name,
         weights=model.origin.weights,
@@ -93,10 +74,48 @@ def write_bundles(
         captured_nodes=export.captured.node_count,
         bundles=tuple(reports),
         parity=sum((bundle.parity for bundle in bundles), graph_parity),
-        latencies=tuple(latencies.values()),
+        latencies=tuple(latency.reports.values()),
         latency_problems=latency.problems,
         classifies=model.preprocessing is not None and _has_classes(export.captured.outputs[0]),
     )
+
+
+def _complete(
+    export: ExportRun,
+    bundle: BuiltBundle,
+    *,
+    parity: ParityReport | None,
+    latencies: Sequence[LatencyReport],
+    comparison: PrecisionComparison | None,
+    environment: Environment,
+) -> None:
+    """Write the files that a staged bundle has beside its engine: references, class names, latency and manifest."""
+    manifest = Manifest(
+        edgevit_version=edgevit.__version__,
+        model=_model_record(export.model),
+        exporter=_exporter_record(export.source, bundle.graph, export.timer.times),
+        build=replace(
+            BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
+            threads=export.config.tuned_threads,
+        ),
+        runtime=RuntimeRecord.of(bundle.built, bundle.folder),
+        precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
+        inputs=bundle.graph.inputs,
+        outputs=bundle.graph.outputs,
+        work=graph_work(bundle.graph, batch=bundle.options.batch),
+        precision_plan=bundle.precision_plan.to_json() if bundle.precision_plan else None,
+        parity=parity.to_json() if parity is not None else None,
+        latency=tuple(latency_figures(report) for report in latencies) or None,
+        comparison=comparison.to_json() if comparison is not None else None,
+        environment=environment.to_json(),
+    )
+    with translate_write_errors(bundle.folder):
+        store.write_references(bundle.folder / REFERENCE_FILE, export.references.outputs)
+        if export.model.classes:
+            (bundle.folder / CLASSES_FILE).write_text("\n".join(export.model.classes) + "\n", "utf-8")
+        if latencies:
+            write_latency(bundle.folder, latencies)
+        store.write_manifest(bundle.folder, manifest)
 
 
 def _has_classes(output: TensorSpec) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,15 +38,16 @@ from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.types import Array, Feeds, Precision, Run
 
 MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magnitude
+MAX_EQUALIZATION_ROWS = 64  # of the calibration inputs, from which the magnitudes of channels are taken
 SENSITIVITY_ROWS = 4  # reference rows that the sensitivity of layers is measured on
 MAX_SELECTION_IMAGES = 512  # labeled images while layers are chosen; the engine is evaluated on all of them
 MARGIN = 0.8  # fraction of the allowed loss that a graph may use: the engine rounds slightly differently
 _FP16_SCALES_OPSET = 19  # the first opset whose QuantizeLinear takes fp16 scales
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PrecisionConverter:
-    """Converts graphs to the precision of one export."""
+    """Converts the graph of one format to the precision of one export, and remembers what it has measured of it."""
 
     precision: Precision
     references: ReferenceData
@@ -58,8 +59,8 @@ class PrecisionConverter:
     int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
     groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
-    _noise: dict[str, float] = field(default_factory=dict)  # of each layer of the one graph that is converted
-    _equalized: list[OnnxGraph] = field(default_factory=list)  # that graph with equalized channels, if int8 needs it
+    _measurement: NoiseMeasurement | None = None  # of the layers of the one graph that is converted
+    _equalized: OnnxGraph | None = None  # that graph with equalized channels, if int8 needs it
 
     def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
         """Return the graph in the requested precision, and the plan that lists the nodes kept out of it.
@@ -69,7 +70,7 @@ class PrecisionConverter:
         Raises UsageError if the calibration inputs are unusable, PrecisionError if int8 does not keep the outputs.
         """
         if self.precision == "fp16":
-            return self._to_fp16(graph, self._feeds(self.references.calibration, MAX_FP16_ROWS), fmt)
+            return self._to_fp16(graph, fmt)
         if self.precision == "int8":
             return self._to_int8(graph, fmt)
         assert not get_policy(self.precision).converts_graph
@@ -114,27 +115,28 @@ class PrecisionConverter:
 
         return rejection_reason
 
-    def _to_fp16(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> tuple[OnnxGraph, PrecisionPlan]:
+    def _to_fp16(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan]:
+        feeds = self._feeds(self.references.calibration, MAX_FP16_ROWS)
         with self.timer.stage(f"{fmt}: convert to fp16"):
             converted, plan = to_fp16(graph, feeds, load=self._load, keep_float=self.keep_float)
             return check(converted), plan
 
     def _to_int8(self, graph: OnnxGraph, fmt: str, *, min_reverted: int = 0) -> tuple[OnnxGraph, QuantizationPlan]:
         """Quantize the graph; if that costs too much, the graph with equalized channels, which computes the same."""
-        if self._equalized:
-            return self._quantize(self._equalized[0], fmt, min_reverted)
+        if self._equalized is not None:
+            return self._quantize(self._equalized, fmt, min_reverted)
         try:
             return self._quantize(graph, fmt, min_reverted)
         except PrecisionError:
             equalized = self._equalize(graph, fmt) if min_reverted == 0 else None
             if equalized is None:
                 raise
-        self._noise.clear()  # of the layers of the other graph
-        self._equalized.append(equalized)
+        self._measurement = None  # it is of the layers of the other graph
+        self._equalized = equalized
         return self._quantize(equalized, fmt, min_reverted)
 
     def _equalize(self, graph: OnnxGraph, fmt: str) -> OnnxGraph | None:
-        feeds = self._feeds(self.references.calibration, MAX_FP16_ROWS)
+        feeds = self._feeds(self.references.calibration, MAX_EQUALIZATION_ROWS)
         with self.timer.stage(f"{fmt}: equalize channels"):
             equalized = equalize(graph, feeds, scheme=get_format(fmt).require_int8(), load=self._load)
             return None if equalized is None else check(equalized)
@@ -150,12 +152,7 @@ class PrecisionConverter:
                 ranges,
                 scheme=scheme,
                 acceptance_check=self.acceptance_check(graph, feeds),
-                measurement=NoiseMeasurement(
-                    feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
-                    load=self._load,
-                    on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
-                    noise=self._noise,
-                ),
+                measurement=self._noise_measurement(fmt),
                 choice=LayerChoice(modules=self.keep_float, min_reverted=min_reverted, groups=self.groups),
             )
             if scheme.linear_as_conv and (ranks := faster_ranks()):
@@ -167,8 +164,17 @@ class PrecisionConverter:
             return quantized, plan
         if graph.opset < _FP16_SCALES_OPSET:
             return quantized, replace(plan, float_dtype="fp32")
-        quantized, _ = self._to_fp16(quantized, feeds[:MAX_FP16_ROWS], fmt)
+        quantized, _ = self._to_fp16(quantized, fmt)
         return quantized, plan
+
+    def _noise_measurement(self, fmt: str) -> NoiseMeasurement:
+        if self._measurement is None:
+            self._measurement = NoiseMeasurement(
+                feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
+                load=self._load,
+                on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
+            )
+        return self._measurement
 
     def _activation_ranges(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> Mapping[str, ValueRange]:
         names = {name for layer in find_layers(graph) for name in (layer.activation, layer.output)}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from edgevit.arrays import differences
+from edgevit.dense.outputs import is_class_map
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import is_in_modules, require_modules
@@ -20,7 +21,7 @@ from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, needs_vnni, quantize
 from edgevit.formats import Int8Scheme
-from edgevit.types import Array, Feeds, TensorSpec
+from edgevit.types import Array, Feeds
 
 # Returns why a quantized graph is rejected, or "" if it is accepted.
 AcceptanceCheck: TypeAlias = Callable[[OnnxGraph], str]
@@ -78,32 +79,38 @@ class QuantizationPlan:
         return {"summary": self.summary, **renamed, **fields}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class NoiseMeasurement:
     """Measures how much noise each layer alone adds to the outputs for `feeds`; once, for one graph.
 
-    `load` prepares a graph to run. `noise` is what has been measured, by layer name.
+    `load` prepares a graph to run. `noise` has all layers by name; None: they are not measured yet.
     """
 
     feeds: Sequence[Feeds]
     load: LoadGraph
     on_layer: OnLayer | None = None
-    noise: dict[str, float] = field(default_factory=dict)
+    noise: Mapping[str, float] | None = None
 
     def by_layer(
         self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
     ) -> Mapping[str, float]:
         """Return the noise of the outputs with each layer alone in int8, by layer name: see `noise_to_signal`."""
-        if self.noise:
-            return self.noise
+        if self.noise is None:
+            self.noise = self._measure(graph, layers, quantize_alone)
+        return self.noise
+
+    def _measure(
+        self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
+    ) -> dict[str, float]:
+        noise = {}
         run = self.load(graph)
         expected = [run(feed) for feed in self.feeds]
         for index, layer in enumerate(layers):
             if self.on_layer is not None:
                 self.on_layer(index, len(layers))
             run = self.load(quantize_alone(layer))
-            self.noise[layer.name] = noise_to_signal(expected, [run(feed) for feed in self.feeds])
-        return self.noise
+            noise[layer.name] = noise_to_signal(expected, [run(feed) for feed in self.feeds])
+        return noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,48 +160,69 @@ def quantize_with_fallback(
     """
     choice = choice or LayerChoice()
     require_modules(graph.model, choice.modules)
-    min_reverted = choice.min_reverted
     layers = tuple(_skip_if_not_finite(choice.apply(layer), ranges) for layer in find_layers(graph))
     candidates = [layer for layer in layers if not layer.skip_reason]
-    if not candidates:
-        raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")
-    total_macs = graph_macs(graph)
-    min_macs = MIN_INT8_FRACTION * total_macs
-    if (int8_macs := sum(layer.macs for layer in candidates)) < min_macs:
-        raise PrecisionError(
-            f"only {int8_macs / total_macs:.0%} of the graph's MACs are in layers that can be int8, and "
-            f"{MIN_INT8_FRACTION:.0%} are required; use --precision fp16 or fp32"
-        )
-    rejection_reason = f"{min_reverted} layers have to be in float"
-    if min_reverted == 0:
-        quantized = _quantize(graph, candidates, ranges, scheme)
+    min_macs = _require_enough_macs(graph, candidates)
+
+    def in_int8(chosen: Sequence[Layer]) -> OnnxGraph:
+        return quantize(graph, [layer.name for layer in chosen], ranges, scheme=scheme)
+
+    rejection_reason = f"{choice.min_reverted} layers have to be in float"
+    if choice.min_reverted == 0:
+        quantized = in_int8(candidates)
         rejection_reason = acceptance_check(quantized)
         if not rejection_reason:
             return quantized, replace(_plan(graph, quantized, layers, {}, ranges, scheme), groups=choice.groups)
-    noise = measurement.by_layer(graph, candidates, lambda layer: _quantize(graph, [layer], ranges, scheme))
+    noise = measurement.by_layer(graph, candidates, lambda layer: in_int8([layer]))
     by_noise = sorted(candidates, key=lambda layer: (-noise[layer.name], layer.macs))
-    limit = _max_reverted(by_noise, min_macs)
-    if min_reverted > limit:
-        raise PrecisionError(f"{rejection_reason}, and at least {MIN_INT8_FRACTION:.0%} of the MACs in int8")
-    last_reason = acceptance_check(_quantize(graph, by_noise[limit:], ranges, scheme))
-    if last_reason:
-        names = ", ".join(layer.name for layer in by_noise[:5])
-        raise PrecisionError(
-            f"int8 changes the outputs too much: {rejection_reason}; with half of the MACs back in float, "
-            f"{last_reason} (most sensitive: {names}). Calibrate with images like those the model will see, or use "
-            "--precision fp16"
-        )
-    count = _min_reverted(
-        max(min_reverted, 1),
-        limit,
-        lambda count: not acceptance_check(_quantize(graph, by_noise[count:], ranges, scheme)),
+    count = _fewest_reverted(
+        by_noise,
+        min_macs=min_macs,
+        least=choice.min_reverted,
+        why_any=rejection_reason,
+        rejection=lambda count: acceptance_check(in_int8(by_noise[count:])),
     )
     reverted = {
         layer.name: f"{COSTS_ACCURACY}: {_cost(graph, noise[layer.name])} with this layer alone in int8"
         for layer in by_noise[:count]
     }
-    quantized = _quantize(graph, by_noise[count:], ranges, scheme)
+    quantized = in_int8(by_noise[count:])
     return quantized, replace(_plan(graph, quantized, layers, reverted, ranges, scheme), groups=choice.groups)
+
+
+def _require_enough_macs(graph: OnnxGraph, candidates: Sequence[Layer]) -> float:
+    """Return the MACs that have to be in int8. Raises PrecisionError if the layers that can be int8 do fewer."""
+    if not candidates:
+        raise PrecisionError("int8 would not speed up any layer of this graph; use --precision fp16 or fp32")
+    total_macs, int8_macs = graph_macs(graph), sum(layer.macs for layer in candidates)
+    min_macs = MIN_INT8_FRACTION * total_macs
+    if int8_macs < min_macs:
+        raise PrecisionError(
+            f"only {int8_macs / total_macs:.0%} of the graph's MACs are in layers that can be int8, and "
+            f"{MIN_INT8_FRACTION:.0%} are required; use --precision fp16 or fp32"
+        )
+    return min_macs
+
+
+def _fewest_reverted(
+    by_noise: Sequence[Layer], *, min_macs: float, least: int, why_any: str, rejection: Callable[[int], str]
+) -> int:
+    """Return how many of the noisiest layers go back to float: the fewest that are accepted, and at least `least`.
+
+    `why_any` says why any do; `rejection` returns why a number of them is not enough, or "". Raises PrecisionError if
+    less than `min_macs` would stay in int8.
+    """
+    limit = _max_reverted(by_noise, min_macs)
+    if least > limit:
+        raise PrecisionError(f"{why_any}, and at least {MIN_INT8_FRACTION:.0%} of the MACs in int8")
+    if last_reason := rejection(limit):
+        names = ", ".join(layer.name for layer in by_noise[:5])
+        raise PrecisionError(
+            f"int8 changes the outputs too much: {why_any}; with half of the MACs back in float, "
+            f"{last_reason} (most sensitive: {names}). Calibrate with images like those the model will see, or use "
+            "--precision fp16"
+        )
+    return _min_reverted(max(least, 1), limit, lambda count: not rejection(count))
 
 
 def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:
@@ -205,24 +233,18 @@ def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer
     return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE)
 
 
-def _quantize(
-    graph: OnnxGraph, layers: Collection[Layer], ranges: Mapping[str, ValueRange], scheme: Int8Scheme
-) -> OnnxGraph:
-    return quantize(graph, [layer.name for layer in layers], ranges, scheme=scheme)
-
-
 def noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
     """Return the noise of the worst output, since outputs have different units: boxes are pixels, scores are not.
 
     It is the power of the difference over the power of `expected`, or infinity if an output is finite at other places
     than expected. Of a map of classes, whose numbers have no order, it is the fraction of pixels that change class.
     """
-    by_output = [[(want[name], got[name]) for want, got in zip(expected, actual, strict=True)] for name in expected[0]]
-    return max(_changed_fraction(pairs) if _is_class_map(pairs[0][0]) else _power_ratio(pairs) for pairs in by_output)
-
-
-def _is_class_map(output: Array | TensorSpec) -> bool:
-    return len(output.shape) == 3 and np.issubdtype(output.dtype, np.integer)
+    runs = list(zip(expected, actual, strict=True))
+    pairs = {name: [(want[name], got[name]) for want, got in runs] for name in expected[0]}
+    return max(
+        _changed_fraction(each) if is_class_map(name, each[0][0]) else _power_ratio(each)
+        for name, each in pairs.items()
+    )
 
 
 def _changed_fraction(pairs: Sequence[tuple[Array, Array]]) -> float:
@@ -241,7 +263,7 @@ def _power_ratio(pairs: Sequence[tuple[Array, Array]]) -> float:
 
 def _cost(graph: OnnxGraph, noise: float) -> str:
     """Return the noise of one layer for the report."""
-    if all(map(_is_class_map, graph.outputs)):
+    if all(is_class_map(spec.name, spec) for spec in graph.outputs):
         return f"{noise:.1%} of pixels change class"
     return f"SNR {_decibel(noise):.0f} dB"
 

@@ -46,7 +46,7 @@ from tests.helpers.cli import status
         (
             ["export", "shiftvit_t", "--fmt", "ort", "--int8", "--calib", ".", "--max-drop", "150%"],
             2,
-            "from 0 to below",
+            "at least 0% and below 100%, got 150%",
         ),
         (["export", "shiftvit_t", "--fmt", "openvino", "--fp16"], 9, "does not run fp16 here"),
         (["export", "shiftvit_t", "--fmt", "ort", "--calib", "."], 2, "requires --precision fp16 or int8"),

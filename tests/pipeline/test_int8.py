@@ -46,6 +46,7 @@ from tests.helpers.int8 import (
 from tests.helpers.skips import needs_no_tensorrt, needs_rtx
 
 ROOT = Path(edgevit.__file__).parents[1]
+MAX_DROP_POINTS = 100 / EVAL_IMAGES  # one image; the export allows two, and no engine loses more than one
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_the_manifest_holds_the_comparison_with_fp32(trained: Mapping[str, Bundl
     verdict = trained[fmt].manifest.to_json()["verdict"]
     assert verdict["images"] == EVAL_IMAGES
     assert verdict["judged"] == ("the ONNX graph" if fmt == "onnx" else "the engine")
-    assert verdict["drop_points"] <= 0.5 or verdict["drop_points_interval"][0] <= 0.5
+    assert verdict["drop_points"] <= MAX_DROP_POINTS
     assert wilson(round(EVAL_IMAGES * verdict["agreement"]), EVAL_IMAGES).high >= 0.975  # as far as so few can tell
     assert verdict["snr_db"] > 20
     assert verdict["cosine"] >= 0.99

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.images import read_batch
 from edgevit.models.loading import from_name
 from edgevit.pipeline import precision
@@ -21,9 +24,9 @@ from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.references import ReferenceData
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
-from edgevit.types import Array, Reference
+from edgevit.types import Array, Feeds, Precision, Reference
 from tests.helpers.cli import last_line, status
-from tests.helpers.graphs import parse
+from tests.helpers.graphs import noise, parse
 from tests.helpers.int8 import (
     costly,
     dark_noise_photos,
@@ -126,6 +129,26 @@ def test_without_labels_the_reason_names_changed_classes() -> None:
     rejection_reason = int8_converter(references, max_drop=0).acceptance_check(whole, [{"x": rows[:1]}])
     assert rejection_reason(whole) == ""
     assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
+
+
+@pytest.mark.parametrize("requested", ["fp16", "int8"])
+def test_fp16_is_decided_on_as_many_rows_for_a_whole_graph_as_for_the_rest_of_int8(
+    requested: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def recording(graph: OnnxGraph, feeds: Sequence[Feeds], **options: Any) -> tuple[OnnxGraph, PrecisionPlan]:
+        rows.append(sum(len(feed["x"]) for feed in feeds))
+        return to_fp16(graph, feeds, **options)
+
+    monkeypatch.setattr(precision, "to_fp16", recording)
+    text = f"{HEADER} g (float[batch, 64] x) => (float[batch, 64] y) {{ y = MatMul (x, w) }}"
+    graph, inputs = check(parse(text, w=noise(64, 64))), {"x": noise(3 * precision.MAX_FP16_ROWS, 64, seed=1)}
+    reference = Reference(kind="photos", inputs=inputs, outputs=graph_evaluator(graph)(inputs))
+    references = ReferenceData(outputs=(reference,), calibration=inputs, eval_dataset=None)
+    converter = replace(int8_converter(references, max_drop=None), precision=requested, batch=4)
+    converter.convert(graph, "trt")
+    assert rows == [precision.MAX_FP16_ROWS]
 
 
 @pytest.mark.parametrize(

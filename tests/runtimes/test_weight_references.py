@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from edgevit.files import weights_file
 from edgevit.runtimes.openvino import convert
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.weight_references import write_references
@@ -53,6 +55,22 @@ def test_openvino_converts_references_to_the_same_weights(tmp_path: Path, weight
     assert list((tmp_path / "a, b").iterdir()) == []
     assert (tmp_path / "r.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
     assert (tmp_path / "r.bin").stat().st_size >= weight.nbytes
+
+
+def test_openvino_converts_a_model_with_a_weights_file_on_a_file_system_without_links(
+    tmp_path: Path, weight: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    ov, path, scratch = get_runtime("openvino").load(), tmp_path / "model.onnx", tmp_path / "scratch"
+    model = save_model(path, weight)
+    scratch.mkdir()
+    monkeypatch.setattr("os.link", link)
+    convert(ov, path, tmp_path / "whole.xml", scratch=scratch)
+    onnx.save(model, path, save_as_external_data=True, location=weights_file(path).name)
+    convert(ov, path, tmp_path / "split.xml", scratch=scratch)
+    assert (tmp_path / "split.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x3a\xff\x01", b"not a model"])

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import EdgevitError, MeasureError
-from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
@@ -43,7 +42,7 @@ class Bench:
     feeds: Callable[[int], Mapping[str, Array]]  # a batch of so many images
     check_time: Callable[[], None]  # raises OutOfTimeError when the search has to end
     remaining_s: Callable[[], float]
-    on_refused: Callable[[str, str], None]  # a configuration that does not run, and the reason
+    on_refused: Callable[[str, EdgevitError], None]  # the name of a configuration that does not run, and why
 
     def race(self, configurations: Sequence[Configuration]) -> Race | None:
         """Return the outcome of a race, from an earlier run if it had the same; None if no engine opens.
@@ -131,7 +130,7 @@ class Bench:
             feeds = self.feeds(bundle.options.batch)
             candidate = candidate_from_engine(configuration.name, engine, feeds, threads=configuration.threads)
         except EdgevitError as error:
-            self.on_refused(configuration.name, first_line(error))
+            self.on_refused(configuration.name, error)
             return None
         return _Opened(configuration=configuration, engine=engine, feeds=feeds, candidate=candidate)
 
@@ -144,7 +143,7 @@ class Bench:
             try:
                 found.append(under_load(stack, each.candidate, each.engine, each.feeds, each.configuration))
             except EdgevitError as error:
-                self.on_refused(each.candidate.name, first_line(error))
+                self.on_refused(each.candidate.name, error)
         return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.manifest import read_manifest
 from edgevit.bundles.verify import engine_parity
 from edgevit.errors import EdgevitError
-from edgevit.files import first_line
+from edgevit.files import first_line, link_or_copy
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
@@ -31,6 +30,7 @@ from edgevit.pipeline.references import EvalDataset
 from edgevit.pipeline.tuning.bench import under_load
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.space import Configuration
+from edgevit.pipeline.tuning.workspace import Refusal
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.parity import ParityReport
@@ -72,29 +72,21 @@ class Verification:
 def stage(configuration: Configuration, bundle: Bundle, folder: Path) -> Finalist:
     """Create the bundle of a configuration in `folder`: the files of `bundle`, and a manifest with the settings."""
     target = folder / f"{len(list(folder.iterdir()))}-{bundle.name}"
-    shutil.copytree(bundle.path, target, copy_function=_link)
+    shutil.copytree(bundle.path, target, copy_function=link_or_copy)
     (target / "manifest.json").unlink()  # the file that it is linked to stays
     build = replace(bundle.manifest.build, threads=configuration.threads, session=configuration.session.to_json())
     store.save_manifest(target, replace(bundle.manifest, build=build))
     return Finalist(configuration=configuration, bundle=Bundle(target, read_manifest(target)))
 
 
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        return str(shutil.copy2(source, target))
-    return target
-
-
 def measure_finalists(
     finalists: Sequence[Finalist], *, limit_s: float, duration_s: float
-) -> tuple[tuple[LatencyReport, ...], dict[str, str]]:
+) -> tuple[tuple[LatencyReport, ...], tuple[Refusal, ...]]:
     """Measure the bundles in one interleaved run of `duration_s` seconds each, or of `limit_s` in all.
 
-    Returns the reports, and why others were not measured, by name.
+    Returns the reports, and why others were not measured.
     """
-    failed: dict[str, str] = {}
+    failed: list[Refusal] = []
     with ExitStack() as stack:
         candidates = []
         for finalist in finalists:
@@ -102,9 +94,9 @@ def measure_finalists(
             try:
                 candidates.append(_candidate(stack, finalist))
             except EdgevitError as error:
-                failed[name] = first_line(error)
+                failed.append(Refusal.of(name, error))
         if not candidates:
-            return (), failed
+            return (), tuple(failed)
         plan = MeasurePlan(
             min_runs=64,
             min_duration_s=duration_s,
@@ -115,7 +107,7 @@ def measure_finalists(
             clock_settle_s=1.0,
             max_total_s=max(0.2, limit_s),
         )
-        return measure(candidates, plan), failed
+        return measure(candidates, plan), tuple(failed)
 
 
 def _candidate(stack: ExitStack, finalist: Finalist) -> Candidate:

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgevit
-from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json, side_by_side
+from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.pipeline.tuning.device_cache import Choice
 from edgevit.pipeline.tuning.finals import Verification
 from edgevit.pipeline.tuning.racing import Race
-from edgevit.pipeline.tuning.search import Refusal
 from edgevit.pipeline.tuning.space import Configuration
+from edgevit.pipeline.tuning.workspace import Refusal
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
 
 SCHEMA = 1  # of tuning.json and of --json
-_TIE = 1.03  # times the fastest: two engines this close, and not told apart, are equally fast
+_TIE = 0.03  # above the time of the fastest: engines this close to it, and not told apart from it, are equally fast
+_EQUAL = 0.02  # fraction within which the times, the memory or the sizes of two engines are equal on the Pareto front
 _EXACT_DB = 80.0  # SNR from which on outputs differ by float32 rounding only
 
 
@@ -119,7 +120,7 @@ class Row:
 def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return the engines that no other one beats: in time, accuracy, memory and size at once.
 
-    Only engines that passed their checks take part. Times within 2 % of one another are equal.
+    Only engines that passed their checks take part. Times, memory and sizes within 2 % of one another are equal.
     """
     passed = [row for row in rows if row.passed]
     return tuple(row for row in passed if not any(_dominates(other, row) for other in passed if other is not row))
@@ -127,7 +128,7 @@ def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _dominates(one: Row, other: Row) -> bool:
     """Whether `one` is at least as good in everything, and better in something."""
-    slack = 1 + MEMORY_LAYOUT_EFFECT
+    slack = 1 + _EQUAL
     costs = [
         (one.ms_per_image, other.ms_per_image),
         (one.latency.peak_memory_mb or 0.0, other.latency.peak_memory_mb or 0.0),
@@ -151,7 +152,7 @@ def recommended(rows: Sequence[Row]) -> Row | None:
         row
         for row, ratio in zip(passed, ratios, strict=True)
         if ratio is None
-        or (ratio.verdict == "cannot tell" and (ratio.value <= _TIE or _exactness(row) < _exactness(passed[0])))
+        or (ratio.verdict == "cannot tell" and (ratio.value <= 1 + _TIE or _exactness(row) < _exactness(passed[0])))
     ]
     return min(tied, key=_plainness)
 

@@ -17,7 +17,6 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.errors import EdgevitError
 from edgevit.export.forms import other_forms
 from edgevit.export.quantization.sensitivity import MIN_INT8_FRACTION
-from edgevit.files import first_line
 from edgevit.formats import get_format
 from edgevit.latency.throughput import stream_counts
 from edgevit.pipeline.tuning.bench import Bench
@@ -26,21 +25,13 @@ from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
-from edgevit.pipeline.tuning.workspace import Workspace
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace
 from edgevit.precisions import get_policy
 
 _LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
 _TRIALS_FRACTION = 0.6  # of the time, after which no engine is built to measure a group of layers
 _MAX_BATCH = 64  # that is tried under full load
 _WORTH_TUNING = 1.5  # times as slow as the fastest: settings rarely gain more than that
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Something that was tried and does not work, with the reason."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +74,7 @@ class Search:
             except OutOfTimeError:
                 self.not_tried.append(step.name)
             except EdgevitError as error:
-                self.refused.append(Refusal(step.name, first_line(error)))
+                self.refused.append(Refusal.of(step.name, error))
             except KeyboardInterrupt:
                 self.interrupted = True
                 self.not_tried += [step.name, *(each.name for each in self._steps)]
@@ -105,8 +96,8 @@ class Search:
 
     def _build(self, variant: Variant) -> bool:
         """Build a variant, or take the bundle of an earlier run; return False if that is not possible."""
-        if (reason := self.workspace.refused.get(variant.name)) is not None:
-            self.refused.append(Refusal(variant.name, reason))
+        if (refusal := self.workspace.refused.get(variant.name)) is not None:
+            self.refused.append(refusal)
             return False
         bundle = self.workspace.built(variant)
         try:
@@ -114,8 +105,9 @@ class Search:
                 bundle = self._builder(variant.batch).build(variant, self.workspace.bundle_folder(variant))
             self.bundles[variant.name] = bundle
         except EdgevitError as error:
-            self.workspace.refuse(variant, first_line(error))
-            self.refused.append(Refusal(variant.name, first_line(error)))
+            refusal = Refusal.of(variant.name, error)
+            self.workspace.refuse(refusal)
+            self.refused.append(refusal)
             return False
         return True
 

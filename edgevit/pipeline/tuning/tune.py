@@ -16,28 +16,33 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.latency_file import write_latency
 from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, TUNING_FILE
-from edgevit.errors import MeasureError, MissingError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, MeasureError, MissingError, ParityError, UsageError
 from edgevit.export.forms import STANDARD
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
-from edgevit.images import images_below
 from edgevit.latency.compare import latency_figures, side_by_side
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline.config import DEFAULT_MAX_DROP, Calibration, ExportConfig, widest_int8_range
+from edgevit.pipeline.config import (
+    DEFAULT_MAX_DROP,
+    Calibration,
+    ExportConfig,
+    require_fraction_to_lose,
+    widest_int8_range,
+)
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
-from edgevit.pipeline.tuning.finals import Examiner, Verification, measure_finalists, stage, with_peak_memory
+from edgevit.pipeline.tuning.finals import Examiner, Finalist, Verification, measure_finalists, stage, with_peak_memory
 from edgevit.pipeline.tuning.report import Row, TuningReport, recommended
-from edgevit.pipeline.tuning.search import Refusal, Search
+from edgevit.pipeline.tuning.search import Search
 from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
-from edgevit.pipeline.tuning.workspace import Workspace, discard, open_workspace
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace, discard, open_workspace
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import ParityReport
 from edgevit.untrusted import Json
@@ -74,8 +79,7 @@ class TuneConfig:
             raise UsageError(f"--time must be a time above 0, such as 10m; got {self.limit_s:g} s")
         if self.max_drop is not None and self.eval is None and self.calib is None:
             raise UsageError("--max-drop needs --eval DIR or --calib DIR: nothing can lose accuracy otherwise")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise UsageError(f"--max-drop is a fraction from 0 to below 1, such as 1%; got {self.max_drop}")
+        require_fraction_to_lose(self.max_drop)
         for count in self.threads:
             BuildOptions(threads=count)  # raises UsageError for an impossible number
 
@@ -98,7 +102,7 @@ def tune(
 
     Ends within `config.limit_s`, or at Ctrl-C, with the best so far; the next call goes on from there. Raises
     MissingError if no runtime is installed, MeasureError if the time allows no measurement, ParityError if no engine
-    passes its checks, and ExportError or BuildError if none can be built.
+    passes its checks, and if none can be built, the error that all have in common, else BuildError.
     """
     reserve_s = min(_RESERVE_S, _RESERVE_FRACTION * config.limit_s)
     deadline = Deadline(config.limit_s, reserve_s=reserve_s, start_s=config.start_s)
@@ -113,7 +117,7 @@ def tune(
         export, graph, graph_parity = pipeline.prepare(model, base, timer, Path(scratch), captured=captured)
         graph_parity.require()
         key = device_key(graph)
-        with open_workspace(_search_key(key, config), fresh=config.fresh) as workspace:
+        with open_workspace(_search_key(key, model, config), fresh=config.fresh) as workspace:
             limited = _limited(progress, deadline)
             builder = Builder(export=export, graph=graph, graph_parity=graph_parity, progress=limited)
             search = _search(builder, workspace, deadline, config, formats, timer)
@@ -171,7 +175,7 @@ def _search(
         feeds=builder.export.references.outputs[0].batch,
         check_time=deadline.check,
         remaining_s=lambda: deadline.search_s,
-        on_refused=lambda name, reason: refused.append(Refusal(name, reason)),
+        on_refused=lambda name, error: refused.append(Refusal.of(name, error)),
     )
     return Search(
         builder=builder,
@@ -191,49 +195,13 @@ def _finish(
     search: Search, config: TuneConfig, scratch: Path, timer: StageTimer, not_installed: Mapping[str, str]
 ) -> TuningReport:
     """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended."""
-    if not search.bundles:
-        if search.interrupted:
-            raise KeyboardInterrupt
-        if search.refused:
-            raise ParityError(f"no engine could be built: {'; '.join(each.reason for each in search.refused)}")
-        raise MeasureError(f"no engine was built within {config.limit_s:g} s; give more time: --time 10m")
-    folder = scratch / "finalists"
-    folder.mkdir()
-    finalists = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
-    duration_s = FINAL_S / 4 if search.interrupted else FINAL_S
-    with timer.stage("final measurement"):
-        limit_s = _FINAL_FRACTION * search.deadline.remaining_s
-        reports, failed = measure_finalists(finalists, limit_s=limit_s, duration_s=duration_s)
-    search.refused += [Refusal(name, reason) for name, reason in failed.items()]
-    if not reports:
-        raise MeasureError(f"no engine could be measured: {'; '.join(failed.values())}")
+    _require_bundles(search, config.limit_s)
+    finalists = _stage(search, scratch / "finalists")
+    reports = _measure(search, finalists, timer)
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
-    staged = {each.configuration.name: each for each in finalists}
-    times = {report.name: report.ms_per_image for report in reports}
-    checked: dict[str, Verification] = {}
-    for name in sorted(times, key=lambda name: times[name]):
-        if any(not each.failure for each in checked.values()) and search.deadline.remaining_s < _FINALIST_S:
-            break
-        with timer.stage(f"check {name}"):
-            checked[name] = examiner.verify(staged[name], ms_per_image=times[name])
-    peaks: dict[str, LatencyReport] = {}
-    for report in reports:
-        if search.deadline.remaining_s < _PEAK_S:
-            break
-        with timer.stage(f"memory of {report.name}"):
-            peaks[report.name] = with_peak_memory(report, staged[report.name])
-    rows = tuple(
-        Row(
-            configuration=staged[compared.report.name].configuration,
-            latency=peaks.get(compared.report.name, compared.report),
-            ratio=compared.ratio,
-            verification=checked.get(compared.report.name),
-            size_bytes=staged[compared.report.name].size_bytes,
-        )
-        for compared in side_by_side(reports)
-    )
-    rows = (rows[0], *sorted(rows[1:], key=lambda row: row.ms_per_image))
-    search.refused += [Refusal(name, found.failure) for name, found in checked.items() if found.failure]
+    checked = _verify(examiner, finalists, reports, timer)
+    search.refused += [Refusal(name, found.failure, ParityError) for name, found in checked.items() if found.failure]
+    rows = _rows(_with_peak_memory(search.deadline, finalists, reports, timer), finalists, checked)
     winner = recommended(rows)
     if winner is None:
         raise ParityError(f"no engine passed its checks: {'; '.join(found.failure for found in checked.values())}")
@@ -254,8 +222,95 @@ def _finish(
     )
     parity = checked[winner.name].parity
     assert parity is not None  # of an engine that passed
-    _publish(tuned, staged[winner.name].bundle, parity)
+    _publish(tuned, finalists[winner.name].bundle, parity)
     return tuned
+
+
+def _require_bundles(search: Search, limit_s: float) -> None:
+    """Raise the reason why the search built no engine, if it built none."""
+    if search.bundles:
+        return
+    if search.interrupted:
+        raise KeyboardInterrupt
+    if search.refused:
+        raise _nothing_built(search.refused)
+    raise MeasureError(f"no engine was built within {limit_s:g} s; give more time: {_more_time(limit_s)}")
+
+
+def _more_time(limit_s: float) -> str:
+    """Return the option for twice the time, and for the default at least."""
+    return f"--time {math.ceil(max(DEFAULT_LIMIT_S, 2 * limit_s) / 60)}m"
+
+
+def _nothing_built(refused: Sequence[Refusal]) -> EdgevitError:
+    """Return the error for a search that built no engine: of the class that all refusals share, else a BuildError."""
+    kinds = {each.error for each in refused}
+    kind = kinds.pop() if len(kinds) == 1 else BuildError
+    reasons = "; ".join(dict.fromkeys(f"{each.name}: {each.reason}" for each in refused))
+    advice = "correct that and run again with --fresh, or name other formats with --fmt"
+    return kind(f"no engine could be built: {reasons}; {advice}")
+
+
+def _stage(search: Search, folder: Path) -> dict[str, Finalist]:
+    """Create the bundles of the finalists in a new folder, by name."""
+    folder.mkdir()
+    found = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
+    return {each.configuration.name: each for each in found}
+
+
+def _measure(search: Search, finalists: Mapping[str, Finalist], timer: StageTimer) -> tuple[LatencyReport, ...]:
+    """Measure the finalists in one run. Raises MeasureError if none opens; the search keeps why others do not."""
+    duration_s = FINAL_S / 4 if search.interrupted else FINAL_S
+    with timer.stage("final measurement"):
+        limit_s = _FINAL_FRACTION * search.deadline.remaining_s
+        reports, failed = measure_finalists(list(finalists.values()), limit_s=limit_s, duration_s=duration_s)
+    search.refused += failed
+    if not reports:
+        raise MeasureError(f"no engine could be measured: {'; '.join(each.reason for each in failed)}")
+    return reports
+
+
+def _verify(
+    examiner: Examiner, finalists: Mapping[str, Finalist], reports: Sequence[LatencyReport], timer: StageTimer
+) -> dict[str, Verification]:
+    """Check the engines, the fastest first: until the time is up, but at least until one passes."""
+    checked: dict[str, Verification] = {}
+    for report in sorted(reports, key=lambda report: report.ms_per_image):
+        if any(not each.failure for each in checked.values()) and examiner.deadline.remaining_s < _FINALIST_S:
+            break
+        with timer.stage(f"check {report.name}"):
+            checked[report.name] = examiner.verify(finalists[report.name], ms_per_image=report.ms_per_image)
+    return checked
+
+
+def _with_peak_memory(
+    deadline: Deadline, finalists: Mapping[str, Finalist], reports: Sequence[LatencyReport], timer: StageTimer
+) -> list[LatencyReport]:
+    """Return the reports with the peak memory of as many engines as there is time for."""
+    found = []
+    for report in reports:
+        if deadline.remaining_s < _PEAK_S:
+            break
+        with timer.stage(f"memory of {report.name}"):
+            found.append(with_peak_memory(report, finalists[report.name]))
+    return [*found, *reports[len(found) :]]
+
+
+def _rows(
+    reports: Sequence[LatencyReport], finalists: Mapping[str, Finalist], checked: Mapping[str, Verification]
+) -> tuple[Row, ...]:
+    """Return the engines as the report lists them: the reference first, then by time."""
+    reference, *others = (
+        Row(
+            configuration=finalists[compared.report.name].configuration,
+            latency=compared.report,
+            ratio=compared.ratio,
+            verification=checked.get(compared.report.name),
+            size_bytes=finalists[compared.report.name].size_bytes,
+        )
+        for compared in side_by_side(reports)
+    )
+    return reference, *sorted(others, key=lambda row: row.ms_per_image)
 
 
 def _finalists(search: Search) -> list[Configuration]:
@@ -334,18 +389,24 @@ def _joined(built: Json | None, final: ParityReport) -> Json:
     return found if built is None else {**found, "results": [*built.get("results", []), *found["results"]]}
 
 
-def _search_key(key: str, config: TuneConfig) -> str:
-    """Return the name of the search's folder: a hash of what decides the engines that are built."""
-    content = [key, _fingerprint(config.calib), _fingerprint(config.eval), config.max_drop, config.weight_range]
+def _search_key(key: str, model: ModelDescription, config: TuneConfig) -> str:
+    """Return the name of the search's folder: a hash of what decides the bundles that are built, or refused.
+
+    They hold the preprocessing, the class names and the origin of the model, which `key` does not cover.
+    """
+    described = (model.name, model.preprocessing, model.preprocessing_source, model.classes, model.origin)
+    folders = [_fingerprint(data) for data in (config.calib, config.eval, config.images)]
+    content = [key, repr(described), folders, config.max_drop, config.weight_range, config.strict]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _fingerprint(data: Calibration | None) -> list[str]:
-    """Return what changes if a folder of images changes, or the hashes of arrays."""
+    """Return what changes if the files of a folder change, images and labels, or the hashes of arrays."""
     if data is None:
         return []
     if isinstance(data, Mapping):
         return [f"{name} {hashlib.sha256(array.tobytes()).hexdigest()}" for name, array in sorted(data.items())]
     if not data.is_dir():
         return [str(data)]
-    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in images_below(data)]
+    files = sorted(path for path in data.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]

@@ -12,19 +12,48 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from edgevit import errors
 from edgevit.bundles.bundle import Bundle
-from edgevit.errors import BundleError, ExportError, UsageError
-from edgevit.files import cache_folder, os_reason, try_lock, write_atomically
+from edgevit.errors import BundleError, EdgevitError, ExportError, UsageError
+from edgevit.files import cache_folder, first_line, os_reason, try_lock, write_atomically
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Variant
-from edgevit.untrusted import InvalidError, JsonObject, integer, object_of, read_json, text
+from edgevit.untrusted import InvalidError, JsonObject, integer, object_of, one_of, read_json, text
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 2
+SCHEMA = 3
 _LOG_FILE, _LOCK_FILE = "search.json", ".lock"
 _MAX_BYTES = 16 << 20
 _KEPT_S = 7 * 24 * 3600.0  # an unfinished search is deleted after this time
+_ERRORS = {
+    name: each for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, EdgevitError)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that was tried and does not work, with the reason and the class of the error."""
+
+    name: str
+    reason: str
+    error: type[EdgevitError]
+
+    @classmethod
+    def of(cls, name: str, error: EdgevitError) -> Refusal:
+        """Keep the first line of an error and its class, or its first base class in errors.py."""
+        kind = next(each for each in type(error).__mro__ if each in _ERRORS.values())
+        return cls(name, first_line(error), kind)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "reason": self.reason, "error": self.error.__name__}
+
+    @classmethod
+    def parse(cls, value: Any, place: str) -> Refusal:
+        fields = JsonObject.of(value, place)
+        error = _ERRORS[fields.read("error", one_of(*_ERRORS))]
+        return cls(fields.read("name", text()), fields.read("reason", text()), error)
 
 
 @dataclass(slots=True)
@@ -33,7 +62,7 @@ class Workspace:
 
     folder: Path
     races: dict[str, Race] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)  # variants that cannot be built, with the reason
+    refused: dict[str, Refusal] = field(default_factory=dict)  # variants that cannot be built, by name
 
     def bundle_folder(self, variant: Variant) -> Path:
         """The folder in which the bundle of a variant is created."""
@@ -58,8 +87,8 @@ class Workspace:
         self.races[_key(names)] = outcome
         self.save()
 
-    def refuse(self, variant: Variant, reason: str) -> None:
-        self.refused[variant.name] = reason
+    def refuse(self, refusal: Refusal) -> None:
+        self.refused[refusal.name] = refusal
         self.save()
 
     def save(self) -> None:
@@ -67,7 +96,7 @@ class Workspace:
         content = {
             "schema": SCHEMA,
             "races": {key: outcome.to_json() for key, outcome in self.races.items()},
-            "refused": self.refused,
+            "refused": {name: refusal.to_json() for name, refusal in self.refused.items()},
         }
         with contextlib.suppress(OSError):
             write_atomically(self.folder / _LOG_FILE, json.dumps(content, allow_nan=False))
@@ -79,7 +108,7 @@ class Workspace:
             fields = JsonObject.of(read_json(file, limit_bytes=_MAX_BYTES))
             fields.read("schema", integer(SCHEMA, SCHEMA))
             self.races = fields.read("races", object_of(Race.parse))
-            self.refused = fields.read("refused", object_of(text()))
+            self.refused = fields.read("refused", object_of(Refusal.parse))
         except FileNotFoundError:
             return
         except (OSError, InvalidError) as error:

@@ -13,7 +13,7 @@ import pytest
 from edgevit.errors import PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import collect_ranges
-from edgevit.export.quantization.int8 import Layer
+from edgevit.export.quantization.int8 import Layer, find_layers
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
     LayerChoice,
@@ -26,7 +26,8 @@ from edgevit.export.quantization.sensitivity import (
     quantize_with_fallback,
 )
 from edgevit.formats import Int8Scheme
-from edgevit.types import Array, Run
+from edgevit.runtimes.parity import compare
+from edgevit.types import Array, Reference, Run
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import noise
 from tests.helpers.quantization import checked_graph, load, output, snr_db
@@ -285,26 +286,44 @@ def quantize_accepting_all(graph: OnnxGraph) -> None:
 
 
 def test_more_layers_go_back_on_request_and_their_noise_is_measured_once() -> None:
-    graph, feeds, noises, loads = matmul_chain(sensitive=2), [{"x": IMAGE}], dict[str, float](), list[OnnxGraph]()
+    graph, feeds, loads = matmul_chain(sensitive=2), [{"x": IMAGE}], list[OnnxGraph]()
 
     def counting_load(each: OnnxGraph) -> Run:
         loads.append(each)
         return load(each)
 
+    measurement = NoiseMeasurement(feeds=feeds, load=counting_load)
+
     def reverted(count: int) -> set[str]:
         _, plan = quantize_with_fallback(
             graph, collect_ranges(graph, feeds, load=load), scheme=INT8_SCHEMES["ort"], acceptance_check=lambda _: "",
-            measurement=NoiseMeasurement(feeds=feeds, load=counting_load, noise=noises),
-            choice=LayerChoice(min_reverted=count),
+            measurement=measurement, choice=LayerChoice(min_reverted=count),
         )  # fmt: skip
         return {node.name for node in plan.reverted}
 
     assert reverted(1) == {NAMES[2]}
-    assert len(loads) == LAYERS + 1 == len(noises) + 1
+    assert measurement.noise is not None
+    assert len(loads) == LAYERS + 1 == len(measurement.noise) + 1
     assert len(reverted(2)) == 2 and NAMES[2] in reverted(2)
     assert len(loads) == LAYERS + 1
     with pytest.raises(PrecisionError, match="layers have to be in float, and at least 50% of the MACs in int8"):
         reverted(LAYERS)
+
+
+def test_an_interrupted_measurement_is_taken_again_as_a_whole() -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise StoppedError
+
+    graph, layers = matmul_chain(), find_layers(matmul_chain())
+    measurement = NoiseMeasurement(feeds=[{"x": IMAGE}], load=load, on_layer=stop)
+    with pytest.raises(StoppedError):
+        measurement.by_layer(graph, layers, lambda _: graph)
+    measurement.on_layer = None
+    assert measurement.by_layer(graph, layers, lambda _: graph).keys() == {layer.name for layer in layers}
 
 
 # Parts
@@ -360,6 +379,14 @@ def test_the_noise_of_a_map_of_classes_is_the_pixels_that_change() -> None:
     one_far, three_near = ([{"classes": np.array([[row]], np.uint8)}] for row in ([200, 7, 7, 7], [0, 8, 8, 8]))
     assert noise_to_signal(expected, one_far) == 0.25
     assert noise_to_signal(expected, three_near) == 0.75
+
+
+def test_integers_that_are_not_called_classes_are_values_as_in_parity() -> None:
+    expected, near = np.full((1, 4, 8), 100, np.int64), np.full((1, 4, 8), 101, np.int64)
+    assert noise_to_signal([{"counts": expected}], [{"counts": near}]) == pytest.approx(1e-4)
+    reference = Reference(kind="photos", inputs={"x": noise(1, 4)}, outputs={"counts": expected.astype(np.float32)})
+    (result,) = compare("int8", lambda _: {"counts": near}, [reference], precision="int8").results
+    assert not result.is_class_map and result.snr_db == pytest.approx(40)
 
 
 def test_the_noise_is_that_of_the_worst_output() -> None:

@@ -78,7 +78,7 @@ def opened(tmp_path: Path) -> Bench:
         feeds=lambda _: FEEDS,
         check_time=lambda: None,
         remaining_s=lambda: 60.0,
-        on_refused=lambda name, reason: pytest.fail(f"{name}: {reason}"),
+        on_refused=lambda name, error: pytest.fail(f"{name}: {error}"),
     )
 
 

@@ -11,7 +11,9 @@ import pytest
 from edgevit.bundles.labeled import DenseEvaluation
 from edgevit.dense.bootstrap import Estimate
 from edgevit.latency.compare import side_by_side
+from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation
+from edgevit.pipeline.tuning import report as tuning_report
 from edgevit.pipeline.tuning.finals import Verification
 from edgevit.pipeline.tuning.report import Row, TuningReport, pareto_front, recommended
 from edgevit.pipeline.tuning.space import Configuration, Variant
@@ -52,6 +54,26 @@ def names(rows: tuple[Row, ...]) -> set[str]:
     return {each.configuration.variant.name for each in rows}
 
 
+def changed(time_ms: float) -> Row:
+    """Return an engine that is opened with another setting than the default."""
+    default = row("ort", time_ms)
+    configuration = default.configuration.with_setting("arena", "off")
+    return replace(default, configuration=configuration, latency=replace(default.latency, name=configuration.name))
+
+
+def noisily(of: Row, median_ms: float, *, seed: int) -> Row:
+    """Return an engine whose times vary widely around a median."""
+    latency = report(noisy(median_ms, seed=seed, noise=0.8), name=of.name)
+    return replace(of, latency=replace(latency, peak_memory_mb=50.0))
+
+
+def ratio_of(one: Row, other: Row) -> Ratio:
+    """Return the time of `other` over that of `one`."""
+    (_, compared) = side_by_side([one.latency, other.latency])
+    assert compared.ratio is not None
+    return compared.ratio
+
+
 def test_the_front_leaves_out_what_another_engine_beats_in_everything() -> None:
     rows = [
         row("ort", 10.0),
@@ -85,10 +107,28 @@ def test_a_lower_precision_has_to_be_shown_to_be_faster() -> None:
 
 def test_of_equally_fast_engines_the_plainest_is_recommended() -> None:
     plain = row("ort", 10.0)
-    changed = row("ort", 9.95)
-    configuration = changed.configuration.with_setting("arena", "off")
-    changed = replace(changed, configuration=configuration, latency=replace(changed.latency, name=configuration.name))
-    assert recommended([plain, changed]) is plain
+    assert recommended([plain, changed(9.95)]) is plain
+
+
+@pytest.mark.parametrize(("slower", "is_equal"), [(1.02, True), (1.06, False)])
+def test_noise_makes_no_slow_engine_equal_to_a_fast_one(slower: float, is_equal: bool) -> None:
+    fast, other = noisily(changed(10.0), 10.0, seed=1), noisily(row("openvino", 10.0), 10.0, seed=2)
+    plain = noisily(other, 10.0 * slower / ratio_of(fast, other).value, seed=2)
+    assert ratio_of(fast, plain).verdict == "cannot tell"
+    assert ratio_of(fast, plain).value == pytest.approx(slower)
+    assert recommended([fast, plain]) is (plain if is_equal else fast)
+
+
+@pytest.mark.parametrize(("size", "on_front"), [(1015, True), (1030, False)])
+def test_sizes_within_two_percent_are_equal_on_the_front(size: int, on_front: bool) -> None:
+    found = pareto_front([row("ort", 10.0, size=1000), row("openvino", 10.0, size=size)])
+    assert ("fp32-openvino" in names(found)) is on_front
+
+
+def test_the_page_states_when_engines_are_equal() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tuning.md").read_text("utf-8")
+    assert f"within {100 * tuning_report._TIE:g} % of its time" in page
+    assert f"Times, sizes and memory within {100 * tuning_report._EQUAL:g} % of one another count as equal" in page
 
 
 @pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 %"), (None, "SNR 26 dB")])

@@ -20,7 +20,7 @@ import edgevit
 from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
-from edgevit.errors import MeasureError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, MeasureError, ParityError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
 from edgevit.latency import throughput
@@ -36,6 +36,8 @@ from edgevit.pipeline.torch_source import TorchSource
 from edgevit.pipeline.tuning import auto, bench, tune
 from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
+from edgevit.pipeline.tuning.builder import Builder
+from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.device_cache import Choice, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport
@@ -111,6 +113,12 @@ def test_int8_weights_have_the_widest_range_that_this_processor_computes(
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
     config = TuneConfig(calib={"input": np.zeros((1, 3, 16, 16), np.float32)}, int8_range=stated)
     assert tune._export_config(config, ["ort"], batch=1).int8_range == expected
+
+
+@pytest.mark.parametrize(("max_drop", "shown"), [(1.5, "150%"), (1.1, "110%"), (-0.01, "-1%")])
+def test_a_loss_that_is_no_part_of_the_accuracy_is_shown_in_percent(max_drop: float, shown: str) -> None:
+    with pytest.raises(UsageError, match=f"^--max-drop must be at least 0% and below 100%, got {shown}$"):
+        TuneConfig(eval=Path(), max_drop=max_drop)
 
 
 def test_a_search_recommends_an_engine_that_passed(found: TuningReport) -> None:
@@ -206,6 +214,45 @@ def test_a_killed_search_goes_on_from_where_it_was(
     assert own_cache.exists()
 
 
+def changed_photo(folder: Path) -> Path:
+    """Return a folder with one photo other than those that come with edgevit."""
+    folder.mkdir()
+    return Path(shutil.copy(PHOTO, folder / "other.jpg")).parent
+
+
+def test_a_search_with_other_photos_builds_its_engines_anew(own_cache: Path, tmp_path: Path) -> None:
+    killed_at("race of the variants", config(tmp_path, "ort"))
+    seen = killed_at("race", replace(config(tmp_path, "ort"), images=changed_photo(tmp_path / "photos")))
+    assert "ort: build" in seen
+    assert len(list(own_cache.glob("tuning/*/fp32-ort"))) == 2
+
+
+def test_a_search_goes_on_only_with_the_options_that_its_bundles_were_built_with(tmp_path: Path) -> None:
+    folder, found, options = changed_photo(tmp_path / "eval"), model(), config(tmp_path)
+    preprocessing = found.preprocessing
+    assert preprocessing is not None
+    labeled = replace(options, eval=folder, calib=folder)
+    keys = [
+        tune._search_key("graph", described, each)
+        for described, each in (
+            (found, options),
+            (found, replace(options, images=folder)),
+            (found, replace(options, strict=True)),
+            (found, labeled),
+            (found, replace(labeled, max_drop=0.5)),
+            (found, replace(labeled, int8_range="safe" if labeled.weight_range == "full" else "full")),
+            (replace(found, preprocessing=replace(preprocessing, mean=(0.1, 0.1, 0.1))), options),
+            (replace(found, classes=("a", "b")), options),
+            (replace(found, name="other"), options),
+        )
+    ]
+    (folder / "labels.txt").write_text("other.jpg 1\n")
+    keys.append(tune._search_key("graph", found, labeled))
+    assert len(set(keys)) == len(keys)
+    free = replace(options, threads=(2,), limit_s=1.0, out=folder, throughput=True, fresh=True)
+    assert tune._search_key("graph", found, free) == keys[0]
+
+
 def _recording(measured: list[str]) -> Callable[..., Sequence[LatencyReport]]:
 
     def measure(candidates: Sequence[Candidate], *arguments: Any) -> Sequence[LatencyReport]:
@@ -252,9 +299,49 @@ def test_an_interrupt_ends_with_the_best_so_far(own_cache: Path, tmp_path: Path)
     assert list(own_cache.glob("tuning/*/fp32-ort"))  # kept for the next run
 
 
+@pytest.mark.parametrize(
+    ("ort", "openvino", "expected"),
+    [
+        (BuildError, BuildError, BuildError),
+        (ParityError, ParityError, ParityError),
+        (ParityError, BuildError, BuildError),
+        (UsageError, ParityError, BuildError),
+    ],
+)
+def test_a_search_that_builds_nothing_ends_with_the_error_of_the_builds(
+    ort: type[EdgevitError],
+    openvino: type[EdgevitError],
+    expected: type[EdgevitError],
+    own_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(_: Builder, variant: Variant, __: Path) -> Bundle:
+        raise {"ort": ort, "openvino": openvino}[variant.fmt](f"{variant.fmt} is broken")
+
+    monkeypatch.setattr(Builder, "build", build)
+    for _ in ("first", "resumed"):
+        with pytest.raises(EdgevitError, match="fp32-ort: ort is broken; .*: openvino is broken; .*--fresh") as raised:
+            search(config(tmp_path, "ort", "openvino"))
+        assert type(raised.value) is expected
+    assert own_cache.exists()
+
+
 def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match=r"no engine was built within 0\.01 s; give more time"):
+    with pytest.raises(MeasureError, match=r"no engine was built within 0\.01 s; give more time: --time 10m"):
         search(replace(config(tmp_path, "ort"), limit_s=0.01))
+    assert own_cache.exists()
+
+
+def test_a_search_that_had_ten_minutes_is_told_to_take_twenty(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: object) -> Bundle:
+        raise OutOfTimeError
+
+    monkeypatch.setattr(Builder, "build", build)
+    with pytest.raises(MeasureError, match=r"no engine was built within 600 s; give more time: --time 20m"):
+        search(replace(config(tmp_path, "ort"), limit_s=600.0))
     assert own_cache.exists()
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.errors import UsageError
+from edgevit.errors import ExportError, ParityError, UsageError
 from edgevit.pipeline.tuning.racing import Race, judge
 from edgevit.pipeline.tuning.space import Variant
-from edgevit.pipeline.tuning.workspace import open_workspace
+from edgevit.pipeline.tuning.workspace import Refusal, open_workspace
 from tests.helpers.samples import noisy, report
 
 VARIANT = Variant(fmt="ort", precision="int8")
@@ -29,13 +29,22 @@ def race() -> Race:
 def test_races_and_refusals_outlive_the_process() -> None:
     with open_workspace("key") as workspace:
         workspace.keep_race(["b", "a"], race())
-        workspace.refuse(VARIANT, "parity failed")
+        workspace.refuse(Refusal.of(VARIANT.name, ParityError("parity failed")))
     with open_workspace("key") as workspace:
         assert workspace.race(["a", "b"]) == race()
         assert workspace.race(["a"]) is None
-        assert workspace.refused == {"int8-ort": "parity failed"}
+        assert workspace.refused == {"int8-ort": Refusal("int8-ort", "parity failed", ParityError)}
     with open_workspace("key", fresh=True) as workspace:
         assert (workspace.races, workspace.refused) == ({}, {})
+
+
+def test_a_refusal_has_the_class_of_its_error_in_the_table_of_exit_statuses() -> None:
+    class OpsetError(ExportError):
+        pass
+
+    refusal = Refusal.of("fp32-ort", OpsetError("needs opset 20\nand more"))
+    assert refusal == Refusal("fp32-ort", "needs opset 20", ExportError)
+    assert Refusal.parse(refusal.to_json(), "") == refusal
 
 
 def test_two_searches_of_one_model_do_not_run_at_once() -> None:
