@@ -1,4 +1,4 @@
-"""Where the time of edgevit's engines goes, against the best rate of a matrix product: docs/limits.md.
+"""Layer times of the engines, against the best rate of a matrix product: docs/limits.md.
 
     python -m tests.tools.limits --keep DIR                     # all variants up to 30 M parameters
     python -m tests.tools.limits --keep DIR --models deit_t,swin_t
@@ -30,7 +30,7 @@ from tests.tools.bench.workshop import Workshop
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 _RUNS = 7
 _SHOWN = 3  # kinds of layers that do not multiply
-_HEAD = """# Where the time goes
+_HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
 profiler, one thread, batch 1. {processor}.

@@ -17,7 +17,7 @@ from tests.tools.bench.tuned_page import tuned_section
 from tests.tools.bench.tuned_rows import TunedRow
 
 PAGE = Path(__file__).parents[3] / "docs" / "bench.md"
-_HEAD = """# Against what a user reaches without edgevit
+_HEAD = """# Benchmarks against plain exports and other quantizers
 
 `make bench` measures these tables and writes this page. All engines of a model run in one process, in interleaved
 rounds, at batch 1 with their runtime's default session settings but for the number of threads. Speed is the rival's
