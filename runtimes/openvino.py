@@ -173,8 +173,7 @@ class OpenVinoEngine(Engine):
             # By default the plugin runs fp32 models in bf16 if the processor supports it.
             "INFERENCE_PRECISION_HINT": _available(ov, _inference_precision(options)),
         }
-        if options.cache_dir is not None:
-            settings["CACHE_DIR"] = str(options.cache_dir)
+        cache = {} if options.cache_dir is None else {"CACHE_DIR": str(options.cache_dir)}
         try:
             with dropping_pages(artifact.with_suffix(".bin")):
                 self._compiled = ov.Core().compile_model(str(artifact), DEVICE, settings)
@@ -184,7 +183,7 @@ class OpenVinoEngine(Engine):
         if list(devices) != [DEVICE]:
             raise BuildError(f"OpenVINO runs on {devices} instead of {DEVICE}")
         self._request = self._compiled.create_infer_request()
-        self._ov, self._settings = ov, settings
+        self._ov, self._settings, self._cache = ov, settings, cache
         self._artifact = artifact.absolute()  # read again later, when the current folder may have changed
         self.inputs = self._specs("inputs")
         self.outputs = self._specs("outputs")
@@ -234,9 +233,8 @@ class OpenVinoEngine(Engine):
         source = self._source()
         operators = multiplying_operators(source)
         executed = read_precision(self._compiled, operators)
-        if self.batches is not None or "CACHE_DIR" in self._settings:
-            settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
-            again = read_precision(self._ov.Core().compile_model(source, DEVICE, settings), operators)
+        if self.batches is not None or self._cache:
+            again = read_precision(self._ov.Core().compile_model(source, DEVICE, self._settings), operators)
             same = again.layers.keys() == executed.layers.keys()
             executed = replace(executed, macs=again.macs if same else {})
         total = sum(operator.macs or 0 for operator in operators.values())
@@ -247,8 +245,7 @@ class OpenVinoEngine(Engine):
         return replace(read_precision(self._compiled, multiplying_operators(self._source())), macs={})
 
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
-        settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
-        profiled = self._compile({**settings, "PERF_COUNT": True})
+        profiled = self._compile({**self._settings, "PERF_COUNT": True})
         names = node_names(self._artifact.with_suffix(".onnx"))  # a bundle has the ONNX file beside it
         operators = multiplying_operators(self._source())
         return profile_layers(profiled, feeds, names, operators, runs=runs, skip=PROFILE_WARMUP)
@@ -257,7 +254,7 @@ class OpenVinoEngine(Engine):
         return matmul(self._ov, self._settings, shape, precision)
 
     def throughput_runner(self, streams: int) -> ThroughputRunner:
-        settings = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+        settings = {**self._settings, **self._cache, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         return OpenVinoStreams(self._ov, self._compile(settings), streams)
 
     def _compile(self, settings: Mapping[str, Any]) -> Any:

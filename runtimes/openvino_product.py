@@ -29,7 +29,7 @@ def matmul(ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], pr
     matmul is slower than its convolution (docs/quantization.md).
     """
     opset = importlib.import_module(f"{ov.__name__}.opset13")
-    own = {name: value for name, value in settings.items() if name != "CACHE_DIR"}
+    own = dict(settings)
     if precision in _FLOATS:
         if CAPABILITIES[_FLOATS[precision]] not in capabilities(ov):
             return None
