@@ -28,10 +28,6 @@ class Setting:
     def default(self) -> str:
         return self.values[0]
 
-    @property
-    def alternatives(self) -> tuple[str, ...]:
-        return self.values[1:]
-
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
