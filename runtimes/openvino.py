@@ -53,17 +53,16 @@ from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array, Dim, Precision, TensorSpec
 
-# By which p50 may differ from the median of benchmark_app, as a fraction of it and in ms.
+# Allowed difference between p50 and benchmark_app's median: relative part, and absolute part in ms.
 APP_RELATIVE, APP_ABSOLUTE_MS = 0.1, 0.2
 APP_TOLERANCE = f"{100 * APP_RELATIVE:g} % plus {APP_ABSOLUTE_MS:g} ms"
 # "throughput" splits the threads into streams.
 HINT = Setting("hint", ("latency", "throughput"), of_threads=True, of_streams=True)
 PINNING = Setting("pinning", ("on", "off"))  # whether each thread keeps to one core
-HYPER_THREADING = Setting(
-    "hyper_threading", ("on", "off"), of_threads=True
-)  # whether both logical cores of a physical one are used
+# Whether both logical cores of a physical one are used.
+HYPER_THREADING = Setting("hyper_threading", ("on", "off"), of_threads=True)
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
-# Of what is in float in an int8 bundle; other bundles run in their own. A processor without the arithmetic runs f32.
+# Precision of an int8 bundle's float operators; refused for fp32 and bf16 bundles. Processors without it run f32.
 INFERENCE_PRECISION = Setting("inference_precision", ("f32", "bf16", "f16"), of_precision=True)
 _TELEMETRY = "openvino_telemetry"
 # Lines of OpenVINO's report of a failed conversion.
@@ -176,7 +175,7 @@ class OpenVinoEngine(Engine):
         cache = {} if options.cache_dir is None else {"CACHE_DIR": str(options.cache_dir)}
         try:
             with dropping_pages(artifact.with_suffix(".bin")):
-                self._compiled = ov.Core().compile_model(str(artifact), DEVICE, settings)
+                self._compiled = ov.Core().compile_model(str(artifact), DEVICE, {**settings, **cache})
         except Exception as error:
             raise BuildError(f"OpenVINO cannot load {artifact}: {_reason(error)}") from error
         devices = self._compiled.get_property("EXECUTION_DEVICES")
@@ -261,7 +260,7 @@ class OpenVinoEngine(Engine):
         return self._ov.Core().compile_model(str(self._artifact), DEVICE, dict(settings))
 
     def _source(self) -> Any:
-        """Read the model that was compiled again, with static shapes."""
+        """Read the source model again, reshaped to the optimum batch if dynamic."""
         try:
             model = self._ov.Core().read_model(str(self._artifact))
             if self.batches is not None:
@@ -327,7 +326,7 @@ def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
 
 
 def _inference_precision(options: BuildOptions) -> str:
-    """Return the precision of what is in float in the graph."""
+    """Return the precision of the float operators."""
     return "bf16" if options.precision == "bf16" else options.session.get(INFERENCE_PRECISION)
 
 

@@ -1,4 +1,4 @@
-"""The precisions of OpenVINO: those of the processor, and executed ones and MACs from its runtime model."""
+"""Read the precisions OpenVINO supports here, and the executed precision and MACs of a compiled model."""
 
 from __future__ import annotations
 

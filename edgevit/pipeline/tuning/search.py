@@ -168,7 +168,7 @@ class Search:
             self._steps.extend(Step(f"batches of {key[0]}", partial(self._try_batches, key)) for key in leaders)
 
     def _plan_float_precisions(self, leaders: Collection[str]) -> None:
-        """Plan to lower the precision of what is in float, of engines that do not lead.
+        """Plan to lower the precision of the float operators of engines that do not lead.
 
         All settings of the leaders are tried. This one may change who leads: int8 with the rest in bf16 can pass the
         bf16 engine that is ahead of int8 with the rest in fp32.
