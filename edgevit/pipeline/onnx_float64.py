@@ -46,7 +46,7 @@ def _trusted_errors(run: Run, reference: Reference, asked: list[int], *, batch: 
     end_s = time.monotonic() + _LIMIT_S
     control = next((row for row in range(reference.rows) if row not in asked), None)
     if control is not None and _of_std(_errors(run, reference, control, batch=batch), reference) > _TRUSTED_STD:
-        raise ExportError("the evaluator computes something else")
+        raise ExportError("onnx's reference evaluator and ONNX Runtime disagree")
     found: dict[int, Mapping[str, float]] = {}
     for row in asked:
         if time.monotonic() > end_s:
