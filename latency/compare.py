@@ -24,7 +24,7 @@ from edgevit.types import Interval
 # shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
 PERCENTS = (50, 90, 99)
-NARROW = 0.04  # half the width of an interval around 1 that more rounds hardly change: the layout is half of it
+NARROW = 0.04  # half-width below which more rounds hardly help: memory layout alone accounts for half of it
 _MAX_FRACTION = 0.99  # of other processes; keeps the interval finite
 
 

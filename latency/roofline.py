@@ -48,7 +48,7 @@ class Roofline:
         """The least time of the multiply-adds.
 
         Those in a precision without a rate count at the fp32 rate, which emulates it; those whose precision the runtime
-        does not tell, as TensorRT 8.6 of a whole transformer, at the best rate.
+        does not report, such as TensorRT 8.6 for a whole transformer, count at the best rate.
         """
         return 1e3 * sum(count / self._rate(precision) for precision, count in self.macs.items())
 

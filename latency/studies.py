@@ -87,7 +87,7 @@ def _study_one(
     problems = dict(report.study_problems)
 
     def attempt(part: str, what: str, make: Callable[[], object]) -> None:
-        """Keep the result of a study, or why there is none: the rounds before are worth a report all the same."""
+        """Keep the result of a study, or why there is none. A failed study does not discard the measurement."""
         show(what)
         try:
             found[part] = make()

@@ -288,7 +288,7 @@ def _pareto(times: Sequence[float], costs: Sequence[float]) -> list[int]:
 
 
 def _frontier(canvas: Canvas, points: Sequence[Point]) -> None:
-    """Draw a step line: between two engines, only the faster one's value is to be had."""
+    """Draw a step line: between two engines, the faster one's value applies."""
     steps = [points[0]]
     for (_, before), (x, y) in itertools.pairwise(points):
         steps += [(x, before), (x, y)]

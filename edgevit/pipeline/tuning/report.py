@@ -57,7 +57,7 @@ class Row:
 
     @property
     def under_load(self) -> bool:
-        """Whether several inferences were in flight, whose latency nobody measured."""
+        """Whether several inferences were in flight, so there is no latency."""
         return self.configuration.streams is not None
 
     @property

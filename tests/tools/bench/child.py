@@ -20,7 +20,7 @@ _TIMEOUT_S = 3600.0  # of one model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What a child process measures."""
+    """The measurements that a child process makes."""
 
     model: str
     threads: tuple[int, ...]
