@@ -15,7 +15,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
 from edgevit.types import Array, Feeds, Run
 
-MAX_MACS = 2_000_000_000  # of one image: about 10 s
+MAX_MACS = 2_000_000_000  # for one image: about 10 s
 _SLOW = frozenset({"DeformConv", "GridSample", "GRU", "LSTM", "NonMaxSuppression", "Resize", "RNN", "RoiAlign"})
 
 

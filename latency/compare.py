@@ -25,7 +25,7 @@ from edgevit.types import Interval
 MEMORY_LAYOUT_EFFECT = 0.02
 PERCENTS = (50, 90, 99)
 NARROW = 0.04  # half-width below which more rounds hardly help: memory layout alone accounts for half of it
-_MAX_FRACTION = 0.99  # of other processes; keeps the interval finite
+_MAX_FRACTION = 0.99  # largest fraction of the cores that counts as used by others; keeps the interval finite
 
 
 @dataclass(frozen=True, slots=True)

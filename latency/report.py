@@ -45,9 +45,9 @@ _PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
     "sustained": SustainedRun,
 }
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
-NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
-BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
-_WARMUP_FRACTION = 0.25  # of `max_total_s`, for the warm-ups of all candidates together
+NOTABLE_CHANGE = 0.1  # change of the machine's speed or of the times; a smaller one gives no warning
+BUSY_FRACTION = 0.1  # fraction of the cores used by other processes; a smaller one gives no warning
+_WARMUP_FRACTION = 0.25  # fraction of `max_total_s` for the warm-ups of all candidates together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

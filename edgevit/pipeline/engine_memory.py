@@ -10,7 +10,7 @@ from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult, reopen_built
 
-LARGE_BYTES = 128_000_000  # of an engine's files: below, loading it again costs more than its memory is worth
+LARGE_BYTES = 128_000_000  # size of an engine's files; below it, loading again costs more than the memory is worth
 
 
 def close_if_unneeded(built: BuildResult, config: ExportConfig) -> BuildResult:

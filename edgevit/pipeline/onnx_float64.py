@@ -19,7 +19,7 @@ from edgevit.types import Reference, Run
 
 _LOG = logging.getLogger(__name__)
 
-_LIMIT_S = 60.0  # for all rows together
+_LIMIT_S = 60.0  # time limit for all rows together
 _TRUSTED_STD = 1e-3  # largest difference on a row that is not in question, or on any if all are
 
 

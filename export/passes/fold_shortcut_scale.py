@@ -130,7 +130,7 @@ def _is_linear(node: ir.Node) -> bool:
 
 
 def _scale_constants(layer: ir.Node, factor: float, graph: ir.Graph) -> None:
-    """Multiply the constants of a layer, its weights and what it adds, by a factor."""
+    """Multiply the constants of a layer, its weights and its bias, by a factor."""
     for index, value in enumerate(layer.inputs):
         array = constant(value)
         if array is not None:
@@ -153,7 +153,7 @@ def _scaled_again(rescale: ir.Node, factor: float, graph: ir.Graph) -> ir.Value:
 
 
 def _rescale_norm(norm: ir.Node, factor: float, graph: ir.Graph) -> None:
-    """Make a norm compute from `factor` times its input what it computed from the input."""
+    """Change a norm so that `factor` times its input gives the output that the input gave."""
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
     norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon * factor**2)
     weight = constant(norm.inputs[1])

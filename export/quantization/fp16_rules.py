@@ -20,7 +20,7 @@ FP16_MIN_NORMAL = 2.0**-14  # 6.1e-5; smaller numbers lose bits, those below 3e-
 HEADROOM = 4.0  # magnitudes on other images may be this many times larger than on the calibration images
 KEPT_ON_REQUEST = "kept in float by --keep-float"
 MAX_EXACT_INTEGER = 2048.0  # fp16 holds all integers up to this one
-MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, from which on equal weights are no normal numbers
+MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, at which equal weights leave the normal numbers
 
 _SUMS = frozenset({"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool"})
 _SQUARES = frozenset({"ReduceSumSquare", "ReduceL2"})

@@ -39,11 +39,11 @@ CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, 
 TOO_SMALL = "too small to gain speed"
 # Layers below both limits stay in float: quantizing them costs more than it saves. Layers with few rows are bound by
 # reading weights, hence the second limit.
-MIN_LAYER_FRACTION = 0.001  # of the graph's MACs
-MIN_WEIGHT_BYTES = 128 << 10  # in fp32
-MAX_PAIR_SUM = 128  # of two weights of the same sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
+MIN_LAYER_FRACTION = 0.001  # fraction of the graph's MACs
+MIN_WEIGHT_BYTES = 128 << 10  # size of the weights in fp32
+MAX_PAIR_SUM = 128  # sum of two weights of one sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
 _MAX_BIAS = 2.0**30  # in steps of the int32 accumulator; half of its range is left for the products
-_MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
+_MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # normal numbers of the type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Layer:
     activation: str  # name of its input
     output: str  # after its ReLU
     skip_reason: str  # why int8 would not speed it up; "" if it would
-    groups: tuple[str, str, str]  # that it belongs to: by shape, by size, by kind
+    groups: tuple[str, str, str]  # its groups: by shape, by size, by kind
 
     @property
     def is_slow_by_rule(self) -> bool:
@@ -312,7 +312,7 @@ class _Bias:
     """The constant bias of a layer."""
 
     reader: ir.Node  # the layer, or the Add that is the only reader of a matmul
-    index: int  # of the bias among the reader's inputs
+    index: int  # position of the bias among the reader's inputs
     value: ir.Value
     array: Array
 

@@ -20,8 +20,8 @@ from edgevit.runtimes.base import Engine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array
 
-_MAX_OPEN = 8  # engines at once
-_OPEN_BYTES = 1 << 30  # of engine files at once; a loaded engine takes two or three times its file
+_MAX_OPEN = 8  # engines that are open at once
+_OPEN_BYTES = 1 << 30  # size of their files together; a loaded engine takes two or three times its file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class _Opened:
     configuration: Configuration
     engine: Engine
     feeds: Mapping[str, Array]
-    candidate: Candidate  # of one inference at a time
+    candidate: Candidate  # runs one inference at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

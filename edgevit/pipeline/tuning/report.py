@@ -23,7 +23,7 @@ from edgevit.types import PRECISIONS
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
 
-SCHEMA = 1  # of tuning.json and of --json
+SCHEMA = 1  # version of tuning.json and of --json
 _TIE = 1.03  # times the fastest: two engines this close, and not told apart, are equally fast
 _EXACT_DB = 80.0  # SNR from which on outputs differ by float32 rounding only
 
