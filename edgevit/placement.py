@@ -28,11 +28,6 @@ class Placement:
         moved = np.asarray(boxes, np.float64) - _as_box(self.offset)
         return np.clip(moved * photo / _as_box(self.resized), 0, photo)  # rounding makes the two scales differ
 
-    def boxes_to_input(self, boxes: Array) -> Array:
-        """Return boxes of the photo, (n, 4), in the input's pixels."""
-        scaled = np.asarray(boxes, np.float64) * _as_box(self.resized) / _as_box(self.photo)
-        return np.asarray(scaled + _as_box(self.offset))
-
     def map_centers(self, map_size: tuple[int, int]) -> tuple[Array, Array]:
         """Return the rows and columns of the photo's pixel centers in a map that covers the input.
 

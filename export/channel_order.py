@@ -126,7 +126,7 @@ class _Plan:
 
 
 def _restored(reshape: ir.Node, order: Order) -> ir.Value | None:
-    """Return the output of the channel shuffle that begins at this Reshape, if `order` is what it computes."""
+    """Return the output of the channel shuffle that begins at this Reshape, if its order is `order`."""
     transpose = only_consumer(reshape.outputs[0]) if reshape.op_type == "Reshape" else None
     last = only_consumer(transpose.outputs[0]) if transpose is not None else None
     source, split = reshape.inputs[0], reshape.outputs[0].shape

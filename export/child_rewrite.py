@@ -24,7 +24,7 @@ def rewrite_in_child(graph: OnnxGraph, code: str, *, folder: Path | None = None,
         done = run_python(str(before), str(after), code=code, timeout_s=timeout_s)
         if done.returncode != 0:
             ended = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-            raise ExportError(f"it failed ({last_line(done.stderr) or ended})")
+            raise ExportError(f"the subprocess failed ({last_line(done.stderr) or ended})")
         rewritten = OnnxGraph.load(after)
         attach_weights(rewritten.model, weights)
         return rewritten

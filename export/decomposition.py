@@ -24,7 +24,7 @@ _ATEN = torch.ops.aten
 def skip_needless_decomposition(program: torch.export.ExportedProgram) -> None:
     """Let `program.run_decompositions` return the program itself if it would change nothing.
 
-    An exporter that does not call it decomposes as ever, and so does one that has no translation of an operator here.
+    An exporter that does not call it still decomposes, and so does one that has no translation of an operator here.
     """
     nodes = [node for node in program.graph.nodes if node.op not in ("placeholder", "output")]
     equals = {node: equal for node in nodes if (equal := _without_writing(node) or _as_mean(node)) is not None}

@@ -15,7 +15,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
 from edgevit.types import Array, Feeds, Run
 
-MAX_MACS = 2_000_000_000  # of one image: about 10 s
+MAX_MACS = 2_000_000_000  # for one image: about 10 s
 _SLOW = frozenset({"DeformConv", "GridSample", "GRU", "LSTM", "NonMaxSuppression", "Resize", "RNN", "RoiAlign"})
 
 
@@ -31,8 +31,9 @@ def float64_evaluator(graph: OnnxGraph) -> Run:
     def run(feeds: Feeds) -> dict[str, Array]:
         doubles = {name: _to_double(array) for name, array in feeds.items()}
         outputs = dict(zip(names, evaluator.run(names, doubles), strict=True))
-        if any(array.dtype == np.float32 for array in outputs.values()):
-            raise ExportError("an operator returns float32")
+        rounded = [name for name, array in outputs.items() if array.dtype == np.float32]
+        if rounded:
+            raise ExportError(f"output {rounded[0]} came back in float32")
         return outputs
 
     return run
@@ -45,7 +46,7 @@ def _require_feasible(graph: OnnxGraph) -> None:
     if slow or nested or foreign:
         raise ExportError(f"operator {[*slow, *nested, *foreign][0]} does not run in float64")
     if graph_macs(graph) > MAX_MACS:
-        raise ExportError(f"it has more than {MAX_MACS / 1e9:.0f} billion multiply-adds")
+        raise ExportError(f"the graph has more than {MAX_MACS / 1e9:.0f} billion MACs")
 
 
 def _is_graph(attribute: ir.Attr) -> bool:

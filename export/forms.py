@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgevit.errors import unknown_name
 from edgevit.export import passes
-from edgevit.export.graph import OnnxGraph
+from edgevit.export.graph import GROUP_NORM_OPSET, OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.prune_unread_rows import prune_unread_rows
@@ -21,7 +21,6 @@ from edgevit.formats import Format, get_format
 from edgevit.types import Precision
 
 STANDARD = "standard"
-_GROUP_NORM_OPSET = 21  # the first whose GroupNormalization has scale and bias per channel
 
 
 def _same(entry: Format) -> Format:
@@ -29,7 +28,7 @@ def _same(entry: Format) -> Format:
 
 
 def _native_group_norm(entry: Format) -> Format:
-    return replace(entry, group_norm="native", opset=max(entry.opset, _GROUP_NORM_OPSET))
+    return replace(entry, group_norm="native", opset=max(entry.opset, GROUP_NORM_OPSET))
 
 
 def _instance_group_norm(entry: Format) -> Format:

@@ -24,9 +24,10 @@ from edgevit.files import first_line, os_reason
 from edgevit.types import Dim, TensorSpec
 from edgevit.untrusted import read_limited
 
-_MAX_FILE_BYTES = 1 << 31  # of protobuf
+_MAX_FILE_BYTES = 1 << 31  # limit of protobuf
 BATCH = "batch"  # name of the dynamic axis
-CAPTURE_OPSET = 21  # the first whose GroupNormalization has scale and bias per channel
+GROUP_NORM_OPSET = 21  # the first whose GroupNormalization has scale and bias per channel
+CAPTURE_OPSET = GROUP_NORM_OPSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,17 @@ def constant(value: ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
+def producers_of(node: ir.Node) -> set[ir.Node]:
+    """Return the nodes that compute the inputs of a node."""
+    producers = (value.producer() for value in node.inputs if value is not None)
+    return {producer for producer in producers if producer is not None}
+
+
+def readers_of(node: ir.Node) -> set[ir.Node]:
+    """Return the nodes that read the outputs of a node."""
+    return {use.node for value in node.outputs for use in value.uses()}
+
+
 def only_consumer(value: ir.Value) -> ir.Node | None:
     """Return the single node that reads `value`; None if several or none do, or if it is a graph output."""
     users = list(value.uses())

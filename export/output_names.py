@@ -29,7 +29,7 @@ def names_of_outputs(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def _paths(structure: TreeSpec) -> list[_Path]:
-    """Return the path of each leaf; its position if the structure does not tell."""
+    """Return the path of each leaf; its position if the structure has no path."""
     count = structure.num_leaves
     try:
         indices = tree_unflatten(list(range(count)), structure)

@@ -23,9 +23,9 @@ from edgevit.types import Interval
 # differently (Mytkowicz et al. 2009, "Producing wrong data without doing anything obviously wrong"). Measured with
 # shiftvit_cifar10 on an idle EPYC core, six loads in each of nine processes, ONNX Runtime or OpenVINO: up to 1.7 %.
 MEMORY_LAYOUT_EFFECT = 0.02
-_PERCENTS = (50, 90, 99)
-NARROW = 0.04  # half the width of an interval around 1 that more rounds hardly change: the layout is half of it
-_MAX_FRACTION = 0.99  # of other processes; keeps the interval finite
+PERCENTS = (50, 90, 99)
+NARROW = 0.04  # half-width below which more rounds hardly help: memory layout alone accounts for half of it
+_MAX_FRACTION = 0.99  # largest fraction of the cores that counts as used by others; keeps the interval finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def latency_figures(report: LatencyReport) -> dict[str, Any]:
         "p99_ms": report.p99_ms,
         **{
             f"p{percent}_interval_ms": statistics.bounds(report.percentile_interval_ms(percent))
-            for percent in _PERCENTS[1:]
+            for percent in PERCENTS[1:]
         },
         "p50_interval_ms": statistics.bounds(report.p50_interval_ms),
         "compute_ms": _compute_figures(report),
@@ -108,7 +108,7 @@ def _compute_figures(report: LatencyReport) -> dict[str, Any] | None:
     """Return the percentiles of the time on the GPU with their intervals; None without a GPU."""
     if not report.compute_ms:
         return None
-    found = {percent: report.compute_percentile(percent) for percent in _PERCENTS}
+    found = {percent: report.compute_percentile(percent) for percent in PERCENTS}
     return {
         **{f"p{percent}": value for percent, (value, _) in found.items()},
         **{f"p{percent}_interval": statistics.bounds(interval) for percent, (_, interval) in found.items()},

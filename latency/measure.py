@@ -55,7 +55,7 @@ _MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
 _PROBE_INTERVAL_NS = 500_000_000
 _SAMPLED_BETWEEN_NS = 100_000_000  # a millisecond of waiting changes such an inference by less than 1 %
 _POLL_S = 0.0005
-_ALONE_S = 2.0  # of a candidate alone
+_ALONE_S = 2.0  # time that a candidate runs alone
 _LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
 
 

@@ -45,9 +45,9 @@ _PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
     "sustained": SustainedRun,
 }
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
-NOTABLE_CHANGE = 0.1  # of the machine's speed or of the times; a smaller one gives no warning
-BUSY_FRACTION = 0.1  # of the cores used by other processes; a smaller one gives no warning
-_WARMUP_FRACTION = 0.25  # of `max_total_s`, for the warm-ups of all candidates together
+NOTABLE_CHANGE = 0.1  # change of the machine's speed or of the times; a smaller one gives no warning
+BUSY_FRACTION = 0.1  # fraction of the cores used by other processes; a smaller one gives no warning
+_WARMUP_FRACTION = 0.25  # fraction of `max_total_s` for the warm-ups of all candidates together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +64,11 @@ class MeasurePlan:
     the pace of the warm-up. The number is the same in every turn, so that a round in which the machine was slow has
     the same weight as any other.
 
-    End: after `min_rounds` rounds, when every candidate has `min_runs` samples and `min_duration_s` seconds of them. Or
-    when the rounds have taken `max_duration_s` seconds times the number of candidates, or when the whole measurement
-    has taken `max_total_s` seconds.
-    At least one round is run, so a single slow round may exceed the limit. If the ratio of a candidate to the first
-    cannot be told then and its interval is wide, the rounds go on until there are `extension` times as many.
+    End: when all minimums are met (`min_rounds` rounds; of every candidate `min_runs` samples and `min_duration_s`
+    seconds of them), or at `max_duration_s` seconds times the number of candidates, or at `max_total_s` seconds. If the
+    ratio of a candidate to the first is undecided when the minimums are met, and its interval is wide, the rounds
+    continue within these limits, up to `extension` times as many. At least one round is run, so a single slow round may
+    exceed a limit.
 
     Device: its sensors are read every `sample_interval_s` seconds at most, during unrecorded runs. If it has energy
     counters, its power is measured for `idle_s` seconds before the warm-up.

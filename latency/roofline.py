@@ -20,9 +20,9 @@ _SIDE = 1024
 MATMUL_SHAPES = ((256, 1024, 1024), (_SIDE, _SIDE, _SIDE), (196, 768, 3072))
 _MIN_COPY_BITS, _MAX_COPY_BITS = 20, 28  # 1 MB, which is long enough to time, and 256 MB, beyond all caches
 _MIN_CALLS = 5
-_SHAPE_S = 0.2  # that each shape is repeated
+_SHAPE_S = 0.2  # time that each shape is repeated
 _FILLED_S = 1e-4  # a product that takes less may leave parts of a large GPU without work
-_MAX_SIDE = 8192  # of a square product
+_MAX_SIDE = 8192  # side of the largest square product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Roofline:
         """The least time of the multiply-adds.
 
         Those in a precision without a rate count at the fp32 rate, which emulates it; those whose precision the runtime
-        does not tell, as TensorRT 8.6 of a whole transformer, at the best rate.
+        does not report, such as TensorRT 8.6 for a whole transformer, count at the best rate.
         """
         return 1e3 * sum(count / self._rate(precision) for precision, count in self.macs.items())
 

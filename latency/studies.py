@@ -20,9 +20,9 @@ from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.types import PRECISIONS, Array
 
-_PROFILE_MS = 1000.0  # of inferences that are profiled
+_PROFILE_MS = 1000.0  # total time of the profiled inferences
 _MIN_PROFILED, _MAX_PROFILED = 5, 50
-_SETTING_S = 1.0  # of each setting of the throughput
+_SETTING_S = 1.0  # time to measure the throughput of one setting
 _MAX_SUSTAINED_S = 24 * 3600.0
 
 
@@ -52,7 +52,7 @@ class Subject:
     runtime: str  # its title; engines of one runtime share the rates of its matrix products
     feeds: Mapping[int, Mapping[str, Array]]  # inputs by batch, in rising order
     executed: ExecutedPrecision
-    work: ModelWork | None  # None if the manifest does not tell it
+    work: ModelWork | None  # None if the manifest does not have it
     is_peer: bool = False  # built for comparison: only its limit is of interest
 
     @property
@@ -87,7 +87,7 @@ def _study_one(
     problems = dict(report.study_problems)
 
     def attempt(part: str, what: str, make: Callable[[], object]) -> None:
-        """Keep the result of a study, or why there is none: the rounds before are worth a report all the same."""
+        """Keep the result of a study, or why there is none. A failed study does not discard the measurement."""
         show(what)
         try:
             found[part] = make()
@@ -161,12 +161,12 @@ class Machine:
 
 
 def _multiplying(subject: Subject) -> str:
-    """Return the runtime, or the library, whose matrix products tell the limit for a subject."""
+    """Return the runtime, or the library, whose matrix products set the limit for a subject."""
     return subject.engine.product_library or subject.runtime
 
 
 def _by_precision(macs: int, executed: ExecutedPrecision) -> dict[str, int]:
-    """Return the MACs by the precision that runs them; all in the most frequent one if the runtime tells no shares."""
+    """Return the MACs by the precision that runs them; all in the most frequent one if fractions are unknown."""
     if not executed.macs:
         return {executed.actual: macs}
     return {name: round(macs * executed.fraction(name)) for name in executed.macs}

@@ -20,7 +20,7 @@ from edgevit.types import Interval
 MIN_S = 3.0
 _INTERVAL_S = 0.5  # between readings of the device, during which the engine goes on
 
-STEADY_FRACTION = 0.05  # by which the last rate may be below the first
+STEADY_FRACTION = 0.05  # largest difference between the first and the last rate of a steady run
 _WINDOWS = 3  # at least: a first, a last and one between them
 
 
@@ -29,27 +29,27 @@ class SustainedRun:
     """Images in each second of a run, and the clock that mattered, in MHz, at its start and at its end."""
 
     batch: int
-    seconds: tuple[float, ...]  # images per second in each second
+    images_per_s: tuple[float, ...]  # in each second
     first_clock_mhz: Interval | None = None  # lowest and highest in the first window; None if none is reported
     last_clock_mhz: Interval | None = None
     hottest_c: float | None = None
 
     @property
     def duration_s(self) -> int:
-        return len(self.seconds)
+        return len(self.images_per_s)
 
     @property
     def window_s(self) -> int:
         """The first and the last 10 s, or thirds of a run below 30 s."""
-        return max(1, min(10, len(self.seconds) // _WINDOWS))
+        return max(1, min(10, len(self.images_per_s) // _WINDOWS))
 
     @property
     def first_per_s(self) -> float:
-        return float(np.mean(self.seconds[: self.window_s]))
+        return float(np.mean(self.images_per_s[: self.window_s]))
 
     @property
     def last_per_s(self) -> float:
-        return float(np.mean(self.seconds[-self.window_s :]))
+        return float(np.mean(self.images_per_s[-self.window_s :]))
 
     @property
     def change(self) -> float:
@@ -69,7 +69,8 @@ class SustainedRun:
             "change": self.change,
             "steady": self.steady,
         }
-        return {**asdict(self), **derived}
+        fields = asdict(self)
+        return {"batch": fields.pop("batch"), "seconds": fields.pop("images_per_s"), **fields, **derived}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SustainedRun:
@@ -77,7 +78,7 @@ class SustainedRun:
         first, last = (None if each is None else Interval(float(each["low"]), float(each["high"])) for each in clocks)
         return cls(
             batch=int(data["batch"]),
-            seconds=tuple(map(float, data["seconds"])),
+            images_per_s=tuple(map(float, data["seconds"])),
             first_clock_mhz=first,
             last_clock_mhz=last,
             hottest_c=None if data["hottest_c"] is None else float(data["hottest_c"]),
@@ -109,13 +110,15 @@ def run_sustained(
     if not all(counts):
         raise MeasureError(f"{candidate.name} ran less than once a second; --sustained needs a faster engine")
     rates = tuple(float(candidate.batch * count) for count in counts)
-    run = SustainedRun(batch=candidate.batch, seconds=rates)
+    run = SustainedRun(batch=candidate.batch, images_per_s=rates)
     window_ns, whole_ns = 10**9 * run.window_s, 10**9 * len(counts)
     first = _clock_range(trace, candidate, 0, window_ns)
     last = _clock_range(trace, candidate, whole_ns - window_ns, whole_ns)
     spread = {} if trace is None else trace.spread(candidate.name, "temperature")
     hottest_c = max((high for _, _, high in spread.values()), default=None)
-    return SustainedRun(batch=run.batch, seconds=rates, first_clock_mhz=first, last_clock_mhz=last, hottest_c=hottest_c)
+    return SustainedRun(
+        batch=run.batch, images_per_s=rates, first_clock_mhz=first, last_clock_mhz=last, hottest_c=hottest_c
+    )
 
 
 def _clock_range(trace: DeviceTrace | None, candidate: Candidate, begin_ns: int, end_ns: int) -> Interval | None:

@@ -17,7 +17,7 @@ from edgevit.types import Array
 _GPU_STREAMS = 16  # the most that are tried on a GPU
 MIN_GROWTH = 1.03  # a setting that gains less is the last
 _WARMUP_FRACTION = 0.2
-_TURN_MS = 100.0  # of a timed run with several inferences in flight; at least
+_TURN_MS = 100.0  # least time of a timed run with several inferences in flight
 _LEAST_EACH, _MOST_EACH = 2, 16  # inferences of each stream in a timed run
 
 

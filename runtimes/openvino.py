@@ -52,17 +52,16 @@ from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array, Dim, Precision, TensorSpec
 
-# By which p50 may differ from the median of benchmark_app, as a fraction of it and in ms.
+# Allowed difference between p50 and benchmark_app's median: relative part, and absolute part in ms.
 APP_RELATIVE, APP_ABSOLUTE_MS = 0.1, 0.2
 APP_TOLERANCE = f"{100 * APP_RELATIVE:g} % plus {APP_ABSOLUTE_MS:g} ms"
 # "throughput" splits the threads into streams.
 HINT = Setting("hint", ("latency", "throughput"), of_threads=True, of_streams=True)
 PINNING = Setting("pinning", ("on", "off"))  # whether each thread keeps to one core
-HYPER_THREADING = Setting(
-    "hyper_threading", ("on", "off"), of_threads=True
-)  # whether both logical cores of a physical one are used
+# Whether both logical cores of a physical one are used.
+HYPER_THREADING = Setting("hyper_threading", ("on", "off"), of_threads=True)
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
-# Of what is in float in an int8 bundle; other bundles run in their own. A processor without the arithmetic runs f32.
+# Precision of an int8 bundle's float operators; refused for fp32 and bf16 bundles. Processors without it run f32.
 INFERENCE_PRECISION = Setting("inference_precision", ("f32", "bf16", "f16"), of_precision=True)
 _TELEMETRY = "openvino_telemetry"
 # Lines of OpenVINO's report of a failed conversion.
@@ -172,18 +171,17 @@ class OpenVinoEngine(Engine):
             # By default the plugin runs fp32 models in bf16 if the processor supports it.
             "INFERENCE_PRECISION_HINT": _available(ov, _inference_precision(options)),
         }
-        if options.cache_dir is not None:
-            settings["CACHE_DIR"] = str(options.cache_dir)
+        cache = {} if options.cache_dir is None else {"CACHE_DIR": str(options.cache_dir)}
         try:
             with dropping_pages(artifact.with_suffix(".bin")):
-                self._compiled = ov.Core().compile_model(str(artifact), DEVICE, settings)
+                self._compiled = ov.Core().compile_model(str(artifact), DEVICE, {**settings, **cache})
         except Exception as error:
             raise BuildError(f"OpenVINO cannot load {artifact}: {_reason(error)}") from error
         devices = self._compiled.get_property("EXECUTION_DEVICES")
         if list(devices) != [DEVICE]:
             raise BuildError(f"OpenVINO runs on {devices} instead of {DEVICE}")
         self._request = self._compiled.create_infer_request()
-        self._ov, self._settings = ov, settings
+        self._ov, self._settings, self._cache = ov, settings, cache
         self._artifact = artifact.absolute()  # read again later, when the current folder may have changed
         self.inputs = self._specs("inputs")
         self.outputs = self._specs("outputs")
@@ -233,9 +231,8 @@ class OpenVinoEngine(Engine):
         source = self._source()
         operators = multiplying_operators(source)
         executed = read_precision(self._compiled, operators)
-        if self.batches is not None or "CACHE_DIR" in self._settings:
-            settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
-            again = read_precision(self._ov.Core().compile_model(source, DEVICE, settings), operators)
+        if self.batches is not None or self._cache:
+            again = read_precision(self._ov.Core().compile_model(source, DEVICE, self._settings), operators)
             same = again.layers.keys() == executed.layers.keys()
             executed = replace(executed, macs=again.macs if same else {})
         total = sum(operator.macs or 0 for operator in operators.values())
@@ -246,8 +243,7 @@ class OpenVinoEngine(Engine):
         return replace(read_precision(self._compiled, multiplying_operators(self._source())), macs={})
 
     def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
-        settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
-        profiled = self._compile({**settings, "PERF_COUNT": True})
+        profiled = self._compile({**self._settings, "PERF_COUNT": True})
         names = node_names(self._artifact.with_suffix(".onnx"))  # a bundle has the ONNX file beside it
         operators = multiplying_operators(self._source())
         return profile_layers(profiled, feeds, names, operators, runs=runs, skip=PROFILE_WARMUP)
@@ -256,14 +252,14 @@ class OpenVinoEngine(Engine):
         return matmul(self._ov, self._settings, shape, precision)
 
     def throughput_runner(self, streams: int) -> ThroughputRunner:
-        settings = {**self._settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+        settings = {**self._settings, **self._cache, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         return OpenVinoStreams(self._ov, self._compile(settings), streams)
 
     def _compile(self, settings: Mapping[str, Any]) -> Any:
         return self._ov.Core().compile_model(str(self._artifact), DEVICE, dict(settings))
 
     def _source(self) -> Any:
-        """Read the model that was compiled again, with static shapes."""
+        """Read the source model again, reshaped to the optimum batch if dynamic."""
         try:
             model = self._ov.Core().read_model(str(self._artifact))
             if self.batches is not None:
@@ -329,7 +325,7 @@ def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
 
 
 def _inference_precision(options: BuildOptions) -> str:
-    """Return the precision of what is in float in the graph."""
+    """Return the precision of the float operators."""
     return "bf16" if options.precision == "bf16" else options.session.get(INFERENCE_PRECISION)
 
 

@@ -1,4 +1,4 @@
-"""The precisions of OpenVINO: those of the processor, and executed ones and MACs from its runtime model."""
+"""Read the precisions OpenVINO supports here, and the executed precision and MACs of a compiled model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgevit.runtimes.precision import ExecutedPrecision, sum_by_precision
 from edgevit.types import Shape
 
 DEVICE = "CPU"
-CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # of a processor, by inference precision
+CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # OpenVINO's names of them, by inference precision
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "f64": "fp64"}
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
 _MATMULS = frozenset({"FullyConnected", "MatMul"})

@@ -1,4 +1,4 @@
-"""One matrix product in OpenVINO, whose rate bounds that of a model."""
+"""Matmuls in OpenVINO that measure its best rate, for the roofline."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _FLOATS = {"fp32": "f32", "bf16": "bf16"}  # inference precisions in which produ
 def matmul(ov: Any, settings: Mapping[str, Any], shape: tuple[int, int, int], precision: str) -> Operations | None:
     """Return one matrix product, compiled with `settings`; see Engine.matmul.
 
-    In int8 it is a matmul or a convolution, the faster one: with AVX2 alone the convolution, by a factor of 2 to 4.
+    In int8 it is a matmul or a convolution, whichever is faster: on x86 without VNNI and AVX-512, OpenVINO's int8
+    matmul is slower than its convolution (docs/quantization.md).
     """
     opset = importlib.import_module(f"{ov.__name__}.opset13")
-    own = {name: value for name, value in settings.items() if name != "CACHE_DIR"}
+    own = dict(settings)
     if precision in _FLOATS:
         if CAPABILITIES[_FLOATS[precision]] not in capabilities(ov):
             return None

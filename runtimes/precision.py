@@ -73,8 +73,8 @@ class ExecutedPrecision:
         `expected` is the fraction of MACs, 0 to 1, that the graph has in `precision`; at least 0.95 of it must run in
         it. If the engine's MACs are unknown, a quarter of that fraction of its layers must; if `expected` is unknown, a
         quarter of its layers. In bf16, which the runtime is asked for, `expected` is 1 unless it is given. Layers of
-        unknown precision are left out. If none of the others is in `precision`, the engine is accepted only if they are
-        not more than the unknown ones.
+        unknown precision are left out. If no known layer has `precision`, accept the engine only if at least as many
+        layers are unknown as known.
         """
         if expected is not None and not 0 <= expected <= 1:  # NaN too, which no comparison below would refuse
             raise PrecisionError(f"invalid {precision} fraction in the manifest ({expected}); export the model again")

@@ -36,7 +36,7 @@ class TorchMode:
 
     @property
     def title(self) -> str:
-        """The name in tables and reports, which tells the device: "torch (CPU)"."""
+        """The name in tables and reports, with the device: "torch (CPU)"."""
         return f"{'torch.compile' if self.compiled else 'torch'} ({_TITLES[self.device]})"
 
 

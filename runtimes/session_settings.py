@@ -1,6 +1,6 @@
 """Settings of an inference session, which decide its speed and memory, not the network that it computes.
 
-One kind also decides the precision of what is in float in an int8 bundle (`Setting.of_precision`).
+One kind also decides the precision of the float operators of an int8 bundle (`Setting.of_precision`).
 
 Each runtime declares its settings as `Runtime.settings`. `edgevit tune` finds the values, a bundle's manifest records
 them, and the engine is opened with them.
@@ -22,15 +22,11 @@ class Setting:
     values: tuple[str, ...]
     of_threads: bool = False  # whether it only matters to an engine with several threads
     of_streams: bool = False  # whether the number of inferences in flight decides it
-    of_precision: bool = False  # whether it lowers the precision of what is in float; only int8 bundles take it
+    of_precision: bool = False  # whether it lowers the precision of the float operators; only int8 bundles take it
 
     @property
     def default(self) -> str:
         return self.values[0]
-
-    @property
-    def alternatives(self) -> tuple[str, ...]:
-        return self.values[1:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, read_image, to_array
 from edgevit.types import PAD_SIDES, Array, PadSide, ResizeMode
+from tests.helpers.placements import boxes_to_input
 
 WIDE = Preprocessing(input_size=(3, 64, 96), mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear", resize="fit")
 SIZES = [
@@ -50,7 +51,7 @@ def test_a_drawn_box_comes_back_within_half_a_pixel(size: tuple[int, int], mode:
     placement = preprocessing.place(image)
     back = placement.boxes_to_photo(np.array([found_box(to_array(image, preprocessing)[0])]))
     assert np.abs(back - box).max() <= 0.5
-    assert np.abs(placement.boxes_to_input(back)[0] - found_box(to_array(image, preprocessing)[0])).max() < 1e-9
+    assert np.abs(boxes_to_input(placement, back)[0] - found_box(to_array(image, preprocessing)[0])).max() < 1e-9
 
 
 @pytest.mark.parametrize("side", PAD_SIDES)
@@ -65,12 +66,12 @@ def test_the_whole_photo_maps_to_the_part_that_is_not_padding(
     array = to_array(image, preprocessing)
     placement = preprocessing.place(image)
     shown = np.argwhere(array[0] > 0.5)
-    (left, top, right, bottom) = placement.boxes_to_input(np.array([[0, 0, *size]]))[0]
+    (left, top, right, bottom) = boxes_to_input(placement, np.array([[0, 0, *size]]))[0]
     assert shown.min(0).tolist() == [top, left]
     assert (shown.max(0) + 1).tolist() == [bottom, right]
     assert (array != -7).sum() == 3 * len(shown)
     box = np.array([[0.25 * size[0], 0.5 * size[1], 0.75 * size[0], 0.9 * size[1]]])
-    assert np.allclose(placement.boxes_to_photo(placement.boxes_to_input(box)), box, rtol=0, atol=1e-9 * max(size))
+    assert np.allclose(placement.boxes_to_photo(boxes_to_input(placement, box)), box, rtol=0, atol=1e-9 * max(size))
 
 
 def test_a_photo_turned_by_exif_is_placed_upright(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_pixel_centers_of_the_photo_in_a_map(size: tuple[int, int]) -> None:
     placement = replace(WIDE, pad_side="center").place(Image.new("RGB", size))
     rows, columns = placement.map_centers((16, 24))
     centers = np.array([[0.5, 0.5, size[0] - 0.5, size[1] - 0.5]])
-    left, top, right, bottom = placement.boxes_to_input(centers)[0] / 4 - 0.5
+    left, top, right, bottom = boxes_to_input(placement, centers)[0] / 4 - 0.5
     assert np.allclose([columns[0], rows[0], columns[-1], rows[-1]], [left, top, right, bottom])
     assert (len(rows), len(columns)) == (size[1], size[0])
 

@@ -166,7 +166,7 @@ def bundle_name(model: str, precision: str, fmt: str) -> str:
 
 
 def display_names(bundles: Sequence[Bundle]) -> list[str]:
-    """Names of bundles in reports: the folder name, after as many of its parents as tell it from its namesakes."""
+    """Names of bundles in reports: the folder name, prefixed with enough parent folders to be unique."""
     return [_distinct(bundle, [other for other in bundles if other.name == bundle.name]) for bundle in bundles]
 
 

@@ -64,6 +64,8 @@ CLASSES_FILE = "classes.txt"
 LATENCY_FILE = "latency.json"
 TUNING_FILE = "tuning.json"
 
+JUDGED_ENGINE = "the engine"  # "judged" in the comparison with fp32, if an engine was compared
+
 MAX_MANIFEST_BYTES = 64 << 20
 # Limits that no real bundle comes near; a damaged or hostile manifest must not make edgevit allocate gigabytes.
 MAX_BATCH = 1 << 16

@@ -11,7 +11,7 @@ from typing import Any
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.labeled import LabeledBoxes, LabeledMasks
 from edgevit.bundles.latency_file import read_latency
-from edgevit.bundles.manifest import MODEL_FILE
+from edgevit.bundles.manifest import JUDGED_ENGINE, MODEL_FILE
 from edgevit.errors import UsageError
 from edgevit.latency.document.content import Document, Session, session_of
 from edgevit.latency.document.product import Accuracy, EngineParity, Product
@@ -21,7 +21,7 @@ from edgevit.runtimes.registry import get_runtime
 from edgevit.untrusted import InvalidError, Json, JsonObject, boolean, integer, list_of, nullable, number, one_of, text
 
 _ENGINE_STAGE = ": engine"  # ends the name of the stage of a parity check that is the engine's own
-_JUDGED_ENGINE = "the engine"  # in a manifest's comparison with fp32
+
 _METRICS = (TOP1, LabeledBoxes.metric, LabeledMasks.metric)
 _MOST_DB = 1e4
 
@@ -159,6 +159,6 @@ def _accuracy(record: Json) -> Accuracy | None:
         judged = fields.read_or("judged", text(), "")
     except InvalidError:
         return None
-    if value is None or judged != _JUDGED_ENGINE:
+    if value is None or judged != JUDGED_ENGINE:
         return None
     return Accuracy(metric=metric, value=value, images=images)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from edgevit.types import Interval
 
 _DEFAULT_MAX_SLOWDOWN = 0.1
-_PERCENTS = (50, 90, 99)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -294,12 +293,14 @@ def _conditions(reports: Sequence[LatencyReport]) -> str:
 
 def _percentiles(reports: Sequence[LatencyReport]) -> list[str]:
     """Return one line for each engine with its percentiles and their intervals, and those of its time on the GPU."""
+    from edgevit.latency.compare import PERCENTS
+
     lines = []
     for name, report in zip(short_names([report.name for report in reports]), reports, strict=True):
         host = [
-            (percent, report.percentile(percent).value, report.percentile_interval_ms(percent)) for percent in _PERCENTS
+            (percent, report.percentile(percent).value, report.percentile_interval_ms(percent)) for percent in PERCENTS
         ]
-        gpu = [(percent, *report.compute_percentile(percent)) for percent in _PERCENTS]
+        gpu = [(percent, *report.compute_percentile(percent)) for percent in PERCENTS]
         parts = [_percentile_list("ms", host), *([_percentile_list("ms on the GPU", gpu)] if report.compute_ms else [])]
         lines.append(f"percentiles: {name} {'; '.join(parts)}")
     return lines
@@ -327,23 +328,21 @@ def _parity(reports: Sequence[LatencyReport]) -> list[str]:
 
 def _sampling(report: LatencyReport) -> list[str]:
     """Return one line on the device while the engines worked; none if it has no sensors."""
+    from edgevit.latency.document.figures import whole_range
+
     trace = report.trace
     if trace is None or not trace.costs_ms:
         return []
     clocks = trace.clock_ranges(report.name, on_gpu=report.uses_gpu)
     hottest = max((high for _, _, high in trace.spread(report.name, "temperature").values()), default=None)
     found = [
-        *(f"{name} {_range(low, high)} MHz" for name, (low, high) in clocks.items()),
+        *(f"{name} {whole_range(low, high)} MHz" for name, (low, high) in clocks.items()),
         *(f"{name} {power:.1f} W" for name, power in report.power_w.items()),
         *([] if hottest is None else [f"hottest sensor {hottest:.0f} C"]),
     ]
     rate = "" if trace.rate_hz is None else f" at {trace.rate_hz:.1f} Hz"
     cost = f"sampled {len(trace.costs_ms)} times{rate}, {fixed(trace.cost_ms, 1)} ms each, never while a run was timed"
     return [f"device: {'; '.join([', '.join(found), cost] if found else [cost])}"]
-
-
-def _range(low: float, high: float) -> str:
-    return f"{high:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
 
 
 def _energies(reports: Sequence[LatencyReport]) -> list[str]:

@@ -133,7 +133,7 @@ def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
     parts: list[Part] = [engine_table(report)]
     if detailed:
         parts += [race_table(report)]
-    parts.append("* no other one is better in time, accuracy, size and memory at once; both in MB")
+    parts.append("* Pareto-optimal in time, accuracy, size (MB) and peak memory (RAM, in MB)")
     parts.append(f"wrote {report.path}; {report.elapsed_s:.0f} of {report.limit_s:.0f} s")
     lines = [f"refused: {each.name}: {each.reason}" for each in report.refused]
     if report.not_tried:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgevit.bundles.manifest import JUDGED_ENGINE
 from edgevit.cpu import int8_instructions
 from edgevit.errors import ParityError
 from edgevit.latency.compare import side_by_side
@@ -23,7 +24,6 @@ from edgevit.pipeline.references import EvalDataset
 from edgevit.runtimes.parity import OutputParity
 from edgevit.types import PHOTOS, Precision
 
-ENGINE = "the engine"
 GRAPH = "the ONNX graph"
 
 
@@ -33,7 +33,7 @@ class PrecisionComparison:
 
     fmt: str
     precision: Precision
-    measured_on: str  # ENGINE, or GRAPH if no engine runs here
+    measured_on: str  # JUDGED_ENGINE, or GRAPH if no engine runs here
     parity: tuple[OutputParity, ...]  # with PyTorch
     fp32_evaluation: AnyEvaluation | None  # on the labeled images
     evaluation: AnyEvaluation | None
@@ -132,7 +132,7 @@ class PrecisionComparison:
             of_fp32 = f"{fp32.metric} {fp32.accuracy:.1%} on {fp32.images} images"
             return f"accuracy unknown (fp32 itself has {of_fp32}, as a guess may)"
         images = f"on {fp32.images} images"
-        if self.measured_on != ENGINE:
+        if self.measured_on != JUDGED_ENGINE:
             images += f" ({self.measured_on}; no engine has run)"
         if drop.points == 0:
             return f"no accuracy lost {images}"
@@ -200,7 +200,7 @@ def compare_with_fp32(
     return PrecisionComparison(
         fmt=bundle.fmt,
         precision=precision,
-        measured_on=ENGINE if bundle.deployable_engine is not None else GRAPH,
+        measured_on=JUDGED_ENGINE if bundle.deployable_engine is not None else GRAPH,
         parity=tuple(result for result in bundle.parity.results if result.stage == last_stage),
         fp32_evaluation=evaluations[0] if evaluations is not None else None,
         evaluation=evaluations[1] if evaluations is not None else None,

@@ -10,10 +10,10 @@ from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult, reopen_built
 
-LARGE_BYTES = 128_000_000  # of an engine's files: below, loading it again costs more than its memory is worth
+LARGE_BYTES = 128_000_000  # size of an engine's files; below it, loading again costs more than the memory is worth
 
 
-def rest(built: BuildResult, config: ExportConfig) -> BuildResult:
+def close_if_unneeded(built: BuildResult, config: ExportConfig) -> BuildResult:
     """Close the engine if it is large, or if no later stage runs it."""
     if built.engine is not None and (is_large(built) or not config.compares_engines):
         built.engine.close()
@@ -21,10 +21,10 @@ def rest(built: BuildResult, config: ExportConfig) -> BuildResult:
 
 
 def resume(built: BuildResult, options: BuildOptions) -> BuildResult:
-    """Load an engine again that `rest` closed for its size."""
+    """Load an engine again that `close_if_unneeded` closed for its size."""
     return reopen_built(built, options) if is_large(built) else built
 
 
 def is_large(built: BuildResult) -> bool:
-    """Return whether `rest` closes the engine even if a later stage runs it."""
+    """Return whether `close_if_unneeded` closes the engine even if a later stage runs it."""
     return built.artifact is not None and built.artifact.size_bytes > LARGE_BYTES

@@ -57,5 +57,5 @@ def _build_baseline(export: ExportRun, bundle: BuiltBundle, graph: OnnxGraph, fo
     with export.timer.stage(f"{bundle.fmt}: fp32 baseline"), translate_write_errors(folder):
         folder.mkdir(parents=True)
         graph.save(folder / MODEL_FILE)
-        built = build_engine(bundle.runtime, folder / MODEL_FILE, folder, options)
-        return Fp32Baseline(graph=graph, built=engine_memory.rest(open_built(built, options), export.config))
+        built = open_built(build_engine(bundle.runtime, folder / MODEL_FILE, folder, options), options)
+        return Fp32Baseline(graph=graph, built=engine_memory.close_if_unneeded(built, export.config))

@@ -19,7 +19,7 @@ from edgevit.types import Reference, Run
 
 _LOG = logging.getLogger(__name__)
 
-_LIMIT_S = 60.0  # for all rows together
+_LIMIT_S = 60.0  # time limit for all rows together
 _TRUSTED_STD = 1e-3  # largest difference on a row that is not in question, or on any if all are
 
 
@@ -46,7 +46,7 @@ def _trusted_errors(run: Run, reference: Reference, asked: list[int], *, batch: 
     end_s = time.monotonic() + _LIMIT_S
     control = next((row for row in range(reference.rows) if row not in asked), None)
     if control is not None and _of_std(_errors(run, reference, control, batch=batch), reference) > _TRUSTED_STD:
-        raise ExportError("the evaluator computes something else")
+        raise ExportError("onnx's reference evaluator and ONNX Runtime disagree")
     found: dict[int, Mapping[str, float]] = {}
     for row in asked:
         if time.monotonic() > end_s:

@@ -270,7 +270,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
             parity=parity + engine_parity,
             device_steps=steps,
         )
-        engine_memory.rest(built, config)
+        engine_memory.close_if_unneeded(built, config)
         if not isinstance(plan, QuantizationPlan) or engine_parity.first_failed_stage is None:
             return attempt
         more = converter.revert_more(specialized, fmt, plan) if round_ < MAX_ENGINE_ROUNDS else None

@@ -45,6 +45,7 @@ from edgevit.export.lint.targets import (
     find_unsupported,
     newest_opset,
 )
+from edgevit.export.quantization.fp16_rules import FP16_MAX
 from edgevit.formats import get_format
 from edgevit.types import Array
 
@@ -313,7 +314,6 @@ def _wide_type(context: LintContext, dtype: ir.DataType, at: ir.Node | str) -> D
     return Diagnostic("note", at, why, "use int32")
 
 
-_FP16_MAX = float(np.finfo(np.float16).max)  # 65504
 _FP16_ZERO = 2.0**-25  # magnitudes up to this round to 0 in fp16
 _LARGE_ACTIVATION = 8.0  # normalized activations seldom leave ±8
 _ACCEPTS_INFINITY = frozenset({"Add", "Clip", "Max", "Min", "Where"})  # masks and bounds
@@ -343,7 +343,7 @@ def _check_fp16_range(node: ir.Node, position: int, array: Array) -> Iterator[Di
             )
         return
     largest = float(np.abs(values).max())
-    if largest > _FP16_MAX and node.op_type != "Clip":
+    if largest > FP16_MAX and node.op_type != "Clip":
         yield Diagnostic(
             "warning",
             node,
@@ -351,12 +351,12 @@ def _check_fp16_range(node: ir.Node, position: int, array: Array) -> Iterator[Di
             "mask with -1e4 instead of -1e9; scale this layer down and the next one up",
         )
     elif position == _WEIGHT_INPUTS.get(node.op_type) and (
-        (total := _max_row_sum(node, values)) * _LARGE_ACTIVATION > _FP16_MAX
+        (total := _max_row_sum(node, values)) * _LARGE_ACTIVATION > FP16_MAX
     ):
         yield Diagnostic(
             "warning",
             node,
-            f"the magnitudes of one output's weights sum to {total:.3g}: inputs of {_FP16_MAX / total:.2g} overflow in "
+            f"the magnitudes of one output's weights sum to {total:.3g}: inputs of {FP16_MAX / total:.2g} overflow in "
             "fp16",
             "scale this layer down and the next one up, or keep it in fp32",
         )

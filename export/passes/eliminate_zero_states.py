@@ -1,4 +1,4 @@
-"""Remove initial states of recurrent layers that are zero, which is what they are if they are not given.
+"""Remove initial states of recurrent layers that are zero, which is their default.
 
 PyTorch expands a zero to (layers, batch, hidden); with a dynamic batch that takes shape arithmetic.
 """

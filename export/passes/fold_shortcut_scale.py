@@ -1,4 +1,4 @@
-"""Fold the constant scale of a sum into its summands, if norms read the sum otherwise.
+"""Fold the scale of a sum into its summands if all other readers are norms.
 
 With y = c x + f(z), where f ends in a linear layer, y' = (c d) x + d f(z) is d y: d goes into the weights of f. A norm
 does not see the scale of its input, except through epsilon and the sign, so
@@ -88,9 +88,9 @@ def _factor(node: ir.Node) -> int | None:
 
 
 def _layers_of(branch: ir.Value, addition: ir.Node) -> list[ir.Node]:
-    """Return the nodes with constants, linear layers and additions of a bias, that together scale `branch`.
+    """Return the linear layers and bias additions to scale so that `branch` is scaled.
 
-    Empty if the branch does not end in linear layers, or if others than the addition read what would be scaled.
+    Empty if the branch does not end in linear layers, or another node reads an intermediate value.
     """
     inside, layers, pending = {addition}, [], [branch]
     while pending:
@@ -130,7 +130,7 @@ def _is_linear(node: ir.Node) -> bool:
 
 
 def _scale_constants(layer: ir.Node, factor: float, graph: ir.Graph) -> None:
-    """Multiply the constants of a layer, its weights and what it adds, by a factor."""
+    """Multiply the constants of a layer, its weights and its bias, by a factor."""
     for index, value in enumerate(layer.inputs):
         array = constant(value)
         if array is not None:
@@ -153,7 +153,7 @@ def _scaled_again(rescale: ir.Node, factor: float, graph: ir.Graph) -> ir.Value:
 
 
 def _rescale_norm(norm: ir.Node, factor: float, graph: ir.Graph) -> None:
-    """Make a norm compute from `factor` times its input what it computed from the input."""
+    """Change a norm so that `factor` times its input gives the output that the input gave."""
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
     norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon * factor**2)
     weight = constant(norm.inputs[1])

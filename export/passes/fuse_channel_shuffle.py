@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from edgevit.export.channel_order import Order
 from edgevit.export.ir_helpers import constant, initializer, only_consumer, remove_unused
-
-Order = NDArray[np.int64]  # (C,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """Merge narrow groups of a convolution until a group fills the vectors of the processor.
 
+Used for ONNX Runtime with AVX2 or AVX-512, and for OpenVINO with AVX2 or, in bf16 and int8, with AMX (docs/forms.md).
 ONNX Runtime runs a grouped convolution in its blocked layout if the input and output channels of a group are whole
-vectors, and otherwise as one small matrix product a group. OpenVINO's kernel for bf16 on AMX leaves most of a tile
-empty. k groups in a row are one group with their kernels on the diagonal and zeros elsewhere: k times the products,
-which take less time if k is small. Zeros change no sum of finite values, and are no work of the model: see
-`export/macs.py`.
+vectors, and otherwise as one small matrix product a group. In OpenVINO, narrow groups leave most of a vector, or of a
+tile of AMX, empty. k groups in a row are one group with their kernels on the diagonal and zeros elsewhere: k times the
+products, which take less time if k is small. Zeros change no sum of finite values, and are not counted as work of the
+model (`export/macs.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from edgevit.export.ir_helpers import constant, initializer, remove_unused
 from edgevit.types import Array
 
-_MOST = 4  # groups in one; 8 are slower than none
+_MAX_MERGED = 4  # groups in one; merging 8 is slower than merging none
 
 
 def merge_groups(model: ir.Model, *, lanes: int) -> None:
@@ -47,7 +48,7 @@ def _merged(weight: Array, groups: int, lanes: int) -> int:
     if inputs == 1 or outputs >= lanes:
         return 1
     count = math.lcm(lanes // math.gcd(lanes, inputs), lanes // math.gcd(lanes, outputs))
-    return count if count <= _MOST and groups % count == 0 else 1
+    return count if count <= _MAX_MERGED and groups % count == 0 else 1
 
 
 def _block_diagonal(weight: Array, groups: int, merged: int) -> Array:

@@ -111,8 +111,8 @@ def collect_ranges(
 ) -> dict[str, ValueRange]:
     """Return the range of each fp32 tensor by name, without weights; only of those in `names`, if given.
 
-    Raises UsageError without feeds, ExportError if an output of the graph is not finite for some of them only, or
-    nowhere: a model may mask classes with -inf, but always the same.
+    Raises UsageError without feeds. Raises ExportError if an output has non-finite values at positions that differ
+    between inputs, or no finite value. (Masking the same classes with -inf on every input is allowed.)
     """
     if not feeds:
         raise UsageError("no calibration inputs; give a folder of images with --calib DIR")
@@ -142,26 +142,26 @@ def collect_ranges(
 
 
 class _NonFiniteOutputs:
-    """The places where outputs are not finite, for each input in turn."""
+    """The positions at which outputs are not finite, on each input in turn."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self._always: dict[str, Array] = {}  # where an output was never finite
-        self._counts: list[dict[str, int]] = []  # of places, for each input
+        self._always: dict[str, Array] = {}  # positions at which an output was never finite
+        self._counts: list[dict[str, int]] = []  # number of non-finite positions, for each input
 
     def add(self, results: Mapping[str, Array]) -> None:
-        places = {name: ~np.isfinite(results[name]) for name in self._names}
-        self._always = {name: mask & self._always.get(name, mask) for name, mask in places.items()}
-        self._counts.append({name: int(mask.sum()) for name, mask in places.items()})
+        masks = {name: ~np.isfinite(results[name]) for name in self._names}
+        self._always = {name: mask & self._always.get(name, mask) for name, mask in masks.items()}
+        self._counts.append({name: int(mask.sum()) for name, mask in masks.items()})
 
     def require_equal(self) -> None:
-        """Raise ExportError for an input with other places than all inputs have, and for an output without values."""
+        """Raise ExportError if an input adds non-finite positions, or an output is never finite."""
         for index, counts in enumerate(self._counts):
             for name, mask in self._always.items():
                 if counts[name] > mask.sum() or mask.all():
                     raise ExportError(
-                        f"the fp32 model outputs NaN or infinity for calibration input {index}; fix the model or "
-                        "remove that input"
+                        f"the fp32 model outputs NaN or infinity for calibration input {index} (output {name}); fix "
+                        "the model or remove that input"
                     )
 
 

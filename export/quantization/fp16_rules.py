@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, is_in_modules
+from edgevit.export.ir_helpers import constant, is_in_modules, producers_of, readers_of
 from edgevit.export.quantization.dtypes import DATA_MOVEMENT, InterfaceType, computes, is_float, is_known, takes_fp16
 from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.types import Array
@@ -20,7 +20,7 @@ FP16_MIN_NORMAL = 2.0**-14  # 6.1e-5; smaller numbers lose bits, those below 3e-
 HEADROOM = 4.0  # magnitudes on other images may be this many times larger than on the calibration images
 KEPT_ON_REQUEST = "kept in float by --keep-float"
 MAX_EXACT_INTEGER = 2048.0  # fp16 holds all integers up to this one
-MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, from which on equal weights are no normal numbers
+MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, at which equal weights leave the normal numbers
 
 _SUMS = frozenset({"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool"})
 _SQUARES = frozenset({"ReduceSumSquare", "ReduceL2"})
@@ -152,7 +152,7 @@ def _pooling(context: Fp16Context) -> Kept:
         pixels = shape.pop(node.attributes.get_int("axis", -1))
         if pixels >= MAX_POOLED and shape[-1] * HEADROOM < pixels:
             reason = f"equal weights over {pixels} pixels are {1 / pixels:.2g}; fp16 loses bits below"
-            pooling = (reader for reader in _readers(node) if reader.op_type in _PRODUCTS)
+            pooling = (reader for reader in readers_of(node) if reader.op_type in _PRODUCTS)
             yield from ((member, f"{reason} {FP16_MIN_NORMAL:.2g}") for member in (node, *pooling))
 
 
@@ -171,7 +171,7 @@ def _statistics(context: Fp16Context) -> Kept:
         members = _with_inputs_of(context, node) | _until_division(context, node)
         centered = squared.producer()
         if centered is not None and centered.op_type == "Sub":
-            members |= {mean for mean in _producers(centered) if mean.op_type == "ReduceMean"}
+            members |= {mean for mean in producers_of(centered) if mean.op_type == "ReduceMean"}
             members.add(centered)
         members |= _between(context, members)
         yield from ((member, "part of a norm's statistics, as separate nodes") for member in members)
@@ -218,7 +218,7 @@ def _until_division(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
     ends: set[ir.Node] = {seed} if seed.op_type == "Div" else set()
     start = context.order.index(seed) + 1 if seed in context.order else len(context.order)
     for node in context.order[start:]:
-        if inside.isdisjoint(_producers(node)):
+        if inside.isdisjoint(producers_of(node)):
             continue
         if _divides(node, inside):
             ends.add(node)
@@ -228,7 +228,7 @@ def _until_division(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
             inside.add(node)
     on_path = {seed, *ends}
     for node in reversed(context.order):
-        if node in inside and not on_path.isdisjoint(_readers(node)):
+        if node in inside and not on_path.isdisjoint(readers_of(node)):
             on_path.add(node)
     return on_path
 
@@ -237,22 +237,22 @@ def _divides(node: ir.Node, by: AbstractSet[ir.Node]) -> bool:
     """Whether the node divides by the result of other nodes, or takes its logarithm, which loses accuracy alike."""
     if node.op_type == "Div":
         return node.inputs[1] is not None and node.inputs[1].producer() in by
-    reciprocals = {maker for maker in _producers(node) & by if maker.op_type == "Reciprocal"}
+    reciprocals = {maker for maker in producers_of(node) & by if maker.op_type == "Reciprocal"}
     return node.op_type == "Log" or (node.op_type == "Mul" and bool(reciprocals))
 
 
 def _with_inputs_of(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
     """Return `seed` and the arithmetic that only it uses, back to the matmuls and convolutions before it, included."""
     members = _used_only_by(context, {seed})
-    products = {node for node in context.order if node.op_type in _PRODUCTS and _readers(node)}
-    return members | {node for node in products if members.issuperset(_readers(node))}
+    products = {node for node in context.order if node.op_type in _PRODUCTS and readers_of(node)}
+    return members | {node for node in products if members.issuperset(readers_of(node))}
 
 
 def _between(context: Fp16Context, members: AbstractSet[ir.Node]) -> set[ir.Node]:
     """Return `members` and the arithmetic between them: nodes that use their results and that only they use."""
     candidates, inside = _used_only_by(context, members), set(members)
     for node in context.order:
-        if node in candidates and not inside.isdisjoint(_producers(node)):
+        if node in candidates and not inside.isdisjoint(producers_of(node)):
             inside.add(node)
     return inside
 
@@ -261,7 +261,7 @@ def _used_only_by(context: Fp16Context, members: AbstractSet[ir.Node]) -> set[ir
     """Return `members` and the arithmetic and data movement before them that nothing else reads."""
     found = set(members)
     for node in reversed(context.order):
-        readers = _readers(node)
+        readers = readers_of(node)
         if readers and found.issuperset(readers) and node.op_type in _ARITHMETIC | DATA_MOVEMENT:
             found.add(node)
     return found
@@ -279,7 +279,7 @@ def _moving_between(context: Fp16Context, kept: Iterable[ir.Node]) -> set[ir.Nod
             from_fp32.add(node)
     to_fp32: set[ir.Node] = set(fp32)  # nodes whose output is read in fp32
     for node in reversed(moving):
-        if not to_fp32.isdisjoint(_readers(node)) or (interface and any(v.is_graph_output() for v in node.outputs)):
+        if not to_fp32.isdisjoint(readers_of(node)) or (interface and any(v.is_graph_output() for v in node.outputs)):
             to_fp32.add(node)
     return {node for node in moving if node in from_fp32 and node in to_fp32}
 
@@ -289,7 +289,7 @@ def _squared(node: ir.Node) -> ir.Value | None:
     if node.op_type in _SQUARES:
         return node.inputs[0]
     summed = node.inputs[0].producer() if node.op_type in _SUMS and node.inputs[0] is not None else None
-    terms = _producers(summed) if summed is not None and summed.op_type == "Add" else {summed}
+    terms = producers_of(summed) if summed is not None and summed.op_type == "Add" else {summed}
     return next((root for term in terms if term is not None and (root := _root_of(term)) is not None), None)
 
 
@@ -314,15 +314,6 @@ def _adjacent(value: ir.Value) -> Iterator[ir.Node]:
     if producer is not None:
         yield producer
     yield from (use.node for use in value.uses())
-
-
-def _producers(node: ir.Node) -> set[ir.Node]:
-    producers = (value.producer() for value in node.inputs if value is not None)
-    return {producer for producer in producers if producer is not None}
-
-
-def _readers(node: ir.Node) -> set[ir.Node]:
-    return {use.node for value in node.outputs for use in value.uses()}
 
 
 def _size(value: ir.Value | None) -> int:

@@ -37,13 +37,13 @@ GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
 PREDICTS = "predicts boxes or scores, which have more digits than int8"
 CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
 TOO_SMALL = "too small to gain speed"
-# A layer below both is not quantized, which would take longer than it saves. Reading the weights of a layer of few rows
-# takes longer than its MACs.
-MIN_LAYER_FRACTION = 0.001  # of the graph's MACs
-MIN_WEIGHT_BYTES = 128 << 10  # in fp32
-MAX_PAIR_SUM = 128  # of two weights of the same sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
+# Layers below both limits stay in float: quantizing them costs more than it saves. Layers with few rows are bound by
+# reading weights, hence the second limit.
+MIN_LAYER_FRACTION = 0.001  # fraction of the graph's MACs
+MIN_WEIGHT_BYTES = 128 << 10  # size of the weights in fp32
+MAX_PAIR_SUM = 128  # sum of two weights of one sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
 _MAX_BIAS = 2.0**30  # in steps of the int32 accumulator; half of its range is left for the products
-_MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # a normal number of the type
+_MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # normal numbers of the type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Layer:
     activation: str  # name of its input
     output: str  # after its ReLU
     skip_reason: str  # why int8 would not speed it up; "" if it would
-    groups: tuple[str, str, str]  # that it belongs to: by shape, by size, by kind
+    groups: tuple[str, str, str]  # its groups: by shape, by size, by kind
 
     @property
     def is_slow_by_rule(self) -> bool:
@@ -67,8 +67,8 @@ class Layer:
 def find_layers(graph: OnnxGraph) -> tuple[Layer, ...]:
     """Return the layers in the order of the graph. All shapes have to be known: call `check` before.
 
-    Layers that predict boxes or scores are skipped, and grouped convolutions, unless less than half of the graph's work
-    would be left: then grouped convolutions are not, and if that is not enough, neither are the others.
+    Layers that predict boxes or scores are skipped, and so are grouped convolutions. If that leaves less than half of
+    the MACs, grouped convolutions are quantized after all; if still too few, prediction layers too.
     """
     total = graph_macs(graph)
     predicting = {str(node.name) for node in prediction_nodes(graph.model)}
@@ -312,7 +312,7 @@ class _Bias:
     """The constant bias of a layer."""
 
     reader: ir.Node  # the layer, or the Add that is the only reader of a matmul
-    index: int  # of the bias among the reader's inputs
+    index: int  # position of the bias among the reader's inputs
     value: ir.Value
     array: Array
 

@@ -4,9 +4,9 @@ x W + b of tokens (N, T, C) is a convolution of one dimension between two Transp
 an (N, H, W, C) map are tokens first. OpenVINO computes convolutions with their channels last, so that neither Transpose
 moves data; with two dimensions, or with a map's own Transposes, it copies the output once or twice.
 
-OpenVINO computes int8 matmuls slowly on x86 processors that have neither VNNI nor AVX-512, 1.8 times as slowly as the
-convolution. With AVX-512 it computes a matmul as fast, but adds the bias of a map in a pass of its own
-(docs/quantization.md has the measurements). In fp32 the matmul is faster, so that layers in float stay.
+On x86 without VNNI and AVX-512, OpenVINO's int8 matmul is slower than its convolution (docs/quantization.md). With
+AVX-512 it is as fast, but OpenVINO adds the bias of a map in a separate pass. In fp32 the matmul is faster, so that
+layers in float stay matmuls.
 """
 
 from __future__ import annotations

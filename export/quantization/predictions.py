@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant
+from edgevit.export.ir_helpers import constant, producers_of, readers_of
 from edgevit.export.quantization.dtypes import is_float
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
@@ -33,16 +33,16 @@ def _after_last_layers(order: Sequence[ir.Node]) -> set[ir.Node]:
     """Return the last layers and the nodes that depend on nothing else, and that only such nodes read."""
     leads_to_layer: set[ir.Node] = set()
     for node in reversed(order):
-        if any(reader.op_type in PRODUCTS or reader in leads_to_layer for reader in _readers(node)):
+        if any(reader.op_type in PRODUCTS or reader in leads_to_layer for reader in readers_of(node)):
             leads_to_layer.add(node)
     last = {node for node in order if node.op_type in PRODUCTS and node not in leads_to_layer}
     found = set(last)
     for node in order:
-        producers = _producers(node)
+        producers = producers_of(node)
         if node not in leads_to_layer and not found.isdisjoint(producers) and _is_fed_by(node, found):
             found.add(node)
     for node in reversed(order):
-        if node in found and not found.issuperset(_readers(node)):
+        if node in found and not found.issuperset(readers_of(node)):
             found.remove(node)
     return found
 
@@ -54,7 +54,7 @@ def _parts(order: Sequence[ir.Node], nodes: set[ir.Node]) -> list[list[ir.Node]]
         if node not in nodes:
             continue
         part = [node]
-        for before in {id(each): each for producer in _producers(node) if (each := part_of.get(producer))}.values():
+        for before in {id(each): each for producer in producers_of(node) if (each := part_of.get(producer))}.values():
             part = before + part
         part_of.update(dict.fromkeys(part, part))
     place = {node: index for index, node in enumerate(order)}
@@ -66,7 +66,7 @@ def _decodes(node: ir.Node) -> bool:
     """Whether the node is an Exp or a Sigmoid, and the latter is not part of x * sigmoid(x)."""
     if node.domain or node.op_type not in _DECODING:
         return False
-    readers = _readers(node)
+    readers = readers_of(node)
     gates = {reader for reader in readers if reader.op_type == "Mul" and node.inputs[0] in reader.inputs}
     return not readers or gates != readers
 
@@ -78,12 +78,3 @@ def _is_fed_by(node: ir.Node, nodes: set[ir.Node]) -> bool:
         for value in node.inputs
         if is_float(value) and value is not None
     )
-
-
-def _producers(node: ir.Node) -> set[ir.Node]:
-    producers = (value.producer() for value in node.inputs if value is not None)
-    return {producer for producer in producers if producer is not None}
-
-
-def _readers(node: ir.Node) -> set[ir.Node]:
-    return {use.node for value in node.outputs for use in value.uses()}

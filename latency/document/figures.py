@@ -40,3 +40,8 @@ def millijoules(energy: EnergyEstimate) -> str:
 
 def megabytes(size_bytes: int | None) -> str:
     return ABSENT if size_bytes is None else figure(size_bytes / 1e6)
+
+
+def whole_range(low: float, high: float) -> str:
+    """Return "900 to 1500", or "1500" if both round to the same."""
+    return f"{high:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"

@@ -17,14 +17,14 @@ from edgevit.latency.document.svg import WIDTH, Canvas, Point, Scale, series_cla
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.sampling.channel import Kind
 
-_LEFT, _RIGHT = 44.0, 352.0  # of the plotting area
+_LEFT, _RIGHT = 44.0, 352.0  # edges of the plotting area
 _BINS = 70
-_MAX_POINTS = 160  # of a line: more are not seen, and make the file large
-_MAX_LINES = 4  # of a panel
+_MAX_POINTS = 160  # points of a line: more are not seen, and make the file large
+_MAX_LINES = 4  # lines of a panel
 _MAX_RUG = 60
 _ROW = 40.0
 _PANEL = 74.0
-_NUMBER_SIZE = 11.0  # of a marker's number, with its distance from others
+_NUMBER_SIZE = 11.0  # size of a marker's number, with its distance from others
 _FEW_NAMES = 34  # characters that fit beside a figure
 
 
@@ -288,7 +288,7 @@ def _pareto(times: Sequence[float], costs: Sequence[float]) -> list[int]:
 
 
 def _frontier(canvas: Canvas, points: Sequence[Point]) -> None:
-    """Draw a step line: between two engines, only the faster one's value is to be had."""
+    """Draw a step line: between two engines, the faster one's value applies."""
     steps = [points[0]]
     for (_, before), (x, y) in itertools.pairwise(points):
         steps += [(x, before), (x, y)]

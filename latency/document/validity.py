@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edgevit.latency import statistics
+from edgevit.latency.document.figures import whole_range
 from edgevit.latency.document.product import Product
 from edgevit.latency.report import BUSY_FRACTION, NOTABLE_CHANGE, LatencyReport
 from edgevit.latency.system_files import SPIKES
@@ -55,12 +56,8 @@ def _clocks(report: LatencyReport) -> Check:
     if not ranges or count < _MIN_CLOCK_SAMPLES:
         return Check(name, "unknown", f"{count} samples of clocks" if ranges else "no clock was reported")
     moved = any(high - low > NOTABLE_CHANGE * high for low, high in ranges.values())
-    shown = ", ".join(f"{clock} {_span(low, high)} MHz" for clock, (low, high) in ranges.items())
+    shown = ", ".join(f"{clock} {whole_range(low, high)} MHz" for clock, (low, high) in ranges.items())
     return Check(name, _answer(holds=not moved), f"{shown} in {count} samples")
-
-
-def _span(low: float, high: float) -> str:
-    return f"{high:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
 
 
 def _no_limit(report: LatencyReport) -> Check:

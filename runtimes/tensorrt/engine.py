@@ -271,7 +271,7 @@ class TensorRtEngine(Engine):
             self.device_memory_mb = max(0, used - self._used_before) / MB
 
     def _context_memory(self) -> dict[str, str]:
-        """Return the memory that a context takes for its activations, as TensorRT tells it."""
+        """Return the memory that a context takes for its activations, as TensorRT reports it."""
         names = ("device_memory_size_v2", "device_memory_size")  # the first from 10.3 on, the second up to 10
         size = next((getattr(self._engine, name) for name in names if hasattr(self._engine, name)), None)
         return {} if size is None else {"context_memory_mb": f"{size / MB:.1f}"}
@@ -296,7 +296,7 @@ class TensorRtEngine(Engine):
 
 
 def _used_bytes(device: cuda.Device) -> int | None:
-    """Return the GPU memory in use; None if it is the host's and the system does not tell the GPU's share."""
+    """Return the GPU memory in use; None if it is the host's and the system does not report the GPU's share."""
     if not cuda_graph.shares_memory(device):
         return device.memory_bytes - cuda_graph.free_memory(device)
     return nvmap_bytes(_MEMINFO.read_text("ascii", "replace")) if _MEMINFO.exists() else None

@@ -12,26 +12,26 @@ MB = 1 << 20
 CONTEXT_BYTES = 600 * MB
 # The ONNX file, the parsed weights, the builder's copy and the engine.
 COPIES_OF_MODEL = 4
-MIN_WORKSPACE = 64 * MB
-MAX_WORKSPACE = 4096 * MB  # a larger workspace never changed the tactics of networks of this size
+MIN_WORKSPACE_BYTES = 64 * MB
+MAX_WORKSPACE_BYTES = 4096 * MB  # a larger workspace never changed the tactics of networks of this size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreeMemory:
     """Free bytes on the GPU and on the host. `shared` if both are the same memory, as on a Jetson."""
 
-    device_free: int
-    host_free: int
+    device_free_bytes: int
+    host_free_bytes: int
     shared: bool
 
     @property
-    def for_device(self) -> int:
+    def for_device_bytes(self) -> int:
         """Bytes that the GPU can get.
 
         Of shared memory, the CUDA driver reports only unused bytes and leaves out the file cache, which Linux frees on
         demand.
         """
-        return self.host_free if self.shared else self.device_free
+        return self.host_free_bytes if self.shared else self.device_free_bytes
 
 
 def workspace_bytes(requested_mb: int | None, memory: FreeMemory, model_bytes: int) -> int:
@@ -40,21 +40,21 @@ def workspace_bytes(requested_mb: int | None, memory: FreeMemory, model_bytes: i
     Raises BuildError if the build does not fit into memory: the system would kill it after minutes, without a message.
     """
     copies = COPIES_OF_MODEL * model_bytes
-    if not memory.shared and memory.host_free < copies:
+    if not memory.shared and memory.host_free_bytes < copies:
         raise BuildError(
-            f"out of memory: building this model needs {_mb(copies)} of host memory, {_mb(memory.host_free)} is free; "
-            "stop other processes or add swap"
+            f"out of memory: building this model needs {_mb(copies)} of host memory, "
+            f"{_mb(memory.host_free_bytes)} is free; stop other processes or add swap"
         )
     needed = CONTEXT_BYTES + (copies if memory.shared else 2 * model_bytes)
-    left = memory.for_device - needed
-    workspace = MIN_WORKSPACE if requested_mb is None else requested_mb * MB
+    left = memory.for_device_bytes - needed
+    workspace = MIN_WORKSPACE_BYTES if requested_mb is None else requested_mb * MB
     if left < workspace:
         raise BuildError(
-            f"out of memory: {_mb(memory.for_device)} of GPU memory is free, and the build needs {_mb(needed)} plus a "
-            f"workspace of {_mb(workspace)}; stop other processes (on a Jetson: sudo systemctl isolate "
+            f"out of memory: {_mb(memory.for_device_bytes)} of GPU memory is free, and the build needs {_mb(needed)} "
+            f"plus a workspace of {_mb(workspace)}; stop other processes (on a Jetson: sudo systemctl isolate "
             "multi-user.target), add swap, or reduce --workspace"
         )
-    return workspace if requested_mb is not None else min(max(left // 2, MIN_WORKSPACE), MAX_WORKSPACE)
+    return workspace if requested_mb is not None else min(max(left // 2, MIN_WORKSPACE_BYTES), MAX_WORKSPACE_BYTES)
 
 
 def host_free_bytes(meminfo: str, swaps: str) -> int:

@@ -139,8 +139,8 @@ def _read(path: Path) -> str:
 def _free_memory(device: cuda.Device) -> FreeMemory:
     meminfo, free = _read(Path("/proc/meminfo")), cuda_graph.free_memory(device)
     return FreeMemory(
-        device_free=free,
-        host_free=host_free_bytes(meminfo, _read(Path("/proc/swaps"))) if meminfo else free,
+        device_free_bytes=free,
+        host_free_bytes=host_free_bytes(meminfo, _read(Path("/proc/swaps"))) if meminfo else free,
         shared=cuda_graph.shares_memory(device),
     )
 

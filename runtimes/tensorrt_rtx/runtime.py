@@ -85,7 +85,7 @@ class TensorRtRtx(Runtime):
 
 
 class TensorRtRtxEngine(TensorRtEngine):
-    """An engine of TensorRT-RTX: it runs as TensorRT's, and its kernel list tells its precision."""
+    """An engine of TensorRT-RTX: it runs as TensorRT's, and its kernel list shows its precision."""
 
     fmt = TensorRtRtx.fmt
     title = "TensorRT-RTX"

@@ -38,7 +38,7 @@ def test_throughput_and_a_sustained_run_are_one_line_each() -> None:
     )
     run = SustainedRun(
         batch=1,
-        seconds=(100.0,) * 20 + (80.0,) * 10,
+        images_per_s=(100.0,) * 20 + (80.0,) * 10,
         first_clock_mhz=Interval(1900, 2000),
         last_clock_mhz=Interval(1500, 1600),
         hottest_c=91.0,

@@ -1,4 +1,4 @@
-"""What commands print: a result line first, and tables that fit 80 columns."""
+"""Output of the commands: a result line first, and tables that fit 80 columns."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from edgevit.dense.masks import class_map, nearest_classes, run_lengths
 from edgevit.images import Preprocessing
 from edgevit.placement import place
 from tests.helpers.graphs import noise
+from tests.helpers.placements import boxes_to_input
 
 INPUT = Preprocessing(input_size=(3, 64, 96), resize="fit")
 
@@ -36,7 +37,7 @@ def test_a_letterboxed_photo_as_by_resizing_cropping_and_resizing(size: tuple[in
     preprocessing = Preprocessing(input_size=(3, 64, 96), resize="fit", pad_side=side)  # type: ignore[arg-type]
     placement = preprocessing.place(Image.new("RGB", size))
     rows, columns = np.mgrid[0:16, 0:24] * 4 + 2.0  # centers in the input
-    box = placement.boxes_to_input(np.array([[0, 0, *size]]))[0]
+    box = boxes_to_input(placement, np.array([[0, 0, *size]]))[0]
     middle = (box[0] + box[2]) / 2
     found = class_map(np.stack([0 * columns, columns - middle]), placement)
     expected = np.arange(size[0]) + 0.5 > size[0] / 2

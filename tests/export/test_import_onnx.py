@@ -85,7 +85,9 @@ def test_an_opset_that_is_too_new_is_an_export_error() -> None:
 
 def test_a_conversion_that_fails_names_the_opsets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgevit.export.import_onnx._UPGRADE", "raise SystemExit('no adapter for Upsample %d')")
-    with pytest.raises(ExportError, match="onnx cannot convert opset 11 to 21: it failed .no adapter for Upsample 21."):
+    with pytest.raises(
+        ExportError, match="onnx cannot convert opset 11 to 21: the subprocess failed .no adapter for Upsample 21."
+    ):
         import_graph(old_graph(w=noise(64, 128)))
 
 

@@ -103,7 +103,7 @@ def test_a_report_keeps_its_profile_limit_throughput_and_sustained_run() -> None
         throughput=Throughput(
             points=(ThroughputPoint(batch=1, streams=2, images_per_s=9.5, inferences=19, elapsed_s=2.0),)
         ),
-        sustained=SustainedRun(batch=1, seconds=(9.0, 8.0, 7.0), first_clock_mhz=Interval(900, 1000)),
+        sustained=SustainedRun(batch=1, images_per_s=(9.0, 8.0, 7.0), first_clock_mhz=Interval(900, 1000)),
     )
     assert LatencyReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
     figures = latency_json([report])[0]

@@ -53,4 +53,4 @@ def test_an_evaluator_that_computes_something_else_is_not_trusted(
     monkeypatch.setattr(onnx_float64, "float64_evaluator", lambda _: wrong)
     with caplog.at_level(logging.WARNING):
         assert asked(load_onnx_model(file)) == {}
-    assert "far.onnx was not run in float64 (the evaluator computes something else)" in caplog.text
+    assert "far.onnx was not run in float64 (onnx's reference evaluator and ONNX Runtime disagree)" in caplog.text

@@ -52,7 +52,7 @@ def test_every_setting_changes_nothing_but_speed(shared_bundle: Callable[[str], 
     with load_engine(bundle, threads=2) as engine:
         expected = engine.run(feeds)
     exact = [each for each in runtime.settings if not each.of_precision]
-    chosen = runtime.session_settings({each.name: each.alternatives[-1] for each in exact})
+    chosen = runtime.session_settings({each.name: each.values[-1] for each in exact})
     assert len(chosen.chosen) == len(exact)
     options = BuildOptions(threads=2, dynamic_batch=bundle.options.dynamic_batch, session=chosen)
     with runtime.open(bundle.engine_path, options) as engine:

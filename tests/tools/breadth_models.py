@@ -90,7 +90,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "GLPNForDepthEstimation": {},
 }
 
-# Whose a failure is, if that was found out.
+# Causes of failures, as far as they are known.
 CAUSES = {
     "timm:efficientvit_m0": "the random weights: PyTorch's own float32 is 2e-5 std off, 10 times as far as usual",
     "timm:repvit_m0_9": "the random weights: PyTorch's own float32 is 3e-5 std off, 20 times as far as usual",

@@ -1,4 +1,4 @@
-"""Where the time of edgevit's engines goes, against the best rate of a matrix product: docs/limits.md.
+"""Layer times of the engines, against the best rate of a matrix product: docs/limits.md.
 
     python -m tests.tools.limits --keep DIR                     # all variants up to 30 M parameters
     python -m tests.tools.limits --keep DIR --models deit_t,swin_t
@@ -21,16 +21,16 @@ from edgevit.models import registry
 from edgevit.runtimes.layer_profile import LayerTime
 from edgevit.types import PRECISIONS
 from tests.tools.bench.__main__ import MILLION_PARAMETERS
-from tests.tools.bench.contestants import CONTESTANTS, Contestant, contestants
+from tests.tools.bench.candidates import CANDIDATES, Candidate, usable_candidates
+from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.kept import Folders
 from tests.tools.bench.rows import this_processor
 from tests.tools.bench.tables import RUNTIMES, table
-from tests.tools.bench.workshop import Workshop
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 _RUNS = 7
 _SHOWN = 3  # kinds of layers that do not multiply
-_HEAD = """# Where the time goes
+_HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
 profiler, one thread, batch 1. {processor}.
@@ -100,50 +100,50 @@ def main() -> int:
     found: dict[str, list[TimeUse]] = {}
     rates: dict[tuple[str, str], float] = {}
     for model in arguments.models.split(",") if arguments.models else registry.list_models():
-        workshop = Workshop(model, Folders.below(arguments.keep, model))
-        if not arguments.models and workshop.million_parameters > MILLION_PARAMETERS:
+        builder = EngineBuilder(model, Folders.below(arguments.keep, model))
+        if not arguments.models and builder.million_parameters > MILLION_PARAMETERS:
             continue
-        for contestant in contestants(PRECISIONS):
-            if contestant.kind != "ours":
+        for candidate in usable_candidates(PRECISIONS):
+            if candidate.kind != "ours":
                 continue
-            if (use := _time_use(workshop, contestant, rates)) is not None:
-                found.setdefault(contestant.name, []).append(use)
+            if (use := _time_use(builder, candidate, rates)) is not None:
+                found.setdefault(candidate.name, []).append(use)
             else:  # bf16 on a processor without it
-                print(f"{model}, {contestant.name}: {workshop.failures[contestant.name]}", file=sys.stderr, flush=True)
+                print(f"{model}, {candidate.name}: {builder.failures[candidate.name]}", file=sys.stderr, flush=True)
         print(model, file=sys.stderr, flush=True)
     arguments.page.write_text(page(found, this_processor()), "utf-8")
     return 0
 
 
 def page(found: Mapping[str, Iterable[TimeUse]], processor: str) -> str:
-    """Return the page of the engines by contestant."""
+    """Return the page of the engines by candidate."""
     columns = ["model", "all layers ms", "products ms", "rate, of the best", "others ms", "limit of rewriting"]
     tables = [
         table(f"## {each.precision}, {RUNTIMES[each.runtime]}", columns, [use.cells() for use in found[each.name]])
-        for each in CONTESTANTS
+        for each in CANDIDATES
         if each.name in found
     ]
     return _HEAD.format(processor=processor) + "".join(tables)
 
 
-def _time_use(workshop: Workshop, contestant: Contestant, rates: dict[tuple[str, str], float]) -> TimeUse | None:
+def _time_use(builder: EngineBuilder, candidate: Candidate, rates: dict[tuple[str, str], float]) -> TimeUse | None:
     """Profile an engine; None if it cannot be built or loaded here.
 
     `rates` are the best ones that were measured before, by runtime and precision.
     """
     with ExitStack() as stack:
-        subject = workshop.open(contestant, 1, stack)
+        subject = builder.open(candidate, 1, stack)
         if subject is None:
             return None
-        profile = subject.engine.profile_layers(workshop.feeds(), runs=_RUNS)
+        profile = subject.engine.profile_layers(builder.feeds(), runs=_RUNS)
         assert profile is not None  # of the runtimes of processors
         for precision in {layer.precision for layer in profile.layers if layer.macs}:
-            if (contestant.runtime, precision) not in rates:
+            if (candidate.runtime, precision) not in rates:
                 rate = matmul_rate(subject.engine, precision)
                 assert rate is not None  # since layers run in it
-                rates[contestant.runtime, precision] = rate
-    known = {precision: rate for (runtime, precision), rate in rates.items() if runtime == contestant.runtime}
-    return time_use(workshop.name, profile.layers, known)
+                rates[candidate.runtime, precision] = rate
+    known = {precision: rate for (runtime, precision), rate in rates.items() if runtime == candidate.runtime}
+    return time_use(builder.name, profile.layers, known)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ TUNED_ROW = TunedRow(
 )
 
 
-def test_summary_compares_with_the_best_rival() -> None:
+def test_summary_compares_with_the_best_peer() -> None:
     text = page([ROW])
 
     assert "## EPYC (avx2), 1 thread\n" in text

@@ -12,15 +12,15 @@ from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.throughput import in_streams
-from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, hopeless, race, standings
+from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, race, standings, too_slow
 from edgevit.pipeline.tuning.space import Configuration
 from edgevit.pipeline.tuning.workspace import Workspace
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array
 
-_MAX_OPEN = 8  # engines at once
-_OPEN_BYTES = 1 << 30  # of engine files at once; a loaded engine takes two or three times its file
+_MAX_OPEN = 8  # engines that are open at once
+_OPEN_BYTES = 1 << 30  # size of their files together; a loaded engine takes two or three times its file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class _Opened:
     configuration: Configuration
     engine: Engine
     feeds: Mapping[str, Array]
-    candidate: Candidate  # of one inference at a time
+    candidate: Candidate  # runs one inference at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Bench:
         for start in range(0, len(rivals), size):
             with ExitStack() as stack:
                 opened = self._open_all(stack, [incumbent, *rivals[start : start + size]])
-                slow = {each.name for each in _hopeless(opened)} - {incumbent.name}
+                slow = {each.name for each in _too_slow(opened)} - {incumbent.name}
                 candidates = self._candidates(stack, opened, without=slow)
                 if len(candidates) < 2 or candidates[0].name != incumbent.name:
                     continue
@@ -100,7 +100,7 @@ class Bench:
     def _race_group(self, configurations: Sequence[Configuration]) -> Race | None:
         with ExitStack() as stack:
             opened = self._open_all(stack, configurations)
-            slow = _hopeless(opened)
+            slow = _too_slow(opened)
             found = self._candidates(stack, opened, without={each.name for each in slow})
             candidates = {each.name: each for each in found}
 
@@ -147,11 +147,11 @@ class Bench:
         return found
 
 
-def _hopeless(opened: Sequence[_Opened]) -> tuple[Standing, ...]:
+def _too_slow(opened: Sequence[_Opened]) -> tuple[Standing, ...]:
     """Return the standings of engines that their first inference shows to be far slower than the fastest of them."""
     candidates = [each.candidate for each in opened]
     first_ms = {each.name: each.first_inference_ms for each in candidates if each.first_inference_ms is not None}
-    return hopeless(first_ms, {each.name: each.batch for each in candidates})
+    return too_slow(first_ms, {each.name: each.batch for each in candidates})
 
 
 def under_load(

@@ -73,7 +73,7 @@ class Builder:
 def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:
     """Return the export configuration of one variant; `base` has the options of the most demanding precision.
 
-    Of a trial only the time is used, so that its outputs are not checked.
+    Trials are only timed; their outputs are not checked.
     """
     is_fp32, is_trial, policy = variant.precision == "fp32", variant.is_trial, get_policy(variant.precision)
     return replace(

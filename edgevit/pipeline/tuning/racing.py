@@ -18,9 +18,9 @@ from edgevit.types import Interval
 from edgevit.untrusted import JsonObject, boolean, integer, list_of, nullable, number, text
 
 _SLOWEST_MS = 1e9
-# Times as slow as the fastest in its first run: such a candidate does not race. A first run also prepares memory, which
-# takes less than a second; what takes less than that costs a race little.
-_HOPELESS, _HOPELESS_MS = 10.0, 1000.0
+# A candidate does not race if its first inference takes over 1 s and, per image, over 10 times as long as the fastest.
+# Shorter ones cost little, and a first inference includes memory setup.
+_SKIP_RATIO, _SKIP_MS = 10.0, 1000.0
 
 # Measures candidates by name, in one interleaved run.
 Measure: TypeAlias = Callable[[Sequence[str], MeasurePlan], Sequence[LatencyReport]]
@@ -134,7 +134,7 @@ def standings(reports: Sequence[LatencyReport]) -> tuple[Standing, ...]:
     )
 
 
-def hopeless(first_ms: Mapping[str, float], images: Mapping[str, int]) -> tuple[Standing, ...]:
+def too_slow(first_ms: Mapping[str, float], images: Mapping[str, int]) -> tuple[Standing, ...]:
     """Return the standings of candidates that one inference shows to be far slower than the fastest of them.
 
     `first_ms` is the time of the first inference of each, and `images` its batch. A race would run each of them four
@@ -153,7 +153,7 @@ def hopeless(first_ms: Mapping[str, float], images: Mapping[str, int]) -> tuple[
             dropped=True,
         )
         for name, time_ms in sorted(per_image.items(), key=lambda item: item[1])
-        if first_ms[name] > _HOPELESS_MS and time_ms > _HOPELESS * best
+        if first_ms[name] > _SKIP_MS and time_ms > _SKIP_RATIO * best
     )
 
 

@@ -23,7 +23,7 @@ from edgevit.types import PRECISIONS
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
 
-SCHEMA = 1  # of tuning.json and of --json
+SCHEMA = 1  # version of tuning.json and of --json
 _TIE = 0.03  # above the time of the fastest: engines this close to it, and not told apart from it, are equally fast
 _EQUAL = 0.02  # fraction within which the times, the memory or the sizes of two engines are equal on the Pareto front
 _EXACT_DB = 80.0  # SNR from which on outputs differ by float32 rounding only
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def under_load(self) -> bool:
-        """Whether several inferences were in flight, whose latency nobody measured."""
+        """Whether several inferences were in flight, so there is no latency."""
         return self.configuration.streams is not None
 
     @property

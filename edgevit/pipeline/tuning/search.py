@@ -28,10 +28,10 @@ from edgevit.pipeline.tuning.space import Configuration, Variant, combined, open
 from edgevit.pipeline.tuning.workspace import Refusal, Workspace
 from edgevit.precisions import get_policy
 
-_LOWER_PRECISION_FRACTION = 0.55  # of the time, after which nothing is converted to fp16 or int8
-_TRIALS_FRACTION = 0.6  # of the time, after which no engine is built to measure a group of layers
-_MAX_BATCH = 64  # that is tried under full load
-_WORTH_TUNING = 1.5  # times as slow as the fastest: settings rarely gain more than that
+_LOWER_PRECISION_FRACTION = 0.55  # fraction of the time after which nothing is converted to fp16 or int8
+_TRIALS_FRACTION = 0.6  # fraction of the time after which no engine is built to measure a group of layers
+_MAX_BATCH = 64  # largest batch that is tried under full load
+_WORTH_TUNING = 1.5  # ratio to the fastest up to which an engine is tuned: settings rarely gain more than that
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Step:
 class Search:
     """The state of one search. `best` has the fastest configuration of each runtime and precision so far."""
 
-    builder: Builder  # of the batch that the search begins with
+    builder: Builder  # for the batch that the search begins with
     workspace: Workspace
     bench: Bench
     deadline: Deadline
@@ -59,7 +59,7 @@ class Search:
     best: dict[tuple[str, str], Configuration] = field(default_factory=dict)
     interrupted: bool = False
     _steps: deque[Step] = field(default_factory=deque)
-    _builders: dict[int, Builder] = field(default_factory=dict)  # of other batches
+    _builders: dict[int, Builder] = field(default_factory=dict)  # for other batches, by batch
 
     def run(self) -> None:
         """Take all steps, or those for which there is time. Ctrl-C ends the search as if the time were up."""
@@ -160,7 +160,7 @@ class Search:
             self._steps.extend(Step(f"batches of {key[0]}", partial(self._try_batches, key)) for key in leaders)
 
     def _plan_float_precisions(self, leaders: Collection[str]) -> None:
-        """Plan to lower the precision of what is in float, of engines that do not lead.
+        """Plan to lower the precision of the float operators of engines that do not lead.
 
         All settings of the leaders are tried. This one may change who leads: int8 with the rest in bf16 can pass the
         bf16 engine that is ahead of int8 with the rest in fp32.

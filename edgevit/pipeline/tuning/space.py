@@ -143,7 +143,7 @@ def default_threads() -> tuple[int, ...]:
 def single_changes(start: Configuration, *, of_precision: bool = False) -> Iterator[Configuration]:
     """Yield the configurations that differ from `start` in one session setting that can matter.
 
-    With `of_precision`, only in one that lowers the precision of what is in float.
+    With `of_precision`, only in one that lowers the precision of the float operators.
     """
     runtime, converted = get_runtime(start.variant.fmt), get_policy(start.variant.precision).converts_graph
     for setting in runtime.settings:

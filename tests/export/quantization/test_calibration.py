@@ -107,7 +107,7 @@ def test_no_inputs_is_a_usage_error(load: Loads, tmp_path: Path) -> None:
 def test_an_output_that_is_not_finite_is_an_error(value: float, index: int, load: Loads, tmp_path: Path) -> None:
     feeds = [FEEDS[0], FEEDS[1]]
     feeds[index] = feed(value, 1, 1, 1)
-    with pytest.raises(ExportError, match=f"NaN or infinity for calibration input {index}"):
+    with pytest.raises(ExportError, match=rf"NaN or infinity for calibration input {index} \(output y\)"):
         cached_ranges(graph(), feeds, load=load, names=NAMES, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

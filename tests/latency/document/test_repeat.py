@@ -63,7 +63,7 @@ def test_the_command_makes_the_same_studies() -> None:
         roofline=samples.ROOFLINE,
         layers=LAYERS,
         throughput=Throughput(points=(POINT,)),
-        sustained=SustainedRun(batch=1, seconds=(9.0,) * 60),
+        sustained=SustainedRun(batch=1, images_per_s=(9.0,) * 60),
     )
     assert command.endswith(" --duration 3 --roofline --layers --throughput --sustained 60s")
     given = command_line().parse_args(shlex.split(command)[1:])

@@ -1,4 +1,4 @@
-"""The bench: an engine whose first inference is hopeless does not race."""
+"""The bench: an engine whose first inference is too slow does not race."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Engine(Engine):
         return ExecutedPrecision()
 
     def throughput_runner(self, streams: int) -> ThroughputRunner:
-        raise AssertionError("a hopeless engine has no streams") if self._settings else NotImplementedError
+        raise AssertionError("an engine that is too slow has no streams") if self._settings else NotImplementedError
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def opened(tmp_path: Path) -> Bench:
     )
 
 
-def test_one_inference_is_enough_to_drop_a_hopeless_setting(runs: Counter[str], tmp_path: Path) -> None:
+def test_one_inference_is_enough_to_drop_a_setting_that_is_too_slow(runs: Counter[str], tmp_path: Path) -> None:
     outcome = opened(tmp_path).race([INT8, F16])
     assert outcome is not None and outcome.kept == (INT8.name,)
     assert runs["inference precision f16"] == 1 < runs[""]
@@ -90,12 +90,12 @@ def test_one_inference_is_enough_to_drop_a_hopeless_setting(runs: Counter[str], 
     assert dropped.dropped and dropped.runs == 1 and dropped.ratio == 850
 
 
-def test_a_hopeless_rival_is_not_compared(runs: Counter[str], tmp_path: Path) -> None:
+def test_a_rival_that_is_too_slow_is_not_compared(runs: Counter[str], tmp_path: Path) -> None:
     assert opened(tmp_path).compare(INT8, [F16]) is None
     assert runs["inference precision f16"] == 1
 
 
-def test_a_hopeless_setting_is_dropped_before_its_streams_run(runs: Counter[str], tmp_path: Path) -> None:
+def test_a_setting_that_is_too_slow_is_dropped_before_its_streams_run(runs: Counter[str], tmp_path: Path) -> None:
     """The incumbent has no streams here, which ends the test after the choice."""
     with pytest.raises(NotImplementedError):
         opened(tmp_path).race([replace(each, streams=1) for each in (F16, INT8)])

@@ -1,4 +1,4 @@
-"""Races on recorded samples: the hopeless leave early, what cannot be told apart stays."""
+"""Races on recorded samples: slow candidates leave early, what cannot be told apart stays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
-from edgevit.pipeline.tuning.racing import RUNGS, Race, hopeless, judge, race
+from edgevit.pipeline.tuning.racing import RUNGS, Race, judge, race, too_slow
 from edgevit.untrusted import InvalidError
 from tests.helpers.samples import noisy, report
 
@@ -31,7 +31,7 @@ def forever() -> float:
     return 1e3
 
 
-def test_a_hopeless_candidate_is_measured_in_the_first_rung_only() -> None:
+def test_a_slower_candidate_is_measured_in_the_first_rung_only() -> None:
     asked: list[tuple[str, ...]] = []
     outcome = race(["a", "b", "c"], recorded({"a": 10.0, "b": 10.05, "c": 20.0}, asked), remaining_s=forever)
     assert asked == [("a", "b", "c"), ("a", "b")]
@@ -53,10 +53,10 @@ def test_a_hopeless_candidate_is_measured_in_the_first_rung_only() -> None:
         ({}, {}, []),
     ],
 )
-def test_one_inference_tells_the_hopeless(
+def test_one_inference_tells_the_candidates_that_are_too_slow(
     first_ms: dict[str, float], images: dict[str, int], expected: list[str]
 ) -> None:
-    found = hopeless(first_ms, {name: images.get(name, 1) for name in first_ms})
+    found = too_slow(first_ms, {name: images.get(name, 1) for name in first_ms})
     assert [each.name for each in found] == expected
     assert all(each.dropped and each.runs == 1 and each.ratio > 10 for each in found)
 

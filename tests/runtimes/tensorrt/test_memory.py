@@ -20,7 +20,7 @@ GB = 1024 * MB
 
 
 def memory(device: int, host: int = 64 * GB, *, shared: bool = False) -> FreeMemory:
-    return FreeMemory(device_free=device, host_free=host, shared=shared)
+    return FreeMemory(device_free_bytes=device, host_free_bytes=host, shared=shared)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     python -m tests.tools.bench                                    # all variants up to 30 M parameters
     python -m tests.tools.bench --models deit_t,shiftvit_t --seconds 30 --threads 1
 
-Each model is measured in a process of its own: all contestants in one interleaved run, for each number of threads.
+Each model is measured in a process of its own: all candidates in one interleaved run, for each number of threads.
 Rows are appended to a file as they come, and a row that is in the file is not measured again: an interrupted run goes
 on where it was. Run it on an idle machine; `--keep DIR --build-only` builds all engines before, and the same command
 without `--build-only` measures them. NNCF is left out if it is not installed (pip install 'edgevit[bench]').

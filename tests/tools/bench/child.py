@@ -20,7 +20,7 @@ _TIMEOUT_S = 3600.0  # of one model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What a child process measures."""
+    """The measurements that a child process makes."""
 
     model: str
     threads: tuple[int, ...]
@@ -64,16 +64,16 @@ def _child(task: Task, folder: Path) -> None:
 
     if task.kept is not None:  # before PyTorch is imported
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_by_inductor(task.kept).absolute()))
-    from tests.tools.bench.measuring import Order, build_all, measure_model
-    from tests.tools.bench.workshop import Workshop
+    from tests.tools.bench.engine_builder import EngineBuilder
+    from tests.tools.bench.measuring import MeasurementRequest, build_all, measure_model
 
     root = folder if task.kept is None else task.kept
-    workshop = Workshop(task.model, Folders.below(root, task.model, task.weights), weights=task.weights)
-    if workshop.million_parameters > (task.million_parameters or math.inf):
+    builder = EngineBuilder(task.model, Folders.below(root, task.model, task.weights), weights=task.weights)
+    if builder.million_parameters > (task.million_parameters or math.inf):
         return
     for threads in task.threads:
-        order = Order(threads=threads, seconds=task.seconds, precisions=task.precisions)
+        request = MeasurementRequest(threads=threads, seconds=task.seconds, precisions=task.precisions)
         if task.build_only:
-            build_all(workshop, order)
+            build_all(builder, request)
         else:
-            rows.append(task.results, measure_model(workshop, order))
+            rows.append(task.results, measure_model(builder, request))

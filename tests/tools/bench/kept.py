@@ -37,7 +37,7 @@ class Folders:
 
 
 def compiled_by_inductor(root: Path) -> Path:
-    """Return the folder of what torch.compile keeps: with that of other instructions it returns NaN."""
+    """Return Inductor's cache folder for this instruction set; kernels cached for another one return NaN."""
     return root / f"inductor-{_hash([_flags()])}"
 
 

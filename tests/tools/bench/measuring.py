@@ -1,4 +1,4 @@
-"""Measure the contestants of one model in one interleaved run."""
+"""Measure the candidates of one model in one interleaved run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
 from edgevit.latency.studies import Studies, Subject, study
 from edgevit.types import PRECISIONS, Precision
-from tests.tools.bench.contestants import BY_NAME, Contestant, contestants, rivals
+from tests.tools.bench.candidates import BY_NAME, Candidate, peers_of, usable_candidates
+from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.rows import Figures, Row, Speedup, this_processor
-from tests.tools.bench.workshop import Workshop
 
 _SAMPLED_FRACTION = 0.35  # of the time; the rest is for warm-ups and unrecorded runs
 _MOST_DB = 150.0  # equal outputs have no noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class MeasurementRequest:
     """A measurement to make."""
 
     threads: int
@@ -29,28 +29,28 @@ class Order:
     precisions: tuple[Precision, ...] = PRECISIONS
 
     @property
-    def contestants(self) -> tuple[Contestant, ...]:
-        return contestants(self.precisions)
+    def candidates(self) -> tuple[Candidate, ...]:
+        return usable_candidates(self.precisions)
 
 
-def build_all(workshop: Workshop, order: Order) -> None:
-    """Build and open the contestants, without measuring: PyTorch compiles when it is opened."""
-    for contestant in order.contestants:
+def build_all(builder: EngineBuilder, request: MeasurementRequest) -> None:
+    """Build and open the candidates, without measuring: PyTorch compiles when it is opened."""
+    for candidate in request.candidates:
         with ExitStack() as stack:
-            workshop.open(contestant, order.threads, stack)
+            builder.open(candidate, request.threads, stack)
 
 
-def measure_model(workshop: Workshop, order: Order) -> Row:
-    """Measure the accuracy of all contestants, then their times."""
+def measure_model(builder: EngineBuilder, request: MeasurementRequest) -> Row:
+    """Measure the accuracy of all candidates, then their times."""
     with ExitStack() as stack:
-        found = [workshop.open(each, order.threads, stack) for each in order.contestants]
+        found = [builder.open(each, request.threads, stack) for each in request.candidates]
         subjects = [each for each in found if each is not None]
-        snr_db = {each.candidate.name: min(_MOST_DB, workshop.snr_db(each.engine)) for each in subjects}
-        reports = measure([each.candidate for each in subjects], interleaved_plan(order.seconds, len(subjects)))
+        snr_db = {each.candidate.name: min(_MOST_DB, builder.snr_db(each.engine)) for each in subjects}
+        reports = measure([each.candidate for each in subjects], interleaved_plan(request.seconds, len(subjects)))
         bounds_ms = _bounds_ms(subjects, reports)
     return Row(
-        model=workshop.name,
-        threads=order.threads,
+        model=builder.name,
+        threads=request.threads,
         processor=this_processor(),
         figures={
             report.name: Figures(
@@ -61,9 +61,9 @@ def measure_model(workshop: Workshop, order: Order) -> Row:
             for report in reports
         },
         speedups=_speedups({report.name: report for report in reports}),
-        missing=dict(workshop.failures),
-        million_parameters=round(workshop.million_parameters, 2),
-        weights=workshop.model.origin.weights,
+        missing=dict(builder.failures),
+        million_parameters=round(builder.million_parameters, 2),
+        weights=builder.model.origin.weights,
         rounds=len(reports[0].round_ms),
         busy_others=round(reports[0].others_fraction or 0.0, 2),
         packages=dict(reports[0].environment.packages),
@@ -87,19 +87,17 @@ def _bounds_ms(subjects: Sequence[Subject], reports: Sequence[LatencyReport]) ->
 
 
 def _speedups(reports: Mapping[str, LatencyReport]) -> dict[str, dict[str, Speedup]]:
-    """Return how many times as long each rival takes as each engine of ours, paired by round."""
+    """Return how many times as long each peer takes as each engine of ours, paired by round."""
     return {
-        name: {
-            rival.name: speedup(own, reports[rival.name]) for rival in rivals(BY_NAME[name]) if rival.name in reports
-        }
+        name: {peer.name: speedup(own, reports[peer.name]) for peer in peers_of(BY_NAME[name]) if peer.name in reports}
         for name, own in reports.items()
         if BY_NAME[name].kind == "ours"
     }
 
 
-def speedup(own: LatencyReport, rival: LatencyReport) -> Speedup:
-    """Return how many times as long the rival takes, paired by round."""
-    ratio = side_by_side([own, rival])[1].ratio
+def speedup(own: LatencyReport, peer: LatencyReport) -> Speedup:
+    """Return how many times as long the peer takes, paired by round."""
+    ratio = side_by_side([own, peer])[1].ratio
     assert ratio is not None  # of the second row
     assert ratio.interval is not None  # of the rounds of the plan
     return Speedup(*(round(each, 4) for each in (ratio.value, ratio.interval.low, ratio.interval.high)))

@@ -10,17 +10,17 @@ from pathlib import Path
 from edgevit.types import PRECISIONS, Precision
 from tests.tools.bench import rows as result_rows
 from tests.tools.bench import tuned_rows
-from tests.tools.bench.contestants import CONTESTANTS, OPENVINO, ORT, TORCH, Contestant, Kind
+from tests.tools.bench.candidates import CANDIDATES, OPENVINO, ORT, TORCH, Candidate, Kind
 from tests.tools.bench.rows import Row, Speedup
 from tests.tools.bench.tables import RUNTIMES, full_title, speed, table, versions
 from tests.tools.bench.tuned_page import tuned_section
 from tests.tools.bench.tuned_rows import TunedRow
 
 PAGE = Path(__file__).parents[3] / "docs" / "bench.md"
-_HEAD = """# Against what a user reaches without edgevit
+_HEAD = """# Benchmarks against plain exports and other quantizers
 
 `make bench` measures these tables and writes this page. All engines of a model run in one process, in interleaved
-rounds, at batch 1 with their runtime's default session settings but for the number of threads. Speed is the rival's
+rounds, at batch 1 with their runtime's default session settings but for the number of threads. Speed is the peer's
 time divided by edgevit's, paired by round: above 1 edgevit is faster. Intervals are of 99 % confidence, and contain 2 %
 for the layout of memory. SNR is that of the logits against PyTorch's on 8 random crops of the photos of the package,
 which nothing was calibrated on; 32 other crops are the calibration. Weights are random unless stated, which are harder
@@ -31,12 +31,12 @@ to quantize than trained ones.
 * **NNCF**: of that OpenVINO model, with the transformer model type if it has a softmax.
 * **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
   scale a channel, 8 bits or, with the reduced range, 7.
-* **bf16**: OpenVINO's default on processors that have it, for plain models and for what is in float in NNCF's and in
+* **bf16**: OpenVINO's default on processors that have it, for plain models and for the float operators of NNCF's and
   edgevit's int8 models. Plain models in fp32 are told to run in it; edgevit's run in the precision that they are named
   after.
 * **of the bound**: edgevit's time divided by that of the multiply-adds alone, attention's products counted, at the best
   rate of a matrix product that the runtime reaches here; 1 is the bound.
-* **avx2 only**, **avx_vnni only**: a larger processor whose other instructions are hidden from all contestants
+* **avx2 only**, **avx_vnni only**: a larger processor whose other instructions are hidden from all candidates
   (`python -m tests.tools.smaller_cpu avx2 make bench`): the kernels of the smaller processor, at the clock of this one.
 
 edgevit's int8 weights have the range that `edgevit tune` takes on the processor: 8 bits with VNNI, the safe range
@@ -47,11 +47,11 @@ with the full range is in the table with the SNR that it has.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A line of the summary: an engine of edgevit against the fastest of some rivals, by name."""
+    """A line of the summary: an engine of edgevit against the fastest of its peers, by name."""
 
     title: str
     own: str
-    rivals: tuple[str, ...]
+    peers: tuple[str, ...]
 
 
 def _comparisons(runtime: str) -> tuple[Comparison, ...]:
@@ -59,18 +59,18 @@ def _comparisons(runtime: str) -> tuple[Comparison, ...]:
     fp32, bf16 = _peers("plain", runtime, "fp32"), _peers("plain", runtime, "bf16")
     quantizers = _peers("quantizer", runtime, "int8")
     return (
-        Comparison(title=f"fp32, {title}: against the best plain way", own=runtime, rivals=fp32),
-        Comparison(title=f"fp32, {title}: against torch.compile", own=runtime, rivals=_peers("plain", TORCH, "fp32")),
-        Comparison(title=f"bf16, {title}: against edgevit's fp32", own=f"{runtime}-bf16", rivals=(runtime,)),
-        Comparison(title=f"bf16, {title}: against the best plain way", own=f"{runtime}-bf16", rivals=bf16),
-        Comparison(title=f"int8, {title}: against edgevit's fp32", own=int8, rivals=(runtime,)),
-        Comparison(title=f"int8, {title}: against the best quantizer", own=int8, rivals=quantizers),
+        Comparison(title=f"fp32, {title}: against the best plain way", own=runtime, peers=fp32),
+        Comparison(title=f"fp32, {title}: against torch.compile", own=runtime, peers=_peers("plain", TORCH, "fp32")),
+        Comparison(title=f"bf16, {title}: against edgevit's fp32", own=f"{runtime}-bf16", peers=(runtime,)),
+        Comparison(title=f"bf16, {title}: against the best plain way", own=f"{runtime}-bf16", peers=bf16),
+        Comparison(title=f"int8, {title}: against edgevit's fp32", own=int8, peers=(runtime,)),
+        Comparison(title=f"int8, {title}: against the best quantizer", own=int8, peers=quantizers),
     )
 
 
 def _peers(kind: Kind, runtime: str, precision: Precision) -> tuple[str, ...]:
     wanted = (kind, runtime, precision)
-    return tuple(each.name for each in CONTESTANTS if (each.kind, each.runtime, each.precision) == wanted)
+    return tuple(each.name for each in CANDIDATES if (each.kind, each.runtime, each.precision) == wanted)
 
 
 def write(path: Path = PAGE, *, results: Path = result_rows.RESULTS, tuned: Path = tuned_rows.RESULTS) -> None:
@@ -121,9 +121,9 @@ def _summary_line(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 
 def against_best(row: Row, comparison: Comparison) -> Speedup | None:
-    """Return the speed over the fastest of the rivals: the smallest one."""
+    """Return the speed over the fastest of the peers: the smallest one."""
     speedups = row.speedups.get(comparison.own, {})
-    return min((ratio for name, ratio in speedups.items() if name in comparison.rivals), default=None)
+    return min((ratio for name, ratio in speedups.items() if name in comparison.peers), default=None)
 
 
 def geometric_mean(speedups: Sequence[Speedup]) -> Speedup:
@@ -140,7 +140,7 @@ def geometric_mean(speedups: Sequence[Speedup]) -> Speedup:
 
 
 def _fp32_table(rows: Sequence[Row]) -> str:
-    shown = [each for each in CONTESTANTS if each.precision == "fp32" and any(each.name in row.figures for row in rows)]
+    shown = [each for each in CANDIDATES if each.precision == "fp32" and any(each.name in row.figures for row in rows)]
     titles = [full_title(each) for each in shown]
     own = [each for each in shown if each.kind == "ours"]
     bounds = [f"{RUNTIMES[each.runtime]} of the bound" for each in own]
@@ -157,8 +157,8 @@ def _fp32_table(rows: Sequence[Row]) -> str:
     return table("### fp32: median ms", ["model", "M parameters", *titles, *bounds, "edgevit's SNR dB"], lines)
 
 
-def _of_bound(row: Row, contestant: Contestant) -> str:
-    figures = row.figures.get(contestant.name)
+def _of_bound(row: Row, candidate: Candidate) -> str:
+    figures = row.figures.get(candidate.name)
     return "-" if figures is None or not figures.bound_ms else f"{figures.p50_ms / figures.bound_ms:.2f}"
 
 
@@ -168,7 +168,7 @@ def _lower_tables(rows: Sequence[Row]) -> str:
 
 def _lower_table(rows: Sequence[Row], precision: Precision) -> str:
     """Return the table of a lower precision; empty if nothing was measured in it."""
-    engines = [each for each in CONTESTANTS if each.precision == precision]
+    engines = [each for each in CANDIDATES if each.precision == precision]
     shown = [each for each in engines if any(each.name in row.figures for row in rows)]
     if not shown:
         return ""
@@ -178,8 +178,8 @@ def _lower_table(rows: Sequence[Row], precision: Precision) -> str:
     return table(title, ["model", "weights", *titles], lines)
 
 
-def _time_and_snr(row: Row, contestant: Contestant) -> str:
-    figures = row.figures.get(contestant.name)
+def _time_and_snr(row: Row, candidate: Candidate) -> str:
+    figures = row.figures.get(candidate.name)
     return "-" if figures is None else f"{figures.p50_ms:.2f} at {figures.snr_db:.1f}"
 
 

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 
 
 class Speedup(NamedTuple):
-    """The rival's time divided by ours, with its 99 % interval."""
+    """The peer's time divided by ours, with its 99 % interval."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ class Speedup(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """The measurement of one contestant."""
+    """The measurement of one candidate."""
 
     p50_ms: float
     snr_db: float  # of its outputs against PyTorch's
@@ -40,12 +40,12 @@ class RowKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterleavedRun:
-    """An interleaved run of the contestants of a model, a line in a file of results."""
+    """An interleaved run of the candidates of a model, a line in a file of results."""
 
     model: str
     threads: int
     processor: str
-    missing: Mapping[str, str]  # contestants that could not be measured, with the reason
+    missing: Mapping[str, str]  # candidates that could not be measured, with the reason
     weights: str
     rounds: int
     busy_others: float  # fraction of the cores that other processes used meanwhile
@@ -62,10 +62,10 @@ class InterleavedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row(InterleavedRun):
-    """The figures of all contestants, and the speed of each engine of ours over its rivals."""
+    """The figures of all candidates, and the speed of each engine of ours over its peers."""
 
-    figures: Mapping[str, Figures]  # by contestant
-    speedups: Mapping[str, Mapping[str, Speedup]]  # of each engine of ours over each rival
+    figures: Mapping[str, Figures]  # by candidate
+    speedups: Mapping[str, Mapping[str, Speedup]]  # of each engine of ours over each peer
     million_parameters: float
 
     @classmethod
@@ -73,8 +73,7 @@ class Row(InterleavedRun):
         fields: dict[str, Any] = json.loads(line)
         figures = {name: Figures(**each) for name, each in fields.pop("figures").items()}
         speedups = {
-            own: {rival: Speedup(*ratio) for rival, ratio in each.items()}
-            for own, each in fields.pop("speedups").items()
+            own: {peer: Speedup(*ratio) for peer, ratio in each.items()} for own, each in fields.pop("speedups").items()
         }
         return cls(**fields, figures=figures, speedups=speedups)
 

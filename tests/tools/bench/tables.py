@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.tools.bench.contestants import OPENVINO, ORT, TORCH, Contestant
+from tests.tools.bench.candidates import OPENVINO, ORT, TORCH, Candidate
 from tests.tools.bench.rows import Speedup
 
 RUNTIMES = {ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "PyTorch"}
@@ -20,11 +20,11 @@ def speed(ratio: Speedup) -> str:
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def full_title(contestant: Contestant) -> str:
+def full_title(candidate: Candidate) -> str:
     """Return the title with the runtime, if it is another than PyTorch."""
-    if contestant.runtime == TORCH:
-        return contestant.title
-    return f"{contestant.title}, {RUNTIMES[contestant.runtime]}"
+    if candidate.runtime == TORCH:
+        return candidate.title
+    return f"{candidate.title}, {RUNTIMES[candidate.runtime]}"
 
 
 def versions(packages: Mapping[str, str]) -> str:

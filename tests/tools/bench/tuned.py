@@ -60,12 +60,12 @@ def _measure(arguments: argparse.Namespace) -> None:
     if arguments.keep is not None:  # before PyTorch is imported
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((arguments.keep / "inductor").absolute()))
     from tests.tools.bench.labeled import ImageFolders, write_cifar10
-    from tests.tools.bench.tuned_run import TunedOrder, measure_tuned, tune, workshop_for
+    from tests.tools.bench.tuned_run import TunedRequest, builder_for, measure_tuned, tune
 
     with tempfile.TemporaryDirectory(prefix="edgevit-") as name:
         scratch = Path(name)
         given = arguments.calib is not None
-        order = TunedOrder(
+        request = TunedRequest(
             model=arguments.model,
             weights=arguments.weights,
             images=ImageFolders(calib=arguments.calib, eval=arguments.eval) if given else write_cifar10(scratch),
@@ -73,10 +73,10 @@ def _measure(arguments: argparse.Namespace) -> None:
             limit_s=arguments.time,
             seconds=arguments.seconds,
         )
-        report = tune(order, scratch)
+        report = tune(request, scratch)
         print(report.sentence, file=sys.stderr, flush=True)
-        workshop = workshop_for(order, arguments.keep or scratch)
-        rows.append(arguments.results, measure_tuned(order, report, workshop))
+        builder = builder_for(request, arguments.keep or scratch)
+        rows.append(arguments.results, measure_tuned(request, report, builder))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.tools.bench.contestants import BY_NAME
+from tests.tools.bench.candidates import BY_NAME
 from tests.tools.bench.tables import full_title, speed, versions
 from tests.tools.bench.tuned_rows import Entry, TunedRow
 
@@ -65,5 +65,5 @@ def _line(title: str, entry: Entry) -> str:
 
 def _title(name: str) -> str:
     """Return the title of a peer with its precision."""
-    contestant = BY_NAME[name]
-    return f"{full_title(contestant)}, {contestant.precision}"
+    candidate = BY_NAME[name]
+    return f"{full_title(candidate)}, {candidate.precision}"

@@ -38,7 +38,7 @@ class TunedRow(InterleavedRun):
     engine: str  # the recommended one, with its settings
     limit_s: float  # of the search
     tuned: Entry
-    peers: Mapping[str, Entry]  # by contestant
+    peers: Mapping[str, Entry]  # by candidate
     torch_top1: float
     images: int  # that top-1 was measured on
     calibration_images: int

@@ -23,19 +23,19 @@ from edgevit.pipeline.tuning.report import TuningReport
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import PRECISIONS, Feeds, Run
-from tests.tools.bench.contestants import contestants
+from tests.tools.bench.candidates import usable_candidates
+from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.kept import Folders
 from tests.tools.bench.labeled import ImageFolders
 from tests.tools.bench.measuring import interleaved_plan, speedup
 from tests.tools.bench.rows import this_processor
 from tests.tools.bench.tuned_rows import MAX_LOSS_POINTS, Entry, TunedRow, counts
-from tests.tools.bench.workshop import Workshop
 
-_TUNED, _PYTORCH = "tuned", "pytorch"  # names beside those of the contestants
+_TUNED, _PYTORCH = "tuned", "pytorch"  # names beside those of the candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TunedOrder:
+class TunedRequest:
     """A measurement to make."""
 
     model: str
@@ -46,57 +46,57 @@ class TunedOrder:
     seconds: float  # of the interleaved run
 
 
-def tune(order: TunedOrder, out: Path) -> TuningReport:
+def tune(request: TunedRequest, out: Path) -> TuningReport:
     """Search as `edgevit tune --fresh` does."""
     return edgevit.tune(
-        order.model,
-        weights=order.weights,
-        time_s=order.limit_s,
-        threads=(order.threads,),
-        calib=order.images.calib,
-        eval=order.images.eval,
+        request.model,
+        weights=request.weights,
+        time_s=request.limit_s,
+        threads=(request.threads,),
+        calib=request.images.calib,
+        eval=request.images.eval,
         max_drop=MAX_LOSS_POINTS / 100,
         out=out,
         fresh=True,
     )
 
 
-def workshop_for(order: TunedOrder, root: Path) -> Workshop:
-    """Return the workshop of the peers, which are calibrated on the images that `edgevit tune` gets."""
-    model = from_name(order.model, weights=order.weights)
-    rows = calibration_inputs(model, order.images.calib)[model.input_names[0]]
-    folders = Folders.below(root, order.model, order.weights, calibration=rows)
-    return Workshop(order.model, folders, weights=order.weights, calibration_rows=rows)
+def builder_for(request: TunedRequest, root: Path) -> EngineBuilder:
+    """Return the builder of the peers, which are calibrated on the images that `edgevit tune` gets."""
+    model = from_name(request.model, weights=request.weights)
+    rows = calibration_inputs(model, request.images.calib)[model.input_names[0]]
+    folders = Folders.below(root, request.model, request.weights, calibration=rows)
+    return EngineBuilder(request.model, folders, weights=request.weights, calibration_rows=rows)
 
 
-def measure_tuned(order: TunedOrder, report: TuningReport, workshop: Workshop) -> TunedRow:
+def measure_tuned(request: TunedRequest, report: TuningReport, builder: EngineBuilder) -> TunedRow:
     """Measure the accuracy of the recommended engine and of all peers, then their times."""
     with ExitStack() as stack:
         with get_runtime(report.bundle.fmt).session():
             tuned = stack.enter_context(load_engine(report.bundle))  # with the settings of its manifest
         engines: dict[str, Engine] = {_TUNED: tuned}
-        candidates = [candidate_from_engine(_TUNED, tuned, workshop.feeds(), threads=order.threads)]
-        for peer in (each for each in contestants(PRECISIONS) if each.kind != "ours"):
-            subject = workshop.open(peer, order.threads, stack)
+        candidates = [candidate_from_engine(_TUNED, tuned, builder.feeds(), threads=request.threads)]
+        for peer in (each for each in usable_candidates(PRECISIONS) if each.kind != "ours"):
+            subject = builder.open(peer, request.threads, stack)
             if subject is not None:
                 engines[peer.name] = subject.engine
                 candidates.append(subject.candidate)
-        evaluations = _evaluate(order, workshop, engines)
-        reports = measure(candidates, interleaved_plan(order.seconds, len(candidates)))
+        evaluations = _evaluate(request, builder, engines)
+        reports = measure(candidates, interleaved_plan(request.seconds, len(candidates)))
     entries = _entries(reports, evaluations)
     return TunedRow(
-        model=order.model,
-        threads=order.threads,
+        model=request.model,
+        threads=request.threads,
         processor=this_processor(),
         engine=report.winner.name,
-        limit_s=order.limit_s,
+        limit_s=request.limit_s,
         tuned=entries.pop(_TUNED),
         peers=entries,
-        missing=dict(workshop.failures),
+        missing=dict(builder.failures),
         torch_top1=evaluations[_PYTORCH].top1,
         images=evaluations[_PYTORCH].images,
-        calibration_images=len(workshop.calibration),
-        weights=workshop.model.origin.weights,
+        calibration_images=len(builder.calibration),
+        weights=builder.model.origin.weights,
         rounds=len(reports[0].round_ms),
         busy_others=round(reports[0].others_fraction or 0.0, 2),
         packages=dict(reports[0].environment.packages),
@@ -104,24 +104,24 @@ def measure_tuned(order: TunedOrder, report: TuningReport, workshop: Workshop) -
     )
 
 
-def _evaluate(order: TunedOrder, workshop: Workshop, engines: Mapping[str, Engine]) -> dict[str, Evaluation]:
+def _evaluate(request: TunedRequest, builder: EngineBuilder, engines: Mapping[str, Engine]) -> dict[str, Evaluation]:
     """Return what PyTorch and each engine answer to the labeled images."""
-    model, output = workshop.model, engines[_TUNED].outputs[0]
+    model, output = builder.model, engines[_TUNED].outputs[0]
     assert model.preprocessing is not None  # of registered models
     classes = output.shape[1]
     assert isinstance(classes, int)  # of a classifier
-    images = find_dataset(order.images.eval, classes=model.classes, class_count=classes)
+    images = find_dataset(request.images.eval, classes=model.classes, class_count=classes)
     runs: dict[str, Run] = {
         name: with_common_names(engine.run, model.input_names[0], output.name) for name, engine in engines.items()
     }
-    found = evaluate({_PYTORCH: _pytorch_run(workshop), **runs}, images, model.preprocessing)
+    found = evaluate({_PYTORCH: _pytorch_run(builder), **runs}, images, model.preprocessing)
     return {each.name: each for each in found}
 
 
-def _pytorch_run(workshop: Workshop) -> Run:
+def _pytorch_run(builder: EngineBuilder) -> Run:
     def run(feeds: Feeds) -> Feeds:
         with torch.inference_mode():
-            return {OUTPUT: workshop.model.module(torch.from_numpy(feeds[INPUT])).numpy()}
+            return {OUTPUT: builder.model.module(torch.from_numpy(feeds[INPUT])).numpy()}
 
     return run
 

@@ -1,4 +1,4 @@
-"""Build the contestants of one model, and open them with a number of threads."""
+"""Build the candidates of one model, and open them with a number of threads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from edgevit.runtimes.pytorch import TorchEngine, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array, Precision
 from tests.helpers.quantization import snr_db
-from tests.tools.bench.contestants import OPENVINO, ORT, Contestant
+from tests.tools.bench.candidates import OPENVINO, ORT, Candidate
 from tests.tools.bench.kept import Folders, kept
 from tests.tools.bench.quantizers import prepare_static, quantize_static, quantize_with_nncf
 from tests.tools.crops import crops
@@ -48,14 +48,14 @@ _CALIBRATION, _HELD_OUT = 0, 1  # seeds of the crops
 
 
 @dataclass
-class Workshop:
-    """The contestants of one model, each built when it is first needed unless it is kept. A failure is remembered."""
+class EngineBuilder:
+    """The candidates of one model, each built when it is first needed unless it is kept. A failure is remembered."""
 
     name: str
     folders: Folders
     weights: Path | None = None
     calibration_rows: Array | None = None  # None: crops of the photos of the package
-    failures: dict[str, str] = field(default_factory=dict)  # why contestants could not be built or loaded
+    failures: dict[str, str] = field(default_factory=dict)  # why candidates could not be built or loaded
     _built: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -79,7 +79,7 @@ class Workshop:
 
     @cached_property
     def held_out(self) -> Array:
-        """Inputs that no contestant was calibrated on."""
+        """Inputs that no candidate was calibrated on."""
         return self._crops(HELD_OUT_ROWS, seed=_HELD_OUT)
 
     def _crops(self, count: int, *, seed: int) -> Array:
@@ -101,39 +101,38 @@ class Workshop:
         actual = np.concatenate([engine.run(self.feeds(row))[name] for row in range(len(self.held_out))])
         return snr_db(self.expected, actual)
 
-    def open(self, contestant: Contestant, threads: int, stack: ExitStack) -> Subject | None:
-        """Return a contestant, loaded; None if it cannot be built or loaded. `stack` closes it."""
-        if contestant.name in self.failures:
+    def open(self, candidate: Candidate, threads: int, stack: ExitStack) -> Subject | None:
+        """Return a candidate, loaded; None if it cannot be built or loaded. `stack` closes it."""
+        if candidate.name in self.failures:
             return None
         try:
-            engine = stack.enter_context(self._engine(contestant, threads))
-            candidate = candidate_from_engine(contestant.name, engine, self.feeds(), threads=threads)
+            engine = stack.enter_context(self._engine(candidate, threads))
             return Subject(
-                candidate=candidate,
+                candidate=candidate_from_engine(candidate.name, engine, self.feeds(), threads=threads),
                 engine=engine,
-                runtime=contestant.runtime,
+                runtime=candidate.runtime,
                 feeds={1: self.feeds()},
                 executed=engine.executed_precision(),
                 work=self._fp32().manifest.work,
-                is_peer=contestant.kind != "ours",
+                is_peer=candidate.kind != "ours",
             )
         except EdgevitError as error:
-            self.failures[contestant.name] = first_line(error)
+            self.failures[candidate.name] = first_line(error)
             return None
 
-    def _engine(self, contestant: Contestant, threads: int) -> Engine:
-        artifact = self._artifact(contestant.name)
+    def _engine(self, candidate: Candidate, threads: int) -> Engine:
+        artifact = self._artifact(candidate.name)
         if isinstance(artifact, Bundle):
             with get_runtime(artifact.fmt).session():
                 return load_engine(artifact, threads=threads)
         inputs, outputs = self._fp32().manifest.inputs, self._fp32().manifest.outputs
-        if contestant.runtime == ORT:
+        if candidate.runtime == ORT:
             return NaiveOnnxEngine(artifact, inputs, outputs, threads=threads)
-        if contestant.runtime == OPENVINO:
-            pinned: Literal["f32"] | None = "f32" if contestant.precision == "fp32" else None
+        if candidate.runtime == OPENVINO:
+            pinned: Literal["f32"] | None = "f32" if candidate.precision == "fp32" else None
             return DirectOpenVinoEngine(artifact, inputs, outputs, threads=threads, inference_precision=pinned)
         torch.compiler.reset()  # what was compiled before has its number of threads in it
-        mode = torch_mode(contestant.name)
+        mode = torch_mode(candidate.name)
         engine = TorchEngine(self.model.module, inputs, outputs, threads=threads, mode=mode)
         engine.compile(self.feeds())
         return engine
@@ -144,7 +143,7 @@ class Workshop:
         return bundle
 
     def _artifact(self, name: str) -> Any:
-        """Return what a contestant is loaded from: a bundle, an ONNX file, an OpenVINO model or a module."""
+        """Return what a candidate is loaded from: a bundle, an ONNX file, an OpenVINO model or a module."""
         if name not in self._built:
             self._built[name] = self._build(name)
         return self._built[name]
