@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,6 +76,32 @@ def test_the_first_of_several_wrong_modules_is_named(network: Exported, tmp_path
     wrong = plant(plant(network.graph, Plant("a sign", "blocks.1.fc/MatMul")), Plant("a sign", "blocks.0.fc/MatMul"))
     found = explain(network, wrong, folder=tmp_path)
     assert found is not None and found.module == "blocks.0.fc"
+
+
+class Mixing(nn.Module):
+    """Computes over the batch."""
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x = nn.functional.batch_norm(x, None, None, training=True) if self.norm else x - 0.5 * x.mean(0)
+        return x.relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("batch", [{"batch": 3}, {"dynamic_batch": (1, 2, 4)}])
+def test_a_module_that_mixes_the_images_of_a_batch_is_blamed_itself(
+    norm: bool, batch: dict[str, Any], tmp_path: Path
+) -> None:
+    """No module differed by itself, since PyTorch does the same."""
+    example = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ParityError, match="in PyTorch too, the result for an image depends on the others") as caught:
+        edgevit.export(Mixing(norm=norm), fmt="ort", example_input=example, latency=False, out=tmp_path, **batch)
+    assert caught.value.exit_status == 6
+    assert "no module differs" not in str(caught.value)
 
 
 def test_nothing_is_named_after_the_time_is_up(network: Exported, tmp_path: Path) -> None:
