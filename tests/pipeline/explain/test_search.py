@@ -22,8 +22,9 @@ from edgevit.pipeline.explain.stages import Stage
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.parity import compare
+from edgevit.types import Array
 from tests.helpers.cli import status
-from tests.tools.faults import Plant, plant
+from tests.tools.faults import Plant, change_weight, plant
 from tests.tools.plants import Exported, explain, is_named
 
 PLANTS = (
@@ -76,6 +77,26 @@ def test_the_first_of_several_wrong_modules_is_named(network: Exported, tmp_path
     wrong = plant(plant(network.graph, Plant("a sign", "blocks.1.fc/MatMul")), Plant("a sign", "blocks.0.fc/MatMul"))
     found = explain(network, wrong, folder=tmp_path)
     assert found is not None and found.module == "blocks.0.fc"
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("module", ["blocks.0.fc", "blocks.1.attn.proj", "blocks.1.fc", "head"])
+def test_a_module_that_outputs_infinity_explains_all_of_the_error(
+    module: str, value: float, network: Exported, tmp_path: Path
+) -> None:
+    """It explained nan% of it."""
+    planted = Plant("a value that is not finite", f"{module}/MatMul")
+
+    def overflow(weight: Array) -> Array:
+        weight = weight.copy()
+        weight[0, 0] = value
+        return weight
+
+    found = explain(network, plant(network.graph, planted, change_weight(overflow)), folder=tmp_path)
+    assert found is not None and found.finding is not None
+    assert found.module == module
+    assert found.finding.explained == 1
+    assert "it explains 100% of the error of the model's outputs" in "\n".join(found.lines())
 
 
 class Mixing(nn.Module):
