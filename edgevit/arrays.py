@@ -36,3 +36,8 @@ def finite_std(values: Array) -> float:
     if not finite.size:
         return 0.0
     return float(finite.std()) if finite.min() < finite.max() else float(abs(finite[0]))
+
+
+def is_undefined(weight: Array) -> bool:
+    """Return whether a weight holds NaN or +inf; a scalar, such as a bound, and -inf, which masks, do not count."""
+    return weight.ndim > 0 and bool((np.isnan(weight) | np.isposinf(weight)).any())

@@ -69,7 +69,7 @@ def capture(
     """
     check_module(module)
     names = list(input_names or forward_names(module, len(example)))
-    with _quiet(), rare_collection():
+    with _quiet(), _without_partial_graph(), rare_collection():
         start = time.perf_counter()
         program = _trace(in_eval_mode(module), tuple(example), names, dynamic_batch=dynamic_batch)
         _require_no_autocast(program)
@@ -202,3 +202,16 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """Keep torch.export from printing the graph up to a failure on stderr; what the user's code prints stays."""
+    from torch.export import _trace
+
+    names = vars(_trace)
+    names["print"] = lambda *_, **__: None  # found before the builtin, in that module alone
+    try:
+        yield
+    finally:
+        names.pop("print", None)

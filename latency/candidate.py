@@ -12,7 +12,7 @@ from edgevit.errors import MeasureError, UsageError
 from edgevit.files import first_line
 from edgevit.latency import clock
 from edgevit.peak_memory import resident_mb
-from edgevit.runtimes.base import GPU, Engine
+from edgevit.runtimes.base import GPU, THREADS_REQUESTED, Engine
 from edgevit.runtimes.loading import Loading, memory_rise_mb
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Array
@@ -60,7 +60,8 @@ def candidate_from_engine(
 ) -> Candidate:
     """Return a candidate that runs `engine` on `feeds`.
 
-    Runs an inference. It counts as the first one, and for the memory, only if the engine has not run before.
+    If `threads` are requested, those that run are reported. Runs an inference. It counts as the first one, and for the
+    memory, only if the engine has not run before.
 
     Raises UsageError if the engine does not accept the feeds, MeasureError if the inference fails.
     """
@@ -71,13 +72,19 @@ def candidate_from_engine(
         functools.partial(engine.run, feeds),
         batch=_batch_size(engine, feeds),
         input_shapes=shapes,
-        threads=threads,
+        threads=threads if threads is None else engine.threads or threads,
         loading=loading,
     )
-    details = {**engine.conditions, **(details or {})}
+    details = {**engine.conditions, **_requested(threads, engine), **(details or {})}
     compute_ms = engine.compute_ms if engine.compute_ms() is not None else None
     candidate = replace(candidate, details=details, device_memory_mb=engine.device_memory_mb, compute_ms=compute_ms)
     return replace(candidate, first_inference_ms=None, memory_rise_mb=None) if had_run else candidate
+
+
+def _requested(threads: int | None, engine: Engine) -> dict[str, str]:
+    """Return the requested number of threads as a detail if the engine runs another one."""
+    differs = threads is not None and engine.threads not in (None, threads)
+    return {THREADS_REQUESTED: str(threads)} if differs else {}
 
 
 def candidate_from_callable(

@@ -30,7 +30,7 @@ from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.statistics import Percentile
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput
-from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID, THREADS_REQUESTED
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Interval
@@ -355,6 +355,8 @@ class LatencyReport:
             f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
             self.noise_reason: bool(self.noise_reason),
             f"runs without a CUDA graph: {self.details.get(CUDA_GRAPH)}": self.details.get(CUDA_GRAPH, "yes") != "yes",
+            self._threads_of_requested: bool(self._threads_of_requested),
+            self._crowded_threads: bool(self._crowded_threads),
             f"its outputs are not the reference's: {self._parity_failure}": bool(self._parity_failure),
             **self._device_warnings(),
         }
@@ -363,6 +365,19 @@ class LatencyReport:
     @property
     def _parity_failure(self) -> str:
         return "" if self.parity is None or self.parity.passed else self.parity.failure
+
+    @property
+    def _threads_of_requested(self) -> str:
+        requested = self.details.get(THREADS_REQUESTED)
+        return "" if requested is None else f"runs {self.threads} of the {requested} threads requested"
+
+    @property
+    def _crowded_threads(self) -> str:
+        """More threads than cores that the process may use; empty for engines on a GPU."""
+        cores, threads = len(self.environment.affinity or ()) or self.environment.logical_cores, self.threads
+        if self.uses_gpu or threads is None or cores is None or threads <= cores:
+            return ""
+        return f"its {threads} threads share {cores} core{'s' if cores > 1 else ''}"
 
     def _device_warnings(self) -> dict[str, bool]:
         if self.trace is None:

@@ -36,6 +36,7 @@ def available_cores() -> int:
 GPU, GPU_UUID = "gpu", "gpu_uuid"  # its name; its UUID, which some Jetsons lack
 GPU_MULTIPROCESSORS = "gpu_multiprocessors"  # two Jetsons with GPUs of one name differ in it
 CUDA_GRAPH = "cuda_graph"  # "yes", or why not
+THREADS_REQUESTED = "threads_requested"  # in the details of a measurement, if the engine runs another number
 GRAPH_OPERATIONS = 32  # in the CUDA graphs whose time tells a GPU's rates: one launch for all
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
 
@@ -172,6 +173,11 @@ class Engine(ABC):
     def conditions(self) -> Mapping[str, str]:
         """How the engine runs, for reports: the GPU, and whether CUDA graphs are used. Known after the first run."""
         return {}
+
+    @property
+    def threads(self) -> int | None:
+        """The number of threads that run, read back from the runtime; None if it runs as many as it is asked for."""
+        return None
 
     def compute_ms(self) -> float | None:
         """Return the time of the last inference on the GPU, by its own clock; None if it was not measured."""

@@ -146,6 +146,11 @@ class OpenVino(Runtime):
         return OpenVinoEngine(self.load(), artifact, options)
 
 
+def compiled_threads(compiled: Any) -> int:
+    """Return the number of threads of a compiled model: OpenVINO takes no more than there are cores."""
+    return int(compiled.get_property("INFERENCE_NUM_THREADS"))
+
+
 class OpenVinoEngine(Engine):
     """One inference request of a model compiled for latency."""
 
@@ -199,6 +204,10 @@ class OpenVinoEngine(Engine):
         if any(len(port.get_names()) > 1 for port in ports):
             named = getattr(self._ov.Core().read_model(str(self._artifact)), side)
         return tuple(_spec(port, own.get_any_name()) for port, own in zip(ports, named, strict=True))
+
+    @property
+    def threads(self) -> int:
+        return compiled_threads(self._compiled)
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         with self._lock:  # a request refuses a second call while it is busy

@@ -48,6 +48,24 @@ def references_for(references: Sequence[Reference], precision: Precision) -> tup
     return photos if get_policy(precision).photos_only and photos else tuple(references)
 
 
+def undefined_output(references: Sequence[Reference], *, strict: bool = False) -> str:
+    """Return why no engine can be compared with the references, such as "output y contains NaN on photos"; or "".
+
+    Without `strict`, photos alone count if there are any, and single values of noise do not: a root or a logarithm of
+    noise may be NaN on purpose. -inf may mask classes, but not all values of an output.
+    """
+    photos = [reference for reference in references if reference.kind == PHOTOS]
+    for reference in references if strict else photos or references:
+        for name, values in reference.outputs.items():
+            if np.isnan(values).any() and (strict or photos):
+                return f"output {name} contains NaN on {reference.kind}"
+            if strict and np.isposinf(values).any():
+                return f"output {name} contains infinity on {reference.kind}"
+            if not np.isfinite(values).any():
+                return f"output {name} has no finite value on {reference.kind}"
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputParity:
     """The differences of one output from PyTorch's, for one stage and one kind of input."""

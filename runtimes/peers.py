@@ -24,7 +24,7 @@ from edgevit.runtimes.base import Engine, Operations
 from edgevit.runtimes.onnxruntime import PROVIDER, OnnxRuntime, profile_session
 from edgevit.runtimes.onnxruntime import matmul as onnxruntime_matmul
 from edgevit.runtimes.onnxruntime_precision import read_precision as read_onnxruntime_precision
-from edgevit.runtimes.openvino import OpenVino, preserve_root_logger
+from edgevit.runtimes.openvino import OpenVino, compiled_threads, preserve_root_logger
 from edgevit.runtimes.openvino_precision import DEVICE, multiplying_operators, read_precision
 from edgevit.runtimes.openvino_product import matmul as openvino_matmul
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -173,6 +173,11 @@ class DirectOpenVinoEngine(Engine):
         except Exception as error:
             raise InferenceError(f"OpenVINO failed to run {self.fmt}: {first_line(error)}") from error
         return {spec.name: np.array(results[index]) for index, spec in enumerate(self.outputs)}
+
+    @property
+    def threads(self) -> int:
+        self._require_open(self._compiled)
+        return compiled_threads(self._compiled)
 
     def executed_precision(self) -> ExecutedPrecision:
         self._require_open(self._compiled)

@@ -224,7 +224,10 @@ def _check_file(folder: Path, file: FileRecord) -> None:
     except OSError as error:  # another process may replace the bundle meanwhile
         raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
     if not as_exported:
+        if size == file.size_bytes:
+            reason = "its contents differ: it has another SHA-256"
+        else:
+            reason = f"it has {size} bytes, expected {file.size_bytes}"
         raise BundleError(
-            f"{path} is not the file that was exported: it has {size} bytes, expected {file.size_bytes}, "
-            "or another SHA-256; copy the bundle again, or export it again"
+            f"{path} is not the file that was exported: {reason}; copy the bundle again, or export it again"
         )

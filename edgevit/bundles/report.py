@@ -46,7 +46,9 @@ def kept_document(bundles: Sequence[Bundle], *, edgevit_version: str) -> Documen
         for report in reports:
             runs.setdefault(report.run_id, {}).setdefault(report.name, report)
             if each.made(report):
-                keepers.setdefault((report.run_id, report.name), each)
+                other = keepers.setdefault((report.run_id, report.name), each)
+                if each.is_named_by(report) and not other.is_named_by(report):
+                    keepers[report.run_id, report.name] = each
     if not runs:
         path = shlex.quote(str(bundles[0].path))
         raise UsageError(f"no bundle keeps a measurement; measure first: edgevit latency {path}")
@@ -64,6 +66,11 @@ class _Owned:
     def made(self, report: LatencyReport) -> bool:
         """Return whether a report is of this bundle's engine."""
         return report.details.get("engine_sha256") == self.product.engine_sha256
+
+    def is_named_by(self, report: LatencyReport) -> bool:
+        """Return whether a report has this bundle's engine and name, to which parents of its folder may belong."""
+        name = Path(report.name).parts
+        return self.made(report) and self.bundle.path.resolve().parts[-len(name) :] == name
 
     def timed_by(self, report: LatencyReport) -> Product:
         """Return the product with the command that times it as `report` did."""
@@ -87,16 +94,23 @@ def _session(
 ) -> Session:
     """Return a session whose reports know their bundles: the one that keeps them, else one with the same engine.
 
-    Copies of an engine may have been measured on several devices: one beside the bundles that keep this run goes first.
+    A bundle is one engine of the run only: a copy may have been measured beside it. Copies may also have been measured
+    on several devices: one beside the bundles that keep this run goes first.
     """
     run_id = reports[0].run_id
     folders = {each.bundle.path.parent for (kept, _), each in keepers.items() if kept == run_id}
-    products = {}
-    for report in reports:
-        same = [each for each in owned if each.made(report)]
-        same.sort(key=lambda each: (each.bundle.path.parent not in folders, each.product.name != report.name))
-        owner = keepers.get((report.run_id, report.name), same[0] if same else None)
-        if owner is not None:
+    products: dict[str, Product] = {}
+    free = list(owned)
+    for report in sorted(reports, key=lambda report: not any(each.is_named_by(report) for each in owned)):
+        same = [each for each in free if each.made(report)]
+        keeper = keepers.get((report.run_id, report.name))
+
+        def distance(each: _Owned, report: LatencyReport = report, keeper: _Owned | None = keeper) -> tuple[bool, ...]:
+            return each is not keeper, not each.is_named_by(report), each.bundle.path.parent not in folders
+
+        if same:
+            owner = min(same, key=distance)
+            free.remove(owner)
             products[report.name] = owner.timed_by(report)
     return session_of(reports, products)
 

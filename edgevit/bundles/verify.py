@@ -9,8 +9,9 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references
 from edgevit.dense.matching import ClassAgreement, agreement_of_outputs
+from edgevit.errors import ParityError
 from edgevit.runtimes.base import BuildOptions, Engine
-from edgevit.runtimes.parity import ParityReport, compare, references_for, run_rows
+from edgevit.runtimes.parity import ParityReport, compare, references_for, run_rows, undefined_output
 from edgevit.types import PHOTOS, Reference
 
 
@@ -25,11 +26,15 @@ def verify(
     """Compare the bundle's engine with PyTorch: with the outputs in reference.npz, or on the photos in `images`.
 
     `images` needs PyTorch and the model that the bundle was exported from, which `source` names; images that cannot be
-    read are left out with a warning, or raise ImageError if `strict`. The report may have
-    failed: call `ParityReport.require`. Raises MissingError if PyTorch is needed and not installed, PrecisionError if
-    another precision runs than was requested.
+    read are left out with a warning, or raise ImageError if `strict`. The report may have failed: call
+    `ParityReport.require`. Raises ParityError if PyTorch's own outputs are NaN or not finite, MissingError if PyTorch
+    is needed and not installed, PrecisionError if another precision runs than was requested.
     """
     references = bundle.references() if images is None else new_references(bundle, images, source, strict=strict)
+    if reason := undefined_output(references):
+        raise ParityError(
+            f"no engine can be compared with the reference outputs: {reason}; export the model without --no-verify"
+        )
     with load_engine(bundle, threads=threads) as engine:
         require_precision(bundle, engine)
         return engine_parity(engine, references, bundle.options)

@@ -67,6 +67,9 @@ def run(arguments: Arguments, console: Console) -> int:
     names = [name for name in arguments.bundle if _is_model(name)]
     source = _source(arguments, names)
     bundles = [Bundle.open(path) for path in arguments.bundle if not _is_model(path)]
+    tasks = {bundle.manifest.model.task for bundle in bundles}
+    if arguments.reduce_zero_label and "segmentation" not in tasks:
+        raise UsageError("--reduce-zero-label is for the masks of segmentation models; leave it out")
     if any(bundle.manifest.model.task in DENSE_TASKS for bundle in bundles):
         return _evaluate_dense(bundles, names, arguments, console, source)
     with redirect_user_output(), console.image_progress() as on_progress:

@@ -182,7 +182,13 @@ def run(arguments: Arguments, console: Console) -> int:
     require_address_space(EXPORT_MB, user="edgevit export")
     from edgevit.pipeline import run as pipeline
 
-    is_auto = arguments.fmt == (AUTO,)
+    others = [name for name in arguments.fmt if name.lower() != AUTO]
+    is_auto = len(others) < len(arguments.fmt)
+    if is_auto and others:
+        raise UsageError(
+            f"--fmt {AUTO} stands alone: it is the one engine that edgevit tune found; export {','.join(others)} by "
+            "another command"
+        )
     if not is_auto:
         _config(arguments, options)  # contradictions are reported before the model is loaded
     with redirect_user_output():

@@ -284,11 +284,20 @@ def _conditions(reports: Sequence[LatencyReport]) -> str:
     first = reports[0]
     instructions = int8_instructions(first.environment.isa)
     device = f"{device_name(reports)} ({instructions})"
-    conditions = f"{_batches(reports)}, {first.threads or 'all'} threads, one process, random order; {device}"
+    conditions = f"{_batches(reports)}, {_threads(reports)} threads, one process, random order; {device}"
     rises = [
         f"{name} {rise.per_s:.1f}/s" for name, rise in first.throttle_events.items() if rise.count > 0 and rise.per_s
     ]
     return "; ".join((conditions, *rises))
+
+
+def _threads(reports: Sequence[LatencyReport]) -> str:
+    """Return the number of threads, of each engine if they differ."""
+    counts = [str(report.threads or "all") for report in reports]
+    if len(set(counts)) == 1:
+        return counts[0]
+    names = short_names([report.name for report in reports])
+    return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
 
 
 def _percentiles(reports: Sequence[LatencyReport]) -> list[str]:

@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.run is None:
         parser.print_help()
         return 0
-    stop = Stop()
+    stop = Stop(arguments.if_stopped)
     stop.install()
     console = Console(arguments.json, quiet=arguments.quiet, detailed=arguments.verbose, stop=stop)
     try:
@@ -64,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
         close_stdout()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("edgevit: interrupted; nothing is left behind", file=sys.stderr)
+        print(f"edgevit: interrupted; {arguments.if_stopped}", file=sys.stderr)
         return 130
     except SystemExit:
         raise

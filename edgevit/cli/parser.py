@@ -37,6 +37,7 @@ class Command:
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Arguments, Console], int]
+    if_stopped: str = "nothing is left behind"  # by a signal: what stays, for the end of the message
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +76,7 @@ def build_parser(commands: Iterable[Command]) -> Parser:
         verbosity = subparser.add_mutually_exclusive_group()
         verbosity.add_argument("-q", "--quiet", action="store_true", help="print only the result, without progress")
         verbosity.add_argument("-v", "--verbose", action="store_true", help="print all tables and columns")
-        subparser.set_defaults(run=command.run, parser=subparser)
+        subparser.set_defaults(run=command.run, parser=subparser, if_stopped=command.if_stopped)
     return parser
 
 

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from edgevit.bundles.predict import Prediction
     from edgevit.errors import ImageError
 
+_TOP, _MIN_SCORE, _MAX_BOXES = 5, 0.3, 100  # the defaults of options that not every model uses
+_DETECTORS = ("detectors", ("detection",))
+_DENSE = ("detectors and segmentation models", ("detection", "segmentation"))
+_USED_BY = {
+    "top": ("classifiers", ("classification",)),
+    "out": _DENSE,
+    "coco": _DENSE,
+    "min_score": _DETECTORS,
+    "max_boxes": _DETECTORS,
+    "class_agnostic": _DETECTORS,
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit run`."""
@@ -25,19 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "image", type=argument_types.path, nargs="+", metavar="IMAGE", help="an image file or a folder of them"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print for each image (default: 5)")
+    parser.add_argument("--top", type=int, metavar="N", help="classes to print for each image (default: 5)")
     dense = parser.add_argument_group("detection and segmentation")
     dense.add_argument(
         "--out",
         type=argument_types.path,
-        default=Path(),
         metavar="DIR",
         help="folder for NAME.boxes.jpg or NAME.mask.png (default: the current folder)",
     )
     dense.add_argument(
-        "--min-score", type=float, default=0.3, metavar="S", help="of boxes that are drawn and printed (default: 0.3)"
+        "--min-score", type=float, metavar="S", help="of boxes that are drawn and printed (default: 0.3)"
     )
-    dense.add_argument("--max-boxes", type=int, default=100, metavar="N", help="boxes of one image (default: 100)")
+    dense.add_argument("--max-boxes", type=int, metavar="N", help="boxes of one image (default: 100)")
     dense.add_argument(
         "--class-agnostic", action="store_true", help="let boxes of different classes suppress each other"
     )
@@ -62,9 +73,19 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.dense import DENSE_TASKS
 
     bundle = Bundle.open(arguments.bundle)
+    _require_used(arguments, bundle)
     if bundle.manifest.model.task in DENSE_TASKS:
         return _draw(bundle, arguments, console)
     return _classify(bundle, arguments, console)
+
+
+def _require_used(arguments: Arguments, bundle: Bundle) -> None:
+    """Raise UsageError for an option that the bundle's model has no use for."""
+    task = bundle.manifest.model.task
+    for name, (user, tasks) in _USED_BY.items():
+        if getattr(arguments, name) not in (None, False) and task not in tasks:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is for {user}; {bundle.name} is one of {task}: leave it out")
 
 
 def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:
@@ -75,7 +96,7 @@ def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:
     predictions = classify(
         bundle,
         arguments.image,
-        top=arguments.top,
+        top=_TOP if arguments.top is None else arguments.top,
         threads=arguments.threads,
         cache_dir=arguments.cache,
         on_skip=None if arguments.strict else skipped.append,
@@ -92,19 +113,21 @@ def _draw(bundle: Bundle, arguments: Arguments, console: Console) -> int:
     from edgevit.dense.nms import DEFAULT_NMS
 
     require_writable(arguments.coco, "--coco")
-    if not 0 <= arguments.min_score <= 1 or arguments.max_boxes < 1:
+    min_score = _MIN_SCORE if arguments.min_score is None else arguments.min_score
+    max_boxes = _MAX_BOXES if arguments.max_boxes is None else arguments.max_boxes
+    if not 0 <= min_score <= 1 or max_boxes < 1:
         raise UsageError("--min-score must be from 0 to 1, and --max-boxes at least 1")
     nms = replace(
         DEFAULT_NMS,
-        min_score=min(DEFAULT_NMS.min_score, arguments.min_score),
-        kept=arguments.max_boxes,
+        min_score=min(DEFAULT_NMS.min_score, min_score),
+        kept=max_boxes,
         class_agnostic=arguments.class_agnostic,
     )
     skipped: list[ImageError] = []
     answers = answer(
         bundle,
         arguments.image,
-        PictureOptions(out=arguments.out, min_score=arguments.min_score, nms=nms, coco=arguments.coco is not None),
+        PictureOptions(out=arguments.out or Path(), min_score=min_score, nms=nms, coco=arguments.coco is not None),
         threads=arguments.threads,
         cache_dir=arguments.cache,
         on_skip=None if arguments.strict else skipped.append,

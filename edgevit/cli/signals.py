@@ -16,7 +16,9 @@ class Stop:
     calls it at every stage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remains: str = "nothing is left behind") -> None:
+        """`remains` says what is left behind, for the end of the message."""
+        self._remains = remains
         self.number: int | None = None
 
     def install(self) -> None:
@@ -27,7 +29,7 @@ class Stop:
 
     def __call__(self, number: int, _frame: object) -> NoReturn:
         if self.number is None:
-            print(f"edgevit: stopped by {signal.Signals(number).name}; nothing is left behind", file=sys.stderr)
+            print(f"edgevit: stopped by {signal.Signals(number).name}; {self._remains}", file=sys.stderr)
         self.number = number
         raise SystemExit(128 + number)
 

@@ -201,4 +201,5 @@ COMMAND = Command(
     help="find the fastest engine of a model on this machine, by measuring",
     add_arguments=add_arguments,
     run=run,
+    if_stopped="what was measured stays in the cache; run it again, without --fresh, to go on",
 )

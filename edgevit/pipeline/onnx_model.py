@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from edgevit.arrays import is_undefined
 from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.import_onnx import import_graph
@@ -24,6 +25,7 @@ from edgevit.types import PHOTOS, Reference, TensorSpec
 
 SUFFIX = ".onnx"
 _PREFIX = "onnx:"  # of `ModelOrigin.source`
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 _LOW_PRECISION = frozenset({"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
 
 
@@ -131,6 +133,13 @@ def reference_outputs(
         outputs = {name: np.concatenate([each[name][:1] for each in rows]) for name in model.file_outputs}
         references.append(Reference(kind=kind, inputs=named, outputs=outputs))
     return tuple(references)
+
+
+def undefined_weights(graph: OnnxGraph) -> tuple[str, ...]:
+    """Return the names of the initializers, besides scalars, that hold NaN or +inf."""
+    values = graph.model.graph.initializers.values()
+    tensors = {str(value.name): value.const_value for value in values if value.dtype in _FLOATS}
+    return tuple(name for name, tensor in tensors.items() if tensor is not None and is_undefined(tensor.numpy()))
 
 
 def original_engine(model: OnnxModel, *, threads: int | None) -> Engine:

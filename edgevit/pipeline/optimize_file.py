@@ -17,6 +17,8 @@ from edgevit.export.lint.refusal import require_supported
 from edgevit.files import os_reason
 from edgevit.formats import DEFAULT_TENSORRT, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
+from edgevit.pipeline.onnx_model import undefined_weights
+from edgevit.pipeline.references import require_defined
 from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import Array, Reference, TensorSpec
 
@@ -49,8 +51,8 @@ def optimize_file(
     """Write `source` in the operator forms of a format, and compare it with the file in ONNX Runtime.
 
     `out` is `<source>.<fmt>.onnx` by default; `shapes` are those of inputs with dynamic axes besides the batch. Raises
-    UsageError if the file cannot be read, ExportError if it cannot be rewritten or lint finds an error in the result,
-    and ParityError if the outputs differ; nothing is written then.
+    UsageError if the file cannot be read, ExportError if it cannot be rewritten, lint finds an error in the result or
+    the file's own outputs are undefined, and ParityError if the outputs differ; nothing is written then.
     """
     entry = get_format(fmt)
     path = source.with_suffix(f".{entry.name}.onnx") if out is None else out
@@ -90,6 +92,7 @@ def _compare(original: OnnxGraph, graph: OnnxGraph, optimized: OnnxGraph, thread
     del run  # each evaluator holds a copy of the weights
     outputs = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in graph.outputs}
     references = [Reference(kind="noise", inputs=feeds, outputs=outputs)]
+    require_defined(references, title="the file", undefined_weights=lambda: undefined_weights(original))
     sizes = (1, 2) if "batch" in leading else (batch,)
     return compare(
         "optimized file", graph_evaluator(optimized, threads=threads), references, precision="fp32", batches=sizes

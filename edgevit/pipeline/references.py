@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.datasets import ImageDataset, find_dataset
-from edgevit.errors import ImageError, UsageError
+from edgevit.errors import ExportError, ImageError, UsageError
 from edgevit.images import Preprocessing, find_images, warn_of_skipped
 from edgevit.metrics import TOP1, Evaluation, OnImages, evaluate, with_common_names
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.labeled_dense import DenseEvalDataset, find_dense_dataset
+from edgevit.runtimes.parity import undefined_output
 from edgevit.types import Array, Reference, Run, TensorSpec
 
 
@@ -104,3 +105,24 @@ def require_images(model: ModelDescription, images: Path | None) -> None:
         raise UsageError(f"--images needs a model with one image input; {model.name} has none and is checked on noise")
     if images is not None:
         find_images(images)
+
+
+def require_defined(
+    references: Sequence[Reference], *, title: str, undefined_weights: Callable[[], Sequence[str]]
+) -> None:
+    """Raise ExportError if the model's own outputs are NaN or infinite, with the weights to blame if there are any.
+
+    `title` says what computed the outputs. `undefined_weights` returns the names of weights that hold NaN or +inf.
+    """
+    reason = undefined_output(references, strict=True)
+    if not reason:
+        return
+    weights = undefined_weights()
+    if weights:
+        others = f" and {len(weights) - 1} more hold" if len(weights) > 1 else " holds"
+        remedy = f"{weights[0]}{others} NaN or infinity: give other weights"
+    elif reason := undefined_output(references):
+        remedy = "look in forward() for a division by zero, an overflow, or the root or logarithm of a negative number"
+    else:
+        return
+    raise ExportError(f"no engine can be compared with the outputs of {title}: {reason}; {remedy}")

@@ -49,7 +49,7 @@ from edgevit.pipeline.export_run import (
 from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines, resume_baseline
 from edgevit.pipeline.onnx_model import OnnxModel
 from edgevit.pipeline.precision import PrecisionConverter
-from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_images
+from edgevit.pipeline.references import ReferenceData, find_eval_dataset, require_defined, require_images
 from edgevit.pipeline.report import ExportReport
 from edgevit.pipeline.source import Source, source_of
 from edgevit.runtimes.base import BuildOptions, Engine, OnPhase, Runtime
@@ -201,6 +201,8 @@ def _compute_references(
         outputs = source.references(
             captured, images=config.images, strict=strict, verify=config.verify, threads=threads
         )
+        if config.verify:
+            require_defined(outputs, title=source.title, undefined_weights=source.undefined_weights)
     calibration = outputs[0].inputs
     if config.calib is not None:
         calibration = calibration_inputs(model, config.calib, strict=strict)

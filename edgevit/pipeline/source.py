@@ -11,7 +11,13 @@ from edgevit.errors import ExportError
 from edgevit.export.graph import BATCH, OnnxGraph
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.onnx_float64 import float32_errors
-from edgevit.pipeline.onnx_model import OnnxModel, original_engine, reference_outputs, require_float32
+from edgevit.pipeline.onnx_model import (
+    OnnxModel,
+    original_engine,
+    reference_outputs,
+    require_float32,
+    undefined_weights,
+)
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Reference
 
@@ -40,6 +46,10 @@ class Source(ABC):
         self, captured: OnnxGraph, *, images: Path | None, strict: bool, verify: bool, threads: int | None
     ) -> tuple[Reference, ...]:
         """Return inputs, photos first, and the model's own outputs for them."""
+
+    @abstractmethod
+    def undefined_weights(self) -> tuple[str, ...]:
+        """Return the names of the weights that hold NaN or +inf; -inf is left out, since it masks."""
 
     @abstractmethod
     def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
@@ -92,6 +102,9 @@ class OnnxSource(Source):
         self, captured: OnnxGraph, *, images: Path | None, strict: bool, verify: bool, threads: int | None
     ) -> tuple[Reference, ...]:
         return reference_outputs(self._model, images=images, strict=strict, threads=threads)
+
+    def undefined_weights(self) -> tuple[str, ...]:
+        return undefined_weights(self._model.graph)
 
     def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
         return float32_errors(self._model, reference, rows)

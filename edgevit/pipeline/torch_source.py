@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+from edgevit.arrays import is_undefined
 from edgevit.errors import ExportError
 from edgevit.export.capture import capture
 from edgevit.export.graph import BATCH, OnnxGraph
@@ -68,6 +70,11 @@ class TorchSource(Source):
     ) -> tuple[Reference, ...]:
         names = [spec.name for spec in captured.outputs]
         return compute_references(self._model, names, images=images, strict=strict, verify=verify)
+
+    def undefined_weights(self) -> tuple[str, ...]:
+        module = self._model.module
+        named = itertools.chain(module.named_parameters(), module.named_buffers())
+        return tuple(name for name, value in named if is_undefined(value.detach().float().numpy()))
 
     def float32_errors(self, reference: Reference, rows: Iterable[int]) -> Mapping[int, Mapping[str, float]]:
         return float32_errors(self._model, reference, rows)

@@ -9,7 +9,7 @@ from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.figures import figure
 from edgevit.latency.environment import Environment
-from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID
+from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_MULTIPROCESSORS, GPU_UUID, THREADS_REQUESTED
 
 Rows = tuple[tuple[str, str], ...]
 
@@ -19,6 +19,7 @@ _CONDITIONS = {
     "cpu_wait": "waits for the GPU by",
     "host_memory": "host memory",
     CUDA_GRAPH: "CUDA graph",
+    THREADS_REQUESTED: "threads requested",
     PYTORCH_MODEL: "PyTorch model",
 }
 

@@ -11,6 +11,7 @@ from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.validity import MIN_RECORDED_S
 from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT, LatencyReport
+from edgevit.runtimes.base import THREADS_REQUESTED
 from edgevit.runtimes.peers import PEERS
 from edgevit.runtimes.pytorch import CPU, CUDA, TORCH_CPU, TorchMode
 
@@ -31,7 +32,8 @@ def repeat_command(session: Session, *, lasting_s: float | None = None) -> str |
     bundles = [entry.product.path for entry in session.entries if entry.product is not None]
     if not bundles:
         return None
-    plan, threads = session.first.plan, session.first.threads
+    plan = session.first.plan
+    threads = session.first.details.get(THREADS_REQUESTED, session.first.threads)
     against = list(_against(session))
     words = [
         *("edgevit", "latency", *bundles),

@@ -183,11 +183,22 @@ def _engines(session: Session) -> Iterator[Block]:
         yield Facts(engine_rows(entry))
 
 
+def _threads(session: Session) -> str:
+    """Return the number of threads, of each engine if they differ."""
+    counts = {
+        entry.title: "chosen by the runtime" if entry.report.threads is None else str(entry.report.threads)
+        for entry in session.entries
+    }
+    if len(set(counts.values())) == 1:
+        return next(iter(counts.values()))
+    return ", ".join(f"{title} {count}" for title, count in counts.items())
+
+
 def _protocol(session: Session) -> Iterator[tuple[str, str]]:
     report, plan = session.first, session.first.plan
     if report.measured_at:
         yield "measured at", report.measured_at
-    yield "threads", "chosen by the runtime" if report.threads is None else str(report.threads)
+    yield "threads", _threads(session)
     yield "warm-up", ", ".join(f"{entry.title} {entry.report.warmup_runs} runs" for entry in session.entries)
     yield "rounds", f"{len(report.round_ms)}, every engine one turn in each, in random order, in one process"
     seconds = ", ".join(f"{entry.title} {sum(entry.report.samples_ms) / 1e3:.1f} s" for entry in session.entries)

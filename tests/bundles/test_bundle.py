@@ -53,6 +53,20 @@ def test_missing_and_truncated_files_are_noticed(own_bundle: Bundle, capsys: pyt
     assert main(["verify", str(own_bundle.path)]) == 0
 
 
+def test_a_file_of_the_right_size_is_not_blamed_for_its_size(own_ort: Bundle) -> None:
+    """It had 5075516 bytes, expected 5075516."""
+    path = own_ort.path / "model.onnx"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BundleError, match="its contents differ: it has another SHA-256; copy") as caught:
+        Bundle.open(own_ort.path)
+    assert "bytes" not in str(caught.value)
+    path.write_bytes(content + b"more")
+    with pytest.raises(BundleError, match=f"it has {len(content) + 4} bytes, expected {len(content)}; copy") as caught:
+        Bundle.open(own_ort.path)
+    assert "SHA-256" not in str(caught.value)
+
+
 def test_a_changed_hash_in_the_manifest_is_noticed(own_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     damage(own_bundle.path, "files.0.sha256", "0" * 64)
     assert "another SHA-256" in _refusal(own_bundle, capsys)

@@ -150,6 +150,14 @@ def test_masks_whose_zero_means_no_class(
     assert row["mIoU"]["value"] == 1
 
 
+def test_a_detector_has_no_masks_whose_zero_could_mean_no_class(
+    dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = coco_folder(tmp_path / "coco", found=1)
+    assert status("eval", dense["detector"].path, "--data", folder, "--reduce-zero-label", "--quiet") == 2
+    assert "--reduce-zero-label is for the masks of segmentation models" in last_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

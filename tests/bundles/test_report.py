@@ -89,6 +89,27 @@ def test_an_engine_belongs_to_the_bundle_beside_those_that_keep_its_run(tmp_path
     ]
 
 
+@pytest.mark.parametrize("names", [("vit-fp32-openvino", "twin"), ("here/vit-fp32-ort", "there/vit-fp32-ort")])
+def test_a_copy_of_an_engine_in_the_same_run_keeps_its_own_name(names: tuple[str, str], tmp_path: Path) -> None:
+    """Both rows had the name of the one bundle."""
+    bundles = [make_bundle(tmp_path / name) for name in names]
+    reports = [measured(bundle, name=name) for bundle, name in zip(bundles, names, strict=True)]
+    for bundle in bundles:
+        keep_latency(bundle, reports)
+    first, second = bundles
+    paths = [str(bundle.path) for bundle in bundles]
+    for given, expected in (
+        ([first], [paths[0], None]),
+        ([second], [None, paths[1]]),
+        ([first, second], paths),
+        ([second, first], paths),
+    ):
+        document = kept(*given)
+        assert owners(document) == [expected]
+        titles = [entry.title for entry in document.sessions[0].entries]
+        assert len(set(titles)) == 2, titles
+
+
 def test_a_bundle_without_a_measurement_is_a_note_unless_it_is_the_only_one(tmp_path: Path) -> None:
     first, second = (make_bundle(tmp_path / name, engine=name) for name in ("a-fp32-openvino", "b-fp32-openvino"))
     with pytest.raises(UsageError, match=f"no bundle keeps a measurement; measure first: edgevit latency {first.path}"):

@@ -36,6 +36,14 @@ def test_export_ends_with_the_next_command_and_it_works(tmp_path: Path, capsys: 
     assert "class " in capsys.readouterr().out  # without class names, a class is a number
 
 
+@pytest.mark.parametrize("formats", ["auto,ort", "ort,Auto"])
+def test_auto_stands_alone(formats: str, one_line: Callable[[], str]) -> None:
+    """It was an unknown format."""
+    assert status("export", "shiftvit_cifar10", "--fmt", formats) == 2
+    assert "--fmt auto stands alone" in (line := one_line())
+    assert "export ort by another command" in line
+
+
 def test_export_suggests_verify_for_a_model_that_is_not_a_classifier(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,20 @@ def test_run_rejects_outputs_other_than_classes(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--coco", "x.json"), ("--out", "pictures"), ("--min-score", "7"), ("--max-boxes", "3"), ("--class-agnostic", "")],
+)
+def test_run_rejects_the_options_of_detectors_for_a_classifier(
+    option: str, value: str, shared_bundle: Callable[[str], Bundle], one_line: Callable[[], str], tmp_path: Path
+) -> None:
+    """They were ignored with status 0, and no file was written."""
+    given = [option, *([tmp_path / value if "." in value else value] if value else [])]
+    assert status("run", shared_bundle("ort").path, PHOTO, *given) == 2
+    assert f"{option} is for detectors" in one_line()
+    assert not list(tmp_path.iterdir())
+
+
 def test_run_rejects_a_file_that_is_not_an_image(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no photo")
     assert status("run", bundle.path, tmp_path / "text.jpg") == 2

@@ -169,6 +169,24 @@ def test_wrong_options_are_one_line(
     assert option in one_line()
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "users"),
+    [
+        ("detector", ["--top", "3"], "classifiers"),
+        ("segmenter", ["--top", "3"], "classifiers"),
+        ("segmenter", ["--min-score", "0.5"], "detectors;"),
+        ("segmenter", ["--max-boxes", "5"], "detectors;"),
+        ("segmenter", ["--class-agnostic"], "detectors;"),
+    ],
+)
+def test_options_that_a_model_has_no_use_for_are_rejected(
+    kind: str, option: list[str], users: str, dense: dict[str, Bundle], one_line: Callable[[], str], tmp_path: Path
+) -> None:
+    photo = save_photo(tmp_path / "photo.png", (96, 64))
+    assert status("run", dense[kind].path, photo, "--out", tmp_path, *option) == 2
+    assert f"{option[0]} is for {users}" in one_line()
+
+
 def test_outputs_that_are_no_boxes_are_one_line(one_line: Callable[[], str], tmp_path: Path) -> None:
     """The manifest says what a model outputs; another model behind it is refused, and so is one that crops."""
     photo = save_photo(tmp_path / "photo.png", (96, 64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgevit.cli.main import main
 from tests.helpers.cli import shell
 
 SWALLOWS = """
@@ -41,7 +43,7 @@ def test_a_signal_that_the_model_swallows_is_raised_at_the_next_stage(tmp_path: 
     run = shell(f"edgevit export {tmp_path / 'deaf.py'}:build --fmt ort --img-size 16 --out {tmp_path / 'out'}")
     assert run.returncode == 128 + signal.SIGTERM
     assert run.stderr.count("edgevit: stopped by SIGTERM; nothing is left behind") == 1
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_signal_is_reported() -> None:
@@ -61,3 +63,36 @@ def test_an_ignored_sighup_stays_ignored(prefix: str, expected: int, tmp_path: P
     command = f"{prefix}{shlex.quote(sys.executable)} {tmp_path / 'hang_up.py'}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "remains"),
+    [
+        ("export", "nothing is left behind"),
+        ("tune", "what was measured stays in the cache; run it again, without --fresh, to go on"),
+    ],
+)
+def test_the_message_says_what_stays(
+    command: str, remains: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An interrupted search said that nothing is left behind, and left its folder in the cache on purpose."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgevit.cli.main.require_writable", interrupted)
+    assert main([command, "shiftvit_cifar10", *(["--fmt", "ort"] if command == "export" else [])]) == 130
+    assert capsys.readouterr().err == f"edgevit: interrupted; {remains}\n"
+
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("edgevit.cli.main.require_writable", stopped)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit):
+            main([command, "shiftvit_cifar10", *(["--fmt", "ort"] if command == "export" else [])])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == f"edgevit: stopped by SIGTERM; {remains}\n"

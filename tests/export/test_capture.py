@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Call(nn.Module):
 
     def forward(self, x: torch.Tensor) -> object:
         return self.function(x)
+
+
+def branch_and_print(x: torch.Tensor) -> torch.Tensor:
+    sys.stderr.write("of the user\n")
+    return branch_on_data(x)
 
 
 class TwoInputs(nn.Module):
@@ -161,3 +167,11 @@ def test_the_batch_has_one_name_in_the_whole_graph() -> None:
     captured = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (torch.zeros(2, 4),), dynamic_batch=True)
     values = [value for node in captured.graph.model.graph.all_nodes() for value in node.outputs]
     assert {str(value.shape[0]) for value in values if value.shape is not None} == {"batch"}
+
+
+def test_a_failure_does_not_print_the_graph_up_to_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """60 lines of it came before the message."""
+    with pytest.raises(ExportError, match="torch.where instead of the branch"):
+        capture(Call(branch_and_print), (IMAGE,))
+    printed = capfd.readouterr()
+    assert set(printed.err.splitlines()) == {"of the user"} and not printed.out

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgevit.cli.latency import latency_parts
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock, compare, statistics
 from edgevit.latency import measure as measurement
@@ -322,6 +323,32 @@ def test_a_candidate_from_an_engine_has_the_facts_of_its_feeds_and_loading() -> 
     assert report.peak_memory_mb == 123
     assert report.throughput_per_s == pytest.approx(4e3 * report.runs / sum(report.samples_ms))
     assert len(report.probes) >= 2 and report.clock_resolution_ns >= 1
+
+
+class OneThread(Sums):
+    """Runs one thread, whatever is requested, as OpenVINO does on one core."""
+
+    @property
+    def threads(self) -> int:
+        return 1
+
+
+def test_the_threads_that_run_are_reported_and_not_those_requested() -> None:
+    """OpenVINO on one core was reported with 64 threads."""
+    feeds = {"images": np.ones((4, 3, 64, 64), np.float32)}
+    candidates = [
+        candidate_from_engine("one", OneThread(), feeds, threads=64),
+        candidate_from_engine("same", OneThread(), feeds, threads=1),
+        candidate_from_engine("free", OneThread(), feeds),
+        candidate_from_engine("many", Sums(), feeds, threads=1024),
+    ]
+    one, same, free, many = measure(candidates, QUICK)
+    assert [report.threads for report in (one, same, free, many)] == [1, 1, None, 1024]
+    assert one.details == {"threads_requested": "64"} and not same.details and not free.details
+    assert "runs 1 of the 64 threads requested" in one.warnings
+    assert not any("threads" in warning for warning in (*same.warnings, *free.warnings))
+    assert any(warning.startswith("its 1024 threads share ") for warning in many.warnings)
+    assert "one 1, same 1, free all, many 1024 threads, one process" in str(latency_parts([one, same, free, many])[1])
 
 
 def test_an_engine_that_has_run_before_has_no_first_inference() -> None:

@@ -37,6 +37,39 @@ class Everything(nn.Module):
         return out + torch.arange(8, dtype=torch.float32)
 
 
+class WritesToItsInput(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, 0] = 3 * x[:, 0]
+        x[:, 1] -= 0.3
+        x.mul_(2)
+        return x
+
+
+class WritesToABuffer(nn.Module):
+    scratch: torch.Tensor
+    total: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scratch", torch.zeros(2, 4, 5, 5))
+        self.register_buffer("total", torch.zeros(2, 4, 5, 5))
+        self.plain = torch.zeros(2, 4, 5, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.scratch.copy_(x)
+        self.scratch[:, 0] = x[:, 1]
+        self.scratch[:, 2].add_(1)
+        self.total *= 0
+        self.total += self.scratch
+        self.plain *= 0
+        self.plain += self.total
+        return self.plain.flatten(1).relu()
+
+
+def tensors_of(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.buffers(), *(value for value in vars(module).values() if isinstance(value, torch.Tensor))]
+
+
 class Cancel(nn.Module):
     """Adds a large number and subtracts it again."""
 
@@ -66,6 +99,27 @@ def test_any_module_runs_in_float64_and_keeps_its_weights() -> None:
     assert found.dtype == torch.float64
     assert 0 < (found - module(x)).abs().max() < 1e-4
     assert module.linear.weight.dtype == module.constant.dtype == torch.float32
+
+
+@pytest.mark.parametrize("module", [WritesToItsInput(), WritesToABuffer()])
+def test_writes_in_place_last_as_long_as_the_run(module: nn.Module) -> None:
+    x = torch.randn(2, 4, 5, 5)
+    expected = module(x.clone())
+    given, state = x.clone(), tensors_of(module)
+    contents = [value.clone() for value in state]
+    found = run_in_float64(module, [given], limit_s=60)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(given, x)
+    assert all(value is same for value, same in zip(tensors_of(module), state, strict=True))
+    assert all(torch.equal(value, content) for value, content in zip(state, contents, strict=True))
+
+
+@pytest.mark.parametrize("module", [WritesToItsInput(), WritesToABuffer()])
+def test_a_module_that_writes_in_place_has_the_float32_error_of_any_other(module: nn.Module) -> None:
+    model = from_module(module, example_input=torch.zeros(2, 4, 5, 5))
+    (reference,) = compute_references(model, ["y"])
+    assert reference.float32_error["y"] < 1e-5
 
 
 def test_the_float32_error_is_measured_for_each_kind_of_input() -> None:

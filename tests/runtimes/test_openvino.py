@@ -17,7 +17,7 @@ import pytest
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.base import BatchRange, BuildOptions, available_cores
 from edgevit.runtimes.openvino import APP_TOLERANCE, convert
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import TensorSpec
@@ -85,6 +85,15 @@ def test_a_model_from_the_cache_reports_its_layers(shared_bundle: Callable[[str]
     assert list(tmp_path.iterdir()) != []
     assert reported[0] == reported[1]
     assert dict(reported[0].layers) == {"fp32": 23}
+
+
+def test_the_number_of_threads_is_read_back(shared_bundle: Callable[[str], Bundle]) -> None:
+    """OpenVINO takes 64 for what it has cores for."""
+    path = shared_bundle("openvino").engine_path
+    assert path is not None
+    for requested in (1, 1024):
+        with get_runtime("openvino").open(path, BuildOptions(threads=requested)) as engine:
+            assert engine.threads is not None and 1 <= engine.threads <= min(requested, available_cores())
 
 
 WRAP = """g (float[1, 3, 8, 8] x) => (float[1, 3, 10, 10] y) <int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}>

@@ -36,6 +36,7 @@ def test_openvino_runs_in_fp32_if_it_is_told_to() -> None:
         peers.DIRECT_OPENVINO, torch.nn.Linear(3, 4), {"x": np.ones((2, 3), np.float32)}, OUTPUTS, Path()
     )
     with peers.DirectOpenVinoEngine(model, INPUTS, OUTPUTS, threads=1, inference_precision="f32") as engine:
+        assert engine.threads == 1
         assert dict(engine.executed_precision().layers) == {"fp32": 1}
 
 

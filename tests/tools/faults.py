@@ -54,10 +54,12 @@ def plant(graph: OnnxGraph, planted: Plant, fault: Rewrite | None = None) -> Onn
 
 def scale_weight(factor: float) -> Rewrite:
     """Return a fault that multiplies the weight of a layer."""
-    return _change_weight(lambda weight: weight * np.float32(factor))
+    return change_weight(lambda weight: weight * np.float32(factor))
 
 
-def _change_weight(change: Callable[[Array], Array | None]) -> Rewrite:
+def change_weight(change: Callable[[Array], Array | None]) -> Rewrite:
+    """Return a fault that replaces the weight of a layer by `change(weight)`, unless that is None."""
+
     def rewrite(model: ir.Model, node: ir.Node) -> bool:
         weight = constant(node.inputs[1]) if node.op_type in ("Conv", "MatMul", "Gemm") else None
         changed = None if weight is None or weight.ndim < 2 else change(weight)
@@ -136,7 +138,7 @@ def _softmax_axis(node: ir.Node) -> ir.Attr | None:
 
 
 FAULTS: Mapping[str, Rewrite] = {
-    "a transposed weight": _change_weight(_transpose),
+    "a transposed weight": change_weight(_transpose),
     "a dropped residual": _drop_residual,
     "GELU by tanh": _attribute("Gelu", "approximate", _tanh),
     "epsilon off by ten": _attribute("LayerNormalization", "epsilon", _epsilon),

@@ -13,10 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from edgevit.arrays import differences
 from edgevit.models.recording import Call, Tensors
 from edgevit.pipeline.explain.figures import Difference
 from edgevit.pipeline.explain.units import Tensorwise, Unit, compare_tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MIN_OWN_ERROR = 1e-5  # standard deviations: ten times the rounding errors of a module in float32
 MIN_OWN_PART = 0.1  # of the noise of its outputs; most of the rest is inherited
@@ -86,19 +93,35 @@ def _effect_on_model(run: Tensorwise, unit: Unit, whole: Unit) -> tuple[float, f
     if unit is whole:
         return 1.0, 1.0
     replaced = run.recording.repeat(whole.call, results={unit.last: run.outputs(unit)})
-    noise = run.output_difference(whole).noise_to_signal
-    effect = compare_tensors(replaced, whole.call.outputs).noise_to_signal
-    left = compare_tensors(run.outputs(whole), replaced).noise_to_signal
-    return (effect / noise, 1 - left / noise) if noise > 0 else (0.0, 0.0)
+    return _fractions(run.outputs(whole), whole.call.outputs, replaced)
 
 
 def _explained_around(run: Tensorwise, unit: Unit, units: Sequence[Unit]) -> float:
     """Return the fraction of the own noise of the module around a unit that the unit's outputs explain."""
     around = next(each for each in units if unit.call.is_in(each.call) and unit.last.is_in(each.call))
-    results = {unit.last: run.outputs(unit)}
-    noise = own_difference(run, around).noise_to_signal
-    left = compare_tensors(run.outputs(around), expected_outputs(run, around, results=results)).noise_to_signal
-    return 1 - left / noise if noise > 0 else 0.0
+    replaced = expected_outputs(run, around, results={unit.last: run.outputs(unit)})
+    _, explained = _fractions(run.outputs(around), expected_outputs(run, around), replaced)
+    return explained
+
+
+def _fractions(actual: Tensors, expected: Tensors, replaced: Tensors) -> tuple[float, float]:
+    """Return the fractions of the noise of `actual` that `replaced` has, and that it explains.
+
+    An infinite noise has no fractions: then the values are counted that are NaN or infinite in one of both alone.
+    """
+    noise = compare_tensors(actual, expected).noise_to_signal
+    broken, caused = _infinite_differences(actual, expected), _infinite_differences(replaced, expected)
+    if broken.any():
+        return float(caused.sum() / broken.sum()), float((broken & caused).sum() / broken.sum())
+    effect = compare_tensors(replaced, expected).noise_to_signal
+    left = compare_tensors(actual, replaced).noise_to_signal
+    return (effect / noise, 1 - left / noise) if noise > 0 else (0.0, 0.0)
+
+
+def _infinite_differences(actual: Tensors, expected: Tensors) -> NDArray[np.bool_]:
+    """Return which of all values are NaN or infinite in one of both alone, or not in the same way."""
+    pairs = zip(actual, expected, strict=True)
+    return np.concatenate([np.isinf(differences(a.double().numpy(), b.double().numpy())).ravel() for a, b in pairs])
 
 
 def own_difference(run: Tensorwise, unit: Unit) -> Difference:

@@ -18,7 +18,7 @@ from edgevit.models.recording import Recording
 from edgevit.pipeline.explain import reproducer
 from edgevit.pipeline.explain.bisection import bisect
 from edgevit.pipeline.explain.explanation import Explanation
-from edgevit.pipeline.explain.figures import Difference
+from edgevit.pipeline.explain.figures import Difference, difference
 from edgevit.pipeline.explain.localize import MIN_OWN_ERROR, Finding, expected_outputs, find_first
 from edgevit.pipeline.explain.ranking import choose_to_keep, rank_modules
 from edgevit.pipeline.explain.stages import GRAPH, Stage
@@ -29,6 +29,11 @@ from edgevit.types import Array, Reference
 LIMIT_S = 60.0
 _REMAINS = 0.3  # of the error of a smaller part, or with other outputs: below it the failure has vanished
 _WRONG_OF_STD = 5e-5  # of a part of an engine against the same part of its graph
+_MIXED_OF_STD = 1e-3  # between outputs for a batch and for single images; kernels for a batch differ by rounding
+_MIXED = (
+    "in PyTorch too, the result for an image depends on the others of its batch: forward() computes over the batch, "
+    "as batch norm with training=True or mean(0) do; compute over single images, or export it with --batch 1"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +47,18 @@ class Failure:
     @property
     def feeds(self) -> dict[str, Array]:
         """The batch that begins with the worst row."""
+        return self.reference.batch(self.result.batch, self._worst_row)
+
+    @property
+    def expected(self) -> list[Array]:
+        """PyTorch's outputs for the images of that batch, each computed by itself."""
+        rows = np.arange(self._worst_row, self._worst_row + self.result.batch) % self.reference.rows
+        return [array[rows] for array in self.reference.outputs.values()]
+
+    @property
+    def _worst_row(self) -> int:
         errors = np.nan_to_num(np.asarray(self.result.max_abs), nan=np.inf)
-        return self.reference.batch(self.result.batch, int(errors.argmax()))
+        return int(errors.argmax())
 
 
 def explain_failure(model: LoadedModel, failure: Failure, *, folder: Path, limit_s: float = LIMIT_S) -> Explanation:
@@ -60,12 +75,14 @@ class _Search:
     def __init__(self, model: LoadedModel, failure: Failure, folder: Path, deadline_s: float) -> None:
         self._model, self._stage, self._result = model, failure.stage, failure.result
         self._folder, self._deadline_s = folder, deadline_s
-        self._feeds = failure.feeds
+        self._feeds, self._expected = failure.feeds, failure.expected
         self._borders = ModuleBorders(self._stage.graph)
 
     def explain(self) -> Explanation:
         tensors = [torch.from_numpy(self._feeds[name]) for name in self._model.input_names]
         recording = Recording(self._model.module, tensors)
+        if self._mixes_batch(recording):
+            return self._explanation(problem=_MIXED)
         values = self._inner_values()
         outputs = [spec.name for spec in self._stage.graph.outputs]
         units, unmapped = find_units(recording, self._borders, values, outputs)
@@ -75,6 +92,13 @@ class _Search:
         if self._stage.precision == "fp32":
             return self._by_modules(run, units, unmapped)
         return self._by_noise(run, units, unmapped)
+
+    def _mixes_batch(self, recording: Recording) -> bool:
+        """Whether PyTorch's own outputs for a batch are others than those for each of its images alone."""
+        if self._result.batch == 1:
+            return False
+        outputs = [tensor.float().numpy() for tensor in recording.whole.outputs]
+        return not difference(outputs, self._expected).max_of_std < _MIXED_OF_STD
 
     def _inner_values(self) -> Mapping[str, Array]:
         """Return the tensors at the borders of the modules, from one run of the failing stage."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,8 +22,9 @@ from edgevit.pipeline.explain.stages import Stage
 from edgevit.runtimes.base import Artifact, BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.parity import compare
+from edgevit.types import Array
 from tests.helpers.cli import status
-from tests.tools.faults import Plant, plant
+from tests.tools.faults import Plant, change_weight, plant
 from tests.tools.plants import Exported, explain, is_named
 
 PLANTS = (
@@ -75,6 +77,52 @@ def test_the_first_of_several_wrong_modules_is_named(network: Exported, tmp_path
     wrong = plant(plant(network.graph, Plant("a sign", "blocks.1.fc/MatMul")), Plant("a sign", "blocks.0.fc/MatMul"))
     found = explain(network, wrong, folder=tmp_path)
     assert found is not None and found.module == "blocks.0.fc"
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("module", ["blocks.0.fc", "blocks.1.attn.proj", "blocks.1.fc", "head"])
+def test_a_module_that_outputs_infinity_explains_all_of_the_error(
+    module: str, value: float, network: Exported, tmp_path: Path
+) -> None:
+    """It explained nan% of it."""
+    planted = Plant("a value that is not finite", f"{module}/MatMul")
+
+    def overflow(weight: Array) -> Array:
+        weight = weight.copy()
+        weight[0, 0] = value
+        return weight
+
+    found = explain(network, plant(network.graph, planted, change_weight(overflow)), folder=tmp_path)
+    assert found is not None and found.finding is not None
+    assert found.module == module
+    assert found.finding.explained == 1
+    assert "it explains 100% of the error of the model's outputs" in "\n".join(found.lines())
+
+
+class Mixing(nn.Module):
+    """Computes over the batch."""
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x = nn.functional.batch_norm(x, None, None, training=True) if self.norm else x - 0.5 * x.mean(0)
+        return x.relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("batch", [{"batch": 3}, {"dynamic_batch": (1, 2, 4)}])
+def test_a_module_that_mixes_the_images_of_a_batch_is_blamed_itself(
+    norm: bool, batch: dict[str, Any], tmp_path: Path
+) -> None:
+    """No module differed by itself, since PyTorch does the same."""
+    example = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ParityError, match="in PyTorch too, the result for an image depends on the others") as caught:
+        edgevit.export(Mixing(norm=norm), fmt="ort", example_input=example, latency=False, out=tmp_path, **batch)
+    assert caught.value.exit_status == 6
+    assert "no module differs" not in str(caught.value)
 
 
 def test_nothing_is_named_after_the_time_is_up(network: Exported, tmp_path: Path) -> None:
