@@ -37,12 +37,10 @@ _POLL_S = 0.005
 def staging(out: Path) -> Iterator[Path]:
     """Create a folder inside `out` to write bundles in; delete it afterwards, whatever happens.
 
-    If the run is interrupted, `out` is deleted as well, if it was made for the run and is empty.
     Staging folders of killed processes are deleted as well, after older bundles in them are moved back; a running
     process holds a lock on its own. Raises ExportError if `out` cannot be written.
     """
     try:
-        made = [path for path in (out, *out.parents) if not path.exists()]
         out.mkdir(parents=True, exist_ok=True)
         _recover(out)
         folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=out))
@@ -53,19 +51,11 @@ def staging(out: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise ExportError(f"cannot write to {out}: {os_reason(error)}; choose another folder: --out") from error
-    interrupted = False
     try:
         yield folder
-    except (KeyboardInterrupt, SystemExit):
-        interrupted = True
-        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
-        if interrupted:
-            with contextlib.suppress(OSError):  # not empty: another run, or an explanation, has written there
-                for path in made:
-                    path.rmdir()
 
 
 def require_replaceable(target: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_signal_that_the_model_swallows_is_raised_at_the_next_stage(tmp_path: 
     run = shell(f"edgevit export {tmp_path / 'deaf.py'}:build --fmt ort --img-size 16 --out {tmp_path / 'out'}")
     assert run.returncode == 128 + signal.SIGTERM
     assert run.stderr.count("edgevit: stopped by SIGTERM; nothing is left behind") == 1
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_signal_is_reported() -> None:
