@@ -29,6 +29,7 @@ from edgevit.export.passes.eliminate_pads import eliminate_pads
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.expand_depthwise import expand_depthwise
+from edgevit.export.passes.flatten_linear import flatten_linear
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.fold_scale import fold_scale
@@ -163,6 +164,7 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(pointwise_conv_to_matmul, applies=_is_float),
     FormatPass(fold_attention_bias, applies=_is_float),
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
+    FormatPass(flatten_linear, applies=_is_float),
 )
 
 
