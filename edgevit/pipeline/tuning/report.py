@@ -157,6 +157,22 @@ def recommended(rows: Sequence[Row]) -> Row | None:
     return min(tied, key=_plainness)
 
 
+def decides(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether the recommendation among `rows` depends on the check of `row`, which was not checked yet.
+
+    It does until an engine passes. After that, it does if `row` has a higher precision than the engine that would be
+    recommended, unless the fastest that passed is shown to be faster.
+    """
+    chosen = recommended(rows)
+    if chosen is None:
+        return True
+    if _exactness(row) >= _exactness(chosen):
+        return False
+    fastest = min((each for each in rows if each.passed), key=lambda each: each.ms_per_image)
+    _, compared = side_by_side([fastest.latency, row.latency])
+    return compared.ratio is None or compared.ratio.verdict != "slower"
+
+
 def _exactness(row: Row) -> int:
     """0 for the highest precision."""
     return PRECISIONS.index(row.configuration.variant.precision)

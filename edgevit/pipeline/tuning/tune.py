@@ -39,7 +39,7 @@ from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
 from edgevit.pipeline.tuning.finals import Examiner, Finalist, Verification, measure_finalists, stage, with_peak_memory
-from edgevit.pipeline.tuning.report import Row, TuningReport, recommended
+from edgevit.pipeline.tuning.report import Row, TuningReport, decides, recommended
 from edgevit.pipeline.tuning.search import Search
 from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
 from edgevit.pipeline.tuning.workspace import Refusal, Workspace, discard, open_workspace
@@ -273,11 +273,13 @@ def _measure(search: Search, finalists: Mapping[str, Finalist], timer: StageTime
 def _verify(
     examiner: Examiner, finalists: Mapping[str, Finalist], reports: Sequence[LatencyReport], timer: StageTimer
 ) -> dict[str, Verification]:
-    """Check the engines, the fastest first: until the time is up, but at least until one passes."""
+    """Check the engines, the fastest first. When the time is up, only those that the recommendation depends on."""
     checked: dict[str, Verification] = {}
     for report in sorted(reports, key=lambda report: report.ms_per_image):
-        if any(not each.failure for each in checked.values()) and examiner.deadline.remaining_s < _FINALIST_S:
-            break
+        if examiner.deadline.remaining_s < _FINALIST_S:
+            rows = _rows(reports, finalists, checked)
+            if not decides(next(row for row in rows if row.name == report.name), rows):
+                continue
         with timer.stage(f"check {report.name}"):
             checked[report.name] = examiner.verify(finalists[report.name], ms_per_image=report.ms_per_image)
     return checked

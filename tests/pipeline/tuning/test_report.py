@@ -12,42 +12,11 @@ from edgevit.bundles.labeled import DenseEvaluation
 from edgevit.dense.bootstrap import Estimate
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.statistics import Ratio
-from edgevit.metrics import Evaluation
 from edgevit.pipeline.tuning import report as tuning_report
-from edgevit.pipeline.tuning.finals import Verification
-from edgevit.pipeline.tuning.report import Row, TuningReport, pareto_front, recommended
-from edgevit.pipeline.tuning.space import Configuration, Variant
-from edgevit.runtimes.parity import compare
-from edgevit.types import Precision, Reference
+from edgevit.pipeline.tuning.report import Row, TuningReport, decides, pareto_front, recommended
+from edgevit.types import Precision
 from tests.helpers.samples import noisy, report
-
-OUTPUT = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
-
-
-def verified(error: float, *, correct: int | None = None, failure: str = "") -> Verification:
-    """Outputs that are off by `error` of the standard deviation, and `correct` of 100 labeled images."""
-    reference = Reference(kind="photos", inputs={"x": OUTPUT}, outputs={"y": OUTPUT})
-    off = np.float32(error * OUTPUT.std())
-    parity = compare("engine", lambda feeds: {"y": feeds["x"] + off}, [reference], precision="int8")
-    evaluation = None
-    if correct is not None:
-        ranks = tuple(int(index >= correct) for index in range(100))
-        evaluation = Evaluation(name="a", class_count=10, labels=(0,) * 100, predictions=ranks, ranks=ranks)
-    return Verification(parity=parity, evaluation=evaluation, failure=failure)
-
-
-def row(
-    name: str, time_ms: float, *, precision: Precision = "fp32", size: int = 10, found: Verification | None = None
-) -> Row:
-    configuration = Configuration(variant=Variant(fmt=name, precision=precision), threads=1)
-    latency = replace(report(noisy(time_ms, seed=int(1e3 * time_ms)), name=configuration.name), peak_memory_mb=50.0)
-    return Row(
-        configuration=configuration,
-        latency=latency,
-        ratio=None,
-        verification=found or verified(1e-6),
-        size_bytes=size,
-    )
+from tests.helpers.tuning_rows import row, verified
 
 
 def names(rows: tuple[Row, ...]) -> set[str]:
@@ -103,6 +72,19 @@ def test_a_lower_precision_has_to_be_shown_to_be_faster() -> None:
     assert recommended([exact, int8]) is exact
     faster = row("ort", 8.0, precision="int8", found=verified(0.05))
     assert recommended([exact, faster]) is faster
+
+
+@pytest.mark.parametrize(
+    ("precision", "time_ms", "expected"),
+    [("fp32", 10.1, True), ("fp32", 20.0, False), ("bf16", 10.1, False), ("int8", 10.1, False)],
+)
+def test_a_recommendation_depends_on_engines_of_higher_precision_that_are_not_slower(
+    precision: Precision, time_ms: float, *, expected: bool
+) -> None:
+    fastest = row("openvino", 10.0, precision="bf16", found=verified(0.01))
+    other = replace(row("ort", time_ms, precision=precision), verification=None)
+    assert decides(other, [fastest, other]) is expected
+    assert decides(other, [replace(fastest, verification=verified(1.0, failure="parity failed")), other])
 
 
 def test_of_equally_fast_engines_the_plainest_is_recommended() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.device_cache import Choice, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
-from edgevit.pipeline.tuning.report import TuningReport
+from edgevit.pipeline.tuning.report import TuningReport, recommended
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.pipeline.tuning.tune import TuneConfig
 from edgevit.runtimes import onnxruntime
@@ -51,6 +52,7 @@ from tests.helpers.bundles import manifest_json
 from tests.helpers.cli import PHOTO, USER_MODEL, last_line, status
 from tests.helpers.graphs import noise
 from tests.helpers.reports import printed
+from tests.helpers.tuning_rows import row, verified
 
 LIMIT_S = 60.0
 
@@ -384,6 +386,21 @@ def test_export_auto_leaves_calibration_images_to_the_precisions_that_use_them(
     options = ("--img-size", "32", "--fmt", "auto", "--calib", PHOTO.parent, "--no-latency", "--out", out)
     assert status("export", name, *options) == expected
     assert own_cache.is_dir()
+
+
+@pytest.mark.parametrize(("exact_ms", "checked"), [(10.1, ["bf16", "fp32"]), (20.0, ["bf16"])])
+def test_a_lower_precision_is_not_recommended_before_the_higher_one_is_checked(
+    exact_ms: float, checked: list[str]
+) -> None:
+    """Without time left: an engine that is shown to be slower is not checked."""
+    lower, exact = row("openvino", 10.0, precision="bf16"), row("openvino", exact_ms)
+    finalists: Any = {each.name: each for each in (exact, lower)}
+    examiner: Any = SimpleNamespace(deadline=SimpleNamespace(remaining_s=0.0), verify=lambda *_, **__: verified(0.001))
+    found = tune._verify(examiner, finalists, [exact.latency, lower.latency], StageTimer())
+    assert [finalists[name].configuration.variant.precision for name in found] == checked
+    winner = recommended(tune._rows([exact.latency, lower.latency], finalists, found))
+    assert winner is not None
+    assert winner.configuration.variant.precision == ("fp32" if "fp32" in checked else "bf16")
 
 
 @pytest.mark.large
