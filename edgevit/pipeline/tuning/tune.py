@@ -126,7 +126,7 @@ def tune(
                 deadline.shorten(_INTERRUPTED_S)
             timer.update("final measurement")
             report = _finish(search, config, Path(scratch), timer, not_installed)
-            cached = not config.throughput and write_choices(key, model.name, report.choices())
+            cached = not config.throughput and _keep(report, key)
             if report.complete:
                 discard(workspace)
     return replace(report, cached=cached)
@@ -389,6 +389,11 @@ def _joined(built: Json | None, final: ParityReport) -> Json:
     """Return the parity of the build with that of the engine as it is published, with its settings."""
     found = final.to_json()
     return found if built is None else {**found, "results": [*built.get("results", []), *found["results"]]}
+
+
+def _keep(report: TuningReport, key: str) -> bool:
+    """Keep the engines that passed for --fmt auto, and remove those that were refused; False if that fails."""
+    return write_choices(key, report.model, report.choices(), refused={each.name for each in report.refused})
 
 
 def _search_key(key: str, model: ModelDescription, config: TuneConfig) -> str:

@@ -22,6 +22,7 @@ from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
 from edgevit.errors import BuildError, EdgevitError, MeasureError, ParityError, UsageError
+from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
 from edgevit.latency import throughput
@@ -39,7 +40,7 @@ from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
-from edgevit.pipeline.tuning.device_cache import Choice, write_choices
+from edgevit.pipeline.tuning.device_cache import Choice, device_key, read_choices, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport, recommended
 from edgevit.pipeline.tuning.space import Configuration, Variant
@@ -284,11 +285,16 @@ def test_a_wrong_engine_is_refused_and_the_next_one_taken(own_cache: Path, tmp_p
     options = config(tmp_path, "ort", "openvino")
     killed_at("race of the variants", options)
     plant(own_cache, "ort", model(seed=1))
+    key = device_key(passes.optimize(captured()))
+    wrong = Configuration(variant=Variant(fmt="ort", precision="fp32"), threads=1)
+    write_choices(key, "tiny", [Choice(configuration=wrong, p50_ms=1e-3, accuracy="SNR 120 dB")])
     report = search(options, interrupt)
+    assert read_choices(key)[0].configuration == report.winner.configuration
     assert report.winner.configuration.variant.fmt == "openvino"
     refused = {each.name: each.reason for each in report.refused}
     assert "parity failed" in refused["fp32-ort: 1 thread"]
-    assert not [choice for choice in report.choices() if choice.configuration.variant.fmt == "ort"]
+    for choices in (report.choices(), read_choices(key)):
+        assert not [choice for choice in choices if choice.configuration.variant.fmt == "ort"]
     assert "refused" in "\n".join(printed(*report_parts(report)))
 
 
