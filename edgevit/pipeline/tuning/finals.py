@@ -17,7 +17,7 @@ from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.manifest import read_manifest
 from edgevit.bundles.verify import engine_parity
-from edgevit.errors import EdgevitError
+from edgevit.errors import EdgevitError, MeasureError, ParityError
 from edgevit.files import first_line, link_or_copy
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
@@ -62,6 +62,7 @@ class Verification:
     evaluation: AnyEvaluation | None = None
     drop: Drop | None = None  # of accuracy against PyTorch, on the labeled images
     failure: str = ""  # why it cannot be recommended
+    error: type[EdgevitError] = ParityError  # the class of the failure
 
     @property
     def snr_db(self) -> float | None:
@@ -156,7 +157,7 @@ class Examiner:
                     return Verification(parity=parity, failure=f"parity failed: {'; '.join(failures)}")
                 return self._with_accuracy(Verification(parity=parity), engine, finalist, ms_per_image)
         except EdgevitError as error:
-            return Verification(failure=first_line(error))
+            return Verification(failure=first_line(error), error=type(error))
 
     def _with_accuracy(
         self, verification: Verification, engine: Engine, finalist: Finalist, ms_per_image: float
@@ -166,7 +167,8 @@ class Examiner:
         if dataset is None or self._reference is None:
             lower = finalist.configuration.variant.precision != "fp32"
             asked = lower and self.export.references.eval_dataset is not None
-            return replace(verification, failure="no time to measure its accuracy; give more --time" if asked else "")
+            failure = "no time to measure its accuracy; give more --time" if asked else ""
+            return replace(verification, failure=failure, error=MeasureError)
         dataset = replace(dataset, batch=finalist.bundle.options.batch)
         (evaluation,) = dataset.evaluate({finalist.configuration.name: engine.run})
         drop, allowed = lost(self._reference, evaluation), self.max_drop

@@ -200,7 +200,7 @@ def _finish(
     reports = _measure(search, finalists, timer)
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
     checked = _verify(examiner, finalists, reports, timer)
-    search.refused += [Refusal(name, found.failure, ParityError) for name, found in checked.items() if found.failure]
+    search.refused += [Refusal(name, found.failure, found.error) for name, found in checked.items() if found.failure]
     rows = _rows(_with_peak_memory(search.deadline, finalists, reports, timer), finalists, checked)
     winner = recommended(rows)
     if winner is None:
@@ -392,8 +392,9 @@ def _joined(built: Json | None, final: ParityReport) -> Json:
 
 
 def _keep(report: TuningReport, key: str) -> bool:
-    """Keep the engines that passed for --fmt auto, and remove those that were refused; False if that fails."""
-    return write_choices(key, report.model, report.choices(), refused={each.name for each in report.refused})
+    """Keep the engines that passed for --fmt auto, and remove those that are wrong; False if that fails."""
+    refused = {each.name for each in report.refused if each.is_final}
+    return write_choices(key, report.model, report.choices(), refused=refused)
 
 
 def _search_key(key: str, model: ModelDescription, config: TuneConfig) -> str:

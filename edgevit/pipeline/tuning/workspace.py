@@ -16,7 +16,7 @@ from typing import Any
 
 from edgevit import errors
 from edgevit.bundles.bundle import Bundle
-from edgevit.errors import BundleError, EdgevitError, ExportError, UsageError
+from edgevit.errors import BundleError, EdgevitError, ExportError, ParityError, PrecisionError, UsageError
 from edgevit.files import cache_folder, first_line, os_reason, try_lock, write_atomically
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Variant
@@ -40,6 +40,11 @@ class Refusal:
     reason: str
     error: type[EdgevitError]
 
+    @property
+    def is_final(self) -> bool:
+        """Whether it would fail again: outputs or precision are wrong. A full disk or a killed build may not last."""
+        return issubclass(self.error, (ParityError, PrecisionError))
+
     @classmethod
     def of(cls, name: str, error: EdgevitError) -> Refusal:
         """Keep the first line of an error and its class, or its first base class in errors.py."""
@@ -62,7 +67,7 @@ class Workspace:
 
     folder: Path
     races: dict[str, Race] = field(default_factory=dict)
-    refused: dict[str, Refusal] = field(default_factory=dict)  # variants that cannot be built, by name
+    refused: dict[str, Refusal] = field(default_factory=dict)  # variants that are not built again, by name
 
     def bundle_folder(self, variant: Variant) -> Path:
         """The folder in which the bundle of a variant is created."""
@@ -88,6 +93,7 @@ class Workspace:
         self.save()
 
     def refuse(self, refusal: Refusal) -> None:
+        """Do not build a variant again in this run, and if the refusal is final, not in the next one either."""
         self.refused[refusal.name] = refusal
         self.save()
 
@@ -96,7 +102,7 @@ class Workspace:
         content = {
             "schema": SCHEMA,
             "races": {key: outcome.to_json() for key, outcome in self.races.items()},
-            "refused": {name: refusal.to_json() for name, refusal in self.refused.items()},
+            "refused": {name: refusal.to_json() for name, refusal in self.refused.items() if refusal.is_final},
         }
         with contextlib.suppress(OSError):
             write_atomically(self.folder / _LOG_FILE, json.dumps(content, allow_nan=False))

@@ -21,7 +21,7 @@ import edgevit
 from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
-from edgevit.errors import BuildError, EdgevitError, MeasureError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, ExportError, MeasureError, ParityError, UsageError
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
@@ -45,6 +45,7 @@ from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport, recommended
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.pipeline.tuning.tune import TuneConfig
+from edgevit.pipeline.tuning.workspace import Refusal
 from edgevit.runtimes import onnxruntime
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
@@ -343,6 +344,24 @@ def test_a_search_that_builds_nothing_ends_with_the_error_of_the_builds(
     assert own_cache.exists()
 
 
+def test_an_engine_that_failed_to_build_is_built_in_the_next_run(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(Builder, "build", _raising(ExportError("cannot write: File too large")))
+        with pytest.raises(ExportError, match="File too large"):
+            search(config(tmp_path, "ort"))
+    assert search(config(tmp_path, "ort"), interrupt).winner.passed
+    assert own_cache.exists()
+
+
+def _raising(error: EdgevitError) -> Callable[..., Bundle]:
+    def build(*_: object) -> Bundle:
+        raise error
+
+    return build
+
+
 def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match=r"no engine was built within 0\.01 s; give more time: --time 10m"):
         search(replace(config(tmp_path, "ort"), limit_s=0.01))
@@ -392,6 +411,22 @@ def test_export_auto_leaves_calibration_images_to_the_precisions_that_use_them(
     options = ("--img-size", "32", "--fmt", "auto", "--calib", PHOTO.parent, "--no-latency", "--out", out)
     assert status("export", name, *options) == expected
     assert own_cache.is_dir()
+
+
+@pytest.mark.parametrize(("error", "stays"), [(MeasureError, True), (ParityError, False)])
+def test_an_engine_that_there_was_no_time_to_check_is_still_known(
+    error: type[EdgevitError], own_cache: Path, *, stays: bool
+) -> None:
+    report: Any = SimpleNamespace(
+        model="m",
+        refused=[Refusal("int8-ort: 1 thread", "why", error)],
+        choices=lambda: [Choice(configuration=row("openvino", 1.0).configuration, p50_ms=1.0, accuracy="")],
+    )
+    earlier = Choice(configuration=row("ort", 0.5, precision="int8").configuration, p50_ms=0.5, accuracy="")
+    write_choices("key", "m", [earlier])
+    assert tune._keep(report, "key")
+    assert (earlier in read_choices("key")) is stays
+    assert own_cache.exists()
 
 
 @pytest.mark.parametrize(("exact_ms", "checked"), [(10.1, ["bf16", "fp32"]), (20.0, ["bf16"])])
