@@ -25,7 +25,7 @@ from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
-from edgevit.pipeline.tuning.workspace import Refusal, Workspace
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace, translate_write_errors
 from edgevit.precisions import get_policy
 
 _LOWER_PRECISION_FRACTION = 0.55  # fraction of the time after which nothing is converted to fp16 or int8
@@ -102,7 +102,9 @@ class Search:
         bundle = self.workspace.built(variant)
         try:
             if bundle is None:
-                bundle = self._builder(variant.batch).build(variant, self.workspace.bundle_folder(variant))
+                folder = self.workspace.bundle_folder(variant)
+                with translate_write_errors(folder):
+                    bundle = self._builder(variant.batch).build(variant, folder)
             self.bundles[variant.name] = bundle
         except EdgevitError as error:
             refusal = Refusal.of(variant.name, error)

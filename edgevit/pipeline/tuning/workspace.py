@@ -134,7 +134,7 @@ def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK_FILE).open("w")
     except OSError as error:
-        raise ExportError(f"cannot write {folder}: {os_reason(error)}; set EDGEVIT_CACHE to another folder") from error
+        raise _cannot_write(folder, error) from error
     with lock:
         if not try_lock(lock):
             raise UsageError("another edgevit tune of this model is running; wait for its end")
@@ -144,6 +144,23 @@ def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
             discard(workspace)
         workspace.read()
         yield workspace
+
+
+@contextmanager
+def translate_write_errors(folder: Path) -> Iterator[None]:
+    """Raise ExportError for a bundle that cannot be written into the cache, where another --out does not help."""
+    try:
+        yield
+    except ExportError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or not str(error).startswith("cannot write"):
+            raise
+        raise _cannot_write(cause.filename or folder, cause) from cause
+
+
+def _cannot_write(path: Path | str, error: OSError) -> ExportError:
+    advice = "free some space, or set EDGEVIT_CACHE to another folder"
+    return ExportError(f"cannot write {path} in the cache of edgevit: {os_reason(error)}; {advice}")
 
 
 def discard(workspace: Workspace) -> None:

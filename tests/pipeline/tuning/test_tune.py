@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -353,6 +354,24 @@ def test_an_engine_that_failed_to_build_is_built_in_the_next_run(
             search(config(tmp_path, "ort"))
     assert search(config(tmp_path, "ort"), interrupt).winner.passed
     assert own_cache.exists()
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file grow above 16 KB: the weights of the model have 64 KB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_cache_that_cannot_be_written_is_named(own_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as raised:
+        search(config(tmp_path / "out", "ort"))
+    assert f"cannot write {own_cache}" in str(raised.value)
+    assert "File too large; free some space, or set EDGEVIT_CACHE to another folder" in str(raised.value)
+    assert "--out" not in str(raised.value)
 
 
 def _raising(error: EdgevitError) -> Callable[..., Bundle]:
