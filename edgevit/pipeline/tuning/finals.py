@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from edgevit.bundles import store
@@ -17,8 +18,9 @@ from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.manifest import read_manifest
 from edgevit.bundles.verify import engine_parity
-from edgevit.errors import EdgevitError, MeasureError, ParityError
+from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line, link_or_copy
+from edgevit.images import read_image
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
@@ -136,6 +138,26 @@ def with_peak_memory(report: LatencyReport, finalist: Finalist) -> LatencyReport
     return replace(report, peak_memory_mb=peak_mb)
 
 
+def require_readable(dataset: EvalDataset | DenseEvalDataset | None) -> None:
+    """Raise ImageError if no labeled image can be read, or the first cannot and the dataset is strict."""
+    if dataset is None:
+        return
+    paths = dataset.images.paths if isinstance(dataset, EvalDataset) else dataset.photos.paths
+    needed = paths[:1] if dataset.strict else paths
+    problems = list(takewhile(lambda problem: problem is not None, map(_problem_of, needed)))  # until one can be read
+    if problems and problems[0] is not None and len(problems) == len(needed):
+        raise problems[0]
+
+
+def _problem_of(path: Path) -> ImageError | None:
+    """Return why an image cannot be read; None if it can."""
+    try:
+        read_image(path)
+    except ImageError as error:
+        return error
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class Examiner:
     """Checks finalists against PyTorch: parity on the reference inputs, and top-1 if there are labeled images."""
@@ -147,7 +169,10 @@ class Examiner:
     _reference: AnyEvaluation | None = None  # PyTorch on `_dataset`
 
     def verify(self, finalist: Finalist, *, ms_per_image: float) -> Verification:
-        """Open the bundle as its user will, and compare its outputs with PyTorch's."""
+        """Open the bundle as its user will, and compare its outputs with PyTorch's.
+
+        Raises ImageError for a labeled image that cannot be read, if the labeled images are strict.
+        """
         try:
             with load_engine(finalist.bundle) as engine:
                 require_precision(finalist.bundle, engine)
@@ -156,6 +181,8 @@ class Examiner:
                     failures = next(result.failures for result in parity.results if not result.passed)
                     return Verification(parity=parity, failure=f"parity failed: {'; '.join(failures)}")
                 return self._with_accuracy(Verification(parity=parity), engine, finalist, ms_per_image)
+        except ImageError:
+            raise  # of the labeled images, so no fault of the engine
         except EdgevitError as error:
             return Verification(failure=first_line(error), error=type(error))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from edgevit.bundles import store
@@ -38,10 +41,18 @@ from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
-from edgevit.pipeline.tuning.finals import Examiner, Finalist, Verification, measure_finalists, stage, with_peak_memory
+from edgevit.pipeline.tuning.finals import (
+    Examiner,
+    Finalist,
+    Verification,
+    measure_finalists,
+    require_readable,
+    stage,
+    with_peak_memory,
+)
 from edgevit.pipeline.tuning.report import Row, TuningReport, decides, recommended
 from edgevit.pipeline.tuning.search import Search
-from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
+from edgevit.pipeline.tuning.space import Configuration, Variant, default_threads, usable_formats, variants
 from edgevit.pipeline.tuning.workspace import Refusal, Workspace, discard, open_workspace
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import ParityReport
@@ -109,6 +120,8 @@ def tune(
     formats, not_installed = usable_formats(config.formats)
     if not formats:
         raise MissingError(f"no runtime runs here: {'; '.join(not_installed.values())}")
+    tried = variants(formats, calibrated=config.calib is not None, batch=model.batch)
+    _require_writable(config.out, [bundle_name(model.name, each.precision, each.fmt) for each in tried])
     timer = StageTimer(progress)
     base = _export_config(config, formats, batch=model.batch)
     if captured is None and config.calib is None:  # an ONNX file with int8 layers is tried as it is
@@ -116,20 +129,36 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
         export, graph, graph_parity = pipeline.prepare(model, base, timer, Path(scratch), captured=captured)
         graph_parity.require()
+        require_readable(export.references.eval_dataset)
         key = device_key(graph)
         with open_workspace(_search_key(key, model, config), fresh=config.fresh) as workspace:
             limited = _limited(progress, deadline)
             builder = Builder(export=export, graph=graph, graph_parity=graph_parity, progress=limited)
-            search = _search(builder, workspace, deadline, config, formats, timer)
+            search = _search(builder, workspace, deadline, config, tried, timer)
             search.run()
             if search.interrupted:
                 deadline.shorten(_INTERRUPTED_S)
             timer.update("final measurement")
-            report = _finish(search, config, Path(scratch), timer, not_installed)
-            cached = not config.throughput and _keep(report, key)
+            report = _finish(search, config, Path(scratch), timer, not_installed, key)
             if report.complete:
                 discard(workspace)
-    return replace(report, cached=cached)
+    return report
+
+
+def _require_writable(out: Path, names: Sequence[str]) -> None:
+    """Raise ExportError before the search if no bundle can be written in `out`, or one of them would replace a file.
+
+    Leaves no folder behind: a search may end without a bundle.
+    """
+    created = list(takewhile(lambda folder: not os.path.lexists(folder), (out, *out.parents)))
+    try:
+        with store.staging(out):
+            for name in names:
+                store.require_replaceable(out / name)
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in created:
+                folder.rmdir()
 
 
 def _export_config(config: TuneConfig, formats: Sequence[str], *, batch: int) -> ExportConfig:
@@ -164,7 +193,7 @@ def _search(
     workspace: Workspace,
     deadline: Deadline,
     config: TuneConfig,
-    formats: Sequence[str],
+    tried: Sequence[Variant],
     timer: StageTimer,
 ) -> Search:
     bundles: dict[str, Bundle] = {}
@@ -182,7 +211,7 @@ def _search(
         workspace=workspace,
         bench=bench,
         deadline=deadline,
-        variants=variants(formats, calibrated=config.calib is not None, batch=builder.batch),
+        variants=tried,
         threads=config.threads or default_threads(),
         throughput=config.throughput,
         on_step=timer.update,
@@ -192,9 +221,17 @@ def _search(
 
 
 def _finish(
-    search: Search, config: TuneConfig, scratch: Path, timer: StageTimer, not_installed: Mapping[str, str]
+    search: Search,
+    config: TuneConfig,
+    scratch: Path,
+    timer: StageTimer,
+    not_installed: Mapping[str, str],
+    key: str,
 ) -> TuningReport:
-    """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended."""
+    """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended.
+
+    Those that passed are kept under `key`, the graph's on this machine, before that.
+    """
     _require_bundles(search, config.limit_s)
     finalists = _stage(search, scratch / "finalists")
     reports = _measure(search, finalists, timer)
@@ -222,6 +259,7 @@ def _finish(
     )
     parity = checked[winner.name].parity
     assert parity is not None  # of an engine that passed
+    tuned = replace(tuned, cached=not config.throughput and _keep(tuned, key))
     _publish(tuned, finalists[winner.name].bundle, parity)
     return tuned
 

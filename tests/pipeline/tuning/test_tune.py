@@ -22,7 +22,7 @@ import edgevit
 from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
-from edgevit.errors import BuildError, EdgevitError, ExportError, MeasureError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, ExportError, ImageError, MeasureError, ParityError, UsageError
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
@@ -353,6 +353,49 @@ def test_an_engine_that_failed_to_build_is_built_in_the_next_run(
         with pytest.raises(ExportError, match="File too large"):
             search(config(tmp_path, "ort"))
     assert search(config(tmp_path, "ort"), interrupt).winner.passed
+    assert own_cache.exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_search(own_cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    (tmp_path / "taken" / "tiny-fp32-ort").mkdir(parents=True)
+    for out, problem in ((file / "out", "cannot write to"), (tmp_path / "taken", "is not a bundle")):
+        with pytest.raises(ExportError, match=problem):
+            search(config(out, "ort"), lambda name, _: pytest.fail(f"{name} has begun"))
+    with pytest.raises(MeasureError):
+        search(replace(config(tmp_path / "new" / "out", "ort"), limit_s=0.01))
+    assert not (tmp_path / "new").exists()
+    assert own_cache.exists()
+
+
+def labeled_folder(folder: Path, *, photos: int, broken: int = 0) -> Path:
+    """Return a folder with photos of class 0, the last `broken` of which cannot be read."""
+    (folder / "0").mkdir(parents=True)
+    for index in range(photos):
+        place = folder / "0" / f"{index:03}{PHOTO.suffix}"
+        if index < photos - broken:
+            shutil.copy(PHOTO, place)
+        else:
+            place.write_bytes(b"no image")
+    return folder
+
+
+def test_labeled_images_of_which_none_can_be_read_are_refused_before_the_search(
+    own_cache: Path, tmp_path: Path
+) -> None:
+    stages: list[str] = []
+    folder = labeled_folder(tmp_path / "eval", photos=2, broken=2)
+    with pytest.raises(ImageError, match="cannot read"):
+        search(replace(config(tmp_path, "ort"), eval=folder), lambda name, _: stages.append(name))
+    assert not [name for name in stages if "race" in name or name.startswith("build")]
+    assert not own_cache.exists()
+
+
+def test_a_labeled_image_that_cannot_be_read_is_no_fault_of_an_engine(own_cache: Path, tmp_path: Path) -> None:
+    folder = labeled_folder(tmp_path / "eval", photos=2, broken=1)
+    with pytest.raises(ImageError, match="cannot read"):
+        search(replace(config(tmp_path, "ort"), eval=folder, strict=True), interrupt)
     assert own_cache.exists()
 
 
