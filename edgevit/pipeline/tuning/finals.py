@@ -38,7 +38,7 @@ from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.registry import get_runtime
 
-_MIN_IMAGES = 20  # labeled images; on fewer, accuracy is not measured
+_MIN_IMAGES = 20  # labeled images; if there is no time for so many, or for all, accuracy is not measured
 _EVAL_FRACTION = 0.5  # of the remaining time, for accuracy
 
 
@@ -221,12 +221,8 @@ class Examiner:
             return None
         self._dataset = whole.subset(count) if count < whole.count else whole
         (self._reference,) = self._dataset.evaluate({self.export.source.title: original.run})
+        self._dataset.warn_of_unreadable()
         return self._dataset
-
-    @property
-    def reference(self) -> AnyEvaluation | None:
-        """PyTorch's accuracy; None if it was not measured."""
-        return self._reference
 
     @property
     def images_note(self) -> str:
@@ -236,3 +232,18 @@ class Examiner:
             return ""
         used = 0 if self._reference is None else self._reference.images
         return f"accuracy is of {used} of {whole.count} labeled images, for lack of time"
+
+    def doubts(self, winner: Verification) -> list[str]:
+        """Return notes if the labeled images are too few, or the original is too poor on them, to show the accuracy."""
+        reference, drop, allowed = self._reference, winner.drop, self.max_drop
+        if reference is None or drop is None:
+            return []
+        advice = "give more images with --eval"
+        if reference.may_be_guessing:
+            measured = f"{reference.metric} {reference.accuracy:.1%} on {reference.images} images"
+            return [f"accuracy unknown: the original itself has {measured}, as a guess may; {advice}"]
+        if allowed is not None and drop.interval.high > 100 * allowed:
+            few = f"on {reference.images} images, which are too few to show it"
+            loss = f"the loss may be up to {drop.interval.high:.1f} points"
+            return [f"--max-drop {100 * allowed:g}% holds {few}: {loss}; {advice}"]
+        return []

@@ -251,7 +251,7 @@ def _finish(
         refused=tuple(search.refused),
         not_tried=tuple(search.not_tried),
         not_installed=dict(not_installed),
-        notes=_notes(search, config, examiner),
+        notes=(*examiner.doubts(checked[winner.name]), *_notes(search, config, examiner)),
         elapsed_s=search.deadline.elapsed_s,
         limit_s=config.limit_s,
         complete=not search.not_tried,

@@ -12,6 +12,7 @@ from edgevit.bundles.labeled import DenseEvaluation
 from edgevit.dense.bootstrap import Estimate
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.statistics import Ratio
+from edgevit.metrics import Evaluation, drop_points
 from edgevit.pipeline.tuning import report as tuning_report
 from edgevit.pipeline.tuning.report import Row, TuningReport, decides, pareto_front, recommended
 from edgevit.types import Precision
@@ -113,7 +114,7 @@ def test_the_page_states_when_engines_are_equal() -> None:
     assert f"Times, sizes and memory within {100 * tuning_report._EQUAL:g} % of one another count as equal" in page
 
 
-@pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 %"), (None, "SNR 26 dB")])
+@pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 % on 100 images"), (None, "SNR 26 dB")])
 def test_accuracy_is_top1_if_there_are_labeled_images(correct: int | None, text: str) -> None:
     assert row("ort", 10.0, found=verified(0.05, correct=correct)).accuracy_text.startswith(text)
 
@@ -158,6 +159,23 @@ def test_the_sentence_says_why() -> None:
     assert "no other engine was shown to be faster" in tuned([row("ort", 10.0), row("openvino", 20.0)]).sentence
     close = tuned([row("ort", 10.0), row("ort", 9.9, precision="int8", found=verified(0.05))])
     assert "not told apart from int8-ort: 1 thread" in close.sentence
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "text"),
+    [
+        (3, 0, "top-1 100.0 % on 3 images (as the original; loss of -39.20 to 39.20 points at 95 %)"),
+        (100, 2, "top-1 98.0 % on 100 images (2.0 points below the original; loss of -1.35 to 5.27 points at 95 %)"),
+    ],
+)
+def test_the_sentence_says_how_far_the_accuracy_is_known(images: int, lost: int, text: str) -> None:
+    def evaluated(correct: int) -> Evaluation:
+        ranks = tuple(int(index >= correct) for index in range(images))
+        return Evaluation(name="a", class_count=10, labels=(0,) * images, predictions=ranks, ranks=ranks)
+
+    original, own = evaluated(images), evaluated(images - lost)
+    found = replace(verified(0.05), evaluation=own, drop=drop_points(original, own))
+    assert tuned([row("ort", 10.0, found=found)]).sentence.endswith(text)
 
 
 def test_only_engines_that_passed_are_kept_for_auto() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import resource
 import shutil
 import time
@@ -396,6 +397,18 @@ def test_a_labeled_image_that_cannot_be_read_is_no_fault_of_an_engine(own_cache:
     folder = labeled_folder(tmp_path / "eval", photos=2, broken=1)
     with pytest.raises(ImageError, match="cannot read"):
         search(replace(config(tmp_path, "ort"), eval=folder, strict=True), interrupt)
+    assert own_cache.exists()
+
+
+def test_a_labeled_image_that_is_left_out_is_named(
+    own_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = labeled_folder(tmp_path / "eval", photos=3, broken=1)
+    with caplog.at_level(logging.WARNING):
+        report = search(replace(config(tmp_path, "ort"), eval=folder), interrupt)
+    assert "on 2 images" in report.sentence
+    assert [note for note in report.notes if "on 2 images, which are too few" in note or "as a guess may" in note]
+    assert len([each for each in caplog.records if "1 of 3 images could not be read" in each.getMessage()]) == 1
     assert own_cache.exists()
 
 
