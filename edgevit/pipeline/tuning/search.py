@@ -67,21 +67,26 @@ class Search:
         self._steps.append(Step("race of the variants", self._race_variants))
         while self._steps:
             step = self._steps.popleft()
+            races = len(self.races)
             try:
                 self.deadline.check()
                 self.on_step(step.name)
                 step.run()
             except OutOfTimeError:
-                self.not_tried.append(step.name)
+                self.not_tried.append(self._rest_of(step, races))
             except EdgevitError as error:
                 self.refused.append(Refusal.of(step.name, error))
             except KeyboardInterrupt:
                 self.interrupted = True
-                self.not_tried += [step.name, *(each.name for each in self._steps)]
+                self.not_tried += [self._rest_of(step, races), *(each.name for each in self._steps)]
                 break
         for variant in self.variants:
             if variant.name in self.bundles:  # it may not have raced, for lack of time
                 self.best.setdefault((variant.fmt, variant.precision), self.start(variant))
+
+    def _rest_of(self, step: Step, races: int) -> str:
+        """Return what was not tried of a step that began after this many races: its races may have changed `best`."""
+        return step.name if len(self.races) == races else f"the rest of {step.name}"
 
     def start(self, variant: Variant) -> Configuration:
         """Return the configuration that a standard variant races in: all cores, and under full load a stream a core."""
