@@ -52,7 +52,7 @@ from edgevit.pipeline.tuning.finals import (
 )
 from edgevit.pipeline.tuning.report import Row, TuningReport, decides, recommended
 from edgevit.pipeline.tuning.search import Search
-from edgevit.pipeline.tuning.space import Configuration, Variant, default_threads, usable_formats, variants
+from edgevit.pipeline.tuning.space import Configuration, Variant, usable_formats, usable_threads, variants
 from edgevit.pipeline.tuning.workspace import Refusal, Workspace, discard, open_workspace
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import ParityReport
@@ -212,7 +212,7 @@ def _search(
         bench=bench,
         deadline=deadline,
         variants=tried,
-        threads=config.threads or default_threads(),
+        threads=usable_threads(config.threads),
         throughput=config.throughput,
         on_step=timer.update,
         bundles=bundles,
@@ -383,7 +383,7 @@ def _name(search: Search, winner: Row) -> str:
 
 
 def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str, ...]:
-    notes = [examiner.images_note, *_group_notes(search)]
+    notes = [examiner.images_note, *_group_notes(search), _threads_note(config.threads, search.threads)]
     if config.calib is None:
         notes.append("int8 was not tried: give calibration images with --calib DIR")
     if search.interrupted:
@@ -391,6 +391,15 @@ def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str,
     elif search.not_tried:
         notes.append("the time was up before everything was tried; run the command again to go on")
     return tuple(note for note in notes if note)
+
+
+def _threads_note(requested: Sequence[int], tried: Sequence[int]) -> str:
+    """Return a note on the numbers of threads that were requested and are more than the cores."""
+    excess = [str(count) for count in requested if count not in tried]
+    if not excess:
+        return ""
+    used = ", ".join(map(str, tried))
+    return f"--threads {','.join(excess)} was not tried, since this process may use fewer cores; {used} was"
 
 
 def _group_notes(search: Search) -> list[str]:

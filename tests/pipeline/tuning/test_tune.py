@@ -37,7 +37,7 @@ from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.torch_source import TorchSource
-from edgevit.pipeline.tuning import auto, bench, tune
+from edgevit.pipeline.tuning import auto, bench, space, tune
 from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
 from edgevit.pipeline.tuning.builder import Builder
@@ -308,6 +308,16 @@ def test_without_an_engine_that_passes_nothing_is_written(own_cache: Path, tmp_p
         search(config(tmp_path / "out", "ort"), interrupt)
     assert not (tmp_path / "out").exists()
     assert not list(own_cache.glob("tuned/*"))
+
+
+def test_threads_above_the_cores_are_not_tried(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "available_cores", lambda: 1)
+    report = search(replace(config(tmp_path, "ort"), threads=(4, 1, 8)), interrupt)
+    assert {row.configuration.threads for row in report.rows} == {1}
+    assert [note for note in report.notes if note.startswith("--threads 4,8 was not tried")]
+    assert own_cache.exists()
 
 
 def test_an_interrupt_ends_with_the_best_so_far(own_cache: Path, tmp_path: Path) -> None:
