@@ -177,18 +177,18 @@ class Search:
                 name = f"inference precision of {'-'.join(key)}"
                 self._steps.append(Step(name, partial(self._try_float_precisions, key)))
 
-    def _compete(self, title: str, key: tuple[str, str], rivals: Sequence[Configuration]) -> Race | None:
-        """Race the best configuration of a runtime and precision with rivals; the winner replaces it."""
+    def _compete(self, title: str, key: tuple[str, str], candidates: Sequence[Configuration]) -> Race | None:
+        """Race the best configuration of a runtime and precision with candidates; the winner replaces it."""
         incumbent = self.best[key]
-        outcome = self._race(title, [incumbent, *rivals])
+        outcome = self._race(title, [incumbent, *candidates])
         if outcome is not None:
             winner = outcome.winner(incumbent.name)
-            self.best[key] = next(each for each in (incumbent, *rivals) if each.name == winner)
+            self.best[key] = next(each for each in (incumbent, *candidates) if each.name == winner)
         return outcome
 
     def _try_threads(self, key: tuple[str, str]) -> None:
-        rivals = [replace(self.best[key], threads=count) for count in self.threads[1:]]
-        self._compete(f"threads, {'-'.join(key)}", key, rivals)
+        candidates = [replace(self.best[key], threads=count) for count in self.threads[1:]]
+        self._compete(f"threads, {'-'.join(key)}", key, candidates)
         self._share(key)
 
     def _try_streams(self, key: tuple[str, str]) -> None:
@@ -201,10 +201,10 @@ class Search:
         """Double the batch as long as that is shown to be faster for each image."""
         while (batch := 2 * self.best[key].variant.batch) <= _MAX_BATCH:
             incumbent = self.best[key]
-            rival = replace(incumbent, variant=replace(incumbent.variant, batch=batch))
-            if not self._build(rival.variant):
+            candidate = replace(incumbent, variant=replace(incumbent.variant, batch=batch))
+            if not self._build(candidate.variant):
                 return
-            self._compete(f"batch {batch}, {'-'.join(key)}", key, [rival])
+            self._compete(f"batch {batch}, {'-'.join(key)}", key, [candidate])
             if self.best[key] is incumbent:
                 return
 
@@ -256,8 +256,8 @@ class Search:
                 continue  # without it, the graph is not called int8
             if self._build_trial(trial := trial_of(incumbent.variant, group, base)):
                 trials[replace(incumbent, variant=trial).name] = (group, trial)
-        rivals = [replace(incumbent, variant=trial) for _, trial in trials.values()]
-        outcome = self.bench.compare(incumbent, rivals) if rivals else None
+        candidates = [replace(incumbent, variant=trial) for _, trial in trials.values()]
+        outcome = self.bench.compare(incumbent, candidates) if candidates else None
         if outcome is None:
             return
         title = f"int8 by layer groups, {'-'.join(key)}"
