@@ -64,25 +64,25 @@ class Bench:
             self.workspace.keep_race([each.name for each in distinct], outcome)
         return outcome
 
-    def compare(self, incumbent: Configuration, rivals: Sequence[Configuration]) -> Race | None:
-        """Return the time of each rival over that of the incumbent, which is the first of the standings.
+    def compare(self, incumbent: Configuration, candidates: Sequence[Configuration]) -> Race | None:
+        """Return the time of each candidate over that of the incumbent, which is the first of the standings.
 
-        None if the incumbent or none of the rivals opens.
+        None if the incumbent or none of the candidates opens.
         """
-        names = [incumbent.name, *(each.name for each in rivals)]
+        names = [incumbent.name, *(each.name for each in candidates)]
         if known := self.workspace.race(names):
             return known
         found: list[Standing] = []
-        size = self._group_size([incumbent, *rivals]) - 1
-        for start in range(0, len(rivals), size):
+        size = self._group_size([incumbent, *candidates]) - 1
+        for start in range(0, len(candidates), size):
             with ExitStack() as stack:
-                opened = self._open_all(stack, [incumbent, *rivals[start : start + size]])
+                opened = self._open_all(stack, [incumbent, *candidates[start : start + size]])
                 slow = {each.name for each in _too_slow(opened)} - {incumbent.name}
-                candidates = self._candidates(stack, opened, without=slow)
-                if len(candidates) < 2 or candidates[0].name != incumbent.name:
+                ready = self._candidates(stack, opened, without=slow)
+                if len(ready) < 2 or ready[0].name != incumbent.name:
                     continue
                 plan = replace(COMPARISON, max_total_s=max(0.1, self.remaining_s() / 2))
-                first, *others = standings(measure(candidates, plan, lambda _: self.check_time()))
+                first, *others = standings(measure(ready, plan, lambda _: self.check_time()))
                 found += others if found else [first, *others]
         if not found:
             return None

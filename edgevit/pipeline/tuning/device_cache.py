@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import statistics
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.files import cache_folder, os_reason, write_atomically
 from edgevit.latency.environment import Environment
 from edgevit.pipeline.tuning.space import Configuration
-from edgevit.types import Precision
+from edgevit.types import PRECISIONS, Precision
 from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, text
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 1
 _MAX_BYTES = 1 << 20
+_MAX_CHOICES = 1000
 _SLOWEST_MS = 1e9
+_TIE = 0.03  # above the time of the faster: recommendations of two searches this close to each other are equally fast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +68,57 @@ def cache_file(key: str) -> Path:
     return cache_folder() / "tuned" / f"{key}.json"
 
 
-def write_choices(key: str, model: str, choices: Sequence[Choice]) -> bool:
-    """Store the engines that passed, the recommended one first; False if that is not possible."""
-    content = {"schema": SCHEMA, "model": model, "choices": [choice.to_json() for choice in choices]}
+def write_choices(key: str, model: str, choices: Sequence[Choice], *, refused: Collection[str] = ()) -> bool:
+    """Add the engines that passed, the recommended one first, to those that earlier searches found.
+
+    Of those, engines in `refused`, which has names of configurations and variants, are removed. Returns False if the
+    file cannot be written.
+    """
+    merged = merge(choices, read_choices(key), refused=refused)
+    content = {"schema": SCHEMA, "model": model, "choices": [choice.to_json() for choice in merged]}
     with contextlib.suppress(OSError, MissingError):
         file = cache_file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
         return True
     return False
+
+
+def merge(new: Sequence[Choice], earlier: Sequence[Choice], *, refused: Collection[str] = ()) -> tuple[Choice, ...]:
+    """Return the engines of a search and of earlier ones: the better of the two recommendations first, then by time.
+
+    `new` and `earlier` have the recommended one first. An engine in both counts as a new one. Machines are not always
+    equally busy: the earlier times are scaled by those of the engines in both before they are compared.
+    """
+    again = {choice.configuration.name: choice.p50_ms for choice in new}
+    removed = {*again, *refused}
+    kept = [
+        choice
+        for choice in earlier
+        if removed.isdisjoint({choice.configuration.name, choice.configuration.variant.name})
+    ]
+    changes = [again[name] / each.p50_ms for each in earlier if (name := each.configuration.name) in again]
+    scale = statistics.median(changes) if changes else 1.0
+    first = new[0]
+    # If the search has measured the earlier recommendation again, its own one is the better.
+    if kept and earlier[0].configuration.name not in again and _is_better(kept[0], first, scale=scale):
+        first = kept[0]
+    timed = [*((choice.p50_ms, choice) for choice in new), *((scale * choice.p50_ms, choice) for choice in kept)]
+    others = [choice for _, choice in sorted(timed, key=lambda each: each[0]) if choice is not first]
+    return (first, *others)[:_MAX_CHOICES]
+
+
+def _is_better(earlier: Choice, new: Choice, *, scale: float) -> bool:
+    """Whether an earlier recommendation is faster than the new one, or as fast and more exact."""
+    ratio = scale * earlier.p50_ms / new.p50_ms
+    if 1 / (1 + _TIE) <= ratio <= 1 + _TIE:
+        return _exactness(earlier) < _exactness(new)
+    return ratio < 1
+
+
+def _exactness(choice: Choice) -> int:
+    """0 for the highest precision."""
+    return PRECISIONS.index(choice.configuration.variant.precision)
 
 
 def read_choices(key: str) -> tuple[Choice, ...]:
@@ -88,12 +133,12 @@ def read_choices(key: str) -> tuple[Choice, ...]:
     try:
         fields = JsonObject.of(read_json(file, limit_bytes=_MAX_BYTES))
         fields.read("schema", integer(SCHEMA, SCHEMA))
-        return fields.read("choices", list_of(Choice.parse, most=1000))
+        return fields.read("choices", list_of(Choice.parse, most=_MAX_CHOICES))
     except FileNotFoundError:
         return ()
     except (OSError, InvalidError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else error
-        _LOG.warning("edgevit: %s is damaged and is ignored (%s); tune again", file, reason)
+        _LOG.warning("edgevit: %s is damaged and is ignored (%s)", file, reason)
         return ()
 
 

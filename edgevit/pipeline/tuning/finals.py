@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from edgevit.bundles import store
@@ -17,8 +18,9 @@ from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.manifest import read_manifest
 from edgevit.bundles.verify import engine_parity
-from edgevit.errors import EdgevitError
+from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line, link_or_copy
+from edgevit.images import read_image
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
@@ -36,7 +38,7 @@ from edgevit.runtimes.loading import timed_load
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.registry import get_runtime
 
-_MIN_IMAGES = 20  # labeled images; on fewer, accuracy is not measured
+_MIN_IMAGES = 20  # labeled images; if there is no time for so many, or for all, accuracy is not measured
 _EVAL_FRACTION = 0.5  # of the remaining time, for accuracy
 
 
@@ -62,6 +64,7 @@ class Verification:
     evaluation: AnyEvaluation | None = None
     drop: Drop | None = None  # of accuracy against PyTorch, on the labeled images
     failure: str = ""  # why it cannot be recommended
+    error: type[EdgevitError] = ParityError  # the class of the failure
 
     @property
     def snr_db(self) -> float | None:
@@ -135,6 +138,26 @@ def with_peak_memory(report: LatencyReport, finalist: Finalist) -> LatencyReport
     return replace(report, peak_memory_mb=peak_mb)
 
 
+def require_readable(dataset: EvalDataset | DenseEvalDataset | None) -> None:
+    """Raise ImageError if no labeled image can be read, or the first cannot and the dataset is strict."""
+    if dataset is None:
+        return
+    paths = dataset.images.paths if isinstance(dataset, EvalDataset) else dataset.photos.paths
+    needed = paths[:1] if dataset.strict else paths
+    problems = list(takewhile(lambda problem: problem is not None, map(_problem_of, needed)))  # until one can be read
+    if problems and problems[0] is not None and len(problems) == len(needed):
+        raise problems[0]
+
+
+def _problem_of(path: Path) -> ImageError | None:
+    """Return why an image cannot be read; None if it can."""
+    try:
+        read_image(path)
+    except ImageError as error:
+        return error
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class Examiner:
     """Checks finalists against PyTorch: parity on the reference inputs, and top-1 if there are labeled images."""
@@ -146,7 +169,10 @@ class Examiner:
     _reference: AnyEvaluation | None = None  # PyTorch on `_dataset`
 
     def verify(self, finalist: Finalist, *, ms_per_image: float) -> Verification:
-        """Open the bundle as its user will, and compare its outputs with PyTorch's."""
+        """Open the bundle as its user will, and compare its outputs with PyTorch's.
+
+        Raises ImageError for a labeled image that cannot be read, if the labeled images are strict.
+        """
         try:
             with load_engine(finalist.bundle) as engine:
                 require_precision(finalist.bundle, engine)
@@ -155,8 +181,10 @@ class Examiner:
                     failures = next(result.failures for result in parity.results if not result.passed)
                     return Verification(parity=parity, failure=f"parity failed: {'; '.join(failures)}")
                 return self._with_accuracy(Verification(parity=parity), engine, finalist, ms_per_image)
+        except ImageError:
+            raise  # of the labeled images, so no fault of the engine
         except EdgevitError as error:
-            return Verification(failure=first_line(error))
+            return Verification(failure=first_line(error), error=type(error))
 
     def _with_accuracy(
         self, verification: Verification, engine: Engine, finalist: Finalist, ms_per_image: float
@@ -166,7 +194,8 @@ class Examiner:
         if dataset is None or self._reference is None:
             lower = finalist.configuration.variant.precision != "fp32"
             asked = lower and self.export.references.eval_dataset is not None
-            return replace(verification, failure="no time to measure its accuracy; give more --time" if asked else "")
+            failure = "no time to measure its accuracy; give more --time" if asked else ""
+            return replace(verification, failure=failure, error=MeasureError)
         dataset = replace(dataset, batch=finalist.bundle.options.batch)
         (evaluation,) = dataset.evaluate({finalist.configuration.name: engine.run})
         drop, allowed = lost(self._reference, evaluation), self.max_drop
@@ -192,12 +221,8 @@ class Examiner:
             return None
         self._dataset = whole.subset(count) if count < whole.count else whole
         (self._reference,) = self._dataset.evaluate({self.export.source.title: original.run})
+        self._dataset.warn_of_unreadable()
         return self._dataset
-
-    @property
-    def reference(self) -> AnyEvaluation | None:
-        """PyTorch's accuracy; None if it was not measured."""
-        return self._reference
 
     @property
     def images_note(self) -> str:
@@ -207,3 +232,18 @@ class Examiner:
             return ""
         used = 0 if self._reference is None else self._reference.images
         return f"accuracy is of {used} of {whole.count} labeled images, for lack of time"
+
+    def doubts(self, winner: Verification) -> list[str]:
+        """Return notes if the labeled images are too few, or the original is too poor on them, to show the accuracy."""
+        reference, drop, allowed = self._reference, winner.drop, self.max_drop
+        if reference is None or drop is None:
+            return []
+        advice = "give more images with --eval"
+        if reference.may_be_guessing:
+            measured = f"{reference.metric} {reference.accuracy:.1%} on {reference.images} images"
+            return [f"accuracy unknown: the original itself has {measured}, as a guess may; {advice}"]
+        if allowed is not None and drop.interval.high > 100 * allowed:
+            few = f"on {reference.images} images, which are too few to show it"
+            loss = f"the loss may be up to {drop.interval.high:.1f} points"
+            return [f"--max-drop {100 * allowed:g}% holds {few}: {loss}; {advice}"]
+        return []

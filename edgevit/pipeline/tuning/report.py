@@ -13,6 +13,7 @@ import edgevit
 from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
+from edgevit.metrics import CONFIDENCE, Drop
 from edgevit.pipeline.tuning.device_cache import Choice
 from edgevit.pipeline.tuning.finals import Verification
 from edgevit.pipeline.tuning.racing import Race
@@ -84,12 +85,13 @@ class Row:
 
     @property
     def accuracy_text(self) -> str:
-        """The accuracy in words: "top-1 91.2 %" or "SNR 121 dB"."""
+        """The accuracy in words: "top-1 91.2 % on 500 images" or "SNR 121 dB"."""
         found = self.verification
         if found is None:
             return "not checked"
         if found.evaluation is not None:
-            return f"{found.evaluation.metric} {100 * found.evaluation.accuracy:.1f} %"
+            evaluation = found.evaluation
+            return f"{evaluation.metric} {100 * evaluation.accuracy:.1f} % on {_counted(evaluation.images)}"
         return "failed" if found.snr_db is None else f"SNR {found.snr_db:.0f} dB"
 
     def to_json(self) -> dict[str, Any]:
@@ -157,6 +159,22 @@ def recommended(rows: Sequence[Row]) -> Row | None:
     return min(tied, key=_plainness)
 
 
+def decides(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether the recommendation among `rows` depends on the check of `row`, which was not checked yet.
+
+    It does until an engine passes. After that, it does if `row` has a higher precision than the engine that would be
+    recommended, unless the fastest that passed is shown to be faster.
+    """
+    chosen = recommended(rows)
+    if chosen is None:
+        return True
+    if _exactness(row) >= _exactness(chosen):
+        return False
+    fastest = min((each for each in rows if each.passed), key=lambda each: each.ms_per_image)
+    _, compared = side_by_side([fastest.latency, row.latency])
+    return compared.ratio is None or compared.ratio.verdict != "slower"
+
+
 def _exactness(row: Row) -> int:
     """0 for the highest precision."""
     return PRECISIONS.index(row.configuration.variant.precision)
@@ -206,7 +224,7 @@ class TuningReport:
         text = f"recommended: {winner.name}: {winner.speed_text}, {_gain(winner, reference)}, {winner.accuracy_text}"
         drop = winner.verification.drop if winner.verification is not None else None
         if drop is not None:
-            text += f" ({_difference(drop.points)})"
+            text += f" ({_difference(drop)})"
         fastest = min((row for row in self.rows if row.passed), key=lambda row: row.ms_per_image)
         if fastest is not winner:
             text += f"; not told apart from {fastest.name} ({fastest.speed_text}), and more exact or plainer"
@@ -259,10 +277,17 @@ class TuningReport:
         return {**self.to_json(), "path": str(self.path), "latency": latency, "next_command": self.next_command}
 
 
-def _difference(lost_points: float) -> str:
-    if not lost_points:
-        return "as the original"
-    return f"{abs(lost_points):.1f} points {'below' if lost_points > 0 else 'above'} the original"
+def _difference(drop: Drop) -> str:
+    """Return the loss against the original in words, with the 95 % interval of the points lost."""
+    interval = f"loss of {drop.interval.low:.2f} to {drop.interval.high:.2f} points at {100 * CONFIDENCE:g} %"
+    if not drop.points:
+        return f"as the original; {interval}"
+    side = "below" if drop.points > 0 else "above"
+    return f"{abs(drop.points):.1f} points {side} the original; {interval}"
+
+
+def _counted(images: int) -> str:
+    return f"{images} image{'' if images == 1 else 's'}"
 
 
 def _gain(winner: Row, reference: Row) -> str:

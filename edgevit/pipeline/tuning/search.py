@@ -25,7 +25,7 @@ from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
-from edgevit.pipeline.tuning.workspace import Refusal, Workspace
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace, translate_write_errors
 from edgevit.precisions import get_policy
 
 _LOWER_PRECISION_FRACTION = 0.55  # fraction of the time after which nothing is converted to fp16 or int8
@@ -67,21 +67,26 @@ class Search:
         self._steps.append(Step("race of the variants", self._race_variants))
         while self._steps:
             step = self._steps.popleft()
+            races = len(self.races)
             try:
                 self.deadline.check()
                 self.on_step(step.name)
                 step.run()
             except OutOfTimeError:
-                self.not_tried.append(step.name)
+                self.not_tried.append(self._rest_of(step, races))
             except EdgevitError as error:
                 self.refused.append(Refusal.of(step.name, error))
             except KeyboardInterrupt:
                 self.interrupted = True
-                self.not_tried += [step.name, *(each.name for each in self._steps)]
+                self.not_tried += [self._rest_of(step, races), *(each.name for each in self._steps)]
                 break
         for variant in self.variants:
             if variant.name in self.bundles:  # it may not have raced, for lack of time
                 self.best.setdefault((variant.fmt, variant.precision), self.start(variant))
+
+    def _rest_of(self, step: Step, races: int) -> str:
+        """Return what was not tried of a step that began after this many races: its races may have changed `best`."""
+        return step.name if len(self.races) == races else f"the rest of {step.name}"
 
     def start(self, variant: Variant) -> Configuration:
         """Return the configuration that a standard variant races in: all cores, and under full load a stream a core."""
@@ -102,7 +107,9 @@ class Search:
         bundle = self.workspace.built(variant)
         try:
             if bundle is None:
-                bundle = self._builder(variant.batch).build(variant, self.workspace.bundle_folder(variant))
+                folder = self.workspace.bundle_folder(variant)
+                with translate_write_errors(folder):
+                    bundle = self._builder(variant.batch).build(variant, folder)
             self.bundles[variant.name] = bundle
         except EdgevitError as error:
             refusal = Refusal.of(variant.name, error)
@@ -170,18 +177,18 @@ class Search:
                 name = f"inference precision of {'-'.join(key)}"
                 self._steps.append(Step(name, partial(self._try_float_precisions, key)))
 
-    def _compete(self, title: str, key: tuple[str, str], rivals: Sequence[Configuration]) -> Race | None:
-        """Race the best configuration of a runtime and precision with rivals; the winner replaces it."""
+    def _compete(self, title: str, key: tuple[str, str], candidates: Sequence[Configuration]) -> Race | None:
+        """Race the best configuration of a runtime and precision with candidates; the winner replaces it."""
         incumbent = self.best[key]
-        outcome = self._race(title, [incumbent, *rivals])
+        outcome = self._race(title, [incumbent, *candidates])
         if outcome is not None:
             winner = outcome.winner(incumbent.name)
-            self.best[key] = next(each for each in (incumbent, *rivals) if each.name == winner)
+            self.best[key] = next(each for each in (incumbent, *candidates) if each.name == winner)
         return outcome
 
     def _try_threads(self, key: tuple[str, str]) -> None:
-        rivals = [replace(self.best[key], threads=count) for count in self.threads[1:]]
-        self._compete(f"threads, {'-'.join(key)}", key, rivals)
+        candidates = [replace(self.best[key], threads=count) for count in self.threads[1:]]
+        self._compete(f"threads, {'-'.join(key)}", key, candidates)
         self._share(key)
 
     def _try_streams(self, key: tuple[str, str]) -> None:
@@ -194,10 +201,10 @@ class Search:
         """Double the batch as long as that is shown to be faster for each image."""
         while (batch := 2 * self.best[key].variant.batch) <= _MAX_BATCH:
             incumbent = self.best[key]
-            rival = replace(incumbent, variant=replace(incumbent.variant, batch=batch))
-            if not self._build(rival.variant):
+            candidate = replace(incumbent, variant=replace(incumbent.variant, batch=batch))
+            if not self._build(candidate.variant):
                 return
-            self._compete(f"batch {batch}, {'-'.join(key)}", key, [rival])
+            self._compete(f"batch {batch}, {'-'.join(key)}", key, [candidate])
             if self.best[key] is incumbent:
                 return
 
@@ -249,8 +256,8 @@ class Search:
                 continue  # without it, the graph is not called int8
             if self._build_trial(trial := trial_of(incumbent.variant, group, base)):
                 trials[replace(incumbent, variant=trial).name] = (group, trial)
-        rivals = [replace(incumbent, variant=trial) for _, trial in trials.values()]
-        outcome = self.bench.compare(incumbent, rivals) if rivals else None
+        candidates = [replace(incumbent, variant=trial) for _, trial in trials.values()]
+        outcome = self.bench.compare(incumbent, candidates) if candidates else None
         if outcome is None:
             return
         title = f"int8 by layer groups, {'-'.join(key)}"

@@ -140,6 +140,18 @@ def default_threads() -> tuple[int, ...]:
     return tuple(dict.fromkeys((cores, max(1, cores // 2))))
 
 
+def usable_threads(requested: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of threads to try: those requested that this process has cores for, or all cores.
+
+    None requested: the default. With more threads than cores, a runtime starts fewer, so that the same engine would
+    race twice, or they wait for one another.
+    """
+    cores = available_cores()
+    if not requested:
+        return default_threads()
+    return tuple(dict.fromkeys(count for count in requested if count <= cores)) or (cores,)
+
+
 def single_changes(start: Configuration, *, of_precision: bool = False) -> Iterator[Configuration]:
     """Yield the configurations that differ from `start` in one session setting that can matter.
 

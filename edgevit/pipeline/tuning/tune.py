@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from edgevit.bundles import store
@@ -38,10 +41,18 @@ from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
-from edgevit.pipeline.tuning.finals import Examiner, Finalist, Verification, measure_finalists, stage, with_peak_memory
-from edgevit.pipeline.tuning.report import Row, TuningReport, recommended
+from edgevit.pipeline.tuning.finals import (
+    Examiner,
+    Finalist,
+    Verification,
+    measure_finalists,
+    require_readable,
+    stage,
+    with_peak_memory,
+)
+from edgevit.pipeline.tuning.report import Row, TuningReport, decides, recommended
 from edgevit.pipeline.tuning.search import Search
-from edgevit.pipeline.tuning.space import Configuration, default_threads, usable_formats, variants
+from edgevit.pipeline.tuning.space import Configuration, Variant, usable_formats, usable_threads, variants
 from edgevit.pipeline.tuning.workspace import Refusal, Workspace, discard, open_workspace
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.parity import ParityReport
@@ -109,6 +120,8 @@ def tune(
     formats, not_installed = usable_formats(config.formats)
     if not formats:
         raise MissingError(f"no runtime runs here: {'; '.join(not_installed.values())}")
+    tried = variants(formats, calibrated=config.calib is not None, batch=model.batch)
+    _require_writable(config.out, [bundle_name(model.name, each.precision, each.fmt) for each in tried])
     timer = StageTimer(progress)
     base = _export_config(config, formats, batch=model.batch)
     if captured is None and config.calib is None:  # an ONNX file with int8 layers is tried as it is
@@ -116,20 +129,36 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
         export, graph, graph_parity = pipeline.prepare(model, base, timer, Path(scratch), captured=captured)
         graph_parity.require()
+        require_readable(export.references.eval_dataset)
         key = device_key(graph)
         with open_workspace(_search_key(key, model, config), fresh=config.fresh) as workspace:
             limited = _limited(progress, deadline)
             builder = Builder(export=export, graph=graph, graph_parity=graph_parity, progress=limited)
-            search = _search(builder, workspace, deadline, config, formats, timer)
+            search = _search(builder, workspace, deadline, config, tried, timer)
             search.run()
             if search.interrupted:
                 deadline.shorten(_INTERRUPTED_S)
             timer.update("final measurement")
-            report = _finish(search, config, Path(scratch), timer, not_installed)
-            cached = not config.throughput and write_choices(key, model.name, report.choices())
+            report = _finish(search, config, Path(scratch), timer, not_installed, key)
             if report.complete:
                 discard(workspace)
-    return replace(report, cached=cached)
+    return report
+
+
+def _require_writable(out: Path, names: Sequence[str]) -> None:
+    """Raise ExportError before the search if no bundle can be written in `out`, or one of them would replace a file.
+
+    Leaves no folder behind: a search may end without a bundle.
+    """
+    created = list(takewhile(lambda folder: not os.path.lexists(folder), (out, *out.parents)))
+    try:
+        with store.staging(out):
+            for name in names:
+                store.require_replaceable(out / name)
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in created:
+                folder.rmdir()
 
 
 def _export_config(config: TuneConfig, formats: Sequence[str], *, batch: int) -> ExportConfig:
@@ -164,7 +193,7 @@ def _search(
     workspace: Workspace,
     deadline: Deadline,
     config: TuneConfig,
-    formats: Sequence[str],
+    tried: Sequence[Variant],
     timer: StageTimer,
 ) -> Search:
     bundles: dict[str, Bundle] = {}
@@ -182,8 +211,8 @@ def _search(
         workspace=workspace,
         bench=bench,
         deadline=deadline,
-        variants=variants(formats, calibrated=config.calib is not None, batch=builder.batch),
-        threads=config.threads or default_threads(),
+        variants=tried,
+        threads=usable_threads(config.threads),
         throughput=config.throughput,
         on_step=timer.update,
         bundles=bundles,
@@ -192,15 +221,23 @@ def _search(
 
 
 def _finish(
-    search: Search, config: TuneConfig, scratch: Path, timer: StageTimer, not_installed: Mapping[str, str]
+    search: Search,
+    config: TuneConfig,
+    scratch: Path,
+    timer: StageTimer,
+    not_installed: Mapping[str, str],
+    key: str,
 ) -> TuningReport:
-    """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended."""
+    """Measure the finalists, check them from the fastest on, and publish the bundle that is recommended.
+
+    Those that passed are kept under `key`, the graph's on this machine, before that.
+    """
     _require_bundles(search, config.limit_s)
     finalists = _stage(search, scratch / "finalists")
     reports = _measure(search, finalists, timer)
     examiner = Examiner(export=search.builder.export, deadline=search.deadline, max_drop=config.allowed_drop)
     checked = _verify(examiner, finalists, reports, timer)
-    search.refused += [Refusal(name, found.failure, ParityError) for name, found in checked.items() if found.failure]
+    search.refused += [Refusal(name, found.failure, found.error) for name, found in checked.items() if found.failure]
     rows = _rows(_with_peak_memory(search.deadline, finalists, reports, timer), finalists, checked)
     winner = recommended(rows)
     if winner is None:
@@ -214,7 +251,7 @@ def _finish(
         refused=tuple(search.refused),
         not_tried=tuple(search.not_tried),
         not_installed=dict(not_installed),
-        notes=_notes(search, config, examiner),
+        notes=(*examiner.doubts(checked[winner.name]), *_notes(search, config, examiner)),
         elapsed_s=search.deadline.elapsed_s,
         limit_s=config.limit_s,
         complete=not search.not_tried,
@@ -222,6 +259,7 @@ def _finish(
     )
     parity = checked[winner.name].parity
     assert parity is not None  # of an engine that passed
+    tuned = replace(tuned, cached=not config.throughput and _keep(tuned, key))
     _publish(tuned, finalists[winner.name].bundle, parity)
     return tuned
 
@@ -273,11 +311,13 @@ def _measure(search: Search, finalists: Mapping[str, Finalist], timer: StageTime
 def _verify(
     examiner: Examiner, finalists: Mapping[str, Finalist], reports: Sequence[LatencyReport], timer: StageTimer
 ) -> dict[str, Verification]:
-    """Check the engines, the fastest first: until the time is up, but at least until one passes."""
+    """Check the engines, the fastest first. When the time is up, only those that the recommendation depends on."""
     checked: dict[str, Verification] = {}
     for report in sorted(reports, key=lambda report: report.ms_per_image):
-        if any(not each.failure for each in checked.values()) and examiner.deadline.remaining_s < _FINALIST_S:
-            break
+        if examiner.deadline.remaining_s < _FINALIST_S:
+            rows = _rows(reports, finalists, checked)
+            if not decides(next(row for row in rows if row.name == report.name), rows):
+                continue
         with timer.stage(f"check {report.name}"):
             checked[report.name] = examiner.verify(finalists[report.name], ms_per_image=report.ms_per_image)
     return checked
@@ -343,7 +383,7 @@ def _name(search: Search, winner: Row) -> str:
 
 
 def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str, ...]:
-    notes = [examiner.images_note, *_group_notes(search)]
+    notes = [examiner.images_note, *_group_notes(search), _threads_note(config.threads, search.threads)]
     if config.calib is None:
         notes.append("int8 was not tried: give calibration images with --calib DIR")
     if search.interrupted:
@@ -351,6 +391,15 @@ def _notes(search: Search, config: TuneConfig, examiner: Examiner) -> tuple[str,
     elif search.not_tried:
         notes.append("the time was up before everything was tried; run the command again to go on")
     return tuple(note for note in notes if note)
+
+
+def _threads_note(requested: Sequence[int], tried: Sequence[int]) -> str:
+    """Return a note on the numbers of threads that were requested and are more than the cores."""
+    excess = [str(count) for count in requested if count not in tried]
+    if not excess:
+        return ""
+    used = ", ".join(map(str, tried))
+    return f"--threads {','.join(excess)} was not tried, since this process may use fewer cores; {used} was"
 
 
 def _group_notes(search: Search) -> list[str]:
@@ -387,6 +436,12 @@ def _joined(built: Json | None, final: ParityReport) -> Json:
     """Return the parity of the build with that of the engine as it is published, with its settings."""
     found = final.to_json()
     return found if built is None else {**found, "results": [*built.get("results", []), *found["results"]]}
+
+
+def _keep(report: TuningReport, key: str) -> bool:
+    """Keep the engines that passed for --fmt auto, and remove those that are wrong; False if that fails."""
+    refused = {each.name for each in report.refused if each.is_final}
+    return write_choices(key, report.model, report.choices(), refused=refused)
 
 
 def _search_key(key: str, model: ModelDescription, config: TuneConfig) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from edgevit import errors
 from edgevit.bundles.bundle import Bundle
-from edgevit.errors import BundleError, EdgevitError, ExportError, UsageError
+from edgevit.errors import BundleError, EdgevitError, ExportError, ParityError, PrecisionError, UsageError
 from edgevit.files import cache_folder, first_line, os_reason, try_lock, write_atomically
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Variant
@@ -40,6 +40,11 @@ class Refusal:
     reason: str
     error: type[EdgevitError]
 
+    @property
+    def is_final(self) -> bool:
+        """Whether it would fail again: outputs or precision are wrong. A full disk or a killed build may not last."""
+        return issubclass(self.error, (ParityError, PrecisionError))
+
     @classmethod
     def of(cls, name: str, error: EdgevitError) -> Refusal:
         """Keep the first line of an error and its class, or its first base class in errors.py."""
@@ -62,7 +67,7 @@ class Workspace:
 
     folder: Path
     races: dict[str, Race] = field(default_factory=dict)
-    refused: dict[str, Refusal] = field(default_factory=dict)  # variants that cannot be built, by name
+    refused: dict[str, Refusal] = field(default_factory=dict)  # variants that are not built again, by name
 
     def bundle_folder(self, variant: Variant) -> Path:
         """The folder in which the bundle of a variant is created."""
@@ -88,6 +93,7 @@ class Workspace:
         self.save()
 
     def refuse(self, refusal: Refusal) -> None:
+        """Do not build a variant again in this run, and if the refusal is final, not in the next one either."""
         self.refused[refusal.name] = refusal
         self.save()
 
@@ -96,7 +102,7 @@ class Workspace:
         content = {
             "schema": SCHEMA,
             "races": {key: outcome.to_json() for key, outcome in self.races.items()},
-            "refused": {name: refusal.to_json() for name, refusal in self.refused.items()},
+            "refused": {name: refusal.to_json() for name, refusal in self.refused.items() if refusal.is_final},
         }
         with contextlib.suppress(OSError):
             write_atomically(self.folder / _LOG_FILE, json.dumps(content, allow_nan=False))
@@ -128,7 +134,7 @@ def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK_FILE).open("w")
     except OSError as error:
-        raise ExportError(f"cannot write {folder}: {os_reason(error)}; set EDGEVIT_CACHE to another folder") from error
+        raise _cannot_write(folder, error) from error
     with lock:
         if not try_lock(lock):
             raise UsageError("another edgevit tune of this model is running; wait for its end")
@@ -138,6 +144,23 @@ def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
             discard(workspace)
         workspace.read()
         yield workspace
+
+
+@contextmanager
+def translate_write_errors(folder: Path) -> Iterator[None]:
+    """Raise ExportError for a bundle that cannot be written into the cache, where another --out does not help."""
+    try:
+        yield
+    except ExportError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or not str(error).startswith("cannot write"):
+            raise
+        raise _cannot_write(cause.filename or folder, cause) from cause
+
+
+def _cannot_write(path: Path | str, error: OSError) -> ExportError:
+    advice = "free some space, or set EDGEVIT_CACHE to another folder"
+    return ExportError(f"cannot write {path} in the cache of edgevit: {os_reason(error)}; {advice}")
 
 
 def discard(workspace: Workspace) -> None:

@@ -90,7 +90,7 @@ def test_one_inference_is_enough_to_drop_a_setting_that_is_too_slow(runs: Counte
     assert dropped.dropped and dropped.runs == 1 and dropped.ratio == 850
 
 
-def test_a_rival_that_is_too_slow_is_not_compared(runs: Counter[str], tmp_path: Path) -> None:
+def test_a_candidate_that_is_too_slow_is_not_compared(runs: Counter[str], tmp_path: Path) -> None:
     assert opened(tmp_path).compare(INT8, [F16]) is None
     assert runs["inference precision f16"] == 1
 

@@ -12,42 +12,12 @@ from edgevit.bundles.labeled import DenseEvaluation
 from edgevit.dense.bootstrap import Estimate
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.statistics import Ratio
-from edgevit.metrics import Evaluation
+from edgevit.metrics import Evaluation, drop_points
 from edgevit.pipeline.tuning import report as tuning_report
-from edgevit.pipeline.tuning.finals import Verification
-from edgevit.pipeline.tuning.report import Row, TuningReport, pareto_front, recommended
-from edgevit.pipeline.tuning.space import Configuration, Variant
-from edgevit.runtimes.parity import compare
-from edgevit.types import Precision, Reference
+from edgevit.pipeline.tuning.report import Row, TuningReport, decides, pareto_front, recommended
+from edgevit.types import Precision
 from tests.helpers.samples import noisy, report
-
-OUTPUT = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
-
-
-def verified(error: float, *, correct: int | None = None, failure: str = "") -> Verification:
-    """Outputs that are off by `error` of the standard deviation, and `correct` of 100 labeled images."""
-    reference = Reference(kind="photos", inputs={"x": OUTPUT}, outputs={"y": OUTPUT})
-    off = np.float32(error * OUTPUT.std())
-    parity = compare("engine", lambda feeds: {"y": feeds["x"] + off}, [reference], precision="int8")
-    evaluation = None
-    if correct is not None:
-        ranks = tuple(int(index >= correct) for index in range(100))
-        evaluation = Evaluation(name="a", class_count=10, labels=(0,) * 100, predictions=ranks, ranks=ranks)
-    return Verification(parity=parity, evaluation=evaluation, failure=failure)
-
-
-def row(
-    name: str, time_ms: float, *, precision: Precision = "fp32", size: int = 10, found: Verification | None = None
-) -> Row:
-    configuration = Configuration(variant=Variant(fmt=name, precision=precision), threads=1)
-    latency = replace(report(noisy(time_ms, seed=int(1e3 * time_ms)), name=configuration.name), peak_memory_mb=50.0)
-    return Row(
-        configuration=configuration,
-        latency=latency,
-        ratio=None,
-        verification=found or verified(1e-6),
-        size_bytes=size,
-    )
+from tests.helpers.tuning_rows import row, verified
 
 
 def names(rows: tuple[Row, ...]) -> set[str]:
@@ -105,6 +75,19 @@ def test_a_lower_precision_has_to_be_shown_to_be_faster() -> None:
     assert recommended([exact, faster]) is faster
 
 
+@pytest.mark.parametrize(
+    ("precision", "time_ms", "expected"),
+    [("fp32", 10.1, True), ("fp32", 20.0, False), ("bf16", 10.1, False), ("int8", 10.1, False)],
+)
+def test_a_recommendation_depends_on_engines_of_higher_precision_that_are_not_slower(
+    precision: Precision, time_ms: float, *, expected: bool
+) -> None:
+    fastest = row("openvino", 10.0, precision="bf16", found=verified(0.01))
+    other = replace(row("ort", time_ms, precision=precision), verification=None)
+    assert decides(other, [fastest, other]) is expected
+    assert decides(other, [replace(fastest, verification=verified(1.0, failure="parity failed")), other])
+
+
 def test_of_equally_fast_engines_the_plainest_is_recommended() -> None:
     plain = row("ort", 10.0)
     assert recommended([plain, changed(9.95)]) is plain
@@ -131,7 +114,7 @@ def test_the_page_states_when_engines_are_equal() -> None:
     assert f"Times, sizes and memory within {100 * tuning_report._EQUAL:g} % of one another count as equal" in page
 
 
-@pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 %"), (None, "SNR 26 dB")])
+@pytest.mark.parametrize(("correct", "text"), [(90, "top-1 90.0 % on 100 images"), (None, "SNR 26 dB")])
 def test_accuracy_is_top1_if_there_are_labeled_images(correct: int | None, text: str) -> None:
     assert row("ort", 10.0, found=verified(0.05, correct=correct)).accuracy_text.startswith(text)
 
@@ -176,6 +159,23 @@ def test_the_sentence_says_why() -> None:
     assert "no other engine was shown to be faster" in tuned([row("ort", 10.0), row("openvino", 20.0)]).sentence
     close = tuned([row("ort", 10.0), row("ort", 9.9, precision="int8", found=verified(0.05))])
     assert "not told apart from int8-ort: 1 thread" in close.sentence
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "text"),
+    [
+        (3, 0, "top-1 100.0 % on 3 images (as the original; loss of -39.20 to 39.20 points at 95 %)"),
+        (100, 2, "top-1 98.0 % on 100 images (2.0 points below the original; loss of -1.35 to 5.27 points at 95 %)"),
+    ],
+)
+def test_the_sentence_says_how_far_the_accuracy_is_known(images: int, lost: int, text: str) -> None:
+    def evaluated(correct: int) -> Evaluation:
+        ranks = tuple(int(index >= correct) for index in range(images))
+        return Evaluation(name="a", class_count=10, labels=(0,) * images, predictions=ranks, ranks=ranks)
+
+    original, own = evaluated(images), evaluated(images - lost)
+    found = replace(verified(0.05), evaluation=own, drop=drop_points(original, own))
+    assert tuned([row("ort", 10.0, found=found)]).sentence.endswith(text)
 
 
 def test_only_engines_that_passed_are_kept_for_auto() -> None:

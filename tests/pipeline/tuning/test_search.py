@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgevit.pipeline.tuning import search as steps
+from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.racing import Race, Standing
 from edgevit.pipeline.tuning.search import Search
 from edgevit.pipeline.tuning.space import Configuration, Variant
@@ -24,7 +25,7 @@ def time_ms(configuration: Configuration) -> float:
     return {"fp32": 50.0, "bf16": 12.0, "int8": 20.0}[configuration.variant.precision]
 
 
-def race(configurations: Sequence[Configuration]) -> Race:
+def race(configurations: Sequence[Configuration], time_ms: Callable[[Configuration], float] = time_ms) -> Race:
     ordered = sorted(configurations, key=time_ms)
     best = time_ms(ordered[0])
     return Race(
@@ -43,25 +44,62 @@ def race(configurations: Sequence[Configuration]) -> Race:
     )
 
 
-def test_int8_with_the_rest_in_bf16_is_tried_although_bf16_leads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "other_forms", lambda *_, **__: ())
-    monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)  # of a processor that has all
-    anything: Any = SimpleNamespace(batch=1, graph=None, check=lambda: None, race=race)
-    search = Search(
+def searching(bench: Any, *, variants: Sequence[Variant] = VARIANTS) -> Search:
+    """Return a search whose engines are built."""
+    anything: Any = SimpleNamespace(batch=1, graph=None, check=lambda: None)
+    return Search(
         builder=anything,
         workspace=anything,
-        bench=anything,
+        bench=bench,
         deadline=anything,
-        variants=VARIANTS,
+        variants=variants,
         threads=(1,),
         throughput=False,
         on_step=lambda _: None,
-        bundles={each.name: anything for each in VARIANTS},
+        bundles={each.name: anything for each in variants},
         refused=[],
     )
+
+
+@pytest.fixture(autouse=True)
+def of_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave forms out, and have all settings of a processor that has them all."""
+    monkeypatch.setattr(steps, "other_forms", lambda *_, **__: ())
+    monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)
+
+
+def test_int8_with_the_rest_in_bf16_is_tried_although_bf16_leads() -> None:
+    search = searching(SimpleNamespace(race=race))
     search._race_variants()
     for step in search._steps:
         step.run()
     found = {precision: each.session.to_json() for (_, precision), each in search.best.items()}
     assert found == {"fp32": {}, "bf16": {}, "int8": {"inference_precision": "bf16"}}
     assert [step.name for step in search._steps].count("inference precision of openvino-int8") == 1
+
+
+@pytest.mark.parametrize("end", [OutOfTimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("races", "first"), [(1, "session settings of openvino"), (2, "the rest of session settings of openvino")]
+)
+def test_a_step_that_has_changed_the_best_is_not_called_not_tried(
+    end: type[BaseException], races: int, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is up before the settings race, or before their combination does."""
+    count = 0
+
+    def racing(configurations: Sequence[Configuration]) -> Race:
+        nonlocal count
+        count += 1
+        if count > races:
+            raise end
+        return race(configurations, settings_ms)
+
+    def settings_ms(configuration: Configuration) -> float:
+        return 5.0 if configuration.session.chosen else 10.0
+
+    monkeypatch.setattr(Search, "_build_standard", lambda *_: None)
+    search = searching(SimpleNamespace(race=racing), variants=VARIANTS[:1])
+    search.run()
+    assert search.not_tried[0] == first
+    assert bool(search.best["openvino", "fp32"].session.chosen) is (races == 2)

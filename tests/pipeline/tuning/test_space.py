@@ -9,7 +9,7 @@ import pytest
 
 from edgevit.errors import UsageError
 from edgevit.pipeline.tuning import space
-from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
+from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes, usable_threads
 from edgevit.runtimes import openvino
 from edgevit.runtimes.openvino import OpenVino
 from edgevit.runtimes.registry import get_runtime
@@ -31,6 +31,16 @@ def test_each_setting_is_changed_alone(fmt: str) -> None:
     exact = [setting for setting in get_runtime(fmt).settings if not setting.of_precision]
     assert len(changes) == sum(len(setting.values) - 1 for setting in exact)
     assert all(len(change.session.chosen) == 1 for change in changes)
+
+
+@pytest.mark.parametrize(
+    ("requested", "tried"), [((), (2, 1)), ((1,), (1,)), ((2, 1, 2), (2, 1)), ((4, 2, 8), (2,)), ((4, 8), (2,))]
+)
+def test_no_more_threads_are_tried_than_there_are_cores(
+    requested: tuple[int, ...], tried: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "available_cores", lambda: 2)
+    assert usable_threads(requested) == tried
 
 
 def test_settings_of_threads_are_left_out_for_one_thread() -> None:

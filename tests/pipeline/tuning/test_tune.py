@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,8 @@ import edgevit
 from edgevit import cpu
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.tune import report_parts
-from edgevit.errors import BuildError, EdgevitError, MeasureError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, ExportError, ImageError, MeasureError, ParityError, UsageError
+from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.formats import Int8Range
 from edgevit.latency import throughput
@@ -33,16 +37,17 @@ from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.torch_source import TorchSource
-from edgevit.pipeline.tuning import auto, bench, tune
+from edgevit.pipeline.tuning import auto, bench, space, tune
 from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
-from edgevit.pipeline.tuning.device_cache import Choice, write_choices
+from edgevit.pipeline.tuning.device_cache import Choice, device_key, read_choices, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
-from edgevit.pipeline.tuning.report import TuningReport
+from edgevit.pipeline.tuning.report import TuningReport, recommended
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.pipeline.tuning.tune import TuneConfig
+from edgevit.pipeline.tuning.workspace import Refusal
 from edgevit.runtimes import onnxruntime
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
@@ -51,6 +56,7 @@ from tests.helpers.bundles import manifest_json
 from tests.helpers.cli import PHOTO, USER_MODEL, last_line, status
 from tests.helpers.graphs import noise
 from tests.helpers.reports import printed
+from tests.helpers.tuning_rows import row, verified
 
 LIMIT_S = 60.0
 
@@ -282,11 +288,16 @@ def test_a_wrong_engine_is_refused_and_the_next_one_taken(own_cache: Path, tmp_p
     options = config(tmp_path, "ort", "openvino")
     killed_at("race of the variants", options)
     plant(own_cache, "ort", model(seed=1))
+    key = device_key(passes.optimize(captured()))
+    wrong = Configuration(variant=Variant(fmt="ort", precision="fp32"), threads=1)
+    write_choices(key, "tiny", [Choice(configuration=wrong, p50_ms=1e-3, accuracy="SNR 120 dB")])
     report = search(options, interrupt)
+    assert read_choices(key)[0].configuration == report.winner.configuration
     assert report.winner.configuration.variant.fmt == "openvino"
     refused = {each.name: each.reason for each in report.refused}
     assert "parity failed" in refused["fp32-ort: 1 thread"]
-    assert not [choice for choice in report.choices() if choice.configuration.variant.fmt == "ort"]
+    for choices in (report.choices(), read_choices(key)):
+        assert not [choice for choice in choices if choice.configuration.variant.fmt == "ort"]
     assert "refused" in "\n".join(printed(*report_parts(report)))
 
 
@@ -297,6 +308,16 @@ def test_without_an_engine_that_passes_nothing_is_written(own_cache: Path, tmp_p
         search(config(tmp_path / "out", "ort"), interrupt)
     assert not (tmp_path / "out").exists()
     assert not list(own_cache.glob("tuned/*"))
+
+
+def test_threads_above_the_cores_are_not_tried(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "available_cores", lambda: 1)
+    report = search(replace(config(tmp_path, "ort"), threads=(4, 1, 8)), interrupt)
+    assert {row.configuration.threads for row in report.rows} == {1}
+    assert [note for note in report.notes if note.startswith("--threads 4,8 was not tried")]
+    assert own_cache.exists()
 
 
 def test_an_interrupt_ends_with_the_best_so_far(own_cache: Path, tmp_path: Path) -> None:
@@ -333,6 +354,97 @@ def test_a_search_that_builds_nothing_ends_with_the_error_of_the_builds(
             search(config(tmp_path, "ort", "openvino"))
         assert type(raised.value) is expected
     assert own_cache.exists()
+
+
+def test_an_engine_that_failed_to_build_is_built_in_the_next_run(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(Builder, "build", _raising(ExportError("cannot write: File too large")))
+        with pytest.raises(ExportError, match="File too large"):
+            search(config(tmp_path, "ort"))
+    assert search(config(tmp_path, "ort"), interrupt).winner.passed
+    assert own_cache.exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_search(own_cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    (tmp_path / "taken" / "tiny-fp32-ort").mkdir(parents=True)
+    for out, problem in ((file / "out", "cannot write to"), (tmp_path / "taken", "is not a bundle")):
+        with pytest.raises(ExportError, match=problem):
+            search(config(out, "ort"), lambda name, _: pytest.fail(f"{name} has begun"))
+    with pytest.raises(MeasureError):
+        search(replace(config(tmp_path / "new" / "out", "ort"), limit_s=0.01))
+    assert not (tmp_path / "new").exists()
+    assert own_cache.exists()
+
+
+def labeled_folder(folder: Path, *, photos: int, broken: int = 0) -> Path:
+    """Return a folder with photos of class 0, the last `broken` of which cannot be read."""
+    (folder / "0").mkdir(parents=True)
+    for index in range(photos):
+        place = folder / "0" / f"{index:03}{PHOTO.suffix}"
+        if index < photos - broken:
+            shutil.copy(PHOTO, place)
+        else:
+            place.write_bytes(b"no image")
+    return folder
+
+
+def test_labeled_images_of_which_none_can_be_read_are_refused_before_the_search(
+    own_cache: Path, tmp_path: Path
+) -> None:
+    stages: list[str] = []
+    folder = labeled_folder(tmp_path / "eval", photos=2, broken=2)
+    with pytest.raises(ImageError, match="cannot read"):
+        search(replace(config(tmp_path, "ort"), eval=folder), lambda name, _: stages.append(name))
+    assert not [name for name in stages if "race" in name or name.startswith("build")]
+    assert not own_cache.exists()
+
+
+def test_a_labeled_image_that_cannot_be_read_is_no_fault_of_an_engine(own_cache: Path, tmp_path: Path) -> None:
+    folder = labeled_folder(tmp_path / "eval", photos=2, broken=1)
+    with pytest.raises(ImageError, match="cannot read"):
+        search(replace(config(tmp_path, "ort"), eval=folder, strict=True), interrupt)
+    assert own_cache.exists()
+
+
+def test_a_labeled_image_that_is_left_out_is_named(
+    own_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = labeled_folder(tmp_path / "eval", photos=3, broken=1)
+    with caplog.at_level(logging.WARNING):
+        report = search(replace(config(tmp_path, "ort"), eval=folder), interrupt)
+    assert "on 2 images" in report.sentence
+    assert [note for note in report.notes if "on 2 images, which are too few" in note or "as a guess may" in note]
+    assert len([each for each in caplog.records if "1 of 3 images could not be read" in each.getMessage()]) == 1
+    assert own_cache.exists()
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file grow above 16 KB: the weights of the model have 64 KB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_cache_that_cannot_be_written_is_named(own_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as raised:
+        search(config(tmp_path / "out", "ort"))
+    assert f"cannot write {own_cache}" in str(raised.value)
+    assert "File too large; free some space, or set EDGEVIT_CACHE to another folder" in str(raised.value)
+    assert "--out" not in str(raised.value)
+
+
+def _raising(error: EdgevitError) -> Callable[..., Bundle]:
+    def build(*_: object) -> Bundle:
+        raise error
+
+    return build
 
 
 def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
@@ -384,6 +496,37 @@ def test_export_auto_leaves_calibration_images_to_the_precisions_that_use_them(
     options = ("--img-size", "32", "--fmt", "auto", "--calib", PHOTO.parent, "--no-latency", "--out", out)
     assert status("export", name, *options) == expected
     assert own_cache.is_dir()
+
+
+@pytest.mark.parametrize(("error", "stays"), [(MeasureError, True), (ParityError, False)])
+def test_an_engine_that_there_was_no_time_to_check_is_still_known(
+    error: type[EdgevitError], own_cache: Path, *, stays: bool
+) -> None:
+    report: Any = SimpleNamespace(
+        model="m",
+        refused=[Refusal("int8-ort: 1 thread", "why", error)],
+        choices=lambda: [Choice(configuration=row("openvino", 1.0).configuration, p50_ms=1.0, accuracy="")],
+    )
+    earlier = Choice(configuration=row("ort", 0.5, precision="int8").configuration, p50_ms=0.5, accuracy="")
+    write_choices("key", "m", [earlier])
+    assert tune._keep(report, "key")
+    assert (earlier in read_choices("key")) is stays
+    assert own_cache.exists()
+
+
+@pytest.mark.parametrize(("exact_ms", "checked"), [(10.1, ["bf16", "fp32"]), (20.0, ["bf16"])])
+def test_a_lower_precision_is_not_recommended_before_the_higher_one_is_checked(
+    exact_ms: float, checked: list[str]
+) -> None:
+    """Without time left: an engine that is shown to be slower is not checked."""
+    lower, exact = row("openvino", 10.0, precision="bf16"), row("openvino", exact_ms)
+    finalists: Any = {each.name: each for each in (exact, lower)}
+    examiner: Any = SimpleNamespace(deadline=SimpleNamespace(remaining_s=0.0), verify=lambda *_, **__: verified(0.001))
+    found = tune._verify(examiner, finalists, [exact.latency, lower.latency], StageTimer())
+    assert [finalists[name].configuration.variant.precision for name in found] == checked
+    winner = recommended(tune._rows([exact.latency, lower.latency], finalists, found))
+    assert winner is not None
+    assert winner.configuration.variant.precision == ("fp32" if "fp32" in checked else "bf16")
 
 
 @pytest.mark.large

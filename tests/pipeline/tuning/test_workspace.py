@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.errors import ExportError, ParityError, UsageError
+from edgevit.errors import BuildError, EdgevitError, ExportError, ParityError, PrecisionError, UsageError
 from edgevit.pipeline.tuning.racing import Race, judge
 from edgevit.pipeline.tuning.space import Variant
 from edgevit.pipeline.tuning.workspace import Refusal, open_workspace
@@ -36,6 +36,17 @@ def test_races_and_refusals_outlive_the_process() -> None:
         assert workspace.refused == {"int8-ort": Refusal("int8-ort", "parity failed", ParityError)}
     with open_workspace("key", fresh=True) as workspace:
         assert (workspace.races, workspace.refused) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("error", "again"), [(ExportError, True), (BuildError, True), (ParityError, False), (PrecisionError, False)]
+)
+def test_only_what_fails_again_is_refused_in_the_next_run(error: type[EdgevitError], *, again: bool) -> None:
+    with open_workspace("key") as workspace:
+        workspace.refuse(Refusal.of(VARIANT.name, error("x")))
+        assert VARIANT.name in workspace.refused
+    with open_workspace("key") as workspace:
+        assert (VARIANT.name not in workspace.refused) is again
 
 
 def test_a_refusal_has_the_class_of_its_error_in_the_table_of_exit_statuses() -> None:
