@@ -55,7 +55,7 @@ def _moved(split: ir.Node, graph: ir.Graph) -> ir.Node | None:
     nodes = [reader for reader in readers if reader is not None]
     if len(nodes) < len(readers) or len({_operator(node) for node in nodes}) > 1:
         return None
-    if nodes[0].op_type in _ELEMENTWISE:
+    if nodes[0].op_type in _ELEMENTWISE and not nodes[0].domain:
         return _behind_elementwise(split, nodes, graph)
     layers = [layer for node in nodes if (layer := linear_at(node)) is not None]
     reads_parts = all(layer.source is part for layer, part in zip(layers, split.outputs, strict=False))
@@ -70,7 +70,7 @@ def _operator(node: ir.Node) -> tuple[object, ...]:
 
 
 def _behind_elementwise(split: ir.Node, nodes: list[ir.Node], graph: ir.Graph) -> ir.Node:
-    first, whole = nodes[0], split.inputs[0]
+    first, whole = _first(nodes, graph), split.inputs[0]
     merged = ir.node(first.op_type, [whole], first.attributes, name=f"{first.name}_merged")
     graph.insert_before(first, merged)
     if whole is not None:
@@ -79,10 +79,10 @@ def _behind_elementwise(split: ir.Node, nodes: list[ir.Node], graph: ir.Graph) -
 
 
 def _behind_linear(split: ir.Node, layers: list[Linear], graph: ir.Graph) -> ir.Node | None:
-    weight, first = _block_diagonal([layer.weight for layer in layers]), layers[0].product
-    whole = split.inputs[0]
+    weight, whole = _block_diagonal([layer.weight for layer in layers]), split.inputs[0]
     if whole is None or weight.size > _MAX_GROWTH * sum(layer.weight.size for layer in layers):
         return None
+    first = _first([layer.product for layer in layers], graph)
     merged = insert_linear(
         whole,
         weight,
@@ -94,6 +94,11 @@ def _behind_linear(split: ir.Node, layers: list[Linear], graph: ir.Graph) -> ir.
     )
     sizes = int64_initializer(graph, f"{first.name}_merged.sizes", [layer.weight.shape[1] for layer in layers])
     return _new_split(merged, sizes, [layer.output for layer in layers], first, graph)
+
+
+def _first(nodes: list[ir.Node], graph: ir.Graph) -> ir.Node:
+    """Return the node that stands first in the graph: others may read its output before the next of the nodes."""
+    return next(node for node in graph if node in nodes)
 
 
 def _new_split(

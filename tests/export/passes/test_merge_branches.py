@@ -26,6 +26,7 @@ ARRAYS = {
     "row": noise(4, seed=12),
 }
 GEMMS = "m = Gemm (x, w, b) p = Relu (m) a = Gemm (p, w2, b2) n = Gemm (x, v) q = Relu (n) c = Gemm (q, v2)"
+REVERSED = "m = Gemm (x, w) n = Gemm (x, v) q = Relu (n) c = Gemm (q, v2) p = Relu (m) a = Gemm (p, w2, b2)"
 MATMULS = (
     "m = MatMul (x, w) i = Add (m, b) p = Gelu (i) o = MatMul (p, w2) a = Add (o, b2)"
     " n = MatMul (x, v) q = Gelu (n) c = MatMul (q, v2)"
@@ -48,6 +49,7 @@ def graph(body: str, shape: str) -> OnnxGraph:
             {"Gemm": 2, "Relu": 1},
             id="one weight transposed",
         ),
+        pytest.param(REVERSED + END, "N, 8", {"Gemm": 2, "Relu": 1}, id="the second part is read first"),
         pytest.param(MATMULS + END, "N, 3, 8", {"MatMul": 2, "Add": 2, "Gelu": 1}, id="matmuls"),
     ],
 )
@@ -103,3 +105,11 @@ def test_a_split_of_many_rows_stays() -> None:
     body = "s, t = Split <axis = -1> (x, sizes) p = Relu (s) q = Relu (t) y = Concat <axis = -1> (q, p)"
     before = parse(f"{HEADER} g (float[N, 64, 8] x) => (y) {{ {body} }}", sizes=np.asarray([3, 5], np.int64))
     assert before.apply("merge_branches", merge_branches).operators == before.operators
+
+
+def test_operators_of_another_domain_stay() -> None:
+    header = HEADER.replace("]", ', "com.microsoft": 1]')
+    body = "s, t = Split <axis = -1> (x, sizes) p = com.microsoft.Gelu (s) q = com.microsoft.Gelu (t)"
+    before = parse(f"{header} g (float[N, 8] x) => (p, q) {{ {body} }}", sizes=np.asarray([3, 5], np.int64))
+    after = before.apply("merge_branches", merge_branches)
+    assert [node.domain for node in after.model.graph if node.op_type == "Gelu"] == ["com.microsoft"] * 2
