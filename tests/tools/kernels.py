@@ -25,9 +25,11 @@ from typing import TypeAlias
 
 from edgevit.cli import progress
 from edgevit.errors import EdgevitError
+from edgevit.export.passes import specialize
 from edgevit.files import write_atomically
 from edgevit.models import loading, registry
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.export_run import StageTimer
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.tensorrt_rtx.runtime import KERNELS_FILE
@@ -58,6 +60,7 @@ class Row:
     precision: Precision
     compute_capability: int
     tensorrt_rtx: str  # the compiler's version
+    nodes: int  # of the ONNX graph in fp32; another number means that the row is of another graph
     kernels: int
     moved_mb: float  # read and written by all kernels, without weights
     fused_attentions: int
@@ -87,12 +90,21 @@ def measure(name: str, precision: Precision) -> Row:
         precision=precision,
         compute_capability=COMPUTE_CAPABILITY,
         tensorrt_rtx=plan["compiler"].rpartition(" ")[2],
+        nodes=count_nodes(name),
         kernels=totals["kernels"],
         moved_mb=round(totals["bytes_moved"] / 1e6, 2),
         fused_attentions=totals["fused_attentions"],
         unfused_softmaxes=totals["unfused_softmaxes"],
         copies=totals["copies"],
     )
+
+
+def count_nodes(name: str) -> int:
+    """Return the number of nodes of a model's ONNX graph for TensorRT-RTX in fp32; needs no compiler."""
+    config = pipeline.ExportConfig(formats=("trt-rtx",), verify=False, latency=False)
+    with tempfile.TemporaryDirectory(prefix="edgevit-kernels-") as folder:
+        _, graph, _ = pipeline.prepare(load_model(name), config, StageTimer(None), Path(folder))
+    return sum(1 for _ in specialize(graph, "trt-rtx").model.graph)
 
 
 def load_model(name: str) -> loading.LoadedModel:
@@ -128,6 +140,7 @@ def _row(line: Mapping[str, str]) -> Row:
         precision="fp16" if line["precision"] == "fp16" else "fp32",
         compute_capability=int(line["compute_capability"]),
         tensorrt_rtx=line["tensorrt_rtx"],
+        nodes=int(line["nodes"]),
         kernels=int(line["kernels"]),
         moved_mb=float(line["moved_mb"]),
         fused_attentions=int(line["fused_attentions"]),
@@ -192,7 +205,8 @@ python -m tests.tools.kernels NAME
 ```
 
 `edgevit plan BUNDLE` lists the kernels behind a row. The data is in \
-[tests/tools/kernels.tsv](../tests/tools/kernels.tsv); a test compiles the models again and compares.
+[tests/tools/kernels.tsv](../tests/tools/kernels.tsv); a test compiles the models again and compares. Another one \
+needs no compiler: it exports the models and compares the number of nodes in the ONNX graph with that of the row.
 """
 _COLUMNS = (
     "| model | kernels fp32 | kernels fp16 | MB fp32 | MB fp16 | attentions fp32 | attentions fp16 | copies fp32 | "
