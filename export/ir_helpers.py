@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -149,6 +149,18 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
     if old.is_graph_output():
         old.name, new.name = f"{old.name}_replaced", old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def replace_by_split(
+    parts: Sequence[ir.Value], whole: ir.Value, sizes: ir.Value | None, *, axis: int, before: ir.Node, graph: ir.Graph
+) -> ir.Node:
+    """Insert a Split of `whole` before a node, whose outputs replace `parts`; return it."""
+    name = f"{before.name}_merged_Split"
+    split = ir.node("Split", [whole, sizes], {"axis": axis}, num_outputs=len(parts), name=name)
+    graph.insert_before(before, split)
+    for old, new in zip(parts, split.outputs, strict=True):
+        replace_value(old, new)
+    return split
 
 
 def remove_unused(model: ir.Model) -> None:

@@ -170,7 +170,8 @@ _TENSORRT: tuple[FormatPass, ...] = (
 
 def _openvino_lanes(target: PassTarget) -> int:
     """Return the outputs of a group that OpenVINO's kernels have room for; 0 if merged groups are not faster."""
-    if has_amx_bf16() and target.precision in ("bf16", "int8"):  # most of int8: docs/forms.md
+    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
+    if has_amx_bf16() and target.precision in ("bf16", "int8"):
         return _AMX_ROWS
     return 0 if has_avx512() else fp32_lanes()
 

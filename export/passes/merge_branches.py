@@ -19,7 +19,7 @@ from edgevit.export.ir_helpers import (
     int64_initializer,
     only_consumer,
     remove_unused,
-    replace_value,
+    replace_by_split,
 )
 from edgevit.export.linear import Linear, has_few_rows, insert_linear, linear_at
 from edgevit.types import Array
@@ -75,7 +75,8 @@ def _behind_elementwise(split: ir.Node, nodes: list[ir.Node], graph: ir.Graph) -
     graph.insert_before(first, merged)
     if whole is not None:
         copy_shape_and_type(merged.outputs[0], whole)
-    return _new_split(merged.outputs[0], split.inputs[1], [node.outputs[0] for node in nodes], first, graph)
+    parts = [node.outputs[0] for node in nodes]
+    return replace_by_split(parts, merged.outputs[0], split.inputs[1], axis=-1, before=first, graph=graph)
 
 
 def _behind_linear(split: ir.Node, layers: list[Linear], graph: ir.Graph) -> ir.Node | None:
@@ -93,24 +94,13 @@ def _behind_linear(split: ir.Node, layers: list[Linear], graph: ir.Graph) -> ir.
         graph=graph,
     )
     sizes = int64_initializer(graph, f"{first.name}_merged.sizes", [layer.weight.shape[1] for layer in layers])
-    return _new_split(merged, sizes, [layer.output for layer in layers], first, graph)
+    parts = [layer.output for layer in layers]
+    return replace_by_split(parts, merged, sizes, axis=-1, before=first, graph=graph)
 
 
 def _first(nodes: list[ir.Node], graph: ir.Graph) -> ir.Node:
     """Return the node that stands first in the graph: others may read its output before the next of the nodes."""
     return next(node for node in graph if node in nodes)
-
-
-def _new_split(
-    whole: ir.Value, sizes: ir.Value | None, parts: list[ir.Value], before: ir.Node, graph: ir.Graph
-) -> ir.Node:
-    """Insert a Split before a node and replace its parts."""
-    name = f"{before.name}_merged_Split"
-    split = ir.node("Split", [whole, sizes], {"axis": -1}, num_outputs=len(parts), name=name)
-    graph.insert_before(before, split)
-    for old, new in zip(parts, split.outputs, strict=True):
-        replace_value(old, new)
-    return split
 
 
 def _block_diagonal(weights: list[Array]) -> Array:

@@ -23,7 +23,7 @@ from edgevit.export.ir_helpers import (
     int64_initializer,
     only_consumer,
     remove_unused,
-    replace_value,
+    replace_by_split,
     static_size,
 )
 from edgevit.export.linear import Linear, has_few_rows, insert_linear, linear_producing
@@ -108,7 +108,5 @@ def _merge(group: list[_Heads], before: ir.Node, dtype: np.dtype[Any], graph: ir
         shape=ir.Shape([batch, sum(counts), tokens, size]),
     )
     sizes = int64_initializer(graph, f"{name}.sizes", counts)
-    parts = ir.node("Split", [heads, sizes], {"axis": 1}, num_outputs=len(group), name=f"{name}_Split")
-    graph.insert_before(before, parts)
-    for old, part in zip(group, parts.outputs, strict=True):
-        replace_value(old.transpose.outputs[0], part)
+    parts = [old.transpose.outputs[0] for old in group]
+    replace_by_split(parts, heads, sizes, axis=1, before=before, graph=graph)

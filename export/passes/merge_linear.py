@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import int64_initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import int64_initializer, remove_unused, replace_by_split
 from edgevit.export.linear import Linear, has_few_rows, insert_linear, linear_at
 
 
@@ -40,7 +40,5 @@ def _merge(layers: list[Linear], graph: ir.Graph) -> None:
         graph=graph,
     )
     sizes = int64_initializer(graph, f"{name}.sizes", [layer.weight.shape[1] for layer in layers])
-    split = ir.node("Split", [merged, sizes], {"axis": -1}, num_outputs=len(layers), name=f"{name}_Split")
-    graph.insert_before(first.product, split)
-    for layer, part in zip(layers, split.outputs, strict=True):
-        replace_value(layer.output, part)
+    parts = [layer.output for layer in layers]
+    replace_by_split(parts, merged, sizes, axis=-1, before=first.product, graph=graph)
