@@ -85,7 +85,7 @@ def _require_used(arguments: Arguments, bundle: Bundle) -> None:
     for name, (user, tasks) in _USED_BY.items():
         if getattr(arguments, name) not in (None, False) and task not in tasks:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} is for {user}; {bundle.name} is one of {task}: leave it out")
+            raise UsageError(f"{option} is for {user}; {bundle.name} is for {task}: leave it out")
 
 
 def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:

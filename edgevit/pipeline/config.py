@@ -34,8 +34,8 @@ def widest_int8_range() -> Int8Range:
     return "safe" if saturates_int8() else "full"
 
 
-def require_fraction_to_lose(max_drop: float | None) -> None:
-    """Raise UsageError if `max_drop`, a fraction, is no part of the accuracy that can be lost."""
+def require_max_drop(max_drop: float | None) -> None:
+    """Raise UsageError unless `max_drop` is None or a fraction from 0 to below 1."""
     if max_drop is not None and not 0 <= max_drop < 1:  # written so that NaN fails too
         raise UsageError(f"--max-drop must be at least 0% and below 100%, got {100 * max_drop:.10g}%")
 
@@ -110,7 +110,7 @@ class ExportConfig:
                 f"{self.options.precision} needs calibration photos like those the model will see: "
                 "give a folder of a hundred or more with --calib DIR"
             )
-        require_fraction_to_lose(self.max_drop)
+        require_max_drop(self.max_drop)
         if self.max_drop is not None and not policy.needs_calibration and self.eval is None:
             raise UsageError(f"--max-drop with {policy.name} needs labeled images; add --eval DIR")
 

@@ -32,7 +32,7 @@ from edgevit.pipeline.config import (
     DEFAULT_MAX_DROP,
     Calibration,
     ExportConfig,
-    require_fraction_to_lose,
+    require_max_drop,
     widest_int8_range,
 )
 from edgevit.pipeline.export_run import Progress, StageTimer
@@ -90,7 +90,7 @@ class TuneConfig:
             raise UsageError(f"--time must be a time above 0, such as 10m; got {self.limit_s:g} s")
         if self.max_drop is not None and self.eval is None and self.calib is None:
             raise UsageError("--max-drop needs --eval DIR or --calib DIR: nothing can lose accuracy otherwise")
-        require_fraction_to_lose(self.max_drop)
+        require_max_drop(self.max_drop)
         for count in self.threads:
             BuildOptions(threads=count)  # raises UsageError for an impossible number
 
