@@ -35,7 +35,7 @@ class _Candidate:
     batch: int
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None
-    weights: str
+    lacks_checkpoint: bool
     bundle: Bundle | None = None  # the bundle that the engine belongs to; None for PyTorch
 
 
@@ -98,7 +98,9 @@ def _evaluate(
         progress=on_progress,
         on_skip=None if options.strict else skipped.append,
     )
-    notes = [f"{each.name} has random weights: its accuracy means nothing" for each in candidates if _is_random(each)]
+    notes = [
+        f"{each.name} has random weights: its accuracy means nothing" for each in candidates if each.lacks_checkpoint
+    ]
     unreadable = {error.path for error in skipped}
     notes += skipped_notes(skipped, len(images.paths))
     return AccuracyReport(
@@ -132,10 +134,6 @@ def _require_comparable(first: _Candidate, other: _Candidate) -> None:
         raise UsageError(f"{first.name} and {other.name} have different classes; evaluate them separately")
 
 
-def _is_random(candidate: _Candidate) -> bool:
-    return candidate.weights.startswith("random")
-
-
 def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
     dynamic = bundle.options.dynamic_batch
     return _Candidate(
@@ -144,7 +142,7 @@ def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
         batch=dynamic.optimum if dynamic else bundle.options.batch,
         preprocessing=bundle.preprocessing,
         classes=bundle.classes,
-        weights=bundle.manifest.model.weights,
+        lacks_checkpoint=bundle.manifest.model.lacks_checkpoint,
     )
 
 
@@ -174,5 +172,5 @@ def _model_candidate(model: LoadedModel, threads: int | None) -> _Candidate:
         batch=model.batch,
         preprocessing=model.preprocessing,
         classes=model.classes,
-        weights=model.origin.weights,
+        lacks_checkpoint=model.origin.lacks_checkpoint,
     )

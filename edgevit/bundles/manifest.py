@@ -111,9 +111,14 @@ class ModelRecord:
         return self.source is not None and ":" not in self.source
 
     @property
+    def lacks_checkpoint(self) -> bool:
+        """Whether the weights are known to be random. A checkpoint called random.pt has a hash."""
+        return self.weights.startswith("random") and self.weights_sha256 is None
+
+    @property
     def has_random_weights(self) -> bool:
-        """Whether this is a registered model without a checkpoint. A checkpoint called random.pt has a hash."""
-        return self.is_registered and self.weights.startswith("random") and self.weights_sha256 is None
+        """Whether this is a registered model without a checkpoint."""
+        return self.is_registered and self.lacks_checkpoint
 
     @property
     def has_seed(self) -> bool:

@@ -323,7 +323,7 @@ def _notes(report: ExportReport) -> Iterator[str]:
         yield report.weights_summary
     if report.preprocessing_note:
         yield report.preprocessing_note
-    if report.weights.startswith("random"):
+    if report.lacks_checkpoint:
         yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
     for problem in report.latency_problems:
         yield f"no latency: {problem}"

@@ -45,9 +45,14 @@ class ModelOrigin:
     fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
 
     @property
+    def lacks_checkpoint(self) -> bool:
+        """Whether the weights are known to be random. A checkpoint called random.pt has a hash."""
+        return self.weights.startswith("random") and self.weights_sha256 is None
+
+    @property
     def has_random_weights(self) -> bool:
-        """Whether this is a registered model without a checkpoint. A checkpoint called random.pt has a hash."""
-        return self.family is not None and self.weights.startswith("random") and self.weights_sha256 is None
+        """Whether this is a registered model without a checkpoint."""
+        return self.family is not None and self.lacks_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

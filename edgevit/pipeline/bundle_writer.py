@@ -66,6 +66,7 @@ def write_bundles(
     return ExportReport(
         model=model.name,
         weights=model.origin.weights,
+        lacks_checkpoint=model.origin.lacks_checkpoint,
         reference=export.source.title,
         baseline=export.source.baseline,
         weights_summary=describe_weights(model.origin),

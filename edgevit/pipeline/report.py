@@ -42,6 +42,7 @@ class ExportReport:
 
     model: str
     weights: str
+    lacks_checkpoint: bool  # whether the weights are known to be random
     reference: str  # what the engines are compared with, such as PyTorch
     baseline: str  # the name under which the model itself is measured
     weights_summary: str | None  # file, key, tensors and classes; None if no checkpoint was read

@@ -319,6 +319,20 @@ def test_random_weights_are_noted(photos: Path, tmp_path: Path, capsys: pytest.C
     assert found["notes"] == [f"{random.name} has random weights: its accuracy means nothing"]
 
 
+def test_weights_in_a_file_called_random_are_not_random(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the export nor the evaluation, in PyTorch or of the bundle, may doubt the predictions."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(edgevit.__file__).parent / "data" / "shiftvit_cifar10.pth", "random_crops.pth")
+    weights = ("--weights", "random_crops.pth")
+    assert status("export", "shiftvit_cifar10", *weights, "--fmt", "ort", "--no-verify", "--no-latency") == 0
+    assert "random weights" not in capsys.readouterr().out
+    data = ("--data", photos, "--limit", "10")
+    assert evaluated(capsys, "shiftvit_cifar10-fp32-ort", *data)["notes"] == []
+    assert evaluated(capsys, "shiftvit_cifar10", *data, *weights)["notes"] == []
+
+
 def test_a_device_needs_no_torch(shared_bundle: Callable[[str], Bundle], photos: Path) -> None:
     paths = [str(shared_bundle(fmt).path) for fmt in ON_CPU]
     code = f"""

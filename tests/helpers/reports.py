@@ -52,6 +52,7 @@ def export_report(*, measured: bool = True, verified: bool = True, busy: bool = 
     return ExportReport(
         model="shiftvit_t",
         weights="random",
+        lacks_checkpoint=True,
         reference="PyTorch",
         baseline="torch (CPU)",
         weights_summary=None,

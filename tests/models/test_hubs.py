@@ -91,6 +91,7 @@ def test_a_timm_model_has_the_size_and_settings_that_timm_declares() -> None:
     assert model.preprocessing is not None
     assert (model.preprocessing.input_size, model.preprocessing.mean) == ((3, 48, 40), (0, 0, 0))
     assert (model.origin.source, model.origin.weights) == ("timm:tiny_net", "random (timm)")
+    assert model.origin.lacks_checkpoint  # of which exports and evaluations warn
     assert model.module(model.example[0]).shape == (1, 7)
     assert loading.from_name("timm:tiny_net", img_size=32).example[0].shape == (1, 3, 32, 32)
 
