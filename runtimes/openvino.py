@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-import logging
-import re
 import shlex
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +17,6 @@ import numpy as np
 
 from edgevit.cpu import has_amx_bf16
 from edgevit.errors import BuildError, InferenceError, PrecisionError
-from edgevit.files import link_or_copy, weights_file
 from edgevit.precisions import get_policy
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import (
@@ -38,6 +32,7 @@ from edgevit.runtimes.base import (
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.mapped_pages import dropping_pages
 from edgevit.runtimes.node_names import node_names
+from edgevit.runtimes.openvino_convert import error_reason
 from edgevit.runtimes.openvino_layers import profile_layers
 from edgevit.runtimes.openvino_precision import (
     CAPABILITIES,
@@ -49,7 +44,6 @@ from edgevit.runtimes.openvino_precision import (
 from edgevit.runtimes.openvino_product import matmul
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
-from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array, Dim, Precision, TensorSpec
 
 # Allowed difference between p50 and benchmark_app's median: relative part, and absolute part in ms.
@@ -64,9 +58,6 @@ DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, whi
 # Precision of an int8 bundle's float operators; refused for fp32 and bf16 bundles. Processors without it run f32.
 INFERENCE_PRECISION = Setting("inference_precision", ("f32", "bf16", "f16"), of_precision=True)
 _TELEMETRY = "openvino_telemetry"
-# Lines of OpenVINO's report of a failed conversion.
-_FAILED_OPERATOR = re.compile(r"-- ([\w.]+)-\d+ with a message:")
-_UNKNOWN_OPERATORS = re.compile(r"-- No conversion rule found for operations: (.+)")
 
 
 class OpenVino(Runtime):
@@ -181,7 +172,7 @@ class OpenVinoEngine(Engine):
             with dropping_pages(artifact.with_suffix(".bin")):
                 self._compiled = ov.Core().compile_model(str(artifact), DEVICE, {**settings, **cache})
         except Exception as error:
-            raise BuildError(f"OpenVINO cannot load {artifact}: {_reason(error)}") from error
+            raise BuildError(f"OpenVINO cannot load {artifact}: {error_reason(error)}") from error
         devices = self._compiled.get_property("EXECUTION_DEVICES")
         if list(devices) != [DEVICE]:
             raise BuildError(f"OpenVINO runs on {devices} instead of {DEVICE}")
@@ -218,7 +209,7 @@ class OpenVinoEngine(Engine):
                     self._request.set_input_tensor(index, self._tensor(feeds[spec.name]))
                 self._request.infer(share_inputs=True, share_outputs=True)
             except Exception as error:
-                raise InferenceError(f"OpenVINO failed to run the model: {_reason(error)}") from error
+                raise InferenceError(f"OpenVINO failed to run the model: {error_reason(error)}") from error
             # Copied, since the request writes its next outputs into the same memory.
             return {
                 spec.name: np.array(self._request.get_output_tensor(index).data)
@@ -274,7 +265,7 @@ class OpenVinoEngine(Engine):
             if self.batches is not None:
                 model.reshape({spec.name: list(spec.with_batch(self.batches.optimum)) for spec in self.inputs})
         except Exception as error:
-            raise BuildError(f"OpenVINO cannot read {self._artifact} again: {_reason(error)}") from error
+            raise BuildError(f"OpenVINO cannot read {self._artifact} again: {error_reason(error)}") from error
         return model
 
     def close(self) -> None:
@@ -308,31 +299,6 @@ def require_bf16(ov: Any) -> None:
         )
 
 
-def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
-    """Convert an ONNX file to `xml` and the .bin file next to it, and check that both are complete.
-
-    `scratch` is an empty folder for temporary files; on the file system of `model`, the conversion takes less memory.
-    Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
-    """
-    try:
-        with preserve_root_logger():
-            converted = _convert_model(ov, model, scratch)
-    except Exception as error:  # RuntimeError and several classes of OpenVINO's own
-        raise BuildError(f"OpenVINO cannot convert {model.name}: {_reason(error)}") from error
-    converted.set_friendly_name("edgevit")  # a graph with mapped weights loses its name
-    for port in converted.inputs:  # one may also have the name of a tensor that is the same, as after Identity
-        port.get_tensor().set_names({port.get_node().get_friendly_name()})
-    try:
-        # By default OpenVINO would silently compress fp32 weights to fp16.
-        ov.save_model(converted, xml, compress_to_fp16=False)
-    except Exception as error:
-        raise BuildError(f"OpenVINO cannot write {xml.name}; is the disk full? ({_reason(error)})") from error
-    try:  # OpenVINO's writer reports no error if the disk is full
-        ov.Core().read_model(str(xml), str(xml.with_suffix(".bin")))
-    except Exception as error:
-        raise BuildError(f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({_reason(error)})") from error
-
-
 def _inference_precision(options: BuildOptions) -> str:
     """Return the precision of the float operators."""
     return "bf16" if options.precision == "bf16" else options.session.get(INFERENCE_PRECISION)
@@ -357,49 +323,6 @@ def _session_settings(chosen: SessionSettings) -> dict[str, Any]:
     return settings
 
 
-def _convert_model(ov: Any, model: Path, scratch: Path) -> Any:
-    """Convert an ONNX file. OpenVINO maps its large weights into memory; from bytes it would hold them three times."""
-    references = scratch / "model.onnx"
-    if weights_file(model).exists():  # above 2 GB: both files under names without commas
-        for source, target in ((model, references), (weights_file(model), scratch / weights_file(model).name)):
-            link_or_copy(source, target)
-        return ov.convert_model(references)
-    if "," not in str(references) and write_references(model, references):  # commas would separate files
-        return ov.convert_model(references)
-    return ov.convert_model(io.BytesIO(model.read_bytes()))
-
-
-@contextmanager
-def preserve_root_logger() -> Iterator[None]:
-    """Restore the root logger: `convert_model` lets it log errors only, and leaves it so if the conversion fails."""
-    root = logging.getLogger()
-    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        root.filters[:], root.handlers[:] = filters, handlers
-
-
 def _spec(port: Any, name: str) -> TensorSpec:
     shape: list[Dim] = [dim.get_length() if dim.is_static else "batch" for dim in port.get_partial_shape()]
     return TensorSpec(name, np.dtype(port.get_element_type().to_dtype()).name, tuple(shape))
-
-
-def _reason(error: Exception) -> str:
-    """Return the reasons in an OpenVINO error in one line, such as "Pad: Unsupported padding mode: [wrap]".
-
-    A failed conversion lists the reason for each operator in the middle of its message; other errors end with it.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = []
-    for index, line in enumerate(lines):
-        if failed := _FAILED_OPERATOR.match(line):
-            details = itertools.takewhile(lambda text: not text.startswith(("--", "Summary:")), lines[index + 1 :])
-            reasons.append(": ".join([failed[1], *list(details)[-1:]]))
-        elif unknown := _UNKNOWN_OPERATORS.match(line):
-            names = dict.fromkeys(re.sub(r"-\d+$", "", name) for name in unknown[1].split(", "))
-            reasons.append(f"unsupported operators: {', '.join(names)}")
-    if reasons:
-        return "; ".join(dict.fromkeys(reasons))
-    return lines[-1] if lines else type(error).__name__

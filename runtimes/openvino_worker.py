@@ -8,7 +8,8 @@ from pathlib import Path
 
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import OnPhase
-from edgevit.runtimes.openvino import OpenVino, convert
+from edgevit.runtimes.openvino import OpenVino
+from edgevit.runtimes.openvino_convert import convert
 from edgevit.runtimes.subprocess_build import Json
 
 

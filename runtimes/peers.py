@@ -24,7 +24,8 @@ from edgevit.runtimes.base import Engine, Operations
 from edgevit.runtimes.onnxruntime import PROVIDER, OnnxRuntime, profile_session
 from edgevit.runtimes.onnxruntime import matmul as onnxruntime_matmul
 from edgevit.runtimes.onnxruntime_precision import read_precision as read_onnxruntime_precision
-from edgevit.runtimes.openvino import OpenVino, compiled_threads, preserve_root_logger
+from edgevit.runtimes.openvino import OpenVino, compiled_threads
+from edgevit.runtimes.openvino_convert import preserve_root_logger
 from edgevit.runtimes.openvino_precision import DEVICE, multiplying_operators, read_precision
 from edgevit.runtimes.openvino_product import matmul as openvino_matmul
 from edgevit.runtimes.precision import ExecutedPrecision

@@ -18,7 +18,8 @@ import pytest
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError
 from edgevit.runtimes.base import BatchRange, BuildOptions, available_cores
-from edgevit.runtimes.openvino import APP_TOLERANCE, convert
+from edgevit.runtimes.openvino import APP_TOLERANCE
+from edgevit.runtimes.openvino_convert import convert
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import TensorSpec
 

@@ -13,7 +13,8 @@ from edgevit.runtimes.base import BatchRange, BuildOptions, Engine
 from edgevit.runtimes.node_names import node_names
 from edgevit.runtimes.onnxruntime import OnnxRuntime
 from edgevit.runtimes.onnxruntime_layers import read_layers
-from edgevit.runtimes.openvino import OpenVino, convert
+from edgevit.runtimes.openvino import OpenVino
+from edgevit.runtimes.openvino_convert import convert
 from tests.helpers.onnx_files import save_graph
 
 FEEDS = {"x": np.random.default_rng(0).standard_normal((1, 8, 16, 16)).astype(np.float32)}

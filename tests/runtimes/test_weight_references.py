@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from edgevit.files import weights_file
-from edgevit.runtimes.openvino import convert
+from edgevit.runtimes.openvino_convert import convert
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.weight_references import write_references
 from edgevit.types import Array
