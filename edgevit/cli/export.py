@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.pipeline.tuning.auto import TunedEngine
     from edgevit.runtimes.base import BuildOptions
-    from edgevit.runtimes.parity import OutputParity
+    from edgevit.runtimes.output_parity import OutputParity
 
 
 AUTO = "auto"  # as a format: the engine that `edgevit tune` found on this machine

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from edgevit.cli.console import Part
     from edgevit.latency.statistics import Ratio
-    from edgevit.runtimes.parity import OutputParity
+    from edgevit.runtimes.output_parity import OutputParity
 
 
 def make_table(title: str | None, *columns: str, left: int = 1) -> Table:

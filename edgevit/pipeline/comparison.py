@@ -21,7 +21,7 @@ from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
 from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset
-from edgevit.runtimes.parity import OutputParity
+from edgevit.runtimes.output_parity import OutputParity
 from edgevit.types import PHOTOS, Precision
 
 GRAPH = "the ONNX graph"

@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from edgevit.runtimes.parity import OutputParity, ParityReport
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import ParityReport
 from edgevit.types import Array, Reference
 
 # The float32 errors of the outputs by name, for each row that is asked for and known.

@@ -13,7 +13,8 @@ from edgevit.errors import ParityError
 from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation
 from edgevit.pipeline.comparison import PrecisionComparison
-from edgevit.runtimes.parity import OutputParity, compare
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import compare
 from edgevit.types import Interval, Reference
 
 IMAGES = 1000

@@ -10,7 +10,8 @@ import pytest
 
 from edgevit.cli.tables import parity_table
 from edgevit.errors import ParityError
-from edgevit.runtimes.parity import OutputParity, ParityReport, compare
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import PRECISIONS, Array, Precision, Reference, Run
 
 RANDOM = np.random.default_rng(0)

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from edgevit.models.loading import from_module
 from edgevit.models.reference import compute_references
-from edgevit.runtimes.parity import OutputParity, compare
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import compare
 from edgevit.types import Array, Reference, Run
 
 Step = Callable[[torch.Tensor], torch.Tensor]

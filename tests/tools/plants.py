@@ -32,7 +32,8 @@ from edgevit.pipeline.explain.explanation import Explanation
 from edgevit.pipeline.explain.search import Failure, explain_failure
 from edgevit.pipeline.explain.stages import GRAPH, Stage
 from edgevit.runtimes.base import BuildOptions
-from edgevit.runtimes.parity import OutputParity, compare
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import compare
 from edgevit.types import Reference
 from tests.tools.breadth_models import import_timm, segmenter
 from tests.tools.faults import FAULTS, Plant, find_plants, plant, scale_weight

@@ -19,7 +19,8 @@ from edgevit.pipeline.explain import reproducer
 from edgevit.pipeline.explain.explanation import Explanation
 from edgevit.pipeline.explain.search import LIMIT_S, Failure, explain_failure
 from edgevit.pipeline.explain.stages import GRAPH, Stage
-from edgevit.runtimes.parity import OutputParity, ParityReport, compare
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import Reference
 
 

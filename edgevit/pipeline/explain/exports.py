@@ -13,7 +13,8 @@ from edgevit.pipeline.explain.explanation import Explanation
 from edgevit.pipeline.explain.search import LIMIT_S, Failure, explain_failure
 from edgevit.pipeline.explain.stages import GRAPH, Stage
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun
-from edgevit.runtimes.parity import OutputParity, ParityReport
+from edgevit.runtimes.output_parity import OutputParity
+from edgevit.runtimes.parity import ParityReport
 
 
 def require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_parity: ParityReport) -> None:

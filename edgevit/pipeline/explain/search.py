@@ -23,7 +23,7 @@ from edgevit.pipeline.explain.localize import MIN_OWN_ERROR, Finding, expected_o
 from edgevit.pipeline.explain.ranking import choose_to_keep, rank_modules
 from edgevit.pipeline.explain.stages import GRAPH, Stage
 from edgevit.pipeline.explain.units import Tensorwise, Unit, candidate_tensors, compare_tensors, find_units
-from edgevit.runtimes.parity import OutputParity
+from edgevit.runtimes.output_parity import OutputParity
 from edgevit.types import Array, Reference
 
 LIMIT_S = 60.0
