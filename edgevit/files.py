@@ -17,6 +17,8 @@ from typing import IO, Any
 
 from edgevit.errors import MissingError
 
+MODEL_FILE = "model.onnx"  # the ONNX file of a bundle, and of a build
+
 _BLOCK_BYTES = 1 << 20
 _MAX_MESSAGE = 1000  # characters of a message on the terminal; it may repeat a value from a file or the command line
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h

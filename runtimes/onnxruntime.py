@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgevit.errors import BuildError, InferenceError
-from edgevit.files import first_line, weights_file
+from edgevit.files import MODEL_FILE, first_line, weights_file
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Operations, Runtime, ThroughputRunner, available_cores
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
@@ -82,7 +82,7 @@ class OnnxRuntime(Runtime):
         """
         self.require_precision(options.precision)
         start = time.perf_counter()
-        target = folder / "model.onnx"
+        target = folder / MODEL_FILE
         weights = weights_file(target)
         if model.resolve() != target.resolve():
             shutil.copyfile(model, target)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError
-from edgevit.files import link_or_copy, weights_file
+from edgevit.files import MODEL_FILE, link_or_copy, weights_file
 from edgevit.runtimes.weight_references import write_references
 
 # Lines of OpenVINO's report of a failed conversion.
@@ -49,7 +49,7 @@ def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
 
 def _convert_model(ov: Any, model: Path, scratch: Path) -> Any:
     """Convert an ONNX file. OpenVINO maps its large weights into memory; from bytes it would hold them three times."""
-    references = scratch / "model.onnx"
+    references = scratch / MODEL_FILE
     if weights_file(model).exists():  # above 2 GB: both files under names without commas
         for source, target in ((model, references), (weights_file(model), scratch / weights_file(model).name)):
             link_or_copy(source, target)

@@ -12,7 +12,6 @@ from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.latency_file import artifact_details, write_latency
 from edgevit.bundles.manifest import (
     CLASSES_FILE,
-    MODEL_FILE,
     REFERENCE_FILE,
     WEIGHTS_FILE,
     BuildRecord,
@@ -23,6 +22,7 @@ from edgevit.bundles.manifest import (
 from edgevit.bundles.verify import engine_parity
 from edgevit.cpu import require_vnni
 from edgevit.errors import MeasureError, MissingError
+from edgevit.files import MODEL_FILE
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import candidate_from_engine, measure

@@ -24,7 +24,6 @@ from edgevit.bundles import store
 from edgevit.bundles.manifest import (
     CLASSES_FILE,
     MANIFEST_FILE,
-    MODEL_FILE,
     REFERENCE_FILE,
     WEIGHTS_FILE,
     FileRecord,
@@ -35,7 +34,7 @@ from edgevit.bundles.reference_file import read_references
 from edgevit.datasets import MAX_CLASSES_BYTES
 from edgevit.dense.outputs import class_count
 from edgevit.errors import BundleError, UsageError
-from edgevit.files import file_sha256, first_line, os_reason
+from edgevit.files import MODEL_FILE, file_sha256, first_line, os_reason
 from edgevit.formats import get_format
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BuildOptions

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest, read_manifest
+from edgevit.bundles.manifest import LATENCY_FILE, MANIFEST_FILE, FileRecord, Manifest, read_manifest
 from edgevit.errors import BundleError
-from edgevit.files import file_sha256, first_line, link_or_copy, os_reason
+from edgevit.files import MODEL_FILE, file_sha256, first_line, link_or_copy, os_reason
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.report import LatencyReport
 from edgevit.untrusted import read_json

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgevit.errors import BundleError, UsageError
-from edgevit.files import os_reason, weights_file
+from edgevit.files import MODEL_FILE, os_reason, weights_file
 from edgevit.images import MAX_CROP_PCT, Preprocessing
 from edgevit.macs import ModelWork
 from edgevit.runtimes.base import MAX_THREADS, BatchRange, BuildOptions
@@ -57,7 +57,6 @@ SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 
 MANIFEST_FILE = "manifest.json"
-MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = weights_file(Path(MODEL_FILE)).name  # of a model above 2 GB
 REFERENCE_FILE = "reference.npz"
 CLASSES_FILE = "classes.txt"

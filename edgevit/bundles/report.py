@@ -11,8 +11,9 @@ from typing import Any
 from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.labeled import LabeledBoxes, LabeledMasks
 from edgevit.bundles.latency_file import read_latency
-from edgevit.bundles.manifest import JUDGED_ENGINE, MODEL_FILE
+from edgevit.bundles.manifest import JUDGED_ENGINE
 from edgevit.errors import UsageError
+from edgevit.files import MODEL_FILE
 from edgevit.latency.document.content import Document, Session, session_of
 from edgevit.latency.document.product import Accuracy, EngineParity, Product
 from edgevit.latency.report import LatencyReport

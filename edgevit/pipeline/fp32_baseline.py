@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.files import MODEL_FILE
 from edgevit.pipeline import engine_memory
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
 from edgevit.runtimes.base import BuildOptions

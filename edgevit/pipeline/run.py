@@ -17,7 +17,6 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
 from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.bundles.latency_file import artifact_details
-from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.cpu import require_vnni
 from edgevit.dense.outputs import class_count
 from edgevit.errors import ExportError, MeasureError, UsageError
@@ -29,6 +28,7 @@ from edgevit.export.macs import graph_work
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
+from edgevit.files import MODEL_FILE
 from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import engine_memory, fp32_baseline

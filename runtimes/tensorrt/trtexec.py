@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevit.errors import UsageError
+from edgevit.files import MODEL_FILE
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, build_command
 from edgevit.runtimes.tensorrt.shapes import profile_shapes
@@ -61,7 +62,7 @@ def device_steps(
         sentence=f"{bundle.name} has no engine yet: TensorRT builds on the device only; on the device: {build}",
         build=build,
         # A path relative to the bundle: its place on the device is not known here.
-        trtexec=trtexec_build_command(Path("model.onnx"), options, version, inputs=inputs),
+        trtexec=trtexec_build_command(Path(MODEL_FILE), options, version, inputs=inputs),
     )
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.export.graph import OnnxGraph
+from edgevit.files import MODEL_FILE
 from edgevit.runtimes.build import build_engine
 from edgevit.runtimes.registry import get_runtime
 from tests.helpers.cli import USER_MODEL, status

@@ -12,7 +12,6 @@ from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import (
     CLASSES_FILE,
-    MODEL_FILE,
     REFERENCE_FILE,
     BuildRecord,
     Manifest,
@@ -20,6 +19,7 @@ from edgevit.bundles.manifest import (
     PrecisionRecord,
     RuntimeRecord,
 )
+from edgevit.files import MODEL_FILE
 from edgevit.images import Preprocessing
 from edgevit.types import Array, OutputForm, Reference, Task, TensorSpec
 

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references, recreate_model, require_match
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.files import class_and_first_line
+from edgevit.files import MODEL_FILE, class_and_first_line
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.pipeline.explain import reproducer
 from edgevit.pipeline.explain.explanation import Explanation

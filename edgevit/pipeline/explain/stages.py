@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevit.bundles.manifest import MODEL_FILE
 from edgevit.export.graph import OnnxGraph
+from edgevit.files import MODEL_FILE
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
 from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.registry import get_runtime
