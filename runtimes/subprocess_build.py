@@ -75,7 +75,7 @@ def run(
             f"{job.builder} did not finish {job.model} in {timeout_s:g} s and was stopped; {job.when_late}"
         )
     if status != 0 or not (folder / _REPORT).exists():  # a library that ends the process leaves no report
-        raise BuildError(_reason_of_death(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
+        raise BuildError(_exit_reason(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
     answer: Json = json.loads((folder / _REPORT).read_text("utf-8"))
     if "error" in answer:
         raise getattr(errors, answer["error"])(answer["message"])
@@ -132,7 +132,7 @@ def _deadline(process: subprocess.Popen[str], timeout_s: float | None) -> Iterat
         timer.cancel()
 
 
-def _reason_of_death(job: Job, status: int, stderr: str) -> str:
+def _exit_reason(job: Job, status: int, stderr: str) -> str:
     """Return in one line why a subprocess ended without a report."""
     last = last_line(stderr)
     if status == _CANNOT_WRITE and last:
