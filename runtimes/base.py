@@ -24,7 +24,7 @@ from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
-from edgevit.types import PRECISIONS, Array, Precision, TensorSpec
+from edgevit.types import PRECISIONS, Array, Feeds, Precision, TensorSpec
 
 
 def available_cores() -> int:
@@ -148,7 +148,7 @@ class Engine(ABC):
     # Multiply-adds of the graph's nodes by name, for runtimes that name the nodes of a layer but no multiply-adds.
     node_macs: Mapping[str, int] = MappingProxyType({})
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run one inference and return the output arrays by name.
 
         Raises UsageError for wrong names, dtypes or shapes, InferenceError if the runtime fails.
@@ -158,7 +158,7 @@ class Engine(ABC):
         return self._infer(feeds)
 
     @abstractmethod
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         """Run one inference; `feeds` has been checked."""
 
     @abstractmethod
@@ -183,7 +183,7 @@ class Engine(ABC):
         """Return the time of the last inference on the GPU, by its own clock; None if it was not measured."""
         return None
 
-    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile | None:
+    def profile_layers(self, feeds: Feeds, *, runs: int) -> LayerProfile | None:
         """Profile `runs` inferences of a second instance of the engine; None if the runtime has no profiler here."""
         return None
 
@@ -219,7 +219,7 @@ class Engine(ABC):
         if session is None:
             raise UsageError("the engine is closed; load it again and run it inside the `with` block")
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
+    def _check(self, feeds: Feeds) -> None:
         names = {spec.name for spec in self.inputs}
         if not isinstance(feeds, Mapping):
             raise UsageError(f"the engine takes a dict of arrays, {{name: array}}, not {type(feeds).__name__}")
@@ -247,14 +247,14 @@ class ThroughputRunner(ABC):
     streams: int
 
     @abstractmethod
-    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         """Start inferences while `more(started)`; return their number when all are complete."""
 
     @abstractmethod
     def close(self) -> None:
         """Release the instance."""
 
-    def run_for(self, feeds: Mapping[str, Array], seconds: float) -> tuple[int, float]:
+    def run_for(self, feeds: Feeds, seconds: float) -> tuple[int, float]:
         """Run for a time; return the number of complete inferences and the seconds that they took."""
         start = time.perf_counter()
         end = start + seconds

@@ -29,7 +29,7 @@ from edgevit.runtimes.onnxruntime_layers import read_layers
 from edgevit.runtimes.onnxruntime_precision import read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
-from edgevit.types import Array, Dim, TensorSpec
+from edgevit.types import Array, Dim, Feeds, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 SPINNING = Setting("spinning", ("on", "off"), of_threads=True)  # whether idle threads poll for work instead of sleeping
@@ -145,7 +145,7 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         self._require_open(self._session)
         names = [spec.name for spec in self.outputs]
         return dict(zip(names, _run(self._session, names, feeds), strict=True))
@@ -176,7 +176,7 @@ class OnnxRuntimeEngine(Engine):
             self._session = self._load(self._session_settings())
         return precision
 
-    def _events_with_shapes(self, feeds: Mapping[str, Array] | None = None) -> Sequence[Mapping[str, Any]]:
+    def _events_with_shapes(self, feeds: Feeds | None = None) -> Sequence[Mapping[str, Any]]:
         """Profile one inference, on zeros if `feeds` is None, of the same operators in layouts that show their shapes.
 
         Otherwise the profile omits packed weights, and rounds the channels of convolutions in blocked layouts up.
@@ -189,7 +189,7 @@ class OnnxRuntimeEngine(Engine):
     def executed_layers(self) -> ExecutedPrecision:
         return self.executed_precision() if self._layers is None else self._layers
 
-    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
+    def profile_layers(self, feeds: Feeds, *, runs: int) -> LayerProfile:
         # The session is dropped at once: it holds a copy of the weights, and another one is loaded for the shapes.
         events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)[1]
         names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
@@ -208,7 +208,7 @@ class OnnxRuntimeEngine(Engine):
         settings: Any,
         *,
         batch: int,
-        feeds: Mapping[str, Array] | None = None,
+        feeds: Feeds | None = None,
         disabled: Sequence[str] = (),
     ) -> tuple[Any, Sequence[Mapping[str, Any]]]:
         """Return a new session and the profile events of one inference, of `batch` zeros if `feeds` is None."""
@@ -254,7 +254,7 @@ class OnnxRuntimeStreams(ThroughputRunner):
     def __init__(self, session: Any, streams: int) -> None:
         self._session, self.streams = session, streams
 
-    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started, lock = 0, threading.Lock()
 
         def start_another() -> bool:
@@ -283,7 +283,7 @@ def profile_session(
     settings: Any,
     *,
     batch: int = 1,
-    feeds: Mapping[str, Array] | None = None,
+    feeds: Feeds | None = None,
     runs: int = 1,
 ) -> tuple[Any, Sequence[Mapping[str, Any]]]:
     """Return a session that `load` makes of `settings`, and the profile events of its first runs.
@@ -323,7 +323,7 @@ def _source(model: Path) -> str | bytes:
     return path
 
 
-def _run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+def _run(session: Any, names: Sequence[str] | None, feeds: Feeds) -> list[Array]:
     try:
         outputs: list[Array] = session.run(names, dict(feeds))
     except Exception as error:

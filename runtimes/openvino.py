@@ -44,7 +44,7 @@ from edgevit.runtimes.openvino_precision import (
 from edgevit.runtimes.openvino_product import matmul
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
-from edgevit.types import Array, Dim, Precision, TensorSpec
+from edgevit.types import Array, Dim, Feeds, Precision, TensorSpec
 
 # Allowed difference between p50 and benchmark_app's median: relative part, and absolute part in ms.
 APP_RELATIVE, APP_ABSOLUTE_MS = 0.1, 0.2
@@ -200,7 +200,7 @@ class OpenVinoEngine(Engine):
     def threads(self) -> int:
         return compiled_threads(self._compiled)
 
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         with self._lock:  # a request refuses a second call while it is busy
             self._require_open(self._request)
             try:
@@ -242,7 +242,7 @@ class OpenVinoEngine(Engine):
     def executed_layers(self) -> ExecutedPrecision:
         return replace(read_precision(self._compiled, multiplying_operators(self._source())), macs={})
 
-    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile:
+    def profile_layers(self, feeds: Feeds, *, runs: int) -> LayerProfile:
         profiled = self._compile({**self._settings, "PERF_COUNT": True})
         names = node_names(self._artifact.with_suffix(".onnx"))  # a bundle has the ONNX file beside it
         operators = multiplying_operators(self._source())
@@ -278,7 +278,7 @@ class OpenVinoStreams(ThroughputRunner):
     def __init__(self, ov: Any, compiled: Any, streams: int) -> None:
         self._queue, self.streams = ov.AsyncInferQueue(compiled, streams), streams
 
-    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started = 0
         while more(started):
             self._queue.start_async(dict(feeds), share_inputs=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 from edgevit.runtimes.layer_profile import UNKNOWN_MODULE, LayerProfile, LayerTime, layer_profile, module_of_name
 from edgevit.runtimes.openvino_precision import LayerProducts, Operator, layer_products
-from edgevit.types import Array
+from edgevit.types import Feeds
 
 _EXECUTED, _REORDER = "EXECUTED", "Reorder"
 
 
 def profile_layers(
     compiled: Any,
-    feeds: Mapping[str, Array],
+    feeds: Feeds,
     names: Mapping[str, str],
     operators: Mapping[str, Operator],
     *,

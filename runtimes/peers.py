@@ -12,7 +12,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from edgevit.runtimes.openvino_precision import DEVICE, multiplying_operators, r
 from edgevit.runtimes.openvino_product import matmul as openvino_matmul
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.pytorch import load_torch
-from edgevit.types import Array, TensorSpec
+from edgevit.types import Array, Feeds, TensorSpec
 
 NAIVE_ONNX, DIRECT_OPENVINO = "naive-onnx", "ov-direct"
 NAIVE_ONNX_FILE = "naive.onnx"
@@ -51,7 +51,7 @@ def require_peer(name: str) -> None:
         raise MissingError(f"{name} needs {' and '.join(missing)}; install it: pip install 'edgevit[export]'")
 
 
-def build_peer(name: str, module: Any, feeds: Mapping[str, Array], outputs: Sequence[TensorSpec], folder: Path) -> Any:
+def build_peer(name: str, module: Any, feeds: Feeds, outputs: Sequence[TensorSpec], folder: Path) -> Any:
     """Make the peer's model of a module: the path of an ONNX file in `folder`, or an OpenVINO model.
 
     Raises ExportError if PyTorch's exporter or OpenVINO's converter fails.
@@ -121,7 +121,7 @@ class NaiveOnnxEngine(Engine):
         except Exception as error:
             raise BuildError(f"ONNX Runtime cannot load {self.fmt}: {first_line(error)}") from error
 
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         self._require_open(self._session)
         try:
             values = self._session.run(None, dict(feeds))
@@ -167,7 +167,7 @@ class DirectOpenVinoEngine(Engine):
         except Exception as error:
             raise BuildError(f"OpenVINO cannot compile {self.fmt}: {first_line(error)}") from error
 
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         self._require_open(self._compiled)
         try:
             results = self._compiled([feeds[spec.name] for spec in self.inputs])

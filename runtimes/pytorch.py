@@ -21,7 +21,7 @@ from edgevit.runtimes.base import (
     available_cores,
 )
 from edgevit.runtimes.precision import TF32, ExecutedPrecision
-from edgevit.types import Array, TensorSpec
+from edgevit.types import Array, Feeds, TensorSpec
 
 CPU, CUDA = "cpu", "cuda"
 _TITLES = {CPU: "CPU", CUDA: "CUDA"}
@@ -89,7 +89,7 @@ class TorchEngine(Engine):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 
-    def compile(self, feeds: Mapping[str, Array]) -> None:
+    def compile(self, feeds: Feeds) -> None:
         """Run once, which compiles a compiled module. Raises MissingError if it cannot be compiled here."""
         try:
             self.run(feeds)
@@ -104,7 +104,7 @@ class TorchEngine(Engine):
         event = self._torch.cuda.Event
         return event(enable_timing=True), event(enable_timing=True)
 
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         if self._events is None:
             return self._forward(feeds)
         begin, end = self._events
@@ -113,7 +113,7 @@ class TorchEngine(Engine):
         end.record()
         return outputs
 
-    def _forward(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _forward(self, feeds: Feeds) -> dict[str, Array]:
         # torch.tensor copies: a module may modify its input in place, or return a view of it.
         tensors = [self._torch.tensor(feeds[spec.name], device=self._mode.device) for spec in self.inputs]
         with self._torch.inference_mode():

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.api import IExecutionContext
-from edgevit.types import Array, TensorSpec
+from edgevit.types import Array, Feeds, TensorSpec
 
 
 class Bindings:
@@ -41,7 +41,7 @@ class Bindings:
         )
         return next(refused, None)
 
-    def write(self, feeds: Mapping[str, Array]) -> None:
+    def write(self, feeds: Feeds) -> None:
         """Copy arrays into the pinned memory of the inputs."""
         for spec in self._inputs:
             np.copyto(self.views[spec.name], feeds[spec.name])

@@ -22,7 +22,7 @@ from edgevit.runtimes.tensorrt.memory import MB, nvmap_bytes
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
 from edgevit.runtimes.tensorrt.streams import Stream, TensorRtStreams
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, is_86
-from edgevit.types import Array, TensorSpec
+from edgevit.types import Array, Feeds, TensorSpec
 
 _MEMINFO = Path("/proc/meminfo")
 _REBUILD = "rebuild it here: edgevit build BUNDLE"
@@ -83,7 +83,7 @@ class TensorRtEngine(Engine):
             return None
         return self._stopwatch.elapsed_ms()
 
-    def profile_layers(self, feeds: Mapping[str, Array], *, runs: int) -> LayerProfile | None:
+    def profile_layers(self, feeds: Feeds, *, runs: int) -> LayerProfile | None:
         """Profile a second context of the engine, whose layers run one by one and not as a CUDA graph."""
         if not self._has_contexts:
             return None
@@ -147,7 +147,7 @@ class TensorRtEngine(Engine):
         inspector.execution_context = self._context  # without it the types of a dynamic engine are not reported
         return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
 
-    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
         self._require_open(self._stack)
         try:
             self._device.activate()  # the current device is per thread, and this may be another thread

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
 from edgevit.errors import BuildError, InferenceError
@@ -10,7 +10,7 @@ from edgevit.runtimes.base import ThroughputRunner
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.api import IExecutionContext
 from edgevit.runtimes.tensorrt.bindings import Bindings
-from edgevit.types import Array, TensorSpec
+from edgevit.types import Array, Feeds, TensorSpec
 
 _LEAVE_OUT = "leave --throughput out"
 
@@ -28,7 +28,7 @@ class Stream:
             stack.callback(self._free)
             self._stack = stack.pop_all()
 
-    def start(self, feeds: Mapping[str, Array]) -> None:
+    def start(self, feeds: Feeds) -> None:
         """Start an inference; the one before must have ended. Raises InferenceError if it fails."""
         shapes = {name: array.shape for name, array in feeds.items()}
         if shapes != self._shapes:
@@ -50,7 +50,7 @@ class Stream:
     def close(self) -> None:
         self._stack.close()
 
-    def _prepare(self, shapes: dict[str, tuple[int, ...]], feeds: Mapping[str, Array]) -> None:
+    def _prepare(self, shapes: dict[str, tuple[int, ...]], feeds: Feeds) -> None:
         """Allocate buffers for the shapes of the inputs, and record the inference if CUDA can."""
         self._free()
         for spec in self._inputs:
@@ -93,7 +93,7 @@ class TensorRtStreams(ThroughputRunner):
             self._stack = stack.pop_all()
         self.streams = streams
 
-    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started = 0
         while more(started):
             stream = self._created[started % len(self._created)]
