@@ -38,6 +38,7 @@ GPU_MULTIPROCESSORS = "gpu_multiprocessors"  # two Jetsons with GPUs of one name
 CUDA_GRAPH = "cuda_graph"  # "yes", or why not
 THREADS_REQUESTED = "threads_requested"  # in the details of a measurement, if the engine runs another number
 GRAPH_OPERATIONS = 32  # in the CUDA graphs whose time tells a GPU's rates: one launch for all
+MAX_BATCH = 1 << 16  # images; no real engine comes near
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
 
 
@@ -75,6 +76,8 @@ class BuildOptions:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.batch < 1:
             raise UsageError(f"the batch must be at least one image, not {self.batch}")
+        if (largest := max(self.batch_sizes)) > MAX_BATCH:
+            raise UsageError(f"the batch must be at most {MAX_BATCH} images, not {largest}")
         if self.dynamic_batch and self.batch not in (1, self.dynamic_batch.optimum):
             raise UsageError("give either a batch or a dynamic batch, not both")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:

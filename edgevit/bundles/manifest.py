@@ -12,7 +12,7 @@ from edgevit.errors import BundleError, UsageError
 from edgevit.files import MODEL_FILE, os_reason, weights_file
 from edgevit.images import MAX_CROP_PCT, Preprocessing
 from edgevit.macs import ModelWork
-from edgevit.runtimes.base import MAX_THREADS, BatchRange, BuildOptions
+from edgevit.runtimes.base import MAX_BATCH, MAX_THREADS, BatchRange, BuildOptions
 from edgevit.runtimes.build import BuildResult, usable_version
 from edgevit.runtimes.precision import ExecutedPrecision, precision_json
 from edgevit.runtimes.session_settings import SessionSettings
@@ -67,8 +67,8 @@ JUDGED_ENGINE = "the engine"  # "judged" in the comparison with fp32, if an engi
 
 MAX_MANIFEST_BYTES = 64 << 20
 # Limits that no real bundle comes near; a damaged or hostile manifest must not make edgevit allocate gigabytes.
-MAX_BATCH = 1 << 16
-MAX_SIDE = 1 << 13  # pixels of a preprocessed photo
+MAX_CLASSES = 1 << 16
+MAX_INPUT_SIDE = 1 << 13  # pixels of a preprocessed photo
 MAX_RANK = 32
 MIN_CROP_PCT = 0.05
 MAX_SECONDS = 1e9
@@ -157,7 +157,7 @@ class ModelRecord:
             weights_tensors=fields.read_or("weights_tensors", nullable(integer(0, 1_000_000)), None),
             family=fields.read_or("family", nullable(text(most=255)), None),
             options=fields.read("options", any_object),
-            num_classes=fields.read_or("num_classes", nullable(integer(1, MAX_BATCH)), None),
+            num_classes=fields.read_or("num_classes", nullable(integer(1, MAX_CLASSES)), None),
             preprocessing=fields.read("preprocessing", nullable(_parse_preprocessing)),
             preprocessing_source=cast(
                 "PreprocessingSource | None",
@@ -508,7 +508,7 @@ def _require_version(folder: Path, fields: JsonObject) -> None:
 def _parse_preprocessing(value: Any, place: str) -> Preprocessing:
     fields = JsonObject.of(value, place)
     channel_values = list_of(number(-1e6, 1e6), least=1, most=4)
-    channels, height, width = fields.read("input_size", list_of(integer(1, MAX_SIDE), least=3, most=3))
+    channels, height, width = fields.read("input_size", list_of(integer(1, MAX_INPUT_SIDE), least=3, most=3))
     try:
         return Preprocessing(
             input_size=(channels, height, width),
@@ -518,7 +518,7 @@ def _parse_preprocessing(value: Any, place: str) -> Preprocessing:
             mean=fields.read("mean", channel_values),
             std=fields.read("std", channel_values),
             resize=cast("ResizeMode", fields.read_or("resize", one_of(*RESIZE_MODES), "crop")),
-            edges=_pair(fields.read_or("edges", nullable(list_of(integer(1, MAX_SIDE), least=2, most=2)), None)),
+            edges=_pair(fields.read_or("edges", nullable(list_of(integer(1, MAX_INPUT_SIDE), least=2, most=2)), None)),
             pad=_unless_zero(fields.read_or("pad", nullable(channel_values), None)),
             pad_side=cast("PadSide", fields.read_or("pad_side", one_of(*PAD_SIDES), "bottom_right")),
         )

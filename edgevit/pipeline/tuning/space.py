@@ -10,14 +10,14 @@ from edgevit.export.forms import FORMS, STANDARD
 from edgevit.export.quantization.groups import MAX_GROUPS, GroupChoice
 from edgevit.formats import get_format, list_formats
 from edgevit.precisions import get_policy, list_policies
-from edgevit.runtimes.base import MAX_THREADS, available_cores
+from edgevit.runtimes.base import MAX_BATCH, MAX_THREADS, available_cores
 from edgevit.runtimes.build import usable_version
 from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.session_settings import SessionSettings
 from edgevit.types import PRECISIONS, Precision
 from edgevit.untrusted import JsonObject, integer, list_of, nullable, object_of, one_of, text
 
-MAX_BATCH, MAX_STREAMS = 1 << 20, 1 << 12
+MAX_STREAMS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
