@@ -90,7 +90,7 @@ def build(
             write_latency(folder, reports)
         manifest = replace(
             bundle.manifest,
-            build=replace(BuildRecord.of(built, options), threads=inherited.threads),
+            build=BuildRecord.of(built, options, threads=inherited.threads),
             runtime=RuntimeRecord.of(built, folder),
             precision=PrecisionRecord(requested=options.precision, executed=built.precision),
             parity=parity.to_json(),

@@ -255,7 +255,10 @@ class BuildRecord:
     session: Mapping[str, str] = field(default_factory=dict)  # settings that differ from the runtime's defaults
 
     @classmethod
-    def of(cls, built: BuildResult, options: BuildOptions, *, notes: Sequence[str] = ()) -> BuildRecord:
+    def of(
+        cls, built: BuildResult, options: BuildOptions, *, threads: int | None, notes: Sequence[str] = ()
+    ) -> BuildRecord:
+        """`threads` are those that the bundle keeps: `options` may have others, for the machine that builds."""
         artifact = built.artifact
         return cls(
             batch=options.batch,
@@ -264,6 +267,7 @@ class BuildRecord:
             compute_capabilities=options.compute_capabilities,
             notes=(*notes, *(artifact.notes if artifact else ())),
             missing=built.missing,
+            threads=threads,
             session=options.session.to_json(),
         )
 

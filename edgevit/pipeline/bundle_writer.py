@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -95,9 +94,8 @@ def _complete(
         edgevit_version=edgevit.__version__,
         model=_model_record(export.model),
         exporter=_exporter_record(export.source, bundle.graph, export.timer.times),
-        build=replace(
-            BuildRecord.of(bundle.built, bundle.options, notes=_device_notes(bundle)),
-            threads=export.config.tuned_threads,
+        build=BuildRecord.of(
+            bundle.built, bundle.options, threads=export.config.tuned_threads, notes=_device_notes(bundle)
         ),
         runtime=RuntimeRecord.of(bundle.built, bundle.folder),
         precision=PrecisionRecord(requested=bundle.options.precision, executed=bundle.built.precision),
