@@ -105,6 +105,9 @@ def text(*, most: int = MAX_TEXT) -> Parser[str]:
     return parse
 
 
+SHA256 = text(most=64)  # in hexadecimal
+
+
 def integer(least: int = 0, most: int = MAX_INTEGER) -> Parser[int]:
     """A whole number from `least` to `most`; not true or false."""
 

@@ -8,17 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundles import store
+from edgevit.bundles.build_records import BuildRecord, PrecisionRecord, RuntimeRecord
 from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.latency_file import artifact_details, write_latency
-from edgevit.bundles.manifest import (
-    CLASSES_FILE,
-    REFERENCE_FILE,
-    WEIGHTS_FILE,
-    BuildRecord,
-    PrecisionRecord,
-    RuntimeRecord,
-    read_manifest,
-)
+from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE, WEIGHTS_FILE, read_manifest
 from edgevit.bundles.verify import engine_parity
 from edgevit.cpu import require_vnni
 from edgevit.errors import MeasureError, MissingError

@@ -17,7 +17,7 @@ from edgevit.bundles.manifest import Manifest
 from edgevit.errors import BuildError
 from edgevit.files import file_sha256, os_reason, write_atomically
 from edgevit.latency.environment import Environment
-from edgevit.untrusted import InvalidError, object_of, read_json, text
+from edgevit.untrusted import SHA256, InvalidError, object_of, read_json
 
 _LOG = logging.getLogger(__name__)
 _CHECKSUMS = "checksums.json"
@@ -68,6 +68,6 @@ def _compiled(folder: Path) -> list[Path]:
 def _checksums(folder: Path) -> dict[str, str]:
     """Return the recorded checksums by file name; none if there are none yet, or if the record is damaged."""
     try:
-        return object_of(text(most=64))(read_json(folder / _CHECKSUMS, limit_bytes=_MAX_BYTES), _CHECKSUMS)
+        return object_of(SHA256)(read_json(folder / _CHECKSUMS, limit_bytes=_MAX_BYTES), _CHECKSUMS)
     except (FileNotFoundError, InvalidError):
         return {}

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import edgevit
 from edgevit.bundles import store
-from edgevit.bundles.latency_file import write_latency
-from edgevit.bundles.manifest import (
-    CLASSES_FILE,
-    REFERENCE_FILE,
+from edgevit.bundles.build_records import (
     BuildRecord,
     ExporterRecord,
-    Manifest,
-    ModelRecord,
     PassEntry,
     PrecisionRecord,
     RuntimeRecord,
     StageRecord,
 )
+from edgevit.bundles.latency_file import write_latency
+from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE, Manifest
+from edgevit.bundles.model_record import ModelRecord
 from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
 from edgevit.export.macs import graph_work
 from edgevit.latency.compare import latency_figures

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgevit.bundles import store
+from edgevit.bundles.build_records import RuntimeRecord
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import artifact_details, bundle_details, keep_latency
-from edgevit.bundles.manifest import RuntimeRecord
 from edgevit.errors import BundleError
 from edgevit.latency.report import LatencyReport
 from tests.helpers import samples

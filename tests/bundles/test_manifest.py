@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 import edgevit
+from edgevit.bundles.build_records import PrecisionRecord
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import Manifest, ModelRecord, PrecisionRecord, read_manifest
+from edgevit.bundles.manifest import Manifest, read_manifest
+from edgevit.bundles.model_record import ModelRecord
 from edgevit.cli.main import main
 from edgevit.errors import BundleError
 from edgevit.images import Preprocessing

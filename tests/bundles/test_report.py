@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from edgevit.bundles import store
+from edgevit.bundles.build_records import RuntimeRecord
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import bundle_details, keep_latency
-from edgevit.bundles.manifest import RuntimeRecord
 from edgevit.bundles.report import kept_document, measured_document
 from edgevit.errors import UsageError
 from edgevit.latency.document.content import Document

@@ -53,7 +53,9 @@ def write_tiny_bundle(folder: Path) -> None:
     from onnx import numpy_helper
 
     from edgevit.bundles import store
-    from edgevit.bundles.manifest import BuildRecord, Manifest, ModelRecord, PrecisionRecord, RuntimeRecord
+    from edgevit.bundles.build_records import BuildRecord, PrecisionRecord, RuntimeRecord
+    from edgevit.bundles.manifest import Manifest
+    from edgevit.bundles.model_record import ModelRecord
     from edgevit.images import Preprocessing
     from edgevit.types import Reference, TensorSpec
 

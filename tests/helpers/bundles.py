@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgevit.bundles.manifest import BuildRecord, Manifest, ModelRecord, PrecisionRecord, RuntimeRecord
+from edgevit.bundles.build_records import BuildRecord, PrecisionRecord, RuntimeRecord
+from edgevit.bundles.manifest import Manifest
+from edgevit.bundles.model_record import ModelRecord
 from edgevit.types import TensorSpec
 
 

@@ -9,16 +9,10 @@ import onnx
 from onnx import numpy_helper
 
 from edgevit.bundles import store
+from edgevit.bundles.build_records import BuildRecord, PrecisionRecord, RuntimeRecord
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import (
-    CLASSES_FILE,
-    REFERENCE_FILE,
-    BuildRecord,
-    Manifest,
-    ModelRecord,
-    PrecisionRecord,
-    RuntimeRecord,
-)
+from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE, Manifest
+from edgevit.bundles.model_record import ModelRecord
 from edgevit.files import MODEL_FILE
 from edgevit.images import Preprocessing
 from edgevit.types import Array, OutputForm, Reference, Task, TensorSpec

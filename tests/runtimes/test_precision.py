@@ -15,8 +15,8 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 import edgevit
+from edgevit.bundles.build_records import PrecisionRecord
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import PrecisionRecord
 from edgevit.cli.export import bundle_table
 from edgevit.errors import PrecisionError
 from edgevit.export import passes
