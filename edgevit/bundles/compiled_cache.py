@@ -55,8 +55,7 @@ def seal(folder: Path) -> None:
 
 
 def _key(manifest: Manifest) -> str:
-    engine = set(manifest.runtime.engine_files)
-    files = sorted((file.path, file.sha256) for file in manifest.files if file.path in engine)
+    files = sorted((record.path, record.sha256) for record in manifest.engine_records)
     content = json.dumps([files, Environment.capture().key()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 

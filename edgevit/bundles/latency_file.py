@@ -50,8 +50,8 @@ def artifact_details(engine: Path, model: Path, *, precision: str) -> dict[str, 
 def bundle_details(bundle: Bundle, *, precision: str) -> dict[str, str]:
     """Return `artifact_details` of a bundle that has an engine; its hashes were checked when it was opened."""
     hashes = {file.path: file.sha256 for file in bundle.manifest.files}
-    engine = bundle.manifest.runtime.engine_files[0]
-    return {"precision": precision, "engine_sha256": hashes[engine], "onnx_sha256": hashes[MODEL_FILE]}
+    engine = bundle.manifest.engine_records[0]
+    return {"precision": precision, "engine_sha256": engine.sha256, "onnx_sha256": hashes[MODEL_FILE]}
 
 
 def keep_latency(bundle: Bundle, reports: Sequence[LatencyReport]) -> None:

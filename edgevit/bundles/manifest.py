@@ -103,6 +103,12 @@ class Manifest:
         )
 
     @property
+    def engine_records(self) -> tuple[FileRecord, ...]:
+        """The records of the engine's files, the one to open first; empty if the engine has yet to be built."""
+        records = {record.path: record for record in self.files}
+        return tuple(records[path] for path in self.runtime.engine_files)
+
+    @property
     def quantized_fraction(self) -> float | None:
         """The fraction of MACs that the graph holds in the requested precision; None if they were not counted."""
         return _parse_fraction(self.precision_plan, "typing") if self.precision_plan is not None else None

@@ -123,8 +123,8 @@ def _owned(bundles: Sequence[Bundle]) -> list[_Owned]:
 
 def _product(bundle: Bundle, name: str) -> Product:
     manifest = bundle.manifest
-    runtime, files = manifest.runtime, {file.path: file for file in manifest.files}
-    engine_files = [files[path] for path in runtime.engine_files]
+    runtime, engine = manifest.runtime, manifest.engine_records
+    hashes = {file.path: file.sha256 for file in manifest.files}
     return Product(
         name=name,
         path=str(bundle.path),
@@ -134,9 +134,9 @@ def _product(bundle: Bundle, name: str) -> Product:
         runtime=" ".join(part for part in (runtime.name, runtime.version) if part),
         requested=manifest.precision.requested,
         executed="" if manifest.precision.executed is None else manifest.precision.executed.summary,
-        engine_sha256=engine_files[0].sha256 if engine_files else "",
-        onnx_sha256=files[MODEL_FILE].sha256,
-        engine_bytes=sum(file.size_bytes for file in engine_files),
+        engine_sha256=engine[0].sha256 if engine else "",
+        onnx_sha256=hashes[MODEL_FILE],
+        engine_bytes=sum(file.size_bytes for file in engine),
         edgevit_version=manifest.edgevit_version,
         parity=None if manifest.parity is None else _parity(manifest.parity),
         accuracy=None if manifest.comparison is None else _accuracy(manifest.comparison),

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import edgevit
-from edgevit.bundles.build_records import PrecisionRecord
+from edgevit.bundles.build_records import PrecisionRecord, RuntimeRecord
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.manifest import Manifest, read_manifest
+from edgevit.bundles.manifest import FileRecord, Manifest, read_manifest
 from edgevit.bundles.model_record import ModelRecord
 from edgevit.cli.main import main
 from edgevit.errors import BundleError
@@ -39,6 +39,15 @@ def test_a_written_manifest_is_read_back_equal(shared_bundle: Callable[[str], Bu
     manifest = shared_bundle("ort").manifest
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
     assert manifest_json(shared_bundle("ort").path) == json.loads(json.dumps(manifest.to_json()))
+
+
+def test_the_first_record_of_an_engine_is_the_file_to_open() -> None:
+    files = tuple(
+        FileRecord(path=path, size_bytes=size, sha256=path) for size, path in enumerate(("m.bin", "m.onnx", "m.xml"))
+    )
+    manifest = sample_manifest(files=files, runtime=RuntimeRecord(fmt="openvino", engine_files=("m.xml", "m.bin")))
+    assert manifest.engine_records == (files[2], files[0])
+    assert sample_manifest(files=files).engine_records == ()
 
 
 @pytest.mark.parametrize(

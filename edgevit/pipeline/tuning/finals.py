@@ -52,8 +52,7 @@ class Finalist:
     @property
     def size_bytes(self) -> int:
         """The size of the engine's files."""
-        engine = set(self.bundle.manifest.runtime.engine_files)
-        return sum(file.size_bytes for file in self.bundle.manifest.files if file.path in engine)
+        return sum(record.size_bytes for record in self.bundle.manifest.engine_records)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
