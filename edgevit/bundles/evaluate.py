@@ -27,7 +27,7 @@ TORCH = "torch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
+class _EvaluatedEngine:
     """An open engine to evaluate, and how its inputs and outputs are to be read."""
 
     name: str
@@ -36,7 +36,7 @@ class _Candidate:
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None
     lacks_checkpoint: bool
-    bundle: Bundle | None = None  # the bundle that the engine belongs to; None for PyTorch
+    bundle: Bundle | None = None  # None for PyTorch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +74,14 @@ def evaluate_bundles(
         if pytorch is not None:
             candidates.append(_source_candidate(bundles[0], engines[0], pytorch, options.threads))
         candidates += [
-            replace(_bundle_candidate(name, engine, bundle), bundle=bundle)
+            _bundle_candidate(name, engine, bundle)
             for name, engine, bundle in zip(display_names(bundles), engines, bundles, strict=True)
         ]
         return _evaluate(candidates, data, options, on_progress)
 
 
 def _evaluate(
-    candidates: Sequence[_Candidate], data: Path, options: EvalOptions, on_progress: OnImages | None
+    candidates: Sequence[_EvaluatedEngine], data: Path, options: EvalOptions, on_progress: OnImages | None
 ) -> AccuracyReport:
     first = candidates[0]
     class_count = metrics.class_count(first.engine)
@@ -114,13 +114,13 @@ def _evaluate(
     )
 
 
-def _executed_precision(candidate: _Candidate) -> ExecutedPrecision:
+def _executed_precision(candidate: _EvaluatedEngine) -> ExecutedPrecision:
     if candidate.bundle is None:
         return candidate.engine.executed_precision()
     return require_precision(candidate.bundle, candidate.engine)
 
 
-def _require_comparable(first: _Candidate, other: _Candidate) -> None:
+def _require_comparable(first: _EvaluatedEngine, other: _EvaluatedEngine) -> None:
     """Raise UsageError unless both read the same images in the same way and output the same classes."""
     if other.name == first.name:
         raise UsageError(f"{first.name} is given twice; give it once")
@@ -134,27 +134,29 @@ def _require_comparable(first: _Candidate, other: _Candidate) -> None:
         raise UsageError(f"{first.name} and {other.name} have different classes; evaluate them separately")
 
 
-def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
+def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _EvaluatedEngine:
     dynamic = bundle.options.dynamic_batch
-    return _Candidate(
+    return _EvaluatedEngine(
         name=name,
         engine=engine,
         batch=dynamic.optimum if dynamic else bundle.options.batch,
         preprocessing=bundle.preprocessing,
         classes=bundle.classes,
         lacks_checkpoint=bundle.manifest.model.lacks_checkpoint,
+        bundle=bundle,
     )
 
 
-def _source_candidate(bundle: Bundle, engine: Engine, source: PytorchSource, threads: int | None) -> _Candidate:
+def _source_candidate(bundle: Bundle, engine: Engine, source: PytorchSource, threads: int | None) -> _EvaluatedEngine:
     """PyTorch with the model that the bundle was exported from, with the engine's input and output names."""
     from edgevit.runtimes.pytorch import TorchEngine
 
     module = recreate_model(bundle, source).module
-    return _bundle_candidate(TORCH, TorchEngine(module, engine.inputs, engine.outputs, threads=threads), bundle)
+    torch = TorchEngine(module, engine.inputs, engine.outputs, threads=threads)
+    return replace(_bundle_candidate(TORCH, torch, bundle), bundle=None)  # in PyTorch's precision, not the bundle's
 
 
-def _model_candidate(model: LoadedModel, threads: int | None) -> _Candidate:
+def _model_candidate(model: LoadedModel, threads: int | None) -> _EvaluatedEngine:
     """PyTorch with a model given by name. Raises UsageError if its weights are random or it takes no images."""
     from edgevit.runtimes.pytorch import TorchEngine
 
@@ -166,7 +168,7 @@ def _model_candidate(model: LoadedModel, threads: int | None) -> _Candidate:
     probe = TorchEngine(model.module, inputs, [TensorSpec(metrics.OUTPUT, "float32", ())], threads=threads)
     output = probe.run({metrics.INPUT: model.example[0].numpy()})[metrics.OUTPUT]
     outputs = [TensorSpec(metrics.OUTPUT, "float32", ("batch", *output.shape[1:]))]
-    return _Candidate(
+    return _EvaluatedEngine(
         name=f"{model.name} ({TORCH})",
         engine=TorchEngine(model.module, inputs, outputs, threads=threads),
         batch=model.batch,

@@ -64,7 +64,9 @@ def _lost_json(value: float, interval: Interval) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
+class _EvaluatedModel:
+    """A detector or a segmentation model to evaluate, in an engine or in PyTorch."""
+
     name: str
     model: DenseModel
     precision: str
@@ -90,7 +92,7 @@ def evaluate_dense(
     with ExitStack() as stack:
         engines = [stack.enter_context(load_engine(bundle, threads=options.threads)) for bundle in bundles]
         candidates = [
-            _Candidate(
+            _EvaluatedModel(
                 name=name,
                 model=dense_model(bundle, engine),
                 precision=require_precision(bundle, engine).actual,
@@ -121,12 +123,12 @@ def evaluate_dense(
     )
 
 
-def _pytorch(bundle: Bundle, candidate: _Candidate, source: PytorchSource, threads: int | None) -> _Candidate:
+def _pytorch(bundle: Bundle, candidate: _EvaluatedModel, source: PytorchSource, threads: int | None) -> _EvaluatedModel:
     from edgevit.runtimes.pytorch import TorchEngine
 
     engine = candidate.model.engine
     torch = TorchEngine(recreate_model(bundle, source).module, engine.inputs, engine.outputs, threads=threads)
-    return _Candidate(name=TORCH, model=dense_model(bundle, torch), precision=torch.executed_precision().actual)
+    return _EvaluatedModel(name=TORCH, model=dense_model(bundle, torch), precision=torch.executed_precision().actual)
 
 
 def _require_comparable(bundles: Sequence[Bundle]) -> None:
