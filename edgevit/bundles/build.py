@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from edgevit.bundles import store
 from edgevit.bundles.build_records import BuildRecord, PrecisionRecord, RuntimeRecord
 from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.bundles.latency_file import artifact_details, write_latency
-from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE, WEIGHTS_FILE, read_manifest
+from edgevit.bundles.manifest import CLASSES_FILE, REFERENCE_FILE, WEIGHTS_FILE, Manifest, read_manifest
 from edgevit.bundles.verify import engine_parity
 from edgevit.cpu import require_vnni
 from edgevit.errors import MeasureError, MissingError
@@ -20,7 +21,7 @@ from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import candidate_from_engine, measure
 from edgevit.latency.report import LatencyReport, MeasurePlan
-from edgevit.runtimes.base import BuildOptions, OnPhase
+from edgevit.runtimes.base import BuildOptions, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport
 from edgevit.runtimes.registry import get_runtime
@@ -57,14 +58,12 @@ def build(
     another precision runs than was requested, ParityError if the engine's outputs are wrong.
     """
     runtime = get_runtime(fmt or bundle.fmt, on_phase)
-    same_format = runtime.fmt == bundle.fmt
-    inherited = bundle.options if same_format else _for_another_format(bundle.options)
+    inherited = _options_for(bundle, runtime)
     options = replace(inherited, threads=inherited.threads if threads is None else threads, workspace_mb=workspace_mb)
     runtime.require_precision(options.precision)
     if bundle.needs_vnni(runtime.fmt):
         require_vnni(bundle.name)
-    name = bundle_name(bundle.manifest.model.name, options.precision, runtime.fmt)
-    target = bundle.path.resolve().parent / (bundle.name if same_format else name)
+    target = _target(bundle, runtime)
     store.require_replaceable(target)  # before the build, which can take minutes
     with store.staging(target.parent) as staging, ExitStack() as stack:
         folder = staging / target.name
@@ -81,23 +80,26 @@ def build(
         reports, problem = _measure(built, bundle, options, plan)
         if reports:
             write_latency(folder, reports)
-        manifest = replace(
-            bundle.manifest,
-            build=BuildRecord.of(built, options, threads=inherited.threads),
-            runtime=RuntimeRecord.of(built, folder),
-            precision=PrecisionRecord(requested=options.precision, executed=built.precision),
-            parity=parity.to_json(),
-            latency=tuple(latency_figures(report) for report in reports) or None,
-            environment=Environment.capture().to_json(),
-        )
+        build_record = BuildRecord.of(built, options, threads=inherited.threads)
+        manifest = _new_manifest(bundle, built, folder, build_record=build_record, parity=parity, reports=reports)
         store.write_manifest(folder, manifest)
         store.publish({folder: target})
         return BuildOutcome(Bundle(target, read_manifest(target)), parity, reports, problem)
 
 
-def _for_another_format(options: BuildOptions) -> BuildOptions:
-    """Return the options without those that were found or meant for the runtime of the bundle."""
-    return replace(options, compute_capabilities=None, threads=None, session=SessionSettings())
+def _options_for(bundle: Bundle, runtime: Runtime) -> BuildOptions:
+    """Return the bundle's options, for another runtime without those that were found or meant for its own."""
+    if runtime.fmt == bundle.fmt:
+        return bundle.options
+    return replace(bundle.options, compute_capabilities=None, threads=None, session=SessionSettings())
+
+
+def _target(bundle: Bundle, runtime: Runtime) -> Path:
+    """Return the folder of the new bundle: that of `bundle`, or one next to it for another runtime."""
+    if runtime.fmt == bundle.fmt:
+        return bundle.path.resolve()
+    name = bundle_name(bundle.manifest.model.name, bundle.options.precision, runtime.fmt)
+    return bundle.path.resolve().with_name(name)
 
 
 def _copy_sources(bundle: Bundle, folder: Path) -> None:
@@ -106,6 +108,27 @@ def _copy_sources(bundle: Bundle, folder: Path) -> None:
     for file in (MODEL_FILE, WEIGHTS_FILE, REFERENCE_FILE, CLASSES_FILE):
         if (bundle.path / file).exists():
             shutil.copyfile(bundle.path / file, folder / file)
+
+
+def _new_manifest(
+    bundle: Bundle,
+    built: BuildResult,
+    folder: Path,
+    *,
+    build_record: BuildRecord,
+    parity: ParityReport,
+    reports: Sequence[LatencyReport],
+) -> Manifest:
+    """Return the bundle's manifest with the engine in `folder` in place of its own."""
+    return replace(
+        bundle.manifest,
+        build=build_record,
+        runtime=RuntimeRecord.of(built, folder),
+        precision=PrecisionRecord(requested=bundle.options.precision, executed=built.precision),
+        parity=parity.to_json(),
+        latency=tuple(latency_figures(report) for report in reports) or None,
+        environment=Environment.capture().to_json(),
+    )
 
 
 def _measure(
