@@ -33,6 +33,7 @@ class Int8Scheme:
     # x86 processors without VNNI.
     weight_range: Int8Range = "safe"
     linear_as_conv: bool = False  # linear layers run as 1x1 convolutions on processors that run those faster
+    grouped_with_avx_vnni: bool = False  # grouped convolutions are int8 on processors with AVX-VNNI alone
     fold_zero_points: bool = False  # zero points of the inputs of linear layers are part of their biases
 
 
@@ -121,7 +122,7 @@ FORMATS: tuple[Format, ...] = (
         opset=21,
         group_norm="native",
         passes="openvino",
-        int8=Int8Scheme(activations="uint8", linear_as_conv=True, fold_zero_points=True),
+        int8=Int8Scheme(activations="uint8", linear_as_conv=True, grouped_with_avx_vnni=True, fold_zero_points=True),
     ),
     Format(
         name="trt",

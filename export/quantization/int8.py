@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from edgevit.cpu import has_avx_vnni_alone
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
 from edgevit.export.linear import added_bias
@@ -64,26 +65,35 @@ class Layer:
         return self.skip_reason in (GROUPED, CHANNEL_MULTIPLIER) or self.skip_reason.startswith(TOO_SMALL)
 
 
-def find_layers(graph: OnnxGraph) -> tuple[Layer, ...]:
+def find_layers(graph: OnnxGraph, *, with_grouped: bool = False) -> tuple[Layer, ...]:
     """Return the layers in the order of the graph. All shapes have to be known: call `check` before.
 
-    Layers that predict boxes or scores are skipped, and so are grouped convolutions. If that leaves less than half of
-    the MACs, grouped convolutions are quantized after all; if still too few, prediction layers too.
+    Layers that predict boxes or scores are skipped, and so are grouped convolutions unless `with_grouped`. If that
+    leaves less than half of the MACs, grouped convolutions are quantized after all; if still too few, prediction layers
+    too.
     """
     total = graph_macs(graph)
     predicting = {str(node.name) for node in prediction_nodes(graph.model)}
     layers = tuple(_layer(node, total, predicting) for node in graph.model.graph if _float_weight(node) is not None)
+    if with_grouped:
+        layers = _include(layers, GROUPED)
     for reason in (GROUPED, PREDICTS):
         if sum(layer.macs for layer in layers if not layer.skip_reason) >= total / 2:
             break
-        layers = tuple(replace(layer, skip_reason="") if layer.skip_reason == reason else layer for layer in layers)
+        layers = _include(layers, reason)
     return layers
 
 
-def find_groups(graph: OnnxGraph) -> list[LayerGroup]:
+def quantizes_grouped(scheme: Int8Scheme) -> bool:
+    """Whether the runtime is faster on this processor with grouped convolutions in int8."""
+    return scheme.grouped_with_avx_vnni and has_avx_vnni_alone()
+
+
+def find_groups(graph: OnnxGraph, *, with_grouped: bool = False) -> list[LayerGroup]:
     """Return the groups of layers whose precision is a question of speed, those with the most work first."""
     total = graph_macs(graph)
-    candidates = [layer for layer in find_layers(graph) if not layer.skip_reason or layer.is_slow_by_rule]
+    layers = find_layers(graph, with_grouped=with_grouped)
+    candidates = [layer for layer in layers if not layer.skip_reason or layer.is_slow_by_rule]
     return largest_groups((layer.groups, not layer.skip_reason, layer.macs / total) for layer in candidates)
 
 
@@ -250,6 +260,11 @@ class _Quantizer:
 
 def _describe(value: ir.Value, name: str, shape: ir.Shape | None, dtype: ir.DataType) -> None:
     value.name, value.shape, value.type = name, shape, ir.TensorType(dtype)
+
+
+def _include(layers: Iterable[Layer], reason: str) -> tuple[Layer, ...]:
+    """Return the layers with those in int8 that were skipped for this reason."""
+    return tuple(replace(layer, skip_reason="") if layer.skip_reason == reason else layer for layer in layers)
 
 
 def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Layer:

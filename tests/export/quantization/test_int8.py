@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgevit import cpu
 from edgevit.cpu import saturates_int8
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -31,6 +32,7 @@ from edgevit.export.quantization.int8 import (
     find_layers,
     needs_vnni,
     quantize,
+    quantizes_grouped,
 )
 from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.runtimes.base import BuildOptions
@@ -182,6 +184,31 @@ def test_a_grouped_convolution_is_skipped_next_to_larger_layers(groups: int, alo
     }}"""
     first, second = find_layers(checked_graph(text, w=weight, large=noise(64, 8, 3, 3, seed=0)))
     assert (first.skip_reason, second.skip_reason) == (beside, "")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "flags", "grouped"),
+    [
+        ("openvino", "avx2 avx_vnni", ""),
+        ("openvino", "avx2", GROUPED),
+        ("openvino", "avx2 avx_vnni avx512f avx512_vnni", GROUPED),
+        ("openvino", "avx2 avx_vnni avx512f avx512_vnni amx_int8", GROUPED),
+        ("ort", "avx2 avx_vnni", GROUPED),
+    ],
+)
+def test_openvino_runs_grouped_convolutions_in_int8_with_avx_vnni_alone(
+    fmt: str, flags: str, grouped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    text = """(float[batch, 4, 6, 6] x) => (float[batch, 64, 6, 6] y) {
+        a = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w)
+        b = Conv <group = 4, pads = [1, 1, 1, 1]> (a, multiplied)
+        y = Conv <pads = [1, 1, 1, 1]> (b, large)
+    }"""
+    weights = {"w": noise(4, 2, 3, 3, seed=0), "multiplied": noise(8, 1, 3, 3, seed=0)}
+    graph = checked_graph(text, **weights, large=noise(64, 8, 3, 3, seed=0))
+    layers = find_layers(graph, with_grouped=quantizes_grouped(INT8_SCHEMES[fmt]))
+    assert [layer.skip_reason for layer in layers] == [grouped, CHANNEL_MULTIPLIER, ""]
 
 
 def test_a_small_layer_is_skipped() -> None:
