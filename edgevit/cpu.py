@@ -54,6 +54,11 @@ def has_avx512() -> bool:
     return "avx512f" in cpu_flags()
 
 
+def has_avx_vnni_alone() -> bool:
+    """Whether int8 products run on AVX-VNNI here, without AVX-512 and AMX: Intel's N100 and Core processors."""
+    return int8_instructions(cpu_flags()) == "avx_vnni"
+
+
 def saturates_int8(flags: Collection[str] | None = None, *, architecture: str | None = None) -> bool:
     """Whether sums of two uint8 x int8 products can saturate here: on x86 without VNNI, or if its flags are unknown."""
     found = cpu_flags() if flags is None else flags

@@ -33,6 +33,9 @@ class Int8Scheme:
     # x86 processors without VNNI.
     weight_range: Int8Range = "safe"
     linear_as_conv: bool = False  # linear layers run as 1x1 convolutions on processors that run those faster
+    # Grouped convolutions with at least so many inputs a group are int8 on processors with AVX-VNNI alone; None: none.
+    min_group_inputs_with_avx_vnni: int | None = None
+    min_position_macs: int = 0  # convolutions with fewer multiply-adds at a position stay in float: `SpeedRule`
     fold_zero_points: bool = False  # zero points of the inputs of linear layers are part of their biases
 
 
@@ -107,7 +110,12 @@ FORMATS: tuple[Format, ...] = (
         opset=20,
         group_norm="instance",
         int8=Int8Scheme(
-            activations="uint8", quantize_outputs_of=frozenset({"Conv"}), quantize_additions=True, int32_biases=True
+            activations="uint8",
+            quantize_outputs_of=frozenset({"Conv"}),
+            quantize_additions=True,
+            int32_biases=True,
+            min_group_inputs_with_avx_vnni=64,
+            min_position_macs=100,
         ),
     ),
     Format(
@@ -121,7 +129,12 @@ FORMATS: tuple[Format, ...] = (
         opset=21,
         group_norm="native",
         passes="openvino",
-        int8=Int8Scheme(activations="uint8", linear_as_conv=True, fold_zero_points=True),
+        int8=Int8Scheme(
+            activations="uint8",
+            linear_as_conv=True,
+            fold_zero_points=True,
+            min_group_inputs_with_avx_vnni=2,
+        ),
     ),
     Format(
         name="trt",

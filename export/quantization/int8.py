@@ -28,19 +28,20 @@ from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.export.quantization.groups import LayerGroup, group_names, largest_groups
 from edgevit.export.quantization.predictions import prediction_nodes
+from edgevit.export.quantization.speed_rule import (
+    FEW_CHANNELS,
+    GENERAL_RULE,
+    GROUPED,
+    TOO_SMALL,
+    SpeedRule,
+    is_slow_by_rule,
+)
 from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.types import Array, Precision
 
 IntegerType: TypeAlias = Literal["uint8", "int8"]
 
-GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
 PREDICTS = "predicts boxes or scores, which have more digits than int8"
-CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
-TOO_SMALL = "too small to gain speed"
-# Layers below both limits stay in float: quantizing them costs more than it saves. Layers with few rows are bound by
-# reading weights, hence the second limit.
-MIN_LAYER_FRACTION = 0.001  # fraction of the graph's MACs
-MIN_WEIGHT_BYTES = 128 << 10  # size of the weights in fp32
 MAX_PAIR_SUM = 128  # sum of two weights of one sign: 255 * 128 = 32640 fits in int16, 255 * 129 does not
 _MAX_BIAS = 2.0**30  # in steps of the int32 accumulator; half of its range is left for the products
 _MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # normal numbers of the type
@@ -61,29 +62,30 @@ class Layer:
     @property
     def is_slow_by_rule(self) -> bool:
         """Whether it is in float for its speed, which depends on the device, and not for its accuracy."""
-        return self.skip_reason in (GROUPED, CHANNEL_MULTIPLIER) or self.skip_reason.startswith(TOO_SMALL)
+        return is_slow_by_rule(self.skip_reason)
 
 
-def find_layers(graph: OnnxGraph) -> tuple[Layer, ...]:
+def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer, ...]:
     """Return the layers in the order of the graph. All shapes have to be known: call `check` before.
 
-    Layers that predict boxes or scores are skipped, and so are grouped convolutions. If that leaves less than half of
-    the MACs, grouped convolutions are quantized after all; if still too few, prediction layers too.
+    Layers that predict boxes or scores are skipped, and so are those that are slow in int8 by `rule`. If that leaves
+    less than half of the MACs, slow convolutions are quantized after all; if still too few, prediction layers too.
     """
     total = graph_macs(graph)
     predicting = {str(node.name) for node in prediction_nodes(graph.model)}
-    layers = tuple(_layer(node, total, predicting) for node in graph.model.graph if _float_weight(node) is not None)
-    for reason in (GROUPED, PREDICTS):
+    nodes = [node for node in graph.model.graph if _float_weight(node) is not None]
+    layers = tuple(_layer(node, total, rule, predicting) for node in nodes)
+    for reason in (FEW_CHANNELS, GROUPED, PREDICTS):
         if sum(layer.macs for layer in layers if not layer.skip_reason) >= total / 2:
             break
         layers = tuple(replace(layer, skip_reason="") if layer.skip_reason == reason else layer for layer in layers)
     return layers
 
 
-def find_groups(graph: OnnxGraph) -> list[LayerGroup]:
+def find_groups(graph: OnnxGraph, rule: SpeedRule) -> list[LayerGroup]:
     """Return the groups of layers whose precision is a question of speed, those with the most work first."""
     total = graph_macs(graph)
-    candidates = [layer for layer in find_layers(graph) if not layer.skip_reason or layer.is_slow_by_rule]
+    candidates = [layer for layer in find_layers(graph, rule) if not layer.skip_reason or layer.is_slow_by_rule]
     return largest_groups((layer.groups, not layer.skip_reason, layer.macs / total) for layer in candidates)
 
 
@@ -252,9 +254,9 @@ def _describe(value: ir.Value, name: str, shape: ir.Shape | None, dtype: ir.Data
     value.name, value.shape, value.type = name, shape, ir.TensorType(dtype)
 
 
-def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Layer:
+def _layer(node: ir.Node, total_macs: int, rule: SpeedRule, predicting: AbstractSet[str]) -> Layer:
     macs = node_macs(node)
-    skip_reason = _skip_reason(node, macs / total_macs)
+    skip_reason = rule.skip_reason(node, macs / total_macs)
     return Layer(
         name=str(node.name),
         operator=node.op_type,
@@ -264,17 +266,6 @@ def _layer(node: ir.Node, total_macs: int, predicting: AbstractSet[str]) -> Laye
         skip_reason=skip_reason or (PREDICTS if node.name in predicting else ""),
         groups=group_names(node, small=skip_reason.startswith(TOO_SMALL)),
     )
-
-
-def _skip_reason(node: ir.Node, fraction: float) -> str:
-    weight = constant(node.inputs[1])
-    assert weight is not None  # of a layer
-    if fraction < MIN_LAYER_FRACTION and weight.nbytes < MIN_WEIGHT_BYTES:
-        return f"{TOO_SMALL}: {fraction:.2%} of all MACs"
-    groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
-    if groups == 1 or static_shape(node.outputs[0])[1] == groups:
-        return ""
-    return GROUPED if static_shape(node.inputs[1])[1] > 1 else CHANNEL_MULTIPLIER
 
 
 def _activated(value: ir.Value) -> ir.Value:

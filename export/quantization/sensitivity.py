@@ -20,6 +20,7 @@ from edgevit.export.quantization.fp16 import KeptNode
 from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, needs_vnni, quantize
+from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Feeds
 
@@ -160,7 +161,8 @@ def quantize_with_fallback(
     """
     choice = choice or LayerChoice()
     require_modules(graph.model, choice.modules)
-    layers = tuple(_skip_if_not_finite(choice.apply(layer), ranges) for layer in find_layers(graph))
+    found = find_layers(graph, SpeedRule.of(scheme))
+    layers = tuple(_skip_if_not_finite(choice.apply(layer), ranges) for layer in found)
     candidates = [layer for layer in layers if not layer.skip_reason]
     min_macs = _require_enough_macs(graph, candidates)
 

@@ -13,6 +13,8 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.groups import LayerGroup
 from edgevit.export.quantization.int8 import find_groups
+from edgevit.export.quantization.speed_rule import SpeedRule
+from edgevit.formats import get_format
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.config import ExportConfig
@@ -67,7 +69,8 @@ class Builder:
     def groups(self, variant: Variant) -> list[LayerGroup]:
         """Return the groups of layers that are int8 or float for their speed, those with the most work first."""
         graph = forms.specialize(self.graph, variant.fmt, variant.form, precision=variant.precision)
-        return find_groups(check(graph))
+        scheme = get_format(variant.fmt).require_int8()
+        return find_groups(check(graph), SpeedRule.of(scheme))
 
 
 def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:

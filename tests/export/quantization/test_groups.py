@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgevit.export.quantization.groups import GroupChoice, LayerGroup, largest_groups
-from edgevit.export.quantization.int8 import GROUPED, PREDICTS, TOO_SMALL, Layer, find_groups, find_layers
+from edgevit.export.quantization.int8 import PREDICTS, Layer, find_groups, find_layers
 from edgevit.export.quantization.sensitivity import LayerChoice
+from edgevit.export.quantization.speed_rule import GENERAL_RULE, GROUPED, TOO_SMALL
 from edgevit.types import Interval
 from edgevit.untrusted import InvalidError
 from tests.helpers.graphs import noise
@@ -50,7 +51,7 @@ def test_a_group_is_named_after_the_kind_and_the_shape_of_its_layers() -> None:
         ("conv1x1-8-16-on-8x8", "conv1x1-on-8x8", "conv1x1"),
         ("linear-16-3-on-1", "linear-on-1", "linear"),
     ]
-    found = find_groups(graph)
+    found = find_groups(graph, GENERAL_RULE)
     assert found[0].name == "conv3x3-4-8-on-8x8"
     assert sum(group.fraction for group in found) == pytest.approx(1)
     assert all(group.in_int8 for group in found)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgevit import cpu
 from edgevit.cpu import saturates_int8
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -24,14 +25,13 @@ from edgevit.export.quantization.calibration import ValueRange, collect_ranges
 from edgevit.export.quantization.emulation import emulate_fp16, emulate_saturation
 from edgevit.export.quantization.fp16 import to_fp16
 from edgevit.export.quantization.int8 import (
-    CHANNEL_MULTIPLIER,
-    GROUPED,
     activation_scale,
     channel_scales,
     find_layers,
     needs_vnni,
     quantize,
 )
+from edgevit.export.quantization.speed_rule import CHANNEL_MULTIPLIER, FEW_CHANNELS, GROUPED, SpeedRule
 from edgevit.formats import Int8Range, Int8Scheme
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import PROVIDER, OnnxRuntimeEngine, profile_session
@@ -182,6 +182,73 @@ def test_a_grouped_convolution_is_skipped_next_to_larger_layers(groups: int, alo
     }}"""
     first, second = find_layers(checked_graph(text, w=weight, large=noise(64, 8, 3, 3, seed=0)))
     assert (first.skip_reason, second.skip_reason) == (beside, "")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "flags", "grouped"),
+    [
+        ("openvino", "avx2 avx_vnni", ""),
+        ("openvino", "avx2", GROUPED),
+        ("openvino", "avx2 avx_vnni avx512f avx512_vnni", GROUPED),
+        ("openvino", "avx2 avx_vnni avx512f avx512_vnni amx_int8", GROUPED),
+        ("ort", "avx2 avx_vnni", GROUPED),  # of 2 inputs
+    ],
+)
+def test_openvino_runs_grouped_convolutions_in_int8_with_avx_vnni_alone(
+    fmt: str, flags: str, grouped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    text = """(float[batch, 4, 6, 6] x) => (float[batch, 64, 6, 6] y) {
+        a = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w)
+        b = Conv <group = 4, pads = [1, 1, 1, 1]> (a, multiplied)
+        y = Conv <pads = [1, 1, 1, 1]> (b, large)
+    }"""
+    weights = {"w": noise(4, 2, 3, 3, seed=0), "multiplied": noise(8, 1, 3, 3, seed=0)}
+    graph = checked_graph(text, **weights, large=noise(64, 8, 3, 3, seed=0))
+    layers = find_layers(graph, SpeedRule.of(INT8_SCHEMES[fmt]))
+    assert [layer.skip_reason for layer in layers] == [grouped, CHANNEL_MULTIPLIER, ""]
+
+
+def test_onnx_runtime_runs_wide_groups_in_int8_with_avx_vnni_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    text = """(float[batch, 128, 6] x) => (float[batch, 512, 6] y) {
+        a = Conv <group = 2> (x, wide)
+        b = Conv <group = 4> (a, narrow)
+        y = Conv (b, large)
+    }"""
+    weights = {"wide": noise(128, 64, 1, seed=0), "narrow": noise(128, 32, 1, seed=0)}
+    graph = checked_graph(text, **weights, large=noise(512, 128, 1, seed=0))
+    layers = find_layers(graph, SpeedRule.of(INT8_SCHEMES["ort"]))
+    assert [layer.skip_reason for layer in layers] == ["", GROUPED, ""]
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "dilation", "reason"),
+    [
+        (3, 33, 3, 1, FEW_CHANNELS),  # 99 multiply-adds at a position
+        (3, 34, 3, 1, ""),  # 102
+        (3, 66, 3, 2, FEW_CHANNELS),  # 198 at a position that is alone
+        (3, 67, 3, 2, ""),  # 201
+        (3, 16, 1, 1, ""),  # nothing is gathered
+    ],
+)
+def test_a_convolution_of_few_channels_stays_in_float_in_onnx_runtime(
+    channels: int, outputs: int, kernel: int, dilation: int, reason: str
+) -> None:
+    text = f"""(float[batch, {channels}, 16, 16] x) => (float[batch, 512, size, size] y) {{
+        a = Conv <dilations = [{dilation}, {dilation}]> (x, w)
+        y = Conv (a, large)
+    }}"""
+    weights = {"w": noise(outputs, channels, kernel, kernel, seed=0), "large": noise(512, outputs, 1, 1, seed=0)}
+    graph = checked_graph(text, **weights)
+    assert [layer.skip_reason for layer in find_layers(graph, SpeedRule.of(INT8_SCHEMES["ort"]))] == [reason, ""]
+    assert find_layers(graph, SpeedRule.of(INT8_SCHEMES["openvino"]))[0].skip_reason == ""
+
+
+def test_a_convolution_of_few_channels_is_int8_if_it_does_most_of_the_work() -> None:
+    graph = checked_graph(convolution(8, 1), w=noise(8, 4, 3, 3, seed=0), b=noise(8, seed=0))
+    (layer,) = find_layers(graph, SpeedRule.of(INT8_SCHEMES["ort"]))
+    assert layer.skip_reason == ""
 
 
 def test_a_small_layer_is_skipped() -> None:
