@@ -73,13 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calib", type=argument_types.path, metavar="DIR", help="calibration images; without them int8 is not tried"
     )
     accuracy.add_argument(
-        "--eval", type=argument_types.path, metavar="DIR", help="labeled images on which top-1 is measured"
+        "--eval",
+        type=argument_types.path,
+        metavar="DIR",
+        help="labeled images on which top-1, mAP or mIoU is measured",
     )
     accuracy.add_argument(
         "--max-drop",
         type=argument_types.percentage,
         metavar="P%",
-        help="largest loss of top-1 against PyTorch, such as 0.5%% (default: 1%% with --eval)",
+        help="largest loss of top-1, mAP or mIoU against the original, such as 0.5%% (default: 1%% with --eval)",
     )
     accuracy.add_argument(
         "--int8-range",
@@ -151,8 +154,9 @@ def engine_table(report: TuningReport) -> Table:
 
     front = {row.name for row in pareto_front(report.rows)}
     reference = report.reference.configuration.variant.name
-    measured = any(row.verification is not None and row.verification.evaluation is not None for row in report.rows)
-    accuracy = "top-1 %" if measured else "SNR dB"
+    checks = [row.verification for row in report.rows if row.verification is not None]
+    metric = next((check.evaluation.metric for check in checks if check.evaluation is not None), None)
+    accuracy = f"{metric} %" if metric else "SNR dB"
     speed = "images/s" if report.under_load else "p50 ms"
     table = make_table(None, "engine", "settings", speed, f"time / {reference}", accuracy, "MB", "RAM", left=2)
     for row in report.rows:
@@ -161,7 +165,7 @@ def engine_table(report: TuningReport) -> Table:
             row.configuration.settings,
             fixed(row.images_per_s, 1) if report.under_load else fixed(row.p50_ms, 2),
             ratio_cell(row.ratio),
-            _accuracy(row, measured=measured),
+            _accuracy(row, measured=metric is not None),
             fixed(row.size_bytes / 1e6, 1),
             fixed(row.latency.peak_memory_mb, 0),
         )
