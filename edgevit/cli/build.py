@@ -7,7 +7,7 @@ import shlex
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.latency_output import latency_parts
 from edgevit.cli.parser import Arguments, Command, add_threads
 from edgevit.cli.tables import parity_parts, parity_phrase
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from edgevit.cli.console import Part
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.latency_output import latency_parts
 from edgevit.cli.tables import (
     fixed,
     make_table,
