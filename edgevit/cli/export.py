@@ -169,8 +169,7 @@ def run(arguments: Arguments, console: Console) -> int:
     is_auto = len(others) < len(arguments.fmt)
     if is_auto and others:
         raise UsageError(
-            f"--fmt {AUTO} stands alone: it is the one engine that edgevit tune found; export {','.join(others)} by "
-            "another command"
+            f"--fmt {AUTO} cannot be combined with other formats; export {','.join(others)} in a separate command"
         )
     if not is_auto:
         _config(arguments, options)  # contradictions are reported before the model is loaded

@@ -82,7 +82,7 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--roofline",
         action="store_true",
-        help="also measure the machine's matrix products and copies, and print the share of that limit",
+        help="also measure the machine's matrix products and copies, and print the fraction of that limit",
     )
     group.add_argument(
         "--layers", action="store_true", help="also profile the layers, by PyTorch module and kind of operator"
