@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, OnStage, redirect_user_output
@@ -17,11 +17,20 @@ from edgevit.cli.model_arguments import (
     load_model,
     require_current_folder,
 )
-from edgevit.cli.parser import Arguments, Command, Group, add_strict, add_threads
+from edgevit.cli.parser import (
+    Arguments,
+    Command,
+    Group,
+    add_images,
+    add_int8_range,
+    add_strict,
+    add_threads,
+    add_workspace,
+)
 from edgevit.cli.tables import notes
 from edgevit.errors import MissingError, UsageError
 from edgevit.files import message_line
-from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
+from edgevit.formats import DEFAULT_TENSORRT, list_formats
 from edgevit.memory import EXPORT_MB, require_address_space
 from edgevit.precisions import get_policy, list_policies
 from edgevit.types import PRECISIONS
@@ -107,21 +116,11 @@ def _add_precision_arguments(group: Group) -> None:
         metavar="MODULE[,MODULE]",
         help="PyTorch modules that stay in float with fp16 or int8, such as blocks.3.attn",
     )
-    group.add_argument(
-        "--int8-range",
-        choices=get_args(Int8Range),
-        default="safe",
-        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
-    )
+    add_int8_range(group, default="safe", default_text="safe")
 
 
 def _add_check_arguments(group: Group) -> None:
-    group.add_argument(
-        "--images",
-        type=argument_types.path,
-        metavar="DIR",
-        help="images for the parity check (default: two included photos)",
-    )
+    add_images(group)
     add_strict(group)
     group.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"
@@ -155,7 +154,7 @@ def _add_tensorrt_arguments(group: Group) -> None:
         help="TensorRT version on the device "
         f"(default: the installed one, or {DEFAULT_TENSORRT} if none can build here)",
     )
-    group.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
+    add_workspace(group)
 
 
 def run(arguments: Arguments, console: Console) -> int:

@@ -28,6 +28,20 @@ _DEFAULT_MAX_SLOWDOWN = 0.1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgevit latency`."""
+    _add_candidates(parser)
+    _add_studies(parser)
+    parser.add_argument(
+        "--report",
+        type=argument_types.paths,
+        action="extend",
+        default=[],
+        metavar="FILES",
+        help=f"write a report: {SUFFIXES}, or several, comma-separated",
+    )
+    _add_checks(parser)
+
+
+def _add_candidates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle",
         type=argument_types.path,
@@ -52,29 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(openvino.convert_model as it is) or other formats, comma-separated",
     )
     add_source(parser, needed_for="--against torch")
-    _add_studies(parser)
-    parser.add_argument(
-        "--report",
-        type=argument_types.paths,
-        action="extend",
-        default=[],
-        metavar="FILES",
-        help=f"write a report: {SUFFIXES}, or several, comma-separated",
-    )
-    parser.add_argument(
-        "--require-locked",
-        action="store_true",
-        help="end with status 7, before measuring, unless the clocks are locked",
-    )
-    parser.add_argument(
-        "--baseline", type=argument_types.path, metavar="FILE", help="compare with an earlier result, written by --json"
-    )
-    parser.add_argument(
-        "--max-slowdown",
-        type=argument_types.percentage,
-        metavar="P%",
-        help="allowed slowdown against the baseline (default: 10%%)",
-    )
 
 
 def _add_studies(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +88,23 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
         type=argument_types.seconds,
         metavar="TIME",
         help="also run each bundle without a pause for a time such as 60s or 10min, and compare its end with its start",
+    )
+
+
+def _add_checks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-locked",
+        action="store_true",
+        help="end with status 7, before measuring, unless the clocks are locked",
+    )
+    parser.add_argument(
+        "--baseline", type=argument_types.path, metavar="FILE", help="compare with an earlier result, written by --json"
+    )
+    parser.add_argument(
+        "--max-slowdown",
+        type=argument_types.percentage,
+        metavar="P%",
+        help="allowed slowdown against the baseline (default: 10%%)",
     )
 
 
