@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from edgevit.errors import MissingError, UsageError
 from edgevit.files import message_line
 from edgevit.formats import DEFAULT_TENSORRT, list_formats
 from edgevit.memory import EXPORT_MB, require_address_space
-from edgevit.precisions import get_policy, list_policies
+from edgevit.precisions import list_policies
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
@@ -207,28 +208,17 @@ def _find_tuned(arguments: Arguments, model: ModelDescription, on_stage: OnStage
 
 
 def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | None = None) -> ExportConfig:
-    """Return the options of the export; those of `tuned` go first, and its precision may need no calibration."""
-    from edgevit.export.forms import STANDARD
+    """Return the options of the export; format, precision and settings are those of `tuned` if it is given."""
     from edgevit.formats import get_format
     from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S, ExportConfig
 
-    found = None if tuned is None else tuned.choice.configuration
-    lower = found is None or found.variant.precision != "fp32"
-    calibrated = found is None or get_policy(found.variant.precision).converts_graph
-    return ExportConfig(
-        formats=tuple(get_format(name).name for name in arguments.fmt) if found is None else (found.variant.fmt,),
-        options=options if tuned is None else tuned.options(options),
-        form=STANDARD if found is None else found.variant.form,
-        groups=() if found is None else found.variant.groups,
-        tuned_threads=None if found is None else found.threads,
+    of_any_engine = partial(
+        ExportConfig,
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
-        calib=arguments.calib if calibrated else None,
-        eval=arguments.eval if lower else None,
         int8_range=arguments.int8_range,
         keep_float=arguments.keep_float,
-        max_drop=arguments.max_drop if lower else None,
         trt_version=arguments.trt_version,
         onnxsim=arguments.onnxsim,
         strict=arguments.strict,
@@ -237,6 +227,11 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         latency=arguments.latency,
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
+    calib, labeled, max_drop = arguments.calib, arguments.eval, arguments.max_drop
+    if tuned is not None:
+        return tuned.config(of_any_engine, options, calib=calib, labeled=labeled, max_drop=max_drop)
+    formats = tuple(get_format(name).name for name in arguments.fmt)
+    return of_any_engine(formats=formats, options=options, calib=calib, eval=labeled, max_drop=max_drop)
 
 
 def _build_options(arguments: Arguments) -> BuildOptions:
