@@ -27,7 +27,7 @@ from edgevit.runtimes.loading import Loading, timed_load
 from edgevit.runtimes.parity import ParitySummary, compare, references_for
 from edgevit.runtimes.peers import PEERS, build_peer, open_peer, require_peer
 from edgevit.runtimes.precision import TF32
-from edgevit.runtimes.pytorch import TORCH_MODES, TorchEngine, TorchMode, module_bytes, torch_mode
+from edgevit.runtimes.pytorch import CUDA, TORCH_MODES, TorchEngine, TorchMode, module_bytes, torch_mode
 from edgevit.runtimes.registry import get_runtime
 from edgevit.subprocesses import python_command
 from edgevit.types import Array, Precision
@@ -96,6 +96,14 @@ def measure_plan(duration_s: float = 3.0, *, seed: int = 0) -> MeasurePlan:
         seed=seed,
         extension=3.0,
     )
+
+
+def runs_on_gpu(bundles: Sequence[Bundle], against: Sequence[str]) -> bool:
+    """Return whether a candidate of `measure_bundles` runs on a GPU, as far as is known before it is loaded."""
+    if any(torch_mode(name).device == CUDA for name in against if name in TORCH_MODES):
+        return True
+    others = (name for name in against if name not in FROM_PYTORCH)
+    return any(get_format(name).runs_on_device for name in (*(bundle.fmt for bundle in bundles), *others))
 
 
 def run_once(path: str, threads: str = "", streams: str = "") -> None:

@@ -7,8 +7,8 @@ import shlex
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
-from edgevit.cli.latency import latency_parts
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.latency_output import latency_parts
+from edgevit.cli.parser import Arguments, Command, add_threads, add_workspace
 from edgevit.cli.tables import parity_parts, parity_phrase
 
 _MAX_LATENCY_S = 30.0  # of the whole measurement; `edgevit latency` measures longer
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=argument_types.path, metavar="BUNDLE", help="a bundle folder")
     parser.add_argument("--fmt", metavar="FMT", help="build for another runtime than the bundle's own")
     add_threads(parser)
-    parser.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
+    add_workspace(parser)
     parser.add_argument("--no-latency", dest="latency", action="store_false", help="skip the latency measurement")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.evaluate_dense import DenseReport
+    from edgevit.bundles.labeled import DenseEvaluation
     from edgevit.bundles.source_model import PytorchSource
-    from edgevit.metrics import AccuracyReport
+    from edgevit.metrics import AccuracyReport, Drop, Evaluation
     from edgevit.models.loading import LoadedModel
     from edgevit.types import Interval
+
+_Evaluation = TypeVar("_Evaluation", bound="Evaluation | DenseEvaluation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.dense import DENSE_TASKS
     from edgevit.bundles.evaluate import TORCH, EvalOptions, evaluate_bundles
+    from edgevit.metrics import drop_points
 
     if unknown := [name for name in arguments.against if name != TORCH]:
         raise UsageError(f"--against accepts only {TORCH}, got {unknown[0]!r}; pass other bundles as arguments")
@@ -81,7 +85,7 @@ def run(arguments: Arguments, console: Console) -> int:
             options=EvalOptions(threads=arguments.threads, limit=arguments.limit, strict=arguments.strict),
             on_progress=on_progress,
         )
-    console.result(*result_lines(report))
+    console.result(*result_lines(report.evaluations, drop_points))
     console.print(*accuracy_parts(report, detailed=console.detailed))
     console.finish(report.to_json())
     return 0
@@ -97,6 +101,7 @@ def _evaluate_dense(
     """Evaluate detectors or segmentation models."""
     from edgevit.bundles.evaluate import EvalOptions
     from edgevit.bundles.evaluate_dense import evaluate_dense
+    from edgevit.bundles.labeled import lost_points
 
     if models:
         raise UsageError(
@@ -111,25 +116,10 @@ def _evaluate_dense(
             reduce_zero_label=arguments.reduce_zero_label,
             on_progress=on_progress,
         )
-    console.result(*dense_lines(report))
+    console.result(*result_lines(report.evaluations, lost_points))
     console.print(*dense_parts(report))
     console.finish(report.to_json())
     return 0
-
-
-def dense_lines(report: DenseReport) -> list[str]:
-    """Return the main figure of each model in one line, with its difference to the first."""
-    lines = []
-    for evaluation in report.evaluations:
-        name, figure = next(iter(evaluation.figures.items()))
-        line = f"{evaluation.name}: {name} {figure.value:.2%} on {report.images} images"
-        if evaluation is not report.evaluations[0]:
-            points = 100 * report.lost(evaluation).value
-            first = report.evaluations[0].name
-            difference = f"{abs(points):.2f} points {'below' if points > 0 else 'above'}"
-            line += f", {difference} {first}" if points else f", the same as {first}"
-        lines.append(line)
-    return lines
 
 
 def dense_parts(report: DenseReport) -> list[Part]:
@@ -184,23 +174,21 @@ def _load_models(names: Sequence[str], weights: str | None) -> list[LoadedModel]
     return [from_name(name, weights=weights) for name in names]
 
 
-def result_lines(report: AccuracyReport) -> list[str]:
-    """Return the top-1 accuracy of each model in one line, with its difference to the first."""
-    from edgevit.metrics import drop_points
+def result_lines(evaluations: Sequence[_Evaluation], drop: Callable[[_Evaluation, _Evaluation], Drop]) -> list[str]:
+    """Return the accuracy of each model in one line, with its difference to the first; `drop` returns what is lost."""
+    first, *others = evaluations
+    compared = [f"{_accuracy(each)}, {_difference(drop(first, each), first.name)}" for each in others]
+    return [_accuracy(first), *compared]
 
-    first = report.evaluations[0]
-    lines = []
-    for evaluation in report.evaluations:
-        line = f"{evaluation.name}: top-1 {evaluation.top1:.2%} on {evaluation.images} images"
-        if evaluation is not first:
-            points = drop_points(first, evaluation).points
-            line += (
-                f", {abs(points):.2f} points {'below' if points > 0 else 'above'} {first.name}"
-                if points
-                else (f", the same as {first.name}")
-            )
-        lines.append(line)
-    return lines
+
+def _accuracy(evaluation: Evaluation | DenseEvaluation) -> str:
+    return f"{evaluation.name}: {evaluation.metric} {evaluation.accuracy:.2%} on {evaluation.images} images"
+
+
+def _difference(drop: Drop, name: str) -> str:
+    if not drop.points:
+        return f"the same as {name}"
+    return f"{abs(drop.points):.2f} points {'below' if drop.points > 0 else 'above'} {name}"
 
 
 def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Part]:

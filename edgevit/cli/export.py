@@ -4,50 +4,43 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
-from edgevit.cli.console import Console, OnStage, Part, redirect_user_output
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.console import Console, OnStage, redirect_user_output
+from edgevit.cli.export_output import report_parts, result_lines
 from edgevit.cli.model_arguments import (
     add_model_arguments,
     add_preprocessing_arguments,
     load_model,
     require_current_folder,
 )
-from edgevit.cli.parser import Arguments, Command, Group, add_strict, add_threads
-from edgevit.cli.tables import (
-    fixed,
-    make_table,
-    megabytes,
-    notes,
-    parity_parts,
-    parity_phrase,
-    ratio_cell,
-    speed_phrase,
-    worst_error,
+from edgevit.cli.parser import (
+    Arguments,
+    Command,
+    Group,
+    add_images,
+    add_int8_range,
+    add_strict,
+    add_threads,
+    add_workspace,
 )
+from edgevit.cli.tables import notes
 from edgevit.errors import MissingError, UsageError
 from edgevit.files import message_line
-from edgevit.formats import DEFAULT_TENSORRT, Int8Range, list_formats
+from edgevit.formats import DEFAULT_TENSORRT, list_formats
 from edgevit.memory import EXPORT_MB, require_address_space
-from edgevit.precisions import get_policy, list_policies
+from edgevit.precisions import list_policies
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from edgevit.latency.statistics import Ratio
     from edgevit.models.description import ModelDescription
     from edgevit.pipeline.config import ExportConfig
-    from edgevit.pipeline.export_run import StageTime
-    from edgevit.pipeline.report import BundleReport, ExportReport
     from edgevit.pipeline.tuning.auto import TunedEngine
     from edgevit.runtimes.base import BuildOptions
-    from edgevit.runtimes.output_parity import OutputParity
 
 
 AUTO = "auto"  # as a format: the engine that `edgevit tune` found on this machine
@@ -124,21 +117,11 @@ def _add_precision_arguments(group: Group) -> None:
         metavar="MODULE[,MODULE]",
         help="PyTorch modules that stay in float with fp16 or int8, such as blocks.3.attn",
     )
-    group.add_argument(
-        "--int8-range",
-        choices=get_args(Int8Range),
-        default="safe",
-        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: safe)",
-    )
+    add_int8_range(group, default="safe", default_text="safe")
 
 
 def _add_check_arguments(group: Group) -> None:
-    group.add_argument(
-        "--images",
-        type=argument_types.path,
-        metavar="DIR",
-        help="images for the parity check (default: two included photos)",
-    )
+    add_images(group)
     add_strict(group)
     group.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the parity check; the manifest records it"
@@ -172,7 +155,7 @@ def _add_tensorrt_arguments(group: Group) -> None:
         help="TensorRT version on the device "
         f"(default: the installed one, or {DEFAULT_TENSORRT} if none can build here)",
     )
-    group.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
+    add_workspace(group)
 
 
 def run(arguments: Arguments, console: Console) -> int:
@@ -186,8 +169,7 @@ def run(arguments: Arguments, console: Console) -> int:
     is_auto = len(others) < len(arguments.fmt)
     if is_auto and others:
         raise UsageError(
-            f"--fmt {AUTO} stands alone: it is the one engine that edgevit tune found; export {','.join(others)} by "
-            "another command"
+            f"--fmt {AUTO} cannot be combined with other formats; export {','.join(others)} in a separate command"
         )
     if not is_auto:
         _config(arguments, options)  # contradictions are reported before the model is loaded
@@ -226,28 +208,17 @@ def _find_tuned(arguments: Arguments, model: ModelDescription, on_stage: OnStage
 
 
 def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | None = None) -> ExportConfig:
-    """Return the options of the export; those of `tuned` go first, and its precision may need no calibration."""
-    from edgevit.export.forms import STANDARD
+    """Return the options of the export; format, precision and settings are those of `tuned` if it is given."""
     from edgevit.formats import get_format
     from edgevit.pipeline.config import DEFAULT_LATENCY_TIME_S, ExportConfig
 
-    found = None if tuned is None else tuned.choice.configuration
-    lower = found is None or found.variant.precision != "fp32"
-    calibrated = found is None or get_policy(found.variant.precision).converts_graph
-    return ExportConfig(
-        formats=tuple(get_format(name).name for name in arguments.fmt) if found is None else (found.variant.fmt,),
-        options=options if tuned is None else tuned.options(options),
-        form=STANDARD if found is None else found.variant.form,
-        groups=() if found is None else found.variant.groups,
-        tuned_threads=None if found is None else found.threads,
+    of_any_engine = partial(
+        ExportConfig,
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
-        calib=arguments.calib if calibrated else None,
-        eval=arguments.eval if lower else None,
         int8_range=arguments.int8_range,
         keep_float=arguments.keep_float,
-        max_drop=arguments.max_drop if lower else None,
         trt_version=arguments.trt_version,
         onnxsim=arguments.onnxsim,
         strict=arguments.strict,
@@ -256,6 +227,11 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         latency=arguments.latency,
         latency_time_s=DEFAULT_LATENCY_TIME_S if arguments.latency_time is None else arguments.latency_time,
     )
+    calib, labeled, max_drop = arguments.calib, arguments.eval, arguments.max_drop
+    if tuned is not None:
+        return tuned.config(of_any_engine, options, calib=calib, labeled=labeled, max_drop=max_drop)
+    formats = tuple(get_format(name).name for name in arguments.fmt)
+    return of_any_engine(formats=formats, options=options, calib=calib, eval=labeled, max_drop=max_drop)
 
 
 def _build_options(arguments: Arguments) -> BuildOptions:
@@ -275,135 +251,6 @@ def _build_options(arguments: Arguments) -> BuildOptions:
         compute_capabilities=arguments.sm,
         workspace_mb=arguments.workspace,
     )
-
-
-def result_lines(report: ExportReport) -> list[str]:
-    """Return the result of each bundle in one line: speed, parity and size."""
-    ratios = _ratios(report)
-    lines = []
-    for bundle in report.bundles:
-        precision = "" if bundle.requested_precision == "fp32" else f" {bundle.requested_precision}"
-        name = f"{report.model}{precision}: {bundle.title}"
-        if bundle.size_bytes is None:
-            lines.append(f"{name} bundle without its engine, which has to be built on the device")
-            continue
-        parity = parity_phrase(_parity(report, bundle))
-        if bundle.missing:
-            lines.append(f"{name} engine built but not run here, graph {parity}, {megabytes(bundle.size_bytes)}")
-            continue
-        ratio = ratios.get(bundle.fmt)
-        speed = f" {speed_phrase(ratio, _baseline_title(report))}" if ratio else ""
-        lines.append(f"{name}{speed}, {parity}, {megabytes(bundle.size_bytes)}")
-    comparisons = [f"{bundle.path}: {bundle.comparison.sentence}" for bundle in report.bundles if bundle.comparison]
-    return lines + comparisons
-
-
-def report_parts(report: ExportReport, *, detailed: bool = False) -> list[Part]:
-    """Return the tables and notes of an export."""
-    parts: list[Part] = [summary_table(report), *(f"wrote {bundle.path}" for bundle in report.bundles)]
-    if detailed:
-        parts += [bundle_table(report.bundles), *memory_parts(report.stages)]
-        parts += parity_parts(report.parity.results, detailed=True) if report.parity.results else []
-    if report.latencies:
-        table, *rest = latency_parts(report.latencies, detailed=detailed)
-        parts += [table, *rest] if detailed else rest
-    return parts + notes(_notes(report))
-
-
-def _notes(report: ExportReport) -> Iterator[str]:
-    for bundle in report.bundles:
-        yield from bundle.notes
-    yield from report.parity.warnings
-    if not report.parity.results:
-        yield f"parity was not checked (--no-verify): the engines' outputs were not compared with {report.reference}'s"
-    for bundle in report.bundles:
-        if bundle.missing and bundle.size_bytes is not None:
-            yield f"{bundle.fmt}: the engine was built but did not run here: {bundle.missing}"
-    if report.weights_summary:
-        yield report.weights_summary
-    if report.preprocessing_note:
-        yield report.preprocessing_note
-    if report.lacks_checkpoint:
-        yield "random weights: latency and parity are valid, predictions are meaningless (use --weights FILE)"
-    for problem in report.latency_problems:
-        yield f"no latency: {problem}"
-
-
-def summary_table(report: ExportReport) -> Table:
-    """Return one row for each engine that was built or measured."""
-    times = {latency.name: f"{latency.p50_ms:.2f}" for latency in report.latencies}
-    ratios, bundles = _ratios(report), {bundle.fmt: bundle for bundle in report.bundles}
-    measured = ("p50 ms", f"time / {report.baseline}") if times else ()
-    table = make_table(None, "engine", "runs", "MB", *measured, "parity")
-    for name in [*(name for name in times if name not in bundles), *bundles]:
-        bundle = bundles.get(name)
-        parity = _parity(report, bundle) if bundle else []
-        table.add_row(
-            name,
-            _actual_precision(bundle) if bundle else "",
-            fixed(bundle.size_bytes / 1e6, 1) if bundle and bundle.size_bytes is not None else "-",
-            *((times.get(name, "-"), ratio_cell(ratios.get(name))) if times else ()),
-            worst_error(parity) if parity else "-",
-        )
-    return table
-
-
-def _ratios(report: ExportReport) -> dict[str, Ratio]:
-    """Return the time of each engine relative to the model's own; empty if the model was not measured."""
-    from edgevit.latency.compare import side_by_side
-
-    measured = bool(report.latencies) and report.latencies[0].name == report.baseline
-    rows = side_by_side(report.latencies) if measured else ()
-    return {row.report.name: row.ratio for row in rows if row.ratio is not None}
-
-
-def _baseline_title(report: ExportReport) -> str:
-    return "PyTorch (CPU)" if report.reference == "PyTorch" else "the file in ONNX Runtime"
-
-
-def _parity(report: ExportReport, bundle: BundleReport) -> list[OutputParity]:
-    """Return the parity results of a bundle: of its graph and its engine."""
-    return [result for result in report.parity.results if result.stage.startswith(f"{bundle.fmt}:")]
-
-
-def _actual_precision(bundle: BundleReport) -> str:
-    """Return the precision that runs and its fraction of the MACs, such as "int8 97%"."""
-    executed = bundle.actual_precision
-    if executed is None or not executed.layers:
-        return "not reported"
-    precision = bundle.requested_precision
-    return precision if precision == "fp32" else f"{precision} {executed.fraction(precision):.0%}"
-
-
-def memory_parts(stages: Iterable[StageTime]) -> list[Part]:
-    """Return the peak memory of each stage, with its child processes, and the highest of all."""
-    known = [(stage.peak_mb, stage.name) for stage in stages if stage.peak_mb is not None]
-    if not known:
-        return []
-    table = make_table("Memory", "stage", "peak MB")
-    for peak_mb, name in known:
-        table.add_row(name, fixed(peak_mb, 0))
-    highest_mb, name = max(known)
-    return [table, f"memory: at most {highest_mb:.0f} MB, in {name}"]
-
-
-def bundle_table(bundles: Iterable[BundleReport]) -> Table:
-    """Return one row for each bundle, with the requested precision and the precision of its layers."""
-    from edgevit.runtimes.precision import ExecutedPrecision
-
-    table = make_table("Bundles", "bundle", "opset", "nodes", "MB", "requested", "runs (layers with weights)")
-    for bundle in bundles:
-        actual = bundle.actual_precision or ExecutedPrecision()
-        layers = ", ".join(f"{count} {name}" for name, count in actual.layers.items())
-        table.add_row(
-            str(bundle.path),
-            str(bundle.opset),
-            str(bundle.nodes),
-            f"{bundle.size_bytes / 1e6:.1f}" if bundle.size_bytes is not None else "no engine",
-            bundle.requested_precision,
-            (layers or "not reported") if bundle.requested_precision == "fp32" else actual.summary,
-        )
-    return table
 
 
 COMMAND = Command(

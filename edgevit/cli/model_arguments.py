@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
-from edgevit.cli.parser import Arguments, Group, add_factory_arguments
+from edgevit.cli.parser import Arguments, Group, add_factory_arguments, add_input_shape
 from edgevit.errors import UsageError
 from edgevit.types import CROP_MODES, INTERPOLATIONS, OUTPUT_FORMS, PAD_SIDES, WHOLE_IMAGE_MODES
 
@@ -41,13 +41,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N|HxW",
         help="height and width of the input: 224, or 224x320",
     )
-    group.add_argument(
-        "--input-shape",
-        type=argument_types.input_shape,
-        action="append",
-        metavar="NAME=N,C,H,W",
-        help="shape of one input of your own model, batch included; repeat it for each input",
-    )
+    add_input_shape(group, help_text="shape of one input of your own model, batch included; repeat it for each input")
 
 
 def add_preprocessing_arguments(group: Group) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
-from edgevit.cli.parser import Arguments, Command, add_threads
+from edgevit.cli.parser import Arguments, Command, add_input_shape, add_threads
 from edgevit.cli.tables import make_table, parity_phrase
 from edgevit.formats import list_formats
 
@@ -26,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=argument_types.path, metavar="FILE", help="the file to write (default: FILE.FMT.onnx)"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: the best one for the format)")
-    parser.add_argument(
-        "--input-shape",
-        type=argument_types.input_shape,
-        action="append",
-        metavar="NAME=N,C,H,W",
-        help="shape of an input with dynamic axes besides the batch; repeat it for each",
-    )
+    add_input_shape(parser, help_text="shape of an input with dynamic axes besides the batch; repeat it for each")
     add_threads(parser)
 
 

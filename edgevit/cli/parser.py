@@ -1,4 +1,4 @@
-"""argparse with suggestions for misspelled words, and the argument types that commands share."""
+"""argparse with suggestions for misspelled words, and the options and argument types that commands share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar, get_args
 
 import edgevit
 from edgevit.errors import EXIT_STATUSES, did_you_mean
 from edgevit.files import message_line
+from edgevit.formats import Int8Range
 
 if TYPE_CHECKING:
     from edgevit.bundles.source_model import PytorchSource
@@ -137,6 +138,34 @@ def add_strict(group: Group) -> None:
 def add_threads(group: Group) -> None:
     """Add --threads."""
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def add_workspace(group: Group) -> None:
+    """Add --workspace."""
+    group.add_argument("--workspace", type=int, metavar="MB", help="memory limit of a TensorRT builder")
+
+
+def add_images(group: Group) -> None:
+    """Add --images, whose default is the photos that come with edgevit."""
+    group.add_argument(
+        "--images", type=path, metavar="DIR", help="images for the parity check (default: two included photos)"
+    )
+
+
+def add_int8_range(group: Group, *, default: Int8Range | None, default_text: str) -> None:
+    """Add --int8-range; the help says `default_text` of the default."""
+    group.add_argument(
+        "--int8-range",
+        choices=get_args(Int8Range),
+        default=default,
+        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 "
+        f"(default: {default_text})",
+    )
+
+
+def add_input_shape(group: Group, *, help_text: str) -> None:
+    """Add --input-shape."""
+    group.add_argument("--input-shape", type=input_shape, action="append", metavar="NAME=N,C,H,W", help=help_text)
 
 
 def path(text: str) -> Path:

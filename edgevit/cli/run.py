@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for NAME.boxes.jpg or NAME.mask.png (default: the current folder)",
     )
     dense.add_argument(
-        "--min-score", type=float, metavar="S", help="of boxes that are drawn and printed (default: 0.3)"
+        "--min-score", type=float, metavar="S", help="lowest score of boxes that are drawn and printed (default: 0.3)"
     )
-    dense.add_argument("--max-boxes", type=int, metavar="N", help="boxes of one image (default: 100)")
+    dense.add_argument("--max-boxes", type=int, metavar="N", help="most boxes for each image (default: 100)")
     dense.add_argument(
         "--class-agnostic", action="store_true", help="let boxes of different classes suppress each other"
     )

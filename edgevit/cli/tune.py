@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
@@ -15,9 +15,8 @@ from edgevit.cli.model_arguments import (
     load_model,
     require_current_folder,
 )
-from edgevit.cli.parser import Arguments, Command, add_strict
+from edgevit.cli.parser import Arguments, Command, Group, add_images, add_int8_range, add_strict
 from edgevit.cli.tables import fixed, make_table, notes, ratio_cell
-from edgevit.formats import Int8Range
 from edgevit.memory import EXPORT_MB, require_address_space
 
 if TYPE_CHECKING:
@@ -31,69 +30,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s MODEL [OPTION]..."
     add_model_arguments(parser)
     add_preprocessing_arguments(parser.add_argument_group("preprocessing", "each replaces the model's own setting"))
-    search = parser.add_argument_group("search")
-    search.add_argument(
+    _add_search_arguments(parser.add_argument_group("search"))
+    _add_accuracy_arguments(parser.add_argument_group("accuracy"))
+
+
+def _add_search_arguments(group: Group) -> None:
+    group.add_argument(
         "--time",
         type=argument_types.seconds,
         default=600.0,
         metavar="T",
         help="limit of the whole command, such as 90s, 10m or 1h (default: 10m)",
     )
-    search.add_argument(
+    group.add_argument(
         "--fmt",
         type=argument_types.names,
         default=(),
         metavar="FMT[,FMT]",
         help="the formats to try (default: all whose runtime is installed)",
     )
-    search.add_argument(
+    group.add_argument(
         "--threads",
         type=argument_types.counts,
         default=(),
         metavar="N[,N]",
         help="numbers of CPU threads to try (default: all cores, and half of them)",
     )
-    search.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
-    search.add_argument(
+    group.add_argument("--batch", type=int, metavar="N", help="static batch size (default: 1)")
+    group.add_argument(
         "--throughput",
         action="store_true",
         help="find the most images per second, with several inferences at once and larger batches, not the lowest "
         "latency",
     )
-    search.add_argument("--fresh", action="store_true", help="discard what an unfinished search has left")
-    search.add_argument(
+    group.add_argument("--fresh", action="store_true", help="discard what an unfinished search has left")
+    group.add_argument(
         "--out",
         type=argument_types.path,
         default=Path(),
         metavar="DIR",
         help="folder for the recommended bundle (default: current folder)",
     )
-    accuracy = parser.add_argument_group("accuracy")
-    accuracy.add_argument(
+
+
+def _add_accuracy_arguments(group: Group) -> None:
+    group.add_argument(
         "--calib", type=argument_types.path, metavar="DIR", help="calibration images; without them int8 is not tried"
     )
-    accuracy.add_argument(
-        "--eval", type=argument_types.path, metavar="DIR", help="labeled images on which top-1 is measured"
+    group.add_argument(
+        "--eval",
+        type=argument_types.path,
+        metavar="DIR",
+        help="labeled images on which top-1, mAP or mIoU is measured",
     )
-    accuracy.add_argument(
+    group.add_argument(
         "--max-drop",
         type=argument_types.percentage,
         metavar="P%",
-        help="largest loss of top-1 against PyTorch, such as 0.5%% (default: 1%% with --eval)",
+        help="largest loss of top-1, mAP or mIoU against the original, such as 0.5%% (default: 1%% with --eval)",
     )
-    accuracy.add_argument(
-        "--int8-range",
-        choices=get_args(Int8Range),
-        help="range of int8 weights: safe is right on every processor, full needs VNNI on x86 (default: full if this "
-        "processor computes it correctly)",
-    )
-    accuracy.add_argument(
-        "--images",
-        type=argument_types.path,
-        metavar="DIR",
-        help="images for the parity check (default: two included photos)",
-    )
-    add_strict(accuracy)
+    add_int8_range(group, default=None, default_text="full if this processor computes it correctly")
+    add_images(group)
+    add_strict(group)
 
 
 def run(arguments: Arguments, console: Console) -> int:
@@ -151,8 +149,9 @@ def engine_table(report: TuningReport) -> Table:
 
     front = {row.name for row in pareto_front(report.rows)}
     reference = report.reference.configuration.variant.name
-    measured = any(row.verification is not None and row.verification.evaluation is not None for row in report.rows)
-    accuracy = "top-1 %" if measured else "SNR dB"
+    checks = [row.verification for row in report.rows if row.verification is not None]
+    metric = next((check.evaluation.metric for check in checks if check.evaluation is not None), None)
+    accuracy = f"{metric} %" if metric else "SNR dB"
     speed = "images/s" if report.under_load else "p50 ms"
     table = make_table(None, "engine", "settings", speed, f"time / {reference}", accuracy, "MB", "RAM", left=2)
     for row in report.rows:
@@ -161,7 +160,7 @@ def engine_table(report: TuningReport) -> Table:
             row.configuration.settings,
             fixed(row.images_per_s, 1) if report.under_load else fixed(row.p50_ms, 2),
             ratio_cell(row.ratio),
-            _accuracy(row, measured=measured),
+            _accuracy(row, measured=metric is not None),
             fixed(row.size_bytes / 1e6, 1),
             fixed(row.latency.peak_memory_mb, 0),
         )

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
     part = parser.add_argument_group("part of a graph", "with FILE.onnx")
     part.add_argument("--fmt", metavar="FMT", help="format whose runtime runs it (default: onnx)")
-    part.add_argument("--precision", choices=PRECISIONS, help="precision that it is judged by (default: fp32)")
+    part.add_argument("--precision", choices=PRECISIONS, help="precision whose tolerance applies (default: fp32)")
 
 
 def run(arguments: Arguments, console: Console) -> int:

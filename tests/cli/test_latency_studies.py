@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.latency_output import latency_parts
 from edgevit.cli.latency_studies import study_parts
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput, ThroughputPoint

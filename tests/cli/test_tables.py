@@ -9,8 +9,8 @@ import pytest
 
 from edgevit.cli import progress
 from edgevit.cli.console import Console
-from edgevit.cli.export import report_parts, result_lines
-from edgevit.cli.latency import result_lines as latency_lines
+from edgevit.cli.export_output import report_parts, result_lines
+from edgevit.cli.latency_output import result_lines as latency_lines
 from edgevit.cli.tables import notes_by_name, speed_phrase
 from edgevit.latency.measure import MeasureProgress
 from edgevit.latency.statistics import Ratio

@@ -11,8 +11,8 @@ from rich.console import Console as RichConsole
 from edgevit.cli import console
 from edgevit.cli.console import Part
 from edgevit.cli.evaluate import accuracy_parts
-from edgevit.cli.export import report_parts
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.export_output import report_parts
+from edgevit.cli.latency_output import latency_parts
 from edgevit.latency.report import LatencyReport
 from edgevit.metrics import AccuracyReport, Evaluation
 from edgevit.pipeline.report import BundleReport, ExportReport

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.latency_output import latency_parts
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock, compare, statistics
 from edgevit.latency import measure as measurement

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgevit.cli.latency import latency_parts
+from edgevit.cli.latency_output import latency_parts
 from edgevit.errors import UsageError
 from edgevit.latency.clock import Probe
 from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json

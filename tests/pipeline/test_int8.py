@@ -17,7 +17,7 @@ from edgevit import cpu
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import read_manifest
-from edgevit.cli.export import result_lines
+from edgevit.cli.export_output import result_lines
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant

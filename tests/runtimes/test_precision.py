@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import edgevit
 from edgevit.bundles.build_records import PrecisionRecord
 from edgevit.bundles.bundle import Bundle
-from edgevit.cli.export import bundle_table
+from edgevit.cli.export_output import bundle_table
 from edgevit.errors import PrecisionError
 from edgevit.export import passes
 from edgevit.export.capture import capture

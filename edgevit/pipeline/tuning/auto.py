@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgevit.errors import UsageError
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.models.description import ModelDescription
+from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.tuning.device_cache import Choice, choose, device_key, read_choices
+from edgevit.precisions import get_policy
 from edgevit.runtimes.base import BuildOptions
 from edgevit.types import Precision
 
@@ -31,7 +35,34 @@ class TunedEngine:
             f"({choice.p50_ms:.2f} ms, {choice.accuracy})"
         )
 
-    def options(self, options: BuildOptions) -> BuildOptions:
+    def config(
+        self,
+        of_any_engine: Callable[..., ExportConfig],
+        options: BuildOptions,
+        *,
+        calib: Path | None,
+        labeled: Path | None,
+        max_drop: float | None,
+    ) -> ExportConfig:
+        """Return the options of an export of this engine: `of_any_engine` with those that depend on the engine.
+
+        Calibration images, labeled images and a bound that the precision of the engine does not take are left out:
+        the user gave them before the engine was known, and ExportConfig would refuse them.
+        """
+        found = self.choice.configuration
+        lower, calibrated = found.variant.precision != "fp32", get_policy(found.variant.precision).converts_graph
+        return of_any_engine(
+            formats=(found.variant.fmt,),
+            options=self._options(options),
+            form=found.variant.form,
+            groups=found.variant.groups,
+            tuned_threads=found.threads,
+            calib=calib if calibrated else None,
+            eval=labeled if lower else None,
+            max_drop=max_drop if lower else None,
+        )
+
+    def _options(self, options: BuildOptions) -> BuildOptions:
         """Return build options with the precision, threads and session settings of the engine."""
         found = self.choice.configuration
         return replace(options, precision=found.variant.precision, threads=found.threads, session=found.session)

@@ -14,9 +14,10 @@ from edgevit.latency.compare import side_by_side
 from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation, drop_points
 from edgevit.pipeline.tuning import report as tuning_report
-from edgevit.pipeline.tuning.report import Row, TuningReport, decides, pareto_front, recommended
+from edgevit.pipeline.tuning.report import Row, decides, pareto_front, recommended
 from edgevit.types import Precision
 from tests.helpers.samples import noisy, report
+from tests.helpers.tuning_reports import tuned
 from tests.helpers.tuning_rows import row, verified
 
 
@@ -128,28 +129,6 @@ def test_accuracy_is_stored_under_the_name_of_its_measure() -> None:
     classified = row("ort", 10.0, found=verified(0.05, correct=90)).to_json()
     assert (classified["metric"], classified["accuracy"]) == ("top-1", 0.9)
     assert row("ort", 10.0).to_json()["metric"] is None
-
-
-def tuned(rows: list[Row]) -> TuningReport:
-    compared = side_by_side([each.latency for each in rows])
-    rows = [replace(each, ratio=other.ratio) for each, other in zip(rows, compared, strict=True)]
-    winner = recommended(rows)
-    assert winner is not None
-    return TuningReport(
-        model="m",
-        rows=tuple(rows),
-        winner=winner,
-        path=Path("m-fp32-ort"),
-        races=(),
-        refused=(),
-        not_tried=(),
-        not_installed={},
-        notes=(),
-        elapsed_s=1.0,
-        limit_s=60.0,
-        complete=True,
-        cached=True,
-    )
 
 
 def test_the_sentence_says_why() -> None:
