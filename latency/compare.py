@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgevit.errors import MeasureError, RegressionError, UsageError
 from edgevit.latency import statistics
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, Values
 from edgevit.runtimes.base import GPU
 from edgevit.types import Interval

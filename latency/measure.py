@@ -33,7 +33,9 @@ from edgevit.latency.candidate import (
 from edgevit.latency.clock import Probe
 from edgevit.latency.compare import is_undecided
 from edgevit.latency.environment import Environment, MachineState
-from edgevit.latency.report import NOTABLE_CHANGE, LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
+from edgevit.latency.report_warnings import NOTABLE_CHANGE
 from edgevit.latency.sampling.energy import IDLE_SLICES, EnergyRecord
 from edgevit.latency.sampling.sampler import Sampler, device_sampler
 from edgevit.latency.sampling.trace import DeviceTrace

@@ -26,7 +26,8 @@ from edgevit.errors import MeasureError, MissingError
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.measure import candidate_from_engine, measure
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport

@@ -23,7 +23,8 @@ from edgevit.files import first_line, link_or_copy
 from edgevit.images import read_image
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.metrics import Drop
 from edgevit.pipeline.accuracy import AnyEvaluation, lost
 from edgevit.pipeline.export_run import ExportRun

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from edgevit.latency.compare import side_by_side
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import bounds
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.types import Interval
