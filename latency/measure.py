@@ -96,10 +96,12 @@ def measure(
     with sampling as sampler, _garbage_collection_off():
         idle_w = _idle_power_w(sampler, plan.idle_s)
         warmups = _warm_up_all(candidates, plan, sampler, on_progress, resolution_ns)
-        limit_s = _rounds_limit_s(plan, len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
-        recordings = _new_recordings(candidates, warmups, plan, limit_s)
+        limit_s = plan.rounds_limit_s(len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
+        recordings = _new_recordings(
+            candidates, warmups, turn_s=plan.turn_s, min_rounds=plan.min_rounds, limit_s=limit_s
+        )
         origin_ns, probes = _run_rounds(recordings, plan, limit_s, sampler, on_progress)
-        _run_varied_alone(recordings, sampler.trace(origin_ns), plan, begin_ns)
+        _run_varied_alone(recordings, sampler.trace(origin_ns), plan.max_total_s, begin_ns)
     for recording in recordings:
         _require_fine_clock(recording.candidate.name, float(np.median(recording.durations_ns)), resolution_ns)
     shared = _Shared(
@@ -181,11 +183,14 @@ def _warm_up_all(
 
 
 def _new_recordings(
-    candidates: Sequence[Candidate], warmups: Sequence[Warmup], plan: MeasurePlan, limit_s: float
+    candidates: Sequence[Candidate], warmups: Sequence[Warmup], *, turn_s: float, min_rounds: int, limit_s: float
 ) -> list[_Recording]:
-    """Return a recording without samples for each candidate, with as many runs a turn as `limit_s` allows."""
+    """Return a recording without samples for each candidate, with the runs of a turn.
+
+    They fill `turn_s`, or less if `min_rounds` would exceed `limit_s`.
+    """
     # The second half of the time is for the unrecorded runs.
-    turn_s = min(plan.turn_s, limit_s / (2 * plan.min_rounds * len(candidates)))
+    turn_s = min(turn_s, limit_s / (2 * min_rounds * len(candidates)))
     return [
         _Recording(
             candidate,
@@ -196,12 +201,6 @@ def _new_recordings(
         )
         for index, (candidate, warmup) in enumerate(zip(candidates, warmups, strict=True))
     ]
-
-
-def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float:
-    """Return the seconds that the rounds of `count` candidates may take after a warm-up of `elapsed_s`."""
-    limit_s = plan.max_duration_s * count
-    return limit_s if plan.max_total_s is None else max(0.0, min(limit_s, plan.max_total_s - elapsed_s))
 
 
 def _run_rounds(
@@ -219,14 +218,14 @@ def _run_rounds(
     while not number or (fraction < 1 and elapsed_s + round_s <= limit_s):
         round_start_ns = clock.now_ns()
         for index in random.permutation(len(recordings)):
-            _settle(recordings[index], plan, sampler)
+            _settle(recordings[index], plan.settle_s, sampler)
             _take_turn(recordings[index], number, origin_ns, sampler)
         number += 1
         now_ns = clock.now_ns()
         elapsed_s, round_s = (now_ns - origin_ns) / 1e9, (now_ns - round_start_ns) / 1e9
         fraction = min(number / plan.min_rounds, *(recording.done_fraction(plan) for recording in recordings))
         if fraction >= 1 and last == math.inf and plan.extension > 1:
-            last = math.ceil(number * plan.extension) if _is_undecided(recordings, plan) else number
+            last = math.ceil(number * plan.extension) if _is_undecided(recordings, plan.confidence) else number
         fraction = fraction if last == math.inf else number / last
         if now_ns - origin_ns - probes[-1].start_ns >= _PROBE_INTERVAL_NS:
             probes.append(_probe(origin_ns))
@@ -236,12 +235,12 @@ def _run_rounds(
     return origin_ns, tuple(probes)
 
 
-def _is_undecided(recordings: Sequence[_Recording], plan: MeasurePlan) -> bool:
+def _is_undecided(recordings: Sequence[_Recording], confidence: float) -> bool:
     """Return whether the ratio of any candidate to the first needs more rounds."""
     first, *others = (
         [float(np.median(turn)) / recording.candidate.batch for turn in recording.turns()] for recording in recordings
     )
-    return any(is_undecided(each, first, plan) for each in others)
+    return any(is_undecided(each, first, confidence) for each in others)
 
 
 def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgress:
@@ -250,7 +249,7 @@ def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgr
     return MeasureProgress("measuring", elapsed_s / (elapsed_s + remaining_s), remaining_s)
 
 
-def _settle(recording: _Recording, plan: MeasurePlan, sampler: Sampler) -> None:
+def _settle(recording: _Recording, settle_s: float, sampler: Sampler) -> None:
     """Run unrecorded for `settle_s`, which refills the caches of this candidate, and until the sampler is done.
 
     So the device is sampled while it works, and not while anything is timed.
@@ -260,7 +259,7 @@ def _settle(recording: _Recording, plan: MeasurePlan, sampler: Sampler) -> None:
     if not recording.settles:
         _wait_for(sampler)
         return
-    settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
+    settled_ns = clock.now_ns() + round(1e9 * settle_s)
     timed(name, infer)
     while clock.now_ns() < settled_ns or sampler.busy:
         timed(name, infer)
@@ -299,14 +298,14 @@ def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Samp
 
 
 def _run_varied_alone(
-    recordings: Sequence[_Recording], trace: DeviceTrace | None, plan: MeasurePlan, begin_ns: int
+    recordings: Sequence[_Recording], trace: DeviceTrace | None, max_total_s: float | None, begin_ns: int
 ) -> None:
-    """Run those of several candidates alone whose clock changed, as long as the plan has time left."""
+    """Run those of several candidates alone whose clock changed, as long as `max_total_s` leaves time."""
     if trace is None or len(recordings) < 2:
         return
     for recording in recordings:
         elapsed_s = (clock.now_ns() - begin_ns) / 1e9
-        if _clock_varied(recording, trace) and elapsed_s + _ALONE_S <= (plan.max_total_s or math.inf):
+        if _clock_varied(recording, trace) and elapsed_s + _ALONE_S <= (max_total_s or math.inf):
             _run_alone(recording)
 
 

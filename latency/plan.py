@@ -82,3 +82,8 @@ class MeasurePlan:
         if self.max_total_s is None:
             return self.warmup_max_s
         return min(self.warmup_max_s, _WARMUP_FRACTION * self.max_total_s / candidates)
+
+    def rounds_limit_s(self, candidates: int, *, elapsed_s: float) -> float:
+        """Return the seconds that the rounds of all candidates may take after a warm-up of `elapsed_s`."""
+        limit_s = self.max_duration_s * candidates
+        return limit_s if self.max_total_s is None else max(0.0, min(limit_s, self.max_total_s - elapsed_s))
