@@ -23,9 +23,10 @@ from edgevit.bundles.manifest import (
 from edgevit.bundles.verify import engine_parity
 from edgevit.cpu import require_vnni
 from edgevit.errors import MeasureError, MissingError
+from edgevit.latency.candidate import candidate_from_engine
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import candidate_from_engine, measure
+from edgevit.latency.measure import measure
 from edgevit.latency.plan import MeasurePlan
 from edgevit.latency.report import LatencyReport
 from edgevit.runtimes.base import BuildOptions, OnPhase

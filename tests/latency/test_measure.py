@@ -15,15 +15,11 @@ from edgevit.cli.latency import latency_parts
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock, compare, statistics
 from edgevit.latency import measure as measurement
+from edgevit.latency.candidate import Candidate, candidate_from_callable, candidate_from_engine
 from edgevit.latency.environment import MachineState
-from edgevit.latency.measure import (
-    Candidate,
-    MeasurePlan,
-    MeasureProgress,
-    candidate_from_callable,
-    candidate_from_engine,
-    measure,
-)
+from edgevit.latency.measure import measure
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.progress import MeasureProgress
 from edgevit.latency.sampling.channel import Channel, Source
 from edgevit.latency.sampling.sampler import Sampler
 from edgevit.runtimes.base import Engine

@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from edgevit.bundles.benchmark import measure_plan
+from edgevit.latency.candidate import Candidate
 from edgevit.latency.compare import side_by_side
-from edgevit.latency.measure import Candidate, measure
+from edgevit.latency.measure import measure
 from edgevit.types import Interval
 
 _STEPS = 40  # of the first candidate; a step is 2.5 % of it
