@@ -91,13 +91,12 @@ def _require_known(name: str) -> str:
         raise
 
 
-def measure_plan(duration_s: float = 3.0, *, seed: int = 0) -> MeasurePlan:
+def measure_plan(duration_s: float = 3.0) -> MeasurePlan:
     """Return a plan with `duration_s` seconds of samples for each engine, and up to three times as many."""
     return MeasurePlan(
         min_duration_s=duration_s,
         max_duration_s=max(120.0, 4 * duration_s),
         turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
-        seed=seed,
         extension=3.0,
     )
 

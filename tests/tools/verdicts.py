@@ -142,7 +142,7 @@ class Try:
 def compare_once(setting: Setting, seed: int) -> Try:
     """Measure two candidates once, the second with more work."""
     steps = (_STEPS, round(_STEPS * (1 + setting.slowdown / 100)))
-    plan = measure_plan(setting.duration_s, seed=seed)
+    plan = replace(measure_plan(setting.duration_s), seed=seed)
     if not setting.sampling:
         plan = replace(plan, sample_interval_s=_NEVER_S, clock_settle_s=0.0)
     work = WORK[setting.work]
