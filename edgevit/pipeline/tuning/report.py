@@ -15,7 +15,7 @@ from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import CONFIDENCE, Drop
 from edgevit.pipeline.tuning.device_cache import Choice
-from edgevit.pipeline.tuning.finals import Verification
+from edgevit.pipeline.tuning.examiner import Verification
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration
 from edgevit.pipeline.tuning.workspace import Refusal

@@ -41,15 +41,8 @@ from edgevit.pipeline.tuning.bench import Bench
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.device_cache import device_key, write_choices
-from edgevit.pipeline.tuning.finals import (
-    Examiner,
-    Finalist,
-    Verification,
-    measure_finalists,
-    require_readable,
-    stage,
-    with_peak_memory,
-)
+from edgevit.pipeline.tuning.examiner import Examiner, Verification, require_readable
+from edgevit.pipeline.tuning.finals import Finalist, measure_finalists, stage, with_peak_memory
 from edgevit.pipeline.tuning.report import Row, TuningReport, decides, recommended
 from edgevit.pipeline.tuning.search import Search
 from edgevit.pipeline.tuning.space import Configuration, Variant, usable_formats, usable_threads, variants
@@ -251,7 +244,7 @@ def _finish(
         refused=tuple(search.refused),
         not_tried=tuple(search.not_tried),
         not_installed=dict(not_installed),
-        notes=(*examiner.doubts(checked[winner.name]), *_notes(search, config, examiner)),
+        notes=(*examiner.warnings(checked[winner.name]), *_notes(search, config, examiner)),
         elapsed_s=search.deadline.elapsed_s,
         limit_s=config.limit_s,
         complete=not search.not_tried,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgevit.metrics import Evaluation, drop_points
-from edgevit.pipeline.tuning.finals import Examiner, Verification
+from edgevit.pipeline.tuning.examiner import Examiner, Verification
 
 
 def evaluation(*, images: int, correct: int) -> Evaluation:
@@ -38,7 +38,7 @@ def test_images_that_cannot_show_the_accuracy_are_named(
     reference = evaluation(images=images, correct=original)
     examiner = Examiner(export=anything, deadline=anything, max_drop=max_drop, _reference=reference)
     winner = Verification(evaluation=reference, drop=drop_points(reference, reference))
-    found = examiner.doubts(winner)
+    found = examiner.warnings(winner)
     assert len(found) == len(expected)
     assert all(note.startswith(text) for note, text in zip(found, expected, strict=True))
-    assert examiner.doubts(Verification()) == []
+    assert examiner.warnings(Verification()) == []
