@@ -13,7 +13,7 @@ from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line
 from edgevit.images import read_image
 from edgevit.metrics import Drop
-from edgevit.pipeline.accuracy import AnyEvaluation, lost
+from edgevit.pipeline.accuracy import AnyEvaluation, lost, unknown_accuracy
 from edgevit.pipeline.export_run import ExportRun
 from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import EvalDataset
@@ -148,8 +148,7 @@ class Examiner:
             return []
         advice = "give more images with --eval"
         if reference.may_be_guessing:
-            measured = f"{reference.metric} {reference.accuracy:.1%} on {reference.images} images"
-            return [f"accuracy unknown: the original itself has {measured}, as a guess may; {advice}"]
+            return [f"{unknown_accuracy(reference, 'the original')}; {advice}"]
         if allowed is not None and drop.interval.high > 100 * allowed:
             few = f"on {reference.images} images, which are too few to show it"
             loss = f"the loss may be up to {drop.interval.high:.1f} points"

@@ -28,7 +28,7 @@ def evaluation(*, images: int, correct: int) -> Evaluation:
         (500, 450, 0.01, []),
         (500, 450, 0.001, ["--max-drop 0.1% holds on 500 images, which are too few to show it"]),
         (500, 450, None, []),
-        (3, 0, 0.01, ["accuracy unknown: the original itself has top-1 0.0% on 3 images, as a guess may"]),
+        (3, 0, 0.01, ["accuracy unknown (the original itself may be guessing: top-1 0.0% on 3 images)"]),
     ],
 )
 def test_images_that_cannot_show_the_accuracy_are_named(

@@ -417,7 +417,7 @@ def test_a_labeled_image_that_is_left_out_is_named(
     with caplog.at_level(logging.WARNING):
         report = search(replace(config(tmp_path, "ort"), eval=folder), interrupt)
     assert "on 2 images" in report.sentence
-    assert [note for note in report.notes if "on 2 images, which are too few" in note or "as a guess may" in note]
+    assert [note for note in report.notes if "on 2 images, which are too few" in note or "may be guessing" in note]
     assert len([each for each in caplog.records if "1 of 3 images could not be read" in each.getMessage()]) == 1
     assert own_cache.exists()
 
