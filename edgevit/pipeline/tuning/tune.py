@@ -13,7 +13,6 @@ from pathlib import Path
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle, bundle_name
 from edgevit.errors import MissingError
-from edgevit.export.graph import OnnxGraph
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
@@ -36,12 +35,8 @@ _RESERVE_FRACTION, _RESERVE_S = 0.3, 120.0  # of the time, for the finals: a fra
 _INTERRUPTED_S = 20.0  # for the finals after Ctrl-C
 
 
-def tune(
-    model: ModelDescription, config: TuneConfig, progress: Progress | None = None, *, captured: OnnxGraph | None = None
-) -> TuningReport:
+def tune(model: ModelDescription, config: TuneConfig, progress: Progress | None = None) -> TuningReport:
     """Find the fastest engine of `model` on this machine, check it, and publish its bundle.
-
-    `captured` is the model's graph if it has been captured before.
 
     Ends within `config.limit_s`, or at Ctrl-C, with the best so far; the next call goes on from there. Raises
     MissingError if no runtime is installed, MeasureError if the time allows no measurement, ParityError if no engine
@@ -56,7 +51,8 @@ def tune(
     _require_writable(config.out, [bundle_name(model.name, each.precision, each.fmt) for each in tried])
     timer = StageTimer(progress)
     base = _export_config(config, formats, batch=model.batch)
-    if captured is None and config.calib is None:  # an ONNX file with int8 layers is tried as it is
+    captured = None
+    if config.calib is None:  # an ONNX file with int8 layers is tried as it is
         captured = source_of(model).capture(timer, BuildOptions(batch=model.batch))
     with tempfile.TemporaryDirectory(prefix="edgevit-") as scratch:
         export, graph, graph_parity = pipeline.prepare(model, base, timer, Path(scratch), captured=captured)

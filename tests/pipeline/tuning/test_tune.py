@@ -73,6 +73,7 @@ def short_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setattr(bench, "COMPARISON", short[-1])
         patch.setattr(outcome, "_PEAK_S", LIMIT_S)  # the peak memory takes a process of its own
         patch.setattr(outcome, "FINAL_S", 0.1)
+        captured()  # before the time of the first search begins
         cache = tmp_path_factory.mktemp("cache")
         patch.setenv("EDGEVIT_CACHE", str(cache))
         yield cache
@@ -90,7 +91,14 @@ def captured(seed: int = 0) -> OnnxGraph:
 
 
 def search(config: TuneConfig, progress: Progress | None = None) -> TuningReport:
-    return tune.tune(model(), config, progress, captured=captured())
+    graph, capture = captured(), TorchSource.capture
+
+    def capture_once(source: TorchSource, timer: StageTimer, options: BuildOptions) -> OnnxGraph:
+        return graph if options.batch == 1 else capture(source, timer, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchSource, "capture", capture_once)
+        return tune.tune(model(), config, progress)
 
 
 @pytest.fixture(scope="module")
