@@ -340,7 +340,7 @@ def tune(
     from pathlib import Path
 
     from edgevit.pipeline.load_model import restored_mode
-    from edgevit.pipeline.tuning.tune import TuneConfig
+    from edgevit.pipeline.tuning.config import TuneConfig
     from edgevit.pipeline.tuning.tune import tune as find_fastest
 
     config = TuneConfig(

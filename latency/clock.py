@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 now_ns = time.perf_counter_ns  # CLOCK_MONOTONIC on Linux: NTP changes its rate but never sets it back
 
+_TICKS = 64
 _PROBE_VALUES = 4096  # 16 KB of float32: half of the smallest L1 data cache in use
 _PROBE_STEPS = 200
 _CACHE_LINE = 64
@@ -25,10 +26,10 @@ class Probe:
     ms: float
 
 
-def resolution_ns(steps: int = 64) -> int:
-    """Return the smallest difference between two readings of the clock, in ns, over `steps` ticks."""
+def resolution_ns() -> int:
+    """Return the smallest difference between two readings of the clock, in ns, over 64 ticks."""
     smallest = None
-    for _ in range(steps):
+    for _ in range(_TICKS):
         start = now_ns()
         while (step := now_ns() - start) == 0:
             pass

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgevit.errors import MeasureError, RegressionError, UsageError
 from edgevit.latency import statistics
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, Values
 from edgevit.runtimes.base import GPU
 from edgevit.types import Interval
@@ -195,12 +195,12 @@ def _noise(report: LatencyReport, baseline: LatencyReport) -> str:
     return f"; in the baseline's run, {baseline.noise_reason}" if baseline.noise_reason else ""
 
 
-def is_undecided(times: Values, reference: Values, plan: MeasurePlan) -> bool:
+def is_undecided(times: Values, reference: Values, confidence: float) -> bool:
     """Return whether more rounds may find a difference: the interval holds 1 and is still wide.
 
     `times` and `reference` have one value per round, (rounds,).
     """
-    ratio = statistics.paired_ratio(times, reference, confidence=plan.confidence)
+    ratio = statistics.paired_ratio(times, reference, confidence=confidence)
     if ratio.interval is None:
         return True
     wide = ratio.interval.high / ratio.interval.low > (1 + NARROW) ** 2

@@ -8,67 +8,32 @@ turns, so that a change of the machine's speed affects all of them alike.
 from __future__ import annotations
 
 import gc
-import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevit.errors import MeasureError, UsageError
 from edgevit.latency import clock
-from edgevit.latency.candidate import (
-    Candidate,
-    candidate_from_callable,
-    candidate_from_engine,
-    require_valid_outputs,
-    timed,
-)
+from edgevit.latency.candidate import Candidate
 from edgevit.latency.clock import Probe
-from edgevit.latency.compare import is_undecided
 from edgevit.latency.environment import Environment, MachineState
-from edgevit.latency.report import NOTABLE_CHANGE, LatencyReport, MeasurePlan
-from edgevit.latency.sampling.energy import IDLE_SLICES, EnergyRecord
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.progress import MeasureProgress, OnMeasure, ignore_progress
+from edgevit.latency.report import LatencyReport
+from edgevit.latency.rounds import Recording, new_recordings, run_rounds, run_varied_alone
+from edgevit.latency.sampling.energy import IDLE_SLICES, EnergyRecord, rises_j
 from edgevit.latency.sampling.sampler import Sampler, device_sampler
 from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.warmup import Warmup, warm_up
 from edgevit.runtimes.base import GPU_UUID
 
-__all__ = [
-    "Candidate",
-    "LatencyReport",
-    "MeasurePlan",
-    "MeasureProgress",
-    "OnMeasure",
-    "candidate_from_callable",
-    "candidate_from_engine",
-    "measure",
-]
-
 _MIN_TICKS = 100  # one tick of the clock is then at most 1 % of a median
-_PROBE_INTERVAL_NS = 500_000_000
-_SAMPLED_BETWEEN_NS = 100_000_000  # a millisecond of waiting changes such an inference by less than 1 %
-_POLL_S = 0.0005
-_ALONE_S = 2.0  # time that a candidate runs alone
-_LONG_INFERENCE_NS = 1_000_000_000  # cold caches change such an inference by far less than 1 %
-
-
-@dataclass(frozen=True, slots=True)
-class MeasureProgress:
-    """How far a measurement is."""
-
-    stage: str  # "warm-up of NAME" or "measuring"
-    fraction: float  # of the stage, 0 to 1
-    remaining_s: float | None  # None during the warm-up
-
-
-OnMeasure: TypeAlias = Callable[[MeasureProgress], None]
 
 
 def measure(
@@ -94,10 +59,12 @@ def measure(
     with sampling as sampler, _garbage_collection_off():
         idle_w = _idle_power_w(sampler, plan.idle_s)
         warmups = _warm_up_all(candidates, plan, sampler, on_progress, resolution_ns)
-        limit_s = _rounds_limit_s(plan, len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
-        recordings = _new_recordings(candidates, warmups, plan, limit_s)
-        origin_ns, probes = _run_rounds(recordings, plan, limit_s, sampler, on_progress)
-        _run_varied_alone(recordings, sampler.trace(origin_ns), plan, begin_ns)
+        limit_s = plan.rounds_limit_s(len(candidates), elapsed_s=(clock.now_ns() - begin_ns) / 1e9)
+        recordings = new_recordings(
+            candidates, warmups, turn_s=plan.turn_s, min_rounds=plan.min_rounds, limit_s=limit_s
+        )
+        origin_ns, probes = run_rounds(recordings, plan, limit_s, sampler, on_progress)
+        run_varied_alone(recordings, sampler.trace(origin_ns), plan.max_total_s, begin_ns)
     for recording in recordings:
         _require_fine_clock(recording.candidate.name, float(np.median(recording.durations_ns)), resolution_ns)
     shared = _Shared(
@@ -114,34 +81,6 @@ def measure(
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return tuple(_report(recording, warmup, shared) for recording, warmup in zip(recordings, warmups, strict=True))
-
-
-@dataclass(slots=True)
-class _Recording:
-    """A candidate's samples while they are recorded."""
-
-    candidate: Candidate
-    index: int  # in the sampler
-    runs_per_turn: int
-    settles: bool  # whether a turn starts with unrecorded runs
-    sampled_between: bool  # whether the device is sampled between recorded runs too, which are long
-    starts_ns: list[int] = field(default_factory=list)
-    durations_ns: list[int] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-    total_ns: int = 0
-    compute_ms: list[float | None] = field(default_factory=list)
-    turns_j: list[tuple[float, ...]] = field(default_factory=list)
-    turns_s: list[float] = field(default_factory=list)
-    alone_ns: list[int] = field(default_factory=list)
-
-    def turns(self) -> list[NDArray[np.int64]]:
-        """Return the durations of each round."""
-        return np.split(np.array(self.durations_ns), np.flatnonzero(np.diff(self.rounds)) + 1)
-
-    def done_fraction(self, plan: MeasurePlan) -> float:
-        """Return the fraction of the plan's runs and seconds that is recorded, 0 to 1."""
-        runs = len(self.durations_ns) / plan.min_runs
-        return min(1.0, runs, self.total_ns / (1e9 * plan.min_duration_s) if plan.min_duration_s else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,171 +117,17 @@ def _warm_up_all(
     return warmups
 
 
-def _new_recordings(
-    candidates: Sequence[Candidate], warmups: Sequence[Warmup], plan: MeasurePlan, limit_s: float
-) -> list[_Recording]:
-    """Return a recording without samples for each candidate, with as many runs a turn as `limit_s` allows."""
-    # The second half of the time is for the unrecorded runs.
-    turn_s = min(plan.turn_s, limit_s / (2 * plan.min_rounds * len(candidates)))
-    return [
-        _Recording(
-            candidate,
-            index=index,
-            runs_per_turn=max(1, round(1e9 * turn_s / warmup.median_ns)),
-            settles=warmup.median_ns < _LONG_INFERENCE_NS,
-            sampled_between=warmup.median_ns >= _SAMPLED_BETWEEN_NS,
-        )
-        for index, (candidate, warmup) in enumerate(zip(candidates, warmups, strict=True))
-    ]
-
-
-def _rounds_limit_s(plan: MeasurePlan, count: int, *, elapsed_s: float) -> float:
-    """Return the seconds that the rounds of `count` candidates may take after a warm-up of `elapsed_s`."""
-    limit_s = plan.max_duration_s * count
-    return limit_s if plan.max_total_s is None else max(0.0, min(limit_s, plan.max_total_s - elapsed_s))
-
-
-def _run_rounds(
-    recordings: Sequence[_Recording], plan: MeasurePlan, limit_s: float, sampler: Sampler, on_progress: OnMeasure
-) -> tuple[int, tuple[Probe, ...]]:
-    """Run rounds until every candidate has enough samples, or until another round would exceed `limit_s`.
-
-    There is always one round. Returns the start of the first round in ns, and the probes of the machine's speed before,
-    between and after the rounds.
-    """
-    random = np.random.default_rng(plan.seed)
-    origin_ns = clock.now_ns()
-    probes = [_probe(origin_ns)]
-    number, fraction, elapsed_s, round_s, last = 0, 0.0, 0.0, 0.0, math.inf
-    while not number or (fraction < 1 and elapsed_s + round_s <= limit_s):
-        round_start_ns = clock.now_ns()
-        for index in random.permutation(len(recordings)):
-            _settle(recordings[index], plan, sampler)
-            _take_turn(recordings[index], number, origin_ns, sampler)
-        number += 1
-        now_ns = clock.now_ns()
-        elapsed_s, round_s = (now_ns - origin_ns) / 1e9, (now_ns - round_start_ns) / 1e9
-        fraction = min(number / plan.min_rounds, *(recording.done_fraction(plan) for recording in recordings))
-        if fraction >= 1 and last == math.inf and plan.extension > 1:
-            last = math.ceil(number * plan.extension) if _is_undecided(recordings, plan) else number
-        fraction = fraction if last == math.inf else number / last
-        if now_ns - origin_ns - probes[-1].start_ns >= _PROBE_INTERVAL_NS:
-            probes.append(_probe(origin_ns))
-            on_progress(_progress(fraction, elapsed_s, limit_s))
-    probes.append(_probe(origin_ns))
-    on_progress(MeasureProgress("measuring", 1.0, 0.0))
-    return origin_ns, tuple(probes)
-
-
-def _is_undecided(recordings: Sequence[_Recording], plan: MeasurePlan) -> bool:
-    """Return whether the ratio of any candidate to the first needs more rounds."""
-    first, *others = (
-        [float(np.median(turn)) / recording.candidate.batch for turn in recording.turns()] for recording in recordings
-    )
-    return any(is_undecided(each, first, plan) for each in others)
-
-
-def _progress(fraction: float, elapsed_s: float, limit_s: float) -> MeasureProgress:
-    """Return the progress of rounds that end when `fraction` is 1 or `limit_s` has passed."""
-    remaining_s = max(0.0, min(elapsed_s * (1 / fraction - 1), limit_s - elapsed_s))
-    return MeasureProgress("measuring", elapsed_s / (elapsed_s + remaining_s), remaining_s)
-
-
-def _settle(recording: _Recording, plan: MeasurePlan, sampler: Sampler) -> None:
-    """Run unrecorded for `settle_s`, which refills the caches of this candidate, and until the sampler is done.
-
-    So the device is sampled while it works, and not while anything is timed.
-    """
-    name, infer = recording.candidate.name, recording.candidate.infer
-    sampler.request(recording.index)
-    if not recording.settles:
-        _wait_for(sampler)
-        return
-    settled_ns = clock.now_ns() + round(1e9 * plan.settle_s)
-    timed(name, infer)
-    while clock.now_ns() < settled_ns or sampler.busy:
-        timed(name, infer)
-
-
-def _wait_for(sampler: Sampler) -> None:
-    """Wait until a requested sample is read, if there is one."""
-    while sampler.busy:
-        time.sleep(_POLL_S)
-
-
-def _take_turn(recording: _Recording, number: int, origin_ns: int, sampler: Sampler) -> None:
-    """Record the runs of one turn, and the energy that they take if the device counts it."""
-    name, infer = recording.candidate.name, recording.candidate.infer
-    counts_energy = bool(sampler.energy_names)
-    before_ns, before_j = clock.now_ns(), sampler.energy_j()
-    if counts_energy:
-        timed(name, infer)  # after the counters were read, the first run would be slower
-    for _ in range(recording.runs_per_turn):
-        if recording.sampled_between:
-            sampler.request(recording.index)
-            _wait_for(sampler)
-        start_ns, duration_ns, outputs = timed(name, infer)
-        require_valid_outputs(name, outputs)
-        recording.starts_ns.append(start_ns - origin_ns)
-        recording.durations_ns.append(duration_ns)
-        recording.rounds.append(number)
-        recording.total_ns += duration_ns
-        if recording.candidate.compute_ms is not None:
-            recording.compute_ms.append(recording.candidate.compute_ms())
-    if counts_energy:
-        spent_j = _spent_j(before_j, sampler.energy_j())
-        if spent_j is not None:
-            recording.turns_j.append(spent_j)
-            recording.turns_s.append((clock.now_ns() - before_ns) / 1e9)
-
-
-def _run_varied_alone(
-    recordings: Sequence[_Recording], trace: DeviceTrace | None, plan: MeasurePlan, begin_ns: int
-) -> None:
-    """Run those of several candidates alone whose clock changed, as long as the plan has time left."""
-    if trace is None or len(recordings) < 2:
-        return
-    for recording in recordings:
-        elapsed_s = (clock.now_ns() - begin_ns) / 1e9
-        if _clock_varied(recording, trace) and elapsed_s + _ALONE_S <= (plan.max_total_s or math.inf):
-            _run_alone(recording)
-
-
-def _clock_varied(recording: _Recording, trace: DeviceTrace) -> bool:
-    """Return whether a clock that matters to the candidate changed during its turns."""
-    candidate = recording.candidate
-    ranges = trace.clock_ranges(candidate.name, on_gpu=candidate.uses_gpu)
-    return any(high - low > NOTABLE_CHANGE * high for low, high in ranges.values())
-
-
-def _run_alone(recording: _Recording) -> None:
-    """Run for half of _ALONE_S unrecorded and then record, without turns of others, in which a clock falls."""
-    name, infer = recording.candidate.name, recording.candidate.infer
-    end_ns = clock.now_ns() + round(1e9 * _ALONE_S)
-    settled_ns = end_ns - round(1e9 * _ALONE_S / 2)
-    while not recording.alone_ns or clock.now_ns() < end_ns:
-        start_ns, duration_ns, _ = timed(name, infer)
-        if start_ns >= settled_ns:
-            recording.alone_ns.append(duration_ns)
-
-
 def _idle_power_w(sampler: Sampler, idle_s: float) -> tuple[tuple[float, ...], ...]:
     """Return the mean power of each slice of idle time by energy counter; empty without a counter."""
     slices: list[tuple[float, ...]] = []
     for _ in range(IDLE_SLICES if sampler.energy_names else 0):
         before_ns, before_j = clock.now_ns(), sampler.energy_j()
         time.sleep(idle_s / IDLE_SLICES)
-        spent_j = _spent_j(before_j, sampler.energy_j())
+        spent_j = rises_j(before_j, sampler.energy_j())
         if spent_j is not None:
             elapsed_s = (clock.now_ns() - before_ns) / 1e9
             slices.append(tuple(joules / elapsed_s for joules in spent_j))
     return tuple(slices)
-
-
-def _spent_j(before_j: Sequence[float | None], after_j: Sequence[float | None]) -> tuple[float, ...] | None:
-    """Return the rise of each energy counter; None if one of them could not be read."""
-    spent_j = [high - low for low, high in zip(before_j, after_j, strict=True) if low is not None and high is not None]
-    return tuple(spent_j) if len(spent_j) == len(before_j) else None
 
 
 def _require_fine_clock(name: str, median_ns: float, resolution_ns: int) -> None:
@@ -374,17 +159,7 @@ def _garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-def _probe(origin_ns: int) -> Probe:
-    start_ns = clock.now_ns()
-    return Probe(start_ns - origin_ns, clock.machine_speed_ms())
-
-
-def ignore_progress(progress: MeasureProgress) -> None:
-    """Show nothing."""
-    del progress
-
-
-def _report(recording: _Recording, warmup: Warmup, shared: _Shared) -> LatencyReport:
+def _report(recording: Recording, warmup: Warmup, shared: _Shared) -> LatencyReport:
     candidate = recording.candidate
     return LatencyReport(
         name=candidate.name,
@@ -425,7 +200,7 @@ def _all_known(values: Sequence[float | None]) -> tuple[float, ...]:
     return known if len(known) == len(values) else ()
 
 
-def _energy(recording: _Recording, shared: _Shared) -> EnergyRecord | None:
+def _energy(recording: Recording, shared: _Shared) -> EnergyRecord | None:
     if not shared.idle_w or not recording.turns_j:
         return None
     return EnergyRecord(

@@ -1,8 +1,7 @@
-"""LatencyReport and MeasurePlan: all samples are stored; statistics are derived."""
+"""LatencyReport: all samples are stored; statistics are derived."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,15 +21,16 @@ from edgevit.latency.environment import (
     others_fraction,
     throttle_causes,
 )
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report_warnings import BUSY_FRACTION, warnings_of
 from edgevit.latency.roofline import Roofline
 from edgevit.latency.sampling.energy import EnergyEstimate, EnergyRecord
 from edgevit.latency.sampling.nvml import GPU_PREFIX, gpu_title
-from edgevit.latency.sampling.sampler import INTERVAL_S
 from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.statistics import Percentile
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput
-from edgevit.runtimes.base import CUDA_GRAPH, GPU, GPU_UUID, THREADS_REQUESTED
+from edgevit.runtimes.base import GPU, GPU_UUID
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.parity import ParitySummary
 from edgevit.types import Interval
@@ -45,81 +45,6 @@ _PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
     "sustained": SustainedRun,
 }
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
-NOTABLE_CHANGE = 0.1  # change of the machine's speed or of the times; a smaller one gives no warning
-BUSY_FRACTION = 0.1  # fraction of the cores used by other processes; a smaller one gives no warning
-_WARMUP_FRACTION = 0.25  # fraction of `max_total_s` for the warm-ups of all candidates together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasurePlan:
-    """How to measure. Raises UsageError if the values contradict each other.
-
-    Warm-up: windows of at least `warmup_window_runs` runs and `warmup_window_s` seconds, until the medians of the
-    last three are within `warmup_tolerance` of the middle one, or until `warmup_max_s` seconds have passed. Then for at
-    most `clock_settle_s` seconds until the last samples of the clock that matters agree as well.
-
-    Rounds: each candidate takes one turn per round, in an order drawn from `seed`. A turn starts with unrecorded runs
-    for `settle_s` seconds, at least one, so that caches and spinning threads of the previous candidate no longer
-    matter; an inference of a second or more needs none. The recorded runs follow: as many as fill `turn_s` seconds at
-    the pace of the warm-up. The number is the same in every turn, so that a round in which the machine was slow has
-    the same weight as any other.
-
-    End: when all minimums are met (`min_rounds` rounds; of every candidate `min_runs` samples and `min_duration_s`
-    seconds of them), or at `max_duration_s` seconds times the number of candidates, or at `max_total_s` seconds. If the
-    ratio of a candidate to the first is undecided when the minimums are met, and its interval is wide, the rounds
-    continue within these limits, up to `extension` times as many. At least one round is run, so a single slow round may
-    exceed a limit.
-
-    Device: its sensors are read every `sample_interval_s` seconds at most, during unrecorded runs. If it has energy
-    counters, its power is measured for `idle_s` seconds before the warm-up.
-    """
-
-    min_runs: int = 100
-    min_rounds: int = 2 * statistics.MIN_ROUNDS
-    min_duration_s: float = 3.0
-    max_duration_s: float = 120.0
-    max_total_s: float | None = None  # warm-up included; None for no such limit
-    warmup_window_runs: int = 5
-    warmup_window_s: float = 0.1
-    warmup_tolerance: float = 0.05
-    warmup_max_s: float = 20.0
-    settle_s: float = 0.02
-    turn_s: float = 0.05
-    seed: int = 0
-    sample_interval_s: float = INTERVAL_S
-    idle_s: float = 1.0
-    clock_settle_s: float = 3.0
-    extension: float = 1.0
-
-    def __post_init__(self) -> None:
-        if min(self.min_runs, self.min_rounds, self.warmup_window_runs) < 1:
-            raise UsageError("min_runs, min_rounds and warmup_window_runs must be at least 1")
-        if not 0 <= self.min_duration_s <= self.max_duration_s < math.inf:
-            raise UsageError(
-                "durations must be finite, with 0 <= min_duration_s <= max_duration_s; got "
-                f"{self.min_duration_s:g} and {self.max_duration_s:g}"
-            )
-        times = (
-            *(self.warmup_window_s, self.warmup_tolerance, self.warmup_max_s, self.settle_s, self.turn_s),
-            *(self.sample_interval_s, self.idle_s, self.clock_settle_s),
-        )
-        if not all(0 <= time < math.inf for time in times):
-            raise UsageError("times and tolerances of a measurement must be finite and not negative")
-        if not 1 <= self.extension < math.inf:
-            raise UsageError(f"extension must be a finite factor of at least 1, not {self.extension:g}")
-        if self.max_total_s is not None and not 0 < self.max_total_s < math.inf:
-            raise UsageError(f"the time for a measurement must be finite and above 0, not {self.max_total_s:g}")
-
-    @property
-    def confidence(self) -> float:
-        """Confidence of one interval: 99 % hold for the two of a measurement that may be extended (statistics.py)."""
-        return 1 - (1 - statistics.CONFIDENCE) / (2 if self.extension > 1 else 1)
-
-    def warmup_limit_s(self, candidates: int) -> float:
-        """Return the seconds that the warm-up of each candidate may take."""
-        if self.max_total_s is None:
-            return self.warmup_max_s
-        return min(self.warmup_max_s, _WARMUP_FRACTION * self.max_total_s / candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,54 +270,7 @@ class LatencyReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Conditions that a reader must know to interpret the figures."""
-        seconds, warmup_s = sum(self.samples_ms) / 1e3, self.plan.warmup_limit_s(1 + len(self.measured_with))
-        conditions = {
-            f"the warm-up did not settle within {warmup_s:.3g} s": not self.steady,
-            f"stopped after {self.runs} of {self.plan.min_runs} runs": self.runs < self.plan.min_runs,
-            f"stopped after {seconds:.1f} s of {self.plan.min_duration_s:g} s": seconds < self.plan.min_duration_s,
-            f"the second half took {self.drift:.2f} times the first": abs(self.drift - 1) > NOTABLE_CHANGE,
-            f"the machine's own speed varied by {100 * self.speed_range:.0f} %": self.speed_range > NOTABLE_CHANGE,
-            f"the machine throttled ({', '.join(self.throttle_causes or ())})": self.throttled is True,
-            self.noise_reason: bool(self.noise_reason),
-            f"runs without a CUDA graph: {self.details.get(CUDA_GRAPH)}": self.details.get(CUDA_GRAPH, "yes") != "yes",
-            self._threads_of_requested: bool(self._threads_of_requested),
-            self._crowded_threads: bool(self._crowded_threads),
-            f"its outputs are not the reference's: {self._parity_failure}": bool(self._parity_failure),
-            **self._device_warnings(),
-        }
-        return tuple(warning for warning, applies in conditions.items() if applies)
-
-    @property
-    def _parity_failure(self) -> str:
-        return "" if self.parity is None or self.parity.passed else self.parity.failure
-
-    @property
-    def _threads_of_requested(self) -> str:
-        requested = self.details.get(THREADS_REQUESTED)
-        return "" if requested is None else f"runs {self.threads} of the {requested} threads requested"
-
-    @property
-    def _crowded_threads(self) -> str:
-        """More threads than cores that the process may use; empty for engines on a GPU."""
-        cores, threads = len(self.environment.affinity or ()) or self.environment.logical_cores, self.threads
-        if self.uses_gpu or threads is None or cores is None or threads <= cores:
-            return ""
-        return f"its {threads} threads share {cores} core{'s' if cores > 1 else ''}"
-
-    def _device_warnings(self) -> dict[str, bool]:
-        if self.trace is None:
-            return {}
-        clocks = [
-            f"{name} {low:g} to {high:g} MHz"
-            for name, (low, high) in self.trace.clock_ranges(self.name, on_gpu=self.uses_gpu).items()
-            if high - low > NOTABLE_CHANGE * high
-        ]
-        problem = self.trace.problem
-        return {
-            f"the clock did not settle within {self.plan.clock_settle_s:g} s": self.clock_steady is False,
-            f"the clocks varied meanwhile: {', '.join(clocks)}": bool(clocks),
-            f"the device was not sampled to the end: {problem}": bool(problem),
-        }
+        return warnings_of(self)
 
     def percentile_interval_ms(self, percent: float) -> Interval | None:
         """99 % confidence interval of a percentile, over rounds; None below 8 rounds or with too few runs."""

@@ -162,7 +162,7 @@ def median_interval(values: Values, confidence: float = CONFIDENCE) -> Interval 
     return Interval(float(ordered[rank - 1]), float(ordered[count - rank]))
 
 
-def paired_ratio(times: Values, reference: Values, *, seed: int = 0, confidence: float = CONFIDENCE) -> Ratio:
+def paired_ratio(times: Values, reference: Values, *, confidence: float = CONFIDENCE) -> Ratio:
     """Return the ratio of two candidates that took turns: the median over rounds of the ratio within a round.
 
     Within a round both run on the same machine state, so whatever slows both cancels. `times` and `reference` have
@@ -173,11 +173,11 @@ def paired_ratio(times: Values, reference: Values, *, seed: int = 0, confidence:
             f"paired ratio of {len(times)} and {len(reference)} rounds; both need the same number, at least 1"
         )
     logs = np.log(np.asarray(times, float)) - np.log(np.asarray(reference, float))
-    value, resampled, exact = float(np.median(logs)), _resampled_medians(logs, seed), median_interval(logs, confidence)
-    return _ratio(value, resampled, exact, rounds=len(logs), confidence=confidence)
+    resampled, exact = _resampled_medians(logs, seed=0), median_interval(logs, confidence)
+    return _ratio(float(np.median(logs)), resampled, exact, rounds=len(logs), confidence=confidence)
 
 
-def unpaired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
+def unpaired_ratio(times: Values, reference: Values) -> Ratio:
     """Return the ratio of the medians of two separate measurements, whose lengths may differ.
 
     The interval of the difference of two medians follows from the interval of each: the distances of their bounds from
@@ -186,24 +186,24 @@ def unpaired_ratio(times: Values, reference: Values, *, seed: int = 0) -> Ratio:
     if not len(times) or not len(reference):
         raise UsageError("a ratio needs at least one round of each measurement")
     above, below = np.log(np.asarray(times, float)), np.log(np.asarray(reference, float))
-    resampled = _resampled_medians(above, seed) - _resampled_medians(below, seed + 1)
+    resampled = _resampled_medians(above, seed=0) - _resampled_medians(below, seed=1)
     value = float(np.median(above) - np.median(below))
     exact = _interval_of_difference(above, below)
     return _ratio(value, resampled, exact, rounds=min(len(above), len(below)), confidence=CONFIDENCE)
 
 
-def fast_paired_interval(times: Values, reference: Values, *, seed: int = 0) -> Interval:
+def fast_paired_interval(times: Values, reference: Values) -> Interval:
     """Return the interval of the ratio of the fastest rounds of two candidates that took turns.
 
     `times` and `reference` have a fast value of each round, (rounds,). The ratio is that of their 10th percentiles; the
     interval is a bootstrap interval over rounds.
     """
-    return _interval_of_percentiles(times, reference, seeds=(seed, seed))
+    return _interval_of_percentiles(times, reference, seeds=(0, 0))
 
 
-def fast_unpaired_interval(times: Values, reference: Values, *, seed: int = 0) -> Interval:
+def fast_unpaired_interval(times: Values, reference: Values) -> Interval:
     """Return the interval of the ratio of the fastest rounds of two separate measurements."""
-    return _interval_of_percentiles(times, reference, seeds=(seed, seed + 1))
+    return _interval_of_percentiles(times, reference, seeds=(0, 1))
 
 
 def union(first: Interval, second: Interval) -> Interval:
@@ -249,7 +249,7 @@ def _interval_of_percentiles(times: Values, reference: Values, *, seeds: tuple[i
     return Interval(math.exp(low), math.exp(high))
 
 
-def _resampled_medians(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+def _resampled_medians(values: NDArray[np.float64], *, seed: int) -> NDArray[np.float64]:
     return _resampled_percentiles(values, seed, 50)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from edgevit.errors import BuildError, InferenceError, MeasureError, MissingError, UsageError
 from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate
-from edgevit.latency.measure import MeasureProgress, OnMeasure, ignore_progress
+from edgevit.latency.progress import MeasureProgress, OnMeasure, ignore_progress
 from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT, LatencyReport
 from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, device_copy_rate, matmul_rate
 from edgevit.latency.sustained import MIN_S, SustainedRun, run_sustained

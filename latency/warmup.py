@@ -8,7 +8,7 @@ import numpy as np
 
 from edgevit.latency import clock, statistics
 from edgevit.latency.candidate import Candidate, require_valid_outputs, timed
-from edgevit.latency.report import MeasurePlan
+from edgevit.latency.plan import MeasurePlan
 from edgevit.latency.sampling.sampler import Sampler
 
 _CLOCK_SAMPLES = 3

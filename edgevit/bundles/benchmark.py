@@ -17,8 +17,12 @@ from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unch
 from edgevit.errors import MeasureError, ParityError, UsageError, did_you_mean, unknown_name
 from edgevit.files import first_line
 from edgevit.formats import get_format
-from edgevit.latency.measure import LatencyReport, MeasurePlan, OnMeasure, candidate_from_engine, measure
+from edgevit.latency.candidate import candidate_from_engine
+from edgevit.latency.measure import measure
 from edgevit.latency.memory import peak_memory_of
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.progress import OnMeasure
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.studies import NO_STUDIES, Studies, Subject, study
 from edgevit.macs import ModelWork
 from edgevit.precisions import chosen_in_session
@@ -87,13 +91,12 @@ def _require_known(name: str) -> str:
         raise
 
 
-def measure_plan(duration_s: float = 3.0, *, seed: int = 0) -> MeasurePlan:
+def measure_plan(duration_s: float = 3.0) -> MeasurePlan:
     """Return a plan with `duration_s` seconds of samples for each engine, and up to three times as many."""
     return MeasurePlan(
         min_duration_s=duration_s,
         max_duration_s=max(120.0, 4 * duration_s),
         turn_s=min(0.2, duration_s / 16),  # enough rounds for an interval
-        seed=seed,
         extension=3.0,
     )
 

@@ -17,10 +17,12 @@ from edgevit.bundles.verify import engine_parity
 from edgevit.cpu import require_vnni
 from edgevit.errors import MeasureError, MissingError
 from edgevit.files import MODEL_FILE
+from edgevit.latency.candidate import candidate_from_engine
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import candidate_from_engine, measure
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.measure import measure
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.runtimes.base import BuildOptions, OnPhase, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.parity import ParityReport

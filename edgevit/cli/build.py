@@ -28,7 +28,7 @@ def run(arguments: Arguments, console: Console) -> int:
     from edgevit.bundles.build import build
     from edgevit.bundles.bundle import Bundle
     from edgevit.latency.compare import latency_json
-    from edgevit.latency.report import MeasurePlan
+    from edgevit.latency.plan import MeasurePlan
 
     with console.stage_progress() as on_stage:
         built = build(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table
 
-    from edgevit.latency.measure import MeasureProgress, OnMeasure
+    from edgevit.latency.progress import MeasureProgress, OnMeasure
     from edgevit.metrics import OnImages
     from edgevit.pipeline.explain.explanation import Explanation
 
@@ -112,8 +112,7 @@ class Console:
         with self.stage_progress() as on_stage:
 
             def on_measure(progress: MeasureProgress) -> None:
-                remaining = "" if progress.remaining_s is None else f", {progress.remaining_s:.0f} s left"
-                on_stage(f"{progress.stage}, {progress.fraction:.0%}{remaining}", None)
+                on_stage(str(progress), None)
 
             yield on_measure
 

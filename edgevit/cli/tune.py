@@ -99,7 +99,8 @@ def run(arguments: Arguments, console: Console) -> int:
     start_s = time.monotonic()  # before PyTorch is imported, which takes seconds
     require_current_folder()
     require_address_space(EXPORT_MB, user="edgevit tune")
-    from edgevit.pipeline.tuning.tune import TuneConfig, tune
+    from edgevit.pipeline.tuning.config import TuneConfig
+    from edgevit.pipeline.tuning.tune import tune
 
     config = TuneConfig(
         formats=arguments.fmt,

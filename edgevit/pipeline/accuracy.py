@@ -25,3 +25,9 @@ def same_predictions(reference: AnyEvaluation, other: AnyEvaluation) -> float | 
     if isinstance(reference, Evaluation) and isinstance(other, Evaluation):
         return agreement(reference, other)
     return None
+
+
+def unknown_accuracy(reference: AnyEvaluation, name: str) -> str:
+    """Return the remark that no loss against `reference`, called `name`, is known: it may be no better than chance."""
+    measured = f"{reference.metric} {reference.accuracy:.1%} on {reference.images} images"
+    return f"accuracy unknown ({name} itself may be guessing: {measured})"

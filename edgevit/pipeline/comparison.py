@@ -15,7 +15,7 @@ from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import TOP1, Drop, accuracy_key
 from edgevit.pipeline import fp32_baseline
-from edgevit.pipeline.accuracy import AnyEvaluation, lost, same_predictions
+from edgevit.pipeline.accuracy import AnyEvaluation, lost, same_predictions, unknown_accuracy
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
@@ -129,8 +129,7 @@ class PrecisionComparison:
         if drop is None or fp32 is None:
             return "accuracy not measured (--eval DIR)"
         if self._fp32_may_be_guessing:
-            of_fp32 = f"{fp32.metric} {fp32.accuracy:.1%} on {fp32.images} images"
-            return f"accuracy unknown (fp32 itself has {of_fp32}, as a guess may)"
+            return unknown_accuracy(fp32, "fp32")
         images = f"on {fp32.images} images"
         if self.measured_on != JUDGED_ENGINE:
             images += f" ({self.measured_on}; no engine has run)"

@@ -16,7 +16,7 @@ from edgevit.export.lint.targets import parse_version
 from edgevit.export.passes import OLDEST_OPSET
 from edgevit.export.quantization.groups import GroupChoice
 from edgevit.formats import DEFAULT_TENSORRT, Format, Int8Range, get_format, list_formats
-from edgevit.latency.report import MeasurePlan
+from edgevit.latency.plan import MeasurePlan
 from edgevit.precisions import PrecisionPolicy, get_policy, list_policies
 from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.tensorrt.versions import supported_line

@@ -29,7 +29,10 @@ from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
 from edgevit.files import MODEL_FILE
-from edgevit.latency.measure import Candidate, LatencyReport, MeasureProgress, OnMeasure, candidate_from_engine, measure
+from edgevit.latency.candidate import Candidate, candidate_from_engine
+from edgevit.latency.measure import measure
+from edgevit.latency.progress import MeasureProgress, OnMeasure
+from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import engine_memory, fp32_baseline
 from edgevit.pipeline.bundle_writer import write_bundles
@@ -465,8 +468,7 @@ def _show_latency(timer: StageTimer) -> OnMeasure:
     """Show the progress of a latency measurement as the state of its stage."""
 
     def on_progress(progress: MeasureProgress) -> None:
-        remaining = "" if progress.remaining_s is None else f", {progress.remaining_s:.0f} s left"
-        timer.update(f"latency: {progress.stage}, {progress.fraction:.0%}{remaining}")
+        timer.update(f"latency: {progress}")
 
     return on_progress
 

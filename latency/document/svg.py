@@ -17,6 +17,7 @@ Anchor = Literal["start", "middle", "end"]
 
 WIDTH = 360  # of every picture, in its own units: text of 11 units is readable on a phone of 320 pixels
 SERIES = 8  # different colors, dashes and markers
+_RADIUS = 5  # of a marker
 
 
 def series_class(index: int) -> str:
@@ -53,15 +54,15 @@ class Canvas:
         place = f'x="{_n(corner[0])}" y="{_n(corner[1])}" width="{_n(width)}" height="{_n(height)}"'
         self._add(f'<rect {place} class="{style}"/>')
 
-    def marker(self, center: Point, index: int, *, size: float = 5) -> None:
+    def marker(self, center: Point, index: int) -> None:
         """Draw the marker of a series: shapes differ as well as colors."""
         x, y = center
         sides = (0, 4, 3, 5, 0, 4, 3, 6)[index % SERIES]
         if sides == 0:
-            self._add(f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(size)}" class="mark {series_class(index)}"/>')
+            self._add(f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(_RADIUS)}" class="mark {series_class(index)}"/>')
             return
         turns = [math.pi * (2 * corner / sides - 0.5) for corner in range(sides)]
-        corners = [(x + 1.2 * size * math.cos(turn), y + 1.2 * size * math.sin(turn)) for turn in turns]
+        corners = [(x + 1.2 * _RADIUS * math.cos(turn), y + 1.2 * _RADIUS * math.sin(turn)) for turn in turns]
         self.polygon(corners, f"mark {series_class(index)}")
 
     def render(self, key: str, title: str, description: str) -> str:

@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 from edgevit.latency import statistics
 from edgevit.latency.document.figures import whole_range
 from edgevit.latency.document.product import Product
-from edgevit.latency.report import BUSY_FRACTION, NOTABLE_CHANGE, LatencyReport
+from edgevit.latency.report import LatencyReport
+from edgevit.latency.report_warnings import BUSY_FRACTION, NOTABLE_CHANGE
 from edgevit.latency.system_files import SPIKES
 
 Answer: TypeAlias = Literal["yes", "no", "unknown"]

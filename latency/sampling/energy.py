@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -86,6 +86,12 @@ class EnergyRecord:
             turns_s=tuple(data["turns_s"]),
             inferences=data["inferences"],
         )
+
+
+def rises_j(before_j: Sequence[float | None], after_j: Sequence[float | None]) -> tuple[float, ...] | None:
+    """Return the rise of each energy counter; None if one of them could not be read."""
+    spent_j = [high - low for low, high in zip(before_j, after_j, strict=True) if low is not None and high is not None]
+    return tuple(spent_j) if len(spent_j) == len(before_j) else None
 
 
 def _standard_error(rows: NDArray[np.float64]) -> NDArray[np.float64]:

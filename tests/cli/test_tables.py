@@ -12,7 +12,7 @@ from edgevit.cli.console import Console
 from edgevit.cli.export_output import report_parts, result_lines
 from edgevit.cli.latency_output import result_lines as latency_lines
 from edgevit.cli.tables import notes_by_name, speed_phrase
-from edgevit.latency.measure import MeasureProgress
+from edgevit.latency.progress import MeasureProgress
 from edgevit.latency.statistics import Ratio
 from edgevit.types import Interval
 from tests.helpers.reports import TABLES, bundle_report, export_report, latencies, printed

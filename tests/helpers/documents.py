@@ -10,7 +10,8 @@ import numpy as np
 from edgevit.latency.clock import Probe
 from edgevit.latency.document.content import Document, Session, session_of
 from edgevit.latency.document.product import EngineParity, Product
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.sampling.channel import Channel
 from edgevit.latency.sampling.trace import DeviceTrace, Series
 from tests.helpers import samples

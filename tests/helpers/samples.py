@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgevit.latency.clock import Probe
 from edgevit.latency.environment import Environment, MachineState
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.roofline import Roofline
 
 OUTPUT = np.zeros(10, np.float32)

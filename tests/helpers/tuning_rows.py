@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgevit.metrics import Evaluation
-from edgevit.pipeline.tuning.finals import Verification
+from edgevit.pipeline.tuning.examiner import Verification
 from edgevit.pipeline.tuning.report import Row
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.runtimes.parity import compare

@@ -12,10 +12,12 @@ import pytest
 
 from edgevit.cli.latency_output import latency_parts
 from edgevit.errors import UsageError
+from edgevit.latency.candidate import Candidate
 from edgevit.latency.clock import Probe
 from edgevit.latency.compare import MEMORY_LAYOUT_EFFECT, latency_json
 from edgevit.latency.environment import Environment
-from edgevit.latency.measure import Candidate, LatencyReport, measure
+from edgevit.latency.measure import measure
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.sampling.channel import Channel
 from edgevit.latency.sampling.energy import EnergyRecord
 from edgevit.latency.sampling.trace import DeviceTrace, Series

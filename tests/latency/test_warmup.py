@@ -10,7 +10,10 @@ import pytest
 
 from edgevit.latency import clock
 from edgevit.latency import measure as measurement
-from edgevit.latency.measure import Candidate, LatencyReport, MeasurePlan, measure
+from edgevit.latency.candidate import Candidate
+from edgevit.latency.measure import measure
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.sampling.channel import Channel, Source
 from edgevit.latency.sampling.sampler import Sampler
 from edgevit.latency.warmup import Warmup, warm_up

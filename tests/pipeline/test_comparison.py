@@ -103,7 +103,7 @@ def test_a_model_that_guesses_is_not_recommended() -> None:
     """Random weights: accuracy that comes from chance cannot be lost."""
     result = replace(comparison(), fp32_evaluation=evaluation(895), evaluation=evaluation(895))
     assert result.recommended is None
-    unknown = "accuracy unknown (fp32 itself has top-1 10.5% on 1000 images, as a guess may)"
+    unknown = "accuracy unknown (fp32 itself may be guessing: top-1 10.5% on 1000 images)"
     assert result.sentence == f"int8: 2.1x faster, {unknown}, 3.6x smaller"
 
 

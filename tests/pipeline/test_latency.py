@@ -15,8 +15,9 @@ from torch import nn
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import MeasureError, UsageError
-from edgevit.latency import measure as latency
-from edgevit.latency.measure import Candidate, LatencyReport
+from edgevit.latency.candidate import Candidate, candidate_from_engine
+from edgevit.latency.measure import measure
+from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import from_module
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.config import ExportConfig
@@ -47,7 +48,7 @@ def test_a_candidate_that_fails_does_not_stop_the_others(tmp_path: Path, monkeyp
     def fail_for_torch(name: str, *arguments: Any, **options: Any) -> Candidate:
         if name == "torch (CPU)":
             raise MeasureError("torch failed")
-        return latency.candidate_from_engine(name, *arguments, **options)
+        return candidate_from_engine(name, *arguments, **options)
 
     monkeypatch.setattr(pipeline, "candidate_from_engine", fail_for_torch)
     report = export(tmp_path)
@@ -66,7 +67,7 @@ def test_a_slow_candidate_gets_fewer_runs_within_the_latency_time(
             return infer()
 
         slow = [dataclasses.replace(each, infer=functools.partial(slowly, each.infer)) for each in candidates]
-        return latency.measure(slow, *arguments)
+        return measure(slow, *arguments)
 
     monkeypatch.setattr(pipeline, "measure", slow_down)
     report = export(tmp_path)

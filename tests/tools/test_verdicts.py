@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.latency.report import MeasurePlan
+from edgevit.latency.plan import MeasurePlan
 from edgevit.latency.sampling.sampler import INTERVAL_S
 from tests.tools import verdicts
 from tests.tools.verdicts import Setting, Try

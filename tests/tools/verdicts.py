@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from edgevit.bundles.benchmark import measure_plan
+from edgevit.latency.candidate import Candidate
 from edgevit.latency.compare import side_by_side
-from edgevit.latency.measure import Candidate, measure
+from edgevit.latency.measure import measure
 from edgevit.types import Interval
 
 _STEPS = 40  # of the first candidate; a step is 2.5 % of it
@@ -141,7 +142,7 @@ class Try:
 def compare_once(setting: Setting, seed: int) -> Try:
     """Measure two candidates once, the second with more work."""
     steps = (_STEPS, round(_STEPS * (1 + setting.slowdown / 100)))
-    plan = measure_plan(setting.duration_s, seed=seed)
+    plan = replace(measure_plan(setting.duration_s), seed=seed)
     if not setting.sampling:
         plan = replace(plan, sample_interval_s=_NEVER_S, clock_settle_s=0.0)
     work = WORK[setting.work]

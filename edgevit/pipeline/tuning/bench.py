@@ -10,7 +10,8 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.errors import EdgevitError, MeasureError
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.throughput import in_streams
 from edgevit.pipeline.tuning.racing import COMPARISON, RUNGS, Race, Standing, race, standings, too_slow
 from edgevit.pipeline.tuning.space import Configuration

@@ -20,16 +20,14 @@ from edgevit.errors import MissingError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import cache_folder, os_reason, write_atomically
 from edgevit.latency.environment import Environment
-from edgevit.pipeline.tuning.space import Configuration
-from edgevit.types import PRECISIONS, Precision
+from edgevit.pipeline.tuning.space import EQUAL_TIME, MAX_MS, Configuration
+from edgevit.types import Precision
 from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, text
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 1
 _MAX_BYTES = 1 << 20
 _MAX_CHOICES = 1000
-_SLOWEST_MS = 1e9
-_TIE = 0.03  # above the time of the faster: recommendations of two searches this close to each other are equally fast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ class Choice:
             raise InvalidError(f"{place}: {error}") from error
         return cls(
             configuration=configuration,
-            p50_ms=fields.read("p50_ms", number(0, _SLOWEST_MS)),
+            p50_ms=fields.read("p50_ms", number(0, MAX_MS)),
             accuracy=fields.read("accuracy", text(most=255)),
         )
 
@@ -111,14 +109,9 @@ def merge(new: Sequence[Choice], earlier: Sequence[Choice], *, refused: Collecti
 def _is_better(earlier: Choice, new: Choice, *, scale: float) -> bool:
     """Whether an earlier recommendation is faster than the new one, or as fast and more exact."""
     ratio = scale * earlier.p50_ms / new.p50_ms
-    if 1 / (1 + _TIE) <= ratio <= 1 + _TIE:
-        return _exactness(earlier) < _exactness(new)
+    if 1 / (1 + EQUAL_TIME) <= ratio <= 1 + EQUAL_TIME:
+        return earlier.configuration.variant.exactness < new.configuration.variant.exactness
     return ratio < 1
-
-
-def _exactness(choice: Choice) -> int:
-    """0 for the highest precision."""
-    return PRECISIONS.index(choice.configuration.variant.precision)
 
 
 def read_choices(key: str) -> tuple[Choice, ...]:

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from edgevit.latency.compare import side_by_side
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import bounds
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
+from edgevit.pipeline.tuning.space import MAX_MS
 from edgevit.types import Interval
 from edgevit.untrusted import JsonObject, boolean, integer, list_of, nullable, number, text
 
-_SLOWEST_MS = 1e9
 # A candidate does not race if its first inference takes over 1 s and, per image, over 10 times as long as the fastest.
 # Shorter ones cost little, and a first inference includes memory setup.
 _SKIP_RATIO, _SKIP_MS = 10.0, 1000.0
@@ -70,7 +71,7 @@ class Standing:
     @classmethod
     def parse(cls, value: Any, place: str) -> Standing:
         fields = JsonObject.of(value, place)
-        positive = number(0, _SLOWEST_MS)
+        positive = number(0, MAX_MS)
         interval = fields.read("interval", nullable(list_of(positive, least=2, most=2)))
         return cls(
             name=fields.read("name", text()),

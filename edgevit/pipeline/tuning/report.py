@@ -15,17 +15,15 @@ from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import CONFIDENCE, Drop
 from edgevit.pipeline.tuning.device_cache import Choice
-from edgevit.pipeline.tuning.finals import Verification
+from edgevit.pipeline.tuning.examiner import Verification
 from edgevit.pipeline.tuning.racing import Race
-from edgevit.pipeline.tuning.space import Configuration
+from edgevit.pipeline.tuning.space import EQUAL_TIME, Configuration
 from edgevit.pipeline.tuning.workspace import Refusal
-from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
 
 SCHEMA = 1  # version of tuning.json and of --json
-_TIE = 0.03  # above the time of the fastest: engines this close to it, and not told apart from it, are equally fast
 _EQUAL = 0.02  # fraction within which the times, the memory or the sizes of two engines are equal on the Pareto front
 _EXACT_DB = 80.0  # SNR from which on outputs differ by float32 rounding only
 
@@ -43,6 +41,11 @@ class Row:
     @property
     def name(self) -> str:
         return self.configuration.name
+
+    @property
+    def exactness(self) -> int:
+        """The place of the precision among all: 0 for the highest."""
+        return self.configuration.variant.exactness
 
     @property
     def p50_ms(self) -> float:
@@ -154,7 +157,7 @@ def recommended(rows: Sequence[Row]) -> Row | None:
         row
         for row, ratio in zip(passed, ratios, strict=True)
         if ratio is None
-        or (ratio.verdict == "cannot tell" and (ratio.value <= 1 + _TIE or _exactness(row) < _exactness(passed[0])))
+        or (ratio.verdict == "cannot tell" and (ratio.value <= 1 + EQUAL_TIME or row.exactness < passed[0].exactness))
     ]
     return min(tied, key=_plainness)
 
@@ -168,23 +171,18 @@ def decides(row: Row, rows: Sequence[Row]) -> bool:
     chosen = recommended(rows)
     if chosen is None:
         return True
-    if _exactness(row) >= _exactness(chosen):
+    if row.exactness >= chosen.exactness:
         return False
     fastest = min((each for each in rows if each.passed), key=lambda each: each.ms_per_image)
     _, compared = side_by_side([fastest.latency, row.latency])
     return compared.ratio is None or compared.ratio.verdict != "slower"
 
 
-def _exactness(row: Row) -> int:
-    """0 for the highest precision."""
-    return PRECISIONS.index(row.configuration.variant.precision)
-
-
 def _plainness(row: Row) -> tuple[int, int, float, float]:
     configuration = row.configuration
     changes = len(configuration.session.chosen) + (not configuration.is_default)
     memory_mb = row.latency.peak_memory_mb or math.inf
-    return _exactness(row), changes, memory_mb, row.ms_per_image
+    return row.exactness, changes, memory_mb, row.ms_per_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

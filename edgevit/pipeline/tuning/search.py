@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import EdgevitError
@@ -27,6 +28,7 @@ from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
 from edgevit.pipeline.tuning.workspace import Refusal, Workspace, translate_write_errors
 from edgevit.precisions import get_policy
+from edgevit.types import Precision
 
 _LOWER_PRECISION_FRACTION = 0.55  # fraction of the time after which nothing is converted to fp16 or int8
 _TRIALS_FRACTION = 0.6  # fraction of the time after which no engine is built to measure a group of layers
@@ -34,8 +36,24 @@ _MAX_BATCH = 64  # largest batch that is tried under full load
 _WORTH_TUNING = 1.5  # ratio to the fastest up to which an engine is tuned: settings rarely gain more than that
 
 
+class Lane(NamedTuple):
+    """A runtime and a precision, whose best configuration is sought."""
+
+    fmt: str
+    precision: Precision
+
+    @classmethod
+    def of(cls, variant: Variant) -> Lane:
+        return cls(variant.fmt, variant.precision)
+
+    def __str__(self) -> str:
+        return f"{self.fmt}-{self.precision}"
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
+    """One step of a search. It may append further steps, and raises OutOfTimeError if the time is up."""
+
     name: str
     run: Callable[[], object]
 
@@ -56,7 +74,7 @@ class Search:
     refused: list[Refusal]
     races: list[tuple[str, Race]] = field(default_factory=list)
     not_tried: list[str] = field(default_factory=list)
-    best: dict[tuple[str, str], Configuration] = field(default_factory=dict)
+    best: dict[Lane, Configuration] = field(default_factory=dict)
     interrupted: bool = False
     _steps: deque[Step] = field(default_factory=deque)
     _builders: dict[int, Builder] = field(default_factory=dict)  # for other batches, by batch
@@ -82,7 +100,7 @@ class Search:
                 break
         for variant in self.variants:
             if variant.name in self.bundles:  # it may not have raced, for lack of time
-                self.best.setdefault((variant.fmt, variant.precision), self.start(variant))
+                self.best.setdefault(Lane.of(variant), self.start(variant))
 
     def _rest_of(self, step: Step, races: int) -> str:
         """Return what was not tried of a step that began after this many races: its races may have changed `best`."""
@@ -134,37 +152,37 @@ class Search:
     def _race_variants(self) -> None:
         """Race the standard variants, and plan what to try with the fastest of each runtime."""
         starts = [self.start(each) for each in self.variants if each.name in self.bundles]
-        if not starts:
-            return
-        outcome = self._race("variants", starts)
+        outcome = self._race("variants", starts) if starts else None
         if outcome is None:
             return
         by_name = {each.name: each for each in starts}
-        leaders: dict[str, Configuration] = {}
-        in_int8: list[tuple[str, str]] = []
-        for standing in outcome.standings:
-            start = by_name[standing.name]
-            self.best[start.variant.fmt, start.variant.precision] = start
-            if standing.ratio <= _WORTH_TUNING:
-                leaders.setdefault(start.variant.fmt, start)
-                if start.variant.precision == "int8":
-                    in_int8.append((start.variant.fmt, "int8"))
-        self._plan_float_precisions({leader.name for leader in leaders.values()})
-        self._plan([(fmt, leader.variant.precision) for fmt, leader in leaders.items()], in_int8)
+        raced = [by_name[standing.name] for standing in outcome.standings]
+        self.best |= {Lane.of(start.variant): start for start in raced}
+        self._plan([by_name[each.name] for each in outcome.standings if each.ratio <= _WORTH_TUNING])
 
-    def _plan(self, leaders: Sequence[tuple[str, str]], in_int8: Sequence[tuple[str, str]]) -> None:
-        """Plan what to try with the fastest of each runtime, and with int8 engines that are not far behind."""
-        for key in leaders:
-            if self.throughput:
-                self._steps.append(Step(f"streams of {key[0]}", partial(self._try_streams, key)))
-            if len(self.threads) > 1:
-                self._steps.append(Step(f"threads of {key[0]}", partial(self._try_threads, key)))
-            self._steps.append(Step(f"session settings of {key[0]}", partial(self._try_settings, key)))
-        for key in leaders:
-            self._plan_forms(key)
-        self._steps.extend(Step(f"int8 by layer groups of {key[0]}", partial(self._try_groups, key)) for key in in_int8)
+    def _plan(self, worth_tuning: Sequence[Configuration]) -> None:
+        """Plan what to try with engines that are not far behind, the fastest first."""
+        leaders: dict[str, Configuration] = {}  # the fastest of each runtime
+        for start in worth_tuning:
+            leaders.setdefault(start.variant.fmt, start)
+        self._plan_float_precisions({leader.name for leader in leaders.values()})
+        lanes = [Lane.of(leader.variant) for leader in leaders.values()]
+        for lane in lanes:
+            self._plan_settings(lane)
+        for lane in lanes:
+            self._plan_forms(lane)
+        in_int8 = [Lane.of(start.variant) for start in worth_tuning if start.variant.precision == "int8"]
+        for lane in in_int8:
+            self._steps.append(Step(f"int8 by layer groups of {lane.fmt}", partial(self._try_groups, lane)))
         if self.throughput:
-            self._steps.extend(Step(f"batches of {key[0]}", partial(self._try_batches, key)) for key in leaders)
+            self._steps.extend(Step(f"batches of {lane.fmt}", partial(self._try_batches, lane)) for lane in lanes)
+
+    def _plan_settings(self, lane: Lane) -> None:
+        if self.throughput:
+            self._steps.append(Step(f"streams of {lane.fmt}", partial(self._try_streams, lane)))
+        if len(self.threads) > 1:
+            self._steps.append(Step(f"threads of {lane.fmt}", partial(self._try_threads, lane)))
+        self._steps.append(Step(f"session settings of {lane.fmt}", partial(self._try_settings, lane)))
 
     def _plan_float_precisions(self, leaders: Collection[str]) -> None:
         """Plan to lower the precision of the float operators of engines that do not lead.
@@ -172,82 +190,82 @@ class Search:
         All settings of the leaders are tried. This one may change who leads: int8 with the rest in bf16 can pass the
         bf16 engine that is ahead of int8 with the rest in fp32.
         """
-        for key, start in self.best.items():
+        for lane, start in self.best.items():
             if start.name not in leaders and any(single_changes(start, of_precision=True)):
-                name = f"inference precision of {'-'.join(key)}"
-                self._steps.append(Step(name, partial(self._try_float_precisions, key)))
+                name = f"inference precision of {lane}"
+                self._steps.append(Step(name, partial(self._try_float_precisions, lane)))
 
-    def _compete(self, title: str, key: tuple[str, str], candidates: Sequence[Configuration]) -> Race | None:
+    def _compete(self, title: str, lane: Lane, candidates: Sequence[Configuration]) -> Race | None:
         """Race the best configuration of a runtime and precision with candidates; the winner replaces it."""
-        incumbent = self.best[key]
+        incumbent = self.best[lane]
         outcome = self._race(title, [incumbent, *candidates])
         if outcome is not None:
             winner = outcome.winner(incumbent.name)
-            self.best[key] = next(each for each in (incumbent, *candidates) if each.name == winner)
+            self.best[lane] = next(each for each in (incumbent, *candidates) if each.name == winner)
         return outcome
 
-    def _try_threads(self, key: tuple[str, str]) -> None:
-        candidates = [replace(self.best[key], threads=count) for count in self.threads[1:]]
-        self._compete(f"threads, {'-'.join(key)}", key, candidates)
-        self._share(key)
+    def _try_threads(self, lane: Lane) -> None:
+        candidates = [replace(self.best[lane], threads=count) for count in self.threads[1:]]
+        self._compete(f"threads, {lane}", lane, candidates)
+        self._share(lane)
 
-    def _try_streams(self, key: tuple[str, str]) -> None:
-        incumbent = self.best[key]
-        counts = stream_counts(incumbent.threads, on_gpu=get_format(key[0]).runs_on_device)
-        self._compete(f"streams, {'-'.join(key)}", key, [replace(incumbent, streams=count) for count in counts])
-        self._share(key)
+    def _try_streams(self, lane: Lane) -> None:
+        incumbent = self.best[lane]
+        counts = stream_counts(incumbent.threads, on_gpu=get_format(lane.fmt).runs_on_device)
+        self._compete(f"streams, {lane}", lane, [replace(incumbent, streams=count) for count in counts])
+        self._share(lane)
 
-    def _try_batches(self, key: tuple[str, str]) -> None:
+    def _try_batches(self, lane: Lane) -> None:
         """Double the batch as long as that is shown to be faster for each image."""
-        while (batch := 2 * self.best[key].variant.batch) <= _MAX_BATCH:
-            incumbent = self.best[key]
+        while (batch := 2 * self.best[lane].variant.batch) <= _MAX_BATCH:
+            incumbent = self.best[lane]
             candidate = replace(incumbent, variant=replace(incumbent.variant, batch=batch))
             if not self._build(candidate.variant):
                 return
-            self._compete(f"batch {batch}, {'-'.join(key)}", key, [candidate])
-            if self.best[key] is incumbent:
+            self._compete(f"batch {batch}, {lane}", lane, [candidate])
+            if self.best[lane] is incumbent:
                 return
 
-    def _try_settings(self, key: tuple[str, str]) -> None:
+    def _try_settings(self, lane: Lane) -> None:
         """Change each setting alone; then combine the changes that are shown to be faster."""
-        incumbent = self.best[key]
+        incumbent = self.best[lane]
         changes = list(single_changes(incumbent))
-        title = f"settings, {'-'.join(key)}"
-        outcome = self._compete(title, key, changes) if changes else None
-        if outcome is None or self.best[key] is incumbent:
+        title = f"settings, {lane}"
+        outcome = self._compete(title, lane, changes) if changes else None
+        if outcome is None or self.best[lane] is incumbent:
             return
         slower_start = outcome.standing(incumbent.name).ratio
         ordered = [each for standing in outcome.standings for each in changes if each.name == standing.name]
         gains = [each for each in ordered if outcome.standing(each.name).ratio < slower_start]
         together = combined(incumbent, gains)
         if together.name not in {each.name for each in changes}:
-            self._compete(f"{title}, combined", key, [together])
-        self._share(key)
+            self._compete(f"{title}, combined", lane, [together])
+        self._share(lane)
 
-    def _try_float_precisions(self, key: tuple[str, str]) -> None:
-        changes = list(single_changes(self.best[key], of_precision=True))
-        self._compete(f"inference precision, {'-'.join(key)}", key, changes)
+    def _try_float_precisions(self, lane: Lane) -> None:
+        changes = list(single_changes(self.best[lane], of_precision=True))
+        self._compete(f"inference precision, {lane}", lane, changes)
 
-    def _share(self, key: tuple[str, str]) -> None:
+    def _share(self, lane: Lane) -> None:
         """Open the other precisions of the runtime with the same threads and settings."""
-        found = self.best[key]
-        for (fmt, precision), other in self.best.items():
-            if fmt == key[0] and precision != key[1]:
-                self.best[fmt, precision] = opened_like(other, found)
+        found = self.best[lane]
+        for each, other in self.best.items():
+            if each.fmt == lane.fmt and each.precision != lane.precision:
+                self.best[each] = opened_like(other, found)
 
-    def _plan_forms(self, key: tuple[str, str]) -> None:
-        variant = self.best[key].variant
+    def _plan_forms(self, lane: Lane) -> None:
+        variant = self.best[lane].variant
         for form in other_forms(self.builder.graph, variant.fmt, precision=variant.precision):
             other = replace(variant, form=form)
-            self._steps.append(Step(f"form {other.name}", partial(self._try_form, key, other)))
+            self._steps.append(Step(f"form {other.name}", partial(self._try_form, lane, other)))
 
-    def _try_form(self, key: tuple[str, str], other: Variant) -> None:
+    def _try_form(self, lane: Lane, other: Variant) -> None:
         if self._build(other):
-            self._compete(f"form {other.name}", key, [replace(self.best[key], variant=other)])
+            self._compete(f"form {other.name}", lane, [replace(self.best[lane], variant=other)])
 
-    def _try_groups(self, key: tuple[str, str]) -> None:
+    def _try_groups(self, lane: Lane) -> None:
         """Measure each group of layers in the other precision; combine the changes that are shown to be faster."""
-        incumbent = self.best[key]
+        incumbent = self.best[lane]
         base = self.bundles[incumbent.variant.name].manifest
         int8_fraction = base.quantized_fraction or 0.0
         trials = {}
@@ -260,14 +278,14 @@ class Search:
         outcome = self.bench.compare(incumbent, candidates) if candidates else None
         if outcome is None:
             return
-        title = f"int8 by layer groups, {'-'.join(key)}"
+        title = f"int8 by layer groups, {lane}"
         self.races.append((title, outcome))
         measured = [(trials[standing.name][0], standing) for standing in outcome.standings[1:]]
         choices = chosen_groups(measured, int8_fraction)
         if any(choice.moved for choice in choices):
             combination = replace(incumbent.variant, groups=choices)
             if self._build(combination):
-                self._compete(f"{title}, combined", key, [replace(incumbent, variant=combination)])
+                self._compete(f"{title}, combined", lane, [replace(incumbent, variant=combination)])
 
     def _build_trial(self, trial: Variant) -> bool:
         """Build an engine with one group changed, while there is time to measure it and build what follows from it."""

@@ -18,6 +18,8 @@ from edgevit.types import PRECISIONS, Precision
 from edgevit.untrusted import JsonObject, integer, list_of, nullable, object_of, one_of, text
 
 MAX_STREAMS = 1 << 12
+MAX_MS = 1e9  # largest time that is read from a file
+EQUAL_TIME = 0.03  # fraction of the faster of two times within which they are equal, if nothing tells them apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,11 @@ class Variant:
     @property
     def is_trial(self) -> bool:
         return any(choice.ratio is None for choice in self.groups)
+
+    @property
+    def exactness(self) -> int:
+        """The place of the precision among all: 0 for the highest."""
+        return PRECISIONS.index(self.precision)
 
     @property
     def name(self) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from edgevit.latency import system_files
+from edgevit.latency.candidate import Candidate
 from edgevit.latency.document.content import session_of
 from edgevit.latency.document.html_page import html_page
 from edgevit.latency.document.identity import machine_rows, setting_rows
 from edgevit.latency.document.markdown import markdown_page
-from edgevit.latency.measure import Candidate, measure
+from edgevit.latency.measure import measure
 from edgevit.latency.sampling import nvml
 from edgevit.runtimes.base import GPU, GPU_MULTIPROCESSORS, GPU_UUID
 from tests.fakes.machines import INTEL, ORIN, THOR, write_root

@@ -12,7 +12,7 @@ from edgevit.cli.main import command_line
 from edgevit.cli.parser import pytorch_source
 from edgevit.latency.document.content import session_of
 from edgevit.latency.document.repeat import certifying_command, repeat_command
-from edgevit.latency.measure import MeasurePlan
+from edgevit.latency.plan import MeasurePlan
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput, ThroughputPoint
 from edgevit.runtimes.layer_profile import LayerProfile, LayerTime

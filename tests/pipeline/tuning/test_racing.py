@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.racing import RUNGS, Race, judge, race, too_slow
 from edgevit.untrusted import InvalidError

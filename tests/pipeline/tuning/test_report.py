@@ -15,6 +15,7 @@ from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation, drop_points
 from edgevit.pipeline.tuning import report as tuning_report
 from edgevit.pipeline.tuning.report import Row, decides, pareto_front, recommended
+from edgevit.pipeline.tuning.space import EQUAL_TIME
 from edgevit.types import Precision
 from tests.helpers.samples import noisy, report
 from tests.helpers.tuning_reports import tuned
@@ -111,7 +112,7 @@ def test_sizes_within_two_percent_are_equal_on_the_front(size: int, on_front: bo
 
 def test_the_page_states_when_engines_are_equal() -> None:
     page = (Path(__file__).parents[3] / "docs" / "tuning.md").read_text("utf-8")
-    assert f"within {100 * tuning_report._TIE:g} % of its time" in page
+    assert f"within {100 * EQUAL_TIME:g} % of its time" in page
     assert f"Times, sizes and memory within {100 * tuning_report._EQUAL:g} % of one another count as equal" in page
 
 

@@ -11,7 +11,7 @@ import pytest
 from edgevit.pipeline.tuning import search as steps
 from edgevit.pipeline.tuning.deadline import OutOfTimeError
 from edgevit.pipeline.tuning.racing import Race, Standing
-from edgevit.pipeline.tuning.search import Search
+from edgevit.pipeline.tuning.search import Lane, Search
 from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.runtimes.openvino import OpenVino
 
@@ -102,4 +102,4 @@ def test_a_step_that_has_changed_the_best_is_not_called_not_tried(
     search = searching(SimpleNamespace(race=racing), variants=VARIANTS[:1])
     search.run()
     assert search.not_tried[0] == first
-    assert bool(search.best["openvino", "fp32"].session.chosen) is (races == 2)
+    assert bool(search.best[Lane("openvino", "fp32")].session.chosen) is (races == 2)

@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.measure import measure
-from edgevit.latency.report import LatencyReport, MeasurePlan
+from edgevit.latency.plan import MeasurePlan
+from edgevit.latency.report import LatencyReport
 from edgevit.latency.studies import Studies, Subject, study
 from edgevit.types import PRECISIONS, Precision
 from tests.tools.bench.candidates import BY_NAME, Candidate, peers_of, usable_candidates

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgevit.metrics import Evaluation, drop_points
-from edgevit.pipeline.tuning.finals import Examiner, Verification
+from edgevit.pipeline.tuning.examiner import Examiner, Verification
 
 
 def evaluation(*, images: int, correct: int) -> Evaluation:
@@ -28,7 +28,7 @@ def evaluation(*, images: int, correct: int) -> Evaluation:
         (500, 450, 0.01, []),
         (500, 450, 0.001, ["--max-drop 0.1% holds on 500 images, which are too few to show it"]),
         (500, 450, None, []),
-        (3, 0, 0.01, ["accuracy unknown: the original itself has top-1 0.0% on 3 images, as a guess may"]),
+        (3, 0, 0.01, ["accuracy unknown (the original itself may be guessing: top-1 0.0% on 3 images)"]),
     ],
 )
 def test_images_that_cannot_show_the_accuracy_are_named(
@@ -38,7 +38,7 @@ def test_images_that_cannot_show_the_accuracy_are_named(
     reference = evaluation(images=images, correct=original)
     examiner = Examiner(export=anything, deadline=anything, max_drop=max_drop, _reference=reference)
     winner = Verification(evaluation=reference, drop=drop_points(reference, reference))
-    found = examiner.doubts(winner)
+    found = examiner.warnings(winner)
     assert len(found) == len(expected)
     assert all(note.startswith(text) for note, text in zip(found, expected, strict=True))
-    assert examiner.doubts(Verification()) == []
+    assert examiner.warnings(Verification()) == []
