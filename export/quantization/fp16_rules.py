@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, is_in_modules, producers_of, readers_of
-from edgevit.export.quantization.dtypes import DATA_MOVEMENT, InterfaceType, computes, is_float, is_known, takes_fp16
+from edgevit.export.quantization.dtypes import DATA_MOVEMENT, computes, is_float, is_known, takes_fp16
 from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.types import Array
 
@@ -32,13 +32,10 @@ Kept: TypeAlias = Iterator[tuple[ir.Node, str]]  # nodes that stay in fp32, each
 
 
 class Fp16Context:
-    """A model with the magnitudes of its tensors and the type of its inputs and outputs, as the rules need them."""
+    """A model with the magnitudes of its tensors, as the rules need them."""
 
-    def __init__(
-        self, model: ir.Model, magnitudes: Mapping[str, float], io: InterfaceType, keep_float: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, model: ir.Model, magnitudes: Mapping[str, float], keep_float: Sequence[str] = ()) -> None:
         self.model = model
-        self.io = io
         self.keep_float = keep_float  # PyTorch modules that the user keeps in fp32
         self.opset = model.opset_imports.get("", 0)
         self.order = tuple(model.graph)  # without the bodies of branches and loops; producers first
@@ -271,15 +268,14 @@ def _moving_between(context: Fp16Context, kept: Iterable[ir.Node]) -> set[ir.Nod
     """Return the data movement between fp32 nodes: rounded to fp16, their values would lose the kept precision."""
     fp32 = set(kept)
     moving = [node for node in context.order if node.op_type in DATA_MOVEMENT and node not in fp32 and computes(node)]
-    interface = context.io == "fp32"
     from_fp32: set[ir.Node] = set(fp32)  # nodes with an fp32 input
     for node in moving:
         inputs = [value for value in node.inputs if is_float(value)]
-        if any(value.producer() in from_fp32 or (interface and value.is_graph_input()) for value in inputs if value):
+        if any(value.producer() in from_fp32 or value.is_graph_input() for value in inputs if value):
             from_fp32.add(node)
     to_fp32: set[ir.Node] = set(fp32)  # nodes whose output is read in fp32
     for node in reversed(moving):
-        if not to_fp32.isdisjoint(readers_of(node)) or (interface and any(v.is_graph_output() for v in node.outputs)):
+        if not to_fp32.isdisjoint(readers_of(node)) or any(v.is_graph_output() for v in node.outputs):
             to_fp32.add(node)
     return {node for node in moving if node in from_fp32 and node in to_fp32}
 

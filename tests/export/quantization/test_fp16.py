@@ -18,7 +18,7 @@ from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
-from edgevit.export.quantization.dtypes import InterfaceType, retype
+from edgevit.export.quantization.dtypes import retype
 from edgevit.export.quantization.emulation import emulate_fp16
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.fp16_rules import Fp16Context, find_fp32_nodes
@@ -33,9 +33,9 @@ from tests.helpers.graphs import HEADER, noise, parse
 from tests.helpers.quantization import load, snr_db
 
 
-def typed(graph: OnnxGraph, *images: Array, io: InterfaceType = "fp32") -> tuple[OnnxGraph, PrecisionPlan]:
+def typed(graph: OnnxGraph, *images: Array) -> tuple[OnnxGraph, PrecisionPlan]:
     """Convert to fp16 and check that the graph is valid."""
-    result, plan = to_fp16(graph, [{"x": image} for image in images], load=load, io=io)
+    result, plan = to_fp16(graph, [{"x": image} for image in images], load=load)
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)  # each operator's inputs have one type
     assert all(
         producer is None or producer.op_type != "Cast"
@@ -47,7 +47,7 @@ def typed(graph: OnnxGraph, *images: Array, io: InterfaceType = "fp32") -> tuple
 
 def with_all_in_fp16(graph: OnnxGraph) -> OnnxGraph:
     """Convert every node, as a converter without calibration does."""
-    return graph.apply("retype", lambda model: retype(model, frozenset(), "fp32"))
+    return graph.apply("retype", lambda model: retype(model, frozenset()))
 
 
 def fp16_output(graph: OnnxGraph, image: Array) -> Array:
@@ -97,12 +97,11 @@ def test_attention_has_no_cast_inside() -> None:
     assert result.history[-1].note == plan.summary
 
 
-@pytest.mark.parametrize(("io", "dtype", "casts"), [("fp32", "float32", 2), ("fp16", "float16", 0)])
-def test_inputs_and_outputs_stay_fp32_by_default(io: InterfaceType, dtype: str, casts: int) -> None:
-    result, plan = typed(attention(), noise(2, 10, 8, seed=0), io=io)
-    assert [spec.dtype for spec in (*result.inputs, *result.outputs)] == [dtype, dtype]
+def test_inputs_and_outputs_stay_fp32() -> None:
+    result, plan = typed(attention(), noise(2, 10, 8, seed=0))
+    assert [spec.dtype for spec in (*result.inputs, *result.outputs)] == ["float32", "float32"]
     assert [spec.name for spec in (*result.inputs, *result.outputs)] == ["x", "y"]
-    assert plan.casts == casts
+    assert plan.casts == 2
 
 
 def test_the_nodes_of_named_modules_stay_in_fp32() -> None:
@@ -357,7 +356,7 @@ def test_attention_of_as_many_queries_as_pixels_is_left_to_the_engine() -> None:
         }}""",
         v=np.zeros((16384, 2), np.float32),
     )
-    context = Fp16Context(graph.model, {}, "fp32")
+    context = Fp16Context(graph.model, {})
     assert not find_fp32_nodes(context)
 
 
