@@ -37,6 +37,7 @@ from edgevit.export.ir_helpers import constant, require_modules
 from edgevit.export.quantization.calibration import LoadGraph, collect_ranges
 from edgevit.export.quantization.dtypes import computes, is_float, retype, to_half
 from edgevit.export.quantization.fp16_rules import FP16_MAX, FP16_MIN_NORMAL, Fp16Context, find_fp32_nodes
+from edgevit.node_names import module_of_name
 from edgevit.types import Feeds
 
 
@@ -77,7 +78,7 @@ class PrecisionPlan:
     @property
     def modules(self) -> tuple[str, ...]:
         """The PyTorch modules with a node in fp32."""
-        return tuple(dict.fromkeys(node.name.rpartition("/")[0] for node in self.kept))
+        return tuple(dict.fromkeys(module_of_name(node.name) for node in self.kept))
 
     @property
     def fraction(self) -> None:

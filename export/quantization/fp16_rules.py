@@ -10,9 +10,10 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, is_in_modules, producers_of, readers_of
+from edgevit.export.ir_helpers import constant, producers_of, readers_of
 from edgevit.export.quantization.dtypes import DATA_MOVEMENT, computes, is_float, is_known, takes_fp16
 from edgevit.export.quantization.predictions import prediction_nodes
+from edgevit.node_names import is_in_modules
 from edgevit.types import Array
 
 FP16_MAX = 65504.0
