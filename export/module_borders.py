@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import module_of
+from edgevit.export.operators import LAYERS
 from edgevit.node_names import is_in_module
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
@@ -23,7 +24,6 @@ _NUMBERS = _FLOATS | {
     ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.BOOL,
 }  # fmt: skip
 _QUANTIZES = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})  # as in quantization.int8
 
 
 class ModuleBorders:
@@ -116,7 +116,7 @@ def _quantized_layers(node: ir.Node) -> list[ir.Node]:
     readers = [use.node for value in node.outputs for use in value.uses()]
     if node.op_type == "QuantizeLinear":
         readers = [use.node for reader in readers for value in reader.outputs for use in value.uses()]
-    return readers if all(reader.op_type in _LAYERS for reader in readers) else []
+    return readers if all(reader.op_type in LAYERS for reader in readers) else []
 
 
 def _neighbors(node: ir.Node) -> Iterator[ir.Node]:

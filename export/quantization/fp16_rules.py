@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, producers_of, readers_of
+from edgevit.export.operators import PRODUCTS
 from edgevit.export.quantization.dtypes import DATA_MOVEMENT, computes, is_float, is_known, takes_fp16
 from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.node_names import is_in_modules
@@ -25,7 +26,6 @@ MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, at which equal
 
 _SUMS = frozenset({"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool"})
 _SQUARES = frozenset({"ReduceSumSquare", "ReduceL2"})
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "Einsum"})
 _ARITHMETIC = frozenset({"Abs", "Add", "Clip", "Div", "Exp", "Floor", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal",
                          "ReduceMax", "ReduceMin", "Round", "Sqrt", "Sub", "Sum", *_SUMS, *_SQUARES})  # fmt: skip
 
@@ -150,7 +150,7 @@ def _pooling(context: Fp16Context) -> Kept:
         pixels = shape.pop(node.attributes.get_int("axis", -1))
         if pixels >= MAX_POOLED and shape[-1] * HEADROOM < pixels:
             reason = f"equal weights over {pixels} pixels are {1 / pixels:.2g}; fp16 loses bits below"
-            pooling = (reader for reader in readers_of(node) if reader.op_type in _PRODUCTS)
+            pooling = (reader for reader in readers_of(node) if reader.op_type in PRODUCTS)
             yield from ((member, f"{reason} {FP16_MIN_NORMAL:.2g}") for member in (node, *pooling))
 
 
@@ -221,7 +221,7 @@ def _until_division(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
         if _divides(node, inside):
             ends.add(node)
         elif node.op_type in _ARITHMETIC | DATA_MOVEMENT or (
-            node.op_type in _PRODUCTS and all(constant(value) is None for value in node.inputs)
+            node.op_type in PRODUCTS and all(constant(value) is None for value in node.inputs)
         ):
             inside.add(node)
     on_path = {seed, *ends}
@@ -242,7 +242,7 @@ def _divides(node: ir.Node, by: AbstractSet[ir.Node]) -> bool:
 def _with_inputs_of(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
     """Return `seed` and the arithmetic that only it uses, back to the matmuls and convolutions before it, included."""
     members = _used_only_by(context, {seed})
-    products = {node for node in context.order if node.op_type in _PRODUCTS and readers_of(node)}
+    products = {node for node in context.order if node.op_type in PRODUCTS and readers_of(node)}
     return members | {node for node in products if members.issuperset(readers_of(node))}
 
 
@@ -300,7 +300,7 @@ def _root_of(square: ir.Node) -> ir.Value | None:
 
 def _is_bias(node: ir.Node, index: int, array: Array) -> bool:
     """Whether the constant is a bias near zero: its values are added to larger ones, so that nothing is lost."""
-    if node.op_type in _PRODUCTS or "Normalization" in node.op_type:
+    if node.op_type in PRODUCTS or "Normalization" in node.op_type:
         return index == 2
     return node.op_type in ("Add", "Sub") and array.size > 1
 

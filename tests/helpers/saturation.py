@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, int64_initializer, replace_value
+from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.dtypes import FP32
 from edgevit.types import Array
 
@@ -29,7 +30,7 @@ def emulate_saturation(graph: OnnxGraph) -> OnnxGraph:
 
 def _replace_int8_layers(model: ir.Model) -> None:
     for node in list(model.graph):
-        if node.op_type in ("Conv", "Gemm", "MatMul") and (operands := _int8_operands(node)) is not None:
+        if node.op_type in LAYERS and (operands := _int8_operands(node)) is not None:
             _SaturatingLayer(model.graph, node, operands).replace()
 
 

@@ -284,6 +284,16 @@ def test_a_bias_near_zero_becomes_fp16() -> None:
     assert [(weight.name, weight.denormal) for weight in plan.weights] == [("b", 4)]
 
 
+def test_a_bias_near_zero_of_a_transposed_convolution_becomes_fp16() -> None:
+    graph = parse(
+        f"{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 4, h, w] y) {{ y = ConvTranspose (x, w, b) }}",
+        w=noise(4, 4, 2, 2, seed=0),
+        b=np.full(4, 1e-6, np.float32),
+    )
+    _, plan = typed(graph, noise(2, 4, 3, 3, seed=0))
+    assert kept(plan) == []
+
+
 def test_nodes_that_overflow_on_calibration_images_stay_in_fp32() -> None:
     """With all nodes in fp16 the outputs are NaN."""
     graph = attention(gain=40.0)
