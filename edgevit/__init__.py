@@ -105,7 +105,7 @@ def create_model(
     """
     from edgevit.models import registry
 
-    return registry.create_model(name, weights, num_classes, img_size=img_size, features=features, **options)
+    return registry.create_model(name, weights, num_classes, img_size=img_size, features=features, options=options)
 
 
 @overload

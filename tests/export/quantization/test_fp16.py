@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from edgevit import create_model
 from edgevit.errors import ExportError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
@@ -24,7 +25,6 @@ from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.fp16_rules import Fp16Context, find_fp32_nodes
 from edgevit.models.loading import from_name
 from edgevit.models.reference import compute_references
-from edgevit.models.registry import create_model
 from edgevit.runtimes.parity import compare
 from edgevit.runtimes.tensorrt_rtx import kernels
 from edgevit.types import Array, Reference
