@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.formats import Int8Range
-    from edgevit.models.description import ModelDescription
     from edgevit.pipeline.explain.explanation import Explanation
     from edgevit.pipeline.tuning.report import TuningReport
     from edgevit.runtimes.base import BatchRange, Engine
@@ -106,7 +105,7 @@ def create_model(
     """
     from edgevit.models import registry
 
-    return registry.create_model(name, weights, num_classes, img_size=img_size, features=features, **options)
+    return registry.create_model(name, weights, num_classes, img_size=img_size, features=features, options=options)
 
 
 @overload
@@ -194,27 +193,27 @@ def export_model(
     from pathlib import Path
 
     from edgevit.bundles.bundle import Bundle
+    from edgevit.files import as_path
     from edgevit.formats import get_format
     from edgevit.pipeline import run as pipeline
-    from edgevit.pipeline.load_model import restored_mode
+    from edgevit.pipeline.load_model import ModelOptions, restored_mode
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
+    options = ModelOptions(
+        name=name,
+        example_input=example_input,
+        weights=weights,
+        num_classes=num_classes,
+        img_size=img_size,
+        outputs=outputs,
+        batch=None if batch == 1 else batch,
+        preprocessing=preprocessing,
+        classes=as_path(classes),
+    )
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
     with restored_mode(model):
-        loaded = _load_model(
-            model,
-            name=name,
-            out=out,
-            example_input=example_input,
-            weights=weights,
-            num_classes=num_classes,
-            img_size=img_size,
-            outputs=outputs,
-            batch=batch,
-            preprocessing=preprocessing,
-            classes=classes,
-        )
+        loaded = options.load(model, Path(out))
         config = pipeline.ExportConfig(
             formats=tuple(get_format(each).name for each in ([fmt] if isinstance(fmt, str) else fmt)),
             options=BuildOptions(
@@ -226,9 +225,9 @@ def export_model(
             ),
             out=Path(out),
             opset=opset,
-            images=Path(images) if images is not None else None,
-            calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
-            eval=Path(eval) if eval is not None else None,
+            images=as_path(images),
+            calib=calib if isinstance(calib, Mapping) else as_path(calib),
+            eval=as_path(eval),
             int8_range=int8_range,
             keep_float=tuple(keep_float),
             max_drop=max_drop,
@@ -242,53 +241,6 @@ def export_model(
         report = pipeline.run(loaded, config)
     bundles = tuple(Bundle.open(each.path) for each in report.bundles)
     return bundles[0] if isinstance(fmt, str) else bundles
-
-
-def _load_model(
-    model: str | nn.Module,
-    *,
-    name: str | None,
-    out: str | os.PathLike[str],
-    example_input: torch.Tensor | Sequence[torch.Tensor] | None,
-    weights: str | os.PathLike[str] | None,
-    num_classes: int | None,
-    img_size: int | tuple[int, int] | None,
-    outputs: OutputForm | None = None,
-    batch: int,
-    preprocessing: object,
-    classes: str | os.PathLike[str] | None,
-) -> ModelDescription:
-    """Load a model given by name, or describe a module; the options are those of `export_model`."""
-    from pathlib import Path
-
-    from edgevit.errors import UsageError
-    from edgevit.models.description import with_classes
-    from edgevit.pipeline.load_model import load_named
-    from edgevit.pipeline.naming import with_distinct_name, with_name
-
-    if isinstance(model, str):
-        if example_input is not None:
-            raise UsageError("example_input is for a module; a model given by name is exported for img_size")
-        loaded = load_named(
-            model,
-            weights=weights,
-            num_classes=num_classes,
-            img_size=img_size,
-            batch=None if batch == 1 else batch,
-            outputs=outputs,
-            preprocessing=preprocessing,
-        )
-    else:
-        from edgevit.models import loading
-
-        if any(option is not None for option in (weights, num_classes, img_size, outputs)):
-            raise UsageError(
-                "weights, num_classes, img_size and outputs are for a model given by name; apply them to your module"
-            )
-        loaded = loading.from_module(model, example_input=example_input, batch=batch, preprocessing=preprocessing)
-    if classes is not None:
-        loaded = with_classes(loaded, Path(classes))
-    return with_distinct_name(loaded, Path(out)) if name is None else with_name(loaded, name)
 
 
 def tune(
@@ -339,7 +291,8 @@ def tune(
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgevit.pipeline.load_model import restored_mode
+    from edgevit.files import as_path
+    from edgevit.pipeline.load_model import ModelOptions, restored_mode
     from edgevit.pipeline.tuning.config import TuneConfig
     from edgevit.pipeline.tuning.tune import tune as find_fastest
 
@@ -347,30 +300,28 @@ def tune(
         formats=tuple(fmt),
         threads=tuple(threads),
         limit_s=time_s,
-        calib=calib if calib is None or isinstance(calib, Mapping) else Path(calib),
-        eval=Path(eval) if eval is not None else None,
+        calib=calib if isinstance(calib, Mapping) else as_path(calib),
+        eval=as_path(eval),
         max_drop=max_drop,
         int8_range=int8_range,
-        images=Path(images) if images is not None else None,
+        images=as_path(images),
         strict=strict,
         out=Path(out),
         throughput=throughput,
         fresh=fresh,
     )
+    options = ModelOptions(
+        name=name,
+        example_input=example_input,
+        weights=weights,
+        num_classes=num_classes,
+        img_size=img_size,
+        batch=None if batch == 1 else batch,
+        preprocessing=preprocessing,
+        classes=as_path(classes),
+    )
     with restored_mode(model):
-        loaded = _load_model(
-            model,
-            name=name,
-            out=out,
-            example_input=example_input,
-            weights=weights,
-            num_classes=num_classes,
-            img_size=img_size,
-            batch=batch,
-            preprocessing=preprocessing,
-            classes=classes,
-        )
-        return find_fastest(loaded, config)
+        return find_fastest(options.load(model, Path(out)), config)
 
 
 export = export_model  # the package edgevit.export is callable too: see export/__init__.py
@@ -392,13 +343,12 @@ def load(
     Raises BundleError if a file of the bundle is missing or was modified, and MissingError if its runtime is not
     installed.
     """
-    from pathlib import Path
-
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.engine import open_engine
+    from edgevit.files import as_path
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
-    return open_engine(opened, threads=threads, cache_dir=None if cache_dir is None else Path(cache_dir))
+    return open_engine(opened, threads=threads, cache_dir=as_path(cache_dir))
 
 
 def explain(
@@ -422,17 +372,16 @@ def explain(
     The part of the graph that fails is saved in the folder `explain` beside the bundle. Raises UsageError if the model
     has to be named, or is another one than the bundle was exported from.
     """
-    from pathlib import Path
-
     from torch import nn
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.source_model import PytorchSource
     from edgevit.bundles.verify import verify
+    from edgevit.files import as_path
     from edgevit.pipeline.explain.bundles import explain_bundle
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
-    folder = None if images is None else Path(images)
+    folder = as_path(images)
     source = model if isinstance(model, nn.Module) else PytorchSource(model=model, weights=weights)
     named = source if isinstance(source, PytorchSource) else PytorchSource()
     report = verify(opened, images=folder, source=named)

@@ -40,6 +40,11 @@ def cache_folder() -> Path:
         raise MissingError("no home directory for the cache; set EDGEVIT_CACHE to a folder") from error
 
 
+def as_path(path: str | os.PathLike[str] | None) -> Path | None:
+    """Return a Path; None stays None."""
+    return None if path is None else Path(path)
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import UsageError, did_you_mean
+from edgevit.node_names import is_in_modules, module_of_name
 from edgevit.types import Array
 
 # Permutations of a Transpose.
@@ -17,13 +18,7 @@ NCHW_TO_NHWC, NHWC_TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 
 def module_of(node: ir.Node) -> str:
     """Return the dotted path of the PyTorch module that a node came from; "" if unknown."""
-    return (node.name or "").rpartition("/")[0]
-
-
-def is_in_modules(name: str, modules: Iterable[str]) -> bool:
-    """Whether a node is part of one of the PyTorch modules, or of their submodules, by its name."""
-    path = name.rpartition("/")[0]
-    return any(path == module or path.startswith(f"{module}.") for module in modules)
+    return module_of_name(node.name or "")
 
 
 def require_modules(model: ir.Model, modules: Iterable[str]) -> None:
@@ -31,7 +26,7 @@ def require_modules(model: ir.Model, modules: Iterable[str]) -> None:
     names = [str(node.name) for node in model.graph.all_nodes()]
     for module in modules:
         if not any(is_in_modules(name, (module,)) for name in names):
-            known = sorted({path for name in names if (path := name.rpartition("/")[0])})
+            known = sorted({path for name in names if (path := module_of_name(name))})
             raise UsageError(f"no operator of the graph belongs to a module {module!r}.{did_you_mean(module, known)}")
 
 

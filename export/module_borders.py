@@ -15,13 +15,15 @@ from functools import cached_property
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import module_of
+from edgevit.export.operators import LAYERS
+from edgevit.node_names import is_in_module
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 _NUMBERS = _FLOATS | {
     ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.BOOL,
 }  # fmt: skip
 _QUANTIZES = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})  # as in quantization.int8
 
 
 class ModuleBorders:
@@ -77,15 +79,10 @@ class ModuleBorders:
         )
 
     def _inside(self, path: str) -> AbstractSet[ir.Node]:
-        return {node for node in self.nodes if contains(path, self._modules[node])}
+        return {node for node in self.nodes if is_in_module(self._modules[node], path)}
 
     def _is_tensor(self, value: ir.Value) -> bool:
         return value in self._variable and value.dtype in _FLOATS
-
-
-def contains(module: str, path: str) -> bool:
-    """Whether `path` is the module itself or one of its submodules; the whole model is ""."""
-    return not module or path == module or path.startswith(f"{module}.")
 
 
 def common_module(paths: Iterable[str]) -> str:
@@ -101,7 +98,7 @@ def common_module(paths: Iterable[str]) -> str:
 
 def _modules(nodes: tuple[ir.Node, ...]) -> dict[ir.Node, str]:
     """Return the module of each node; a node without one gets that of its neighbors."""
-    found = {node: str(node.name).rpartition("/")[0] for node in nodes}
+    found = {node: module_of(node) for node in nodes}
     unnamed = {node for node in nodes if "/" not in str(node.name)}
     for node in nodes:
         if node in unnamed:
@@ -119,7 +116,7 @@ def _quantized_layers(node: ir.Node) -> list[ir.Node]:
     readers = [use.node for value in node.outputs for use in value.uses()]
     if node.op_type == "QuantizeLinear":
         readers = [use.node for reader in readers for value in reader.outputs for use in value.uses()]
-    return readers if all(reader.op_type in _LAYERS for reader in readers) else []
+    return readers if all(reader.op_type in LAYERS for reader in readers) else []
 
 
 def _neighbors(node: ir.Node) -> Iterator[ir.Node]:

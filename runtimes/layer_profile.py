@@ -138,9 +138,9 @@ def _filled(modules: Sequence[str]) -> list[str]:
     return filled
 
 
-def module_of_name(name: str) -> str:
-    """Return the module of a node that edgevit named `<module path>/<operator>[_n]`."""
-    module, slash, _ = name.partition("/")  # runtimes add parts of their own, such as /MatMulAddFusion
+def node_module(name: str) -> str:
+    """Return the module in a node's name, `<module path>/<operator>`, to which the runtime may have added parts."""
+    module, slash, _ = name.partition("/")  # ONNX Runtime appends /MatMulAddFusion, for example
     if not slash:
         return UNKNOWN_MODULE
     return module or TOP_MODULE

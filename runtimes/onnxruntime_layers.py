@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgevit.errors import MeasureError
-from edgevit.runtimes.layer_profile import LayerProfile, LayerTime, layer_profile, module_of_name
+from edgevit.runtimes.layer_profile import LayerProfile, LayerTime, layer_profile, node_module
 from edgevit.runtimes.onnxruntime_precision import CONVOLUTIONS, is_operator, operator_macs, operator_precision
 
 _SUFFIXES, _PREFIX = ("_kernel_time", "_nchwc"), "fused "  # that ONNX Runtime adds to the name of a node
@@ -68,7 +68,7 @@ def _layers(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], names: M
             LayerTime(
                 name=name,
                 kind=kind,
-                module=module_of_name(name),
+                module=node_module(name),
                 ms=node["dur"] / 1e3,
                 macs=macs,
                 precision="" if macs is None else operator_precision(node["args"]),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgevit.runtimes.layer_profile import UNKNOWN_MODULE, LayerProfile, LayerTime, layer_profile, module_of_name
+from edgevit.runtimes.layer_profile import UNKNOWN_MODULE, LayerProfile, LayerTime, layer_profile, node_module
 from edgevit.runtimes.openvino_precision import LayerProducts, Operator, layer_products
 from edgevit.types import Feeds
 
@@ -51,7 +51,7 @@ def _layer(
     name, kind = str(counter.node_name), str(counter.node_type)
     known = [names.get(each, each) for each in (name, *originals.get(name, ()))]
     # The name of a Reorder begins with that of a tensor and of layouts, and not with a module.
-    modules = [module_of_name(each) for each in known if kind != _REORDER]
+    modules = [node_module(each) for each in known if kind != _REORDER]
     module = next((each for each in modules if each != UNKNOWN_MODULE), UNKNOWN_MODULE)
     return LayerTime(
         name=known[0],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 from torch import nn
 
 import edgevit
-from edgevit.cli.main import main
+from edgevit.cli.main import command_line, main
+from edgevit.cli.parser import subcommands
 from edgevit.errors import EXIT_STATUSES, EdgevitError, UsageError
+from edgevit.models.preprocessing import PreprocessingOptions
 
 PARAMETERS = {
     "list_models": "family",
@@ -24,6 +28,16 @@ PARAMETERS = {
     "explain": "bundle model weights images limit_s",
     "tune": "model time_s fmt threads calib eval max_drop out example_input weights num_classes img_size batch images",
 }
+# Options of `edgevit export` that `edgevit.export` lacks: a factory and inputs are passed as objects, the preprocessing
+# as one, and a latency measurement and a builder's memory have their defaults.
+ONLY_ON_THE_COMMAND_LINE = {
+    "arg",
+    "input_shape",
+    "latency_time",
+    "workspace",
+    *(field.name for field in fields(PreprocessingOptions)),
+}
+OF_EVERY_COMMAND = {"help", "json", "quiet", "verbose"}
 
 
 def test_the_public_names_are_these() -> None:
@@ -36,6 +50,29 @@ def test_a_public_function_keeps_its_parameters(name: str) -> None:
     missing = set(PARAMETERS[name].split()) - set(inspect.signature(function).parameters)
     assert missing == set()
     assert function.__doc__
+
+
+def test_the_overloads_of_export_have_all_its_options() -> None:
+    """Type checkers read the overloads' options, Python those of the function itself."""
+    (typed,) = (
+        node
+        for node in ast.walk(ast.parse(Path(edgevit.__file__).read_text("utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name == "_ExportOptions"
+    )
+    in_overloads = {
+        field.target.id: ast.unparse(field.annotation)
+        for field in typed.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    parameters = inspect.signature(edgevit.export_model).parameters
+    assert in_overloads == {
+        name: parameter.annotation for name, parameter in parameters.items() if name not in ("model", "fmt")
+    }
+
+
+def test_python_exports_with_the_options_of_the_command_line() -> None:
+    options = {action.dest for action in dict(subcommands(command_line()))["export"]._actions} - OF_EVERY_COMMAND
+    assert options - set(inspect.signature(edgevit.export_model).parameters) == ONLY_ON_THE_COMMAND_LINE
 
 
 def test_the_package_ships_its_types() -> None:

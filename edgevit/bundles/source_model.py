@@ -115,8 +115,10 @@ def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
         raise UsageError(f"--arg is for the factory of --model file.py:FUNCTION; {name} takes none")
     weights = source.weights if source.weights is not None else _recorded_weights(bundle)
     height_and_width = bundle.preprocessing.input_size[1:]
+    options = dict(record.options) if record.is_registered else {}
+    features = bool(options.pop("features", False))
     module = registry.create_model(
-        name, weights, record.num_classes, img_size=height_and_width, **(record.options if record.is_registered else {})
+        name, weights, record.num_classes, img_size=height_and_width, features=features, options=options
     )
     loading.draw_weights(module)
     return loading.from_module(module, batch=batch)

@@ -94,9 +94,8 @@ def add_preprocessing_arguments(group: Group) -> None:
 
 def load_model(arguments: Arguments) -> ModelDescription:
     """Load MODEL, with the preprocessing and the class names that the options set."""
-    from edgevit.models.description import with_classes
     from edgevit.models.preprocessing import PreprocessingOptions
-    from edgevit.pipeline.load_model import load_named
+    from edgevit.pipeline.load_model import ModelOptions
 
     settings = PreprocessingOptions(
         mean=arguments.mean,
@@ -111,8 +110,7 @@ def load_model(arguments: Arguments) -> ModelDescription:
         pad_color=arguments.pad_color,
         pad_side=arguments.pad_side,
     )
-    model = load_named(
-        arguments.model,
+    options = ModelOptions(
         weights=arguments.weights,
         num_classes=arguments.num_classes,
         img_size=arguments.img_size,
@@ -121,8 +119,9 @@ def load_model(arguments: Arguments) -> ModelDescription:
         arguments=dict(arguments.arg),
         outputs=arguments.outputs,
         preprocessing=settings if settings.given else None,
+        classes=arguments.classes,
     )
-    return with_classes(model, arguments.classes) if arguments.classes else model
+    return options.load(arguments.model, arguments.out)
 
 
 def require_current_folder() -> None:

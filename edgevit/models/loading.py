@@ -93,8 +93,10 @@ def from_name(
         raise UsageError(factories_in(Path(name)))
     if input_shapes:
         raise UsageError("--input-shape requires a factory, MODEL as file.py:factory; use --img-size")
-    options = registry.output_options(name, outputs)
-    module = registry.create_model(name, weights, num_classes, img_size=img_size, **options)
+    choice = registry.output_options(name, outputs)
+    module = registry.create_model(
+        name, weights, num_classes, img_size=img_size, features=choice.features, options=choice.options
+    )
     draw_weights(module)
     return from_module(module, batch=batch, preprocessing=preprocessing)
 

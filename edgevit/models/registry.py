@@ -8,7 +8,9 @@ import inspect
 import numbers
 import os
 from collections.abc import Mapping
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ ARCHITECTURES = (
     "dense.shapes",
 )
 
-
+_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _OUTPUT_OPTIONS = {"outputs", "topk", "max_detections"}  # select outputs; weights fit all of their values
 
 
@@ -79,7 +81,7 @@ def create_model(
     *,
     img_size: int | tuple[int, int] | None = None,
     features: bool = False,
-    **options: Any,
+    options: Mapping[str, Any] = _NO_OPTIONS,
 ) -> nn.Module:
     """Return a registered model in eval mode: images (N, C, H, W) to logits (N, num_classes).
 
@@ -100,59 +102,46 @@ def create_model(
         raise UsageError(f"num_classes must be at least 1, not {num_classes}")
     if features:
         _require_backbone(spec, num_classes)
-    loaded, source = _find_weights(spec, weights, num_classes, changed=bool(options.keys() - _OUTPUT_OPTIONS))
-    # No registered model has a submodule called `module` or `model`, so the prefixes of wrappers can go.
-    tensors = checkpoints.without_prefix(loaded.tensors) if loaded else {}
-    if loaded and spec.weights_options:
-        options = {**spec.weights_options(tensors), **options}
-    if loaded and spec.convert_state_dict:
-        tensors = spec.convert_state_dict(tensors)
-    classes: int | None = None
+    found = _find_weights(spec, weights, num_classes, changed=bool(options.keys() - _OUTPUT_OPTIONS))
+    tensors, implied = _convert_tensors(spec, found.loaded)
+    options = {**implied, **options}
     module: nn.Module
     if features:
-        module, tensors = _build_backbone(spec, options, preprocessing, tensors, source=source)
-        options = {**options, "features": True}
+        module, tensors = _build_backbone(spec, options, preprocessing, tensors, source=found.source)
+        info = _model_info(spec, found, {**options, "features": True}, preprocessing, num_classes=None)
+        info = dataclasses.replace(info, task="features", output_form="features")
     else:
-        classes = num_classes or spec.num_classes
-        module = _build(spec, options, classes, preprocessing)
-        count_in = spec.class_count or partial(_class_count, module)
-        if loaded and num_classes is None and (count := count_in(tensors)) not in (None, classes):
-            classes = count
-            module = _build(spec, options, classes, preprocessing)
-    if loaded:
-        checkpoints.load_into(module, tensors, source=source)
-    module.model_info = ModelInfo(  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
-        name=name,
-        family=spec.family,
-        options=options,
-        preprocessing=preprocessing,
-        num_classes=classes,
-        classes=spec.class_dataset if classes == spec.num_classes else None,
-        task="features" if features else spec.task,
-        output_form="features" if features else _output_form(spec, options),
-        weights=source,
-        weights_key=loaded.key if loaded else None,
-        weights_tensors=len(loaded.tensors) if loaded else 0,
-        weights_sha256=loaded.sha256 if loaded else None,
-    )
+        module, classes = _build_network(spec, options, preprocessing, tensors, num_classes)
+        info = _model_info(spec, found, options, preprocessing, num_classes=classes)
+    if found.loaded:
+        checkpoints.load_into(module, tensors, source=found.source)
+    module.model_info = info  # type: ignore[assignment]  # nn.Module types every attribute as tensor or module
     return module.eval()
 
 
-def output_options(name: str, form: OutputForm | None) -> dict[str, Any]:
-    """Return the options with which `create_model` builds a model that outputs `form`; none for its default form.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputChoice:
+    """The arguments of `create_model` that select the outputs."""
+
+    features: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def output_options(name: str, form: OutputForm | None) -> OutputChoice:
+    """Return the arguments with which `create_model` builds a model that outputs `form`; none for its default form.
 
     Raises UsageError if a classifier is to output anything but logits or features. Other models refuse unknown forms.
     """
     spec = get_spec(name)
     if form is None:
-        return {}
+        return OutputChoice()
     if form == "features" and spec.backbone is not None:
-        return {"features": True}
+        return OutputChoice(features=True)
     if "outputs" in inspect.signature(spec.factory).parameters:
-        return {"outputs": form}
+        return OutputChoice(options={"outputs": form})
     if form not in ("logits", "features"):
         raise UsageError(f"{name} is a classifier; it outputs logits or features, not {form}")
-    return {"features": True} if form == "features" else {}  # which a classifier without maps refuses
+    return OutputChoice(features=form == "features")  # which a classifier without maps refuses
 
 
 def _output_form(spec: ModelSpec, options: Mapping[str, Any]) -> OutputForm:
@@ -176,26 +165,34 @@ def _preprocessing(spec: ModelSpec, img_size: int | tuple[int, int] | None) -> P
     return dataclasses.replace(spec.preprocessing, input_size=(spec.preprocessing.input_size[0], height, width))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The weights for a model and their source; None and "random" if there are none."""
+
+    loaded: checkpoints.Weights | None
+    source: str
+
+
 def _find_weights(
     spec: ModelSpec,
     weights: str | os.PathLike[str] | StateDict | None,
     num_classes: int | None,
     *,
     changed: bool,
-) -> tuple[checkpoints.Weights | None, str]:
-    """Return the weights to load and their source; None and "random" if there are none."""
+) -> _Found:
     if isinstance(weights, str) and weights == OFFICIAL:
         return _official_weights(spec, num_classes)
     if isinstance(weights, Mapping):
-        return checkpoints.from_state_dict(weights), "a state dict"
+        return _Found(loaded=checkpoints.from_state_dict(weights), source="a state dict")
     if weights is not None:
-        return checkpoints.read(weights), str(weights)
+        return _Found(loaded=checkpoints.read(weights), source=str(weights))
     if spec.included_weights and not changed and num_classes in (None, spec.num_classes):
-        return checkpoints.read(checkpoints.included(spec.included_weights)), f"included {spec.included_weights}"
-    return None, "random"
+        included = checkpoints.read(checkpoints.included(spec.included_weights))
+        return _Found(loaded=included, source=f"included {spec.included_weights}")
+    return _Found(loaded=None, source="random")
 
 
-def _official_weights(spec: ModelSpec, num_classes: int | None) -> tuple[checkpoints.Weights, str]:
+def _official_weights(spec: ModelSpec, num_classes: int | None) -> _Found:
     """Return the authors' weights and their address. Raises UsageError, MissingError."""
     if spec.included_weights:
         raise UsageError(f"{spec.name} comes with its weights; omit --weights")
@@ -207,13 +204,47 @@ def _official_weights(spec: ModelSpec, num_classes: int | None) -> tuple[checkpo
     path = download_official(spec.name, spec.published)
     assert spec.published is not None
     try:
-        return checkpoints.read(path), str(spec.published.url)
+        return _Found(loaded=checkpoints.read(path), source=str(spec.published.url))
     except CheckpointError as error:  # a web page in place of the file, or a cut connection
         path.unlink(missing_ok=True)
         raise MissingError(
             f"the download from {spec.published.url} is no checkpoint ({error}) and was deleted; try again, "
             "or download it yourself and pass it with --weights FILE"
         ) from error
+
+
+def _convert_tensors(spec: ModelSpec, loaded: checkpoints.Weights | None) -> tuple[StateDict, Mapping[str, Any]]:
+    """Return the tensors of a checkpoint in edgevit's naming, and the options that they imply; nothing without one."""
+    if loaded is None:
+        return {}, {}
+    # No registered model has a submodule called `module` or `model`, so the prefixes of wrappers can go.
+    tensors = checkpoints.without_prefix(loaded.tensors)
+    options = spec.weights_options(tensors) if spec.weights_options else {}
+    return spec.convert_state_dict(tensors) if spec.convert_state_dict else tensors, options
+
+
+def _model_info(
+    spec: ModelSpec,
+    found: _Found,
+    options: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    *,
+    num_classes: int | None,
+) -> ModelInfo:
+    return ModelInfo(
+        name=spec.name,
+        family=spec.family,
+        options=options,
+        preprocessing=preprocessing,
+        num_classes=num_classes,
+        classes=spec.class_dataset if num_classes == spec.num_classes else None,
+        task=spec.task,
+        output_form=_output_form(spec, options),
+        weights=found.source,
+        weights_key=found.loaded.key if found.loaded else None,
+        weights_tensors=len(found.loaded.tensors) if found.loaded else 0,
+        weights_sha256=found.loaded.sha256 if found.loaded else None,
+    )
 
 
 def _require_backbone(spec: ModelSpec, num_classes: int | None) -> None:
@@ -237,6 +268,24 @@ def _build_backbone(
     network = _build(spec, {**spec.backbone_options, **of_network}, spec.num_classes, padded)
     backbone = spec.backbone(network, **{option: value for option, value in options.items() if option in own})
     return backbone, backbone_tensors(tensors, backbone=backbone, network=network, source=source)
+
+
+def _build_network(
+    spec: ModelSpec,
+    options: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    tensors: StateDict,
+    num_classes: int | None,
+) -> tuple[nn.Module, int]:
+    """Return the model and its number of classes: the requested one, that of the checkpoint, or the registered one."""
+    classes = num_classes or spec.num_classes
+    module = _build(spec, options, classes, preprocessing)
+    if num_classes is not None or not tensors:
+        return module, classes
+    count = spec.class_count(tensors) if spec.class_count else _class_count(module, tensors)
+    if count in (None, classes):
+        return module, classes
+    return _build(spec, options, count, preprocessing), count
 
 
 def _class_count(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> int | None:

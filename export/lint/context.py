@@ -16,6 +16,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
 from edgevit.export.lint.targets import LintTarget
 from edgevit.files import first_line
+from edgevit.node_names import module_of_name
 from edgevit.types import Array
 
 
@@ -126,7 +127,7 @@ def module_path(node: ir.Node) -> str:
         except (ValueError, SyntaxError):
             names = []
         return next((scope for scope in reversed(names[:-1]) if scope), "")
-    path = (node.name or "").rpartition("/")[0]
+    path = module_of_name(node.name or "")
     if not path.startswith("/"):
         return path
     parts: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -16,7 +16,6 @@ from edgevit.export.ir_helpers import constant, initializer, module_of
 from edgevit.types import Array
 
 FP16, FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
-InterfaceType: TypeAlias = Literal["fp32", "fp16"]
 
 # Operators that only move or select values.
 DATA_MOVEMENT = frozenset({"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
@@ -93,11 +92,11 @@ def _fp16_outputs(node: ir.Node, opset: int) -> Iterator[ir.Value]:
             yield value
 
 
-def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> None:
+def retype(model: ir.Model, kept: AbstractSet[ir.Node]) -> None:
     """Convert the model to fp16 in place, except for the `kept` nodes.
 
-    A value that is read in the other type gets one Cast, which all its readers share. `io` is the type of the graph's
-    inputs and outputs.
+    The inputs and outputs of the graph stay in fp32. A value that is read in the other type gets one Cast, which all
+    its readers share.
     """
     opset = model.opset_imports.get("", 0)
     nodes = list(model.graph.all_nodes())
@@ -110,8 +109,6 @@ def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> No
         if is_float(value) and node.op_type not in _ANY_INPUT_TYPE
     }
     fp16_values = [value for node in nodes if node not in kept for value in _fp16_outputs(node, opset)]
-    if io == "fp16":
-        fp16_values += [value for value in model.graph.inputs if is_float(value)]
     for value in fp16_values:
         set_type(value, FP16)
         producer = value.producer()
@@ -125,9 +122,8 @@ def retype(model: ir.Model, kept: AbstractSet[ir.Node], io: InterfaceType) -> No
         if read is not None and read.dtype != dtype:
             node.replace_input_with(index, _cast(model.graph, read, dtype, casts))
     for value in outputs:
-        dtype = FP16 if io == "fp16" else FP32
-        if value.dtype != dtype:
-            _cast_output(model.graph, value, dtype, casts)
+        if value.dtype != FP32:
+            replace_output(model.graph, value, _cast(model.graph, value, FP32, casts), suffix="fp16")
     common_passes.NameFixPass()(model)  # a value of the model may already have the name of a Cast's output
 
 
@@ -168,11 +164,6 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.V
     set_type(output, dtype)
     casts[value] = output
     return output
-
-
-def _cast_output(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, casts: dict[ir.Value, ir.Value]) -> None:
-    """Insert a Cast before an output of the graph; the output keeps its name."""
-    replace_output(graph, value, _cast(graph, value, dtype, casts), suffix="fp32" if dtype == FP16 else "fp16")
 
 
 def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, *, suffix: str) -> None:

@@ -35,14 +35,9 @@ import onnx_ir.passes.common as common_passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, require_modules
 from edgevit.export.quantization.calibration import LoadGraph, collect_ranges
-from edgevit.export.quantization.dtypes import (
-    InterfaceType,
-    computes,
-    is_float,
-    retype,
-    to_half,
-)
+from edgevit.export.quantization.dtypes import computes, is_float, retype, to_half
 from edgevit.export.quantization.fp16_rules import FP16_MAX, FP16_MIN_NORMAL, Fp16Context, find_fp32_nodes
+from edgevit.node_names import module_of_name
 from edgevit.types import Feeds
 
 
@@ -83,7 +78,7 @@ class PrecisionPlan:
     @property
     def modules(self) -> tuple[str, ...]:
         """The PyTorch modules with a node in fp32."""
-        return tuple(dict.fromkeys(node.name.rpartition("/")[0] for node in self.kept))
+        return tuple(dict.fromkeys(module_of_name(node.name) for node in self.kept))
 
     @property
     def fraction(self) -> None:
@@ -103,13 +98,12 @@ def to_fp16(
     feeds: Sequence[Feeds],
     *,
     load: LoadGraph,
-    io: InterfaceType = "fp32",
     keep_float: Sequence[str] = (),
 ) -> tuple[OnnxGraph, PrecisionPlan]:
     """Return the mixed-precision graph and its plan. All types have to be known: call `check` on the graph before.
 
-    `load` prepares a graph to run in fp32. `feeds` are calibration inputs: photos, since noise has other ranges. `io`
-    is the type of the graph's inputs and outputs. `keep_float` names PyTorch modules whose nodes stay in fp32. Raises
+    The inputs and outputs of the graph stay in fp32. `load` prepares a graph to run in fp32. `feeds` are calibration
+    inputs: photos, since noise has other ranges. `keep_float` names PyTorch modules whose nodes stay in fp32. Raises
     UsageError without feeds or for an unknown module, ExportError if an output of the fp32 graph is not finite.
     """
     start = time.perf_counter()
@@ -119,10 +113,10 @@ def to_fp16(
     common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ranges = collect_ranges(OnnxGraph(model), feeds, load=load)
     magnitudes = {name: found.magnitude for name, found in ranges.items()}
-    kept = find_fp32_nodes(Fp16Context(model, magnitudes, io, keep_float))
+    kept = find_fp32_nodes(Fp16Context(model, magnitudes, keep_float))
     weights = tuple(_weight_ranges(model, kept.keys()))
     nodes = sum(computes(node) for node in model.graph.all_nodes())
-    retype(model, kept.keys(), io)
+    retype(model, kept.keys())
     plan = PrecisionPlan(
         nodes=nodes,
         kept=tuple(

@@ -10,9 +10,11 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, is_in_modules, producers_of, readers_of
-from edgevit.export.quantization.dtypes import DATA_MOVEMENT, InterfaceType, computes, is_float, is_known, takes_fp16
+from edgevit.export.ir_helpers import constant, producers_of, readers_of
+from edgevit.export.operators import PRODUCTS
+from edgevit.export.quantization.dtypes import DATA_MOVEMENT, computes, is_float, is_known, takes_fp16
 from edgevit.export.quantization.predictions import prediction_nodes
+from edgevit.node_names import is_in_modules
 from edgevit.types import Array
 
 FP16_MAX = 65504.0
@@ -24,7 +26,6 @@ MAX_POOLED = 1 / FP16_MIN_NORMAL  # elements of a softmax, 16384, at which equal
 
 _SUMS = frozenset({"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool"})
 _SQUARES = frozenset({"ReduceSumSquare", "ReduceL2"})
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "Einsum"})
 _ARITHMETIC = frozenset({"Abs", "Add", "Clip", "Div", "Exp", "Floor", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal",
                          "ReduceMax", "ReduceMin", "Round", "Sqrt", "Sub", "Sum", *_SUMS, *_SQUARES})  # fmt: skip
 
@@ -32,13 +33,10 @@ Kept: TypeAlias = Iterator[tuple[ir.Node, str]]  # nodes that stay in fp32, each
 
 
 class Fp16Context:
-    """A model with the magnitudes of its tensors and the type of its inputs and outputs, as the rules need them."""
+    """A model with the magnitudes of its tensors, as the rules need them."""
 
-    def __init__(
-        self, model: ir.Model, magnitudes: Mapping[str, float], io: InterfaceType, keep_float: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, model: ir.Model, magnitudes: Mapping[str, float], keep_float: Sequence[str] = ()) -> None:
         self.model = model
-        self.io = io
         self.keep_float = keep_float  # PyTorch modules that the user keeps in fp32
         self.opset = model.opset_imports.get("", 0)
         self.order = tuple(model.graph)  # without the bodies of branches and loops; producers first
@@ -152,7 +150,7 @@ def _pooling(context: Fp16Context) -> Kept:
         pixels = shape.pop(node.attributes.get_int("axis", -1))
         if pixels >= MAX_POOLED and shape[-1] * HEADROOM < pixels:
             reason = f"equal weights over {pixels} pixels are {1 / pixels:.2g}; fp16 loses bits below"
-            pooling = (reader for reader in readers_of(node) if reader.op_type in _PRODUCTS)
+            pooling = (reader for reader in readers_of(node) if reader.op_type in PRODUCTS)
             yield from ((member, f"{reason} {FP16_MIN_NORMAL:.2g}") for member in (node, *pooling))
 
 
@@ -223,7 +221,7 @@ def _until_division(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
         if _divides(node, inside):
             ends.add(node)
         elif node.op_type in _ARITHMETIC | DATA_MOVEMENT or (
-            node.op_type in _PRODUCTS and all(constant(value) is None for value in node.inputs)
+            node.op_type in PRODUCTS and all(constant(value) is None for value in node.inputs)
         ):
             inside.add(node)
     on_path = {seed, *ends}
@@ -244,7 +242,7 @@ def _divides(node: ir.Node, by: AbstractSet[ir.Node]) -> bool:
 def _with_inputs_of(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
     """Return `seed` and the arithmetic that only it uses, back to the matmuls and convolutions before it, included."""
     members = _used_only_by(context, {seed})
-    products = {node for node in context.order if node.op_type in _PRODUCTS and readers_of(node)}
+    products = {node for node in context.order if node.op_type in PRODUCTS and readers_of(node)}
     return members | {node for node in products if members.issuperset(readers_of(node))}
 
 
@@ -271,15 +269,14 @@ def _moving_between(context: Fp16Context, kept: Iterable[ir.Node]) -> set[ir.Nod
     """Return the data movement between fp32 nodes: rounded to fp16, their values would lose the kept precision."""
     fp32 = set(kept)
     moving = [node for node in context.order if node.op_type in DATA_MOVEMENT and node not in fp32 and computes(node)]
-    interface = context.io == "fp32"
     from_fp32: set[ir.Node] = set(fp32)  # nodes with an fp32 input
     for node in moving:
         inputs = [value for value in node.inputs if is_float(value)]
-        if any(value.producer() in from_fp32 or (interface and value.is_graph_input()) for value in inputs if value):
+        if any(value.producer() in from_fp32 or value.is_graph_input() for value in inputs if value):
             from_fp32.add(node)
     to_fp32: set[ir.Node] = set(fp32)  # nodes whose output is read in fp32
     for node in reversed(moving):
-        if not to_fp32.isdisjoint(readers_of(node)) or (interface and any(v.is_graph_output() for v in node.outputs)):
+        if not to_fp32.isdisjoint(readers_of(node)) or any(v.is_graph_output() for v in node.outputs):
             to_fp32.add(node)
     return {node for node in moving if node in from_fp32 and node in to_fp32}
 
@@ -303,7 +300,7 @@ def _root_of(square: ir.Node) -> ir.Value | None:
 
 def _is_bias(node: ir.Node, index: int, array: Array) -> bool:
     """Whether the constant is a bias near zero: its values are added to larger ones, so that nothing is lost."""
-    if node.op_type in _PRODUCTS or "Normalization" in node.op_type:
+    if node.op_type in PRODUCTS or "Normalization" in node.op_type:
         return index == 2
     return node.op_type in ("Add", "Sub") and array.size > 1
 

@@ -24,6 +24,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, module_of, only_consumer, remove_unused
 from edgevit.export.linear import added_bias
 from edgevit.export.macs import graph_macs, node_macs, static_shape
+from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.export.quantization.groups import LayerGroup, group_names, largest_groups
@@ -281,7 +282,7 @@ def _additions(outputs: Iterable[ir.Value]) -> set[ir.Node]:
 
 def _float_weight(node: ir.Node) -> Array | None:
     """Return the fp32 weight of a layer; None if the node is not a layer that can be quantized."""
-    if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul") or not is_float(node.inputs[0]):
+    if node.domain or node.op_type not in LAYERS or not is_float(node.inputs[0]):
         return None
     weight = constant(node.inputs[1])
     if weight is None or weight.dtype != np.float32 or (node.op_type != "Conv" and weight.ndim != 2):

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, producers_of, readers_of
+from edgevit.export.operators import PRODUCTS
 from edgevit.export.quantization.dtypes import is_float
 
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 _DECODING = frozenset({"Exp", "Sigmoid"})
 
 

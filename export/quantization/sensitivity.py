@@ -13,7 +13,7 @@ from edgevit.arrays import differences
 from edgevit.dense.outputs import is_class_map
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import is_in_modules, require_modules
+from edgevit.export.ir_helpers import require_modules
 from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
@@ -22,6 +22,7 @@ from edgevit.export.quantization.groups import GroupChoice, choice_of
 from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, needs_vnni, quantize
 from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import Int8Scheme
+from edgevit.node_names import is_in_modules
 from edgevit.types import Array, Feeds
 
 # Returns why a quantized graph is rejected, or "" if it is accepted.

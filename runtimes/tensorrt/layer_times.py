@@ -14,7 +14,7 @@ from edgevit.runtimes.layer_profile import (
     LayerProfile,
     LayerTime,
     layer_profile,
-    module_of_name,
+    node_module,
 )
 from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.api import IExecutionContext
@@ -71,5 +71,5 @@ def profiler(trt: TensorRtModule, report: Callable[[str, float], None]) -> Any:
 
 def layer_module(name: str) -> str:
     """Return the module of the first node in the name of a layer, such as "blocks.0.fc/MatMul + blocks.0.act/Relu"."""
-    modules = [module_of_name(node) for node in _NODES.findall(name)]
+    modules = [node_module(node) for node in _NODES.findall(name)]
     return next((module for module in modules if module != UNKNOWN_MODULE), UNKNOWN_MODULE)

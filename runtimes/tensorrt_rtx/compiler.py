@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from edgevit.errors import BuildError, MissingError
 from edgevit.files import first_line
+from edgevit.node_names import module_of_name
 from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, OnPhase
 from edgevit.runtimes.subprocess_build import Json
@@ -101,11 +102,6 @@ def compile_onnx(
     )
 
 
-def module_of(node: str) -> str:
-    """Return the PyTorch module in a node's name `<module path>/<operator>`, or "" if it has none."""
-    return node.rpartition("/")[0]
-
-
 # The parent's side
 
 
@@ -127,7 +123,7 @@ def _refusal(model: Path, errors: Sequence[Json]) -> str:
     node, reason = error["node"], _reason(error["reason"])
     place = ""
     if node:
-        module = module_of(node)
+        module = module_of_name(node)
         place = f", node {node} ({error['operator']}" + (f", PyTorch module {module})" if module else ")")
     return f"TensorRT-RTX rejects {model.name}{place}: {reason.removeprefix(f'{node}: ')}; {_remedy(reason)}"
 

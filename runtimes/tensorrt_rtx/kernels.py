@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError, UsageError
+from edgevit.node_names import module_of_name
 from edgevit.runtimes.base import BatchRange
 from edgevit.runtimes.precision import UNKNOWN
 from edgevit.runtimes.tensorrt_rtx.capabilities import COMPUTE_CAPABILITIES
-from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, Compiled, compile_onnx, module_of
+from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, Compiled, compile_onnx
 
 PROXY = (
     "A proxy: TensorRT-RTX compiled this without a GPU. TensorRT fuses differently; kernel counts and bytes are no "
@@ -77,7 +78,7 @@ class Kernel:
     @property
     def modules(self) -> tuple[str, ...]:
         """The PyTorch modules that it implements a part of."""
-        return tuple(dict.fromkeys(module for module in map(module_of, self.nodes) if module))
+        return tuple(dict.fromkeys(module for module in map(module_of_name, self.nodes) if module))
 
     @property
     def operations(self) -> tuple[str, ...]:

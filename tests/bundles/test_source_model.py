@@ -21,6 +21,7 @@ from edgevit.bundles.source_model import PytorchSource, new_references, recreate
 from edgevit.errors import UsageError
 from edgevit.files import file_sha256
 from edgevit.latency.candidate import PYTORCH_MODEL
+from edgevit.models.features import Backbone
 from tests.helpers.bundles import damage
 from tests.helpers.cli import PHOTO, USER_MODEL, status
 from tests.helpers.samples import QUICK
@@ -252,3 +253,9 @@ def test_a_model_of_a_hub_is_named_again_by_its_name(
     damage(copy.path, "model.source", source)
     with pytest.raises(UsageError, match=f"name it again: --model {again}$"):
         recreate_model(Bundle.open(copy.path))
+
+
+@pytest.mark.large
+def test_a_backbone_is_created_again(tmp_path: Path) -> None:
+    bundle = edgevit.export("mobileformer_26m", outputs="features", img_size=32, verify=False, out=tmp_path)
+    assert isinstance(recreate_model(bundle).module, Backbone)

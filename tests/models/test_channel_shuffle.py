@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from edgevit import create_model
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models.channel_shuffle import ChannelShuffle, Rescaling, TransformerLayer, shuffle
 from edgevit.models.initialization import randomize
 from edgevit.models.layers import add_class_token
-from edgevit.models.registry import create_model, list_models
+from edgevit.models.registry import list_models
 from tests import oracles
 from tests.helpers.macs import macs
 

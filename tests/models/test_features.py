@@ -34,7 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def small(name: str, size: tuple[int, int]) -> Backbone:
     torch.manual_seed(0)
-    model = registry.create_model(name, features=True, img_size=size, **SMALL[name])
+    model = edgevit.create_model(name, features=True, img_size=size, **SMALL[name])
     assert isinstance(model, Backbone)
     return model
 
@@ -54,7 +54,7 @@ def small(name: str, size: tuple[int, int]) -> Backbone:
 def test_matches_the_original_implementation(name: str, oracle: str, options: dict[str, Any]) -> None:
     expected = oracles.load_dense(oracle)
     height, width = expected.images.shape[2:]
-    model = registry.create_model(name, expected.weights, features=True, img_size=(height, width), **options)
+    model = edgevit.create_model(name, expected.weights, features=True, img_size=(height, width), **options)
     with torch.no_grad():
         maps = model(expected.images)
     assert list(maps) == ["c2", "c3", "c4", "c5"]
@@ -120,8 +120,8 @@ def test_the_maps_do_not_depend_on_the_other_images_of_a_batch(name: str) -> Non
 def test_the_maps_of_swin_at_224_are_those_of_its_classifier(name: str) -> None:
     """At 224 pixels no map is padded, so the last map is what the classifier's head reads, up to the norm."""
     torch.manual_seed(0)
-    classifier, images = registry.create_model(name, **SMALL[name]), torch.randn(1, 3, 224, 224)
-    backbone = registry.create_model(name, classifier.state_dict(), features=True, **SMALL[name])
+    classifier, images = edgevit.create_model(name, **SMALL[name]), torch.randn(1, 3, 224, 224)
+    backbone = edgevit.create_model(name, classifier.state_dict(), features=True, **SMALL[name])
     with torch.no_grad():
         backbone.get_submodule("norm3").load_state_dict(classifier.get_submodule("norm").state_dict())
         pooled = backbone(images)["c5"].mean((2, 3))
@@ -131,7 +131,7 @@ def test_the_maps_of_swin_at_224_are_those_of_its_classifier(name: str) -> None:
 def test_a_shifted_window_does_not_look_across_the_border_of_a_padded_map() -> None:
     """The lower right pixel of a map of 8 x 8 in windows of 7 changes nothing in the upper left one in one layer."""
     torch.manual_seed(0)
-    model = registry.create_model("swin_t", features=True, img_size=32, embed_dim=24, depths=(2, 1, 1, 1))
+    model = edgevit.create_model("swin_t", features=True, img_size=32, embed_dim=24, depths=(2, 1, 1, 1))
     images = torch.randn(1, 3, 32, 32)
     changed = images.clone()
     changed[:, :, 28:, 28:] += 1
@@ -143,12 +143,12 @@ def test_a_shifted_window_does_not_look_across_the_border_of_a_padded_map() -> N
 
 @pytest.mark.parametrize("name", SMALL)
 def test_loads_the_checkpoints_of_the_classifier_and_of_a_detector(name: str) -> None:
-    classifier, images = registry.create_model(name, **SMALL[name]), torch.randn(1, 3, 64, 64)
+    classifier, images = edgevit.create_model(name, **SMALL[name]), torch.randn(1, 3, 64, 64)
     weights = dict(classifier.state_dict())
-    from_classifier = registry.create_model(name, weights, features=True, img_size=64, **SMALL[name])
+    from_classifier = edgevit.create_model(name, weights, features=True, img_size=64, **SMALL[name])
     detector = {f"backbone.{key}": value for key, value in from_classifier.state_dict().items()}
     detector["neck.lateral_convs.0.conv.weight"] = torch.zeros(1)
-    from_detector = registry.create_model(name, detector, features=True, img_size=64, **SMALL[name])
+    from_detector = edgevit.create_model(name, detector, features=True, img_size=64, **SMALL[name])
     with torch.no_grad():
         expected, maps = from_classifier(images), from_detector(images)
     assert all(torch.equal(expected[key], maps[key]) for key in expected)
@@ -157,9 +157,9 @@ def test_loads_the_checkpoints_of_the_classifier_and_of_a_detector(name: str) ->
 def test_the_resnet_of_a_segmenter_loads_its_checkpoint_and_takes_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(resnet.DEPTHS, 50, (1, 1, 1, 1))
     torch.manual_seed(0)
-    segmenter = registry.create_model("fpn_r50", img_size=(64, 96), outputs="features")
-    model = registry.create_model("fpn_r50", segmenter.state_dict(), features=True, img_size=(50, 70))
-    assert registry.output_options("fpn_r50", "features") == {"features": True}
+    segmenter = edgevit.create_model("fpn_r50", img_size=(64, 96), outputs="features")
+    model = edgevit.create_model("fpn_r50", segmenter.state_dict(), features=True, img_size=(50, 70))
+    assert registry.output_options("fpn_r50", "features") == registry.OutputChoice(features=True)
     assert isinstance(model, Backbone) and model.channels == (256, 512, 1024, 2048)
     images = torch.randn(1, 3, 50, 70)
     with torch.no_grad():
@@ -176,17 +176,17 @@ def test_a_resnet_has_the_parameters_of_the_specification(depth: int, million_pa
 
 
 def test_a_checkpoint_with_norms_of_some_maps_only_is_refused() -> None:
-    weights = dict(registry.create_model("shiftvit_t", features=True, **SMALL["shiftvit_t"]).state_dict())
+    weights = dict(edgevit.create_model("shiftvit_t", features=True, **SMALL["shiftvit_t"]).state_dict())
     del weights["norm2.weight"]
     with pytest.raises(CheckpointError, match="norm2.weight"):
-        registry.create_model("shiftvit_t", weights, features=True, **SMALL["shiftvit_t"])
+        edgevit.create_model("shiftvit_t", weights, features=True, **SMALL["shiftvit_t"])
 
 
 def test_a_missing_weight_is_named() -> None:
-    weights = dict(registry.create_model("shiftvit_t", features=True, **SMALL["shiftvit_t"]).state_dict())
+    weights = dict(edgevit.create_model("shiftvit_t", features=True, **SMALL["shiftvit_t"]).state_dict())
     del weights["patch_embed.proj.bias"]
     with pytest.raises(CheckpointError, match="1 missing in the checkpoint: patch_embed.proj.bias"):
-        registry.create_model("shiftvit_t", weights, features=True, **SMALL["shiftvit_t"])
+        edgevit.create_model("shiftvit_t", weights, features=True, **SMALL["shiftvit_t"])
 
 
 @pytest.mark.parametrize("name", ["deit_t", "vt_resnet18", "shiftvit_cifar10"])
@@ -202,9 +202,9 @@ def test_feature_maps_have_no_classes() -> None:
 
 @pytest.mark.large
 def test_exports_the_maps_by_name_and_loads_the_backbone_again(tmp_path: Path) -> None:
-    model = registry.create_model("mobileformer_26m", features=True, img_size=64)
+    model = edgevit.create_model("mobileformer_26m", features=True, img_size=64)
     bundle = edgevit.export(model, fmt="ort", out=tmp_path)
     assert [output.name for output in bundle.manifest.outputs] == ["c2", "c3", "c4", "c5"]
     assert bundle.manifest.model.num_classes is None
-    again = registry.create_model("mobileformer_26m", img_size=64, **bundle.manifest.model.options)
+    again = edgevit.create_model("mobileformer_26m", img_size=64, **bundle.manifest.model.options)
     assert isinstance(again, Backbone)

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from edgevit import create_model
 from edgevit.errors import UsageError
 from edgevit.models.initialization import randomize
 from edgevit.models.mobileformer import ChannelShuffle, DynamicReLU, token_shares
-from edgevit.models.registry import create_model, list_models
+from edgevit.models.registry import list_models
 from tests import oracles
 from tests.helpers.macs import macs
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from edgevit import create_model
 from edgevit.errors import UsageError
 from edgevit.images import Preprocessing, crop_fraction, to_array
 from edgevit.models.description import describe_preprocessing, with_classes, with_preprocessing
@@ -27,7 +28,6 @@ from edgevit.models.preprocessing import (
     declared_size,
     parse_preprocessing,
 )
-from edgevit.models.registry import create_model
 
 TIMM = {
     "input_size": (3, 256, 256),

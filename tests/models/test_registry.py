@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import edgevit
 from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.models import loading, registry
@@ -81,8 +82,8 @@ NO_SIZES = [
 def test_sizes_below_one_are_refused(name: str, options: dict[str, Any]) -> None:
     option, value = next(iter(options.items()))
     with pytest.raises(UsageError, match=f"^{option} must be at least 1, not {re.escape(str(value))}$"):
-        registry.create_model(name, **options)
+        edgevit.create_model(name, **options)
 
 
 def test_a_rate_of_zero_is_not_a_size() -> None:
-    registry.create_model("shiftvit_t_light", drop_path_rate=0)
+    edgevit.create_model("shiftvit_t_light", drop_path_rate=0)

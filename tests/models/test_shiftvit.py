@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edgevit import create_model
 from edgevit.errors import UsageError
-from edgevit.models.registry import create_model
 from edgevit.models.shiftvit import shift
 from tests import oracles
 

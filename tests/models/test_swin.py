@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from edgevit import create_model
 from edgevit.errors import UsageError
 from edgevit.models.initialization import randomize
-from edgevit.models.registry import create_model
 from edgevit.models.swin import WindowAttention, merge_patches
 
 SMALL: dict[str, Any] = {"embed_dim": 12, "depths": (2, 2), "heads": (3, 6)}

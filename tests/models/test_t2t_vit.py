@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from edgevit import create_model
 from edgevit.errors import UsageError
 from edgevit.models.initialization import randomize
 from edgevit.models.layers import PerformerAttention
-from edgevit.models.registry import create_model
 from edgevit.models.t2t_vit import T2TViT, sinusoids, soft_split
 from tests import oracles
 

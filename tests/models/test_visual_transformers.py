@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgevit import create_model
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models import visual_transformers as vt
 from edgevit.models.initialization import randomize
-from edgevit.models.registry import create_model, list_models
+from edgevit.models.registry import list_models
 from tests.helpers.macs import macs
 
 # Parameters of torchvision's ResNets without layer4 and fc.

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgevit import create_model
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models.initialization import randomize
 from edgevit.models.layers import Attention, to_map
-from edgevit.models.registry import create_model
 from edgevit.models.vitae import ClassTokenCell, PatchEmbedding, convolutions
 from edgevit.models.vitaev2 import attend_in_windows
 from tests import oracles

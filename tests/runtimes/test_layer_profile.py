@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from edgevit.runtimes.layer_profile import TOP_MODULE, UNKNOWN_MODULE, LayerTime, layer_profile, module_of_name
+from edgevit.runtimes.layer_profile import TOP_MODULE, UNKNOWN_MODULE, LayerTime, layer_profile, node_module
 
 
 def layer(name: str, ms: float) -> LayerTime:
-    return LayerTime(name=name, kind=name.rpartition("/")[2], module=module_of_name(name), ms=ms)
+    return LayerTime(name=name, kind=name.rpartition("/")[2], module=node_module(name), ms=ms)
 
 
 RUN = [layer("blocks.0.attn/MatMul", 2.0), layer("blocks.0.mlp/Add", 1.0), layer("blocks.1.mlp/MatMul", 3.0)]
@@ -31,7 +31,7 @@ def test_layers_are_summed_by_kind_and_by_module() -> None:
     [("blocks.0.attn/MatMul_3", "blocks.0.attn"), ("/Add", TOP_MODULE), ("reorder_17", UNKNOWN_MODULE)],
 )
 def test_the_module_is_read_from_the_name(name: str, module: str) -> None:
-    assert module_of_name(name) == module
+    assert node_module(name) == module
 
 
 def test_an_unknown_layer_between_two_of_one_module_counts_to_it() -> None:

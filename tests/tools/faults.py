@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, initializer, remove_unused
+from edgevit.node_names import module_of_name
 from edgevit.types import Array
 
 Rewrite: TypeAlias = Callable[[ir.Model, ir.Node], bool]  # False: the node does not allow this fault
@@ -26,7 +27,7 @@ class Plant:
     @property
     def module(self) -> str:
         """The path of the PyTorch module that the node came from."""
-        return self.node.rpartition("/")[0]
+        return module_of_name(self.node)
 
 
 def find_plants(graph: OnnxGraph) -> list[Plant]:

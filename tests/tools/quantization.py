@@ -18,23 +18,22 @@ import numpy as np
 import onnxruntime
 import torch
 
-from edgevit import cpu
+from edgevit import cpu, create_model
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.calibration import collect_ranges
-from edgevit.export.quantization.emulation import emulate_saturation
 from edgevit.export.quantization.int8 import find_layers, quantize
 from edgevit.formats import Int8Range, get_format
 from edgevit.images import IMAGENET_MEAN, IMAGENET_STD
-from edgevit.models.registry import create_model
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array, Run
 from tests.helpers.cifar10 import DATA, Cifar10, load_cifar10
 from tests.helpers.quantization import load, snr_db
+from tests.helpers.saturation import emulate_saturation
 
 CALIBRATION_IMAGES = 256
 BATCH = 20

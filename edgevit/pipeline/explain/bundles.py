@@ -12,10 +12,10 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references, recreate_model, require_match
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.files import MODEL_FILE, class_and_first_line
+from edgevit.files import MODEL_FILE
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.pipeline.explain import reproducer
-from edgevit.pipeline.explain.explanation import Explanation
+from edgevit.pipeline.explain.explanation import Explanation, explain_if_possible
 from edgevit.pipeline.explain.search import LIMIT_S, Failure, explain_failure
 from edgevit.pipeline.explain.stages import GRAPH, Stage
 from edgevit.runtimes.output_parity import OutputParity
@@ -46,11 +46,11 @@ def explain_bundle(
         references = new_references(bundle, images, source, strict=strict)
     failed = next(result for result in report.results if not result.passed)
     folder = bundle.path.resolve().parent / reproducer.FOLDER
-    try:
+
+    def explain() -> Explanation:
         return explain_failure(model, _failure(bundle, failed, references), folder=folder, limit_s=limit_s)
-    except Exception as error:  # of the user's module, of a runtime, or of a graph that cannot be cut
-        problem = f"the first module that differs was not found: {class_and_first_line(error)}"
-        return Explanation(stage=failed.stage, precision=failed.precision, problem=problem)
+
+    return explain_if_possible(failed, explain)
 
 
 def _in_memory(bundle: Bundle, module: nn.Module) -> LoadedModel:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgevit.files import class_and_first_line
 from edgevit.pipeline.explain.bisection import Segment
 from edgevit.pipeline.explain.localize import Finding
 from edgevit.pipeline.explain.ranking import Ranked
 from edgevit.pipeline.explain.reproducer import Reproducer
+from edgevit.runtimes.output_parity import OutputParity
 from edgevit.types import Precision
 
 _SHOWN = 5  # modules or operators in a line
@@ -92,6 +94,15 @@ class Explanation:
             "lines": list(self.lines()),
             "elapsed_s": self.elapsed_s,
         }
+
+
+def explain_if_possible(failed: OutputParity, explain: Callable[[], Explanation]) -> Explanation:
+    """Return the explanation of a failed result; an error in it becomes the reason why nothing was found."""
+    try:
+        return explain()
+    except Exception as error:  # of the user's module, of a runtime, or of a graph that cannot be cut
+        problem = f"the first module that differs was not found: {class_and_first_line(error)}"
+        return Explanation(stage=failed.stage, precision=failed.precision, problem=problem)
 
 
 def _listed(names: tuple[str, ...]) -> str:

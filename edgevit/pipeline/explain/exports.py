@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from edgevit.errors import ParityError
-from edgevit.files import class_and_first_line
 from edgevit.models.loading import LoadedModel
 from edgevit.pipeline.explain import reproducer
-from edgevit.pipeline.explain.explanation import Explanation
+from edgevit.pipeline.explain.explanation import Explanation, explain_if_possible
 from edgevit.pipeline.explain.search import LIMIT_S, Failure, explain_failure
 from edgevit.pipeline.explain.stages import GRAPH, Stage
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun
@@ -27,7 +27,7 @@ def require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_pari
         failed = next((result for result in report.results if not result.passed), None)
         if failed is None or not export.config.explain or not isinstance(model, LoadedModel):
             raise
-        explanation = _explain(export, model, bundles, failed)
+        explanation = explain_if_possible(failed, partial(_explain, export, model, bundles, failed))
         if explanation.keep_float:
             explanation = replace(explanation, keep_float=(*export.config.keep_float, *explanation.keep_float))
         message = f"{error}; {explanation.sentence}"
@@ -37,15 +37,10 @@ def require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_pari
 def _explain(
     export: ExportRun, model: LoadedModel, bundles: Sequence[BuiltBundle], failed: OutputParity
 ) -> Explanation:
-    """Explain a failure; no problem of the explanation may hide it."""
-    try:
-        reference = next(each for each in export.references.outputs if each.kind == failed.kind)
-        failure = Failure(stage=_stage(export, bundles, failed), result=failed, reference=reference)
-        with export.timer.stage(f"explain the failure (at most {LIMIT_S:.0f} s and a step)"):
-            return explain_failure(model, failure, folder=export.config.out / reproducer.FOLDER)
-    except Exception as error:  # of the user's module, of a runtime, or of a graph that cannot be cut
-        problem = f"the first module that differs was not found: {class_and_first_line(error)}"
-        return Explanation(stage=failed.stage, precision=failed.precision, problem=problem)
+    reference = next(each for each in export.references.outputs if each.kind == failed.kind)
+    failure = Failure(stage=_stage(export, bundles, failed), result=failed, reference=reference)
+    with export.timer.stage(f"explain the failure (at most {LIMIT_S:.0f} s and a step)"):
+        return explain_failure(model, failure, folder=export.config.out / reproducer.FOLDER)
 
 
 def _stage(export: ExportRun, bundles: Sequence[BuiltBundle], failed: OutputParity) -> Stage:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from edgevit.bundles.manifest import Manifest
 from edgevit.export.quantization.groups import GroupChoice, LayerGroup
 from edgevit.export.quantization.sensitivity import COSTS_ACCURACY, MIN_INT8_FRACTION
+from edgevit.node_names import module_of_name
 from edgevit.pipeline.tuning.racing import Standing
 from edgevit.pipeline.tuning.space import Variant
 from edgevit.types import Interval
@@ -21,7 +22,7 @@ def trial_of(variant: Variant, group: LayerGroup, base: Manifest) -> Variant:
     """
     kept = (base.precision_plan or {}).get("kept", ())
     inaccurate = (node["name"] for node in kept if node["reason"].startswith(COSTS_ACCURACY))
-    modules = dict.fromkeys(module for name in inaccurate if (module := name.rpartition("/")[0]))
+    modules = dict.fromkeys(module for name in inaccurate if (module := module_of_name(name)))
     choice = GroupChoice(group=group.name, in_int8=not group.in_int8, moved=True)
     return replace(variant, groups=(choice,), keep_float=tuple(modules))
 

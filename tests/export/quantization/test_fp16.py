@@ -12,19 +12,19 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from edgevit import create_model
 from edgevit.errors import ExportError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
-from edgevit.export.quantization.dtypes import InterfaceType, retype
+from edgevit.export.quantization.dtypes import retype
 from edgevit.export.quantization.emulation import emulate_fp16
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.fp16_rules import Fp16Context, find_fp32_nodes
 from edgevit.models.loading import from_name
 from edgevit.models.reference import compute_references
-from edgevit.models.registry import create_model
 from edgevit.runtimes.parity import compare
 from edgevit.runtimes.tensorrt_rtx import kernels
 from edgevit.types import Array, Reference
@@ -33,9 +33,9 @@ from tests.helpers.graphs import HEADER, noise, parse
 from tests.helpers.quantization import load, snr_db
 
 
-def typed(graph: OnnxGraph, *images: Array, io: InterfaceType = "fp32") -> tuple[OnnxGraph, PrecisionPlan]:
+def typed(graph: OnnxGraph, *images: Array) -> tuple[OnnxGraph, PrecisionPlan]:
     """Convert to fp16 and check that the graph is valid."""
-    result, plan = to_fp16(graph, [{"x": image} for image in images], load=load, io=io)
+    result, plan = to_fp16(graph, [{"x": image} for image in images], load=load)
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)  # each operator's inputs have one type
     assert all(
         producer is None or producer.op_type != "Cast"
@@ -47,7 +47,7 @@ def typed(graph: OnnxGraph, *images: Array, io: InterfaceType = "fp32") -> tuple
 
 def with_all_in_fp16(graph: OnnxGraph) -> OnnxGraph:
     """Convert every node, as a converter without calibration does."""
-    return graph.apply("retype", lambda model: retype(model, frozenset(), "fp32"))
+    return graph.apply("retype", lambda model: retype(model, frozenset()))
 
 
 def fp16_output(graph: OnnxGraph, image: Array) -> Array:
@@ -97,12 +97,11 @@ def test_attention_has_no_cast_inside() -> None:
     assert result.history[-1].note == plan.summary
 
 
-@pytest.mark.parametrize(("io", "dtype", "casts"), [("fp32", "float32", 2), ("fp16", "float16", 0)])
-def test_inputs_and_outputs_stay_fp32_by_default(io: InterfaceType, dtype: str, casts: int) -> None:
-    result, plan = typed(attention(), noise(2, 10, 8, seed=0), io=io)
-    assert [spec.dtype for spec in (*result.inputs, *result.outputs)] == [dtype, dtype]
+def test_inputs_and_outputs_stay_fp32() -> None:
+    result, plan = typed(attention(), noise(2, 10, 8, seed=0))
+    assert [spec.dtype for spec in (*result.inputs, *result.outputs)] == ["float32", "float32"]
     assert [spec.name for spec in (*result.inputs, *result.outputs)] == ["x", "y"]
-    assert plan.casts == casts
+    assert plan.casts == 2
 
 
 def test_the_nodes_of_named_modules_stay_in_fp32() -> None:
@@ -285,6 +284,16 @@ def test_a_bias_near_zero_becomes_fp16() -> None:
     assert [(weight.name, weight.denormal) for weight in plan.weights] == [("b", 4)]
 
 
+def test_a_bias_near_zero_of_a_transposed_convolution_becomes_fp16() -> None:
+    graph = parse(
+        f"{HEADER} g (float[batch, 4, 3, 3] x) => (float[batch, 4, h, w] y) {{ y = ConvTranspose (x, w, b) }}",
+        w=noise(4, 4, 2, 2, seed=0),
+        b=np.full(4, 1e-6, np.float32),
+    )
+    _, plan = typed(graph, noise(2, 4, 3, 3, seed=0))
+    assert kept(plan) == []
+
+
 def test_nodes_that_overflow_on_calibration_images_stay_in_fp32() -> None:
     """With all nodes in fp16 the outputs are NaN."""
     graph = attention(gain=40.0)
@@ -357,7 +366,7 @@ def test_attention_of_as_many_queries_as_pixels_is_left_to_the_engine() -> None:
         }}""",
         v=np.zeros((16384, 2), np.float32),
     )
-    context = Fp16Context(graph.model, {}, "fp32")
+    context = Fp16Context(graph.model, {})
     assert not find_fp32_nodes(context)
 
 

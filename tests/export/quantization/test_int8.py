@@ -22,7 +22,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
 from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import ValueRange, collect_ranges
-from edgevit.export.quantization.emulation import emulate_fp16, emulate_saturation
+from edgevit.export.quantization.emulation import emulate_fp16
 from edgevit.export.quantization.fp16 import to_fp16
 from edgevit.export.quantization.int8 import (
     activation_scale,
@@ -39,6 +39,7 @@ from edgevit.types import Array
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import HEADER, noise, parse
 from tests.helpers.quantization import checked_graph, load, output, snr_db
+from tests.helpers.saturation import emulate_saturation
 
 every_scheme = pytest.mark.parametrize("fmt", INT8_SCHEMES)
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgevit import create_model
 from edgevit.errors import CheckpointError, UsageError
 from edgevit.models.dense.fpn import FPN
 from edgevit.models.dense.retinanet import LEVELS, RetinaNet, level_anchors
 from edgevit.models.initialization import randomize
-from edgevit.models.registry import create_model, get_spec
+from edgevit.models.registry import get_spec
 from edgevit.models.spec import StateDict
 from tests import oracles
 from tests.helpers.backbones import TinyBackbone

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgevit import create_model
 from edgevit.errors import UsageError
 from edgevit.models.dense import segmenter
 from edgevit.models.dense.segmenter import Segmenter
 from edgevit.models.dense.semantic_fpn import FPNHead, SemanticBranch, SemanticFPN
 from edgevit.models.dense.vt_fpn import from_detectron2
 from edgevit.models.initialization import randomize
-from edgevit.models.registry import create_model, get_spec
+from edgevit.models.registry import get_spec
 from tests import oracles
 from tests.helpers.backbones import TinyBackbone
 

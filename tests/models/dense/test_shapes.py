@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.evaluate_dense import evaluate_dense
 from edgevit.bundles.source_model import PytorchSource
-from edgevit.models import registry
 from edgevit.models.dense.anchors import decode, grid_anchors
 from edgevit.models.loading import class_names, from_name
 from edgevit.pipeline import run as pipeline
@@ -52,7 +52,7 @@ def test_a_turned_picture_has_its_boxes_around_the_same_shapes() -> None:
 
 @pytest.mark.parametrize("outputs", ["raw", "nms"])
 def test_other_outputs_have_the_trained_weights_too(outputs: str) -> None:
-    model = registry.create_model(DETECTOR, outputs=outputs)
+    model = edgevit.create_model(DETECTOR, outputs=outputs)
     assert str(getattr(model.model_info, "weights", "")).startswith("included")
 
 

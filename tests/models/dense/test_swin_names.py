@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from edgevit import create_model
 from edgevit.models.dense.swin_names import from_openmmlab_swin
-from edgevit.models.registry import create_model
 from edgevit.models.swin import PatchMerging
 
 SMALL: dict[str, Any] = {

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+import edgevit
 from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.models import loading, registry
+from edgevit.models.registry import OutputChoice
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.report import ExportReport
 from edgevit.runtimes.base import BatchRange, BuildOptions
@@ -28,7 +30,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def small_model(name: str, **options: Any) -> loading.LoadedModel:
-    module = registry.create_model(name, **{**SMALL, "backbone_options": BACKBONE, **options})
+    module = edgevit.create_model(name, **{**SMALL, "backbone_options": BACKBONE, **options})
     loading.draw_weights(module)
     return loading.from_module(module)
 
@@ -62,8 +64,9 @@ def proven_export(kind: str, out: Path, batch: BatchRange | None) -> tuple[Expor
 
 
 def test_a_classifier_outputs_its_features_and_nothing_that_it_does_not_have() -> None:
-    assert registry.output_options("shiftvit_t", "features") == {"features": True}
-    assert registry.output_options("shiftvit_t", "logits") == registry.output_options("shiftvit_t", None) == {}
+    assert registry.output_options("shiftvit_t", "features") == OutputChoice(features=True)
+    assert registry.output_options("shiftvit_t", "logits") == OutputChoice()
+    assert registry.output_options("shiftvit_t", None) == OutputChoice()
     with pytest.raises(UsageError, match="shiftvit_t is a classifier; it outputs logits or features, not boxes"):
         registry.output_options("shiftvit_t", "boxes")
 

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgevit import create_model
 from edgevit.export.graph import OnnxGraph
 from edgevit.models import loading
 from edgevit.models.dense.vt_fpn import PYRAMID_WIDTH, TOKENS, TokenPyramid
 from edgevit.models.features import Backbone
 from edgevit.models.initialization import randomize
-from edgevit.models.registry import create_model, get_spec
+from edgevit.models.registry import get_spec
 from edgevit.pipeline import run as pipeline
 from tests.helpers.dense_models import SIZE, small_vt_fpn
 from tests.helpers.graphs import unwanted_operators

@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from edgevit import create_model
 from edgevit.cli.plan import comparison_parts, comparison_table, plan_parts, plan_table
 from edgevit.errors import BuildError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.models.initialization import randomize
-from edgevit.models.registry import create_model
 from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, parse_layers, plan
 from tests.helpers.onnx_files import attention, save_graph, shift_block
 from tests.helpers.skips import needs_rtx
