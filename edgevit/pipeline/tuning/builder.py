@@ -14,6 +14,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.groups import LayerGroup
 from edgevit.export.quantization.int8 import find_groups
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.build_bundle import build_bundle
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.export_run import ExportRun, LatencyOutcome, Progress, StageTimer
@@ -45,7 +46,7 @@ class Builder:
         runtime = get_runtime(variant.fmt)
         runtime.require_precision(variant.precision)
         with store.staging(out) as folder:
-            built = pipeline.build_bundle(export, self.graph, runtime, folder)
+            built = build_bundle(export, self.graph, runtime, folder)
             if built.built.engine is not None:
                 built.built.engine.close()
             (self.graph_parity + built.parity).require()
