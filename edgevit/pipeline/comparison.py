@@ -9,18 +9,16 @@ from typing import Any
 
 from edgevit.bundles.manifest import JUDGED_ENGINE
 from edgevit.cpu import int8_instructions
-from edgevit.errors import ParityError
+from edgevit.errors import ImageError, ParityError
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import TOP1, Drop, accuracy_key
 from edgevit.pipeline import fp32_baseline
-from edgevit.pipeline.accuracy import AnyEvaluation, lost, same_predictions
+from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, same_predictions
 from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
-from edgevit.pipeline.labeled_dense import DenseEvalDataset
-from edgevit.pipeline.references import EvalDataset
 from edgevit.runtimes.parity import OutputParity
 from edgevit.types import PHOTOS, Precision
 
@@ -213,9 +211,12 @@ def compare_with_fp32(
 
 
 def evaluate_precision(
-    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: EvalDataset | DenseEvalDataset, timer: StageTimer
-) -> tuple[AnyEvaluation, AnyEvaluation]:
-    """Evaluate the fp32 baseline and the bundle on labeled images: the engines, or the graphs if none runs here."""
+    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: LabeledSet, timer: StageTimer
+) -> tuple[tuple[AnyEvaluation, AnyEvaluation], tuple[ImageError, ...]]:
+    """Evaluate the fp32 baseline and the bundle on labeled images: the engines, or the graphs if none runs here.
+
+    Returns the two evaluations, and the errors of the images that were left out.
+    """
     fmt, engine, threads = bundle.fmt, bundle.deployable_engine, bundle.options.threads
     fp32_engine = baseline.built.engine if baseline.built is not None else None
     candidates = {
@@ -225,10 +226,10 @@ def evaluate_precision(
         fmt: engine.run if engine is not None else fp16_evaluator(bundle.graph, threads=threads),
     }
     with timer.stage(f"{fmt}: accuracy"):
-        fp32_evaluation, evaluation = dataset.evaluate(
+        (fp32_evaluation, evaluation), skipped = dataset.evaluate(
             candidates, progress=lambda done, total: timer.update(f"{fmt}: accuracy, {done} of {total} images")
         )
-    return fp32_evaluation, evaluation
+    return (fp32_evaluation, evaluation), skipped
 
 
 def _finite(value: float | None) -> float | None:

@@ -28,11 +28,10 @@ from edgevit.export.quantization.sensitivity import (
 )
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
-from edgevit.pipeline.accuracy import lost
+from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.labeled_dense import DenseEvalDataset
-from edgevit.pipeline.references import EvalDataset, ReferenceData
+from edgevit.pipeline.references import ReferenceData
 from edgevit.precisions import get_policy
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.types import Array, Feeds, Precision, Run
@@ -224,17 +223,20 @@ def _parity_reason(found: ParityReport) -> str:
     return ""
 
 
-def _drop_measurement(
-    reference: Run, feeds: Sequence[Feeds], dataset: EvalDataset | DenseEvalDataset | None
-) -> Callable[[Run], float]:
+def _drop_measurement(reference: Run, feeds: Sequence[Feeds], dataset: LabeledSet | None) -> Callable[[Run], float]:
     """Return a function that measures the loss of accuracy against `reference`, as a fraction.
 
     Without labeled images it measures the fraction of `feeds` that change class.
     """
     if dataset is None:
         return _class_change_measurement(reference, feeds)
-    (baseline,) = dataset.evaluate({"fp32": reference})
-    return lambda run: lost(baseline, dataset.evaluate({"int8": run})[0]).points / 100
+
+    def evaluation(name: str, run: Run) -> AnyEvaluation:
+        (found,), _ = dataset.evaluate({name: run})
+        return found
+
+    baseline = evaluation("fp32", reference)
+    return lambda run: lost(baseline, evaluation("int8", run)).points / 100
 
 
 def _class_change_measurement(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], float]:

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles import store
+from edgevit.errors import ImageError
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.simplify import simplify
+from edgevit.images import warn_of_skipped
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import engine_memory, fp32_baseline
@@ -230,20 +232,23 @@ def _compare_precisions(
     latencies: Mapping[str, LatencyReport],
 ) -> dict[str, PrecisionComparison]:
     """Compare each bundle in lower precision with fp32. Raises ParityError if one loses too much accuracy."""
-    dataset, found = export.references.eval_dataset, {}
+    dataset, found, evaluations = export.references.eval_dataset, {}, None
+    skipped: tuple[ImageError, ...] = ()  # the same for every bundle
     for bundle in bundles:
         baseline = baselines.get(bundle.fmt)
         if baseline is None:
             continue
+        if dataset is not None:
+            evaluations, skipped = evaluate_precision(bundle, baseline, dataset, export.timer)
         comparison = compare_with_fp32(
             bundle,
             baseline,
-            evaluations=None if dataset is None else evaluate_precision(bundle, baseline, dataset, export.timer),
+            evaluations=evaluations,
             latencies=latencies,
             allowed_drop=export.config.allowed_drop,
         )
         comparison.require_accuracy()
         found[bundle.fmt] = comparison
     if dataset is not None:
-        dataset.warn_of_unreadable()
+        warn_of_skipped("--eval", skipped, dataset.count)
     return found
