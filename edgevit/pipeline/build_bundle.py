@@ -42,8 +42,8 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
         if runtime.format.builds_on_device:
             bundle = config.out / bundle_folder.name
             steps = device_steps(bundle, config.options, config.target_version, inputs=specialized.inputs)
-    converter = _converter(export)
-    converted, plan = converter.convert(specialized, fmt)
+    converter = _converter(export, specialized, fmt)
+    converted, plan = converter.convert()
     for round_ in itertools.count(1):
         parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
         options = _engine_options(config, runtime, plan)
@@ -63,7 +63,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
         engine_memory.close_if_unneeded(built, config)
         if not isinstance(plan, QuantizationPlan) or engine_parity.first_failed_stage is None:
             return attempt
-        more = converter.revert_more(specialized, fmt, plan) if round_ < MAX_ENGINE_ROUNDS else None
+        more = converter.revert_more(plan) if round_ < MAX_ENGINE_ROUNDS else None
         if more is None:
             return attempt
         converted, plan = more
@@ -113,9 +113,11 @@ def _discard(bundle: BuiltBundle) -> None:
     shutil.rmtree(bundle.folder)
 
 
-def _converter(export: ExportRun) -> PrecisionConverter:
+def _converter(export: ExportRun, graph: OnnxGraph, fmt: str) -> PrecisionConverter:
     config = export.config
     return PrecisionConverter(
+        graph=graph,
+        fmt=fmt,
         precision=config.options.precision,
         references=export.references,
         batch=config.batch,
