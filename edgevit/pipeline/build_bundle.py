@@ -19,7 +19,7 @@ from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.pipeline import engine_memory
 from edgevit.pipeline.config import ExportConfig
-from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.runtimes.base import BuildOptions, Runtime
@@ -155,7 +155,7 @@ def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGrap
         report = compare(f"{fmt}: optimized ONNX", run_graph, references, precision="fp32", batches=batches)
         if converted is not specialized:
             del run_graph  # each evaluator holds a copy of the weights
-            run_graph = fp16_evaluator(converted, threads=threads)
+            run_graph = deployed_evaluator(converted, threads=threads)
             own = references_for(references, precision)
             report += compare(f"{fmt}: {precision} ONNX", run_graph, own, precision=precision, batches=batches)
     return report

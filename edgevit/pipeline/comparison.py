@@ -16,7 +16,7 @@ from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import TOP1, Drop, accuracy_key
 from edgevit.pipeline import fp32_baseline
 from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, same_predictions
-from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
 from edgevit.runtimes.parity import OutputParity
@@ -223,7 +223,7 @@ def evaluate_precision(
         fp32_baseline.candidate_name(fmt): fp32_engine.run
         if fp32_engine is not None
         else graph_evaluator(baseline.graph, threads=threads),
-        fmt: engine.run if engine is not None else fp16_evaluator(bundle.graph, threads=threads),
+        fmt: engine.run if engine is not None else deployed_evaluator(bundle.graph, threads=threads),
     }
     with timer.stage(f"{fmt}: accuracy"):
         (fp32_evaluation, evaluation), skipped = dataset.evaluate(

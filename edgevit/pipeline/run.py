@@ -24,7 +24,7 @@ from edgevit.pipeline.build_bundle import build_bundle
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
-from edgevit.pipeline.conditioning import measured, refine, with_errors_of
+from edgevit.pipeline.conditioning import with_errors_of, with_measured_errors, with_refined_errors
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, Progress, StageTimer
@@ -110,7 +110,7 @@ def prepare(
 def _measure_float32_errors(export: ExportRun, bundles: list[BuiltBundle]) -> tuple[ExportRun, list[BuiltBundle]]:
     """Measure the float32 error on the rows on which a graph or an engine fails in fp32, and judge it by that."""
     report = sum((bundle.parity for bundle in bundles), ParityReport(()))
-    references = measured(export.references.outputs, report, export.source.float32_errors)
+    references = with_measured_errors(export.references.outputs, report, export.source.float32_errors)
     if all(new is old for new, old in zip(references, export.references.outputs, strict=True)):
         return export, bundles
     judged = [replace(bundle, parity=with_errors_of(bundle.parity, references)) for bundle in bundles]
@@ -175,7 +175,7 @@ def _check_captured(export: ExportRun) -> tuple[ExportRun, ParityReport]:
             return compare("ONNX", run_graph, references, precision="fp32", batches=(config.batch,))
 
         report = compare_with(export.references.outputs)
-        refined = refine(export.references.outputs, report, export.source.float32_errors)
+        refined = with_refined_errors(export.references.outputs, report, export.source.float32_errors)
         if all(new is old for new, old in zip(refined, export.references.outputs, strict=True)):
             return export, report
         return replace(export, references=replace(export.references, outputs=refined)), compare_with(refined)
