@@ -137,11 +137,10 @@ def _is_random(candidate: _Candidate) -> bool:
 
 
 def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _Candidate:
-    dynamic = bundle.options.dynamic_batch
     return _Candidate(
         name=name,
         engine=engine,
-        batch=dynamic.optimum if dynamic else bundle.options.batch,
+        batch=bundle.options.batch_to_measure,
         preprocessing=bundle.preprocessing,
         classes=bundle.classes,
         weights=bundle.manifest.model.weights,

@@ -120,7 +120,7 @@ def _converter(export: ExportRun, graph: OnnxGraph, fmt: str) -> PrecisionConver
         fmt=fmt,
         precision=config.options.precision,
         references=export.references,
-        batch=config.batch,
+        batch=config.checked_batch,
         threads=config.options.threads,
         check_parity=config.verify,
         max_drop=config.allowed_drop,
@@ -149,7 +149,7 @@ def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGrap
     if not export.config.verify:
         return ParityReport(())
     options, references = export.config.options, export.references.outputs
-    precision, batches, threads = options.precision, options.batch_sizes[:1], options.threads
+    precision, batches, threads = options.precision, (options.smallest_batch,), options.threads
     with export.timer.stage(f"{fmt}: parity of the graph"):
         run_graph = graph_evaluator(specialized, threads=threads)
         report = compare(f"{fmt}: optimized ONNX", run_graph, references, precision="fp32", batches=batches)

@@ -149,9 +149,9 @@ class ExportConfig:
         return MeasurePlan(min_runs=64, turn_s=0.15, max_total_s=self.latency_time_s)
 
     @property
-    def batch(self) -> int:
-        """Batch size that graphs are checked with: the fixed one, or the minimum of a dynamic batch."""
-        return self.options.batch_sizes[0]
+    def checked_batch(self) -> int:
+        """Batch size that graphs are checked with."""
+        return self.options.smallest_batch
 
     @property
     def allowed_drop(self) -> float | None:

@@ -144,10 +144,9 @@ def _compute_references(
     model: ModelDescription, source: Source, config: ExportConfig, captured: OnnxGraph, timer: StageTimer
 ) -> ReferenceData:
     """Collect reference outputs, calibration inputs and labeled images; a wrong --eval folder fails first."""
-    dataset = None
+    strict, threads, dataset = config.strict, config.options.threads, None
     if config.eval is not None:
-        dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.batch, strict=config.strict)
-    strict, threads = config.strict, config.options.threads
+        dataset = find_eval_dataset(model, config.eval, captured.outputs, batch=config.checked_batch, strict=strict)
     with timer.stage(f"reference outputs ({source.title})"):
         outputs = source.references(
             captured, images=config.images, strict=strict, verify=config.verify, threads=threads
@@ -172,7 +171,7 @@ def _check_captured(export: ExportRun) -> tuple[ExportRun, ParityReport]:
         run_graph = graph_evaluator(export.captured, threads=config.options.threads)
 
         def compare_with(references: Sequence[Reference]) -> ParityReport:
-            return compare("ONNX", run_graph, references, precision="fp32", batches=(config.batch,))
+            return compare("ONNX", run_graph, references, precision="fp32", batches=(config.checked_batch,))
 
         report = compare_with(export.references.outputs)
         refined = with_refined_errors(export.references.outputs, report, export.source.float32_errors)
@@ -188,7 +187,7 @@ def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:
         graph = passes.optimize(export.captured)
     if not export.config.onnxsim:
         return graph
-    feeds = export.references.first_rows(export.config.batch)
+    feeds = export.references.first_rows(export.config.checked_batch)
     with export.timer.stage("onnxsim"):
         return simplify(graph, lambda candidate: graph_evaluator(candidate, threads=threads)(feeds), folder=folder)
 

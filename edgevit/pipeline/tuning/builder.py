@@ -35,7 +35,7 @@ class Builder:
 
     @property
     def batch(self) -> int:
-        return self.export.config.batch
+        return self.export.config.checked_batch
 
     def build(self, variant: Variant, out: Path) -> Bundle:
         """Build, verify and write the bundle of `variant` into `out`. Raises the error of the stage that failed."""
