@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
@@ -288,14 +289,7 @@ def _min_reverted(least: int, limit: int, accepts: Callable[[int], bool]) -> int
 
     `limit` is known to be accepted.
     """
-    rejected, accepted = least - 1, limit
-    while accepted - rejected > 1:
-        middle = (rejected + accepted) // 2
-        if accepts(middle):
-            accepted = middle
-        else:
-            rejected = middle
-    return accepted
+    return least + bisect_left(range(least, limit), x=True, key=accepts)
 
 
 def _plan(
