@@ -119,15 +119,15 @@ def _evaluate_dense(
 
 def dense_lines(report: DenseReport) -> list[str]:
     """Return the main figure of each model in one line, with its difference to the first."""
+    from edgevit.bundles.labeled import lost_points
+
     lines = []
     for evaluation in report.evaluations:
         name, figure = next(iter(evaluation.figures.items()))
         line = f"{evaluation.name}: {name} {figure.value:.2%} on {report.images} images"
         if evaluation is not report.evaluations[0]:
-            points = 100 * report.lost(evaluation).value
-            first = report.evaluations[0].name
-            difference = f"{abs(points):.2f} points {'below' if points > 0 else 'above'}"
-            line += f", {difference} {first}" if points else f", the same as {first}"
+            first = report.evaluations[0]
+            line += f", {lost_points(first, evaluation).phrase(first.name)}"
         lines.append(line)
     return lines
 
@@ -193,12 +193,7 @@ def result_lines(report: AccuracyReport) -> list[str]:
     for evaluation in report.evaluations:
         line = f"{evaluation.name}: top-1 {evaluation.top1:.2%} on {evaluation.images} images"
         if evaluation is not first:
-            points = drop_points(first, evaluation).points
-            line += (
-                f", {abs(points):.2f} points {'below' if points > 0 else 'above'} {first.name}"
-                if points
-                else (f", the same as {first.name}")
-            )
+            line += f", {drop_points(first, evaluation).phrase(first.name)}"
         lines.append(line)
     return lines
 

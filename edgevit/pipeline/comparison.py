@@ -93,12 +93,7 @@ class PrecisionComparison:
 
     @property
     def _loses_too_much(self) -> bool:
-        # Allowed fractions that were computed from percentages are off by their rounding.
-        return (
-            self.drop is not None
-            and self.allowed_drop is not None
-            and self.drop.points > 100 * self.allowed_drop * (1 + 1e-9)
-        )
+        return self.drop is not None and self.allowed_drop is not None and self.drop.exceeds(self.allowed_drop)
 
     @property
     def _fp32_may_be_guessing(self) -> bool:

@@ -28,6 +28,7 @@ from edgevit.export.quantization.sensitivity import (
 )
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
+from edgevit.metrics import ROUNDING
 from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
@@ -204,7 +205,7 @@ def tolerance(bound: float, images: int) -> float:
 
     MARGIN times `bound`; with few images, one image if `bound` allows it.
     """
-    one = (1 + 1e-9) / images  # fractions computed from percentages are off by their rounding
+    one = ROUNDING / images
     return max(MARGIN * bound, min(bound, one))
 
 

@@ -197,7 +197,7 @@ class Examiner:
         (evaluation,), _ = dataset.evaluate({finalist.configuration.name: engine.run})
         drop, allowed = lost(self._reference, evaluation), self.max_drop
         failure = ""
-        if allowed is not None and drop.points > 100 * allowed * (1 + 1e-9):
+        if allowed is not None and drop.exceeds(allowed):
             failure = f"{evaluation.metric} drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
         return replace(verification, evaluation=evaluation, drop=drop, failure=failure)
 

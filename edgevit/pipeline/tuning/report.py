@@ -280,10 +280,7 @@ class TuningReport:
 def _difference(drop: Drop) -> str:
     """Return the loss against the original in words, with the 95 % interval of the points lost."""
     interval = f"loss of {drop.interval.low:.2f} to {drop.interval.high:.2f} points at {100 * CONFIDENCE:g} %"
-    if not drop.points:
-        return f"as the original; {interval}"
-    side = "below" if drop.points > 0 else "above"
-    return f"{abs(drop.points):.1f} points {side} the original; {interval}"
+    return f"{drop.phrase('the original')}; {interval}"
 
 
 def _counted(images: int) -> str:
