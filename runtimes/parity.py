@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.arrays import differences, finite_std
+from edgevit.arrays import differences, finite_or_none, finite_std, relative, snr_db
 from edgevit.dense.outputs import is_class_map
 from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
@@ -91,15 +91,11 @@ class OutputParity:
 
     @property
     def max_abs_of_std(self) -> float:
-        return max(self.max_abs) / self.std if self.std > 0 else (0.0 if max(self.max_abs) == 0 else math.inf)
+        return relative(max(self.max_abs), self.std)
 
     @property
     def snr_db(self) -> float:
-        if self.noise_power == 0:
-            return math.inf
-        if not math.isfinite(self.noise_power):
-            return -math.inf
-        return 10 * math.log10(self.signal_power / self.noise_power) if self.signal_power > 0 else -math.inf
+        return snr_db(relative(self.noise_power, self.signal_power))
 
     @property
     def float32_error_of_std(self) -> float | None:
@@ -226,8 +222,8 @@ class ParityReport:
         failures = [failure for result in self.results for failure in result.failures]
         return ParitySummary(
             passed=self.passed,
-            max_error_std=_finite(max(result.max_abs_of_std for result in self.results)),
-            cosine=_finite(min(min(result.cosine) for result in self.results)),
+            max_error_std=finite_or_none(max(result.max_abs_of_std for result in self.results)),
+            cosine=finite_or_none(min(min(result.cosine) for result in self.results)),
             agreement=min(agreements, default=None),
             pixel_agreement=min(pixels, default=None),
             failure=failures[0] if failures else "",
@@ -395,10 +391,6 @@ def _for_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_for_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _number(value: Any) -> float | None:

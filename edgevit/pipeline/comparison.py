@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgevit.arrays import finite_or_none
 from edgevit.bundles.manifest import JUDGED_ENGINE
 from edgevit.cpu import int8_instructions
 from edgevit.errors import ImageError, ParityError
@@ -167,8 +167,8 @@ class PrecisionComparison:
             "drop_points": None if drop is None else drop.points,
             "drop_points_interval": None if drop is None else bounds(drop.interval),
             "agreement": self.agreement,
-            "snr_db": _finite(self.snr_db),
-            "cosine": _finite(self.cosine),
+            "snr_db": finite_or_none(self.snr_db),
+            "cosine": finite_or_none(self.cosine),
             "time_ratio": None if ratio is None else ratio.value,
             "time_ratio_interval": None if ratio is None else bounds(ratio.interval),
             "time_verdict": None if ratio is None else ratio.verdict,
@@ -225,8 +225,3 @@ def evaluate_precision(
             candidates, progress=lambda done, total: timer.update(f"{fmt}: accuracy, {done} of {total} images")
         )
     return (fp32_evaluation, evaluation), skipped
-
-
-def _finite(value: float | None) -> float | None:
-    """Return None for infinity, which JSON lacks: the SNR is infinite if the outputs are exactly PyTorch's."""
-    return value if value is not None and math.isfinite(value) else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgevit
+from edgevit.arrays import finite_or_none
 from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
@@ -98,7 +99,7 @@ class Row:
         found = self.verification
         evaluation = None if found is None else found.evaluation
         drop = None if found is None else found.drop
-        snr_db = None if found is None or found.snr_db is None or not math.isfinite(found.snr_db) else found.snr_db
+        snr_db = None if found is None else finite_or_none(found.snr_db)
         return {
             **self.configuration.to_json(),
             "name": self.name,
