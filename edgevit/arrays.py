@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +38,33 @@ def finite_std(values: Array) -> float:
     if not finite.size:
         return 0.0
     return float(finite.std()) if finite.min() < finite.max() else float(abs(finite[0]))
+
+
+def relative(error: float, size: float) -> float:
+    """Return an error over the size of the values: 0 if both are 0, and infinity if only the size is."""
+    return error / size if size > 0 else 0.0 if error == 0 else math.inf
+
+
+def noise_to_signal(actual: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Return the power of the differences over the power of the finite values of `expected`, over all pairs.
+
+    It is infinity if a value is finite in only one of both.
+    """
+    noise = sum(float(np.square(differences(*pair)).sum()) for pair in zip(actual, expected, strict=True))
+    signal = sum(float(np.square(each[np.isfinite(each)].astype(np.float64)).sum()) for each in expected)
+    return relative(noise, signal)
+
+
+def snr_db(noise_to_signal: float) -> float:
+    """Return the signal-to-noise ratio in dB: infinity without noise, minus infinity without a finite ratio."""
+    if noise_to_signal == 0:
+        return math.inf
+    return -10 * math.log10(noise_to_signal) if math.isfinite(noise_to_signal) else -math.inf
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return None in place of NaN and infinity, which JSON lacks: the SNR is infinite if outputs are exactly equal."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def is_undefined(weight: Array) -> bool:

@@ -26,6 +26,7 @@ INPUT, OUTPUT = "images", "logits"  # names of the input and output of registere
 TOP1 = "top-1"
 CONFIDENCE = 0.95  # of every interval in this module
 NO_PREDICTION = -1  # the predicted class if the logits are unusable: see `is_usable`
+ROUNDING = 1 + 1e-9  # fractions computed from percentages are off by their rounding
 _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution, for two-sided 95 %
 
 
@@ -96,6 +97,16 @@ class Drop:
 
     def __str__(self) -> str:
         return f"{self.points:.2f} ({self.interval.low:.2f} to {self.interval.high:.2f})"
+
+    def exceeds(self, allowed: float) -> bool:
+        """Return whether more is lost than a fraction that may be lost."""
+        return self.points > 100 * allowed * ROUNDING
+
+    def phrase(self, reference: str) -> str:
+        """Return the loss against `reference` in words, such as "1.20 points below fp32" or "the same as fp32"."""
+        if self.points == 0:
+            return f"the same as {reference}"
+        return f"{abs(self.points):.2f} points {'below' if self.points > 0 else 'above'} {reference}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

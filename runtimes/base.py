@@ -96,6 +96,11 @@ class BuildOptions:
         return tuple(sorted({dynamic.minimum, dynamic.optimum, dynamic.maximum}))
 
     @property
+    def smallest_batch(self) -> int:
+        """The fixed batch size, or the minimum of a dynamic batch."""
+        return self.batch_sizes[0]
+
+    @property
     def batch_to_measure(self) -> int:
         """The fixed batch size, or the optimum of a dynamic batch."""
         return self.dynamic_batch.optimum if self.dynamic_batch else self.batch

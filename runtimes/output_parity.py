@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.arrays import finite_std
+from edgevit.arrays import finite_std, relative, snr_db
 from edgevit.dense.outputs import is_class_map
 from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
@@ -62,15 +62,11 @@ class OutputParity:
 
     @property
     def max_abs_of_std(self) -> float:
-        return max(self.max_abs) / self.std if self.std > 0 else (0.0 if max(self.max_abs) == 0 else math.inf)
+        return relative(max(self.max_abs), self.std)
 
     @property
     def snr_db(self) -> float:
-        if self.noise_power == 0:
-            return math.inf
-        if not math.isfinite(self.noise_power):
-            return -math.inf
-        return 10 * math.log10(self.signal_power / self.noise_power) if self.signal_power > 0 else -math.inf
+        return snr_db(relative(self.noise_power, self.signal_power))
 
     @property
     def float32_error_of_std(self) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.arrays import differences
+from edgevit.arrays import differences, finite_or_none
 from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
 from edgevit.runtimes.output_parity import Conditions, OutputParity, compare_output
@@ -102,8 +102,8 @@ class ParityReport:
         failures = [failure for result in self.results for failure in result.failures]
         return ParitySummary(
             passed=self.passed,
-            max_error_std=_finite(max(result.max_abs_of_std for result in self.results)),
-            cosine=_finite(min(min(result.cosine) for result in self.results)),
+            max_error_std=finite_or_none(max(result.max_abs_of_std for result in self.results)),
+            cosine=finite_or_none(min(min(result.cosine) for result in self.results)),
             agreement=min(agreements, default=None),
             pixel_agreement=min(pixels, default=None),
             failure=failures[0] if failures else "",
@@ -195,10 +195,6 @@ def _for_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_for_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _number(value: Any) -> float | None:

@@ -16,10 +16,10 @@ from edgevit import metrics
 from edgevit.datasets import ImageDataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import Preprocessing, read_batch
-from edgevit.metrics import NO_PREDICTION, AccuracyReport, Evaluation, agreement, drop_points, evaluate, wilson
+from edgevit.metrics import NO_PREDICTION, AccuracyReport, Drop, Evaluation, agreement, drop_points, evaluate, wilson
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.precision import ExecutedPrecision
-from edgevit.types import Array, Feeds, TensorSpec
+from edgevit.types import Array, Feeds, Interval, TensorSpec
 
 PLAIN = Preprocessing(input_size=(3, 4, 4), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 CLASSES = 10
@@ -290,6 +290,22 @@ def test_drop_intervals_have_their_stated_coverage(lost: float, won: float) -> N
             if chance > 1e-9 and 100 * (lost - won) in drop_points(*paired(rest, b, c, 0)).interval:
                 covered += chance
     assert covered > 0.93
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_a_drop_of_just_the_allowed_fraction_does_not_exceed_it(percent: int) -> None:
+    """Whether or not the fraction was computed from percentages, which rounds: 0.07 * 100 is above 7, 0.29 below 29."""
+    drop = Drop(float(percent), Interval(0.0, 100.0))
+    assert not drop.exceeds(percent / 100)
+    assert drop.exceeds((percent - 0.01) / 100)
+
+
+@pytest.mark.parametrize(
+    ("points", "phrase"),
+    [(1.2, "1.20 points below fp32"), (-0.5, "0.50 points above fp32"), (0.0, "the same as fp32")],
+)
+def test_a_drop_is_put_in_words(points: float, phrase: str) -> None:
+    assert Drop(points, Interval(-2.0, 2.0)).phrase("fp32") == phrase
 
 
 def test_agreement_counts_equal_predictions_whether_correct_or_not() -> None:

@@ -135,11 +135,10 @@ def _require_comparable(first: _EvaluatedEngine, other: _EvaluatedEngine) -> Non
 
 
 def _bundle_candidate(name: str, engine: Engine, bundle: Bundle) -> _EvaluatedEngine:
-    dynamic = bundle.options.dynamic_batch
     return _EvaluatedEngine(
         name=name,
         engine=engine,
-        batch=dynamic.optimum if dynamic else bundle.options.batch,
+        batch=bundle.options.batch_to_measure,
         preprocessing=bundle.preprocessing,
         classes=bundle.classes,
         lacks_checkpoint=bundle.manifest.model.lacks_checkpoint,

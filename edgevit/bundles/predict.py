@@ -71,8 +71,7 @@ def image_files(images: Sequence[Path]) -> list[Path]:
 
 def run_one(engine: RunnableEngine, photo: Array, options: BuildOptions) -> dict[str, Array]:
     """Return the outputs for one photo, (1, C, H, W), which is repeated to fill the smallest batch of the engine."""
-    batch = options.dynamic_batch.minimum if options.dynamic_batch else options.batch
-    return engine.run({engine.inputs[0].name: np.repeat(photo, batch, axis=0)})
+    return engine.run({engine.inputs[0].name: np.repeat(photo, options.smallest_batch, axis=0)})
 
 
 def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:

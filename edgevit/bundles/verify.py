@@ -51,7 +51,7 @@ def agreement_by_class(bundle: Bundle, *, threads: int | None = None) -> tuple[C
         return ()
     (reference,) = photos[:1]
     with load_engine(bundle, threads=threads) as engine:
-        outputs = run_rows(engine.run, reference, bundle.options.batch_sizes[0])
+        outputs = run_rows(engine.run, reference, bundle.options.smallest_batch)
     return agreement_of_outputs(reference.outputs, outputs, form, bundle.preprocessing.input_size[1:])
 
 

@@ -177,18 +177,12 @@ def _load_models(names: Sequence[str], weights: str | None) -> list[LoadedModel]
 def result_lines(evaluations: Sequence[_Evaluation], drop: Callable[[_Evaluation, _Evaluation], Drop]) -> list[str]:
     """Return the accuracy of each model in one line, with its difference to the first; `drop` returns what is lost."""
     first, *others = evaluations
-    compared = [f"{_accuracy(each)}, {_difference(drop(first, each), first.name)}" for each in others]
+    compared = [f"{_accuracy(each)}, {drop(first, each).phrase(first.name)}" for each in others]
     return [_accuracy(first), *compared]
 
 
 def _accuracy(evaluation: Evaluation | DenseEvaluation) -> str:
     return f"{evaluation.name}: {evaluation.metric} {evaluation.accuracy:.2%} on {evaluation.images} images"
-
-
-def _difference(drop: Drop, name: str) -> str:
-    if not drop.points:
-        return f"the same as {name}"
-    return f"{abs(drop.points):.2f} points {'below' if drop.points > 0 else 'above'} {name}"
 
 
 def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Part]:

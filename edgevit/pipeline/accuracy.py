@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 from edgevit.bundles.labeled import DenseEvaluation, lost_points
-from edgevit.errors import UsageError
-from edgevit.metrics import Drop, Evaluation, agreement, drop_points
+from edgevit.errors import ImageError, UsageError
+from edgevit.metrics import Drop, Evaluation, OnImages, agreement, drop_points
+from edgevit.types import Run
 
 AnyEvaluation: TypeAlias = Evaluation | DenseEvaluation
+
+
+class LabeledSet(Protocol):
+    """Labeled images, and how a model reads them."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the figure that is compared."""
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+
+    @property
+    def batch(self) -> int:
+        """Number of images in each call of a candidate."""
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The image files."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether an image that cannot be read is an error, instead of being left out."""
+
+    def evaluate(
+        self, candidates: Mapping[str, Run], *, progress: OnImages | None = None
+    ) -> tuple[tuple[AnyEvaluation, ...], tuple[ImageError, ...]]:
+        """Run all candidates on all images; return their evaluations, and the errors of images that were left out.
+
+        Raises ImageError if an image cannot be read and the set is strict, or if none can.
+        """
+
+    def subset(self, limit: int) -> LabeledSet:
+        """Return the set with at most `limit` images."""
+
+    def with_batch(self, batch: int) -> LabeledSet:
+        """Return the set for candidates with another batch."""
 
 
 def lost(reference: AnyEvaluation, other: AnyEvaluation) -> Drop:

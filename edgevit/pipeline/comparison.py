@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgevit.arrays import finite_or_none
 from edgevit.bundles.manifest import JUDGED_ENGINE
 from edgevit.cpu import int8_instructions
-from edgevit.errors import ParityError
+from edgevit.errors import ImageError, ParityError
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
 from edgevit.metrics import TOP1, Drop, accuracy_key
 from edgevit.pipeline import fp32_baseline
-from edgevit.pipeline.accuracy import AnyEvaluation, lost, same_predictions, unknown_accuracy
-from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, same_predictions, unknown_accuracy
+from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
-from edgevit.pipeline.labeled_dense import DenseEvalDataset
-from edgevit.pipeline.references import EvalDataset
 from edgevit.runtimes.output_parity import OutputParity
 from edgevit.types import PHOTOS, Precision
 
@@ -95,12 +93,7 @@ class PrecisionComparison:
 
     @property
     def _loses_too_much(self) -> bool:
-        # Allowed fractions that were computed from percentages are off by their rounding.
-        return (
-            self.drop is not None
-            and self.allowed_drop is not None
-            and self.drop.points > 100 * self.allowed_drop * (1 + 1e-9)
-        )
+        return self.drop is not None and self.allowed_drop is not None and self.drop.exceeds(self.allowed_drop)
 
     @property
     def _fp32_may_be_guessing(self) -> bool:
@@ -173,8 +166,8 @@ class PrecisionComparison:
             "drop_points": None if drop is None else drop.points,
             "drop_points_interval": None if drop is None else bounds(drop.interval),
             "agreement": self.agreement,
-            "snr_db": _finite(self.snr_db),
-            "cosine": _finite(self.cosine),
+            "snr_db": finite_or_none(self.snr_db),
+            "cosine": finite_or_none(self.cosine),
             "time_ratio": None if ratio is None else ratio.value,
             "time_ratio_interval": None if ratio is None else bounds(ratio.interval),
             "time_verdict": None if ratio is None else ratio.verdict,
@@ -212,24 +205,22 @@ def compare_with_fp32(
 
 
 def evaluate_precision(
-    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: EvalDataset | DenseEvalDataset, timer: StageTimer
-) -> tuple[AnyEvaluation, AnyEvaluation]:
-    """Evaluate the fp32 baseline and the bundle on labeled images: the engines, or the graphs if none runs here."""
+    bundle: BuiltBundle, baseline: Fp32Baseline, dataset: LabeledSet, timer: StageTimer
+) -> tuple[tuple[AnyEvaluation, AnyEvaluation], tuple[ImageError, ...]]:
+    """Evaluate the fp32 baseline and the bundle on labeled images: the engines, or the graphs if none runs here.
+
+    Returns the two evaluations, and the errors of the images that were left out.
+    """
     fmt, engine, threads = bundle.fmt, bundle.deployable_engine, bundle.options.threads
     fp32_engine = baseline.built.engine if baseline.built is not None else None
     candidates = {
         fp32_baseline.candidate_name(fmt): fp32_engine.run
         if fp32_engine is not None
         else graph_evaluator(baseline.graph, threads=threads),
-        fmt: engine.run if engine is not None else fp16_evaluator(bundle.graph, threads=threads),
+        fmt: engine.run if engine is not None else deployed_evaluator(bundle.graph, threads=threads),
     }
     with timer.stage(f"{fmt}: accuracy"):
-        fp32_evaluation, evaluation = dataset.evaluate(
+        (fp32_evaluation, evaluation), skipped = dataset.evaluate(
             candidates, progress=lambda done, total: timer.update(f"{fmt}: accuracy, {done} of {total} images")
         )
-    return fp32_evaluation, evaluation
-
-
-def _finite(value: float | None) -> float | None:
-    """Return None for infinity, which JSON lacks: the SNR is infinite if the outputs are exactly PyTorch's."""
-    return value if value is not None and math.isfinite(value) else None
+    return (fp32_evaluation, evaluation), skipped

@@ -27,7 +27,7 @@ _NEAR_STD = 1e-5  # error of a row that is run in float64, a tenth of the tolera
 _UNDETERMINED_STD = 1e-2  # float32 error of a row that is left out: at that of fp16, fp32 proves nothing
 
 
-def refine(
+def with_refined_errors(
     references: Sequence[Reference], report: ParityReport, float32_errors: Float32Errors
 ) -> tuple[Reference, ...]:
     """Return the references with the float32 error of all rows that `report` finds near the tolerance or beyond.
@@ -37,7 +37,7 @@ def refine(
     return tuple(_refined(reference, _judged(report, reference.kind), float32_errors) for reference in references)
 
 
-def measured(
+def with_measured_errors(
     references: Sequence[Reference], report: ParityReport, float32_errors: Float32Errors
 ) -> tuple[Reference, ...]:
     """Return the references with the float32 error of the rows on which a comparison in fp32 fails; all rows stay."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -38,6 +38,13 @@ def require_max_drop(max_drop: float | None) -> None:
     """Raise UsageError unless `max_drop` is None or a fraction from 0 to below 1."""
     if max_drop is not None and not 0 <= max_drop < 1:  # written so that NaN fails too
         raise UsageError(f"--max-drop must be at least 0% and below 100%, got {100 * max_drop:.10g}%")
+
+
+def _refuse(option: str, value: object, *, precisions: Sequence[str], instead: str) -> None:
+    """Raise UsageError if an option that requires one of `precisions` has a value."""
+    if value is not None:
+        *others, last = precisions
+        raise UsageError(f"{option} requires --precision {', '.join(others)} or {last}; {instead}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,19 +123,15 @@ class ExportConfig:
 
     def _check_unused(self, policy: PrecisionPolicy) -> None:
         """Raise UsageError for an option that has no meaning in the requested precision."""
-        given: dict[str, object] = {"--calib": self.calib, "--keep-float": self.keep_float or None}
+        if not policy.converts_graph:
+            converted = [each.name for each in list_policies() if each.converts_graph]
+            _refuse("--calib", self.calib, precisions=converted, instead="leave it out")
+            _refuse("--keep-float", self.keep_float or None, precisions=converted, instead="leave it out")
         if policy.name == "fp32":
-            given |= {"--eval": self.eval, "--max-drop": self.max_drop}
-        if policy.converts_graph:
-            return
-        for option, value in given.items():
-            if value is None:
-                continue
-            converted = option in ("--calib", "--keep-float")
-            names = [each.name for each in list_policies() if each.converts_graph or not converted]
-            *others, last = [name for name in names if name != "fp32"]
-            instead = "leave it out" if converted else "the accuracy of fp32 is measured by edgevit eval"
-            raise UsageError(f"{option} requires --precision {', '.join(others)} or {last}; {instead}")
+            lower = [each.name for each in list_policies() if each.name != "fp32"]
+            instead = "the accuracy of fp32 is measured by edgevit eval"
+            _refuse("--eval", self.eval, precisions=lower, instead=instead)
+            _refuse("--max-drop", self.max_drop, precisions=lower, instead=instead)
 
     @property
     def targets(self) -> tuple[Format, ...]:
@@ -146,9 +149,9 @@ class ExportConfig:
         return MeasurePlan(min_runs=64, turn_s=0.15, max_total_s=self.latency_time_s)
 
     @property
-    def batch(self) -> int:
-        """Batch size that graphs are checked with: the fixed one, or the minimum of a dynamic batch."""
-        return self.options.batch_sizes[0]
+    def checked_batch(self) -> int:
+        """Batch size that graphs are checked with."""
+        return self.options.smallest_batch
 
     @property
     def allowed_drop(self) -> float | None:

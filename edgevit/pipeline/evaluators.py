@@ -24,9 +24,9 @@ def graph_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
     return engine.run
 
 
-def fp16_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
-    """Return a function that runs `graph` with fp16 rounding emulated.
+def deployed_evaluator(graph: OnnxGraph, *, threads: int | None = None) -> Run:
+    """Return a function that runs `graph` as a device would: with fp16 tensors rounded to fp16.
 
-    ONNX Runtime computes fp16 nodes in fp32 on a CPU, which hides overflows.
+    ONNX Runtime computes fp16 nodes in fp32 on a CPU, which hides overflows. Nodes in int8 and fp32 stay as they are.
     """
     return graph_evaluator(emulate_fp16(graph), threads=threads)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundles.dense import DenseModel
 from edgevit.bundles.labeled import DenseEvaluation, LabeledPhotos, evaluate_models, labeled_photos
 from edgevit.dense.outputs import class_count
 from edgevit.errors import ImageError, UsageError
-from edgevit.images import Preprocessing, warn_of_skipped
+from edgevit.images import Preprocessing
 from edgevit.metrics import OnImages
 from edgevit.models.description import ModelDescription
 from edgevit.runtimes.base import BuildOptions
@@ -42,7 +42,6 @@ class DenseEvalDataset:
     outputs: tuple[TensorSpec, ...]
     batch: int
     strict: bool
-    unreadable: dict[str, ImageError] = field(default_factory=dict)  # left out by `evaluate`, by message
 
     @property
     def metric(self) -> str:
@@ -52,27 +51,31 @@ class DenseEvalDataset:
     @property
     def count(self) -> int:
         """Number of photos."""
-        return len(self.photos.paths)
+        return len(self.paths)
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The photo files."""
+        return self.photos.paths
 
     def evaluate(
         self, candidates: Mapping[str, Run], *, progress: OnImages | None = None
-    ) -> tuple[DenseEvaluation, ...]:
-        """Run all candidates on all photos that can be read.
+    ) -> tuple[tuple[DenseEvaluation, ...], tuple[ImageError, ...]]:
+        """Run all candidates on all photos; return their evaluations, and the errors of photos that were left out.
 
-        Raises ImageError if one cannot and the dataset is strict, or if none can.
+        Raises ImageError if a photo cannot be read and the dataset is strict, or if none can.
         """
         models = {name: self._model(run) for name, run in candidates.items()}
-        found, skipped = evaluate_models(models, self.photos, strict=self.strict, on_progress=progress)
-        self.unreadable.update((str(error), error) for error in skipped)
-        return found
+        evaluations, skipped = evaluate_models(models, self.photos, strict=self.strict, on_progress=progress)
+        return evaluations, tuple(skipped)
 
     def subset(self, limit: int) -> DenseEvalDataset:
         """Return the dataset with at most `limit` photos."""
         return replace(self, photos=self.photos.sample(limit))
 
-    def warn_of_unreadable(self) -> None:
-        """Log the photos that were left out."""
-        warn_of_skipped("--eval", tuple(self.unreadable.values()), self.count)
+    def with_batch(self, batch: int) -> DenseEvalDataset:
+        """Return the dataset for candidates with another batch."""
+        return replace(self, batch=batch)
 
     def _model(self, run: Run) -> DenseModel:
         return DenseModel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from edgevit.export.quantization.sensitivity import (
 )
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
-from edgevit.pipeline.accuracy import lost
+from edgevit.metrics import ROUNDING
+from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.labeled_dense import DenseEvalDataset
-from edgevit.pipeline.references import EvalDataset, ReferenceData
+from edgevit.pipeline.references import ReferenceData
 from edgevit.precisions import get_policy
 from edgevit.runtimes.parity import ParityReport, compare, references_for
 from edgevit.types import Array, Feeds, Precision, Run
@@ -49,6 +49,8 @@ _FP16_SCALES_OPSET = 19  # the first opset whose QuantizeLinear takes fp16 scale
 class PrecisionConverter:
     """Converts the graph of one format to the precision of one export, and remembers what it has measured of it."""
 
+    graph: OnnxGraph  # in fp32, specialized for the format
+    fmt: str
     precision: Precision
     references: ReferenceData
     batch: int
@@ -59,10 +61,10 @@ class PrecisionConverter:
     int8_range: Int8Range = "safe"  # "full" replaces the range of the format's scheme
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
     groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
-    _measurement: NoiseMeasurement | None = None  # of the layers of the one graph that is converted
-    _equalized: OnnxGraph | None = None  # that graph with equalized channels, if int8 needs it
+    _measurement: NoiseMeasurement | None = field(default=None, init=False)  # of the layers of `graph`
+    _equalized: PrecisionConverter | None = field(default=None, init=False)  # of equalized channels, if int8 needs them
 
-    def convert(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
+    def convert(self) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
         """Return the graph in the requested precision, and the plan that lists the nodes kept out of it.
 
         In fp32 and bf16 the graph stays as it is, without a plan: the runtime decides what runs in bf16.
@@ -70,26 +72,24 @@ class PrecisionConverter:
         Raises UsageError if the calibration inputs are unusable, PrecisionError if int8 does not keep the outputs.
         """
         if self.precision == "fp16":
-            return self._to_fp16(graph, fmt)
+            return self._to_fp16(self.graph)
         if self.precision == "int8":
-            return self._to_int8(graph, fmt)
+            return self._to_int8()
         assert not get_policy(self.precision).converts_graph
-        return graph, None
+        return self.graph, None
 
-    def revert_more(
-        self, graph: OnnxGraph, fmt: str, plan: QuantizationPlan
-    ) -> tuple[OnnxGraph, QuantizationPlan] | None:
+    def revert_more(self, plan: QuantizationPlan) -> tuple[OnnxGraph, QuantizationPlan] | None:
         """Return the graph with more layers in float than `plan` has, whose engine misses parity.
 
         At least one layer of twenty goes back, or twice as many as before. None if too little would stay in int8.
         """
         count = max(2 * len(plan.reverted), -(-plan.layers // 20))
         try:
-            return self._to_int8(graph, fmt, min_reverted=count)
+            return self._to_int8(min_reverted=count)
         except PrecisionError:
             return None
 
-    def acceptance_check(self, graph: OnnxGraph, feeds: Sequence[Feeds]) -> AcceptanceCheck:
+    def acceptance_check(self, feeds: Sequence[Feeds]) -> AcceptanceCheck:
         """Return a function that compares a quantized graph with `graph`, and returns why it is rejected, or "".
 
         It checks the parity tolerance on the reference photos and, if `max_drop` is set, the loss of top-1: on
@@ -99,7 +99,7 @@ class PrecisionConverter:
         dataset = dataset.subset(MAX_SELECTION_IMAGES) if dataset is not None else None
         count = dataset.count if dataset is not None else len(feeds) * self.batch
         photos = references_for(self.references.outputs, "int8")
-        measure_drop = None if bound is None else _drop_measurement(self._load(graph), feeds, dataset)
+        measure_drop = None if bound is None else _drop_measurement(self._load(self.graph), feeds, dataset)
 
         def rejection_reason(candidate: OnnxGraph) -> str:
             run = self._load(candidate)
@@ -115,44 +115,43 @@ class PrecisionConverter:
 
         return rejection_reason
 
-    def _to_fp16(self, graph: OnnxGraph, fmt: str) -> tuple[OnnxGraph, PrecisionPlan]:
+    def _to_fp16(self, graph: OnnxGraph) -> tuple[OnnxGraph, PrecisionPlan]:
         feeds = self._feeds(self.references.calibration, MAX_FP16_ROWS)
-        with self.timer.stage(f"{fmt}: convert to fp16"):
+        with self.timer.stage(f"{self.fmt}: convert to fp16"):
             converted, plan = to_fp16(graph, feeds, load=self._load, keep_float=self.keep_float)
             return check(converted), plan
 
-    def _to_int8(self, graph: OnnxGraph, fmt: str, *, min_reverted: int = 0) -> tuple[OnnxGraph, QuantizationPlan]:
+    def _to_int8(self, *, min_reverted: int = 0) -> tuple[OnnxGraph, QuantizationPlan]:
         """Quantize the graph; if that costs too much, the graph with equalized channels, which computes the same."""
         if self._equalized is not None:
-            return self._quantize(self._equalized, fmt, min_reverted)
+            return self._equalized._quantize(min_reverted)
         try:
-            return self._quantize(graph, fmt, min_reverted)
+            return self._quantize(min_reverted)
         except PrecisionError:
-            equalized = self._equalize(graph, fmt) if min_reverted == 0 else None
+            equalized = self._equalize() if min_reverted == 0 else None
             if equalized is None:
                 raise
-        self._measurement = None  # it is of the layers of the other graph
-        self._equalized = equalized
-        return self._quantize(equalized, fmt, min_reverted)
+        self._equalized = replace(self, graph=equalized)
+        return self._equalized._quantize(min_reverted)
 
-    def _equalize(self, graph: OnnxGraph, fmt: str) -> OnnxGraph | None:
+    def _equalize(self) -> OnnxGraph | None:
         feeds = self._feeds(self.references.calibration, MAX_EQUALIZATION_ROWS)
-        with self.timer.stage(f"{fmt}: equalize channels"):
-            equalized = equalize(graph, feeds, scheme=get_format(fmt).require_int8(), load=self._load)
+        with self.timer.stage(f"{self.fmt}: equalize channels"):
+            equalized = equalize(self.graph, feeds, scheme=get_format(self.fmt).require_int8(), load=self._load)
             return None if equalized is None else check(equalized)
 
-    def _quantize(self, graph: OnnxGraph, fmt: str, min_reverted: int) -> tuple[OnnxGraph, QuantizationPlan]:
-        scheme, feeds = get_format(fmt).require_int8(), self._feeds(self.references.calibration)
+    def _quantize(self, min_reverted: int) -> tuple[OnnxGraph, QuantizationPlan]:
+        scheme, feeds = get_format(self.fmt).require_int8(), self._feeds(self.references.calibration)
         if self.int8_range == "full":
             scheme = replace(scheme, weight_range="full")
-        ranges = self._activation_ranges(graph, feeds, fmt)
-        with self.timer.stage(f"{fmt}: quantize"):
+        ranges = self._activation_ranges(feeds)
+        with self.timer.stage(f"{self.fmt}: quantize"):
             quantized, plan = quantize_with_fallback(
-                graph,
+                self.graph,
                 ranges,
                 scheme=scheme,
-                acceptance_check=self.acceptance_check(graph, feeds),
-                measurement=self._noise_measurement(fmt),
+                acceptance_check=self.acceptance_check(feeds),
+                measurement=self._noise_measurement(),
                 choice=LayerChoice(modules=self.keep_float, min_reverted=min_reverted, groups=self.groups),
             )
             if scheme.linear_as_conv and (ranks := faster_ranks()):
@@ -162,30 +161,30 @@ class PrecisionConverter:
             check(quantized)
         if scheme.float_dtype == "fp32":
             return quantized, plan
-        if graph.opset < _FP16_SCALES_OPSET:
+        if self.graph.opset < _FP16_SCALES_OPSET:
             return quantized, replace(plan, float_dtype="fp32")
-        quantized, _ = self._to_fp16(quantized, fmt)
+        quantized, _ = self._to_fp16(quantized)
         return quantized, plan
 
-    def _noise_measurement(self, fmt: str) -> NoiseMeasurement:
+    def _noise_measurement(self) -> NoiseMeasurement:
         if self._measurement is None:
             self._measurement = NoiseMeasurement(
                 feeds=self._feeds(self.references.outputs[0].inputs, SENSITIVITY_ROWS),
                 load=self._load,
-                on_layer=lambda done, total: self.timer.update(f"{fmt}: sensitivity, {done} of {total} layers"),
+                on_layer=lambda done, total: self.timer.update(f"{self.fmt}: sensitivity, {done} of {total} layers"),
             )
         return self._measurement
 
-    def _activation_ranges(self, graph: OnnxGraph, feeds: Sequence[Feeds], fmt: str) -> Mapping[str, ValueRange]:
-        names = {name for layer in find_layers(graph) for name in (layer.activation, layer.output)}
-        with self.timer.stage(f"{fmt}: calibrate"):
+    def _activation_ranges(self, feeds: Sequence[Feeds]) -> Mapping[str, ValueRange]:
+        names = {name for layer in find_layers(self.graph) for name in (layer.activation, layer.output)}
+        with self.timer.stage(f"{self.fmt}: calibrate"):
             return cached_ranges(
-                graph,
+                self.graph,
                 feeds,
                 load=self._load,
                 names=names,
                 cache=_cache_folder(),
-                on_feed=lambda done, total: self.timer.update(f"{fmt}: calibrate, {done} of {total} inputs"),
+                on_feed=lambda done, total: self.timer.update(f"{self.fmt}: calibrate, {done} of {total} inputs"),
             )
 
     def _load(self, graph: OnnxGraph) -> Run:
@@ -206,7 +205,7 @@ def tolerance(bound: float, images: int) -> float:
 
     MARGIN times `bound`; with few images, one image if `bound` allows it.
     """
-    one = (1 + 1e-9) / images  # fractions computed from percentages are off by their rounding
+    one = ROUNDING / images
     return max(MARGIN * bound, min(bound, one))
 
 
@@ -224,17 +223,20 @@ def _parity_reason(found: ParityReport) -> str:
     return ""
 
 
-def _drop_measurement(
-    reference: Run, feeds: Sequence[Feeds], dataset: EvalDataset | DenseEvalDataset | None
-) -> Callable[[Run], float]:
+def _drop_measurement(reference: Run, feeds: Sequence[Feeds], dataset: LabeledSet | None) -> Callable[[Run], float]:
     """Return a function that measures the loss of accuracy against `reference`, as a fraction.
 
     Without labeled images it measures the fraction of `feeds` that change class.
     """
     if dataset is None:
         return _class_change_measurement(reference, feeds)
-    (baseline,) = dataset.evaluate({"fp32": reference})
-    return lambda run: lost(baseline, dataset.evaluate({"int8": run})[0]).points / 100
+
+    def evaluation(name: str, run: Run) -> AnyEvaluation:
+        (found,), _ = dataset.evaluate({name: run})
+        return found
+
+    baseline = evaluation("fp32", reference)
+    return lambda run: lost(baseline, evaluation("int8", run)).points / 100
 
 
 def _class_change_measurement(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], float]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ExportError, ImageError, UsageError
-from edgevit.images import Preprocessing, find_images, warn_of_skipped
+from edgevit.images import Preprocessing, find_images
 from edgevit.metrics import TOP1, Evaluation, OnImages, evaluate, with_common_names
 from edgevit.models.description import ModelDescription
-from edgevit.pipeline.labeled_dense import DenseEvalDataset, find_dense_dataset
+from edgevit.pipeline.accuracy import LabeledSet
+from edgevit.pipeline.labeled_dense import find_dense_dataset
 from edgevit.runtimes.parity import undefined_output
 from edgevit.types import Array, Reference, Run, TensorSpec
 
@@ -27,7 +28,6 @@ class EvalDataset:
     input_name: str
     output_name: str
     strict: bool
-    unreadable: dict[str, ImageError] = field(default_factory=dict)  # left out by `evaluate`, by message
 
     @property
     def metric(self) -> str:
@@ -37,33 +37,38 @@ class EvalDataset:
     @property
     def count(self) -> int:
         """Number of images."""
-        return len(self.images.paths)
+        return len(self.paths)
 
-    def evaluate(self, candidates: Mapping[str, Run], *, progress: OnImages | None = None) -> tuple[Evaluation, ...]:
-        """Run all candidates on all images that can be read.
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The image files."""
+        return self.images.paths
 
-        Raises ImageError if one cannot and the dataset is strict, or if none can.
+    def evaluate(
+        self, candidates: Mapping[str, Run], *, progress: OnImages | None = None
+    ) -> tuple[tuple[Evaluation, ...], tuple[ImageError, ...]]:
+        """Run all candidates on all images; return their evaluations, and the errors of images that were left out.
+
+        Raises ImageError if an image cannot be read and the dataset is strict, or if none can.
         """
-
-        def skip(error: ImageError) -> None:
-            self.unreadable[str(error)] = error
-
-        return evaluate(
+        skipped: list[ImageError] = []
+        evaluations = evaluate(
             {name: with_common_names(run, self.input_name, self.output_name) for name, run in candidates.items()},
             self.images,
             self.preprocessing,
             batch=self.batch,
             progress=progress,
-            on_skip=None if self.strict else skip,
+            on_skip=None if self.strict else skipped.append,
         )
+        return evaluations, tuple(skipped)
 
     def subset(self, limit: int) -> EvalDataset:
         """Return the dataset with at most `limit` images, spread over the classes."""
         return replace(self, images=self.images.sample(limit))
 
-    def warn_of_unreadable(self) -> None:
-        """Log the images that were left out."""
-        warn_of_skipped("--eval", tuple(self.unreadable.values()), self.count)
+    def with_batch(self, batch: int) -> EvalDataset:
+        """Return the dataset for candidates with another batch."""
+        return replace(self, batch=batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,7 @@ class ReferenceData:
 
     outputs: tuple[Reference, ...]  # of the model itself; photos first if the model takes photos
     calibration: Mapping[str, Array]  # inputs for choosing fp16 and int8, each (rows, ...)
-    eval_dataset: EvalDataset | DenseEvalDataset | None
+    eval_dataset: LabeledSet | None
 
     def first_rows(self, batch: int) -> dict[str, Array]:
         """Return `batch` copies of the first reference input."""
@@ -81,7 +86,7 @@ class ReferenceData:
 
 def find_eval_dataset(
     model: ModelDescription, folder: Path, outputs: Sequence[TensorSpec], *, batch: int, strict: bool
-) -> EvalDataset | DenseEvalDataset:
+) -> LabeledSet:
     """Return the labeled images in `folder` for `model`. Raises UsageError if its outputs have no labels."""
     if model.origin.task in DENSE_TASKS:
         return find_dense_dataset(model, folder, outputs, batch=batch, strict=strict)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgevit.arrays import differences
+from edgevit.arrays import noise_to_signal, snr_db
 from edgevit.dense.outputs import is_class_map
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
@@ -96,7 +97,7 @@ class NoiseMeasurement:
     def by_layer(
         self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
     ) -> Mapping[str, float]:
-        """Return the noise of the outputs with each layer alone in int8, by layer name: see `noise_to_signal`."""
+        """Return the noise of the outputs with each layer alone in int8, by layer name: see `worst_noise_to_signal`."""
         if self.noise is None:
             self.noise = self._measure(graph, layers, quantize_alone)
         return self.noise
@@ -111,7 +112,7 @@ class NoiseMeasurement:
             if self.on_layer is not None:
                 self.on_layer(index, len(layers))
             run = self.load(quantize_alone(layer))
-            noise[layer.name] = noise_to_signal(expected, [run(feed) for feed in self.feeds])
+            noise[layer.name] = worst_noise_to_signal(expected, [run(feed) for feed in self.feeds])
         return noise
 
 
@@ -236,44 +237,30 @@ def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer
     return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE)
 
 
-def noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
+def worst_noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:
     """Return the noise of the worst output, since outputs have different units: boxes are pixels, scores are not.
 
     It is the power of the difference over the power of `expected`, or infinity if an output is finite at other places
     than expected. Of a map of classes, whose numbers have no order, it is the fraction of pixels that change class.
     """
-    runs = list(zip(expected, actual, strict=True))
-    pairs = {name: [(want[name], got[name]) for want, got in runs] for name in expected[0]}
-    return max(
-        _changed_fraction(each) if is_class_map(name, each[0][0]) else _power_ratio(each)
-        for name, each in pairs.items()
-    )
+
+    def noise(name: str) -> float:
+        wanted, found = [each[name] for each in expected], [each[name] for each in actual]
+        compare = _changed_fraction if is_class_map(name, wanted[0]) else noise_to_signal
+        return compare(found, wanted)
+
+    return max(map(noise, expected[0]))
 
 
-def _changed_fraction(pairs: Sequence[tuple[Array, Array]]) -> float:
-    return float(np.mean([(want != got).mean() for want, got in pairs]))
-
-
-def _power_ratio(pairs: Sequence[tuple[Array, Array]]) -> float:
-    noise = signal = 0.0
-    for want, got in pairs:
-        noise += float(np.square(differences(got, want)).sum())
-        signal += float(np.square(want[np.isfinite(want)].astype(np.float64)).sum())
-    if noise == 0:
-        return 0.0
-    return noise / signal if signal > 0 and math.isfinite(noise) else math.inf
+def _changed_fraction(actual: Sequence[Array], expected: Sequence[Array]) -> float:
+    return float(np.mean([(got != want).mean() for got, want in zip(actual, expected, strict=True)]))
 
 
 def _cost(graph: OnnxGraph, noise: float) -> str:
     """Return the noise of one layer for the report."""
     if all(is_class_map(spec.name, spec) for spec in graph.outputs):
         return f"{noise:.1%} of pixels change class"
-    return f"SNR {_decibel(noise):.0f} dB"
-
-
-def _decibel(noise: float) -> float:
-    """Return the SNR in dB of a noise-to-signal ratio."""
-    return -10 * math.log10(noise) if 0 < noise < math.inf else math.inf if noise == 0 else -math.inf
+    return f"SNR {snr_db(noise):.0f} dB"
 
 
 def _max_reverted(layers: Sequence[Layer], min_macs: float) -> int:
@@ -291,14 +278,7 @@ def _min_reverted(least: int, limit: int, accepts: Callable[[int], bool]) -> int
 
     `limit` is known to be accepted.
     """
-    rejected, accepted = least - 1, limit
-    while accepted - rejected > 1:
-        middle = (rejected + accepted) // 2
-        if accepts(middle):
-            accepted = middle
-        else:
-            rejected = middle
-    return accepted
+    return least + bisect_left(range(least, limit), x=True, key=accepts)
 
 
 def _plan(

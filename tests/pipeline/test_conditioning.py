@@ -14,7 +14,7 @@ import edgevit
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.models.reference import compute_references, float32_errors
 from edgevit.models.reference_inputs import noise_inputs
-from edgevit.pipeline.conditioning import refine
+from edgevit.pipeline.conditioning import with_refined_errors
 from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import Array, Reference, Run
 
@@ -54,7 +54,9 @@ def judged(run: Run, references: tuple[Reference, ...]) -> ParityReport:
 
 def refined(model: LoadedModel, run: Run) -> tuple[Reference, ...]:
     references = references_of(model)
-    return refine(references, judged(run, references), lambda reference, rows: float32_errors(model, reference, rows))
+    return with_refined_errors(
+        references, judged(run, references), lambda reference, rows: float32_errors(model, reference, rows)
+    )
 
 
 def test_an_ill_conditioned_row_after_the_first_passes_by_its_own_error() -> None:
@@ -80,7 +82,7 @@ def test_a_well_conditioned_model_is_not_run_again() -> None:
     def unexpected(*asked: object) -> dict[int, dict[str, float]]:
         raise AssertionError(asked)
 
-    assert refine(references, judged(run, references), unexpected) == references
+    assert with_refined_errors(references, judged(run, references), unexpected) == references
 
 
 def test_an_export_measures_the_rows_that_need_it(tmp_path: Path) -> None:

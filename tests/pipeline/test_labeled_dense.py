@@ -62,7 +62,7 @@ def dataset(folder: Path, *, strict: bool = False) -> DenseEvalDataset:
 
 def test_candidates_are_compared_by_miou(tmp_path: Path) -> None:
     images = dataset(half_red(tmp_path / "data"))
-    right, wrong = images.evaluate({"fp32": sees_red, "int8": blind})
+    (right, wrong), _ = images.evaluate({"fp32": sees_red, "int8": blind})
     assert (right.metric, right.accuracy, right.images, right.may_be_guessing) == ("mIoU", 1.0, 3, False)
     assert wrong.accuracy == pytest.approx(0.25)  # half of the background, nothing of red
     drop = lost(right, wrong)
@@ -76,8 +76,8 @@ def test_a_photo_that_cannot_be_read_is_left_out_or_an_error(tmp_path: Path) -> 
     folder = half_red(tmp_path / "data")
     (folder / "images" / "0.png").write_bytes(b"torn")
     images = dataset(folder)
-    (found,) = images.evaluate({"fp32": sees_red})
-    assert (found.images, len(images.unreadable)) == (2, 1)
+    (found,), skipped = images.evaluate({"fp32": sees_red})
+    assert (found.images, [error.path for error in skipped]) == (2, [folder / "images" / "0.png"])
     with pytest.raises(ImageError, match=r"0\.png"):
         dataset(folder, strict=True).evaluate({"fp32": sees_red})
 

@@ -20,6 +20,7 @@ from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import from_module
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline import side_by_side
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.report import ExportReport
 
@@ -38,7 +39,7 @@ def test_a_failed_measurement_publishes_the_bundles_and_states_the_reason(
     def fail(*_: object) -> tuple[LatencyReport, ...]:
         raise MeasureError("the clock stood still")
 
-    monkeypatch.setattr(pipeline, "measure", fail)
+    monkeypatch.setattr(side_by_side, "measure", fail)
     report = export(tmp_path)
     assert report.latencies == () and report.latency_problems == ("the clock stood still",)
     assert report.to_json()["latency_problems"] == ["the clock stood still"]
@@ -50,7 +51,7 @@ def test_a_candidate_that_fails_does_not_stop_the_others(tmp_path: Path, monkeyp
             raise MeasureError("torch failed")
         return candidate_from_engine(name, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "candidate_from_engine", fail_for_torch)
+    monkeypatch.setattr(side_by_side, "candidate_from_engine", fail_for_torch)
     report = export(tmp_path)
     assert [each.name for each in report.latencies] == ["ort"]
     assert report.latency_problems == ("torch failed",)
@@ -69,7 +70,7 @@ def test_a_slow_candidate_gets_fewer_runs_within_the_latency_time(
         slow = [dataclasses.replace(each, infer=functools.partial(slowly, each.infer)) for each in candidates]
         return measure(slow, *arguments)
 
-    monkeypatch.setattr(pipeline, "measure", slow_down)
+    monkeypatch.setattr(side_by_side, "measure", slow_down)
     report = export(tmp_path)
     assert [each.name for each in report.latencies] == ["torch (CPU)", "ort"]
     assert all(0 < each.runs < 64 for each in report.latencies)

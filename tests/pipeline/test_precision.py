@@ -101,8 +101,12 @@ def test_an_unreachable_max_drop_is_status_9(
     assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
 
 
-def int8_converter(references: ReferenceData, *, max_drop: float | None) -> precision.PrecisionConverter:
+def int8_converter(
+    graph: OnnxGraph, references: ReferenceData, *, max_drop: float | None
+) -> precision.PrecisionConverter:
     return precision.PrecisionConverter(
+        graph=graph,
+        fmt="trt",
         precision="int8",
         references=references,
         batch=1,
@@ -126,7 +130,7 @@ def test_without_labels_the_reason_names_changed_classes() -> None:
         calibration={"x": rows},
         eval_dataset=None,
     )
-    rejection_reason = int8_converter(references, max_drop=0).acceptance_check(whole, [{"x": rows[:1]}])
+    rejection_reason = int8_converter(whole, references, max_drop=0).acceptance_check([{"x": rows[:1]}])
     assert rejection_reason(whole) == ""
     assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
 
@@ -146,8 +150,8 @@ def test_fp16_is_decided_on_as_many_rows_for_a_whole_graph_as_for_the_rest_of_in
     graph, inputs = check(parse(text, w=noise(64, 64))), {"x": noise(3 * precision.MAX_FP16_ROWS, 64, seed=1)}
     reference = Reference(kind="photos", inputs=inputs, outputs=graph_evaluator(graph)(inputs))
     references = ReferenceData(outputs=(reference,), calibration=inputs, eval_dataset=None)
-    converter = replace(int8_converter(references, max_drop=None), precision=requested, batch=4)
-    converter.convert(graph, "trt")
+    converter = replace(int8_converter(graph, references, max_drop=None), precision=requested, batch=4)
+    converter.convert()
     assert rows == [precision.MAX_FP16_ROWS]
 
 
@@ -173,7 +177,7 @@ def test_a_map_of_classes_is_accepted_by_its_pixels(wrong: int, reason: str) -> 
         calibration={"x": photos},
         eval_dataset=None,
     )
-    rejection_reason = int8_converter(references, max_drop=None).acceptance_check(whole, [{"x": photos}])
+    rejection_reason = int8_converter(whole, references, max_drop=None).acceptance_check([{"x": photos}])
     assert rejection_reason(with_limit(wrong)) == reason
 
 

@@ -13,7 +13,10 @@ from torch import nn
 
 from edgevit.errors import ImageError
 from edgevit.models.loading import from_module
+from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.references import EvalDataset, find_eval_dataset
+from edgevit.runtimes.base import BuildOptions
 from edgevit.types import Array, Feeds, TensorSpec
 
 CLASSES = 2
@@ -36,15 +39,28 @@ def predict_class_1(feeds: Feeds) -> dict[str, Array]:
     return {"y": np.tile(np.array([0, 1], np.float32), (len(feeds["input"]), 1))}
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_named_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     images = dataset(tmp_path, strict=False)
-    for _ in range(2):
-        (evaluation,) = images.evaluate({"engine": predict_class_1})
-        assert (evaluation.images, evaluation.top1) == (4, 0.5)
+    (evaluation, _), skipped = images.evaluate({"engine": predict_class_1, "other": predict_class_1})
+    assert (evaluation.images, evaluation.top1) == (4, 0.5)
+    assert [error.path for error in skipped] == [tmp_path / "1" / "torn.png"]
+
+
+def test_an_export_names_an_image_that_cannot_be_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data").mkdir()
+    dataset(tmp_path / "data", strict=False)
+    module = nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = from_module(module, example_input=torch.zeros(1, 3, 8, 8))
+    config = ExportConfig(
+        formats=("onnx", "trt"),
+        options=BuildOptions(precision="fp16"),
+        eval=tmp_path / "data",
+        max_drop=0.99,
+        out=tmp_path / "out",
+        latency=False,
+    )
     with caplog.at_level(logging.WARNING):
-        images.warn_of_unreadable()
+        pipeline.run(model, config)
     assert "--eval: 1 of 5 images could not be read and were left out" in caplog.text
     assert caplog.text.count("torn.png") == 1
 

@@ -7,6 +7,7 @@ about log2(n) engines tell where they begin, and as many where they end.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,8 +78,10 @@ def bisect(stage: Stage, feeds: Feeds, *, is_wrong: Callable[[Difference], bool]
     count = len(borders.nodes)
     if not search.is_wrong(0, None):
         return None
-    start = _last(0, count, lambda position: search.is_wrong(position, None))
-    end = count - _last(0, count - start - 1, lambda less: search.is_wrong(start, count - less))
+    # The latest node at which a wrong part begins, and the most nodes that its end can be cut by.
+    start = bisect_left(range(1, count), x=True, key=lambda first: not search.is_wrong(first, None))
+    cut = bisect_left(range(1, count - start - 1), x=True, key=lambda less: not search.is_wrong(start, count - less))
+    end = count - cut
     last = None if end == count else end
     graph, values, expected = search.part(start, last)
     kept = {str(node.name) for node in graph.model.graph}
@@ -92,14 +95,3 @@ def bisect(stage: Stage, feeds: Feeds, *, is_wrong: Callable[[Difference], bool]
         error=search.error(start, last),
         builds=search.builds,
     )
-
-
-def _last(holds: int, beyond: int, condition: Callable[[int], bool]) -> int:
-    """Return the last number that the condition holds for, by binary search: it holds at `holds`, not at `beyond`."""
-    while beyond - holds > 1:
-        middle = (holds + beyond) // 2
-        if condition(middle):
-            holds = middle
-        else:
-            beyond = middle
-    return holds

@@ -54,7 +54,7 @@ def explain_bundle(
 
 
 def _in_memory(bundle: Bundle, module: nn.Module) -> LoadedModel:
-    first = bundle.references()[0].batch(bundle.options.batch_sizes[0])
+    first = bundle.references()[0].batch(bundle.options.smallest_batch)
     example = [torch.from_numpy(array) for array in first.values()]
     model = from_module(module, example_input=example, preprocessing=bundle.manifest.model.preprocessing)
     require_match(bundle, model)

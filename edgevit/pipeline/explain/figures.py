@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from edgevit.arrays import differences, finite_std
+from edgevit.arrays import differences, finite_std, noise_to_signal, relative, snr_db
 from edgevit.types import Array
 
 
@@ -21,9 +19,7 @@ class Difference:
 
     @property
     def snr_db(self) -> float:
-        if self.noise_to_signal == 0:
-            return math.inf
-        return -10 * math.log10(self.noise_to_signal) if math.isfinite(self.noise_to_signal) else -math.inf
+        return snr_db(self.noise_to_signal)
 
     def __str__(self) -> str:
         if self.max_of_std == 0:
@@ -37,12 +33,7 @@ def difference(actual: Sequence[Array], expected: Sequence[Array]) -> Difference
     """Compare tensors with PyTorch's, each in proportion to its own size; the worst of them counts."""
     noise, largest = 0.0, 0.0
     for values, wanted in zip(actual, expected, strict=True):
-        error = differences(values, wanted.astype(np.float64))
-        signal = float(np.square(wanted[np.isfinite(wanted)].astype(np.float64)).sum())
-        noise = max(noise, _ratio(float(np.square(error).sum()), signal))
-        largest = max(largest, _ratio(float(error.max(initial=0.0)), finite_std(wanted)))
+        error = differences(values, wanted)
+        noise = max(noise, noise_to_signal([values], [wanted]))
+        largest = max(largest, relative(float(error.max(initial=0.0)), finite_std(wanted)))
     return Difference(noise_to_signal=noise, max_of_std=largest)
-
-
-def _ratio(error: float, size: float) -> float:
-    return error / size if size > 0 else 0.0 if error == 0 else math.inf

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,12 +76,13 @@ class _Search:
         self._folder, self._deadline_s = folder, deadline_s
         self._feeds, self._expected = failure.feeds, failure.expected
         self._borders = ModuleBorders(self._stage.graph)
+        self._empty = Explanation(stage=self._stage.name, precision=self._stage.precision)
 
     def explain(self) -> Explanation:
         tensors = [torch.from_numpy(self._feeds[name]) for name in self._model.input_names]
         recording = Recording(self._model.module, tensors)
         if self._mixes_batch(recording):
-            return self._explanation(problem=_MIXED)
+            return replace(self._empty, problem=_MIXED)
         values = self._inner_values()
         outputs = [spec.name for spec in self._stage.graph.outputs]
         units, unmapped = find_units(recording, self._borders, values, outputs)
@@ -116,8 +116,9 @@ class _Search:
     def _by_modules(self, run: Tensorwise, units: Sequence[Unit], unmapped: tuple[str, ...]) -> Explanation:
         finding = find_first(run, units, deadline_s=self._deadline_s)
         if finding is None:
-            return self._explanation(unmapped=unmapped, problem=self._nothing_found())
-        return self._explanation(
+            return replace(self._empty, unmapped=unmapped, problem=self._nothing_found())
+        return replace(
+            self._empty,
             finding=finding,
             operators=tuple(name for path in finding.unit.paths for name in self._borders.operators(path)),
             reproducer=self._save_module(run, units, finding),
@@ -126,7 +127,8 @@ class _Search:
 
     def _by_noise(self, run: Tensorwise, units: Sequence[Unit], unmapped: tuple[str, ...]) -> Explanation:
         ranked = rank_modules(run, units, deadline_s=self._deadline_s)
-        return self._explanation(
+        return replace(
+            self._empty,
             ranked=ranked,
             keep_float=choose_to_keep(ranked, self._stage.precision),
             unmapped=unmapped,
@@ -141,7 +143,7 @@ class _Search:
             segment = None
         if segment is None:
             problem = f"the failure vanishes with inner tensors as outputs, and {self._nothing_found()}"
-            return self._explanation(problem=problem)
+            return replace(self._empty, problem=problem)
         saved = reproducer.save(
             self._stage,
             segment.graph,
@@ -149,7 +151,7 @@ class _Search:
             segment.expected,
             path=self._path(segment.module),
         )
-        return self._explanation(segment=segment, reproducer=saved)
+        return replace(self._empty, segment=segment, reproducer=saved)
 
     def _is_wrong(self, error: Difference) -> bool:
         """Whether a part of the engine differs from the same part of the graph by more than rounding."""
@@ -187,6 +189,3 @@ class _Search:
         if time.monotonic() > self._deadline_s:
             return "no module was found in the time"
         return "no module differs by itself"
-
-    def _explanation(self, **found: Any) -> Explanation:
-        return Explanation(stage=self._stage.name, precision=self._stage.precision, **found)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import MODEL_FILE
-from edgevit.pipeline.evaluators import fp16_evaluator, graph_evaluator
+from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
 from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Precision, Run
@@ -39,7 +39,7 @@ class Stage:
 
     def run_graph(self, graph: OnnxGraph) -> Run:
         """Run a graph node by node, without a runtime's own rewrites."""
-        evaluator = graph_evaluator if self.precision == "fp32" else fp16_evaluator
+        evaluator = graph_evaluator if self.precision == "fp32" else deployed_evaluator
         return evaluator(graph, threads=self.options.threads)
 
 

@@ -16,6 +16,7 @@ from edgevit.export.quantization.int8 import find_groups
 from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import get_format
 from edgevit.pipeline import run as pipeline
+from edgevit.pipeline.build_bundle import build_bundle
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.export_run import ExportRun, LatencyOutcome, Progress, StageTimer
@@ -36,7 +37,7 @@ class Builder:
 
     @property
     def batch(self) -> int:
-        return self.export.config.batch
+        return self.export.config.checked_batch
 
     def build(self, variant: Variant, out: Path) -> Bundle:
         """Build, verify and write the bundle of `variant` into `out`. Raises the error of the stage that failed."""
@@ -47,7 +48,7 @@ class Builder:
         runtime = get_runtime(variant.fmt)
         runtime.require_precision(variant.precision)
         with store.staging(out) as folder:
-            built = pipeline.build_bundle(export, self.graph, runtime, folder)
+            built = build_bundle(export, self.graph, runtime, folder)
             if built.built.engine is not None:
                 built.built.engine.close()
             (self.graph_parity + built.parity).require()

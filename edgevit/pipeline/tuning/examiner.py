@@ -11,12 +11,10 @@ from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.verify import engine_parity
 from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line
-from edgevit.images import read_image
+from edgevit.images import read_image, warn_of_skipped
 from edgevit.metrics import Drop
-from edgevit.pipeline.accuracy import AnyEvaluation, lost, unknown_accuracy
+from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, unknown_accuracy
 from edgevit.pipeline.export_run import ExportRun
-from edgevit.pipeline.labeled_dense import DenseEvalDataset
-from edgevit.pipeline.references import EvalDataset
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.finals import Finalist
 from edgevit.runtimes.base import Engine
@@ -43,13 +41,12 @@ class Verification:
         return min((result.snr_db for result in results), default=None)
 
 
-def require_readable(dataset: EvalDataset | DenseEvalDataset | None) -> None:
+def require_readable(dataset: LabeledSet | None) -> None:
     """Raise ImageError if no labeled image can be read, or the first cannot and the dataset is strict."""
     if dataset is None:
         return
-    paths = dataset.images.paths if isinstance(dataset, EvalDataset) else dataset.photos.paths
     first: ImageError | None = None
-    for path in paths[:1] if dataset.strict else paths:
+    for path in dataset.paths[:1] if dataset.strict else dataset.paths:
         problem = _problem_of(path)
         if problem is None:
             return
@@ -74,7 +71,7 @@ class Examiner:
     export: ExportRun
     deadline: Deadline
     max_drop: float | None
-    _dataset: EvalDataset | DenseEvalDataset | None = None
+    _dataset: LabeledSet | None = None
     _reference: AnyEvaluation | None = None  # PyTorch on `_dataset`
 
     def verify(self, finalist: Finalist, *, ms_per_image: float) -> Verification:
@@ -105,15 +102,15 @@ class Examiner:
             asked = lower and self.export.references.eval_dataset is not None
             failure = "no time to measure its accuracy; give more --time" if asked else ""
             return replace(verification, failure=failure, error=MeasureError)
-        dataset = replace(dataset, batch=finalist.bundle.options.batch)
-        (evaluation,) = dataset.evaluate({finalist.configuration.name: engine.run})
+        dataset = dataset.with_batch(finalist.bundle.options.batch)
+        (evaluation,), _ = dataset.evaluate({finalist.configuration.name: engine.run})
         drop, allowed = lost(self._reference, evaluation), self.max_drop
         failure = ""
-        if allowed is not None and drop.points > 100 * allowed * (1 + 1e-9):
+        if allowed is not None and drop.exceeds(allowed):
             failure = f"{evaluation.metric} drops by {drop.points:.2f} points, and {100 * allowed:g} are allowed"
         return replace(verification, evaluation=evaluation, drop=drop, failure=failure)
 
-    def _labeled_images(self, ms_per_image: float, *, threads: int) -> EvalDataset | DenseEvalDataset | None:
+    def _labeled_images(self, ms_per_image: float, *, threads: int) -> LabeledSet | None:
         """Return the labeled images; as many as there is time for, the same for all finalists."""
         whole = self.export.references.eval_dataset
         if self._dataset is not None or whole is None:
@@ -128,8 +125,8 @@ class Examiner:
         if count < min(_MIN_IMAGES, whole.count):
             return None
         self._dataset = whole.subset(count) if count < whole.count else whole
-        (self._reference,) = self._dataset.evaluate({self.export.source.title: original.run})
-        self._dataset.warn_of_unreadable()
+        (self._reference,), skipped = self._dataset.evaluate({self.export.source.title: original.run})
+        warn_of_skipped("--eval", skipped, self._dataset.count)
         return self._dataset
 
     @property

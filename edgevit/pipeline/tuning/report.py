@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgevit
+from edgevit.arrays import finite_or_none
 from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
@@ -101,7 +102,7 @@ class Row:
         found = self.verification
         evaluation = None if found is None else found.evaluation
         drop = None if found is None else found.drop
-        snr_db = None if found is None or found.snr_db is None or not math.isfinite(found.snr_db) else found.snr_db
+        snr_db = None if found is None else finite_or_none(found.snr_db)
         return {
             **self.configuration.to_json(),
             "name": self.name,
@@ -278,10 +279,7 @@ class TuningReport:
 def _difference(drop: Drop) -> str:
     """Return the loss against the original in words, with the 95 % interval of the points lost."""
     interval = f"loss of {drop.interval.low:.2f} to {drop.interval.high:.2f} points at {100 * CONFIDENCE:g} %"
-    if not drop.points:
-        return f"as the original; {interval}"
-    side = "below" if drop.points > 0 else "above"
-    return f"{abs(drop.points):.1f} points {side} the original; {interval}"
+    return f"{drop.phrase('the original')}; {interval}"
 
 
 def _counted(images: int) -> str:

@@ -66,6 +66,8 @@ def test_a_graph_that_int8_loses_is_converted_with_equal_channels() -> None:
     graph = depthwise_chain()
     reference = Reference(kind="photos", inputs={"x": IMAGE}, outputs={"y": output(graph, IMAGE)})
     converter = PrecisionConverter(
+        graph=graph,
+        fmt="ort",
         precision="int8",
         references=ReferenceData(outputs=(reference,), calibration={"x": IMAGE}, eval_dataset=None),
         batch=1,
@@ -74,7 +76,7 @@ def test_a_graph_that_int8_loses_is_converted_with_equal_channels() -> None:
         max_drop=None,
         timer=StageTimer(),
     )
-    rejected = converter.acceptance_check(graph, FEEDS)
+    rejected = converter.acceptance_check(FEEDS)
     ranges = collect_ranges(graph, FEEDS, load=load)
     with pytest.raises(PrecisionError, match="int8 changes the outputs too much"):
         quantize_with_fallback(
@@ -84,7 +86,7 @@ def test_a_graph_that_int8_loses_is_converted_with_equal_channels() -> None:
             acceptance_check=rejected,
             measurement=NoiseMeasurement(feeds=FEEDS, load=load),
         )
-    quantized, plan = converter.convert(graph, "ort")
+    quantized, plan = converter.convert()
     assert isinstance(plan, QuantizationPlan) and plan.fraction >= 0.5
     assert "equalize" in [record.name for record in quantized.history]
     assert rejected(quantized) == ""

@@ -19,11 +19,10 @@ from edgevit.export.quantization.sensitivity import (
     LayerChoice,
     NoiseMeasurement,
     QuantizationPlan,
-    _decibel,
     _max_reverted,
     _min_reverted,
-    noise_to_signal,
     quantize_with_fallback,
+    worst_noise_to_signal,
 )
 from edgevit.formats import Int8Scheme
 from edgevit.runtimes.parity import compare
@@ -364,26 +363,25 @@ def test_an_output_that_is_not_finite_is_infinite_noise(damage: float) -> None:
     expected = [{"y": noise(2, 3, seed=0)}, {"y": noise(2, 3, seed=1)}]
     broken = expected[1]["y"].copy()
     broken[1, 2] = damage
-    assert noise_to_signal(expected, [expected[0], {"y": broken}]) == math.inf
-    assert _decibel(math.inf) == -math.inf
-    assert noise_to_signal(expected, expected) == 0
-    assert _decibel(0) == math.inf
-    assert noise_to_signal(expected, [{"y": 1.1 * each["y"]} for each in expected]) == pytest.approx(0.01, rel=1e-4)
-    assert _decibel(0.01) == pytest.approx(20)
+    assert worst_noise_to_signal(expected, [expected[0], {"y": broken}]) == math.inf
+    assert worst_noise_to_signal(expected, expected) == 0
+    assert worst_noise_to_signal(expected, [{"y": 1.1 * each["y"]} for each in expected]) == pytest.approx(
+        0.01, rel=1e-4
+    )
     masked = [{"y": np.append(each["y"], -np.inf)} for each in expected]
-    assert noise_to_signal(masked, [{"y": 1.1 * each["y"]} for each in masked]) == pytest.approx(0.01, rel=1e-4)
+    assert worst_noise_to_signal(masked, [{"y": 1.1 * each["y"]} for each in masked]) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_the_noise_of_a_map_of_classes_is_the_pixels_that_change() -> None:
     expected = [{"classes": np.array([[[0, 7, 7, 7]]], np.uint8)}]
     one_far, three_near = ([{"classes": np.array([[row]], np.uint8)}] for row in ([200, 7, 7, 7], [0, 8, 8, 8]))
-    assert noise_to_signal(expected, one_far) == 0.25
-    assert noise_to_signal(expected, three_near) == 0.75
+    assert worst_noise_to_signal(expected, one_far) == 0.25
+    assert worst_noise_to_signal(expected, three_near) == 0.75
 
 
 def test_integers_that_are_not_called_classes_are_values_as_in_parity() -> None:
     expected, near = np.full((1, 4, 8), 100, np.int64), np.full((1, 4, 8), 101, np.int64)
-    assert noise_to_signal([{"counts": expected}], [{"counts": near}]) == pytest.approx(1e-4)
+    assert worst_noise_to_signal([{"counts": expected}], [{"counts": near}]) == pytest.approx(1e-4)
     reference = Reference(kind="photos", inputs={"x": noise(1, 4)}, outputs={"counts": expected.astype(np.float32)})
     (result,) = compare("int8", lambda _: {"counts": near}, [reference], precision="int8").results
     assert not result.is_class_map and result.snr_db == pytest.approx(40)
@@ -392,7 +390,7 @@ def test_integers_that_are_not_called_classes_are_values_as_in_parity() -> None:
 def test_the_noise_is_that_of_the_worst_output() -> None:
     expected = [{"boxes": np.full((1, 4), 500, np.float32), "scores": np.full((1, 4), 0.1, np.float32)}]
     wrong_scores = [{**expected[0], "scores": np.full((1, 4), 0.2, np.float32)}]
-    assert noise_to_signal(expected, wrong_scores) == pytest.approx(1)
+    assert worst_noise_to_signal(expected, wrong_scores) == pytest.approx(1)
 
 
 def test_layers_that_change_the_most_pixels_go_back_to_float_and_the_cheaper_of_equal_ones() -> None:

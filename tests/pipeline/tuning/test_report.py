@@ -144,8 +144,8 @@ def test_the_sentence_says_why() -> None:
 @pytest.mark.parametrize(
     ("images", "lost", "text"),
     [
-        (3, 0, "top-1 100.0 % on 3 images (as the original; loss of -39.20 to 39.20 points at 95 %)"),
-        (100, 2, "top-1 98.0 % on 100 images (2.0 points below the original; loss of -1.35 to 5.27 points at 95 %)"),
+        (3, 0, "top-1 100.0 % on 3 images (the same as the original; loss of -39.20 to 39.20 points at 95 %)"),
+        (100, 2, "top-1 98.0 % on 100 images (2.00 points below the original; loss of -1.35 to 5.27 points at 95 %)"),
     ],
 )
 def test_the_sentence_says_how_far_the_accuracy_is_known(images: int, lost: int, text: str) -> None:

@@ -1,0 +1,173 @@
+"""Build the bundle of one format: specialize, convert to the precision, build, load, check parity."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from edgevit.bundles.bundle import bundle_name
+from edgevit.errors import ExportError
+from edgevit.export import forms
+from edgevit.export.check import check
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.lint.refusal import require_supported
+from edgevit.export.macs import graph_work
+from edgevit.export.quantization.fp16 import PrecisionPlan
+from edgevit.export.quantization.sensitivity import QuantizationPlan
+from edgevit.files import MODEL_FILE
+from edgevit.pipeline import engine_memory
+from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
+from edgevit.pipeline.precision import PrecisionConverter
+from edgevit.runtimes.base import BuildOptions, Runtime
+from edgevit.runtimes.build import BuildResult, build_engine, open_built
+from edgevit.runtimes.parity import ParityReport, compare, references_for
+from edgevit.runtimes.tensorrt.trtexec import device_steps
+
+MAX_ENGINE_ROUNDS = 4  # builds of an int8 engine; each has more layers in float than the one before
+
+
+def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: Path) -> BuiltBundle:
+    """Build one bundle in `folder`, load its engine if it runs here, and check parity."""
+    config, timer, fmt = export.config, export.timer, runtime.fmt
+    precision = config.options.precision
+    bundle_folder = folder / bundle_name(export.model.name, precision, fmt)
+    with timer.stage(f"{fmt}: specialize, check"):
+        specialized = check(forms.specialize(graph, fmt, config.form, precision=precision, opset=config.opset_for(fmt)))
+        require_supported(specialized, fmt, config.target_version)
+        steps = None
+        if runtime.format.builds_on_device:
+            bundle = config.out / bundle_folder.name
+            steps = device_steps(bundle, config.options, config.target_version, inputs=specialized.inputs)
+    converter = _converter(export, specialized, fmt)
+    converted, plan = converter.convert()
+    for round_ in itertools.count(1):
+        parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
+        options = _engine_options(config, runtime, plan)
+        built = _build_engine(export, runtime, converted, plan, options, bundle_folder)
+        engine_parity = _check_engine(export, built)
+        attempt = BuiltBundle(
+            runtime=runtime,
+            folder=bundle_folder,
+            options=options,
+            specialized=specialized,
+            graph=converted,
+            precision_plan=plan,
+            built=built,
+            parity=parity + engine_parity,
+            device_steps=steps,
+        )
+        engine_memory.close_if_unneeded(built, config)
+        if not isinstance(plan, QuantizationPlan) or engine_parity.first_failed_stage is None:
+            return attempt
+        more = converter.revert_more(plan) if round_ < MAX_ENGINE_ROUNDS else None
+        if more is None:
+            return attempt
+        converted, plan = more
+        _discard(attempt)
+    raise AssertionError("unreachable: the rounds are bounded")
+
+
+def _engine_options(
+    config: ExportConfig, runtime: Runtime, plan: PrecisionPlan | QuantizationPlan | None
+) -> BuildOptions:
+    """Return the options of an engine: its float operators are less precise where that is faster and allowed."""
+    options = config.options_for(runtime)
+    if isinstance(plan, QuantizationPlan) and plan.is_float_for_speed_alone and not options.session.chosen:
+        return replace(options, session=runtime.int8_session())
+    return options
+
+
+def _build_engine(
+    export: ExportRun,
+    runtime: Runtime,
+    graph: OnnxGraph,
+    plan: PrecisionPlan | QuantizationPlan | None,
+    options: BuildOptions,
+    folder: Path,
+) -> BuildResult:
+    """Build the engine of `graph` into a new folder, and load it if it runs here."""
+    timer, fmt = export.timer, runtime.fmt
+    with timer.stage(f"{fmt}: build"), translate_write_errors(folder):
+        folder.mkdir()
+        graph.save(folder / MODEL_FILE)
+        built = build_engine(runtime, folder / MODEL_FILE, folder, options)
+    with timer.stage(f"{fmt}: load"):
+        built = open_built(
+            built,
+            options,
+            expected_fraction=plan.fraction if plan is not None else None,
+            node_macs=graph_work(graph, batch=options.batch).node_macs,
+        )
+    _require_inputs(built, graph)
+    return built
+
+
+def _discard(bundle: BuiltBundle) -> None:
+    """Close the engine of a bundle whose layers are chosen again, and delete its folder."""
+    if bundle.built.engine is not None:
+        bundle.built.engine.close()
+    shutil.rmtree(bundle.folder)
+
+
+def _converter(export: ExportRun, graph: OnnxGraph, fmt: str) -> PrecisionConverter:
+    config = export.config
+    return PrecisionConverter(
+        graph=graph,
+        fmt=fmt,
+        precision=config.options.precision,
+        references=export.references,
+        batch=config.checked_batch,
+        threads=config.options.threads,
+        check_parity=config.verify,
+        max_drop=config.allowed_drop,
+        int8_range=config.int8_range,
+        keep_float=config.keep_float,
+        groups=config.groups,
+        timer=export.timer,
+    )
+
+
+def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
+    """Raise ExportError if the engine lacks an input of the graph: OpenVINO removes unused inputs."""
+    if built.engine is None:
+        return
+    present = {spec.name for spec in built.engine.inputs}
+    removed = [spec.name for spec in graph.inputs if spec.name not in present]
+    if removed:
+        raise ExportError(
+            f"no output depends on input {removed[0]}, and {built.runtime.title} removes it; "
+            "remove the argument from forward()"
+        )
+
+
+def _check_graphs(export: ExportRun, specialized: OnnxGraph, converted: OnnxGraph, fmt: str) -> ParityReport:
+    """Compare the specialized fp32 graph, and the graph in lower precision if there is one, with the references."""
+    if not export.config.verify:
+        return ParityReport(())
+    options, references = export.config.options, export.references.outputs
+    precision, batches, threads = options.precision, (options.smallest_batch,), options.threads
+    with export.timer.stage(f"{fmt}: parity of the graph"):
+        run_graph = graph_evaluator(specialized, threads=threads)
+        report = compare(f"{fmt}: optimized ONNX", run_graph, references, precision="fp32", batches=batches)
+        if converted is not specialized:
+            del run_graph  # each evaluator holds a copy of the weights
+            run_graph = deployed_evaluator(converted, threads=threads)
+            own = references_for(references, precision)
+            report += compare(f"{fmt}: {precision} ONNX", run_graph, own, precision=precision, batches=batches)
+    return report
+
+
+def _check_engine(export: ExportRun, built: BuildResult) -> ParityReport:
+    """Compare the engine with the references, if it runs here."""
+    if not export.config.verify or built.engine is None:
+        return ParityReport(())
+    options, fmt = export.config.options, built.runtime.fmt
+    own = references_for(export.references.outputs, options.precision)
+    with export.timer.stage(f"{fmt}: parity of the engine"):
+        return compare(
+            f"{fmt}: engine", built.engine.run, own, precision=options.precision, batches=options.batch_sizes
+        )
