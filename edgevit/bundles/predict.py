@@ -18,6 +18,8 @@ from edgevit.metrics import is_usable
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Array, RunnableEngine
 
+_SUM_ERROR = 1e-3  # of probabilities that a model outputs in lower precision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
@@ -89,7 +91,14 @@ def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
 
 
 def _top_classes(logits: Array, class_names: Sequence[str] | None, top: int) -> tuple[tuple[int, str, float], ...]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = shifted / shifted.sum()
+    probabilities = _probabilities(logits.astype(np.float64))
     order = np.argsort(-probabilities, kind="stable")[:top]
     return tuple((int(index), class_name(index, class_names), float(probabilities[index])) for index in order)
+
+
+def _probabilities(logits: Array) -> Array:
+    """Return the softmax of logits, (classes,), or the values themselves if the model's last layer is a softmax."""
+    if logits.min() >= 0 and logits.max() <= 1 and abs(logits.sum() - 1) <= _SUM_ERROR:
+        return logits
+    shifted = np.exp(logits - logits.max())
+    return np.asarray(shifted / shifted.sum())

@@ -26,6 +26,21 @@ def test_run_classifies_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]
     assert len(answers) == 2
 
 
+@pytest.mark.parametrize("ends_in_softmax", [True, False])
+def test_run_prints_the_probabilities_of_a_model_that_ends_in_softmax(
+    ends_in_softmax: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second softmax made all classes about equally likely."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), *([nn.Softmax(1)] if ends_in_softmax else []))
+    nn.init.zeros_(module[1].weight)  # type: ignore[arg-type]  # a Linear has one
+    module[1].bias = nn.Parameter(torch.tensor([0.5, 0.3, 0.2]).log() + 1)
+    made = edgevit.export(module, fmt="ort", example_input=torch.zeros(1, 3, 2, 2), verify=False, out=tmp_path)
+    capsys.readouterr()
+    assert status("run", made.path, PHOTO, "--json", "-") == 0
+    top = json.loads(capsys.readouterr().out)["answers"][0]["top"]
+    assert [each["probability"] for each in top] == pytest.approx([0.5, 0.3, 0.2], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("outputs", "bias", "expected", "message"),
     [(1, 0.0, 2, "needs an image classifier"), (2, float("nan"), 6, "contain NaN or infinity")],
