@@ -8,7 +8,7 @@ is counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ import numpy as np
 from edgevit.datasets import ImageDataset
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import OnSkip, Preprocessing, read_batch, read_readable
-from edgevit.types import Array, Feeds, Interval, Run, RunnableEngine
+from edgevit.types import Array, Feeds, Interval, Run, RunnableEngine, TensorSpec
 
 OnImages: TypeAlias = Callable[[int, int], None]  # images done, images in all
 
@@ -180,11 +180,12 @@ def in_own_batches(engine: RunnableEngine, batch: int) -> Run:
 
     It allows engines with different batch sizes and names to be evaluated side by side.
     """
+    logits = find_logits(engine.outputs) or engine.outputs[0]
 
     def run(feeds: Feeds) -> dict[str, Array]:
         photos = feeds[INPUT]
         pieces = [
-            engine.run({engine.inputs[0].name: _filled(photos[start : start + batch], batch)})[engine.outputs[0].name]
+            engine.run({engine.inputs[0].name: _filled(photos[start : start + batch], batch)})[logits.name]
             for start in range(0, len(photos), batch)
         ]
         return {OUTPUT: np.concatenate(pieces)[: len(photos)]}
@@ -194,14 +195,29 @@ def in_own_batches(engine: RunnableEngine, batch: int) -> Run:
 
 def class_count(engine: RunnableEngine) -> int:
     """Return the number of classes of an engine. Raises UsageError unless it maps one input to logits (N, classes)."""
-    shape = engine.outputs[0].shape
-    classes = shape[1] if len(shape) == 2 else None
-    if len(engine.inputs) != 1 or not isinstance(classes, int) or classes < 2:
+    logits = find_logits(engine.outputs)
+    if len(engine.inputs) != 1 or logits is None:
         raise UsageError(
             "accuracy needs one image input and logits (N, classes); the model has "
             f"{', '.join(map(str, engine.inputs))} and {engine.outputs[0]}"
         )
-    return classes
+    return number_of_classes(logits)
+
+
+def find_logits(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the output that holds an image classifier's logits: the one named so, or the first that can be logits.
+
+    Logits are floats, (N, classes), of at least two classes. None if the model has none.
+    """
+    found = [each for each in outputs if each.dtype.startswith("float") and number_of_classes(each) > 1]
+    named = (each for each in found if each.name == OUTPUT)
+    return next(named, found[0] if found else None)
+
+
+def number_of_classes(output: TensorSpec) -> int:
+    """Return the number of columns of an output (N, classes), or 0 if it has another shape."""
+    columns = output.shape[1] if len(output.shape) == 2 else 0
+    return columns if isinstance(columns, int) else 0
 
 
 def agreement(first: Evaluation, second: Evaluation) -> float:

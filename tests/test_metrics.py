@@ -218,6 +218,21 @@ class Fixed(Engine):
         return ExecutedPrecision()
 
 
+class TwoOutputs(Fixed):
+    """The classifier of shades with an embedding before its logits."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(batch)
+        self.outputs = (
+            TensorSpec("embedding", "float32", (batch, 3)),
+            TensorSpec("logits", "float32", (batch, CLASSES)),
+        )
+
+    def _infer(self, feeds: Feeds) -> dict[str, Array]:
+        logits = by_shade({"images": feeds["pixels"]})["logits"]
+        return {"embedding": np.zeros((len(logits), 3), np.float32), "logits": logits}
+
+
 def test_engines_with_different_batches_and_names_are_evaluated_side_by_side(tmp_path: Path) -> None:
     runs = {str(batch): metrics.in_own_batches(Fixed(batch), batch) for batch in (1, 3, 8)}
     found = evaluate(runs, shades(tmp_path, 19), PLAIN, batch=8)
@@ -228,6 +243,38 @@ def test_engines_with_different_batches_and_names_are_evaluated_side_by_side(tmp
 def test_an_engine_without_logits_is_a_usage_error(classes: tuple[Any, ...]) -> None:
     with pytest.raises(UsageError, match="accuracy needs one image input and logits"):
         metrics.class_count(Fixed(4, classes))
+
+
+OUTPUTS = {
+    "features": TensorSpec("features", "float32", ("batch", 8)),
+    "indices": TensorSpec("indices", "int64", ("batch", 5)),
+    "map": TensorSpec("map", "float32", ("batch", 8, 7, 7)),
+    "score": TensorSpec("score", "float32", ("batch", 1)),
+    "half": TensorSpec("half", "float16", ("batch", 10)),
+    "logits": TensorSpec("logits", "float32", ("batch", 10)),
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("features logits", "logits"),
+        ("features half", "features"),
+        ("indices score map half features", "half"),
+        ("indices score map", None),
+        ("", None),
+    ],
+)
+def test_the_logits_are_found_among_several_outputs(names: str, expected: str | None) -> None:
+    found = metrics.find_logits([OUTPUTS[name] for name in names.split()])
+    assert (found and found.name) == expected
+
+
+def test_an_engine_with_another_output_first_is_evaluated_by_its_logits(tmp_path: Path) -> None:
+    engine = TwoOutputs(3)
+    assert metrics.class_count(engine) == CLASSES
+    (found,) = evaluate({"engine": metrics.in_own_batches(engine, 3)}, shades(tmp_path, 5), PLAIN, batch=3)
+    assert found.top1 == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from edgevit.bundles.engine import open_engine
 from edgevit.dense.draw import class_name
 from edgevit.errors import ImageError, ParityError, UsageError
 from edgevit.images import OnSkip, find_images, read_batch
-from edgevit.metrics import is_usable
+from edgevit.metrics import find_logits, is_usable
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Array, RunnableEngine
 
@@ -78,12 +78,13 @@ def run_one(engine: RunnableEngine, photo: Array, options: BuildOptions) -> dict
 
 def _logits(engine: Engine, photo: Array, options: BuildOptions) -> Array:
     """The logits of one photo, (classes,)."""
-    logits = run_one(engine, photo, options)[engine.outputs[0].name]
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    output = find_logits(engine.outputs)
+    if output is None:
         raise UsageError(
             f"edgevit run needs an image classifier with logits (N, classes); this model outputs {engine.outputs[0]}; "
             "use edgevit.load in Python"
         )
+    logits = run_one(engine, photo, options)[output.name]
     if not is_usable(logits).all():
         raise ParityError("the engine's logits contain NaN or infinity; check the bundle: edgevit verify BUNDLE")
     first: Array = logits[0]

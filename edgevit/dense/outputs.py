@@ -9,6 +9,7 @@ import numpy as np
 from edgevit.dense.masks import class_map, nearest_classes
 from edgevit.dense.nms import DEFAULT_NMS, Detections, NmsOptions, nms
 from edgevit.errors import ParityError, UsageError
+from edgevit.metrics import find_logits
 from edgevit.placement import Placement
 from edgevit.types import Array, Dim, OutputForm, TensorSpec
 
@@ -23,7 +24,8 @@ def class_count(outputs: Sequence[TensorSpec], form: OutputForm) -> int | None:
     if form == "boxes":
         shape = next((spec.shape[1:] for spec in outputs if spec.name == SCORES), ())
     elif form == "logits" and outputs:
-        shape = outputs[0].shape
+        maps = (spec for spec in outputs if spec.name == LOGITS and len(spec.shape) == 4)
+        shape = (next(maps, None) or find_logits(outputs) or outputs[0]).shape
     count = shape[1] if len(shape) in (2, 4) else None  # (N, K) or (N, K, h, w); (n, K) of a detector
     return count if isinstance(count, int) else None
 

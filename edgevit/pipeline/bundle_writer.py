@@ -24,13 +24,13 @@ from edgevit.export.macs import graph_work
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.environment import Environment
 from edgevit.latency.report import LatencyReport
+from edgevit.metrics import find_logits
 from edgevit.models.description import ModelDescription, describe_preprocessing, describe_weights, is_hub_name
 from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
 from edgevit.pipeline.report import BundleReport, ExportReport
 from edgevit.pipeline.source import Source
 from edgevit.runtimes.parity import ParityReport
-from edgevit.types import TensorSpec
 
 
 def write_bundles(
@@ -74,7 +74,7 @@ def write_bundles(
         parity=sum((bundle.parity for bundle in bundles), graph_parity),
         latencies=tuple(latency.reports.values()),
         latency_problems=latency.problems,
-        classifies=model.preprocessing is not None and _has_classes(export.captured.outputs[0]),
+        classifies=model.preprocessing is not None and find_logits(export.captured.outputs) is not None,
     )
 
 
@@ -113,10 +113,6 @@ def _complete(
         if latencies:
             write_latency(bundle.folder, latencies)
         store.write_manifest(bundle.folder, manifest)
-
-
-def _has_classes(output: TensorSpec) -> bool:
-    return len(output.shape) == 2 and output.shape[1] != 1
 
 
 def _bundle_report(bundle: BuiltBundle, path: Path, comparison: PrecisionComparison | None) -> BundleReport:

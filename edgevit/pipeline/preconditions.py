@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
-from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.cpu import require_vnni
 from edgevit.dense.outputs import class_count
 from edgevit.errors import UsageError
@@ -12,7 +11,6 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import Runtime
-from edgevit.types import Dim
 
 
 def require_possible(runtime: Runtime, config: ExportConfig, model_name: str) -> None:
@@ -27,17 +25,9 @@ def require_possible(runtime: Runtime, config: ExportConfig, model_name: str) ->
 
 def require_class_names(model: ModelDescription, graph: OnnxGraph) -> None:
     """Raise UsageError if the model has class names, and another number of classes."""
-    count = _class_count(model, graph)
+    count = class_count(graph.outputs, model.origin.output_form)
     if model.classes is not None and count not in (None, len(model.classes)):
         raise UsageError(
             f"{len(model.classes)} class names for {count} classes; give one name a line, in the order of the "
             "logits (--classes FILE)"
         )
-
-
-def _class_count(model: ModelDescription, graph: OnnxGraph) -> Dim | None:
-    """Return the number of classes by the outputs; None if they do not say, as detections selected in the graph."""
-    if model.origin.task in DENSE_TASKS:
-        return class_count(graph.outputs, model.origin.output_form)
-    logits = graph.outputs[0].shape if graph.outputs else ()
-    return logits[1] if len(logits) == 2 else None

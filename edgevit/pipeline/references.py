@@ -10,7 +10,15 @@ from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ExportError, ImageError, UsageError
 from edgevit.images import Preprocessing, find_images
-from edgevit.metrics import TOP1, Evaluation, OnImages, evaluate, with_common_names
+from edgevit.metrics import (
+    TOP1,
+    Evaluation,
+    OnImages,
+    evaluate,
+    find_logits,
+    number_of_classes,
+    with_common_names,
+)
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.accuracy import LabeledSet
 from edgevit.pipeline.labeled_dense import find_dense_dataset
@@ -90,16 +98,15 @@ def find_eval_dataset(
     """Return the labeled images in `folder` for `model`. Raises UsageError if its outputs have no labels."""
     if model.origin.task in DENSE_TASKS:
         return find_dense_dataset(model, folder, outputs, batch=batch, strict=strict)
-    output = outputs[0]
-    classes = output.shape[1] if len(output.shape) == 2 else None
-    if model.preprocessing is None or not isinstance(classes, int) or classes < 2:
-        raise UsageError(f"--eval needs an image classifier; {model.name} outputs {output}")
+    logits = find_logits(outputs)
+    if model.preprocessing is None or logits is None:
+        raise UsageError(f"--eval needs an image classifier; {model.name} outputs {outputs[0]}")
     return EvalDataset(
-        images=find_dataset(folder, classes=model.classes, class_count=classes),
+        images=find_dataset(folder, classes=model.classes, class_count=number_of_classes(logits)),
         preprocessing=model.preprocessing,
         batch=batch,
         input_name=model.input_names[0],
-        output_name=output.name,
+        output_name=logits.name,
         strict=strict,
     )
 

@@ -26,6 +26,35 @@ def test_run_classifies_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]
     assert len(answers) == 2
 
 
+class TwoHeads(nn.Module):
+    """A classifier of three classes that outputs its embedding first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        embedding = x.flatten(1)
+        return {"embedding": embedding, "logits": self.head(embedding)}
+
+
+def test_a_model_with_an_embedding_first_is_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The class names were refused, and the channels of the embedding printed as classes."""
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    made = edgevit.export(
+        TwoHeads(),
+        fmt="ort",
+        example_input=torch.zeros(1, 3, 2, 2),
+        classes=tmp_path / "names.txt",
+        verify=False,
+        out=tmp_path,
+    )
+    capsys.readouterr()
+    assert status("run", made.path, PHOTO, "--json", "-") == 0
+    top = json.loads(capsys.readouterr().out)["answers"][0]["top"]
+    assert sorted(each["name"] for each in top) == ["ant", "bee", "cat"]
+
+
 @pytest.mark.parametrize("ends_in_softmax", [True, False])
 def test_run_prints_the_probabilities_of_a_model_that_ends_in_softmax(
     ends_in_softmax: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

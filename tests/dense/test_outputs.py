@@ -67,5 +67,8 @@ def test_the_number_of_classes() -> None:
     assert class_count([boxes, scores], "boxes") == 80
     assert class_count([TensorSpec("logits", "float32", ("batch", 19, 8, 8))], "logits") == 19
     assert class_count([TensorSpec("logits", "float32", ("batch", 1000))], "logits") == 1000
+    pooled = TensorSpec("pooled", "float32", ("batch", 64))
+    assert class_count([pooled, TensorSpec("logits", "float32", ("batch", 10))], "logits") == 10
+    assert class_count([pooled, TensorSpec("logits", "float32", ("batch", 19, 8, 8))], "logits") == 19
     assert class_count([TensorSpec("classes", "uint8", (1, 8, 8))], "classes") is None
     assert class_count([], "logits") is None

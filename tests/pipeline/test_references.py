@@ -39,6 +39,17 @@ def predict_class_1(feeds: Feeds) -> dict[str, Array]:
     return {"y": np.tile(np.array([0, 1], np.float32), (len(feeds["input"]), 1))}
 
 
+def test_labels_are_those_of_the_logits_behind_another_output(tmp_path: Path) -> None:
+    for label in range(CLASSES):
+        (tmp_path / str(label)).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / str(label) / "0.png")
+    model = from_module(nn.Conv2d(3, 2, 3), example_input=torch.zeros(1, 3, 8, 8))
+    outputs = [TensorSpec("embedding", "float32", (1, 8)), TensorSpec("logits", "float32", (1, CLASSES))]
+    found = find_eval_dataset(model, tmp_path, outputs, batch=1, strict=True)
+    assert isinstance(found, EvalDataset)
+    assert (found.output_name, found.images.class_count) == ("logits", CLASSES)
+
+
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     images = dataset(tmp_path, strict=False)
     (evaluation, _), skipped = images.evaluate({"engine": predict_class_1, "other": predict_class_1})
