@@ -111,6 +111,14 @@ def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source:
                 if own[key].shape != tensors[key].shape
             ),
         ),
+        *_named(
+            "of integers for a parameter of floats",
+            (
+                key
+                for key, parameter in module.named_parameters(remove_duplicate=False)
+                if parameter.is_floating_point() and key in tensors and not tensors[key].is_floating_point()
+            ),
+        ),
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")

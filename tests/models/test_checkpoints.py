@@ -134,6 +134,15 @@ def test_a_tensor_that_cannot_be_copied_is_named(
         load(tmp_path / "weights.pth" if form == "file" else changed)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_integers_for_a_parameter_of_floats_are_named(dtype: torch.dtype) -> None:
+    """Codes of a quantized checkpoint were copied as values, without their scale."""
+    state = torch.nn.BatchNorm2d(4).state_dict()
+    state["weight"] = state["weight"].to(dtype)
+    with pytest.raises(CheckpointError, match="1 of integers for a parameter of floats: weight$"):
+        checkpoints.load_into(torch.nn.BatchNorm2d(4), state, source="the state dict")
+
+
 def test_a_parameter_without_its_own_memory_is_named() -> None:
     module = torch.nn.Linear(3, 4)
     module.bias = torch.nn.Parameter(torch.zeros(1).expand(4))  # four elements in the memory of one
