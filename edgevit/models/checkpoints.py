@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,22 @@ from edgevit.files import file_sha256, first_line
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
 # Prefixes that wrappers put before every key: DataParallel, torch.compile, PyTorch Lightning.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# Of training steps and of averaged models. They have no effect on outputs in eval mode.
+COUNTERS = ("num_batches_tracked", "n_averaged")
+_EXTRA_STATE = "_extra_state"  # the last part of the key of what a module's get_extra_state() returned
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by key, the SHA-256 of the file (or of the tensors), and the container in the checkpoint they were in."""
+    """Tensors by key, the SHA-256 of the file (or of the tensors), and the container in the checkpoint they were in.
+
+    `extra` are the extra states of modules, by key, which may be anything.
+    """
 
     tensors: dict[str, torch.Tensor]
     sha256: str
     key: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def included(name: str) -> Path:
@@ -59,8 +66,8 @@ def read(path: str | os.PathLike[str]) -> Weights:
         raise
     except Exception as error:  # unpickling a damaged file can raise anything
         raise CheckpointError(f"{file} is damaged or not a checkpoint: {first_line(error)}") from error
-    tensors, key = _state_dict(content, str(file), key)
-    return Weights(tensors, file_sha256(file), key)
+    tensors, extra, key = _state_dict(content, str(file), key)
+    return Weights(tensors, file_sha256(file), key, extra)
 
 
 def _split_key(path: Path) -> tuple[Path, str | None]:
@@ -71,12 +78,12 @@ def _split_key(path: Path) -> tuple[Path, str | None]:
 
 def from_state_dict(content: Mapping[str, Any]) -> Weights:
     """Return the weights in a state dict in memory. Raises CheckpointError if it holds none."""
-    tensors, key = _state_dict(content, "the state dict", None)
+    tensors, extra, key = _state_dict(content, "the state dict", None)
     digest = hashlib.sha256()
-    for key, value in sorted(tensors.items()):
-        digest.update(key.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return Weights(tensors, digest.hexdigest(), key)
+    return Weights(tensors, digest.hexdigest(), key, extra)
 
 
 def without_prefix(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -84,49 +91,94 @@ def without_prefix(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return _unwrapped(tensors)[-1]
 
 
-def _unwrapped(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def _unwrapped(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the tensors as they are, without their first prefix, without their second, and so on."""
     found = [dict(tensors)]
-    while prefix := next((p for p in PREFIXES if found[-1] and all(key.startswith(p) for key in found[-1])), None):
-        found.append({key.removeprefix(prefix): value for key, value in found[-1].items()})
-    return found
+    while True:
+        keys = found[-1].keys() - set(COUNTERS)  # AveragedModel has its counter beside `module`
+        prefix = next((p for p in PREFIXES if keys and all(key.startswith(p) for key in keys)), None)
+        if prefix is None:
+            return found
+        found.append({key.removeprefix(prefix): value for key, value in found[-1].items() if key in keys})
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Load `tensors` into `module` strictly. Raises CheckpointError that names keys missing, unexpected or of another
-    shape.
+def load_into(module: nn.Module, tensors: Mapping[str, Any], *, source: str) -> None:
+    """Load `tensors` into `module` strictly, with the values of extra states (`_extra_state`) among them.
 
-    Prefixes of wrappers are removed as far as more keys match without them: the module may have a submodule `module`.
+    Raises CheckpointError that names keys missing, unexpected or of another shape; the module stays as it was then.
+    As in `load_state_dict`, the module itself may convert older names. Counters (`COUNTERS`) may be missing or
+    unexpected, and a parameter may be missing that shares its memory with a loaded one. Prefixes of wrappers are
+    removed as far as more keys match without them: the module may have a submodule `module`.
     """
     own = module.state_dict()
     tensors = max(_unwrapped(tensors), key=lambda unwrapped: len(unwrapped.keys() & own.keys()))
-    problems = [
-        *_named("missing in the checkpoint", own.keys() - tensors.keys()),
-        *_named("unexpected in the checkpoint", tensors.keys() - own.keys()),
-        *_named(
-            "of another shape",
-            (
-                f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
-                for key in own.keys() & tensors.keys()
-                if own[key].shape != tensors[key].shape
-            ),
-        ),
-        *_named(
-            "of integers for a parameter of floats",
-            (
-                key
-                for key, parameter in module.named_parameters(remove_duplicate=False)
-                if parameter.is_floating_point() and key in tensors and not tensors[key].is_floating_point()
-            ),
-        ),
-    ]
-    if problems:
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
+    reshaped = _reshaped(own, tensors)
+    codes = _integers_for_floats(module, tensors)
+    fits = own.keys() == tensors.keys() and not reshaped and not codes
+    before = {} if fits else {key: value.clone() for key, value in own.items() if isinstance(value, torch.Tensor)}
     try:
-        module.load_state_dict(tensors)
+        missing, unexpected = _copy(module, {key: value for key, value in tensors.items() if key not in reshaped})
+        problems = [
+            *_named("missing in the checkpoint", missing - reshaped.keys() - _tied(own, tensors.keys())),
+            *_named("unexpected in the checkpoint", unexpected),
+            *_named("of another shape", reshaped.values()),
+            *_named("of integers for a parameter of floats", codes),
+        ]
+        if problems:
+            raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}")
     except RuntimeError as error:
+        _restore(own, before)
         first = str(error).strip().splitlines()[1:2] or [first_line(error)]  # the first line names no parameter
         raise CheckpointError(f"{source} cannot be copied into {type(module).__name__}: {first[0].strip()}") from error
+    except CheckpointError:
+        _restore(own, before)
+        raise
+
+
+def _copy(module: nn.Module, tensors: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Copy tensors into a module; return the keys missing and unexpected, without counters. Raises RuntimeError."""
+    report = module.load_state_dict(tensors, strict=False)
+    missing, unexpected = (
+        {key for key in keys if key.rpartition(".")[2] not in COUNTERS}
+        for keys in (report.missing_keys, report.unexpected_keys)
+    )
+    return missing, unexpected
+
+
+def _restore(own: Mapping[str, Any], before: Mapping[str, torch.Tensor]) -> None:
+    for key, value in before.items():
+        own[key].copy_(value)
+
+
+def _reshaped(own: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys whose shape differs from the module's, each with both shapes in words."""
+    shapes = [
+        {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
+        for state in (tensors, own)
+    ]
+    given, wanted = shapes
+    differing = (key for key in given if key in wanted and given[key] != wanted[key])
+    return {key: f"{key} {given[key]} instead of {wanted[key]}" for key in differing}
+
+
+def _integers_for_floats(module: nn.Module, tensors: Mapping[str, Any]) -> list[str]:
+    """Return the parameters of floats for which the checkpoint has integers or bool."""
+    return [
+        key
+        for key, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter.is_floating_point() and key in tensors and not tensors[key].is_floating_point()
+    ]
+
+
+def _tied(own: Mapping[str, Any], loaded: Iterable[str]) -> set[str]:
+    """Return the keys of the module whose tensor is also that of a loaded key, as safetensors stores tied weights."""
+    places = {key: _place(value) for key, value in own.items() if isinstance(value, torch.Tensor) and value.numel()}
+    taken = {places[key] for key in loaded if key in places}
+    return {key for key, place in places.items() if place in taken}
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
 
 
 def _load_pickle(path: Path) -> Any:
@@ -152,8 +204,10 @@ def _refusal(reason: str) -> str:
     return "is a TorchScript archive" if "TorchScript" in reason else "holds more than tensors, or is damaged"
 
 
-def _state_dict(content: Any, source: str, key: str | None) -> tuple[dict[str, torch.Tensor], str | None]:
-    """Return the state dict in a checkpoint and its key. Raises CheckpointError if there is none."""
+def _state_dict(
+    content: Any, source: str, key: str | None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], str | None]:
+    """Return the state dict in a checkpoint, its extra states and its key. Raises CheckpointError if there is none."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source} holds a {type(content).__name__}, not a state dict")
     held = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
@@ -163,6 +217,8 @@ def _state_dict(content: Any, source: str, key: str | None) -> tuple[dict[str, t
         key = next((name for name in CONTAINERS if name in held), None)
     if key is not None:
         content = content[key]
+    extra = {str(name): value for name, value in content.items() if str(name).rpartition(".")[2] == _EXTRA_STATE}
+    content = {name: value for name, value in content.items() if str(name) not in extra}
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors or len(tensors) != len(content):
         others = sorted(str(name) for name in content.keys() - tensors.keys())
@@ -172,7 +228,7 @@ def _state_dict(content: Any, source: str, key: str | None) -> tuple[dict[str, t
         )
     for name, value in tensors.items():
         _require_plain(str(name), value, source)
-    return {str(name): value for name, value in tensors.items()}, key
+    return {str(name): value for name, value in tensors.items()}, extra, key
 
 
 def _require_plain(key: str, tensor: torch.Tensor, source: str) -> None:

@@ -281,7 +281,7 @@ def _from_hub(
 
 def _load_weights(module: nn.Module, weights: str | os.PathLike[str]) -> checkpoints.Weights:
     read = checkpoints.read(weights)
-    checkpoints.load_into(module, read.tensors, source=str(weights))
+    checkpoints.load_into(module, {**read.tensors, **read.extra}, source=str(weights))
     return read
 
 

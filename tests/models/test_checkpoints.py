@@ -134,6 +134,72 @@ def test_a_tensor_that_cannot_be_copied_is_named(
         load(tmp_path / "weights.pth" if form == "file" else changed)
 
 
+class Normed(torch.nn.Module):
+    """A module whose state has every form that PyTorch itself loads in another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 3, 1))
+        self.norm = torch.nn.BatchNorm2d(3)
+        self.tied = torch.nn.Conv2d(3, 3, 1)
+        self.other = torch.nn.Conv2d(3, 3, 1)
+        self.other.weight = self.tied.weight
+        self.scale = 1.0
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.scale = state["scale"]
+
+
+def _with_old_names(state: dict[str, Any]) -> dict[str, Any]:
+    old = {
+        "conv.parametrizations.weight.original0": "conv.weight_g",
+        "conv.parametrizations.weight.original1": "conv.weight_v",
+    }
+    return {old.get(key, key): value for key, value in state.items()}
+
+
+LOADED_BY_PYTORCH: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "all": lambda state: state,
+    "no counters": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    "a counter of a norm that is frozen now": lambda state: {**state, "tied.num_batches_tracked": torch.tensor(3)},
+    "old names of weight_norm": _with_old_names,
+    "AveragedModel": lambda state: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{key}": value for key, value in state.items()},
+    },
+    "tied weights stored once": lambda state: {key: value for key, value in state.items() if key != "other.weight"},
+}
+
+
+@pytest.mark.parametrize("form", LOADED_BY_PYTORCH)
+def test_forms_of_a_state_that_pytorch_loads_are_loaded(form: str, tmp_path: Path) -> None:
+    saved, loaded = Normed(), Normed()
+    saved.scale = 3.0
+    torch.save(LOADED_BY_PYTORCH[form](saved.state_dict()), tmp_path / "weights.pth")
+    read = checkpoints.read(tmp_path / "weights.pth")
+    checkpoints.load_into(loaded, {**read.tensors, **read.extra}, source="the file")
+    assert loaded.scale == 3.0
+    others = loaded.state_dict()
+    for key, value in saved.state_dict().items():
+        assert key.endswith("_extra_state") or torch.equal(others[key], value), key
+
+
+@pytest.mark.parametrize("key", ["norm.running_mean", "tied.weight", "_extra_state"])
+def test_a_module_stays_as_it_was_if_a_key_is_missing(key: str) -> None:
+    """One key of a tied pair is missing with its other half."""
+    loaded = Normed()
+    before = {name: value.clone() for name, value in loaded.state_dict().items() if isinstance(value, torch.Tensor)}
+    left_out = {key, "other.weight" if key == "tied.weight" else key}
+    state = {name: value for name, value in Normed().state_dict().items() if name not in left_out}
+    with pytest.raises(CheckpointError, match=f"missing in the checkpoint: .*{key}"):
+        checkpoints.load_into(loaded, state, source="the state dict")
+    after = loaded.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
 def test_integers_for_a_parameter_of_floats_are_named(dtype: torch.dtype) -> None:
     """Codes of a quantized checkpoint were copied as values, without their scale."""
