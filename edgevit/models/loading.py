@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -163,10 +163,9 @@ def forward_names(module: nn.Module, count: int) -> list[str]:
 
 def in_eval_mode(module: nn.Module) -> nn.Module:
     """Return the module in eval mode; an exported program (`torch.export`) has one mode and refuses `eval()`."""
-    try:
-        return module.eval()
-    except NotImplementedError:
-        return module
+    with suppress(NotImplementedError):
+        module.eval()  # the result is not used: a train() of the user's own may return nothing
+    return module
 
 
 @contextmanager

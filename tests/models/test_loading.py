@@ -140,6 +140,28 @@ def test_an_exported_program_is_loaded_as_it_is() -> None:
     assert model.module(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 8, 8)
 
 
+class FrozenNorm(torch.nn.Module):
+    """A backbone whose train() freezes its norm and returns nothing, as mmdetection's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]  # as the user's code
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.norm(x).mean((2, 3))
+        return output
+
+
+def test_a_module_whose_train_returns_nothing_is_loaded() -> None:
+    module = FrozenNorm()
+    model = loading.from_module(module, example_input=torch.zeros(1, 3, 8, 8))
+    assert model.module is module and not module.training
+
+
 TWO_INPUTS = """
 import torch
 from torch import nn
