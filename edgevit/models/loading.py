@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from edgevit.errors import UsageError, unknown_name
 from edgevit.images import Preprocessing
@@ -169,15 +170,59 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def preserve_training_mode(model: object) -> Iterator[None]:
-    """Restore the training flag of a module and its submodules on exit; do nothing for anything else."""
+def preserve_state(model: object) -> Iterator[None]:
+    """Restore PyTorch's threads, and the training flags and buffers of a module and its submodules, on exit.
+
+    Tensors that forward() kept in inference mode, which autograd refuses, become ordinary ones. Anything but a module
+    has no state.
+    """
     parts = tuple(model.modules()) if isinstance(model, nn.Module) else ()
     flags = [part.training for part in parts]
+    buffers = [_Buffer.of(part, name) for part in parts for name in part._buffers]
+    threads = torch.get_num_threads()
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         for part, flag in zip(parts, flags, strict=True):
             part.training = flag
+            _leave_inference_mode(part)
+        for buffer in buffers:
+            buffer.restore()
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """A buffer of a module, and a copy of its values if it has any."""
+
+    part: nn.Module
+    name: str
+    tensor: torch.Tensor | None
+    values: torch.Tensor | None
+
+    @classmethod
+    def of(cls, part: nn.Module, name: str) -> _Buffer:
+        tensor = part._buffers[name]
+        values = None if tensor is None or not _has_values(tensor) else tensor.detach().clone()
+        return cls(part, name, tensor, values)
+
+    def restore(self) -> None:
+        """Put the buffer back with its values; one that has them is not written to, as autograd may have saved it."""
+        self.part._buffers[self.name] = self.tensor
+        if self.tensor is not None and self.values is not None and not torch.equal(self.tensor, self.values):
+            with torch.no_grad():
+                self.tensor.copy_(self.values)
+
+
+def _has_values(tensor: torch.Tensor) -> bool:
+    without = is_lazy(tensor) or tensor.is_meta
+    return not without and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _leave_inference_mode(part: nn.Module) -> None:
+    for name, value in vars(part).items():
+        if isinstance(value, torch.Tensor) and value.is_inference():
+            vars(part)[name] = value.clone()
 
 
 def class_names(dataset: str) -> tuple[str, ...]:

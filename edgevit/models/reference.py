@@ -174,7 +174,7 @@ def register_dataclasses(output: Any) -> bool:
 def _forward(model: LoadedModel, inputs: Sequence[torch.Tensor]) -> object:
     """Call the module. Raises ExportError if the user's code fails on other values than those of its example."""
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # inference mode would mark tensors that forward() keeps, and autograd refuses these
             return model.module(*inputs)
     except (Exception, SystemExit) as error:  # user code may raise anything, or exit
         raise ExportError(

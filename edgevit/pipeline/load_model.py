@@ -102,11 +102,11 @@ class ModelOptions:
 
 @contextmanager
 def restored_mode(model: object) -> Iterator[None]:
-    """Restore the training flags of a module on exit; do nothing for a name."""
+    """Restore the state of a module on exit; do nothing for a name."""
     if isinstance(model, str):
         yield
         return
-    from edgevit.models.loading import preserve_training_mode
+    from edgevit.models.loading import preserve_state
 
-    with preserve_training_mode(model):
+    with preserve_state(model):
         yield

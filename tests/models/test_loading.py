@@ -162,6 +162,48 @@ def test_a_module_whose_train_returns_nothing_is_loaded() -> None:
     assert model.module is module and not module.training
 
 
+class Caches(torch.nn.Module):
+    """Keeps what it computed, as positional encodings do, and counts its calls."""
+
+    calls: torch.Tensor
+    names: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: torch.Tensor | None = None
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("names", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache = torch.ones(x.shape[-1])
+        self.calls += 1
+        self.names = self.names + 1
+        return x * self.cache
+
+
+def test_the_state_of_a_module_is_restored() -> None:
+    module = Caches()
+    x = torch.rand(1, 4, requires_grad=True)
+    names, threads = module.names, torch.get_num_threads()
+    with loading.preserve_state(module):
+        torch.set_num_threads(threads + 1)
+        with torch.inference_mode():
+            module(x)
+    assert torch.get_num_threads() == threads
+    assert module.calls.item() == 0 and module.names is names and names.item() == 0
+    assert module.cache is not None
+    (x * module.cache).sum().backward()  # type: ignore[no-untyped-call]  # it refused tensors of inference mode
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("module", [torch.nn.LazyBatchNorm1d(), torch.nn.BatchNorm1d(4, device="meta")])
+def test_buffers_without_values_are_left_alone(module: torch.nn.Module) -> None:
+    before = dict(module.named_buffers())
+    with loading.preserve_state(module):
+        pass
+    assert all(module.get_buffer(name) is tensor for name, tensor in before.items())
+
+
 TWO_INPUTS = """
 import torch
 from torch import nn

@@ -47,3 +47,21 @@ def test_a_photo_that_cannot_be_read_is_an_error_if_strict_or_alone(
     folder = save_photos(tmp_path, readable=readable, torn=1)
     with pytest.raises(ImageError, match=r"a_torn_0\.png"):
         compute_references(model, ["y"], images=folder, strict=strict)
+
+
+class Caches(nn.Module):
+    """Keeps a positional encoding in a dict from the first call on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[int, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.cache.setdefault(x.shape[-1], torch.ones(x.shape[-1]))
+
+
+def test_a_module_that_keeps_tensors_can_be_trained_afterwards() -> None:
+    """Its cache held tensors of inference mode."""
+    module = Caches()
+    compute_references(from_module(module, example_input=torch.zeros(1, 4)), ["y"])
+    module(torch.rand(1, 4, requires_grad=True)).sum().backward()
