@@ -45,7 +45,7 @@ MAX_SIDE = 65535  # the largest side of a JPEG; Pillow needs 16 bytes and more f
 MAX_PIXELS = 89_478_485  # 256 MB in RGB; the number from which Pillow warns of a decompression bomb
 MAX_CROP_PCT = 2.0  # above 1 the resized image is smaller than the input and gets a black border
 _MAX_RESIZED_PIXELS = 1 << 25  # of the resized image that the input is cropped from
-_WHITE_16 = 65535
+_WHITE_8, _WHITE_16 = 255, 65535
 _MAX_ASPECT = 16  # of the cropped region; resizing a long strip of pixels as a whole would exhaust memory
 
 _PLACEMENT_FIELDS = frozenset({"resize", "edges", "pad", "pad_side"})
@@ -228,12 +228,17 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray values to 8 bits; Pillow would clip them at 255. Raises ValueError if the range is unknown."""
+    """Scale 16-bit gray values to 8 bits; Pillow would clip them at 255. Raises ValueError if the range is unknown.
+
+    Integers of 32 bits say nothing of their range; with values up to 255 they are taken as 8 bits.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > _WHITE_16:
         raise ValueError("unknown value range; convert it to 8 or 16 bits")
+    if image.mode == "I" and values.max() <= _WHITE_8:
+        return Image.fromarray(values.astype(np.uint8))
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 

@@ -117,6 +117,13 @@ def test_16_bits_are_scaled_and_not_clipped(dtype: type, suffix: str, tmp_path: 
     assert np.asarray(read_image(tmp_path / f"deep.{suffix}"))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_8_bits_stored_as_32_are_not_scaled(tmp_path: Path) -> None:
+    """They were read as black; 16 bits of the same values are a dark image."""
+    for dtype, expected in ((np.int32, [0, 100, 255]), (np.uint16, [0, 0, 1])):
+        Image.fromarray(np.array([[0, 100, 255]]).astype(dtype)).save(tmp_path / "photo.tif")
+        assert np.asarray(read_image(tmp_path / "photo.tif"))[0, :, 0].tolist() == expected
+
+
 @pytest.mark.parametrize("values", [np.zeros((2, 2), np.float32), np.full((2, 2), 70000, np.int32)])
 def test_an_image_of_unknown_value_range_is_an_error(values: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "data.tif")
