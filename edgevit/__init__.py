@@ -189,13 +189,13 @@ def export_model(
 
     Raises an EdgevitError; its `exit_status` identifies the failed stage. No partial bundle remains.
     """
-    from collections.abc import Mapping
     from pathlib import Path
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.files import as_path
     from edgevit.formats import get_format
     from edgevit.pipeline import run as pipeline
+    from edgevit.pipeline.config import require_calibration
     from edgevit.pipeline.load_model import ModelOptions, restored_mode
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
@@ -226,7 +226,7 @@ def export_model(
             out=Path(out),
             opset=opset,
             images=as_path(images),
-            calib=calib if isinstance(calib, Mapping) else as_path(calib),
+            calib=require_calibration(calib),
             eval=as_path(eval),
             int8_range=int8_range,
             keep_float=tuple(keep_float),
@@ -288,10 +288,10 @@ def tune(
     Raises an EdgevitError, such as ParityError if no engine passes its checks, and MeasureError if `time_s` is too
     short for one.
     """
-    from collections.abc import Mapping
     from pathlib import Path
 
     from edgevit.files import as_path
+    from edgevit.pipeline.config import require_calibration
     from edgevit.pipeline.load_model import ModelOptions, restored_mode
     from edgevit.pipeline.tuning.config import TuneConfig
     from edgevit.pipeline.tuning.tune import tune as find_fastest
@@ -300,7 +300,7 @@ def tune(
         formats=tuple(fmt),
         threads=tuple(threads),
         limit_s=time_s,
-        calib=calib if isinstance(calib, Mapping) else as_path(calib),
+        calib=require_calibration(calib),
         eval=as_path(eval),
         max_drop=max_drop,
         int8_range=int8_range,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,12 @@ def test_importing_edgevit_imports_no_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("function", [edgevit.export, edgevit.tune])
+def test_calibration_data_of_another_type_is_a_usage_error(function: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="calib is a folder of images, or arrays .* not a list"):
+        function(nn.Linear(4, 2), example_input=torch.zeros(1, 4), calib=[torch.zeros(8, 4)], out=tmp_path)
 
 
 def test_export_to_several_formats_and_load_return_arrays_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,17 @@ DEFAULT_MAX_DROP = 0.01  # of top-1, if it is measured on labeled images
 
 # A folder of photos, or the inputs themselves by name, each (rows, ...).
 Calibration: TypeAlias = Path | Mapping[str, Array]
+
+
+def require_calibration(calib: object) -> Calibration | None:
+    """Return calibration data as given in Python, a path as a Path. Raises UsageError for anything else."""
+    if calib is None or isinstance(calib, Mapping):
+        return calib
+    if not isinstance(calib, str | os.PathLike):
+        raise UsageError(
+            f"calib is a folder of images, or arrays (rows, ...) by input name, not a {type(calib).__name__}"
+        )
+    return Path(calib)
 
 
 def widest_int8_range() -> Int8Range:
