@@ -61,6 +61,7 @@ def read(path: str | os.PathLike[str]) -> Weights:
     if not file.is_file():
         raise CheckpointError(f"no weights file at {file}")
     try:
+        _require_suffix(file)
         content = load_file(file) if file.suffix.lower() == ".safetensors" else _load_pickle(file)
     except CheckpointError:
         raise
@@ -68,6 +69,17 @@ def read(path: str | os.PathLike[str]) -> Weights:
         raise CheckpointError(f"{file} is damaged or not a checkpoint: {first_line(error)}") from error
     tensors, extra, key = _state_dict(content, str(file), key)
     return Weights(tensors, file_sha256(file), key, extra)
+
+
+def _require_suffix(file: Path) -> None:
+    """Raise CheckpointError if a file has the suffix of another format than its own."""
+    with file.open("rb") as content:
+        start = content.read(9)
+    has_header = start[6:] == b"\0\0{"  # safetensors: the length of the header in 8 bytes, then JSON
+    if file.suffix.lower() != ".safetensors" and has_header:
+        raise CheckpointError(f"{file} is a safetensors file: rename it to .safetensors")
+    if file.suffix.lower() == ".safetensors" and start.startswith(b"PK\3\4") and not has_header:
+        raise CheckpointError(f"{file} was written by torch.save: rename it to .pt")
 
 
 def _split_key(path: Path) -> tuple[Path, str | None]:
@@ -216,6 +228,11 @@ def _state_dict(
     if key is None:
         key = next((name for name in CONTAINERS if name in held), None)
     if key is not None:
+        if not content[key]:
+            full = ", ".join(name for name in held if content.get(name)) or "none"
+            raise CheckpointError(
+                f"the state dict {key!r} in {source} is empty; it has {full}. Name one: --weights FILE:KEY"
+            )
         content = content[key]
     extra = {str(name): value for name, value in content.items() if str(name).rpartition(".")[2] == _EXTRA_STATE}
     content = {name: value for name, value in content.items() if str(name) not in extra}

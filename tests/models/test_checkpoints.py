@@ -317,6 +317,24 @@ def test_a_file_without_weights_is_refused(content: object, tmp_path: Path) -> N
         load(tmp_path / "other.pth")
 
 
+def test_an_empty_state_dict_is_named_with_the_others(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"model": state, "model_ema": {}, "optimizer": {}}, tmp_path / "weights.pth")
+    with pytest.raises(
+        CheckpointError, match=r"'model_ema' in .* is empty; it has model\. Name one: --weights FILE:KEY"
+    ):
+        load(tmp_path / "weights.pth")
+
+
+def test_a_file_with_the_suffix_of_another_format_is_named(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """The reason was "2", a number from inside the unpickler."""
+    save_file(state, tmp_path / "weights.pt")
+    torch.save(state, tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights\.pt is a safetensors file: rename it to \.safetensors$"):
+        load(tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors was written by torch\.save: rename it to \.pt$"):
+        load(tmp_path / "weights.safetensors")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights file at"):
         load(tmp_path / "nowhere.pth")
