@@ -100,26 +100,31 @@ def trace_error(error: BaseException, module: nn.Module, example: Example, *, dy
 
     The module is run once without the exporter: if that fails too, the error is the module's own.
     """
-    name = type(module).__name__
-    own_error = _run(module, example)
+    own_error = forward_error(module, example, dynamic_batch=dynamic_batch)
     if own_error is not None:
-        cause = root_cause(own_error)
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
-        if isinstance(cause, EdgevitError):
-            return cause
-        if isinstance(cause, ModuleNotFoundError):
-            return MissingError(f"{name}.forward() needs the package {cause.name}: install it{_at(cause)}")
-        what = f"{name}.forward() fails on its example input of shape {shapes}"
-        correction = (
-            _remedy(cause, FORWARD_CAUSES, _first_input(module, example, dynamic_batch=dynamic_batch))
-            or _FORWARD_REMEDY
-        )
-        return ExportError(f"{what}: {_reason(cause)}; {correction}")
+        return own_error
     cause = root_cause(error)
     remedy = _remedy(cause, TRACE_CAUSES)
     if remedy is None and dynamic_batch and BATCH in str(error):
         remedy = _BATCH_REMEDY
-    return ExportError(f"PyTorch cannot trace {name}: {_reason(cause)}; {remedy or _TRACE_REMEDY}")
+    return ExportError(f"PyTorch cannot trace {type(module).__name__}: {_reason(cause)}; {remedy or _TRACE_REMEDY}")
+
+
+def forward_error(module: nn.Module, example: Example, *, dynamic_batch: bool = False) -> EdgevitError | None:
+    """Run `module(*example)` and return the exception to raise if it fails, or None."""
+    error = _run(module, example)
+    if error is None:
+        return None
+    name, cause = type(module).__name__, root_cause(error)
+    if isinstance(cause, EdgevitError):
+        return cause
+    if isinstance(cause, ModuleNotFoundError):
+        return MissingError(f"{name}.forward() needs the package {cause.name}: install it{_at(cause)}")
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+    remedy = _remedy(cause, FORWARD_CAUSES, _first_input(module, example, dynamic_batch=dynamic_batch))
+    return ExportError(
+        f"{name}.forward() fails on its example input of shape {shapes}: {_reason(cause)}; {remedy or _FORWARD_REMEDY}"
+    )
 
 
 def is_unknown_output(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import torch
 from edgevit.arrays import is_undefined
 from edgevit.errors import ExportError
 from edgevit.export.capture import capture
+from edgevit.export.capture_errors import forward_error
 from edgevit.export.graph import BATCH, OnnxGraph
 from edgevit.models.description import ModelDescription
 from edgevit.models.loading import LoadedModel
@@ -69,7 +70,10 @@ class TorchSource(Source):
         self, captured: OnnxGraph, *, images: Path | None, strict: bool, verify: bool, threads: int | None
     ) -> tuple[Reference, ...]:
         names = [spec.name for spec in captured.outputs]
-        return compute_references(self._model, names, images=images, strict=strict, verify=verify)
+        try:
+            return compute_references(self._model, names, images=images, strict=strict, verify=verify)
+        except ExportError as error:  # torch.export traces modules in half precision that PyTorch does not run
+            raise forward_error(self._model.module, self._model.example) or error from error
 
     def undefined_weights(self) -> tuple[str, ...]:
         module = self._model.module

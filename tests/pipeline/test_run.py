@@ -409,7 +409,7 @@ class Leaves(nn.Module):
         self.traced = traced
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.traced or not torch.compiler.is_compiling():
+        if self.traced or (not torch.compiler.is_compiling() and x.min() < 0):
             sys.exit(3)
         return x.relu()
 
@@ -447,6 +447,12 @@ def test_a_module_that_works_in_place_leaves_the_callers_input_alone() -> None:
         answers = [engine.run({"x": x})["output"] for _ in range(2)]
     assert x.tolist() == [[1, 1, 1, 1]]
     assert answers[0].tolist() == answers[1].tolist() == [[2, 2, 2, 2]]
+
+
+def test_a_module_in_half_precision_fails_on_its_example(tmp_path: Path) -> None:
+    """torch.export traces it, and the export said that the example input worked."""
+    with pytest.raises(ExportError, match=r"fails on its example input of shape \(1, 16\): .*; .*module\.float\(\)"):
+        edgevit.export(nn.Linear(16, 4).half(), example_input=torch.rand(1, 16), out=tmp_path)
 
 
 class Branches(nn.Module):
