@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import onnx_ir as ir
 import torch
 
 from edgevit.arrays import is_undefined
@@ -22,6 +23,8 @@ from edgevit.pipeline.source import Source
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.pytorch import TORCH_CPU, TorchEngine
 from edgevit.types import Reference
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class TorchSource(Source):
@@ -59,6 +62,7 @@ class TorchSource(Source):
             )
         timer.record("capture (torch.export)", captured.capture_s, memory)  # the peak of both
         timer.record("translate to ONNX", captured.translate_s, memory)
+        _require_no_bfloat16(captured.graph)
         for spec in captured.graph.outputs:
             if not spec.shape:
                 raise ExportError(f"output {spec} has no batch dimension; return one result per image, batch first")
@@ -85,3 +89,13 @@ class TorchSource(Source):
 
     def engine(self, captured: OnnxGraph, *, threads: int | None) -> Engine:
         return TorchEngine(self._model.module, captured.inputs, captured.outputs, threads=threads)
+
+
+def _require_no_bfloat16(graph: OnnxGraph) -> None:
+    """Raise ExportError if a layer computes in bfloat16, which ONNX Runtime has no kernel for on the CPU."""
+    for node in graph.model.graph.all_nodes():
+        if node.op_type in _LAYERS and node.outputs[0].dtype == ir.DataType.BFLOAT16:
+            raise ExportError(
+                f"forward() computes {node.name} in bfloat16, which runtimes do not take: compute in float32 "
+                "(module.float()) and choose the precision with --precision"
+            )

@@ -455,6 +455,19 @@ def test_a_module_in_half_precision_fails_on_its_example(tmp_path: Path) -> None
         edgevit.export(nn.Linear(16, 4).half(), example_input=torch.rand(1, 16), out=tmp_path)
 
 
+class BFloat16(nn.Linear):
+    """Computes in bfloat16 inside, with inputs and outputs in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.bfloat16()).float()
+
+
+def test_a_layer_in_bfloat16_is_named(tmp_path: Path) -> None:
+    """ONNX Runtime was said to be unable to load the graph."""
+    with pytest.raises(ExportError, match=r"forward\(\) computes .*(Gemm|MatMul).* in bfloat16"):
+        edgevit.export(BFloat16(16, 4).bfloat16(), example_input=torch.rand(1, 16), out=tmp_path)
+
+
 class Branches(nn.Module):
     """Parts in training mode and one in eval mode; forward() fails on request."""
 
