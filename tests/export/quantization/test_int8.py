@@ -224,20 +224,22 @@ def test_onnx_runtime_runs_wide_groups_in_int8_with_avx_vnni_alone(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("channels", "outputs", "kernel", "dilation", "reason"),
+    ("channels", "outputs", "kernel", "dilation", "width", "reason"),
     [
-        (3, 33, 3, 1, FEW_CHANNELS),  # 99 multiply-adds at a position
-        (3, 34, 3, 1, ""),  # 102
-        (3, 66, 3, 2, FEW_CHANNELS),  # 198 at a position that is alone
-        (3, 67, 3, 2, ""),  # 201
-        (3, 16, 1, 1, ""),  # nothing is gathered
+        (3, 33, 3, 1, 56, FEW_CHANNELS),  # 99 multiply-adds at a position
+        (3, 34, 3, 1, 56, ""),  # 102
+        (3, 66, 3, 2, 56, FEW_CHANNELS),  # 198 at a position that is alone
+        (3, 67, 3, 2, 56, ""),  # 201
+        (3, 16, 1, 1, 56, ""),  # nothing is gathered
+        (3, 33, 3, 1, 55, ""),  # a map smaller than 56 x 56
     ],
 )
 def test_a_convolution_of_few_channels_stays_in_float_in_onnx_runtime(
-    channels: int, outputs: int, kernel: int, dilation: int, reason: str
+    channels: int, outputs: int, kernel: int, dilation: int, width: int, reason: str
 ) -> None:
-    text = f"""(float[batch, {channels}, 16, 16] x) => (float[batch, 512, size, size] y) {{
-        a = Conv <dilations = [{dilation}, {dilation}]> (x, w)
+    pad = dilation * (kernel // 2)
+    text = f"""(float[batch, {channels}, 56, {width}] x) => (float[batch, 512, 56, {width}] y) {{
+        a = Conv <dilations = [{dilation}, {dilation}], pads = [{pad}, {pad}, {pad}, {pad}]> (x, w)
         y = Conv (a, large)
     }}"""
     weights = {"w": noise(outputs, channels, kernel, kernel, seed=0), "large": noise(512, outputs, 1, 1, seed=0)}
@@ -247,8 +249,11 @@ def test_a_convolution_of_few_channels_stays_in_float_in_onnx_runtime(
 
 
 def test_a_convolution_of_few_channels_is_int8_if_it_does_most_of_the_work() -> None:
-    graph = checked_graph(convolution(8, 1), w=noise(8, 4, 3, 3, seed=0), b=noise(8, seed=0))
-    (layer,) = find_layers(graph, SpeedRule.of(INT8_SCHEMES["ort"]))
+    text = """(float[batch, 4, 58, 58] x) => (float[batch, 8, 56, 56] y) {
+        y = Conv (x, w)
+    }"""
+    rule = SpeedRule.of(INT8_SCHEMES["ort"])
+    (layer,) = find_layers(checked_graph(text, w=noise(8, 4, 3, 3, seed=0)), rule)
     assert layer.skip_reason == ""
 
 
