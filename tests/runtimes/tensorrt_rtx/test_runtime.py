@@ -23,7 +23,7 @@ from edgevit.runtimes.tensorrt_rtx import compiler
 from edgevit.runtimes.tensorrt_rtx.capabilities import COMPUTE_CAPABILITIES
 from edgevit.runtimes.tensorrt_rtx.kernels import plan
 from edgevit.runtimes.tensorrt_rtx.runtime import TensorRtRtx, built_precision
-from tests.helpers.onnx_files import save_graph, shift_block
+from tests.helpers.onnx_files import lstm, save_graph, shift_block
 from tests.helpers.skips import needs_rtx
 
 FP32 = BuildOptions(compute_capabilities=(86,))
@@ -103,6 +103,27 @@ def test_the_kernel_list_and_precision_are_stored_beside_the_engine(folder: Path
     made.files[1].unlink()
     assert built_precision(made.path).actual == "unknown"
     assert "proxy" in kernels["proxy"].lower()
+
+
+@needs_rtx
+def test_a_graph_with_a_loop_is_built(folder: Path, tmp_path: Path) -> None:
+    made = TensorRtRtx().build(lstm(tmp_path / "m.onnx"), folder, FP32)
+    assert built_precision(made.path).layers == {"fp32": 1}
+
+
+def test_an_unknown_kernel_list_does_not_cost_the_engine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = compiler.Compiled(
+        engine=b"vtrt", layers="Layers:\nName: a, LayerType: kgen, Reads: []", operators={}, misread=(),
+        dynamic_batch=False, version="1.8", build_s=1.0,
+    )  # fmt: skip
+    monkeypatch.setattr("edgevit.runtimes.tensorrt_rtx.runtime.compile_onnx", lambda *_, **__: listed)
+    made = TensorRtRtx().build(tmp_path / "m.onnx", folder, FP16)
+    assert [file.name for file in folder.iterdir()] == [file.name for file in made.files] == ["model.engine"]
+    assert made.path.read_bytes() == b"vtrt"
+    assert "the precision of the kernels is not reported: cannot parse the kernel list" in made.notes[1]
+    assert built_precision(made.path).summary == "not reported"
 
 
 @needs_rtx
