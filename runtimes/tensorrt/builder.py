@@ -76,7 +76,9 @@ def _network_flags(trt: TensorRtModule) -> int:
 
 
 def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) -> None:
-    parser = trt.OnnxParser(network, process_logger(trt))
+    logger = process_logger(trt)
+    logger.parsing = ("", "")
+    parser = trt.OnnxParser(network, logger)
     if is_86(trt):
         # A layer for InstanceNormalization, the default from 10 on; 8.6 looks for a plugin, which is not loaded.
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
@@ -89,10 +91,11 @@ def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) ->
 
 
 def _error_text(trt: TensorRtModule, error: api.ParserError) -> str:
-    if is_10(trt):
-        named = cast(api.ParserError10, error)
-        return f"{named.desc()} (node {named.node_name()}, {named.node_operator()})"
-    return f"{error.desc()} (node {error.node()})"
+    if not is_10(trt):
+        return f"{error.desc()} (node {error.node()})"
+    named = cast(api.ParserError10, error)
+    node = (named.node_name(), named.node_operator()) if named.node_name() else process_logger(trt).parsing
+    return f"{named.desc()} (node {', '.join(node)})" if any(node) else named.desc()
 
 
 def _inputs(network: api.INetworkDefinition) -> tuple[TensorSpec, ...]:

@@ -23,6 +23,7 @@ from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, OnPhase
 from edgevit.runtimes.subprocess_build import Json
 from edgevit.runtimes.tensorrt import api
+from edgevit.runtimes.tensorrt.log import parsed_node
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModuleRtx
 
@@ -175,11 +176,9 @@ def _build(trt: TensorRtModuleRtx, request: Json, target: Path) -> Json:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(request["model"]):
-        return {
-            "errors": [
-                _parser_error(cast(api.ParserError10, parser.get_error(index))) for index in range(parser.num_errors)
-            ]
-        }
+        parsing = log.operators[-1] if log.operators else ("", "")
+        errors = (cast(api.ParserError10, parser.get_error(index)) for index in range(parser.num_errors))
+        return {"errors": [_parser_error(error, parsing) for error in errors]}
     if not network.num_outputs:  # the parser reads any file as an empty model
         return _error("the file is not an ONNX model, or it is damaged")
     config = builder.create_builder_config()
@@ -229,14 +228,16 @@ def make_logger(trt: TensorRtModule) -> Any:
                 self.errors.append(message)
             elif message.startswith("Layers:"):
                 self.layers = message
-            elif parsed := re.fullmatch(r"Parsing node: (.*) \[(\w+)\]", message):
-                self.operators.append((parsed[1], parsed[2]))
+            elif (parsed := parsed_node(message)) is not None:
+                self.operators.append(parsed)
 
     return Log()
 
 
-def _parser_error(error: api.ParserError10) -> Json:
-    return {"reason": error.desc(), "node": error.node_name(), "operator": error.node_operator()}
+def _parser_error(error: api.ParserError10, parsing: tuple[str, str]) -> Json:
+    """Return an error of the parser; it may not name its node, which then is the one that was being parsed."""
+    node, operator = (error.node_name(), error.node_operator()) if error.node_name() else parsing
+    return {"reason": error.desc(), "node": node, "operator": operator}
 
 
 def _error(reason: str, node: str = "", operator: str = "") -> Json:

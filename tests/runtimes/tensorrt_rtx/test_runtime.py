@@ -197,6 +197,15 @@ SMOOTH: Graph = (
     {"up/Resize": 'y = Resize <antialias = 1, mode = "cubic"> (x, , scales)'},
     {},
 )
+ELEMENTS: Graph = (  # the parser's error names no node
+    "g (float[1, 8] x) => (float[1, 8] y) <int64[1, 8] where = {0, 1, 2, 3, 4, 5, 6, 7}>",
+    {
+        "stem/Relu": "r = Relu(x)",
+        "head.pool/ScatterElements": 's = ScatterElements <axis = 1, reduction = "add"> (x, where, r)',
+        "out/Relu": "y = Relu(s)",
+    },
+    {},
+)
 UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)"}, {})
 
 
@@ -211,6 +220,7 @@ UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)
         (MIXED, r"blocks\.0\.mlp/Add \(Add, PyTorch module blocks\.0\.mlp\): .*types Half and Float; .*Cast"),
         (PLUGIN, r"my\.op/Mine \(Mine, PyTorch module my\.op\): this operator is not supported; rewrite"),
         (SMOOTH, r"up/Resize \(Resize, PyTorch module up\): Antialiasing is not supported currently; rewrite"),
+        (ELEMENTS, r"head\.pool/ScatterElements \(ScatterElements, PyTorch module head\.pool\): .*reduction type"),
         (UNKNOWN, r"head\.det/Det \(Det, PyTorch module head\.det\): this operator is not supported"),
     ],
 )
