@@ -208,3 +208,4 @@ class TensorIOMode(Protocol):
 BuilderFactory = Callable[[ILogger], Builder]
 ParserFactory = Callable[[INetworkDefinition, ILogger], OnnxParser]
 RuntimeFactory = Callable[[ILogger], Runtime]
+PluginLoader = Callable[[ILogger, str], bool]

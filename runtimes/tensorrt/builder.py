@@ -16,7 +16,7 @@ from edgevit.errors import BuildError
 from edgevit.files import write_atomically
 from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import api
-from edgevit.runtimes.tensorrt.log import failure, process_logger, version_name
+from edgevit.runtimes.tensorrt.log import failure, load_plugins, process_logger, version_name
 from edgevit.runtimes.tensorrt.record import EngineRecord
 from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModule10, TensorRtModule86, is_10, is_86
@@ -77,10 +77,11 @@ def _network_flags(trt: TensorRtModule) -> int:
 
 def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) -> None:
     logger = process_logger(trt)
+    load_plugins(trt)
     logger.parsing = ("", "")
     parser = trt.OnnxParser(network, logger)
     if is_86(trt):
-        # A layer for InstanceNormalization, the default from 10 on; 8.6 looks for a plugin, which is not loaded.
+        # A layer for InstanceNormalization, the default from 10 on; 8.6 takes a plugin, which fuses with nothing.
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(model)):
         errors = [_error_text(trt, parser.get_error(index)) for index in range(parser.num_errors)]

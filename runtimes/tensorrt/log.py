@@ -94,3 +94,13 @@ def process_logger(trt: TensorRtModule) -> ErrorLog:
             return messages
 
     return Log()
+
+
+def load_plugins(trt: TensorRtModule) -> None:
+    """Register TensorRT's own plugins, by which RoiAlign, DeformConv and others are parsed and loaded.
+
+    Without the library, graphs without these operators work; the parser names the operators that need it.
+    """
+    logger = process_logger(trt)
+    trt.init_libnvinfer_plugins(logger, "")
+    logger.take()

@@ -186,6 +186,25 @@ def test_a_parser_error_names_the_node(
         runtime.build(model, tmp_path, BuildOptions())
 
 
+def test_a_parser_error_without_a_node_names_the_last_one(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    world.broken, world.names_nodes = "parser", False
+    place = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
+    with pytest.raises(BuildError, match=rf"Unsupported operator \({place}\)"):
+        runtime.build(model, tmp_path, BuildOptions())
+
+
+def test_plugins_are_loaded_before_a_graph_is_parsed_and_an_engine_loaded(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    artifact = runtime.build(model, tmp_path, BuildOptions())
+    runtime.open(artifact.path, BuildOptions()).close()
+    steps = [call for call in world.calls if call.startswith(("plugins", "parse", "deserialize")) and " N" not in call]
+    assert steps[:2] == ["plugins ''", "parse"]
+    assert steps[-2:] == ["plugins ''", "deserialize"]
+
+
 def test_a_failure_ends_with_a_remedy(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
 ) -> None:
