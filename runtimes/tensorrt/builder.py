@@ -141,14 +141,45 @@ def _allow_precision(
     """Allow lower precision. Networks of 8.6 are weakly typed: the graph's types do not set the precision."""
     if precision == "int8":
         config.set_flag(trt.BuilderFlag.INT8)
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    if precision == "fp16" or any(_has_half_output(trt, layer) for layer in layers):
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    half = trt.DataType.HALF
+    if precision == "fp16" or any(tensor.dtype == half for layer in layers for tensor in _outputs(layer)):
         config.set_flag(trt.BuilderFlag.FP16)
+    if precision == "fp16":
+        _keep_fp32_layers(trt, config, layers)
 
 
-def _has_half_output(trt: TensorRtModule, layer: api.ILayer) -> bool:
-    outputs = (layer.get_output(index) for index in range(layer.num_outputs))
-    return any(tensor is not None and tensor.dtype == trt.DataType.HALF for tensor in outputs)
+def _keep_fp32_layers(trt: TensorRtModule86, config: api.IBuilderConfig, layers: Sequence[api.ILayer]) -> None:
+    """Run the layers that are fp32 in the graph in fp32: the builder may use every allowed precision for any layer.
+
+    No layer is constrained if the network's types do not follow from the graph's, which only a Cast changes.
+    """
+    fp32, half = trt.DataType.FLOAT, trt.DataType.HALF
+    kept = []
+    for layer in layers:
+        if layer.type in (trt.LayerType.CAST, trt.LayerType.CONSTANT):
+            continue
+        outputs = _outputs(layer)
+        if outputs and all(tensor.dtype == fp32 and tensor.is_execution_tensor for tensor in outputs):
+            if any(tensor.dtype == half for tensor in _inputs_of(layer)):
+                return
+            kept.append(cast(api.ILayer86, layer))
+    for constrained in kept:
+        constrained.precision = fp32
+        for index in range(constrained.num_outputs):
+            constrained.set_output_type(index, fp32)
+    if kept:
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)  # OBEY fails where no kernel has the precision
+
+
+def _inputs_of(layer: api.ILayer) -> list[api.ITensor]:
+    tensors = (layer.get_input(index) for index in range(layer.num_inputs))
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _outputs(layer: api.ILayer) -> list[api.ITensor]:
+    tensors = (layer.get_output(index) for index in range(layer.num_outputs))
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 # The timing cache

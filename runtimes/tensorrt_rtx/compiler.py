@@ -289,8 +289,8 @@ def _per_channel_norms(trt: TensorRtModuleRtx, network: api.INetworkDefinition) 
         if layer.type == trt.LayerType.NORMALIZATION:
             layer.__class__ = trt.INormalizationLayer  # the cast to a subclass in TensorRT's Python API
             norm = cast(api.INormalizationLayer, layer)
-            over_channels = norm.axes & 0b10
-            if norm.num_groups == 1 and not over_channels and norm.get_input(0).shape[1] != 1:
+            over_channels, source = norm.axes & 0b10, norm.get_input(0)
+            if norm.num_groups == 1 and not over_channels and source is not None and source.shape[1] != 1:
                 yield layer.name
 
 
