@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _NO_KERNELS = frozenset({"signal", "wait", "shape_call", "cjmp", "jmp"})
 # The compiler's names of operations that only move or convert elements.
 _COPYING = frozenset({"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast", "Gath", "Padd"})
 _MULTIPLYING = frozenset({"Corr", "Fc"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # ONNX operators
 _SHIFTING = frozenset({"Slice", "Pad", "Concat", "ScatterND"})
 _NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization",
           "MeanVarianceNormalization", "LpNormalization")  # fmt: skip
@@ -141,12 +143,23 @@ class Kernel:
     @property
     def multiplies(self) -> bool:
         """Whether it is a convolution or a matmul."""
-        return self.kind in ("correlation", "gemm") or self.is_attention or not _MULTIPLYING.isdisjoint(self.operations)
+        by_name = self.kind in ("correlation", "gemm") or not _MULTIPLYING.isdisjoint(self.operations)
+        return by_name or self.is_attention or self._multiplies_a_row
+
+    @property
+    def _multiplies_a_row(self) -> bool:
+        """Whether it is a layer of one row, which the compiler writes as products with its weights and their sums."""
+        sums_products = ("Mul", "Sum") in pairwise(self.operations)
+        has_matrix = any(len(weight.shape) > 1 for weight in self.constants)
+        return sums_products and has_matrix and not _LAYERS.isdisjoint(self.operators)
 
     @property
     def precision(self) -> str:
-        """The element type of its largest input, which is the precision of a matmul."""
-        tensors = self.inputs or self.outputs
+        """The element type of its largest input, which is the precision of a matmul; of a row's layer, of its weights.
+
+        The layer of a row may be fused with the norm before it, whose inputs are statistics in fp32.
+        """
+        tensors = self.constants if self._multiplies_a_row else self.inputs or self.outputs
         if not tensors:
             return UNKNOWN
         dtype = max(tensors, key=lambda tensor: math.prod(tensor.shape)).dtype

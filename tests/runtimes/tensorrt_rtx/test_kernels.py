@@ -18,7 +18,7 @@ from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.models.initialization import randomize
 from edgevit.runtimes.tensorrt_rtx.compiler import Compiled
-from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, parse_layers, plan, read_plan
+from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, KernelTensor, parse_layers, plan, read_plan
 from tests.helpers.onnx_files import attention, lstm, save_graph, shift_block
 from tests.helpers.skips import needs_rtx
 
@@ -83,6 +83,35 @@ def test_a_kernels_kind_and_sizes_are_parsed(
     assert {flag for flag in FLAGS if getattr(kernel, flag)} == flags
     assert (kernel.bytes_read, kernel.bytes_written) == (read, written)
     assert kernel.precision == precision
+
+
+def row_kernel(name: str, *, operators: tuple[str, ...], weight: str = "Half") -> Kernel:
+    """A kernel that reads statistics in fp32, of which the weights have another type."""
+    return Kernel(
+        name=f"__myl_{name}_myl0_38", kind="kgen", nodes=(), operators=operators,
+        inputs=(KernelTensor("x", "Float", (1, 288)),), constants=(KernelTensor("w", weight, (288, 10)),),
+        outputs=(KernelTensor("y", "Half", (1, 10)),),
+    )  # fmt: skip
+
+
+def test_a_layer_of_one_row_is_a_matmul_in_the_precision_of_its_weights() -> None:
+    """The compiler writes it as products and their sums."""
+    for name, operator in (("ReshMulSum", "Gemm"), ("AddSqrtDivMulAddReshMulSumAdd", "MatMul")):
+        kernel = row_kernel(name, operators=("LayerNormalization", operator))
+        assert (kernel.multiplies, kernel.precision) == (True, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [
+        ("MulAddSum", ("Gemm",)),  # a sum of other terms
+        ("MulSum", ("ReduceL2", "Softmax")),  # no layer
+        ("MaxrSubExpSumDivMul", ("Softmax", "Conv")),
+    ],
+)
+def test_other_sums_are_no_matmuls(name: str, operators: tuple[str, ...]) -> None:
+    kernel = row_kernel(name, operators=operators)
+    assert (kernel.multiplies, kernel.precision) == (False, "fp32")
 
 
 def test_a_kernels_modules_and_operators_are_parsed() -> None:
