@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
@@ -47,13 +48,19 @@ def verify(
 def _require_described_tensors(bundle: Bundle, engine: Engine) -> None:
     """Raise BundleError unless the engine has the inputs and outputs, and the photo size, of the manifest."""
     manifest = bundle.manifest
-    if set(manifest.inputs) != set(engine.inputs):  # runtimes order them as they like
+    if not _describe(manifest.inputs, engine.inputs):
         raise _mismatch(bundle, "inputs", _named(manifest.inputs), engine.inputs)
-    if set(manifest.outputs) != set(engine.outputs):
+    if not _describe(manifest.outputs, engine.outputs):
         raise _mismatch(bundle, "outputs", _named(manifest.outputs), engine.outputs)
     preprocessing = manifest.model.preprocessing
     if preprocessing is not None and [preprocessing.input_size] != [spec.shape[1:] for spec in engine.inputs]:
         raise _mismatch(bundle, "model.preprocessing.input_size", preprocessing.input_size, engine.inputs)
+
+
+def _describe(specs: Sequence[TensorSpec], actual: Sequence[TensorSpec]) -> bool:
+    """Return whether specs are those of an engine, in any order. TensorRT before 10 has int32 for int64."""
+    narrow = {replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in specs}
+    return set(actual) in (set(specs), narrow)
 
 
 def _mismatch(bundle: Bundle, field: str, described: object, actual: Sequence[TensorSpec]) -> BundleError:
