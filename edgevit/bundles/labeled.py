@@ -99,6 +99,7 @@ class LabeledBoxes(LabeledPhotos):
         return LabeledBoxes(self._dataset.sample(limit))
 
     def record(self, place: int, photo: Image.Image, model: DenseModel) -> list[dict[str, Any]]:
+        self._dataset.require_size(place, photo.size)
         return box_results(model.detect(photo), self._dataset.image_ids[place], self._dataset.category_ids)
 
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:

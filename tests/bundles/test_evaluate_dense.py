@@ -196,6 +196,45 @@ def test_boxes_of_images_that_the_file_lacks_are_left_out_and_counted(
     )
 
 
+def state_size(folder: Path, width: Any, height: Any) -> None:
+    content = json.loads((folder / "annotations.json").read_text())
+    for image in content["images"]:
+        image.update(width=width, height=height)
+    (folder / "annotations.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ((480, 320), "has 960x640 pixels, in the annotation file 480x320; give the photos that were labeled"),
+        ((640, 960), "in the annotation file 640x960; its boxes may be for the photo before its EXIF rotation"),
+    ],
+)
+def test_boxes_for_photos_of_another_size_are_refused(
+    stated: tuple[int, int],
+    message: str,
+    dense: dict[str, Bundle],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    folder = coco_folder(tmp_path / "coco", found=1)
+    state_size(folder, *stated)
+    assert status("eval", dense["detector"].path, "--data", folder, "--quiet") == 2
+    line = last_line(capsys)
+    assert "000000000000.png" in line and message in line
+
+
+@pytest.mark.parametrize("stated", [(960, 640), (960.0, 640.0), (0, 0), (None, None)])
+def test_the_size_of_a_photo_is_compared_if_the_file_has_it(
+    stated: tuple[Any, Any], dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    folder = coco_folder(tmp_path / "coco", found=1)
+    state_size(folder, *stated)
+    (row,) = evaluated(capsys, dense["detector"].path, "--data", folder)["accuracy"]
+    assert row["mAP"]["value"] == pytest.approx(1)
+
+
 def ignore_all(folder: Path) -> None:
     for path in (folder / "masks").iterdir():
         Image.new("L", (96, 64), 255).save(path)
