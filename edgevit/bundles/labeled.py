@@ -126,7 +126,7 @@ class LabeledMasks(LabeledPhotos):
 
     def record(self, place: int, photo: Image.Image, model: DenseModel) -> Any:
         size = (photo.height, photo.width)
-        true = self._dataset.read_mask(self._dataset.pairs[place][1], size, self._class_count)
+        true = self._dataset.read_mask(place, size, self._class_count)
         return count_pixels(model.segment(photo), true, self._class_count)
 
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.images import Preprocessing
@@ -264,6 +264,39 @@ def test_wrong_masks_are_one_line(
     damage(folder)
     assert status("eval", dense["segmenter"].path, "--data", folder, "--quiet") == 2
     assert message in last_line(capsys)
+
+
+def stored(image: Image.Image, path: Path, orientation: int) -> None:
+    """Save an upright image turned, with the EXIF orientation that turns it back; 1 leaves it without EXIF."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}
+    if orientation == 1:
+        image.save(path)
+    else:
+        image.transpose(turns[orientation]).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("side", [64, 96])
+def test_photos_that_exif_turns_have_masks_that_are_turned_or_clearly_upright(
+    orientation: int, side: int, dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = mask_folder(tmp_path / "masks", count=1)
+    image, mask = folder / "images" / "0.png", folder / "masks" / "0.png"
+    photo, classes = (Image.open(path).crop((0, 0, side, 64)) for path in (image, mask))
+    command = ("eval", dense["segmenter"].path, "--data", folder, "--quiet")
+    stored(photo, image, orientation)
+    stored(classes, mask, orientation)
+    (row,) = evaluated(capsys, *command[1:])["accuracy"]
+    assert row["mIoU"]["value"] == 1
+    stored(classes, mask, 1)  # upright
+    is_clear = side != 64 and orientation == 6
+    assert status(*command) == (0 if is_clear else 2)
+    assert is_clear or "EXIF turns 0.png (orientation" in last_line(capsys)
+    classes.transpose(Image.Transpose.ROTATE_90).save(mask)  # as the photo is stored
+    assert status(*command) == 2
+    assert orientation == 3 or "EXIF turns 0.png (orientation 6)" in last_line(capsys)
 
 
 def test_bundles_that_cannot_be_compared_are_one_line(
