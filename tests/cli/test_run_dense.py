@@ -19,7 +19,7 @@ from edgevit.errors import BundleError
 from edgevit.images import Preprocessing
 from tests.helpers.bundles import write_manifest_json
 from tests.helpers.cli import status
-from tests.helpers.dense_bundles import COLORS, LETTERBOX, detector, segmenter
+from tests.helpers.dense_bundles import COLORS, LETTERBOX, detector, segmenter, selecting_detector
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -143,6 +143,37 @@ def test_weak_boxes_are_data_and_not_drawn(
     assert "red" not in capsys.readouterr().out
     assert status("run", dense["detector"].path, photo, "--out", tmp_path, "--min-score", "0.2") == 0
     assert "25.0%  red" in capsys.readouterr().out
+
+
+def test_boxes_that_the_graph_selects_suppress_other_classes_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, photo = selecting_detector(tmp_path / "nms"), save_photo(tmp_path / "photo.png", (96, 64))
+    for options, expected in (
+        ((), ["red", "green", "blue"]),
+        (("--max-boxes", "2"), ["red", "green"]),
+        (("--class-agnostic",), ["red", "blue"]),
+        (("--class-agnostic", "--max-boxes", "1"), ["red"]),
+    ):
+        (answer,) = answers(capsys, bundle.path, photo, "--out", tmp_path, *options)
+        assert [each["name"] for each in answer["objects"]] == expected
+
+
+def test_limits_beyond_those_of_the_graph_are_notes(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, photo = selecting_detector(tmp_path / "nms"), save_photo(tmp_path / "photo.png", (96, 64))
+    for path, options, expected in (
+        (bundle.path, (), []),
+        (bundle.path, ("--max-boxes", "3", "--min-score", "0.05"), []),
+        (bundle.path, ("--max-boxes", "4"), ["the model returns at most 3 boxes, so --max-boxes 4 finds no more"]),
+        (bundle.path, ("--max-boxes", "1", "--min-score", "0.01"), ["--min-score 0.01 may find no more"]),
+        (dense["detector"].path, ("--max-boxes", "4000", "--min-score", "0.01"), []),
+    ):
+        capsys.readouterr()
+        assert status("run", path, photo, "--out", tmp_path, *options, "--json", "-") == 0
+        notes = json.loads(capsys.readouterr().out)["notes"]
+        assert len(notes) == len(expected) and all(map(str.__contains__, notes, expected))
 
 
 def test_pictures_never_take_the_name_of_a_photo(tmp_path: Path) -> None:
