@@ -18,7 +18,7 @@ from edgevit.bundles.pictures import picture_paths
 from edgevit.errors import BundleError
 from edgevit.images import Preprocessing
 from tests.helpers.bundles import write_manifest_json
-from tests.helpers.cli import status
+from tests.helpers.cli import last_line, status
 from tests.helpers.dense_bundles import COLORS, LETTERBOX, detector, segmenter, selecting_detector
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -130,6 +130,21 @@ def test_coco_results_have_ids_of_file_names_and_width_and_height(
     assert "red  at 16,16 to 48,48" in capsys.readouterr().out
     best = json.loads((tmp_path / "found.json").read_text())[0]
     assert best == {"image_id": 397133, "category_id": 1, "bbox": [16, 16, 32, 32], "score": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("names", [("a/000001.png", "b/000001.png"), ("a/x_7.png", "a/7.png"), ("a/x.png", "b/x.png")])
+def test_photos_of_one_coco_id_are_refused_before_the_run(
+    names: tuple[str, str], dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_photo(tmp_path / name, (96, 64))
+    photos = [tmp_path / name for name in names]
+    command: list[str | Path] = ["run", dense["detector"].path, *photos, "--out", tmp_path / "out"]
+    assert status(*command, "--coco", tmp_path / "found.json") == 2
+    assert "have the same id in COCO's format" in last_line(capsys)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "found.json").exists()
+    assert status(*command) == 0
 
 
 def test_weak_boxes_are_data_and_not_drawn(
