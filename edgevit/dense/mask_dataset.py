@@ -47,6 +47,8 @@ class MaskDataset:
             raise UsageError(f"{path} is a mask of mode {image.mode}; save it as gray or palette, one class per pixel")
         mask = np.asarray(image).astype(np.int64)
         _require_upright(mask.shape, size, photo=photo, mask=path)
+        if mask.min(initial=0) < 0:
+            raise UsageError(f"{path} has the value {mask.min()}; classes count from 0, and {IGNORED} is ignored")
         if self.reduce_zero_label:
             mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
         beyond = mask[(mask >= class_count) & (mask != IGNORED)]

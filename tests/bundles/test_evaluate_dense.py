@@ -240,12 +240,18 @@ def ignore_all(folder: Path) -> None:
         Image.new("L", (96, 64), 255).save(path)
 
 
+def negative_mask(path: Path) -> None:
+    path.unlink()
+    Image.new("I", (96, 64), -1).save(path.with_suffix(".tif"))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "masks" / "1.png").unlink(), "has no mask"),
         (lambda folder: Image.new("L", (5, 5)).save(folder / "masks" / "1.png"), "5x5 pixels, its image 96x64"),
         (lambda folder: Image.new("L", (96, 64), 9).save(folder / "masks" / "1.png"), "--reduce-zero-label"),
+        (lambda folder: negative_mask(folder / "masks" / "1.png"), "1.tif has the value -1; classes count from 0"),
         (lambda folder: Image.new("RGB", (96, 64)).save(folder / "masks" / "1.png"), "of mode RGB"),
         (lambda folder: (folder / "masks").rename(folder / "other"), "needs the folders images and masks"),
         (lambda folder: (folder / "masks" / "1.png").rename(folder / "masks" / "1.jpg"), "save masks as PNG"),
