@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from edgevit.metrics import OnImages
 from edgevit.models.description import ModelDescription
 from edgevit.runtimes.base import BuildOptions
 from edgevit.types import Array, Feeds, OutputForm, Run, TensorSpec
+
+_LOG = logging.getLogger(__name__)
 
 _FORMS: Mapping[str, tuple[OutputForm, ...]] = {"detection": ("boxes", "nms"), "segmentation": ("logits", "classes")}
 
@@ -43,6 +46,7 @@ class DenseEvalDataset:
     batch: int
     strict: bool
     unreadable: dict[str, ImageError] = field(default_factory=dict)  # left out by `evaluate`, by message
+    label_notes: dict[str, None] = field(default_factory=dict)  # of `evaluate`, in order
 
     @property
     def metric(self) -> str:
@@ -64,6 +68,7 @@ class DenseEvalDataset:
         models = {name: self._model(run) for name, run in candidates.items()}
         found, skipped = evaluate_models(models, self.photos, strict=self.strict, on_progress=progress)
         self.unreadable.update((str(error), error) for error in skipped)
+        self.label_notes.update(dict.fromkeys(found[0].notes))
         return found
 
     def subset(self, limit: int) -> DenseEvalDataset:
@@ -71,7 +76,9 @@ class DenseEvalDataset:
         return replace(self, photos=self.photos.sample(limit))
 
     def warn_of_unreadable(self) -> None:
-        """Log the photos that were left out."""
+        """Log the photos and pixels that were left out."""
+        for note in self.label_notes:
+            _LOG.warning("edgevit: --eval: %s", note)
         warn_of_skipped("--eval", tuple(self.unreadable.values()), self.count)
 
     def _model(self, run: Run) -> DenseModel:

@@ -150,6 +150,24 @@ def test_masks_whose_zero_means_no_class(
     assert row["mIoU"]["value"] == 1
 
 
+def test_ignored_pixels_are_counted_and_may_be_the_foreground(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    command = (dense["segmenter"].path, "--data", folder)
+    ignored = "1.6% of the pixels of the masks have the value 255 and are ignored"
+    assert evaluated(capsys, *command)["notes"] == [ignored]
+    for path in (folder / "masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)).save(path)
+    notes = evaluated(capsys, *command)["notes"]
+    assert notes[0].startswith("49.2% of the pixels")
+    assert notes[1] == "the masks have only the values 0 and 255; if 255 is an object, save it as 1"
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (96, 64)).save(path)
+    assert evaluated(capsys, *command)["notes"] == []
+
+
 def test_a_detector_has_no_masks_whose_zero_could_mean_no_class(
     dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -82,6 +82,20 @@ def test_a_photo_that_cannot_be_read_is_left_out_or_an_error(tmp_path: Path) -> 
         dataset(folder, strict=True).evaluate({"fp32": sees_red})
 
 
+def test_ignored_pixels_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = half_red(tmp_path / "data")
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 0, 0, 255).astype(np.uint8)).save(path)
+    images = dataset(folder)
+    for _ in range(2):
+        images.evaluate({"fp32": sees_red})
+    images.warn_of_unreadable()
+    assert [record.getMessage() for record in caplog.records] == [
+        "edgevit: --eval: 50.0% of the pixels of the masks have the value 255 and are ignored",
+        "edgevit: --eval: the masks have only the values 0 and 255; if 255 is an object, save it as 1",
+    ]
+
+
 def test_a_subset_is_spread_over_the_photos(tmp_path: Path) -> None:
     assert dataset(half_red(tmp_path / "data", count=5)).subset(2).count == 2
 
