@@ -28,7 +28,7 @@ from edgevit.export.macs import graph_work
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.simplify import simplify
-from edgevit.files import MODEL_FILE
+from edgevit.files import MODEL_FILE, has_control_characters
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.progress import MeasureProgress, OnMeasure
@@ -175,7 +175,10 @@ def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
 
 
 def _require_class_names(model: ModelDescription, graph: OnnxGraph) -> None:
-    """Raise UsageError if the model has class names, and another number of classes."""
+    """Raise UsageError if the model's class names could steer a terminal, or it has another number of classes."""
+    for name in model.classes or ():
+        if has_control_characters(name):
+            raise UsageError(f"the class name {name!r} has control characters; give other names with --classes FILE")
     count = _class_count(model, graph)
     if model.classes is not None and count not in (None, len(model.classes)):
         raise UsageError(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import CLASSES_FILE
 from edgevit.bundles.pictures import picture_paths
@@ -255,3 +256,25 @@ def test_the_number_of_names_is_that_of_the_scores(tmp_path: Path) -> None:
     (bundle.path / CLASSES_FILE).write_text("red\ngreen\n")
     with pytest.raises(BundleError, match="2 names for 3 classes"):
         _ = bundle.classes
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\x07", "\u202eright to left"])
+def test_class_names_of_a_bundle_do_not_steer_the_terminal(
+    name: str, tmp_path: Path, one_line: Callable[[], str]
+) -> None:
+    bundle = detector(tmp_path / "detector")
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    (bundle.path / CLASSES_FILE).write_text(f"red\ngreen\n{name}\n")
+    store.write_manifest(bundle.path, bundle.manifest)
+    assert status("run", bundle.path, photo, "--out", tmp_path) == 2
+    assert "has control characters in its class names" in one_line()
+
+
+def test_class_names_in_any_script_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = detector(tmp_path / "detector")
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    (bundle.path / CLASSES_FILE).write_text("\u0645\u06cc\u200c\u062e\ngreen\tn01\nblau\n", "utf-8")
+    store.write_manifest(bundle.path, bundle.manifest)
+    (answer,) = answers(capsys, bundle.path, photo, "--out", tmp_path)
+    assert answer["objects"][0]["name"] == "\u0645\u06cc\u200c\u062e"
+    assert status("run", bundle.path, photo, "--out", tmp_path) == 0
