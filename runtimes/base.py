@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
 from edgevit.types import PRECISIONS, Array, Feeds, Precision, TensorSpec
+
+_Session = TypeVar("_Session")
 
 
 def available_cores() -> int:
@@ -217,10 +219,11 @@ class Engine(ABC):
     ) -> None:
         self.close()
 
-    def _require_open(self, session: object) -> None:
-        """Raise UsageError if `session`, which `close` sets to None, is None."""
+    def _require_open(self, session: _Session | None) -> _Session:
+        """Return `session`, which `close` sets to None in any thread. Raises UsageError if it has."""
         if session is None:
             raise UsageError("the engine is closed; load it again and run it inside the `with` block")
+        return session
 
     def _check(self, feeds: Feeds) -> None:
         names = {spec.name for spec in self.inputs}
