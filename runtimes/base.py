@@ -34,6 +34,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def require_usable_threads(threads: int) -> None:
+    """Raise UsageError for so many threads that they would do little but wait for a core."""
+    cores = available_cores()
+    if threads > _THREADS_PER_CORE * cores:
+        raise UsageError(
+            f"{threads} threads are too many for {cores} usable core{'s' if cores > 1 else ''}; give at most "
+            f"{_THREADS_PER_CORE * cores}"
+        )
+
+
 # Entries of `Engine.conditions` of an engine on a GPU.
 GPU, GPU_UUID = "gpu", "gpu_uuid"  # its name; its UUID, which some Jetsons lack
 GPU_MULTIPROCESSORS = "gpu_multiprocessors"  # two Jetsons with GPUs of one name differ in it
@@ -42,6 +52,7 @@ THREADS_REQUESTED = "threads_requested"  # in the details of a measurement, if t
 GRAPH_OPERATIONS = 32  # in the CUDA graphs whose time tells a GPU's rates: one launch for all
 MAX_BATCH = 1 << 16  # images; no real engine comes near
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
+_THREADS_PER_CORE = 4  # with more, an inference can take minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,9 @@ class BuildOptions:
             raise UsageError(f"the batch must be at most {MAX_BATCH} images, not {largest}")
         if self.dynamic_batch and self.batch not in (1, self.dynamic_batch.optimum):
             raise UsageError("give either a batch or a dynamic batch, not both")
-        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
-            raise UsageError(f"the number of threads must be at least 1 and at most {MAX_THREADS}, not {self.threads}")
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise UsageError(f"the number of threads must be at least 1 and at most {MAX_THREADS}, not {threads!r}")
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"the workspace must be at least 1 MB, not {self.workspace_mb}")
         if self.compute_capabilities is not None:
