@@ -80,12 +80,16 @@ def run(arguments: Arguments, console: Console) -> int:
 
 
 def _require_used(arguments: Arguments, bundle: Bundle) -> None:
-    """Raise UsageError for an option that the bundle's model has no use for."""
+    """Raise UsageError for an option that the bundle's model or runtime has no use for."""
+    from edgevit.runtimes.registry import get_runtime
+
     task = bundle.manifest.model.task
     for name, (user, tasks) in _USED_BY.items():
         if getattr(arguments, name) not in (None, False) and task not in tasks:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is for {user}; {bundle.name} is for {task}: leave it out")
+    if arguments.cache is not None and not (runtime := get_runtime(bundle.fmt)).caches_compiled:
+        raise UsageError(f"--cache is for compiled models, and {runtime.title} has none: leave it out")
 
 
 def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:
