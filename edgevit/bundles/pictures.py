@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.dense import DenseModel, each_photo
-from edgevit.bundles.predict import image_files
+from edgevit.bundles.predict import BOXES_SUFFIX, MASK_SUFFIX, image_files
 from edgevit.dense.coco import box_results, image_id, mask_results, require_distinct_ids
 from edgevit.dense.draw import class_name, draw_boxes, draw_mask
 from edgevit.dense.masks import run_lengths
@@ -22,7 +22,6 @@ from edgevit.files import os_reason, replacing
 from edgevit.images import OnSkip
 from edgevit.types import Array
 
-BOXES_SUFFIX, MASK_SUFFIX = ".boxes.jpg", ".mask.png"
 _JPEG_QUALITY = 92
 _JPEG_MAX_SIDE = 65500
 

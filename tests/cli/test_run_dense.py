@@ -192,6 +192,22 @@ def test_limits_beyond_those_of_the_graph_are_notes(
         assert len(notes) == len(expected) and all(map(str.__contains__, notes, expected))
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("detector", ".boxes.jpg"), ("segmenter", ".mask.png")])
+def test_pictures_of_an_earlier_run_are_no_photos(
+    kind: str, suffix: str, dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    for _ in range(2):
+        found = answers(capsys, dense[kind].path, tmp_path, "--out", tmp_path)
+        assert [each["image"] for each in found] == [str(photo)]
+    picture = tmp_path / f"photo{suffix}"
+    assert sorted(tmp_path.iterdir()) == sorted([photo, picture])
+    assert len(answers(capsys, dense[kind].path, picture, "--out", tmp_path / "named")) == 1
+    photo.unlink()
+    assert status("run", dense[kind].path, tmp_path) == 2
+    assert f"no photo in {tmp_path}, only pictures" in last_line(capsys)
+
+
 def test_pictures_never_take_the_name_of_a_photo(tmp_path: Path) -> None:
     names = ["a.png", "a.jpg", "sub/a.png", "a.boxes.jpg", "b.png"]
     photos = [tmp_path / name for name in names]
