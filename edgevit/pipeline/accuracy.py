@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from edgevit.bundles.labeled import DenseEvaluation, lost_points
 from edgevit.errors import UsageError
-from edgevit.metrics import Drop, Evaluation, agreement, drop_points
+from edgevit.metrics import Drop, Evaluation, agreement, counted_images, drop_points
 
 AnyEvaluation: TypeAlias = Evaluation | DenseEvaluation
 
@@ -29,5 +29,5 @@ def same_predictions(reference: AnyEvaluation, other: AnyEvaluation) -> float | 
 
 def unknown_accuracy(reference: AnyEvaluation, name: str) -> str:
     """Return the remark that no loss against `reference`, called `name`, is known: it may be no better than chance."""
-    measured = f"{reference.metric} {reference.accuracy:.1%} on {reference.images} images"
+    measured = f"{reference.metric} {reference.accuracy:.1%} on {counted_images(reference.images)}"
     return f"accuracy unknown ({name} itself may be guessing: {measured})"

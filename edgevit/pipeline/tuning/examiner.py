@@ -12,7 +12,7 @@ from edgevit.bundles.verify import engine_parity
 from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line
 from edgevit.images import read_image
-from edgevit.metrics import Drop
+from edgevit.metrics import Drop, counted_images
 from edgevit.pipeline.accuracy import AnyEvaluation, lost, unknown_accuracy
 from edgevit.pipeline.export_run import ExportRun
 from edgevit.pipeline.labeled_dense import DenseEvalDataset
@@ -150,7 +150,8 @@ class Examiner:
         if reference.may_be_guessing:
             return [f"{unknown_accuracy(reference, 'the original')}; {advice}"]
         if allowed is not None and drop.interval.high > 100 * allowed:
-            few = f"on {reference.images} images, which are too few to show it"
+            are = "is" if reference.images == 1 else "are"
+            few = f"on {counted_images(reference.images)}, which {are} too few to show it"
             loss = f"the loss may be up to {drop.interval.high:.1f} points"
             return [f"--max-drop {100 * allowed:g}% holds {few}: {loss}; {advice}"]
         return []
