@@ -74,7 +74,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
 def _engine_options(
     config: ExportConfig, runtime: Runtime, plan: PrecisionPlan | QuantizationPlan | None
 ) -> BuildOptions:
-    """Return the options of an engine: its float operators are less precise where that is faster and allowed."""
+    """Return the options of an engine, with less precise float operators if they are faster and the plan allows it."""
     options = config.options_for(runtime)
     if isinstance(plan, QuantizationPlan) and plan.is_float_for_speed_alone and not options.session.chosen:
         return replace(options, session=runtime.int8_session())
