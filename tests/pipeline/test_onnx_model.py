@@ -193,3 +193,18 @@ def test_another_batch_is_that_of_an_export_unless_the_file_fixes_it(file: Path)
     assert load_onnx_model(file).with_batch(2).batch == 2
     with pytest.raises(UsageError, match=r"Net v2.onnx has a fixed batch of 2; leave --batch out"):
         load_onnx_model(file).with_batch(4)
+
+
+def test_a_file_with_random_outputs_is_refused_with_the_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"""{HEADER} g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {{
+        drawn = RandomNormalLike (x)
+        y = Add (x, drawn)
+    }}"""
+    parse(text).save(tmp_path / "net.onnx")
+    assert status("export", tmp_path / "net.onnx", "--fmt", "ort", "--no-latency", "--out", tmp_path) == 4
+    message = last_line(capsys)
+    assert "outputs something else each time for the same input" in message
+    assert "RandomNormalLike draws 'drawn' at random; export the model without it" in message
+    assert not (tmp_path / "net-fp32-ort").exists()
