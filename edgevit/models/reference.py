@@ -21,7 +21,7 @@ from edgevit.files import class_and_first_line
 from edgevit.models.determinism import explain_difference
 from edgevit.models.float64 import run_in_float64
 from edgevit.models.loading import LoadedModel
-from edgevit.models.reference_inputs import noise_inputs, photo_inputs
+from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_single_values
 from edgevit.types import PHOTOS, Array, Reference
 
 _LOG = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def compute_references(
         PHOTOS: photo_inputs(model.preprocessing, images, strict=strict),
         "noise": noise_inputs([tensor[:1].numpy() for tensor in model.example]),
     }
+    warn_of_single_values(model.input_names, inputs["noise"])
     names = tuple(output_names)
     references: list[Reference] = []
     for kind, arrays in inputs.items():

@@ -19,7 +19,7 @@ from edgevit.export.import_onnx import import_graph
 from edgevit.files import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.models.description import ModelDescription, ModelOrigin, for_photos, slug
-from edgevit.models.reference_inputs import noise_inputs, photo_inputs
+from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_single_values
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
@@ -129,6 +129,7 @@ def reference_outputs(
     """
     zeros = [np.zeros((1, *spec.with_batch(1)[1:]), spec.dtype) for spec in model.inputs]
     found = {PHOTOS: photo_inputs(model.preprocessing, images, strict=strict), "noise": noise_inputs(zeros)}
+    warn_of_single_values(model.input_names, found["noise"])
     run = graph_evaluator(model.graph, threads=threads)
     references: list[Reference] = []
     for kind, arrays in found.items():

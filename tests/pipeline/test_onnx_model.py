@@ -208,3 +208,20 @@ def test_a_file_with_random_outputs_is_refused_with_the_node(
     assert "outputs something else each time for the same input" in message
     assert "RandomNormalLike draws 'drawn' at random; export the model without it" in message
     assert not (tmp_path / "net-fp32-ort").exists()
+
+
+def test_inputs_of_bytes_are_compared_on_noise_and_indices_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = f"""{HEADER} g (uint8[N, 3, 8, 8] x, int64[N, 4] ids) => (float[N, 2, 6, 6] y, float[N, 4, 6] z) {{
+        floats = Cast <to = 1> (x)
+        y = Conv (floats, w)
+        z = Gather (table, ids)
+    }}"""
+    parse(text, w=noise(2, 3, 3, 3), table=noise(5, 6)).save(tmp_path / "net.onnx")
+    arguments = ("--fmt", "ort", "--no-latency", "--out", tmp_path)
+    assert status("export", tmp_path / "net.onnx", *arguments) == 0
+    assert "the integer input ids was compared with one value only (0)" in caplog.text
+    with np.load(tmp_path / "net-fp32-ort" / "reference.npz") as reference:
+        (image,) = [reference[name] for name in reference.files if reference[name].dtype == np.uint8]
+    assert image.max() > 200
