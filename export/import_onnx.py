@@ -19,6 +19,7 @@ from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph
 from edgevit.files import first_line
 
 _IMAGE_AXES = 4  # (N, C, H, W)
+_WEIGHTS_APART_IR_VERSION = 4  # the first that does not require weights among the inputs
 _TIMEOUT_S = 120.0
 _UPGRADE = """
 import sys
@@ -50,6 +51,7 @@ def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], *, dynamic
     inputs = [value for value in model.graph.inputs if value.name not in weights]  # older files list weights as inputs
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
+        model.ir_version = max(model.ir_version, _WEIGHTS_APART_IR_VERSION)
     names = [str(value.name) for value in inputs]
     for name in shapes:
         if name not in names:

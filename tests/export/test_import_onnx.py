@@ -45,6 +45,15 @@ def test_an_old_file_is_upgraded_and_computes_the_same() -> None:
     assert np.allclose(load(graph)(feeds)["y"], load(original)(feeds)["y"], atol=1e-6)
 
 
+def test_a_file_of_the_first_ir_version_is_upgraded() -> None:
+    """The converter takes weights only from the inputs in IR version 3."""
+    original = old_graph(OLD.replace("ir_version: 6", "ir_version: 3"), w=noise(64, 128))
+    graph = import_graph(original)
+    assert (graph.opset, graph.model.ir_version, original.model.ir_version) == (CAPTURE_OPSET, 4, 3)
+    feeds = {"x": noise(2, 3, 8, 8, seed=3)}
+    assert np.allclose(load(graph)(feeds)["y"], load(original)(feeds)["y"], atol=1e-6)
+
+
 def test_a_given_shape_replaces_dynamic_axes() -> None:
     graph = import_graph(old_graph(w=noise(64, 128)), shapes={"x": (4, 3, 8, 8)})
     assert graph.inputs[0].shape == (4, 3, 8, 8)
