@@ -13,7 +13,7 @@ from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
 from edgevit.export.import_onnx import import_graph
 from edgevit.export.weights import save_model
-from tests.helpers.graphs import noise
+from tests.helpers.graphs import HEADER, noise
 from tests.helpers.quantization import load
 
 # In opset 11 the axes of Squeeze and ReduceMean are attributes.
@@ -52,6 +52,14 @@ def test_a_file_of_the_first_ir_version_is_upgraded() -> None:
     assert (graph.opset, graph.model.ir_version, original.model.ir_version) == (CAPTURE_OPSET, 4, 3)
     feeds = {"x": noise(2, 3, 8, 8, seed=3)}
     assert np.allclose(load(graph)(feeds)["y"], load(original)(feeds)["y"], atol=1e-6)
+
+
+def test_a_file_whose_nodes_are_not_in_order_is_sorted(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(f"{HEADER} g (float[N, 4] x) => (float[N, 4] y) {{ a = Relu (x) y = Neg (a) }}")
+    model.graph.node.reverse()
+    onnx.save(model, tmp_path / "net.onnx")
+    graph = import_graph(OnnxGraph.read(tmp_path / "net.onnx"))
+    assert [node.op_type for node in graph.model.graph] == ["Relu", "Neg"]
 
 
 def test_a_given_shape_replaces_dynamic_axes() -> None:
