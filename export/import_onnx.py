@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError, unknown_name
 from edgevit.export.check import check
@@ -43,7 +44,7 @@ def import_graph(
         raise ExportError(
             f"the file has opset {graph.opset}, and edgevit reads up to {CAPTURE_OPSET}; export it in that"
         )
-    return check(graph if graph.opset == CAPTURE_OPSET else _upgrade(graph))
+    return check(graph if graph.opset == CAPTURE_OPSET else _upgrade(_without_functions(graph)))
 
 
 def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], *, dynamic_batch: bool) -> None:
@@ -95,6 +96,28 @@ def _static(value: ir.Value, given: Sequence[int] | None) -> list[int | str]:
             f"--input-shape {value.name}={sizes}"
         )
     return dims
+
+
+def _without_functions(graph: OnnxGraph) -> OnnxGraph:
+    """Return the graph with its local functions inlined: the converter does not take them."""
+    if not graph.model.functions:
+        return graph
+    try:
+        return graph.apply("inline_functions", _inline)
+    except (ValueError, ir.passes.PassError) as error:
+        raise ExportError(
+            f"the functions of the file cannot be inlined: {first_line(error)}; export the model in "
+            f"opset {CAPTURE_OPSET}"
+        ) from error
+
+
+def _inline(model: ir.Model) -> None:
+    for rewrite in (
+        common_passes.InlinePass(),
+        common_passes.RemoveUnusedFunctionsPass(),
+        common_passes.RemoveUnusedOpsetsPass(),
+    ):
+        rewrite(model)
 
 
 def _upgrade(graph: OnnxGraph) -> OnnxGraph:

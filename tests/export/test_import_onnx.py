@@ -62,6 +62,28 @@ def test_a_file_whose_nodes_are_not_in_order_is_sorted(tmp_path: Path) -> None:
     assert [node.op_type for node in graph.model.graph] == ["Relu", "Neg"]
 
 
+FUNCTION = """<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[N, 4] x) => (float[N, 4] y) {
+    a = Relu (x)
+    b = local.Twice (a)
+    y = local.Twice (b)
+}
+<domain: "local", opset_import: ["": %d]> Twice (z) => (t) { t = Add (z, z) }"""
+
+
+def test_the_functions_of_an_old_file_are_inlined() -> None:
+    original = old_graph(FUNCTION % 17)
+    graph = import_graph(original)
+    assert (graph.opset, dict(graph.operators)) == (CAPTURE_OPSET, {"Relu": 1, "Add": 2})
+    assert not graph.model.functions and original.model.functions
+    feeds = {"x": noise(2, 4)}
+    assert np.array_equal(load(graph)(feeds)["y"], load(original)(feeds)["y"])
+
+
+def test_a_function_that_cannot_be_inlined_is_an_export_error() -> None:
+    with pytest.raises(ExportError, match="the functions of the file cannot be inlined: .*Opset mismatch.*in opset 21"):
+        import_graph(old_graph(FUNCTION % 16))
+
+
 def test_a_given_shape_replaces_dynamic_axes() -> None:
     graph = import_graph(old_graph(w=noise(64, 128)), shapes={"x": (4, 3, 8, 8)})
     assert graph.inputs[0].shape == (4, 3, 8, 8)
