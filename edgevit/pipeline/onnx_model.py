@@ -23,12 +23,13 @@ from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
-from edgevit.types import PHOTOS, Array, Reference, Run, TensorSpec
+from edgevit.types import PHOTOS, Array, Precision, Reference, Run, TensorSpec
 
 SUFFIX = ".onnx"
 _PREFIX = "onnx:"  # of `ModelOrigin.source`
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
-_LOW_PRECISION = frozenset({"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
+_INT8_ACTIVATIONS = frozenset({"QuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
+_LOW_PRECISION = _INT8_ACTIVATIONS | {"DequantizeLinear"}
 _RANDOM = ("Random", "Bernoulli", "Multinomial")  # prefixes of operators that draw numbers
 _REPEATED_STD = 1e-5  # between two runs of one input, of an output's standard deviation: threads may sum in any order
 _REPEATS, _REPEAT_S = 8, 0.5
@@ -111,10 +112,15 @@ def load_onnx_model(
     )
 
 
-def require_float32(model: OnnxModel) -> None:
-    """Raise UsageError if the file is in a lower precision already, and cannot be converted to one."""
-    operators = sorted(_LOW_PRECISION & model.graph.operators.keys())
-    half = [value.name for value in model.graph.model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16]
+def require_float32(model: OnnxModel, precision: Precision) -> None:
+    """Raise UsageError if the file is in a lower precision than float32, from which `precision` cannot be made.
+
+    In fp32, weights in fp16 or int8 are taken: they are computed in fp32. Activations in int8 are not.
+    """
+    refused = _INT8_ACTIVATIONS if precision == "fp32" else _LOW_PRECISION
+    operators = sorted(refused & model.graph.operators.keys())
+    values = () if precision == "fp32" else model.graph.model.graph.initializers.values()
+    half = [value.name for value in values if value.dtype == ir.DataType.FLOAT16]
     if operators or half:
         found = operators[0] if operators else f"fp16 weights such as {half[0]}"
         raise UsageError(f"{model.path} is in a lower precision already (it has {found}); give the fp32 file")

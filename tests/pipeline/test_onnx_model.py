@@ -170,15 +170,18 @@ def test_inputs_without_a_common_batch_are_refused(tmp_path: Path) -> None:
         load_onnx_model(tmp_path / "net.onnx")
 
 
-def test_a_file_in_int8_is_not_converted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("precision", "operator"), [("fp16", "DequantizeLinear"), ("fp32", "QuantizeLinear")])
+def test_a_file_in_int8_is_not_converted_again(
+    precision: str, operator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = f"""{HEADER} g (float[1, 4] x) => (float[1, 4] y)
         <float scale = {{0.1}}, int8 zero = {{0}}> {{
         q = QuantizeLinear (x, scale, zero)
         y = DequantizeLinear (q, scale, zero)
     }}"""
     parse(text).save(tmp_path / "net.onnx")
-    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--fp16", "--no-latency") == 2
-    assert "is in a lower precision already (it has DequantizeLinear); give the fp32 file" in last_line(capsys)
+    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--precision", precision, "--no-latency") == 2
+    assert f"is in a lower precision already (it has {operator}); give the fp32 file" in last_line(capsys)
 
 
 def test_the_bundle_of_a_file_has_no_pytorch_model(file: Path) -> None:
@@ -225,3 +228,12 @@ def test_inputs_of_bytes_are_compared_on_noise_and_indices_named(
     with np.load(tmp_path / "net-fp32-ort" / "reference.npz") as reference:
         (image,) = [reference[name] for name in reference.files if reference[name].dtype == np.uint8]
     assert image.max() > 200
+
+
+def test_weights_in_fp16_are_exported_in_fp32(tmp_path: Path) -> None:
+    text = f"""{HEADER} g (float[N, 4] x) => (float[N, 2] y) {{
+        weights = Cast <to = 1> (half)
+        y = MatMul (x, weights)
+    }}"""
+    parse(text, half=noise(4, 2).astype(np.float16)).save(tmp_path / "net.onnx")
+    assert status("export", tmp_path / "net.onnx", "--fmt", "ort", "--no-latency", "--out", tmp_path) == 0
