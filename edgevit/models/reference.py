@@ -70,7 +70,7 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
     """Return PyTorch's outputs by name, (rows, ...), for `inputs`, one array (rows, ...) per input of the model.
 
     Each row is run by itself. A module written for one batch size gets that many copies of the row.
-    Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
+    Raises ExportError if the module fails, or returns anything but tensors of real values with the batch as first axis.
     """
     rows: list[list[Array]] = []
     batch = len(model.example[0])
@@ -85,8 +85,20 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
                 f"forward() of {model.name} returns an output without a batch dimension; "
                 "every output needs the batch as its first axis"
             )
+        _require_comparable(model, output_names, tensors)
         rows.append([tensor[:1].float().numpy() for tensor in tensors])
     return {name: np.concatenate(column) for name, column in zip(output_names, zip(*rows, strict=True), strict=True)}
+
+
+def _require_comparable(model: LoadedModel, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
+    """Raise ExportError if an output has no values, or complex ones."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.is_complex():
+            raise ExportError(f"output {name} of {model.name} is complex; return torch.view_as_real() of it")
+        if not tensor.numel():
+            raise ExportError(
+                f"output {name} of {model.name} is empty, {tuple(tensor.shape)}; leave it out of what forward() returns"
+            )
 
 
 def _require_same_again(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping[str, Array]) -> None:
