@@ -114,7 +114,7 @@ def _without_functions(graph: OnnxGraph) -> OnnxGraph:
 def _inline(model: ir.Model) -> None:
     for rewrite in (
         common_passes.InlinePass(),
-        common_passes.RemoveUnusedFunctionsPass(),
+        common_passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common_passes.RemoveUnusedOpsetsPass(),
     ):
         rewrite(model)

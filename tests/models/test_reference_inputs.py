@@ -12,7 +12,7 @@ def test_zeros_that_are_no_indices_become_noise() -> None:
     zeros = [np.zeros((1, 3, 4, 6), dtype) for dtype in (np.uint8, np.bool_, np.int64, np.float32)]
     image, mask, indices, values = noise_inputs(zeros)
     assert [array.shape for array in (image, mask, indices, values)] == [(2, 3, 4, 6)] * 4
-    assert (image.dtype, mask.dtype) == (np.uint8, np.bool_)
+    assert image.dtype == np.uint8 and mask.dtype == np.bool_
     assert image.min() < 10 and image.max() > 245 and (image[0] != image[1]).any()
     assert mask.any(axis=-1).all() and not mask.all(axis=-1).any()  # no row of a mask hides everything
     assert not indices.any()
