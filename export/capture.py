@@ -76,6 +76,7 @@ def capture(
         traced = time.perf_counter()
         model = _translate(program, names, output_names)
         translated = time.perf_counter()
+    _rename_weights(model)
     _name_outputs(model, output_names or names_of_outputs(program))
     _name_batch(model)
     _name_nodes(model)
@@ -136,6 +137,19 @@ def _translate(
     if exported is None:
         raise ExportError("torch.onnx.export returned no model")
     return exported.model
+
+
+def _rename_weights(model: ir.Model) -> None:
+    """Rename the parameters and buffers that have the name of an input."""
+    weights = model.graph.initializers
+    inputs = {str(value.name) for value in model.graph.inputs}
+    for name in sorted(inputs & weights.keys()):
+        value = weights.pop(name)
+        free = f"{name}_weight"
+        while free in inputs or free in weights:
+            free += "_"
+        value.name = free
+        weights.add(value)
 
 
 def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:

@@ -163,6 +163,7 @@ class OnnxGraph:
             if graph is not None:
                 ir.external_data.set_base_dir(graph.model.graph, path.parent)
                 load_small_weights(graph.model)
+                graph.model.graph.sort()  # ONNX Runtime also takes files in another order; passes need this one
         except UsageError:
             raise
         except OSError as error:

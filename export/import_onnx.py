@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 
 from edgevit.errors import ExportError, UsageError, unknown_name
 from edgevit.export.check import check
@@ -19,6 +20,7 @@ from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph
 from edgevit.files import first_line
 
 _IMAGE_AXES = 4  # (N, C, H, W)
+_WEIGHTS_APART_IR_VERSION = 4  # the first that does not require weights among the inputs
 _TIMEOUT_S = 120.0
 _UPGRADE = """
 import sys
@@ -42,7 +44,7 @@ def import_graph(
         raise ExportError(
             f"the file has opset {graph.opset}, and edgevit reads up to {CAPTURE_OPSET}; export it in that"
         )
-    return check(graph if graph.opset == CAPTURE_OPSET else _upgrade(graph))
+    return check(graph if graph.opset == CAPTURE_OPSET else _upgrade(_without_functions(graph)))
 
 
 def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], *, dynamic_batch: bool) -> None:
@@ -50,6 +52,7 @@ def _set_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]], *, dynamic
     inputs = [value for value in model.graph.inputs if value.name not in weights]  # older files list weights as inputs
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)
+        model.ir_version = max(model.ir_version, _WEIGHTS_APART_IR_VERSION)
     names = [str(value.name) for value in inputs]
     for name in shapes:
         if name not in names:
@@ -93,6 +96,28 @@ def _static(value: ir.Value, given: Sequence[int] | None) -> list[int | str]:
             f"--input-shape {value.name}={sizes}"
         )
     return dims
+
+
+def _without_functions(graph: OnnxGraph) -> OnnxGraph:
+    """Return the graph with its local functions inlined: the converter does not take them."""
+    if not graph.model.functions:
+        return graph
+    try:
+        return graph.apply("inline_functions", _inline)
+    except (ValueError, ir.passes.PassError) as error:
+        raise ExportError(
+            f"the functions of the file cannot be inlined: {first_line(error)}; export the model in "
+            f"opset {CAPTURE_OPSET}"
+        ) from error
+
+
+def _inline(model: ir.Model) -> None:
+    for rewrite in (
+        common_passes.InlinePass(),
+        common_passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common_passes.RemoveUnusedOpsetsPass(),
+    ):
+        rewrite(model)
 
 
 def _upgrade(graph: OnnxGraph) -> OnnxGraph:

@@ -161,3 +161,23 @@ def replace_by_split(
 def remove_unused(model: ir.Model) -> None:
     """Remove nodes and initializers whose values are not read."""
     common_passes.RemoveUnusedNodesPass()(model)
+
+
+def eliminate_identities(model: ir.Model) -> None:
+    """Apply onnx_ir's pass, except to an Identity by which a branch returns a value of the graph around it.
+
+    Without it the branch has an output that none of its nodes produces, which is not valid ONNX.
+    """
+    kept = [
+        node
+        for node in model.graph.all_nodes()
+        if node.op_type == "Identity"
+        and node.outputs[0].is_graph_output()
+        and node.inputs[0] is not None
+        and node.inputs[0].graph is not node.graph
+    ]
+    for node in kept:
+        node.op_type = "KeptIdentity"  # which the pass does not know
+    common_passes.IdentityEliminationPass()(model)
+    for node in kept:
+        node.op_type = "Identity"

@@ -93,7 +93,7 @@ def int8_weight(product: ir.Node) -> ir.Node | None:
 
 def linear_at(node: ir.Node) -> Linear | None:
     """Return the linear layer whose product is `node`; None if it is none."""
-    if node.domain or node.inputs[0] is None or len(node.inputs) < 2:
+    if node.domain or len(node.inputs) < 2 or node.inputs[0] is None:
         return None
     weight = constant(node.inputs[1])
     if weight is None or weight.ndim != 2:

@@ -21,7 +21,7 @@ from edgevit.files import class_and_first_line
 from edgevit.models.determinism import explain_difference
 from edgevit.models.float64 import run_in_float64
 from edgevit.models.loading import LoadedModel
-from edgevit.models.reference_inputs import noise_inputs, photo_inputs
+from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_single_values
 from edgevit.types import PHOTOS, Array, Reference
 
 _LOG = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def compute_references(
         PHOTOS: photo_inputs(model.preprocessing, images, strict=strict),
         "noise": noise_inputs([tensor[:1].numpy() for tensor in model.example]),
     }
+    warn_of_single_values(model.input_names, inputs["noise"])
     names = tuple(output_names)
     references: list[Reference] = []
     for kind, arrays in inputs.items():
@@ -69,7 +70,7 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
     """Return PyTorch's outputs by name, (rows, ...), for `inputs`, one array (rows, ...) per input of the model.
 
     Each row is run by itself. A module written for one batch size gets that many copies of the row.
-    Raises ExportError if the module fails, or returns anything but tensors with the batch as first axis.
+    Raises ExportError if the module fails, or returns anything but tensors of real values with the batch as first axis.
     """
     rows: list[list[Array]] = []
     batch = len(model.example[0])
@@ -84,8 +85,20 @@ def reference_outputs(model: LoadedModel, inputs: Sequence[Array], output_names:
                 f"forward() of {model.name} returns an output without a batch dimension; "
                 "every output needs the batch as its first axis"
             )
+        _require_comparable(model, output_names, tensors)
         rows.append([tensor[:1].float().numpy() for tensor in tensors])
     return {name: np.concatenate(column) for name, column in zip(output_names, zip(*rows, strict=True), strict=True)}
+
+
+def _require_comparable(model: LoadedModel, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
+    """Raise ExportError if an output has no values, or complex ones."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.is_complex():
+            raise ExportError(f"output {name} of {model.name} is complex; return torch.view_as_real() of it")
+        if not tensor.numel():
+            raise ExportError(
+                f"output {name} of {model.name} is empty, {tuple(tensor.shape)}; leave it out of what forward() returns"
+            )
 
 
 def _require_same_again(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping[str, Array]) -> None:

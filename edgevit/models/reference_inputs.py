@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from edgevit.images import (
     warn_of_skipped,
 )
 from edgevit.types import Array
+
+_LOG = logging.getLogger(__name__)
 
 MAX_PHOTOS = 8  # of a folder
 NOISE_ROWS = 2
@@ -46,15 +49,29 @@ def photo_inputs(preprocessing: Preprocessing | None, images: Path | None, *, st
 def noise_inputs(examples: Sequence[Array], rows: int = NOISE_ROWS) -> tuple[Array, ...]:
     """Return normal noise for floating-point inputs; others repeat their example: noise may be no valid index.
 
-    `examples` has one array (1, ...) for each input.
+    Examples of zeros that are no indices are replaced: uint8 by noise from 0 to 255, bool by both values in turn, as
+    noise may mask a whole row. `examples` has one array (1, ...) for each input.
     """
     random = np.random.default_rng(_SEED)
-    return tuple(
-        random.standard_normal((rows, *example.shape[1:])).astype(example.dtype)
-        if example.dtype.kind == "f"
-        else np.repeat(example, rows, axis=0)
-        for example in examples
-    )
+    return tuple(_noise_like(example, rows, random) for example in examples)
+
+
+def _noise_like(example: Array, rows: int, random: np.random.Generator) -> Array:
+    shape = (rows, *example.shape[1:])
+    if example.dtype.kind == "f":
+        return random.standard_normal(shape).astype(example.dtype)
+    if example.dtype == np.uint8 and not example.any():
+        return random.integers(0, 256, shape, np.uint8)
+    if example.dtype == np.bool_ and not example.any():
+        return np.asarray(np.indices(shape).sum(0) % 2 == 1)
+    return np.repeat(example, rows, axis=0)
+
+
+def warn_of_single_values(names: Sequence[str], inputs: Sequence[Array]) -> None:
+    """Warn of integer inputs that have one value in all rows: parity says nothing about others."""
+    for name, array in zip(names, inputs, strict=True):
+        if array.dtype.kind in "iu" and array.size and array.min() == array.max():
+            _LOG.warning("edgevit: the integer input %s was compared with one value only (%s)", name, array.flat[0])
 
 
 def _first_readable(folder: Path, preprocessing: Preprocessing, *, strict: bool) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,23 +12,27 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.arrays import is_undefined
-from edgevit.errors import UsageError
+from edgevit.arrays import differences, finite_std, is_undefined
+from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.import_onnx import import_graph
 from edgevit.files import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.models.description import ModelDescription, ModelOrigin, for_photos, slug
-from edgevit.models.reference_inputs import noise_inputs, photo_inputs
+from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_single_values
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
-from edgevit.types import PHOTOS, Reference, TensorSpec
+from edgevit.types import PHOTOS, Array, Precision, Reference, Run, TensorSpec
 
 SUFFIX = ".onnx"
 _PREFIX = "onnx:"  # of `ModelOrigin.source`
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
-_LOW_PRECISION = frozenset({"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
+_INT8_ACTIVATIONS = frozenset({"QuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
+_LOW_PRECISION = _INT8_ACTIVATIONS | {"DequantizeLinear"}
+_RANDOM = ("Random", "Bernoulli", "Multinomial")  # prefixes of operators that draw numbers
+_REPEATED_STD = 1e-5  # between two runs of one input, of an output's standard deviation: threads may sum in any order
+_REPEATS, _REPEAT_S = 8, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +112,15 @@ def load_onnx_model(
     )
 
 
-def require_float32(model: OnnxModel) -> None:
-    """Raise UsageError if the file is in a lower precision already, and cannot be converted to one."""
-    operators = sorted(_LOW_PRECISION & model.graph.operators.keys())
-    half = [value.name for value in model.graph.model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16]
+def require_float32(model: OnnxModel, precision: Precision) -> None:
+    """Raise UsageError if the file is in a lower precision than float32, from which `precision` cannot be made.
+
+    In fp32, weights in fp16 or int8 are taken: they are computed in fp32. Activations in int8 are not.
+    """
+    refused = _INT8_ACTIVATIONS if precision == "fp32" else _LOW_PRECISION
+    operators = sorted(refused & model.graph.operators.keys())
+    values = () if precision == "fp32" else model.graph.model.graph.initializers.values()
+    half = [value.name for value in values if value.dtype == ir.DataType.FLOAT16]
     if operators or half:
         found = operators[0] if operators else f"fp16 weights such as {half[0]}"
         raise UsageError(f"{model.path} is in a lower precision already (it has {found}); give the fp32 file")
@@ -118,21 +129,60 @@ def require_float32(model: OnnxModel) -> None:
 def reference_outputs(
     model: OnnxModel, *, images: Path | None, strict: bool, threads: int | None
 ) -> tuple[Reference, ...]:
-    """Run the file as it is in ONNX Runtime, without optimizations, row by row."""
+    """Run the file as it is in ONNX Runtime, without optimizations, row by row.
+
+    Raises ExportError if it has other outputs each time for the same input.
+    """
     zeros = [np.zeros((1, *spec.with_batch(1)[1:]), spec.dtype) for spec in model.inputs]
     found = {PHOTOS: photo_inputs(model.preprocessing, images, strict=strict), "noise": noise_inputs(zeros)}
+    warn_of_single_values(model.input_names, found["noise"])
     run = graph_evaluator(model.graph, threads=threads)
-    references = []
+    references: list[Reference] = []
     for kind, arrays in found.items():
         if not arrays:
             continue
         named = dict(zip(model.input_names, arrays, strict=True))
-        rows = [
-            run({name: array[[row] * model.batch] for name, array in named.items()}) for row in range(len(arrays[0]))
-        ]
-        outputs = {name: np.concatenate([each[name][:1] for each in rows]) for name in model.file_outputs}
+        rows = [_outputs_of_row(model, run, named, row) for row in range(len(arrays[0]))]
+        outputs = {name: np.concatenate([each[name] for each in rows]) for name in model.file_outputs}
+        if not references:
+            _require_same_again(model, run, named, outputs)
         references.append(Reference(kind=kind, inputs=named, outputs=outputs))
     return tuple(references)
+
+
+def _outputs_of_row(model: OnnxModel, run: Run, inputs: Mapping[str, Array], row: int) -> dict[str, Array]:
+    """Return the outputs of one row, (1, ...), of a batch that repeats it."""
+    outputs = run({name: array[[row] * model.batch] for name, array in inputs.items()})
+    return {name: outputs[name][:1] for name in model.file_outputs}
+
+
+def _require_same_again(model: OnnxModel, run: Run, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Run rows again, at least one. Raises ExportError, with the node to blame, if the outputs differ."""
+    end_s = time.monotonic() + _REPEAT_S
+    count = len(next(iter(inputs.values())))
+    for row in itertools.islice(itertools.cycle(range(count)), _REPEATS):
+        again = _outputs_of_row(model, run, inputs, row)
+        if any(
+            (differences(again[name], array[row : row + 1]) > _REPEATED_STD * finite_std(array)).any()
+            for name, array in outputs.items()
+        ):
+            raise ExportError(
+                f"{model.path} outputs something else each time for the same input, so that no engine can be compared "
+                f"with it: {_random_node(model.graph)}"
+            )
+        if time.monotonic() > end_s:
+            break
+
+
+def _random_node(graph: OnnxGraph) -> str:
+    """Describe the first node that draws random numbers, and the remedy."""
+    functions = graph.model.functions.values()
+    nodes = itertools.chain(graph.model.graph.all_nodes(), *(function.all_nodes() for function in functions))
+    for node in nodes:
+        is_training = node.op_type == "Dropout" and len(node.inputs) > 2  # the third says so
+        if node.op_type.startswith(_RANDOM) or is_training:
+            return f"{node.op_type} draws {node.outputs[0].name!r} at random; export the model without it"
+    return "it has no operator for random numbers; look for an operator that keeps a state"
 
 
 def undefined_weights(graph: OnnxGraph) -> tuple[str, ...]:

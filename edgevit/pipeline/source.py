@@ -84,8 +84,7 @@ class OnnxSource(Source):
         return None
 
     def capture(self, timer: StageTimer, options: BuildOptions) -> OnnxGraph:
-        if options.precision != "fp32":
-            require_float32(self._model)
+        require_float32(self._model, options.precision)
         dynamic_batch = options.dynamic_batch is not None
         with timer.stage("import the file"):
             graph = self._model.imported(dynamic_batch=dynamic_batch)

@@ -15,6 +15,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
+from edgevit.export.ir_helpers import eliminate_identities
+
 MAX_RESULT_BYTES = 16 * 1024 * 1024
 
 
@@ -29,7 +31,7 @@ def fold_constants(model: ir.Model) -> None:
         )
     for rewrite in (
         common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common_passes.IdentityEliminationPass(),
+        eliminate_identities,
         common_passes.DeduplicateInitializersPass(size_limit=1024),
         common_passes.CommonSubexpressionEliminationPass(),
         common_passes.RemoveUnusedNodesPass(),

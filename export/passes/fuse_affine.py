@@ -57,7 +57,7 @@ def _affine_of(node: ir.Node) -> Affine | None:
     if node.op_type == "GroupNormalization":
         scale, shift = arrays
         return None if np.all(scale == 1) and np.all(shift == 0) else Affine(scale, shift)
-    if node.op_type == "BatchNormalization" and len(node.outputs) == 1:
+    if node.op_type == "BatchNormalization" and not node.attributes.get_int("training_mode", 0):
         scale, bias, mean, var = arrays
         scale = scale / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
         return Affine(scale, bias - mean * scale)

@@ -18,7 +18,7 @@ from edgevit.export.ir_helpers import constant, initializer, only_consumer, remo
 def fuse_batchnorm(model: ir.Model) -> None:
     """Fold each BatchNormalization that is the only consumer of a Conv or Gemm with constant weights."""
     for node in list(model.graph):
-        if node.op_type == "BatchNormalization":
+        if node.op_type == "BatchNormalization" and not node.attributes.get_int("training_mode", 0):
             _fold(node, model.graph)
     remove_unused(model)
 

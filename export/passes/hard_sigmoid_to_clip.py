@@ -37,8 +37,8 @@ class _Affine:
 def hard_sigmoid_to_clip(model: ir.Model) -> None:
     """Rewrite each HardSigmoid between a linear layer and affine maps."""
     for node in list(model.graph):
-        source = node.inputs[0]
-        layer = linear_producing(source) if node.op_type == "HardSigmoid" and source is not None else None
+        source = node.inputs[0] if node.op_type == "HardSigmoid" else None
+        layer = linear_producing(source) if source is not None else None
         if layer is None or layer.bias is None or only_consumer(layer.output) is not node:
             continue
         parts = _parts(node.outputs[0], layer.weight.shape[1])

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edgevit.errors import EdgevitError, ExportError, MissingError, UsageError
 from edgevit.export.capture import capture
+from tests.helpers.quantization import load
 
 IMAGE = torch.rand(2, 3, 8, 8)
 
@@ -175,3 +177,23 @@ def test_a_failure_does_not_print_the_graph_up_to_it(capfd: pytest.CaptureFixtur
         capture(Call(branch_and_print), (IMAGE,))
     printed = capfd.readouterr()
     assert set(printed.err.splitlines()) == {"of the user"} and not printed.out
+
+
+class ScaledByOwnName(nn.Module):
+    """A parameter with the name of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.rand(1, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.x
+
+
+def test_a_parameter_with_the_name_of_an_input_is_renamed() -> None:
+    module = ScaledByOwnName()
+    graph = capture(module, (IMAGE,)).graph
+    assert [spec.name for spec in graph.inputs] == ["x"]
+    assert list(graph.model.graph.initializers) == ["x_weight"]
+    with torch.no_grad():
+        assert np.allclose(load(graph)({"x": IMAGE.numpy()})["output"], module(IMAGE).numpy())

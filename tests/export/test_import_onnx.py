@@ -13,7 +13,7 @@ from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import CAPTURE_OPSET, OnnxGraph
 from edgevit.export.import_onnx import import_graph
 from edgevit.export.weights import save_model
-from tests.helpers.graphs import noise
+from tests.helpers.graphs import HEADER, noise
 from tests.helpers.quantization import load
 
 # In opset 11 the axes of Squeeze and ReduceMean are attributes.
@@ -43,6 +43,45 @@ def test_an_old_file_is_upgraded_and_computes_the_same() -> None:
     assert graph.history[-2].name == f"upgrade_opset(opset={CAPTURE_OPSET})"
     feeds = {"x": noise(2, 3, 8, 8, seed=3)}
     assert np.allclose(load(graph)(feeds)["y"], load(original)(feeds)["y"], atol=1e-6)
+
+
+def test_a_file_of_the_first_ir_version_is_upgraded() -> None:
+    """The converter takes weights only from the inputs in IR version 3."""
+    original = old_graph(OLD.replace("ir_version: 6", "ir_version: 3"), w=noise(64, 128))
+    graph = import_graph(original)
+    assert (graph.opset, graph.model.ir_version, original.model.ir_version) == (CAPTURE_OPSET, 4, 3)
+    feeds = {"x": noise(2, 3, 8, 8, seed=3)}
+    assert np.allclose(load(graph)(feeds)["y"], load(original)(feeds)["y"], atol=1e-6)
+
+
+def test_a_file_whose_nodes_are_not_in_order_is_sorted(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(f"{HEADER} g (float[N, 4] x) => (float[N, 4] y) {{ a = Relu (x) y = Neg (a) }}")
+    model.graph.node.reverse()
+    onnx.save(model, tmp_path / "net.onnx")
+    graph = import_graph(OnnxGraph.read(tmp_path / "net.onnx"))
+    assert [node.op_type for node in graph.model.graph] == ["Relu", "Neg"]
+
+
+FUNCTION = """<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[N, 4] x) => (float[N, 4] y) {
+    a = Relu (x)
+    b = local.Twice (a)
+    y = local.Twice (b)
+}
+<domain: "local", opset_import: ["": %d]> Twice (z) => (t) { t = Add (z, z) }"""
+
+
+def test_the_functions_of_an_old_file_are_inlined() -> None:
+    original = old_graph(FUNCTION % 17)
+    graph = import_graph(original)
+    assert (graph.opset, dict(graph.operators)) == (CAPTURE_OPSET, {"Relu": 1, "Add": 2})
+    assert not graph.model.functions and original.model.functions
+    feeds = {"x": noise(2, 4)}
+    assert np.array_equal(load(graph)(feeds)["y"], load(original)(feeds)["y"])
+
+
+def test_a_function_that_cannot_be_inlined_is_an_export_error() -> None:
+    with pytest.raises(ExportError, match="the functions of the file cannot be inlined: .*Opset mismatch.*in opset 21"):
+        import_graph(old_graph(FUNCTION % 16))
 
 
 def test_a_given_shape_replaces_dynamic_axes() -> None:

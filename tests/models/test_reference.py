@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgevit.errors import ImageError
+from edgevit.errors import ExportError, ImageError
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.models.reference import compute_references
 from edgevit.models.reference_inputs import MAX_PHOTOS
@@ -65,3 +65,27 @@ def test_a_module_that_keeps_tensors_can_be_trained_afterwards() -> None:
     module = Caches()
     compute_references(from_module(module, example_input=torch.zeros(1, 4)), ["y"])
     module(torch.rand(1, 4, requires_grad=True)).sum().backward()
+
+
+class Incomparable(nn.Module):
+    """Outputs a second tensor that no engine can be compared on."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x[:, :0] if self.kind == "empty" else torch.complex(x, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("empty", r"output b of incomparable is empty, \(1, 0, 8, 8\); leave it out of what"),
+        ("complex", r"output b of incomparable is complex; return torch.view_as_real\(\) of it"),
+    ],
+)
+def test_an_empty_or_complex_output_is_named(kind: str, words: str) -> None:
+    model = from_module(Incomparable(kind), example_input=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ExportError, match=words):
+        compute_references(model, ["a", "b"])

@@ -160,15 +160,18 @@ def test_inputs_without_a_common_batch_are_refused(tmp_path: Path) -> None:
         load_onnx_model(tmp_path / "net.onnx")
 
 
-def test_a_file_in_int8_is_not_converted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("precision", "operator"), [("fp16", "DequantizeLinear"), ("fp32", "QuantizeLinear")])
+def test_a_file_in_int8_is_not_converted_again(
+    precision: str, operator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = f"""{HEADER} g (float[1, 4] x) => (float[1, 4] y)
         <float scale = {{0.1}}, int8 zero = {{0}}> {{
         q = QuantizeLinear (x, scale, zero)
         y = DequantizeLinear (q, scale, zero)
     }}"""
     parse(text).save(tmp_path / "net.onnx")
-    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--fp16", "--no-latency") == 2
-    assert "is in a lower precision already (it has DequantizeLinear); give the fp32 file" in last_line(capsys)
+    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--precision", precision, "--no-latency") == 2
+    assert f"is in a lower precision already (it has {operator}); give the fp32 file" in last_line(capsys)
 
 
 def test_the_bundle_of_a_file_has_no_pytorch_model(file: Path) -> None:
@@ -183,3 +186,44 @@ def test_another_batch_is_that_of_an_export_unless_the_file_fixes_it(file: Path)
     assert load_onnx_model(file).with_batch(2).batch == 2
     with pytest.raises(UsageError, match=r"Net v2.onnx has a fixed batch of 2; leave --batch out"):
         load_onnx_model(file).with_batch(4)
+
+
+def test_a_file_with_random_outputs_is_refused_with_the_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"""{HEADER} g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {{
+        drawn = RandomNormalLike (x)
+        y = Add (x, drawn)
+    }}"""
+    parse(text).save(tmp_path / "net.onnx")
+    assert status("export", tmp_path / "net.onnx", "--fmt", "ort", "--no-latency", "--out", tmp_path) == 4
+    message = last_line(capsys)
+    assert "outputs something else each time for the same input" in message
+    assert "RandomNormalLike draws 'drawn' at random; export the model without it" in message
+    assert not (tmp_path / "net-fp32-ort").exists()
+
+
+def test_inputs_of_bytes_are_compared_on_noise_and_indices_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = f"""{HEADER} g (uint8[N, 3, 8, 8] x, int64[N, 4] ids) => (float[N, 2, 6, 6] y, float[N, 4, 6] z) {{
+        floats = Cast <to = 1> (x)
+        y = Conv (floats, w)
+        z = Gather (table, ids)
+    }}"""
+    parse(text, w=noise(2, 3, 3, 3), table=noise(5, 6)).save(tmp_path / "net.onnx")
+    arguments = ("--fmt", "ort", "--no-latency", "--out", tmp_path)
+    assert status("export", tmp_path / "net.onnx", *arguments) == 0
+    assert "the integer input ids was compared with one value only (0)" in caplog.text
+    with np.load(tmp_path / "net-fp32-ort" / "reference.npz") as reference:
+        (image,) = [reference[name] for name in reference.files if reference[name].dtype == np.uint8]
+    assert image.max() > 200
+
+
+def test_weights_in_fp16_are_exported_in_fp32(tmp_path: Path) -> None:
+    text = f"""{HEADER} g (float[N, 4] x) => (float[N, 2] y) {{
+        weights = Cast <to = 1> (half)
+        y = MatMul (x, weights)
+    }}"""
+    parse(text, half=noise(4, 2).astype(np.float16)).save(tmp_path / "net.onnx")
+    assert status("export", tmp_path / "net.onnx", "--fmt", "ort", "--no-latency", "--out", tmp_path) == 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.fold_constants import fold_constants
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
@@ -44,3 +48,23 @@ def test_a_constant_that_is_split_is_no_message(caplog: pytest.LogCaptureFixture
     folded = graph.apply("fold_constants", fold_constants)
     assert folded.operators["Split"] == 1
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("rewrite", [cleanup, fold_constants])
+def test_a_branch_may_return_a_value_of_the_graph_around_it(rewrite: Callable[[ir.Model], None]) -> None:
+    """Without its Identity it would have an output that none of its nodes produces."""
+    before = parse(
+        f"""{HEADER} g (float[N, 4] x) => (float[N, 4] y) {{
+            r = Relu (x)
+            first = Identity (r)
+            total = ReduceSum <keepdims = 0> (first)
+            condition = Cast <to = 9> (total)
+            y = If (condition) <
+                then_branch = then () => (float[N, 4] a) {{ a = Identity (r) }},
+                else_branch = other () => (float[N, 4] b) {{ b = Neg (r) }}
+            >
+        }}"""
+    )
+    after = before.apply("rewrite", rewrite)
+    assert after.operators["Identity"] == 1
+    assert_same(before, after, exact=True)

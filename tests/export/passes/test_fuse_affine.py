@@ -90,3 +90,16 @@ def test_a_batchnorm_before_a_layer_is_folded() -> None:
     after = before.apply("fuse_affine", fuse_affine)
     assert dict(after.operators) == {"Conv": 1}
     assert_same(before, after)
+
+
+def test_a_norm_by_the_statistics_of_its_input_stays() -> None:
+    before = parse(
+        f"""{HEADER} g (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) {{
+            a = BatchNormalization <training_mode = 1> (x, scale, bias, mean, var)
+            y = Conv (a, w)
+        }}""",
+        w=noise(6, 4, 1, 1),
+        **batchnorm_parameters(4),
+    )
+    after = before.apply("fuse_affine", fuse_affine)
+    assert after.operators["BatchNormalization"] == 1

@@ -48,3 +48,17 @@ def test_a_layer_with_other_consumers_stays() -> None:
         **batchnorm_parameters(6),
     )
     assert before.apply("fuse_batchnorm", fuse_batchnorm).operators["BatchNormalization"] == 1
+
+
+def test_a_norm_by_the_statistics_of_its_input_stays() -> None:
+    before = parse(
+        f"""{HEADER} g (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) {{
+            a = Conv (x, w)
+            y, running_mean, running_var = BatchNormalization <training_mode = 1> (a, scale, bias, mean, var)
+        }}""",
+        w=noise(6, 4, 1, 1),
+        **batchnorm_parameters(6),
+    )
+    after = before.apply("fuse_batchnorm", fuse_batchnorm)
+    assert after.operators["BatchNormalization"] == 1
+    assert_same(before, after)

@@ -133,3 +133,17 @@ def test_circular_padding_and_mish_are_written_in_older_opsets(opset: int) -> No
         pads=np.asarray([0, 0, 1, 1, 0, 0, 1, 1]),
     )
     assert_same(before, specialize(before, "onnx", opset=opset))
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort", "openvino", "trt"])
+def test_nodes_without_inputs_are_passed_over(target: str) -> None:
+    before = parse(
+        f"""{HEADER} g (float[N, 4] x) => (float[N, 8] y) {{
+            empty = SequenceEmpty ()
+            first = SequenceInsert (empty, x)
+            both = SequenceInsert (first, x)
+            y = ConcatFromSequence <axis = 1> (both)
+        }}"""
+    )
+    after = specialize(passes.optimize(before), target, precision="fp32")
+    assert after.operators["SequenceEmpty"] == 1
