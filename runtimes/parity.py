@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,10 +87,19 @@ class ParityReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         insensitive = {r.output for r in self.results if r.input_sensitivity < MIN_INPUT_SENSITIVITY}
-        return tuple(
-            f"output {name} hardly depends on the input, so that its parity proves little"
-            for name in sorted(insensitive)
+        return (
+            *(
+                f"output {name} hardly depends on the input, so that its parity proves little"
+                for name in sorted(insensitive)
+            ),
+            *self._lost_channels(),
         )
+
+    def _lost_channels(self) -> Iterator[str]:
+        """Yield the channels whose errors exceed their signal, for the last stage that has such in each output."""
+        found = {r.output: r for r in self.results if r.kind == PHOTOS and r.channels is not None and r.channels.lost}
+        for name, result in sorted(found.items()):
+            yield f"output {name} of {result.stage!r}: {result.channels}"
 
     @property
     def summary(self) -> ParitySummary | None:
@@ -138,6 +147,7 @@ class ParityReport:
 def _fields(result: OutputParity) -> dict[str, Any]:
     """Return the fields under their JSON keys."""
     fields = {"dependence" if name == "input_sensitivity" else name: value for name, value in asdict(result).items()}
+    del fields["channels"], fields["mean_square"]  # no part of the document
     if result.pixels is None:
         del fields["pixels"], fields["is_class_map"]
     return fields
