@@ -17,6 +17,7 @@ from edgevit.types import PHOTOS, Array, Precision, Reference, Run
 
 # Spread between rows over spread within them. Below this, an output hardly depends on its input.
 MIN_INPUT_SENSITIVITY = 1e-3
+UNDETERMINED_STD = 1e-2  # PyTorch's own float32 error, from which fp32 proves nothing: that of fp16
 
 
 def references_for(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:
@@ -92,8 +93,20 @@ class ParityReport:
                 f"output {name} hardly depends on the input, so that its parity proves little"
                 for name in sorted(insensitive)
             ),
+            *self._undetermined_outputs(),
             *self._lost_channels(),
         )
+
+    def _undetermined_outputs(self) -> Iterator[str]:
+        own: dict[str, float] = {}
+        for each in self.results:
+            if each.precision == "fp32" and (error := each.float32_error_of_std or 0.0) > UNDETERMINED_STD:
+                own[each.output] = max(error, own.get(each.output, 0.0))
+        for name, error in sorted(own.items()):
+            yield (
+                f"float32 does not determine output {name}, so that its parity in fp32 proves little: "
+                f"the model's own float32 error is {error:.1e} std"
+            )
 
     def _lost_channels(self) -> Iterator[str]:
         """Yield the channels whose errors exceed their signal, for the last stage that has such in each output."""

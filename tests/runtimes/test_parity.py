@@ -318,3 +318,21 @@ def test_dead_channels_are_none_that_are_lost() -> None:
 @pytest.mark.parametrize("shape", [(2, 300, 20), (2, 64, 4, 4), (2, 50)])
 def test_an_axis_with_more_entries_than_positions_has_no_channels(shape: tuple[int, ...]) -> None:
     assert compared(normal(*shape), normal(*shape), "int8").channels is None
+
+
+# Outputs that float32 does not determine
+
+
+def test_an_output_that_float32_does_not_determine_is_a_warning() -> None:
+    def report(float32_error: float) -> ParityReport:
+        reference = Reference(
+            kind="photos", inputs={"x": INPUTS}, outputs=REFERENCE.outputs, float32_error={"y": float32_error * STD}
+        )
+        return compare("engine", engine(), [reference], precision="fp32")
+
+    assert report(1e-3).warnings == ()
+    (warning,) = report(0.8).warnings
+    assert warning == (
+        "float32 does not determine output y, so that its parity in fp32 proves little: "
+        "the model's own float32 error is 8.0e-01 std"
+    )
