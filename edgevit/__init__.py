@@ -71,11 +71,19 @@ def list_models(family: str | None = None, *, task: str | None = "classification
     """Return the names of the registered models of a task, of one family or all.
 
     Tasks are "classification", "detection" and "segmentation"; None stands for all. Raises UsageError for an unknown
-    family or task.
+    family or task, MissingError if PyTorch is not installed.
     """
+    _require_torch()
     from edgevit.models import registry
 
     return registry.list_models(family, task=task)
+
+
+def _require_torch() -> None:
+    """Raise MissingError without PyTorch, of which the registered models are modules."""
+    from edgevit.runtimes.pytorch import load_torch
+
+    load_torch()
 
 
 def create_model(
@@ -101,8 +109,9 @@ def create_model(
         options: replace single values of the model's configuration, such as `embed_dim` or `depths`.
 
     Raises UsageError for an unknown name or option, CheckpointError if the weights do not fit the model, and
-    MissingError if the authors' checkpoint cannot be downloaded.
+    MissingError if the authors' checkpoint cannot be downloaded or PyTorch is not installed.
     """
+    _require_torch()
     from edgevit.models import registry
 
     return registry.create_model(name, weights, num_classes, img_size=img_size, features=features, options=options)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def differences(values: Array, expected: Array) -> NDArray[np.float64]:
-    """Return the absolute differences in float64; infinity where only one of both is finite, or their signs differ."""
+    """Return the absolute differences in float64; infinity if only one of the two is finite, or their signs differ."""
     equal = (values == expected) | (np.isnan(values) & np.isnan(expected))
     with np.errstate(invalid="ignore"):
         difference = np.abs(values.astype(np.float64) - expected)

@@ -31,7 +31,7 @@ EXIT_STATUSES = {
     3: "a package or device is missing",
     4: "export failed",
     5: "build failed",
-    6: "parity failed",
+    6: "parity or accuracy failed",
     7: "not measurable",
     8: "slower than the baseline allows",
     9: "the requested precision is not what runs",
@@ -94,7 +94,7 @@ class InferenceError(EdgevitError):
 class ParityError(EdgevitError):
     """The engine's outputs differ from PyTorch's. `report` is the ParityReport, if there is one.
 
-    `explanation` is the Explanation that names the first module that differs, if one was asked for.
+    `explanation` is the Explanation that names the first module that differs, if one was requested.
     """
 
     exit_status = 6

@@ -10,7 +10,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ MODEL_FILE = "model.onnx"  # the ONNX file of a bundle, and of a build
 
 _BLOCK_BYTES = 1 << 20
 _MAX_MESSAGE = 1000  # characters of a message on the terminal; it may repeat a value from a file or the command line
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
@@ -141,7 +143,21 @@ def message_line(message: object) -> str:
     half = _MAX_MESSAGE // 2
     if len(line) > _MAX_MESSAGE:
         line = f"{line[:half]} [...] {line[-half:]}"
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+    return escape_control_characters(line)
+
+
+def escape_control_characters(text: str, *, keep: Container[str] = ()) -> str:
+    """Return a text with escapes such as `\\x1b` for what is not printable, but for the characters in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def has_control_characters(text: str) -> bool:
+    """Return whether a text could steer a terminal: control characters but tabs, or a change of writing direction."""
+    return any(each in _DIRECTIONS or (unicodedata.category(each) == "Cc" and each != "\t") for each in text)
 
 
 def os_reason(error: OSError) -> str:

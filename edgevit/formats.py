@@ -133,7 +133,7 @@ FORMATS: tuple[Format, ...] = (
             activations="uint8",
             linear_as_conv=True,
             fold_zero_points=True,
-            min_group_inputs_with_avx_vnni=2,
+            min_group_inputs_with_avx_vnni=4,
         ),
     ),
     Format(

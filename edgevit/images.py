@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from edgevit.errors import ImageError, UsageError
 from edgevit.files import first_line, os_reason
@@ -50,9 +50,11 @@ _MAX_ASPECT = 16  # of the cropped region; resizing a long strip of pixels as a 
 
 _PLACEMENT_FIELDS = frozenset({"resize", "edges", "pad", "pad_side"})
 
+_TURNED = range(2, 9)  # EXIF orientations that are not upright
+
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
-
+T = TypeVar("T")
 OnSkip: TypeAlias = Callable[[ImageError], None]  # called for each image that cannot be read
 
 
@@ -189,12 +191,22 @@ def read_image(path: Path) -> Image.Image:
     return _read(path, upright)
 
 
-def read_unconverted(path: Path) -> Image.Image:
-    """Return the image at `path` as it is stored: a mask's palette indices stay indices. Raises ImageError."""
-    return _read(path, Image.Image.copy)
+def read_indices(path: Path) -> Image.Image:
+    """Return the mask at `path` upright (EXIF); palette indices stay indices. Raises ImageError."""
+    return _read(path, ImageOps.exif_transpose)
 
 
-def _read(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def exif_orientation(path: Path) -> int:
+    """Return the EXIF orientation of the image at `path`, 1 to 8; 1, upright, if it has none. Raises ImageError."""
+
+    def orientation(image: Image.Image) -> int:
+        stored = image.getexif().get(ExifTags.Base.Orientation)
+        return next((known for known in _TURNED if known == stored), 1)
+
+    return _read(path, orientation)
+
+
+def _read(path: Path, convert: Callable[[Image.Image], T]) -> T:
     try:
         with open(open_regular(path), "rb") as file, _open(file) as image:  # noqa: PTH123  # a descriptor
             return convert(image)

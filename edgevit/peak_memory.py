@@ -13,7 +13,7 @@ _POLL_S = 0.2
 
 
 def resident_mb(process: int | str = "self", *, peak: bool = False) -> float | None:
-    """Return the resident memory of a process, or its peak, in MB of 2**20 bytes; None if the system tells neither."""
+    """Return the resident memory of a process, or its peak, in MB of 2**20 bytes; None if it is not reported."""
     field = "VmHWM:" if peak else "VmRSS:"
     try:
         lines = (_PROC / str(process) / "status").read_text().splitlines()

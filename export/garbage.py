@@ -12,7 +12,7 @@ _THRESHOLDS = (20_000, 10, 5)
 
 @contextmanager
 def rare_collection() -> Iterator[None]:
-    """Raise Python's thresholds meanwhile.
+    """Raise Python's collection thresholds during the block.
 
     A graph is some hundred thousand small objects that all stay. Python looks through them again and again, which takes
     4 % of the processor time of an export of shiftvit_t. Its peak memory stays the same.

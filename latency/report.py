@@ -84,9 +84,9 @@ class LatencyReport:
     measured_at: str = ""  # end of the measurement, ISO 8601 in UTC; empty in older reports
     compute_ms: tuple[float, ...] = ()  # on the GPU, by events around its graph, of each sample; empty if not measured
     parity: ParitySummary | None = None  # of this very engine with PyTorch; None if it was not compared
-    # Why there is no result of a study that was asked for, by its field: ROOFLINE, LAYERS or THROUGHPUT.
+    # Why there is no result of a study that was requested, by its field: ROOFLINE, LAYERS or THROUGHPUT.
     study_problems: Mapping[str, str] = field(default_factory=dict)
-    roofline: Roofline | None = None  # the fields from here on are None unless they were asked for
+    roofline: Roofline | None = None  # the fields from here on are None unless they were requested
     layers: LayerProfile | None = None
     throughput: Throughput | None = None
     sustained: SustainedRun | None = None

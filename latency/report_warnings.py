@@ -47,10 +47,14 @@ def _reduced_threads(report: LatencyReport) -> str:
 
 
 def _crowded_threads(report: LatencyReport) -> str:
-    """Return a warning of more threads than cores that the process may use; empty for engines on a GPU."""
+    """Return a warning of more threads than the process has cores, or the time of them; empty for engines on a GPU."""
     environment, threads = report.environment, report.threads
-    cores = len(environment.affinity or ()) or environment.logical_cores
-    if report.uses_gpu or threads is None or cores is None or threads <= cores:
+    cores, limit = len(environment.affinity or ()) or environment.logical_cores, environment.cpu_limit
+    if report.uses_gpu or threads is None:
+        return ""
+    if limit is not None and limit < min(threads, cores or threads):
+        return f"its {threads} threads share the time of {limit:g} core{'' if limit == 1 else 's'}, by the CPU limit"
+    if cores is None or threads <= cores:
         return ""
     return f"its {threads} threads share {cores} core{'s' if cores > 1 else ''}"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -26,10 +26,22 @@ from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
 from edgevit.types import PRECISIONS, Array, Feeds, Precision, TensorSpec
 
+_Session = TypeVar("_Session")
+
 
 def available_cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_usable_threads(threads: int) -> None:
+    """Raise UsageError for so many threads that they would do little but wait for a core."""
+    cores = available_cores()
+    if threads > _THREADS_PER_CORE * cores:
+        raise UsageError(
+            f"{threads} threads are too many for {cores} usable core{'s' if cores > 1 else ''}; give at most "
+            f"{_THREADS_PER_CORE * cores}"
+        )
 
 
 # Entries of `Engine.conditions` of an engine on a GPU.
@@ -40,6 +52,7 @@ THREADS_REQUESTED = "threads_requested"  # in the details of a measurement, if t
 GRAPH_OPERATIONS = 32  # in the CUDA graphs whose time tells a GPU's rates: one launch for all
 MAX_BATCH = 1 << 16  # images; no real engine comes near
 MAX_THREADS = 1024  # runtimes start as many threads as requested, however many cores there are
+_THREADS_PER_CORE = 4  # with more, an inference can take minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +93,9 @@ class BuildOptions:
             raise UsageError(f"the batch must be at most {MAX_BATCH} images, not {largest}")
         if self.dynamic_batch and self.batch not in (1, self.dynamic_batch.optimum):
             raise UsageError("give either a batch or a dynamic batch, not both")
-        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
-            raise UsageError(f"the number of threads must be at least 1 and at most {MAX_THREADS}, not {self.threads}")
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise UsageError(f"the number of threads must be at least 1 and at most {MAX_THREADS}, not {threads!r}")
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"the workspace must be at least 1 MB, not {self.workspace_mb}")
         if self.compute_capabilities is not None:
@@ -222,10 +236,11 @@ class Engine(ABC):
     ) -> None:
         self.close()
 
-    def _require_open(self, session: object) -> None:
-        """Raise UsageError if `session`, which `close` sets to None, is None."""
+    def _require_open(self, session: _Session | None) -> _Session:
+        """Return `session`, which `close` sets to None in any thread. Raises UsageError if it has."""
         if session is None:
             raise UsageError("the engine is closed; load it again and run it inside the `with` block")
+        return session
 
     def _check(self, feeds: Feeds) -> None:
         names = {spec.name for spec in self.inputs}

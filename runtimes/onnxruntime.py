@@ -146,9 +146,9 @@ class OnnxRuntimeEngine(Engine):
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
-        self._require_open(self._session)
+        session = self._require_open(self._session)
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, _run(self._session, names, feeds), strict=True))
+        return dict(zip(names, _run(session, names, feeds), strict=True))
 
     def _session_settings(self) -> Any:
         settings = _settings(self._ort, optimized=self._optimized)
@@ -166,10 +166,11 @@ class OnnxRuntimeEngine(Engine):
 
     def executed_precision(self) -> ExecutedPrecision:
         """Return layers and MACs from the profile of one inference, on zeros, in a second session."""
+        self._require_open(self._session)
         if not self._reports_precision:
             return ExecutedPrecision()
         large = not isinstance(self._source, bytes) and _size_bytes(Path(self._source)) > _LARGE_BYTES
-        if large and self._session is not None:
+        if large:
             self._session = None  # one session at a time: each holds a copy of the weights
         precision = read_precision(self._events_with_shapes())
         if large:

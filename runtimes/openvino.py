@@ -198,28 +198,23 @@ class OpenVinoEngine(Engine):
 
     @property
     def threads(self) -> int:
-        return compiled_threads(self._compiled)
+        return compiled_threads(self._require_open(self._compiled))
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         with self._lock:  # a request refuses a second call while it is busy
-            self._require_open(self._request)
+            request = self._require_open(self._request)
+            arrays = [_usable(feeds[spec.name]) for spec in self.inputs]  # kept until the request has run
             try:
                 # Half the time of Python's `infer(feeds)` on a small model, which looks ports up and wraps the results.
-                for index, spec in enumerate(self.inputs):
-                    self._request.set_input_tensor(index, self._tensor(feeds[spec.name]))
-                self._request.infer(share_inputs=True, share_outputs=True)
+                for index, array in enumerate(arrays):
+                    request.set_input_tensor(index, self._ov.Tensor(array, shared_memory=True))
+                request.infer(share_inputs=True, share_outputs=True)
             except Exception as error:
                 raise InferenceError(f"OpenVINO failed to run the model: {error_reason(error)}") from error
             # Copied, since the request writes its next outputs into the same memory.
             return {
-                spec.name: np.array(self._request.get_output_tensor(index).data)
-                for index, spec in enumerate(self.outputs)
+                spec.name: np.array(request.get_output_tensor(index).data) for index, spec in enumerate(self.outputs)
             }
-
-    def _tensor(self, array: Array) -> Any:
-        """Return a tensor in the memory of `array`, or of a copy if OpenVINO cannot use that: it wants to write."""
-        usable = array.flags.c_contiguous and array.flags.writeable
-        return self._ov.Tensor(array if usable else np.array(array, order="C"), shared_memory=True)
 
     def executed_precision(self) -> ExecutedPrecision:
         """Return layers and MACs of the compiled model, as the plugin reports them.
@@ -228,9 +223,9 @@ class OpenVinoEngine(Engine):
         operators. Their MACs are counted in the same model compiled again for the optimum batch, if that runs in the
         same precisions. MACs are unknown if they differ from those of the graph by more than 2 %.
         """
-        source = self._source()
+        compiled, source = self._require_open(self._compiled), self._source()
         operators = multiplying_operators(source)
-        executed = read_precision(self._compiled, operators)
+        executed = read_precision(compiled, operators)
         if self.batches is not None or self._cache:
             again = read_precision(self._ov.Core().compile_model(source, DEVICE, self._settings), operators)
             same = again.layers.keys() == executed.layers.keys()
@@ -240,7 +235,8 @@ class OpenVinoEngine(Engine):
         return executed if abs(counted - total) <= 0.02 * total else replace(executed, macs={})
 
     def executed_layers(self) -> ExecutedPrecision:
-        return replace(read_precision(self._compiled, multiplying_operators(self._source())), macs={})
+        compiled = self._require_open(self._compiled)
+        return replace(read_precision(compiled, multiplying_operators(self._source())), macs={})
 
     def profile_layers(self, feeds: Feeds, *, runs: int) -> LayerProfile:
         profiled = self._compile({**self._settings, "PERF_COUNT": True})
@@ -269,7 +265,9 @@ class OpenVinoEngine(Engine):
         return model
 
     def close(self) -> None:
-        self._request = self._compiled = None
+        self._request = self._compiled = None  # refuses the next inference
+        with self._lock:  # one in another thread ends first
+            pass
 
 
 class OpenVinoStreams(ThroughputRunner):
@@ -279,9 +277,10 @@ class OpenVinoStreams(ThroughputRunner):
         self._queue, self.streams = ov.AsyncInferQueue(compiled, streams), streams
 
     def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
+        arrays = {name: _usable(array) for name, array in feeds.items()}  # kept until all requests have run
         started = 0
         while more(started):
-            self._queue.start_async(dict(feeds), share_inputs=True)
+            self._queue.start_async(arrays, share_inputs=True)
             started += 1
         self._queue.wait_all()
         return started
@@ -297,6 +296,11 @@ def require_bf16(ov: Any) -> None:
             "OpenVINO finds no bf16 arithmetic in this processor (it takes AMX, AVX512-BF16 or Arm's bf16); export "
             "with --precision fp32 or int8"
         )
+
+
+def _usable(array: Array) -> Array:
+    """Return the array, or a copy if OpenVINO cannot share its memory; a tensor in that memory does not own it."""
+    return np.require(array, requirements=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
 
 
 def _inference_precision(options: BuildOptions) -> str:

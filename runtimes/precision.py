@@ -87,12 +87,13 @@ class ExecutedPrecision:
 
     def _require_lower(self, precision: Precision, runtime: str, expected: float | None) -> None:
         known = {name: count for name, count in self.layers.items() if name != UNKNOWN}
+        part = "" if expected is None else f" for {_percent(expected)} of the MACs"
         if not known.get(precision):
             if sum(known.values()) <= self.layers.get(UNKNOWN, 0):
                 return
             raise PrecisionError(
-                f"requested {precision}, but {runtime} runs {_list_counts(self.layers)}; this machine or this runtime "
-                f"has no {precision} arithmetic: export with --precision fp32"
+                f"requested {precision}{part}, but {runtime} runs {_list_counts(self.layers)}; this machine or this "
+                f"runtime has no {precision} arithmetic: export with --precision fp32"
             )
         if self.macs and expected is not None:
             enough = self.fraction(precision) >= MIN_FRACTION_OF_REQUESTED * expected
@@ -100,7 +101,6 @@ class ExecutedPrecision:
             wanted = 1.0 if expected is None else expected
             enough = _fraction(known, precision) >= MIN_LAYER_FRACTION_OF_REQUESTED * wanted
         if not enough:
-            part = "" if expected is None else f" for {_percent(expected)} of the MACs"
             raise PrecisionError(
                 f"requested {precision}{part}, but {runtime} runs "
                 f"{self._fractions_of(precision)}; build for another runtime, or export with --precision fp32"

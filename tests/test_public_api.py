@@ -89,6 +89,17 @@ def test_importing_edgevit_imports_no_package() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("call", ["list_models()", "create_model('deit_t')"])
+def test_models_without_pytorch_are_one_error_with_the_remedy(call: str) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; import edgevit\n"
+        f"try: edgevit.{call}\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "MissingError PyTorch is not installed; install it: pip install 'edgevit[export]'\n"
+
+
 def test_export_to_several_formats_and_load_return_arrays_by_name(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 5 * 5, 7)).train()
     images = torch.rand(1, 3, 8, 8)

@@ -34,7 +34,7 @@ from edgevit.bundles.reference_file import read_references
 from edgevit.datasets import MAX_CLASSES_BYTES
 from edgevit.dense.outputs import class_count
 from edgevit.errors import BundleError, UsageError
-from edgevit.files import MODEL_FILE, file_sha256, first_line, os_reason
+from edgevit.files import MODEL_FILE, file_sha256, first_line, has_control_characters, os_reason
 from edgevit.formats import get_format
 from edgevit.images import Preprocessing
 from edgevit.runtimes.base import BuildOptions
@@ -135,7 +135,8 @@ class Bundle:
     def classes(self) -> tuple[str, ...] | None:
         """Class names in the order of the logits; None if the bundle has none.
 
-        Raises BundleError if the file cannot be read, or has another number of names than the model has logits.
+        Raises BundleError if the file cannot be read, has control characters, or has another number of names than the
+        model has logits.
         """
         path = self.path / CLASSES_FILE
         if not os.path.lexists(path):
@@ -146,6 +147,8 @@ class Bundle:
             raise BundleError(f"cannot read {path}: {os_reason(error)}") from error
         except ValueError as error:
             raise BundleError(f"{path} is damaged: {first_line(error)}; export the bundle again") from error
+        if any(map(has_control_characters, names)):
+            raise BundleError(f"{path} has control characters in its class names; export the bundle again")
         count = class_count(self.manifest.outputs, self.manifest.model.output_form)
         if count is not None and count != len(names):
             raise BundleError(f"{path} has {len(names)} names for {count} classes; export the bundle again")

@@ -9,7 +9,7 @@ from edgevit.bundles import compiled_cache
 from edgevit.bundles.bundle import Bundle
 from edgevit.cpu import require_vnni
 from edgevit.errors import BundleError, MissingError, UsageError
-from edgevit.runtimes.base import BuildOptions, Engine
+from edgevit.runtimes.base import BuildOptions, Engine, require_usable_threads
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.registry import get_runtime
 
@@ -17,8 +17,9 @@ from edgevit.runtimes.registry import get_runtime
 def load_engine(bundle: Bundle, *, threads: int | None = None) -> Engine:
     """Load the engine without reading back its precision; follow it with `require_precision`.
 
-    Raises MissingError if the engine has yet to be built on the device, PrecisionError if the precision that the
-    manifest records is not the one that was requested, or if this processor would compute the engine wrongly.
+    Raises UsageError for many more threads than cores, MissingError if the engine has yet to be built on the device,
+    PrecisionError if the precision that the manifest records is not the one that was requested, or if this processor
+    would compute the engine wrongly.
     """
     path, options = _engine_file(bundle, threads=threads)
     engine = get_runtime(bundle.fmt).open(path, options)
@@ -68,6 +69,8 @@ def _engine_file(bundle: Bundle, *, threads: int | None) -> tuple[Path, BuildOpt
     if bundle.engine_path is None:
         raise MissingError(f"{bundle.name} holds no engine yet; on the device: edgevit build {bundle.path}")
     options = replace(bundle.options, threads=used_threads(bundle, threads))
+    if threads is not None and threads != bundle.options.threads:  # a bundle tuned elsewhere opens with its own
+        require_usable_threads(threads)
     _require_session_settings(bundle)
     if bundle.needs_vnni():
         require_vnni(bundle.name)

@@ -119,7 +119,7 @@ def evaluate_dense(
         evaluations=tuple(
             replace(evaluation, precision=each.precision) for evaluation, each in zip(found, candidates, strict=True)
         ),
-        notes=(*notes, *skipped_notes(skipped, len(photos.paths))),
+        notes=(*notes, *found[0].notes, *skipped_notes(skipped, len(photos.paths))),
     )
 
 

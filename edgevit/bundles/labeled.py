@@ -16,7 +16,8 @@ from edgevit.dense.bootstrap import Estimate
 from edgevit.dense.coco import box_results
 from edgevit.dense.coco_dataset import CocoDataset, read_coco
 from edgevit.dense.mask_dataset import MaskDataset, find_masks
-from edgevit.dense.mean_iou import class_ious, count_pixels, mean_iou_and_accuracy
+from edgevit.dense.masks import IGNORED
+from edgevit.dense.mean_iou import PixelCounts, class_ious, count_pixels, mean_iou_and_accuracy
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import read_image
 from edgevit.metrics import Drop, OnImages
@@ -35,6 +36,7 @@ class DenseEvaluation:
     figures: Mapping[str, Estimate]
     details: Mapping[str, Any]
     chance: float  # the main figure of a guess
+    notes: tuple[str, ...] = ()  # on the labels
 
     @property
     def main(self) -> Estimate:
@@ -99,6 +101,7 @@ class LabeledBoxes(LabeledPhotos):
         return LabeledBoxes(self._dataset.sample(limit))
 
     def record(self, place: int, photo: Image.Image, model: DenseModel) -> list[dict[str, Any]]:
+        self._dataset.require_size(place, photo.size)
         return box_results(model.detect(photo), self._dataset.image_ids[place], self._dataset.category_ids)
 
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:
@@ -125,7 +128,7 @@ class LabeledMasks(LabeledPhotos):
 
     def record(self, place: int, photo: Image.Image, model: DenseModel) -> Any:
         size = (photo.height, photo.width)
-        true = self._dataset.read_mask(self._dataset.pairs[place][1], size, self._class_count)
+        true = self._dataset.read_mask(place, size, self._class_count)
         return count_pixels(model.segment(photo), true, self._class_count)
 
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:
@@ -138,7 +141,20 @@ class LabeledMasks(LabeledPhotos):
             figures=dict(zip((self.metric, "pixel accuracy"), mean_iou_and_accuracy(counts), strict=True)),
             details={"class_ious": class_ious(counts)},
             chance=1 / self._class_count,
+            notes=self._ignored_notes(counts),
         )
+
+    def _ignored_notes(self, counts: Sequence[PixelCounts]) -> tuple[str, ...]:
+        """Return the fraction of the pixels that do not count, and whether they may be the foreground."""
+        ignored, judged = sum(each.ignored for each in counts), sum(int(each.true.sum()) for each in counts)
+        if not ignored:
+            return ()
+        zero_counts = not self._dataset.reduce_zero_label
+        values = f"the value {IGNORED}" if zero_counts else f"the values 0 and {IGNORED}"
+        notes = [f"{ignored / (ignored + judged):.1%} of the pixels of the masks have {values} and are ignored"]
+        if zero_counts and not any(each.true[1:].any() for each in counts):
+            notes.append(f"the masks have only the values 0 and {IGNORED}; if {IGNORED} is an object, save it as 1")
+        return tuple(notes)
 
 
 def labeled_photos(

@@ -12,8 +12,8 @@ from PIL import Image
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.dense import DenseModel, each_photo
-from edgevit.bundles.predict import image_files
-from edgevit.dense.coco import box_results, image_id, mask_results
+from edgevit.bundles.predict import BOXES_SUFFIX, MASK_SUFFIX, image_files
+from edgevit.dense.coco import box_results, image_id, mask_results, require_distinct_ids
 from edgevit.dense.draw import class_name, draw_boxes, draw_mask
 from edgevit.dense.masks import run_lengths
 from edgevit.dense.nms import Detections, NmsOptions
@@ -22,7 +22,6 @@ from edgevit.files import os_reason, replacing
 from edgevit.images import OnSkip
 from edgevit.types import Array
 
-BOXES_SUFFIX, MASK_SUFFIX = ".boxes.jpg", ".mask.png"
 _JPEG_QUALITY = 92
 _JPEG_MAX_SIDE = 65500
 
@@ -62,10 +61,14 @@ def answer(
 ) -> tuple[Answer, ...]:
     """Run a detector or a segmentation model on photos, and draw its answers into `options.out`.
 
-    Raises UsageError if a picture cannot be written, and ImageError as `each_photo`.
+    Raises UsageError if a picture cannot be written or two photos have the same id in COCO's format, and ImageError as
+    `each_photo`.
     """
     detects, names = bundle.manifest.model.task == "detection", bundle.classes
-    pictures = picture_paths(image_files(images), options.out, BOXES_SUFFIX if detects else MASK_SUFFIX)
+    photos = image_files(images)
+    if options.coco:
+        require_distinct_ids(photos)
+    pictures = picture_paths(photos, options.out, BOXES_SUFFIX if detects else MASK_SUFFIX)
     answers: list[Answer] = []
 
     def work(model: DenseModel, path: Path, photo: Image.Image) -> None:

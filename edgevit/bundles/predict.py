@@ -18,6 +18,8 @@ from edgevit.metrics import is_usable
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Array, RunnableEngine
 
+BOXES_SUFFIX, MASK_SUFFIX = ".boxes.jpg", ".mask.png"  # of the pictures that `pictures.py` draws
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
@@ -65,8 +67,18 @@ def classify(
 
 
 def image_files(images: Sequence[Path]) -> list[Path]:
-    """Return the image files that are given, and those below each folder."""
-    return [path for image in images for path in (find_images(image) if image.is_dir() else [image])]
+    """Return the image files that are given, and those below each folder without the pictures of earlier runs.
+
+    Raises UsageError if a folder has no other image.
+    """
+    return [path for image in images for path in (_photos(image) if image.is_dir() else [image])]
+
+
+def _photos(folder: Path) -> list[Path]:
+    photos = [path for path in find_images(folder) if not path.name.endswith((BOXES_SUFFIX, MASK_SUFFIX))]
+    if not photos:
+        raise UsageError(f"no photo in {folder}, only pictures (*{BOXES_SUFFIX}, *{MASK_SUFFIX}) of edgevit run")
+    return photos
 
 
 def run_one(engine: RunnableEngine, photo: Array, options: BuildOptions) -> dict[str, Array]:

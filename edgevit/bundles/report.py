@@ -40,8 +40,10 @@ def kept_document(bundles: Sequence[Bundle], *, edgevit_version: str) -> Documen
     owned, notes = _owned(bundles), []
     runs: dict[str, dict[str, LatencyReport]] = {}
     keepers: dict[tuple[str, str], _Owned] = {}  # by run and name of the report
+    own_runs: list[set[str]] = []  # that each bundle keeps
     for each in owned:
         reports = read_latency(each.bundle)
+        own_runs.append({report.run_id for report in reports})
         if not reports:
             notes.append(f"{each.product.name} was not measured: edgevit latency {shlex.quote(each.product.path)}")
         for report in reports:
@@ -53,7 +55,17 @@ def kept_document(bundles: Sequence[Bundle], *, edgevit_version: str) -> Documen
     if not runs:
         path = shlex.quote(str(bundles[0].path))
         raise UsageError(f"no bundle keeps a measurement; measure first: edgevit latency {path}")
-    sessions = tuple(_session(list(named.values()), owned, keepers) for named in runs.values())
+
+    def measured(run: str) -> list[_Owned]:
+        """Return the bundles but those that keep other runs only, and lie elsewhere than the keepers of this one."""
+        beside = {each.bundle.path.parent for (kept, _), each in keepers.items() if kept == run}
+        return [
+            each
+            for each, own in zip(owned, own_runs, strict=True)
+            if not own or run in own or each.bundle.path.parent in beside
+        ]
+
+    sessions = tuple(_session(list(named.values()), measured(run), keepers) for run, named in runs.items())
     return Document(sessions=sessions, edgevit_version=edgevit_version, notes=tuple(notes))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine, require_precision
+from edgevit.bundles.manifest import MANIFEST_FILE
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references
 from edgevit.dense.matching import ClassAgreement, agreement_of_outputs
-from edgevit.errors import ParityError
+from edgevit.errors import BundleError, ParityError
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.parity import ParityReport, compare, references_for, run_rows, undefined_output
-from edgevit.types import PHOTOS, Reference
+from edgevit.types import PHOTOS, Reference, TensorSpec
+from edgevit.untrusted import shorten
 
 
 def verify(
@@ -28,7 +31,8 @@ def verify(
     `images` needs PyTorch and the model that the bundle was exported from, which `source` names; images that cannot be
     read are left out with a warning, or raise ImageError if `strict`. The report may have failed: call
     `ParityReport.require`. Raises ParityError if PyTorch's own outputs are NaN or not finite, MissingError if PyTorch
-    is needed and not installed, PrecisionError if another precision runs than was requested.
+    is needed and not installed, PrecisionError if another precision runs than was requested, BundleError if the
+    manifest describes other inputs or outputs than the engine has.
     """
     references = bundle.references() if images is None else new_references(bundle, images, source, strict=strict)
     if reason := undefined_output(references):
@@ -36,8 +40,38 @@ def verify(
             f"no engine can be compared with the reference outputs: {reason}; export the model without --no-verify"
         )
     with load_engine(bundle, threads=threads) as engine:
+        _require_described_tensors(bundle, engine)
         require_precision(bundle, engine)
         return engine_parity(engine, references, bundle.options)
+
+
+def _require_described_tensors(bundle: Bundle, engine: Engine) -> None:
+    """Raise BundleError unless the engine has the inputs and outputs, and the photo size, of the manifest."""
+    manifest = bundle.manifest
+    if not _describe(manifest.inputs, engine.inputs):
+        raise _mismatch(bundle, "inputs", _named(manifest.inputs), engine.inputs)
+    if not _describe(manifest.outputs, engine.outputs):
+        raise _mismatch(bundle, "outputs", _named(manifest.outputs), engine.outputs)
+    preprocessing = manifest.model.preprocessing
+    if preprocessing is not None and [preprocessing.input_size] != [spec.shape[1:] for spec in engine.inputs]:
+        raise _mismatch(bundle, "model.preprocessing.input_size", preprocessing.input_size, engine.inputs)
+
+
+def _describe(specs: Sequence[TensorSpec], actual: Sequence[TensorSpec]) -> bool:
+    """Return whether specs are those of an engine, in any order. TensorRT before 10 has int32 for int64."""
+    narrow = {replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in specs}
+    return set(actual) in (set(specs), narrow)
+
+
+def _mismatch(bundle: Bundle, field: str, described: object, actual: Sequence[TensorSpec]) -> BundleError:
+    return BundleError(
+        f"{bundle.path / MANIFEST_FILE} is damaged: {field} is {shorten(described)}, but the engine has "
+        f"{', '.join(_named(actual)) or 'none'}; export the bundle again"
+    )
+
+
+def _named(specs: Sequence[TensorSpec]) -> list[str]:
+    return [str(spec) for spec in specs]
 
 
 def agreement_by_class(bundle: Bundle, *, threads: int | None = None) -> tuple[ClassAgreement, ...]:

@@ -204,13 +204,13 @@ def _print(console: RichConsole, *parts: Part) -> None:
 
 
 def _rich_console(*, stderr: bool = False) -> RichConsole:
-    from rich.console import Console as RichConsole
+    from edgevit.cli.rich_console import EscapingConsole
 
     # Paths and names may contain brackets and colons, which are markup and emoji codes to rich.
-    console = RichConsole(stderr=stderr, markup=False, emoji=False)
+    console = EscapingConsole(stderr=stderr, markup=False, emoji=False)
     if console.is_terminal:
         return console
-    return RichConsole(stderr=stderr, width=_PIPED_WIDTH, markup=False, emoji=False)
+    return EscapingConsole(stderr=stderr, width=_PIPED_WIDTH, markup=False, emoji=False)
 
 
 def _parity_of(error: EdgevitError) -> Any:

@@ -182,7 +182,9 @@ def result_lines(evaluations: Sequence[_Evaluation], drop: Callable[[_Evaluation
 
 
 def _accuracy(evaluation: Evaluation | DenseEvaluation) -> str:
-    return f"{evaluation.name}: {evaluation.metric} {evaluation.accuracy:.2%} on {evaluation.images} images"
+    from edgevit.metrics import counted_images
+
+    return f"{evaluation.name}: {evaluation.metric} {evaluation.accuracy:.2%} on {counted_images(evaluation.images)}"
 
 
 def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Part]:

@@ -53,12 +53,13 @@ def run(arguments: Arguments, console: Console) -> int:
 
 def write_reports(document: Document, paths: Sequence[Path]) -> list[str]:
     """Write a document to each file; return a line for each session, and one for each file."""
+    from edgevit.latency.document.escape import printable
     from edgevit.latency.document.verdict import headline
     from edgevit.latency.document.write import write_report
 
     for path in paths:
         write_report(document, path)
-    verdicts = [f"{session.device}: {headline(session)}" for session in document.sessions]
+    verdicts = [printable(f"{session.device}: {headline(session)}") for session in document.sessions]
     return [*verdicts, *(f"report: {path}" for path in paths)]
 
 

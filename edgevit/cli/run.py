@@ -80,12 +80,16 @@ def run(arguments: Arguments, console: Console) -> int:
 
 
 def _require_used(arguments: Arguments, bundle: Bundle) -> None:
-    """Raise UsageError for an option that the bundle's model has no use for."""
+    """Raise UsageError for an option that the bundle's model or runtime has no use for."""
+    from edgevit.runtimes.registry import get_runtime
+
     task = bundle.manifest.model.task
     for name, (user, tasks) in _USED_BY.items():
         if getattr(arguments, name) not in (None, False) and task not in tasks:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is for {user}; {bundle.name} is for {task}: leave it out")
+    if arguments.cache is not None and not (runtime := get_runtime(bundle.fmt)).caches_compiled:
+        raise UsageError(f"--cache is for compiled models, and {runtime.title} has none: leave it out")
 
 
 def _classify(bundle: Bundle, arguments: Arguments, console: Console) -> int:
@@ -136,14 +140,36 @@ def _draw(bundle: Bundle, arguments: Arguments, console: Console) -> int:
         console.result(f"{each.image} -> {each.picture}", *(f"  {line}" for line in each.lines))
     if arguments.coco is not None:
         write_json(arguments.coco, [entry for each in answers for entry in each.coco], "--coco")
-    _finish(console, [each.to_json() for each in answers], skipped)
+    limits = _limit_notes(bundle, min_score=arguments.min_score, max_boxes=arguments.max_boxes)
+    _finish(console, [each.to_json() for each in answers], skipped, notes=limits)
     return 0
 
 
-def _finish(console: Console, answers: list[dict[str, Any]], skipped: Sequence[ImageError]) -> None:
+def _limit_notes(bundle: Bundle, *, min_score: float | None, max_boxes: int | None) -> list[str]:
+    """Return a line for each given limit beyond those of a model that selects its boxes in the graph."""
+    from edgevit.dense.nms import DEFAULT_NMS
+    from edgevit.dense.outputs import selected_count
+
+    count = selected_count(bundle.manifest.outputs, bundle.manifest.model.output_form)
+    if count is None:
+        return []
+    notes = []
+    if max_boxes is not None and max_boxes > count:
+        notes.append(f"the model returns at most {count} boxes, so --max-boxes {max_boxes} finds no more")
+    if min_score is not None and min_score < DEFAULT_NMS.min_score:
+        notes.append(
+            f"the model leaves out boxes up to its own least score, {DEFAULT_NMS.min_score:g} by default: "
+            f"--min-score {min_score:g} may find no more"
+        )
+    return [f"{note}; for all boxes export it with --outputs boxes" for note in notes]
+
+
+def _finish(
+    console: Console, answers: list[dict[str, Any]], skipped: Sequence[ImageError], notes: Sequence[str] = ()
+) -> None:
     from edgevit.images import skipped_notes
 
-    lines = skipped_notes(skipped, len(answers) + len(skipped))
+    lines = [*notes, *skipped_notes(skipped, len(answers) + len(skipped))]
     console.print(*(f"note: {line}" for line in lines))
     console.finish({"answers": answers, "notes": lines})
 

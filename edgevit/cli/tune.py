@@ -132,7 +132,7 @@ def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
     parts: list[Part] = [engine_table(report)]
     if detailed:
         parts += [race_table(report)]
-    parts.append("* Pareto-optimal in time, accuracy, size (MB) and peak memory (RAM, in MB)")
+    parts.append("* Pareto-optimal in time, accuracy, size (MB of 10^6) and peak RAM (MB of 2^20)")
     parts.append(f"wrote {report.path}; {report.elapsed_s:.0f} of {report.limit_s:.0f} s")
     lines = [f"refused: {each.name}: {each.reason}" for each in report.refused]
     if report.not_tried:

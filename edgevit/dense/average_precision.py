@@ -84,14 +84,23 @@ def _of_class(images: Sequence[dict[str, Any] | None]) -> Matches:
 
 
 def mean_average_precisions(classes: Sequence[Matches]) -> dict[str, Estimate]:
-    """Return COCO's AP over all IoU thresholds, AP50 and AP75, each the mean over the classes that have objects."""
+    """Return COCO's AP over all IoU thresholds, AP50 and AP75, each the mean over the classes that have objects.
+
+    Every resample is the mean over the same classes: one without an object of a class has its AP on all images.
+    """
+    images = len(classes[0].objects)
+    present = [each for each in classes if each.objects.any()]
+    on_all_images = [_average_precisions(each, np.ones(images, np.int64)) for each in present]
 
     def figures(weights: Array) -> Array:
-        found = [_average_precisions(each, weights) for each in classes if weights @ each.objects]
+        found = [
+            _average_precisions(each, weights) if weights @ each.objects else undrawn
+            for each, undrawn in zip(present, on_all_images, strict=True)
+        ]
         mean = np.mean(found, axis=0) if found else np.full(len(IOUS), np.nan)
         return np.array([mean.mean(), mean[0], mean[5]])
 
-    return dict(zip(("mAP", "AP50", "AP75"), estimates(figures, len(classes[0].objects)), strict=True))
+    return dict(zip(("mAP", "AP50", "AP75"), estimates(figures, images), strict=True))
 
 
 def _average_precisions(matches: Matches, weights: Array) -> Array:

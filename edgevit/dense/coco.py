@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from edgevit.dense.masks import run_lengths
 from edgevit.dense.nms import Detections
+from edgevit.errors import UsageError
 from edgevit.types import Array
 
 _NUMBER = re.compile(r"(?:.*_)?0*(\d{1,15})")  # COCO's files are 000000397133.jpg, or COCO_val2014_000000397133.jpg
@@ -19,6 +21,17 @@ def image_id(path: Path) -> int | str:
     """Return COCO's id of an image, which is the number in its file name; the name if there is none."""
     match = _NUMBER.fullmatch(path.stem)
     return int(match[1]) if match else path.name
+
+
+def require_distinct_ids(paths: Iterable[Path]) -> None:
+    """Raise UsageError if two images have the same id: their results could not be told apart."""
+    seen: dict[int | str, Path] = {}
+    for path in paths:
+        if (other := seen.setdefault(image_id(path), path)) is not path:
+            raise UsageError(
+                f"{other} and {path} have the same id in COCO's format, {image_id(path)}; rename one of them, or give "
+                "them to --coco separately"
+            )
 
 
 def box_results(

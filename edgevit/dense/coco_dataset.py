@@ -11,12 +11,21 @@ from typing import Any
 from edgevit.dense.sampling import described, spread
 from edgevit.errors import ImageError, UsageError
 from edgevit.files import os_reason
-from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, shorten, text
+from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, nullable, number, read_json, shorten, text
 
 _MAX_ANNOTATION_BYTES = 1 << 30
 _MAX_ENTRIES = 10_000_000
 _FOLDERS = ("", "images", "val2017", "train2017", "val", "train")
 _MAX_COORDINATE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An entry of the list of images. Its size is width and height in pixels; None if the file does not say."""
+
+    id: int
+    name: str
+    size: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +34,7 @@ class CocoDataset:
 
     paths: tuple[Path, ...]
     image_ids: tuple[int, ...]
+    sizes: tuple[tuple[float, float] | None, ...]  # width and height of each image, as far as the file has them
     dataset: dict[str, Any]
     category_ids: dict[int, int]
     description: str
@@ -39,6 +49,21 @@ class CocoDataset:
         """Return the dataset without the images that could not be read."""
         left_out = {error.path for error in unreadable}
         return self._only([place for place, path in enumerate(self.paths) if path not in left_out])
+
+    def require_size(self, place: int, size: tuple[int, int]) -> None:
+        """Raise UsageError if an image, upright, has another width and height than its boxes are for."""
+        stated = self.sizes[place]
+        if stated is None or stated == size:
+            return
+        remedy = (
+            "its boxes may be for the photo before its EXIF rotation; save it as it is labeled, without EXIF"
+            if stated == size[::-1]
+            else "give the photos that were labeled"
+        )
+        raise UsageError(
+            f"{self.paths[place]} has {size[0]}x{size[1]} pixels, in the annotation file {stated[0]:g}x{stated[1]:g}; "
+            f"{remedy}"
+        )
 
     def require_objects(self) -> None:
         """Raise UsageError if no box counts: mAP is then not defined."""
@@ -56,8 +81,13 @@ class CocoDataset:
             "images": [{"id": each} for each in ids],
             "annotations": [each for each in self.dataset["annotations"] if each["image_id"] in kept],
         }
-        paths = tuple(self.paths[place] for place in places)
-        return replace(self, paths=paths, image_ids=tuple(ids), dataset=dataset)
+        return replace(
+            self,
+            paths=tuple(self.paths[place] for place in places),
+            image_ids=tuple(ids),
+            sizes=tuple(self.sizes[place] for place in places),
+            dataset=dataset,
+        )
 
 
 def read_coco(folder: Path, *, classes: Sequence[str] | None, class_count: int) -> CocoDataset:
@@ -78,21 +108,22 @@ def read_coco(folder: Path, *, classes: Sequence[str] | None, class_count: int) 
         raise UsageError(f"{file} is not COCO's format: {error}") from error
     if not images:
         raise UsageError(f"{file} lists no images")
-    _require_distinct("image id", [each for each, _ in images], file)
+    _require_distinct("image id", [each.id for each in images], file)
     _require_distinct("category id", [each for each, _ in categories], file)
     boxes = _of_listed_images(annotations, images, categories, file)
     left_out = len(annotations) - len(boxes)
     folders = [place for name in _FOLDERS if (place := folder / name).is_dir()]
-    paths = tuple(_find(folders, name, file) for _, name in images)
+    paths = tuple(_find(folders, each.name, file) for each in images)
     ids, how = _category_ids(dict(categories), classes, class_count, file)
     dataset = {
-        "images": [{"id": each} for each, _ in images],
+        "images": [{"id": each.id} for each in images],
         "categories": [{"id": each} for each, _ in categories],
         "annotations": [{**each, "id": place} for place, each in enumerate(boxes, 1)],
     }
     return CocoDataset(
         paths=paths,
-        image_ids=tuple(each for each, _ in images),
+        image_ids=tuple(each.id for each in images),
+        sizes=tuple(each.size for each in images),
         dataset=dataset,
         category_ids=ids,
         description=f"{len(boxes)} boxes of {len(categories)} categories in {file.name}, {how}"
@@ -102,7 +133,7 @@ def read_coco(folder: Path, *, classes: Sequence[str] | None, class_count: int) 
 
 def _of_listed_images(
     annotations: Sequence[dict[str, Any]],
-    images: Sequence[tuple[int, str]],
+    images: Sequence[_Image],
     categories: Sequence[tuple[int, str]],
     file: Path,
 ) -> list[dict[str, Any]]:
@@ -110,7 +141,7 @@ def _of_listed_images(
     unknown = {each["category_id"] for each in annotations} - {each for each, _ in categories}
     if unknown:
         raise UsageError(f"{file} has boxes of the category id {min(unknown)}, which it does not list")
-    listed = {each for each, _ in images}
+    listed = {each.id for each in images}
     return [each for each in annotations if each["image_id"] in listed]
 
 
@@ -135,9 +166,15 @@ def _annotation_file(folder: Path) -> Path:
     return files[0]
 
 
-def _parse_image(value: Any, place: str) -> tuple[int, str]:
+def _parse_image(value: Any, place: str) -> _Image:
     fields = JsonObject.of(value, place)
-    return fields.read("id", integer()), fields.read("file_name", text())
+    pixels = nullable(number(0, _MAX_COORDINATE))
+    width, height = (fields.read_or(side, pixels, None) for side in ("width", "height"))
+    return _Image(
+        id=fields.read("id", integer()),
+        name=fields.read("file_name", text()),
+        size=(width, height) if width and height else None,
+    )
 
 
 def _parse_category(value: Any, place: str) -> tuple[int, str]:
@@ -181,7 +218,7 @@ def _category_ids(
         _require_distinct("category", [each for each in map(_folded, categories.values()) if each in names], file)
         missing = len(categories) - len(set(named.values()))
         return _with_unused(named, categories, class_count), "found by name" + (
-            f"; {missing} are not classes of the model" if missing else ""
+            f"; {missing} are not classes of the model and counted as 0" if missing else ""
         )
     if len(categories) == class_count:
         return dict(enumerate(sorted(categories))), "in the order of their ids; check that it is that of the classes"

@@ -10,11 +10,12 @@ import numpy as np
 from edgevit.dense.masks import IGNORED
 from edgevit.dense.sampling import described, spread
 from edgevit.errors import UsageError
-from edgevit.images import images_below, read_unconverted
+from edgevit.images import exif_orientation, images_below, read_indices
 from edgevit.types import Array
 
 _MASK_FOLDERS = ("masks", "annotations", "labels")
 _LOSSY = (".jpg", ".jpeg")
+_SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 
@@ -35,14 +36,19 @@ class MaskDataset:
             description=described(self.description, len(places), len(self.pairs)),
         )
 
-    def read_mask(self, path: Path, size: tuple[int, int], class_count: int) -> Array:
-        """Return a mask, (H, W). Raises UsageError if it has another size than its image or an unknown class."""
-        image = read_unconverted(path)
+    def read_mask(self, place: int, size: tuple[int, int], class_count: int) -> Array:
+        """Return the mask, (H, W), of a photo that has this size upright.
+
+        Raises UsageError if it has another size, may be of the photo before its EXIF rotation, or an unknown class.
+        """
+        photo, path = self.pairs[place]
+        image = read_indices(path)
         if image.mode not in _MASK_MODES:
             raise UsageError(f"{path} is a mask of mode {image.mode}; save it as gray or palette, one class per pixel")
         mask = np.asarray(image).astype(np.int64)
-        if mask.shape != size:
-            raise UsageError(f"{path} has {mask.shape[1]}x{mask.shape[0]} pixels, its image {size[1]}x{size[0]}")
+        _require_upright(mask.shape, size, photo=photo, mask=path)
+        if mask.min(initial=0) < 0:
+            raise UsageError(f"{path} has the value {mask.min()}; classes count from 0, and {IGNORED} is ignored")
         if self.reduce_zero_label:
             mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
         beyond = mask[(mask >= class_count) & (mask != IGNORED)]
@@ -52,6 +58,21 @@ class MaskDataset:
                 "if 0 means no class, add --reduce-zero-label"
             )
         return np.asarray(mask)
+
+
+def _require_upright(shape: tuple[int, ...], size: tuple[int, int], *, photo: Path, mask: Path) -> None:
+    """Raise UsageError unless a mask of this shape is that of an upright photo of this size."""
+    exif = exif_orientation(photo)
+    remedy = (
+        f"EXIF turns {photo.name} (orientation {exif}), not its mask; apply that to the photo or to the mask, and "
+        "save them without EXIF"
+    )
+    if shape != size:
+        difference = f"{mask} has {shape[1]}x{shape[0]} pixels, its image {size[1]}x{size[0]}"
+        raise UsageError(f"{difference}; {remedy}" if exif > 1 and shape == size[::-1] else difference)
+    swaps_sides = exif in _SIDEWAYS and size[0] != size[1]
+    if exif > 1 and not swaps_sides and exif_orientation(mask) == 1:
+        raise UsageError(f"{mask} may be of the photo as stored or upright: {remedy}")
 
 
 def find_masks(folder: Path, *, reduce_zero_label: bool = False) -> MaskDataset:

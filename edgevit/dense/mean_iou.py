@@ -13,11 +13,12 @@ from edgevit.types import Array
 
 @dataclass(frozen=True, slots=True)
 class PixelCounts:
-    """Pixels of each class in one image, each (classes,): found and true, found, true. Ignored pixels count nowhere."""
+    """Pixels of each class in one image, each (classes,): found and true, found, true; and the number of the others."""
 
     common: Array
     found: Array
     true: Array
+    ignored: int
 
 
 def count_pixels(found: Array, true: Array, class_count: int) -> PixelCounts:
@@ -28,6 +29,7 @@ def count_pixels(found: Array, true: Array, class_count: int) -> PixelCounts:
         common=np.bincount(true[found == true], minlength=class_count)[:class_count],
         found=np.bincount(found, minlength=class_count)[:class_count],
         true=np.bincount(true, minlength=class_count)[:class_count],
+        ignored=int(judged.size - judged.sum()),
     )
 
 

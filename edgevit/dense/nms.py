@@ -24,8 +24,11 @@ class Detections:
 
     def above(self, min_score: float) -> Detections:
         """Return the objects of at least this score."""
-        kept = self.scores >= min_score
-        return Detections(boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept])
+        return self.at(self.scores >= min_score)
+
+    def at(self, places: Array) -> Detections:
+        """Return the objects at these indices, or those with True."""
+        return Detections(boxes=self.boxes[places], scores=self.scores[places], labels=self.labels[places])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +58,12 @@ def nms(boxes: Array, scores: Array, options: NmsOptions = DEFAULT_NMS) -> Detec
         scores=scores.reshape(-1)[pairs],
         labels=pairs % scores.shape[1],
     )
-    kept = np.array(_visit(candidates, options), np.intp)
-    return Detections(boxes=candidates.boxes[kept], scores=candidates.scores[kept], labels=candidates.labels[kept])
+    return suppress(candidates, options)
+
+
+def suppress(candidates: Detections, options: NmsOptions) -> Detections:
+    """Return the candidates, given best first, that no better one suppresses, at most `kept`."""
+    return candidates.at(np.array(_visit(candidates, options), np.intp))
 
 
 def _best_pairs(scores: Array, options: NmsOptions) -> Array:

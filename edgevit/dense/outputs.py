@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgevit.dense.masks import class_map, nearest_classes
-from edgevit.dense.nms import DEFAULT_NMS, Detections, NmsOptions, nms
+from edgevit.dense.nms import DEFAULT_NMS, Detections, NmsOptions, nms, suppress
 from edgevit.errors import ParityError, UsageError
 from edgevit.placement import Placement
 from edgevit.types import Array, Dim, OutputForm, TensorSpec
@@ -28,6 +28,12 @@ def class_count(outputs: Sequence[TensorSpec], form: OutputForm) -> int | None:
     return count if isinstance(count, int) else None
 
 
+def selected_count(outputs: Sequence[TensorSpec], form: OutputForm) -> int | None:
+    """Return the number of boxes that a model selects in its graph; None if it leaves that to the caller."""
+    shape = next((spec.shape for spec in outputs if form == "nms" and spec.name == SCORES), ())
+    return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+
+
 def is_class_map(name: str, output: Array | TensorSpec) -> bool:
     """Return whether an output has the class of each pixel, (N, H, W), whose numbers have no order.
 
@@ -42,8 +48,8 @@ def detections(
     """Return the objects of the first image of a batch, in the photo's pixels.
 
     `form` "boxes": boxes (N, n, 4) and scores (N, n, classes), which are selected here. "nms": boxes, scores and
-    labels (N, n) of a selection in the graph, padded with labels of -1. Raises UsageError for other outputs,
-    ParityError if they contain NaN or infinity.
+    labels (N, n) of a selection in the graph, padded with labels of -1, which only `class_agnostic` suppresses further.
+    Raises UsageError for other outputs, ParityError if they contain NaN or infinity.
     """
     if form == "boxes":
         boxes, scores = _first(outputs, BOXES, (None, 4)), _first(outputs, SCORES, (None, None))
@@ -55,8 +61,9 @@ def detections(
         )
         _require_as_many(boxes, scores, labels)
         chosen = np.flatnonzero((labels >= 0) & (scores > options.min_score))
-        chosen = chosen[np.argsort(-scores[chosen], kind="stable")][: options.kept]
-        found = Detections(boxes=boxes[chosen], scores=scores[chosen], labels=labels[chosen].astype(np.int64))
+        selected = Detections(boxes=boxes, scores=scores, labels=labels.astype(np.int64))
+        found = selected.at(chosen[np.argsort(-scores[chosen], kind="stable")])
+        found = suppress(found, options) if options.class_agnostic else found.at(np.arange(len(found))[: options.kept])
     else:
         raise UsageError(f"a detector with the outputs {form!r} has no boxes; export it with --outputs boxes")
     return Detections(boxes=placement.boxes_to_photo(found.boxes), scores=found.scores, labels=found.labels)

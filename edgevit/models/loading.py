@@ -237,7 +237,7 @@ class _Inputs:
         return from_module(module, example_input=example, name=name, preprocessing=self.preprocessing)
 
     def _example_for(self, module: nn.Module) -> tuple[torch.Tensor, ...] | torch.Tensor:
-        """Return zeros for each named input, or for one RGB image of the size asked for, declared, or 224 x 224."""
+        """Return zeros for each named input, or for one RGB image of the size requested, declared, or 224 x 224."""
         if not self.shapes:
             size = self.img_size or declared_size(module) or _DEFAULT_SIZE
             height, width = (size, size) if not isinstance(size, tuple) else size

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from edgevit.bundles.labeled import DenseEvaluation, lost_points
 from edgevit.errors import ImageError, UsageError
-from edgevit.metrics import Drop, Evaluation, OnImages, agreement, drop_points
+from edgevit.images import warn_of_skipped
+from edgevit.metrics import Drop, Evaluation, OnImages, agreement, counted_images, drop_points
 from edgevit.types import Run
+
+_LOG = logging.getLogger(__name__)
 
 AnyEvaluation: TypeAlias = Evaluation | DenseEvaluation
 
@@ -68,7 +72,14 @@ def same_predictions(reference: AnyEvaluation, other: AnyEvaluation) -> float | 
     return None
 
 
+def warn_of_labels(evaluation: AnyEvaluation, skipped: Sequence[ImageError], total: int) -> None:
+    """Log the labels of `--eval` that an evaluation ignored, and the images that it left out, of `total`."""
+    for note in evaluation.notes if isinstance(evaluation, DenseEvaluation) else ():
+        _LOG.warning("edgevit: --eval: %s", note)
+    warn_of_skipped("--eval", skipped, total)
+
+
 def unknown_accuracy(reference: AnyEvaluation, name: str) -> str:
     """Return the remark that no loss against `reference`, called `name`, is known: it may be no better than chance."""
-    measured = f"{reference.metric} {reference.accuracy:.1%} on {reference.images} images"
+    measured = f"{reference.metric} {reference.accuracy:.1%} on {counted_images(reference.images)}"
     return f"accuracy unknown ({name} itself may be guessing: {measured})"

@@ -82,7 +82,7 @@ def _passes(engine_parity: ParityReport) -> bool:
 def _engine_options(
     config: ExportConfig, runtime: Runtime, plan: PrecisionPlan | QuantizationPlan | None
 ) -> BuildOptions:
-    """Return the options of an engine: its float operators are less precise where that is faster and allowed.
+    """Return the options of an engine, with less precise float operators if they are faster and the plan allows it.
 
     An engine that misses parity with them is built again with the options of the configuration.
     """

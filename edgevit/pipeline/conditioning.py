@@ -18,7 +18,7 @@ from edgevit.runtimes.output_parity import OutputParity
 from edgevit.runtimes.parity import UNDETERMINED_STD, ParityReport
 from edgevit.types import Array, Reference
 
-# The float32 errors of the outputs by name, for each row that is asked for and known.
+# The float32 errors of the outputs by name, for each row that is requested and known.
 Float32Errors: TypeAlias = Callable[[Reference, Iterable[int]], Mapping[int, Mapping[str, float]]]
 
 _LOG = logging.getLogger(__name__)

@@ -99,7 +99,7 @@ class ExportConfig:
 
     def _check_trt_version(self, version: str) -> None:
         self._require_format("--trt-version", lambda entry: entry.versioned_parser)
-        parse_version(version)
+        parse_version(version, known="8.6, 10.x or 11.x")
         try:
             supported_line(version)
         except MissingError as error:  # status 3 is for a bundle that lacks something on this machine

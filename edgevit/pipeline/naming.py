@@ -27,7 +27,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def with_name(model: _Model, name: str) -> _Model:
     """Return the model with a name of the user's. Raises UsageError if it cannot begin the name of a folder."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"name={name!r} names a folder: use up to 100 letters, digits, hyphens, underscores and dots")
+        raise UsageError(
+            f"name={name!r} cannot begin a folder name; use 1 to 100 letters, digits, hyphens, underscores and dots, "
+            "beginning with a letter or digit"
+        )
     return replace(model, name=name)
 
 
@@ -76,7 +79,7 @@ def _is_free(name: str, fingerprint: str, out: Path) -> bool:
     for folder in out.glob(f"{bundle_name(name, '*', '*')}"):
         try:
             record = read_manifest(folder).model
-        except BundleError:  # not a bundle, or damaged: replaced or refused as ever
+        except BundleError:  # not a bundle, or damaged: `store` replaces or refuses it
             continue
         if record.name == name and record.fingerprint != fingerprint:
             return False

@@ -164,7 +164,7 @@ def _shape_for_size(
 
 
 def _require_batch(path: Path, specs: Sequence[TensorSpec], batch: int | None) -> None:
-    """Raise UsageError unless all inputs begin with the same batch, and with the one asked for."""
+    """Raise UsageError unless all inputs begin with the same batch, and with the requested one."""
     sizes = {spec.shape[0] if spec.shape else None for spec in specs}
     if len(sizes) != 1 or None in sizes:
         shown = ", ".join(f"{spec.name}: {list(spec.shape)}" for spec in specs)

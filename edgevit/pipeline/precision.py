@@ -69,10 +69,13 @@ class PrecisionConverter:
 
         In fp32 and bf16 the graph stays as it is, without a plan: the runtime decides what runs in bf16.
 
-        Raises UsageError if the calibration inputs are unusable, PrecisionError if int8 does not keep the outputs.
+        Raises UsageError if the calibration inputs are unusable, PrecisionError if no layer can run in fp16 or if int8
+        does not keep the outputs.
         """
         if self.precision == "fp16":
-            return self._to_fp16(self.graph)
+            converted, plan = self._to_fp16(self.graph)
+            plan.require_fp16()
+            return converted, plan
         if self.precision == "int8":
             return self._to_int8()
         assert not get_policy(self.precision).converts_graph

@@ -9,6 +9,7 @@ from edgevit.cpu import require_vnni
 from edgevit.dense.outputs import class_count
 from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
+from edgevit.files import has_control_characters
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import Runtime
@@ -26,7 +27,10 @@ def require_possible(runtime: Runtime, config: ExportConfig, model_name: str) ->
 
 
 def require_class_names(model: ModelDescription, graph: OnnxGraph) -> None:
-    """Raise UsageError if the model has class names, and another number of classes."""
+    """Raise UsageError if the model's class names could steer a terminal, or it has another number of classes."""
+    for name in model.classes or ():
+        if has_control_characters(name):
+            raise UsageError(f"the class name {name!r} has control characters; give other names with --classes FILE")
     count = _class_count(model, graph)
     if model.classes is not None and count not in (None, len(model.classes)):
         raise UsageError(

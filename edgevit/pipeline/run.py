@@ -16,10 +16,10 @@ from edgevit.errors import ImageError
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.simplify import simplify
-from edgevit.images import warn_of_skipped
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline import engine_memory, fp32_baseline
+from edgevit.pipeline.accuracy import warn_of_labels
 from edgevit.pipeline.build_bundle import build_bundle
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
@@ -248,6 +248,6 @@ def _compare_precisions(
         )
         comparison.require_accuracy()
         found[bundle.fmt] = comparison
-    if dataset is not None:
-        warn_of_skipped("--eval", skipped, dataset.count)
+    if dataset is not None and evaluations is not None:
+        warn_of_labels(evaluations[0], skipped, dataset.count)
     return found

@@ -26,6 +26,11 @@ class OperatorForm:
     effect: Literal["refused", "wrong"] | None = None  # in OpenVINO; None: stated in the description
 
 
+def has_reduction(scatter: ir.Node) -> bool:
+    """Whether a ScatterND or ScatterElements combines its updates with the values in their places."""
+    return scatter.attributes.get_string("reduction", "none") != "none"
+
+
 TENSORRT_FORMS: tuple[OperatorForm, ...] = (
     OperatorForm(
         "GroupNormalization",
@@ -77,9 +82,23 @@ TENSORRT_FORMS: tuple[OperatorForm, ...] = (
     ),
     OperatorForm(
         "ScatterND",
-        lambda node, _: node.attributes.get_string("reduction", "none") != "none",
+        lambda node, _: has_reduction(node),
         "ScatterND with a reduction",
         "compute the sum or maximum with a separate operator",
+    ),
+    OperatorForm(
+        "ScatterElements",
+        lambda node, _: has_reduction(node),
+        "ScatterElements with a reduction",
+        "compute the sum or maximum with a separate operator",
+        since=(10, 0),
+    ),
+    OperatorForm(
+        "ScatterElements",
+        lambda node, context: has_reduction(node) and context.target.version >= (10, 0),
+        "ScatterElements with a reduction, a plugin, which TensorRT-RTX refuses",
+        "compute the sum or maximum with a separate operator",
+        level="warning",
     ),
     OperatorForm(
         "MaxPool",

@@ -26,7 +26,7 @@ from edgevit.export.lint.context import (
 )
 from edgevit.export.lint.dense_rules import adaptive_pooling, attention_memory, image_norm, resize_mode
 from edgevit.export.lint.findings import LEVELS, Diagnostic, Finding
-from edgevit.export.lint.forms import TENSORRT_FORMS, OperatorForm
+from edgevit.export.lint.forms import TENSORRT_FORMS, OperatorForm, has_reduction
 from edgevit.export.lint.openvino_forms import OPENVINO_FORMS
 from edgevit.export.lint.patterns import (
     attention_products,
@@ -140,8 +140,13 @@ def asymmetric_quantization(context: LintContext) -> Iterator[Diagnostic]:
 
 
 def scatter(context: LintContext) -> Iterator[Diagnostic]:
-    """ScatterND and ScatterElements in the data path: each copies its whole tensor, and no simplifier removes it."""
+    """ScatterND and ScatterElements in the data path: each copies its whole tensor, and no simplifier removes it.
+
+    With a reduction, ScatterElements is no assignment to a slice.
+    """
     for node in context.find("ScatterND", "ScatterElements"):
+        if node.op_type == "ScatterElements" and has_reduction(node):
+            continue
         supported = node.op_type != "ScatterND" or context.target.support.supports_scatter_nd
         level: Level = "warning" if supported else "error"
         yield Diagnostic(

@@ -84,15 +84,18 @@ def parse_target(text: str) -> LintTarget:
     return LintTarget(fmt, parse_version(version))
 
 
-def parse_version(text: str) -> Version:
-    """Parse a TensorRT version into major and minor. Raises UsageError for versions outside the supported range."""
+LINTABLE_VERSIONS = f"MAJOR.MINOR from {OLDEST_TENSORRT[0]}.{OLDEST_TENSORRT[1]} to {NEWEST_MAJOR}.x"
+
+
+def parse_version(text: str, *, known: str = LINTABLE_VERSIONS) -> Version:
+    """Parse a TensorRT version into major and minor.
+
+    Raises UsageError, which names the `known` versions, for versions outside the range of lint.
+    """
     match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", text)
     version = (int(match[1]), int(match[2])) if match else None
     if version is None or version < OLDEST_TENSORRT or version[0] > NEWEST_MAJOR:
-        raise UsageError(
-            f"unknown TensorRT version {text!r}: give MAJOR.MINOR from {dotted(OLDEST_TENSORRT)} to {NEWEST_MAJOR}.x, "
-            f"such as {DEFAULT_TENSORRT}"
-        )
+        raise UsageError(f"unknown TensorRT version {text!r}: give {known}, such as {DEFAULT_TENSORRT}")
     return version
 
 

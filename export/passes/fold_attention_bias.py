@@ -152,14 +152,16 @@ def _bias_of_layer(add: ir.Node | None) -> Array | None:
         return None
     for unbiased, bias in (add.inputs, add.inputs[::-1]):
         vector, node = constant(bias), unbiased.producer() if unbiased is not None else None
-        if vector is not None and vector.ndim == 1 and node is not None and _has_constant_matrix(node):
+        weights = _matrix(node) if node is not None else None
+        if vector is not None and weights is not None and vector.shape == weights.shape[1:]:
             return vector
     return None
 
 
-def _has_constant_matrix(node: ir.Node) -> bool:
+def _matrix(node: ir.Node) -> Array | None:
+    """Return the constant matrix (inputs, outputs) that a MatMul multiplies by; None for any other node."""
     weights = constant(node.inputs[1]) if node.op_type == "MatMul" else None
-    return weights is not None and weights.ndim == 2
+    return weights if weights is not None and weights.ndim == 2 else None
 
 
 def _output(product: ir.Node) -> Output | None:
@@ -169,7 +171,7 @@ def _output(product: ir.Node) -> Output | None:
     while node is not None and _is_layout(node):
         path.append(node)
         node = only_consumer(node.outputs[0])
-    if node is None or not _has_constant_matrix(node):
+    if node is None or _matrix(node) is None:
         return None
     add = only_consumer(node.outputs[0])
     return Output(tuple(path), node, add) if add is not None and _bias_of_layer(add) is not None else None
@@ -225,13 +227,21 @@ def _shift(v: Part, product: ir.Node, output: Output) -> Array | None:
         operand = _follow(_at_all_tokens(v), v.path)  # (..., tokens, channels)
         if not np.all(operand == operand[..., :1, :]):
             return None
-        tokens = product.outputs[0].shape[-2] if product.outputs[0].shape is not None else None
-        rows = np.repeat(operand[..., :1, :], tokens if isinstance(tokens, int) else 1, axis=-2)
-        added = _follow(rows, output.path)
+        added = _follow(_at_all_queries(operand[..., :1, :], product.outputs[0]), output.path)
     except ValueError:
         return None
-    vector = added.reshape(-1, added.shape[-1])
-    return vector[0] if np.all(vector == vector[0]) else None
+    vectors, weights = added.reshape(-1, added.shape[-1]), _matrix(output.matmul)
+    is_one_vector = weights is not None and len(weights) == added.shape[-1] and np.all(vectors == vectors[0])
+    return vectors[0] if is_one_vector else None
+
+
+def _at_all_queries(row: Array, product: ir.Value) -> Array:
+    """Broadcast a row (..., 1, channels) to the attention's result: to all queries, and to heads that share a v."""
+    if product.shape is None:
+        return row
+    sizes = (1,) * (len(product.shape) - row.ndim) + row.shape
+    known = [dim if isinstance(dim, int) else size for dim, size in zip(product.shape, sizes, strict=True)]
+    return np.broadcast_to(row, (*known[:-1], row.shape[-1]))
 
 
 def _add_to_heads(q: Part, transpose: ir.Node, graph: ir.Graph) -> None:

@@ -42,7 +42,7 @@ def fuse_affine(model: ir.Model) -> None:
     for node in list(model.graph):
         affine = _affine_of(node)
         layer = _next_layer(node)
-        if affine is not None and layer is not None and _can_absorb(layer):
+        if affine is not None and layer is not None and _can_absorb(layer, len(affine.scale)):
             _absorb(layer, affine, model.graph)
             _remove_affine(node, model.graph)
     remove_unused(model)
@@ -77,15 +77,16 @@ def _next_layer(node: ir.Node) -> ir.Node | None:
     return layer if layer is not None and layer.op_type == "Gemm" else None
 
 
-def _can_absorb(layer: ir.Node) -> bool:
-    """Whether the layer computes W x + b with constant weights and without padding."""
-    if not has_constant_weights(layer):
+def _can_absorb(layer: ir.Node, channels: int) -> bool:
+    """Whether the layer computes W x + b of the channels with constant weights and without padding."""
+    weight, attributes = constant(layer.inputs[1]), layer.attributes
+    if weight is None or not has_constant_weights(layer):
         return False
-    attributes = layer.attributes
     if layer.op_type == "Conv":
         return not any(attributes.get_ints("pads", [0])) and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
     factors = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
-    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0)
+    inputs = weight.shape[1 if attributes.get_int("transB", 0) else 0]
+    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0) and inputs == channels
 
 
 def _absorb(layer: ir.Node, affine: Affine, graph: ir.Graph) -> None:

@@ -24,7 +24,7 @@ _MAX_MERGED = 4  # groups in one; merging 8 is slower than merging none
 def merge_groups(model: ir.Model, *, lanes: int) -> None:
     """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay.
 
-    `lanes` is 0 where merged groups are not faster.
+    `lanes` is 0 if merged groups are not faster.
     """
     for node in list(model.graph):
         weight, groups = _grouped(node)

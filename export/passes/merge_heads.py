@@ -75,7 +75,8 @@ def _heads_made_by(transpose: ir.Node) -> _Heads | None:
     if tokens is None or count is None or size is None or constant(reshape.inputs[1]) is None:
         return None
     keeps_tokens = len(tokens.shape or ()) == 3 and static_size(tokens, 1) == static_size(split, 1)
-    if not keeps_tokens or not has_few_rows(tokens) or transpose.outputs[0].is_graph_output():
+    keeps_channels = static_size(tokens, -1) == count * size
+    if not (keeps_tokens and keeps_channels) or not has_few_rows(tokens) or transpose.outputs[0].is_graph_output():
         return None
     layer = linear_producing(tokens) if only_consumer(tokens) is reshape else None
     return _Heads(layer, tokens if layer is None else layer.source, reshape, transpose, count, size)

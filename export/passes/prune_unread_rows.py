@@ -41,11 +41,17 @@ class Selection:
 def prune_unread_rows(model: ir.Model) -> None:
     """Move each Gather of one row up, if linear layers have fewer rows then."""
     for node in list(model.graph):
-        if node.op_type == "Gather" and (index := constant(node.inputs[1])) is not None and index.size == 1:
+        if _gathers_a_row(node):
             selection = _select(node, model.graph)
             if any(_is_linear(each) for each in selection.axes):
                 _prune(node, selection, model.graph)
     remove_unused(model)
+
+
+def _gathers_a_row(node: ir.Node) -> bool:
+    """Whether the node selects one row by an index of its own or in a list: (1, 1) would add an axis."""
+    index = constant(node.inputs[1]) if node.op_type == "Gather" else None
+    return index is not None and index.size == 1 and index.ndim <= 1
 
 
 def _is_linear(node: ir.Node) -> bool:

@@ -32,13 +32,17 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, require_modules
+from edgevit.export.macs import node_macs
 from edgevit.export.quantization.calibration import LoadGraph, collect_ranges
 from edgevit.export.quantization.dtypes import computes, is_float, retype, to_half
 from edgevit.export.quantization.fp16_rules import FP16_MAX, FP16_MIN_NORMAL, Fp16Context, find_fp32_nodes
 from edgevit.node_names import module_of_name
 from edgevit.types import Feeds
+
+_LAYERS = frozenset({"Attention", "Conv", "ConvTranspose", "Gemm", "MatMul"})  # the operators whose MACs are counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,7 @@ class PrecisionPlan:
     kept: tuple[KeptNode, ...]
     weights: tuple[WeightRange, ...]  # only those with values that fp16 cannot hold
     casts: int  # number of Cast nodes in the converted graph
+    fraction: float | None  # of the MACs, in fp16, 0 to 1; None if the graph has none
 
     @property
     def summary(self) -> str:
@@ -80,17 +85,22 @@ class PrecisionPlan:
         """The PyTorch modules with a node in fp32."""
         return tuple(dict.fromkeys(module_of_name(node.name) for node in self.kept))
 
-    @property
-    def fraction(self) -> None:
-        """The fraction of MACs in fp16 is not known: a plan counts nodes."""
-        return None
+    def require_fp16(self) -> None:
+        """Raise PrecisionError if all convolutions and matmuls stay in fp32."""
+        if self.fraction == 0:
+            first = next(node for node in self.kept if node.operator in _LAYERS)
+            raise PrecisionError(
+                f"no layer can run in fp16: {self.summary}, the first layer is {first.name} ({first.reason}); "
+                "export with --precision fp32"
+            )
 
     def notes(self) -> list[str]:
         """Return the notes for the export report: none for fp16."""
         return []
 
     def to_json(self) -> dict[str, Any]:
-        return {"summary": self.summary, **asdict(self)}
+        fields = asdict(self)
+        return {"summary": self.summary, "share": fields.pop("fraction"), **fields}
 
 
 def to_fp16(
@@ -114,6 +124,7 @@ def to_fp16(
     ranges = collect_ranges(OnnxGraph(model), feeds, load=load)
     magnitudes = {name: found.magnitude for name, found in ranges.items()}
     kept = find_fp32_nodes(Fp16Context(model, magnitudes, keep_float))
+    fraction = _fp16_fraction(model, kept.keys())
     weights = tuple(_weight_ranges(model, kept.keys()))
     nodes = sum(computes(node) for node in model.graph.all_nodes())
     retype(model, kept.keys())
@@ -124,8 +135,16 @@ def to_fp16(
         ),
         weights=weights,
         casts=sum(node.op_type == "Cast" for node in model.graph.all_nodes()),
+        fraction=fraction,
     )
     return graph.with_model("to_fp16", model, elapsed_s=time.perf_counter() - start, note=plan.summary), plan
+
+
+def _fp16_fraction(model: ir.Model, kept: AbstractSet[ir.Node]) -> float | None:
+    """Return the fraction of MACs in fp16; None without MACs."""
+    macs = {node: node_macs(node) for node in model.graph}
+    total = sum(macs.values())
+    return 1 - sum(macs[node] for node in macs if node in kept) / total if total else None
 
 
 def _weight_ranges(model: ir.Model, kept: AbstractSet[ir.Node]) -> Iterator[WeightRange]:

@@ -1,4 +1,4 @@
-"""Sections of what is measured only if it was asked for: limit, layers, throughput, sustained run."""
+"""Sections of what is measured only if it was requested: limit, layers, throughput, sustained run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _limits(entries: Sequence[Entry]) -> Iterator[Block]:
 
 
 def _problems(entries: Sequence[Entry], part: str) -> Iterator[Text]:
-    """Yield why a study that was asked for has no result."""
+    """Yield why a study that was requested has no result."""
     for entry in entries:
         if reason := entry.report.study_problems.get(part):
             yield Text(f"{entry.title}: unknown ({reason})")

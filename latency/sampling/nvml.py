@@ -1,4 +1,4 @@
-"""NVIDIA GPUs by NVML, the library of the driver, called by ctypes: only the GPUs that are asked for, by their UUID.
+"""NVIDIA GPUs by NVML, the library of the driver, called by ctypes: only the GPUs that are requested, by their UUID.
 
 Functions and constants follow NVIDIA's NVML API reference. A function that a GPU or a driver does not support leaves
 out its channel and nothing else: a Jetson's library supports few of them.

@@ -19,7 +19,7 @@ _CAUSES: frozenset[Kind] = frozenset({"throttle", "throttle_time"})  # counters 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The values of one channel, one for each sample; None where it gave none."""
+    """The values of one channel, one for each sample; None if it gave none."""
 
     channel: Channel
     values: tuple[float | None, ...]

@@ -51,15 +51,23 @@ class ITensor(Protocol):
     name: str
     dtype: Enumerator
     shape: Sequence[int]
+    is_execution_tensor: bool
 
 
 class ILayer(Protocol):
     name: str
     type: Enumerator
+    num_inputs: int
     num_outputs: int
 
-    def get_input(self, index: int, /) -> ITensor: ...
+    def get_input(self, index: int, /) -> ITensor | None: ...
     def get_output(self, index: int, /) -> ITensor | None: ...
+
+
+class ILayer86(ILayer, Protocol):
+    precision: Enumerator
+
+    def set_output_type(self, index: int, dtype: Enumerator, /) -> None: ...
 
 
 class INormalizationLayer(ILayer, Protocol):
@@ -167,9 +175,11 @@ class BuilderFlag(Protocol):
 class BuilderFlag86(BuilderFlag, Protocol):
     FP16: Enumerator
     INT8: Enumerator
+    PREFER_PRECISION_CONSTRAINTS: Enumerator
 
 
 class DataType(Protocol):
+    FLOAT: Enumerator
     HALF: Enumerator
 
 
@@ -178,6 +188,8 @@ class LayerInformationFormat(Protocol):
 
 
 class LayerType(Protocol):
+    CAST: Enumerator
+    CONSTANT: Enumerator
     NORMALIZATION: Enumerator
 
 
@@ -208,3 +220,4 @@ class TensorIOMode(Protocol):
 BuilderFactory = Callable[[ILogger], Builder]
 ParserFactory = Callable[[INetworkDefinition, ILogger], OnnxParser]
 RuntimeFactory = Callable[[ILogger], Runtime]
+PluginLoader = Callable[[ILogger, str], bool]

@@ -16,7 +16,7 @@ from edgevit.errors import BuildError
 from edgevit.files import write_atomically
 from edgevit.runtimes.base import BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import api
-from edgevit.runtimes.tensorrt.log import failure, process_logger, version_name
+from edgevit.runtimes.tensorrt.log import failure, load_plugins, process_logger, version_name
 from edgevit.runtimes.tensorrt.record import EngineRecord
 from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModule10, TensorRtModule86, is_10, is_86
@@ -76,9 +76,12 @@ def _network_flags(trt: TensorRtModule) -> int:
 
 
 def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) -> None:
-    parser = trt.OnnxParser(network, process_logger(trt))
+    logger = process_logger(trt)
+    load_plugins(trt)
+    logger.parsing = ("", "")
+    parser = trt.OnnxParser(network, logger)
     if is_86(trt):
-        # A layer for InstanceNormalization, the default from 10 on; 8.6 looks for a plugin, which is not loaded.
+        # A layer for InstanceNormalization, the default from 10 on; 8.6 takes a plugin, which fuses with nothing.
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(model)):
         errors = [_error_text(trt, parser.get_error(index)) for index in range(parser.num_errors)]
@@ -89,10 +92,11 @@ def _parse(trt: TensorRtModule, network: api.INetworkDefinition, model: Path) ->
 
 
 def _error_text(trt: TensorRtModule, error: api.ParserError) -> str:
-    if is_10(trt):
-        named = cast(api.ParserError10, error)
-        return f"{named.desc()} (node {named.node_name()}, {named.node_operator()})"
-    return f"{error.desc()} (node {error.node()})"
+    if not is_10(trt):
+        return f"{error.desc()} (node {error.node()})"
+    named = cast(api.ParserError10, error)
+    node = (named.node_name(), named.node_operator()) if named.node_name() else process_logger(trt).parsing
+    return f"{named.desc()} (node {', '.join(node)})" if any(node) else named.desc()
 
 
 def _inputs(network: api.INetworkDefinition) -> tuple[TensorSpec, ...]:
@@ -137,14 +141,45 @@ def _allow_precision(
     """Allow lower precision. Networks of 8.6 are weakly typed: the graph's types do not set the precision."""
     if precision == "int8":
         config.set_flag(trt.BuilderFlag.INT8)
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    if precision == "fp16" or any(_has_half_output(trt, layer) for layer in layers):
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    half = trt.DataType.HALF
+    if precision == "fp16" or any(tensor.dtype == half for layer in layers for tensor in _outputs(layer)):
         config.set_flag(trt.BuilderFlag.FP16)
+    if precision == "fp16":
+        _keep_fp32_layers(trt, config, layers)
 
 
-def _has_half_output(trt: TensorRtModule, layer: api.ILayer) -> bool:
-    outputs = (layer.get_output(index) for index in range(layer.num_outputs))
-    return any(tensor is not None and tensor.dtype == trt.DataType.HALF for tensor in outputs)
+def _keep_fp32_layers(trt: TensorRtModule86, config: api.IBuilderConfig, layers: Sequence[api.ILayer]) -> None:
+    """Run the layers that are fp32 in the graph in fp32: the builder may use every allowed precision for any layer.
+
+    No layer is constrained if the network's types do not follow from the graph's, which only a Cast changes.
+    """
+    fp32, half = trt.DataType.FLOAT, trt.DataType.HALF
+    kept = []
+    for layer in layers:
+        if layer.type in (trt.LayerType.CAST, trt.LayerType.CONSTANT):
+            continue
+        outputs = _outputs(layer)
+        if outputs and all(tensor.dtype == fp32 and tensor.is_execution_tensor for tensor in outputs):
+            if any(tensor.dtype == half for tensor in _inputs_of(layer)):
+                return
+            kept.append(cast(api.ILayer86, layer))
+    for constrained in kept:
+        constrained.precision = fp32
+        for index in range(constrained.num_outputs):
+            constrained.set_output_type(index, fp32)
+    if kept:
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)  # OBEY fails where no kernel has the precision
+
+
+def _inputs_of(layer: api.ILayer) -> list[api.ITensor]:
+    tensors = (layer.get_input(index) for index in range(layer.num_inputs))
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _outputs(layer: api.ILayer) -> list[api.ITensor]:
+    tensors = (layer.get_output(index) for index in range(layer.num_outputs))
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 # The timing cache

@@ -17,7 +17,7 @@ from edgevit.runtimes.tensorrt.api import IExecutionContext
 from edgevit.runtimes.tensorrt.bindings import Bindings
 from edgevit.runtimes.tensorrt.inspector import executed_precision, layer_kinds
 from edgevit.runtimes.tensorrt.layer_times import profile_context
-from edgevit.runtimes.tensorrt.log import failure, process_logger
+from edgevit.runtimes.tensorrt.log import failure, load_plugins, process_logger
 from edgevit.runtimes.tensorrt.memory import MB, nvmap_bytes
 from edgevit.runtimes.tensorrt.shapes import tensor_spec
 from edgevit.runtimes.tensorrt.streams import Stream, TensorRtStreams
@@ -194,6 +194,7 @@ class TensorRtEngine(Engine):
         except TypeError as error:  # pybind11 raises it for a null pointer
             remedy = "check that its version supports the driver: nvidia-smi"
             raise self._failure("cannot start", str(error), remedy=remedy) from error
+        load_plugins(trt)
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             gpu = f"{self._device.name} (compute capability {self._device.compute_capability})"

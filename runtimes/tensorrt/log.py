@@ -48,8 +48,16 @@ def version_name(trt: TensorRtModule) -> str:
     return ".".join(str(trt.__version__).split(".")[:2])
 
 
+def parsed_node(message: str) -> tuple[str, str] | None:
+    """Return name and operator of the node that the parser reports to begin with; None for another message."""
+    parsed = re.fullmatch(r"Parsing node: (.*) \[(\w+)\]", message)
+    return (parsed[1], parsed[2]) if parsed else None
+
+
 class ErrorLog(api.ILogger, Protocol):
-    """A logger that keeps errors and warnings about the device, and prints nothing."""
+    """A logger that keeps errors, warnings about the device and the node being parsed, and prints nothing."""
+
+    parsing: tuple[str, str]  # name and operator of the last node that a parser began with; empty before
 
     def take(self) -> list[str]:
         """Return the errors logged since the last call."""
@@ -67,12 +75,15 @@ def process_logger(trt: TensorRtModule) -> ErrorLog:
             trt.ILogger.__init__(self)
             self._errors: list[str] = []
             self._device_warnings: list[str] = []
+            self.parsing = ("", "")
 
         def log(self, severity: api.Enumerator, msg: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self._errors.append(msg)
             elif severity == trt.ILogger.WARNING and "different models of devices" in msg:
                 self._device_warnings.append(msg)
+            else:
+                self.parsing = parsed_node(msg) or self.parsing
 
         def take(self) -> list[str]:
             errors, self._errors = self._errors, []
@@ -83,3 +94,13 @@ def process_logger(trt: TensorRtModule) -> ErrorLog:
             return messages
 
     return Log()
+
+
+def load_plugins(trt: TensorRtModule) -> None:
+    """Register TensorRT's own plugins, by which RoiAlign, DeformConv and others are parsed and loaded.
+
+    Without the library, graphs without these operators work; the parser names the operators that need it.
+    """
+    logger = process_logger(trt)
+    trt.init_libnvinfer_plugins(logger, "")
+    logger.take()

@@ -37,6 +37,7 @@ class TensorRtModule(Protocol):
     OnnxParserFlag: api.OnnxParserFlag
     ProfilingVerbosity: api.ProfilingVerbosity
     TensorIOMode: api.TensorIOMode
+    init_libnvinfer_plugins: api.PluginLoader
 
     def __hash__(self) -> int: ...
 

@@ -24,6 +24,7 @@ from edgevit.runtimes import subprocess_build
 from edgevit.runtimes.base import BatchRange, OnPhase
 from edgevit.runtimes.subprocess_build import Json
 from edgevit.runtimes.tensorrt import api
+from edgevit.runtimes.tensorrt.log import parsed_node
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 from edgevit.runtimes.tensorrt.versions import TensorRtModule, TensorRtModuleRtx
 
@@ -171,11 +172,9 @@ def _build(trt: TensorRtModuleRtx, request: Json, target: Path) -> Json:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(request["model"]):
-        return {
-            "errors": [
-                _parser_error(cast(api.ParserError10, parser.get_error(index))) for index in range(parser.num_errors)
-            ]
-        }
+        parsing = log.operators[-1] if log.operators else ("", "")
+        errors = (cast(api.ParserError10, parser.get_error(index)) for index in range(parser.num_errors))
+        return {"errors": [_parser_error(error, parsing) for error in errors]}
     if not network.num_outputs:  # the parser reads any file as an empty model
         return _error("the file is not an ONNX model, or it is damaged")
     config = builder.create_builder_config()
@@ -225,14 +224,16 @@ def make_logger(trt: TensorRtModule) -> Any:
                 self.errors.append(message)
             elif message.startswith("Layers:"):
                 self.layers = message
-            elif parsed := re.fullmatch(r"Parsing node: (.*) \[(\w+)\]", message):
-                self.operators.append((parsed[1], parsed[2]))
+            elif (parsed := parsed_node(message)) is not None:
+                self.operators.append(parsed)
 
     return Log()
 
 
-def _parser_error(error: api.ParserError10) -> Json:
-    return {"reason": error.desc(), "node": error.node_name(), "operator": error.node_operator()}
+def _parser_error(error: api.ParserError10, parsing: tuple[str, str]) -> Json:
+    """Return an error of the parser; it may not name its node, which then is the one that was being parsed."""
+    node, operator = (error.node_name(), error.node_operator()) if error.node_name() else parsing
+    return {"reason": error.desc(), "node": node, "operator": operator}
 
 
 def _error(reason: str, node: str = "", operator: str = "") -> Json:
@@ -284,8 +285,8 @@ def _per_channel_norms(trt: TensorRtModuleRtx, network: api.INetworkDefinition) 
         if layer.type == trt.LayerType.NORMALIZATION:
             layer.__class__ = trt.INormalizationLayer  # the cast to a subclass in TensorRT's Python API
             norm = cast(api.INormalizationLayer, layer)
-            over_channels = norm.axes & 0b10
-            if norm.num_groups == 1 and not over_channels and norm.get_input(0).shape[1] != 1:
+            over_channels, source = norm.axes & 0b10, norm.get_input(0)
+            if norm.num_groups == 1 and not over_channels and source is not None and source.shape[1] != 1:
                 yield layer.name
 
 

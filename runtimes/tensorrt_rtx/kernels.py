@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,21 @@ _BITS = {"Int64": 64, "Float": 32, "Int32": 32, "Half": 16, "BFloat16": 16, "BF1
          "Bool": 8, "FP8": 8, "E8M0": 8, "FP4": 4, "Int4": 4}  # fmt: skip
 _PRECISIONS = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "BF16": "bf16", "Int8": "int8", "FP8": "fp8",
                "FP4": "fp4", "Int4": "int4"}  # fmt: skip
-# Lines of the list that launch no kernel: synchronization of two streams, and shapes computed on the host.
-_NO_KERNELS = frozenset({"signal", "wait", "shape_call"})
+# Lines of the list that launch no kernel: synchronization of two streams, shapes computed on the host, and jumps.
+_NO_KERNELS = frozenset({"signal", "wait", "shape_call", "cjmp", "jmp"})
 # The compiler's names of operations that only move or convert elements.
 _COPYING = frozenset({"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast", "Gath", "Padd"})
 _MULTIPLYING = frozenset({"Corr", "Fc"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # ONNX operators
 _SHIFTING = frozenset({"Slice", "Pad", "Concat", "ScatterND"})
 _NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization",
           "MeanVarianceNormalization", "LpNormalization")  # fmt: skip
 
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>\[.*?\]), Constants: (?P<constants>\[.*?\]), "
-    r"Outputs: (?P<outputs>\[.*?\]), TacticName: .*?, StreamId: \d+, Metadata: ?(?P<metadata>.*)"
+    r"Outputs: (?P<outputs>\[.*?\]), TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: ?(?P<metadata>.*)"
 )
+_JUMP = re.compile(r"LayerType: cjmp, .*JumpTargetThen: (.*?), JumpTargetElse: (.*?), Metadata:")
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+),")
 _NODE = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")  # the compiler puts a unit separator between nodes
 
@@ -140,12 +143,23 @@ class Kernel:
     @property
     def multiplies(self) -> bool:
         """Whether it is a convolution or a matmul."""
-        return self.kind in ("correlation", "gemm") or self.is_attention or not _MULTIPLYING.isdisjoint(self.operations)
+        by_name = self.kind in ("correlation", "gemm") or not _MULTIPLYING.isdisjoint(self.operations)
+        return by_name or self.is_attention or self._multiplies_a_row
+
+    @property
+    def _multiplies_a_row(self) -> bool:
+        """Whether it is a layer of one row, which the compiler writes as products with its weights and their sums."""
+        sums_products = ("Mul", "Sum") in pairwise(self.operations)
+        has_matrix = any(len(weight.shape) > 1 for weight in self.constants)
+        return sums_products and has_matrix and not _LAYERS.isdisjoint(self.operators)
 
     @property
     def precision(self) -> str:
-        """The element type of its largest input, which is the precision of a matmul."""
-        tensors = self.inputs or self.outputs
+        """The element type of its largest input, which is the precision of a matmul; of a row's layer, of its weights.
+
+        The layer of a row may be fused with the norm before it, whose inputs are statistics in fp32.
+        """
+        tensors = self.constants if self._multiplies_a_row else self.inputs or self.outputs
         if not tensors:
             return UNKNOWN
         dtype = max(tensors, key=lambda tensor: math.prod(tensor.shape)).dtype
@@ -315,7 +329,7 @@ def read_plan(
     compiled: Compiled, model: Path, compute_capabilities: tuple[int, ...] | None, *, batch: int = 1
 ) -> KernelPlan:
     """Return the plan in a compiler's report; `batch` is the size of a dynamic batch."""
-    warnings = []
+    warnings = _control_flow(compiled.layers)
     if compiled.misread:
         warnings.append(misreading(compiled))
     return KernelPlan(
@@ -325,6 +339,21 @@ def read_plan(
         kernels=parse_layers(compiled.layers, compiled.operators, batch=batch),
         warnings=tuple(warnings),
     )
+
+
+def _control_flow(text: str) -> list[str]:
+    """Return a warning for loops and one for branches: the list has each of their kernels once."""
+    passed, found = set(), set()
+    for line in text.split("\n"):
+        passed.add(line.removeprefix("Name: ").partition(", LayerType: ")[0])
+        jump = _JUMP.search(line)
+        if jump is not None:
+            found.add("loop" if not passed.isdisjoint(jump.groups()) else "branch")
+    warnings = {
+        "loop": "the graph has a loop: its kernels and bytes are counted once, and run once for each iteration",
+        "branch": "the graph has branches (If): the kernels and bytes of both are counted, and those of one run",
+    }
+    return [warning for name, warning in warnings.items() if name in found]
 
 
 def misreading(compiled: Compiled) -> str:
@@ -352,13 +381,17 @@ def parse_layers(text: str, operators: Mapping[str, str], *, batch: int = 1) -> 
     lines = [(line, kind[1]) for line in text.split("\n") if (kind := re.match(r"Name: .*?, LayerType: (\w+),", line))]
     if not lines:
         raise BuildError(_unknown_form("no line names a layer"))
-    return tuple(_kernel(line, operators, batch) for line, kind in lines if kind not in _NO_KERNELS)
+    steps = (_kernel(line, operators, batch) for line, kind in lines if kind not in _NO_KERNELS)
+    return tuple(kernel for kernel in steps if kernel is not None)
 
 
-def _kernel(line: str, operators: Mapping[str, str], batch: int) -> Kernel:
+def _kernel(line: str, operators: Mapping[str, str], batch: int) -> Kernel | None:
+    """Return the kernel of a line; None if the host computes a number, such as the counter of a loop."""
     found = _LINE.fullmatch(line)
     if found is None:
         raise BuildError(_unknown_form(line[:120]))
+    if _is_on_host(found, batch):
+        return None
     nodes = tuple(dict.fromkeys(_NODE.findall(found["metadata"])))
     return Kernel(
         name=found["name"],
@@ -369,6 +402,12 @@ def _kernel(line: str, operators: Mapping[str, str], batch: int) -> Kernel:
         nodes=nodes,
         operators=tuple(dict.fromkeys(operators.get(node) or _operator_in(node) for node in nodes)),
     )
+
+
+def _is_on_host(line: re.Match[str], batch: int) -> bool:
+    """Whether a line without a kernel's name computes single numbers; copies between host and GPU stay."""
+    tensors = (*_tensors(line["inputs"], batch), *_tensors(line["outputs"], batch))
+    return not line["tactic"] and line["kind"] != "copy" and all(tensor.shape == (1,) for tensor in tensors)
 
 
 def _operator_in(node: str) -> str:
@@ -386,6 +425,6 @@ def _tensors(text: str, batch: int) -> tuple[KernelTensor, ...]:
 
 def _unknown_form(reason: str) -> str:
     return (
-        f"cannot parse the kernel list of this TensorRT-RTX version ({reason}); install the supported version: "
-        "pip install tensorrt-rtx-cu13==1.7.1.116"
+        f"cannot parse the kernel list of this TensorRT-RTX version ({reason}); the supported version is 1.7.1.116: "
+        "pip install tensorrt-rtx-cu13==1.7.1.116; if that is the version here, report the line"
     )

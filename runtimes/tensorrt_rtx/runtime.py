@@ -22,7 +22,7 @@ from edgevit.runtimes.tensorrt import cuda
 from edgevit.runtimes.tensorrt.engine import TensorRtEngine
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE
 from edgevit.runtimes.tensorrt.versions import TensorRtModuleRtx
-from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, compile_onnx
+from edgevit.runtimes.tensorrt_rtx.compiler import TIMEOUT_S, Compiled, compile_onnx
 from edgevit.runtimes.tensorrt_rtx.kernels import KernelPlan, misreading, read_plan, target_name
 
 KERNELS_FILE = "model.kernels.json"  # the compiler's kernel list; reading it from the engine requires a GPU
@@ -54,14 +54,13 @@ class TensorRtRtx(Runtime):
         )
         if compiled.misread:
             raise BuildError(misreading(compiled))
-        plan = read_plan(compiled, model, options.compute_capabilities, batch=batches.optimum)
-        engine, kernels = folder / ENGINE_FILE, folder / KERNELS_FILE
+        engine = folder / ENGINE_FILE
         _write(engine, compiled.engine)
-        _write(kernels, (json.dumps({**plan.to_json(), "file": model.name}) + "\n").encode())
-        notes = [f"built for {target_name(options.compute_capabilities)} without a GPU; TF32 is off"]
-        if _has_small_types(plan):
-            notes.append(_UNFUSED)
-        return Artifact(fmt=self.fmt, files=(engine, kernels), build_s=time.perf_counter() - start, notes=tuple(notes))
+        files, notes = _write_kernels(compiled, model, folder, options, batch=batches.optimum)
+        first = f"built for {target_name(options.compute_capabilities)} without a GPU; TF32 is off"
+        return Artifact(
+            fmt=self.fmt, files=(engine, *files), build_s=time.perf_counter() - start, notes=(first, *notes)
+        )
 
     def built_precision(self, artifact: Path) -> ExecutedPrecision:
         """Precision of the matmul kernels in the compiler's kernel list."""
@@ -126,6 +125,19 @@ def read_engine(path: Path) -> bytes:
     if size != len(content):
         raise BuildError(f"{path} is truncated: {len(content)} of {size} bytes; export or copy the bundle again")
     return content
+
+
+def _write_kernels(
+    compiled: Compiled, model: Path, folder: Path, options: BuildOptions, *, batch: int
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Write the kernel list; return its file and the notes about it. The engine stands without a list, too."""
+    try:
+        plan = read_plan(compiled, model, options.compute_capabilities, batch=batch)
+    except BuildError as error:
+        return (), (f"the precision of the kernels is not reported: {error}",)
+    file = folder / KERNELS_FILE
+    _write(file, (json.dumps({**plan.to_json(), "file": model.name}) + "\n").encode())
+    return (file,), (_UNFUSED,) if _has_small_types(plan) else ()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ import pytest
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
-from edgevit.errors import PrecisionError
+from edgevit.errors import PrecisionError, UsageError
 from edgevit.runtimes import registry
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.precision import ExecutedPrecision
@@ -51,6 +51,25 @@ def test_a_manifest_with_another_executed_precision_is_status_9(
     assert "requested fp16" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(PrecisionError):
         edgevit.load(own_bundle)
+
+
+def test_more_threads_than_are_of_use_are_refused(
+    own_bundle: Bundle, labeled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand threads on two cores kept the machine busy for minutes."""
+    monkeypatch.setattr("edgevit.runtimes.base.available_cores", lambda: 2)
+    for command in ("verify", "run", "latency", "eval"):
+        assert main([*arguments(command, own_bundle, labeled)[:-1], "9"]) == 2
+        assert "9 threads are too many for 2 usable cores; give at most 8" in capsys.readouterr().err.splitlines()[-1]
+    damage(own_bundle.path, "build.threads", 9)  # as a bundle that was tuned on a larger machine
+    for threads in (None, 8, 9):
+        edgevit.load(own_bundle, threads=threads).close()
+
+
+@pytest.mark.parametrize("threads", [2.5, "2", True, 0, -1, 1025])
+def test_threads_are_a_whole_number(threads: Any, own_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="the number of threads must be at least 1 and at most 1024, not"):
+        edgevit.load(own_bundle, threads=threads)
 
 
 @pytest.mark.parametrize("fmt", ["ort", "openvino"])

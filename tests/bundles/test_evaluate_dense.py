@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.images import Preprocessing
@@ -150,6 +150,24 @@ def test_masks_whose_zero_means_no_class(
     assert row["mIoU"]["value"] == 1
 
 
+def test_ignored_pixels_are_counted_and_may_be_the_foreground(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    command = (dense["segmenter"].path, "--data", folder)
+    ignored = "1.6% of the pixels of the masks have the value 255 and are ignored"
+    assert evaluated(capsys, *command)["notes"] == [ignored]
+    for path in (folder / "masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)).save(path)
+    notes = evaluated(capsys, *command)["notes"]
+    assert notes[0].startswith("49.2% of the pixels")
+    assert notes[1] == "the masks have only the values 0 and 255; if 255 is an object, save it as 1"
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (96, 64)).save(path)
+    assert evaluated(capsys, *command)["notes"] == []
+
+
 def test_a_detector_has_no_masks_whose_zero_could_mean_no_class(
     dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -196,9 +214,53 @@ def test_boxes_of_images_that_the_file_lacks_are_left_out_and_counted(
     )
 
 
+def state_size(folder: Path, width: Any, height: Any) -> None:
+    content = json.loads((folder / "annotations.json").read_text())
+    for image in content["images"]:
+        image.update(width=width, height=height)
+    (folder / "annotations.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ((480, 320), "has 960x640 pixels, in the annotation file 480x320; give the photos that were labeled"),
+        ((640, 960), "in the annotation file 640x960; its boxes may be for the photo before its EXIF rotation"),
+    ],
+)
+def test_boxes_for_photos_of_another_size_are_refused(
+    stated: tuple[int, int],
+    message: str,
+    dense: dict[str, Bundle],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    folder = coco_folder(tmp_path / "coco", found=1)
+    state_size(folder, *stated)
+    assert status("eval", dense["detector"].path, "--data", folder, "--quiet") == 2
+    line = last_line(capsys)
+    assert "000000000000.png" in line and message in line
+
+
+@pytest.mark.parametrize("stated", [(960, 640), (960.0, 640.0), (0, 0), (None, None)])
+def test_the_size_of_a_photo_is_compared_if_the_file_has_it(
+    stated: tuple[Any, Any], dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocotools")
+    folder = coco_folder(tmp_path / "coco", found=1)
+    state_size(folder, *stated)
+    (row,) = evaluated(capsys, dense["detector"].path, "--data", folder)["accuracy"]
+    assert row["mAP"]["value"] == pytest.approx(1)
+
+
 def ignore_all(folder: Path) -> None:
     for path in (folder / "masks").iterdir():
         Image.new("L", (96, 64), 255).save(path)
+
+
+def negative_mask(path: Path) -> None:
+    path.unlink()
+    Image.new("I", (96, 64), -1).save(path.with_suffix(".tif"))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +269,7 @@ def ignore_all(folder: Path) -> None:
         (lambda folder: (folder / "masks" / "1.png").unlink(), "has no mask"),
         (lambda folder: Image.new("L", (5, 5)).save(folder / "masks" / "1.png"), "5x5 pixels, its image 96x64"),
         (lambda folder: Image.new("L", (96, 64), 9).save(folder / "masks" / "1.png"), "--reduce-zero-label"),
+        (lambda folder: negative_mask(folder / "masks" / "1.png"), "1.tif has the value -1; classes count from 0"),
         (lambda folder: Image.new("RGB", (96, 64)).save(folder / "masks" / "1.png"), "of mode RGB"),
         (lambda folder: (folder / "masks").rename(folder / "other"), "needs the folders images and masks"),
         (lambda folder: (folder / "masks" / "1.png").rename(folder / "masks" / "1.jpg"), "save masks as PNG"),
@@ -225,6 +288,39 @@ def test_wrong_masks_are_one_line(
     damage(folder)
     assert status("eval", dense["segmenter"].path, "--data", folder, "--quiet") == 2
     assert message in last_line(capsys)
+
+
+def stored(image: Image.Image, path: Path, orientation: int) -> None:
+    """Save an upright image turned, with the EXIF orientation that turns it back; 1 leaves it without EXIF."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}
+    if orientation == 1:
+        image.save(path)
+    else:
+        image.transpose(turns[orientation]).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("side", [64, 96])
+def test_photos_that_exif_turns_have_masks_that_are_turned_or_clearly_upright(
+    orientation: int, side: int, dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = mask_folder(tmp_path / "masks", count=1)
+    image, mask = folder / "images" / "0.png", folder / "masks" / "0.png"
+    photo, classes = (Image.open(path).crop((0, 0, side, 64)) for path in (image, mask))
+    command = ("eval", dense["segmenter"].path, "--data", folder, "--quiet")
+    stored(photo, image, orientation)
+    stored(classes, mask, orientation)
+    (row,) = evaluated(capsys, *command[1:])["accuracy"]
+    assert row["mIoU"]["value"] == 1
+    stored(classes, mask, 1)  # upright
+    is_clear = side != 64 and orientation == 6
+    assert status(*command) == (0 if is_clear else 2)
+    assert is_clear or "EXIF turns 0.png (orientation" in last_line(capsys)
+    classes.transpose(Image.Transpose.ROTATE_90).save(mask)  # as the photo is stored
+    assert status(*command) == 2
+    assert orientation == 3 or "EXIF turns 0.png (orientation 6)" in last_line(capsys)
 
 
 def test_bundles_that_cannot_be_compared_are_one_line(

@@ -89,6 +89,17 @@ def test_an_engine_belongs_to_the_bundle_beside_those_that_keep_its_run(tmp_path
     ]
 
 
+def test_a_copy_that_keeps_another_run_is_not_in_this_one(tmp_path: Path) -> None:
+    """The row of an engine that was measured elsewhere had the path of a copy whose own run was another."""
+    names = ("a-fp32-openvino", "b-fp32-openvino")
+    here = [make_bundle(tmp_path / "here" / name, engine=name) for name in names]
+    there = [make_bundle(tmp_path / "there" / name, engine=name) for name in names]
+    keep_latency(here[0], [measured(each, run="one") for each in here])
+    keep_latency(there[1], [measured(there[1], run="another")])
+    assert owners(kept(here[0], there[1])) == [[str(here[0].path), None], [str(there[1].path)]]
+    assert owners(kept(here[0], here[1])) == [[str(each.path) for each in here]]  # kept by none, measured beside it
+
+
 @pytest.mark.parametrize("names", [("vit-fp32-openvino", "twin"), ("here/vit-fp32-ort", "there/vit-fp32-ort")])
 def test_a_copy_of_an_engine_in_the_same_run_keeps_its_own_name(names: tuple[str, str], tmp_path: Path) -> None:
     """Both rows had the name of the one bundle."""

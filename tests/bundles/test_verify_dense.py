@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgevit
+from edgevit.bundles.verify import verify
+from edgevit.errors import BundleError
+from edgevit.runtimes.base import Engine
+from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array, Reference
 from tests.helpers.cli import status
 from tests.helpers.dense_bundles import detector
@@ -42,6 +47,30 @@ def test_equal_outputs_have_all_objects_in_common(tmp_path: Path, capsys: pytest
     assert {row[0] for row in rows} == {"red", "blue"}
     assert all(row[1] == row[2] == row[3] for row in rows)
     assert [line.split()[2] for line in printed.splitlines() if line.startswith("ort: engine")] == ["boxes", "scores"]
+
+
+@pytest.mark.parametrize(("written", "runs"), [("int64", "int32"), ("int64", "int64"), ("float32", "int32")])
+def test_an_engine_may_have_int32_for_int64(
+    written: str, runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT 8.6 does: the classes of pixels of a segmentation model are int64."""
+    reference = Reference(kind="photos", inputs={"images": photos()}, outputs=outputs(tmp_path / "plain"))
+    bundle = detector(tmp_path / "proven", reference=reference)
+    manifest = bundle.manifest
+    described = tuple(replace(spec, dtype=written) for spec in manifest.outputs)
+    bundle = replace(bundle, manifest=replace(manifest, outputs=described))
+
+    def load_engine(*_: object, **__: object) -> Engine:
+        engine = get_runtime("ort").open(bundle.model_path, bundle.options)
+        engine.outputs = tuple(replace(spec, dtype=runs) for spec in manifest.outputs)
+        return engine
+
+    monkeypatch.setattr("edgevit.bundles.verify.load_engine", load_engine)
+    if written == "int64":
+        assert verify(bundle).passed
+    else:
+        with pytest.raises(BundleError, match="outputs is "):
+            verify(bundle)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from edgevit.cli.console import Console
+from edgevit.cli.tables import make_table
 from edgevit.models import registry
 from tests.helpers.cli import PHOTO, shell, status
 
@@ -76,6 +78,19 @@ def test_a_name_that_stdout_cannot_encode_is_printed_nevertheless(encoding: str,
     assert run.returncode == 0, run.stderr
     assert b"k\xff.png" in run.stdout
     assert "kätze.png".encode(encoding, "backslashreplace") in run.stdout
+
+
+def test_control_characters_are_printed_as_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name in a file could clear the screen, or turn what follows it around."""
+    name = "\x1b]0;owned\u202e \x9b2J"
+    table = make_table(None, "column")
+    table.add_row(name)
+    Console().result(f"a line: {name}\n\tand its second", table)
+    escaped = r"\x1b]0;owned\u202e \x9b2J"
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:2] == [f"a line: {escaped}", "        and its second"]
+    assert printed.count(escaped) == 2
+    assert all(each.isprintable() for each in printed.splitlines())
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])

@@ -37,3 +37,9 @@ def test_a_detector_is_compared_with_the_first(value: float, words: str) -> None
 def test_a_single_model_is_compared_with_none() -> None:
     (line,) = result_lines(accuracy_report().evaluations[:1], drop_points)
     assert line == "torch: top-1 75.00% on 2000 images"
+
+
+def test_one_image_is_in_the_singular() -> None:
+    figures = {"mIoU": Estimate(0.5, np.array([0.5, 0.5]))}
+    one = DenseEvaluation(name="a", images=1, figures=figures, details={}, chance=0.1)
+    assert result_lines([one], lost_points) == ["a: mIoU 50.00% on 1 image"]

@@ -13,7 +13,7 @@ import pytest
 from edgevit.export import onnx_writer, passes
 from edgevit.export.graph import OnnxGraph
 from tests.helpers.cli import last_line, status
-from tests.helpers.graphs import HEADER, batchnorm_parameters, noise, parse
+from tests.helpers.graphs import HEADER, batchnorm_parameters, broken_optimize, noise, parse
 from tests.helpers.quantization import load
 
 CONV_BATCHNORM = f"""{HEADER} g (float[batch, 3, 8, 8] x) => (float[batch, 4, 8, 8] y) {{
@@ -47,16 +47,7 @@ def test_a_file_becomes_a_smaller_one_with_equal_outputs(
 def test_a_file_that_would_compute_something_else_is_not_written(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    optimize = passes.optimize
-
-    def broken(graph: OnnxGraph) -> OnnxGraph:
-        graph = optimize(graph)
-        bias = next(iter(graph.model.graph.initializers.values()))
-        assert bias.const_value is not None
-        bias.const_value = ir.tensor(bias.const_value.numpy() * np.float32(1.01), name=bias.name)
-        return graph
-
-    monkeypatch.setattr(passes, "optimize", broken)
+    monkeypatch.setattr(passes, "optimize", broken_optimize(factor=1.01))
     assert status("optimize", file, "--fmt", "ort") == 6
     assert "optimized file" in last_line(capsys)
     assert not file.with_name("net.ort.onnx").exists()

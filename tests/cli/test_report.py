@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import keep_latency
 from tests.bundles.test_report import make_bundle, measured
+from tests.helpers import samples
 from tests.helpers.cli import status
 from tests.helpers.json_schema import violations
 
@@ -45,6 +47,15 @@ def test_the_report_is_markdown_on_stdout_by_default(kept: Bundle, capsys: pytes
     assert capsys.readouterr().out.startswith("# Latency of model\n")
     assert status("report", kept.path, "--json", "-") == 0
     assert violations(json.loads(capsys.readouterr().out)["report"], json.loads(SCHEMA.read_text())) == []
+
+
+def test_the_name_of_a_board_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path / "vit-fp32-openvino")
+    board = dataclasses.replace(samples.BOARD, board="A\x1b[2J\nreport: board\u202e")
+    keep_latency(bundle, [measured(bundle, environment=board)])
+    assert status("report", bundle.path, "--out", tmp_path / "r.md") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("A [2J report: board , A processor: ") and second == f"report: {tmp_path / 'r.md'}"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ def test_run_rejects_the_options_of_detectors_for_a_classifier(
     assert not list(tmp_path.iterdir())
 
 
+def test_run_rejects_a_cache_that_the_runtime_does_not_use(
+    shared_bundle: Callable[[str], Bundle], one_line: Callable[[], str], tmp_path: Path
+) -> None:
+    assert status("run", shared_bundle("ort").path, PHOTO, "--cache", tmp_path / "cache") == 2
+    assert "--cache is for compiled models, and ONNX Runtime has none: leave it out" in one_line()
+    assert status("run", shared_bundle("openvino").path, PHOTO, "--cache", tmp_path / "cache") == 0
+    assert list((tmp_path / "cache").iterdir())
+
+
 def test_run_rejects_a_file_that_is_not_an_image(bundle: Bundle, one_line: Callable[[], str], tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no photo")
     assert status("run", bundle.path, tmp_path / "text.jpg") == 2

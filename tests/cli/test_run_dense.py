@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import CLASSES_FILE
 from edgevit.bundles.pictures import picture_paths
 from edgevit.errors import BundleError
 from edgevit.images import Preprocessing
 from tests.helpers.bundles import write_manifest_json
-from tests.helpers.cli import status
-from tests.helpers.dense_bundles import COLORS, LETTERBOX, detector, segmenter
+from tests.helpers.cli import last_line, status
+from tests.helpers.dense_bundles import COLORS, LETTERBOX, detector, segmenter, selecting_detector
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -132,6 +133,21 @@ def test_coco_results_have_ids_of_file_names_and_width_and_height(
     assert best == {"image_id": 397133, "category_id": 1, "bbox": [16, 16, 32, 32], "score": pytest.approx(1)}
 
 
+@pytest.mark.parametrize("names", [("a/000001.png", "b/000001.png"), ("a/x_7.png", "a/7.png"), ("a/x.png", "b/x.png")])
+def test_photos_of_one_coco_id_are_refused_before_the_run(
+    names: tuple[str, str], dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_photo(tmp_path / name, (96, 64))
+    photos = [tmp_path / name for name in names]
+    command: list[str | Path] = ["run", dense["detector"].path, *photos, "--out", tmp_path / "out"]
+    assert status(*command, "--coco", tmp_path / "found.json") == 2
+    assert "have the same id in COCO's format" in last_line(capsys)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "found.json").exists()
+    assert status(*command) == 0
+
+
 def test_weak_boxes_are_data_and_not_drawn(
     dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +159,53 @@ def test_weak_boxes_are_data_and_not_drawn(
     assert "red" not in capsys.readouterr().out
     assert status("run", dense["detector"].path, photo, "--out", tmp_path, "--min-score", "0.2") == 0
     assert "25.0%  red" in capsys.readouterr().out
+
+
+def test_boxes_that_the_graph_selects_suppress_other_classes_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, photo = selecting_detector(tmp_path / "nms"), save_photo(tmp_path / "photo.png", (96, 64))
+    for options, expected in (
+        ((), ["red", "green", "blue"]),
+        (("--max-boxes", "2"), ["red", "green"]),
+        (("--class-agnostic",), ["red", "blue"]),
+        (("--class-agnostic", "--max-boxes", "1"), ["red"]),
+    ):
+        (answer,) = answers(capsys, bundle.path, photo, "--out", tmp_path, *options)
+        assert [each["name"] for each in answer["objects"]] == expected
+
+
+def test_limits_beyond_those_of_the_graph_are_notes(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, photo = selecting_detector(tmp_path / "nms"), save_photo(tmp_path / "photo.png", (96, 64))
+    for path, options, expected in (
+        (bundle.path, (), []),
+        (bundle.path, ("--max-boxes", "3", "--min-score", "0.05"), []),
+        (bundle.path, ("--max-boxes", "4"), ["the model returns at most 3 boxes, so --max-boxes 4 finds no more"]),
+        (bundle.path, ("--max-boxes", "1", "--min-score", "0.01"), ["--min-score 0.01 may find no more"]),
+        (dense["detector"].path, ("--max-boxes", "4000", "--min-score", "0.01"), []),
+    ):
+        capsys.readouterr()
+        assert status("run", path, photo, "--out", tmp_path, *options, "--json", "-") == 0
+        notes = json.loads(capsys.readouterr().out)["notes"]
+        assert len(notes) == len(expected) and all(map(str.__contains__, notes, expected))
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("detector", ".boxes.jpg"), ("segmenter", ".mask.png")])
+def test_pictures_of_an_earlier_run_are_no_photos(
+    kind: str, suffix: str, dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    for _ in range(2):
+        found = answers(capsys, dense[kind].path, tmp_path, "--out", tmp_path)
+        assert [each["image"] for each in found] == [str(photo)]
+    picture = tmp_path / f"photo{suffix}"
+    assert sorted(tmp_path.iterdir()) == sorted([photo, picture])
+    assert len(answers(capsys, dense[kind].path, picture, "--out", tmp_path / "named")) == 1
+    photo.unlink()
+    assert status("run", dense[kind].path, tmp_path) == 2
+    assert f"no photo in {tmp_path}, only pictures" in last_line(capsys)
 
 
 def test_pictures_never_take_the_name_of_a_photo(tmp_path: Path) -> None:
@@ -209,3 +272,25 @@ def test_the_number_of_names_is_that_of_the_scores(tmp_path: Path) -> None:
     (bundle.path / CLASSES_FILE).write_text("red\ngreen\n")
     with pytest.raises(BundleError, match="2 names for 3 classes"):
         _ = bundle.classes
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\x07", "\u202eright to left"])
+def test_class_names_of_a_bundle_do_not_steer_the_terminal(
+    name: str, tmp_path: Path, one_line: Callable[[], str]
+) -> None:
+    bundle = detector(tmp_path / "detector")
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    (bundle.path / CLASSES_FILE).write_text(f"red\ngreen\n{name}\n")
+    store.write_manifest(bundle.path, bundle.manifest)
+    assert status("run", bundle.path, photo, "--out", tmp_path) == 2
+    assert "has control characters in its class names" in one_line()
+
+
+def test_class_names_in_any_script_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = detector(tmp_path / "detector")
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    (bundle.path / CLASSES_FILE).write_text("\u0645\u06cc\u200c\u062e\ngreen\tn01\nblau\n", "utf-8")
+    store.write_manifest(bundle.path, bundle.manifest)
+    (answer,) = answers(capsys, bundle.path, photo, "--out", tmp_path)
+    assert answer["objects"][0]["name"] == "\u0645\u06cc\u200c\u062e"
+    assert status("run", bundle.path, photo, "--out", tmp_path) == 0

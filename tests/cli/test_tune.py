@@ -10,7 +10,7 @@ import pytest
 from rich.table import Table
 
 from edgevit.bundles.labeled import DenseEvaluation
-from edgevit.cli.tune import engine_table, race_table
+from edgevit.cli.tune import engine_table, race_table, report_parts
 from edgevit.dense.bootstrap import Estimate
 from edgevit.pipeline.tuning.racing import Race, Standing
 from edgevit.pipeline.tuning.report import Row
@@ -70,6 +70,14 @@ def test_the_front_is_starred_and_times_are_compared_with_the_reference() -> Non
     assert cells(table, "p50 ms")[1] == "4.99"
     reference, other = cells(table, "time / fp32-ort")
     assert reference == "" and other.startswith("0.50 (0.")
+
+
+def test_the_legend_names_the_units_of_size_and_memory() -> None:
+    report = tuned([row("ort", 10.0)])
+    found = engine_table(report)
+    assert cells(found, "MB") == [f"{report.rows[0].size_bytes / 1e6:.1f}"]
+    (legend,) = (part for part in report_parts(report) if isinstance(part, str) and part.startswith("*"))
+    assert legend.endswith("size (MB of 10^6) and peak RAM (MB of 2^20)")
 
 
 def test_under_load_images_per_second_take_the_place_of_the_latency() -> None:

@@ -15,6 +15,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.files import MODEL_FILE
 from edgevit.runtimes.build import build_engine
 from edgevit.runtimes.registry import get_runtime
+from tests.helpers.bundles import damage
 from tests.helpers.cli import USER_MODEL, status
 from tests.tools.faults import Plant, plant
 
@@ -73,6 +74,33 @@ def test_a_bundle_that_fails_names_the_users_module_and_a_command_that_reproduce
     assert "reproduce: edgevit verify " in printed
     command = printed.partition("reproduce: edgevit ")[2].splitlines()[0]
     assert status(*shlex.split(command)) == 6
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("model.preprocessing.input_size", [3, 64, 64]),
+        ("inputs.0.name", "x"),
+        ("inputs.0.dtype", "float16"),
+        ("inputs.0.shape", [1, 3, 9, 9]),
+        ("inputs.0.shape", [2, 3, 32, 32]),
+        ("inputs", [{"name": "x", "dtype": "float16", "shape": [1, 3, 9, 9]}]),
+        ("inputs", []),
+        ("outputs.0.name", "x"),
+        ("outputs.0.dtype", "float16"),
+        ("outputs.0.shape", ["batch", 11]),
+        ("outputs", []),
+    ],
+)
+def test_a_manifest_that_describes_other_tensors_than_the_engine_has_is_damaged(
+    place: str, value: object, own_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(own_bundle.path, place, value)
+    assert status("verify", own_bundle.path) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    field = place if place.startswith("model") else place.partition(".")[0]
+    assert f"manifest.json is damaged: {field} is " in line
+    assert "the engine " in line
 
 
 def test_the_options_of_a_saved_part_are_refused_for_a_bundle(

@@ -106,6 +106,23 @@ def test_an_image_drawn_twice_counts_as_two_images(monkeypatch: pytest.MonkeyPat
     )  # equal scores change their order
 
 
+def test_every_resample_averages_over_the_same_classes() -> None:
+    """A class of one image, which is never found, is missing in a third of the resamples; the other always is."""
+    images = 12
+    boxes = [{"image_id": image, "category_id": 1, "bbox": [10, 10, 50, 50]} for image in range(images)]
+    rare = {"image_id": 0, "category_id": 2, "bbox": [100, 100, 50, 50]}
+    dataset = {
+        "images": [{"id": image} for image in range(images)],
+        "categories": [{"id": 1}, {"id": 2}],
+        "annotations": [
+            {**each, "id": number, "area": 2500, "iscrowd": 0} for number, each in enumerate([*boxes, rare], 1)
+        ],
+    }
+    found = mean_average_precisions(match(dataset, [{**each, "score": 0.9} for each in boxes]))["mAP"]
+    assert found.value == pytest.approx(0.5)
+    assert found.resampled == pytest.approx(0.5)
+
+
 def test_nothing_found_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgevit.dense.bootstrap.RESAMPLES", 2)
     dataset, _ = random_dataset()

@@ -42,17 +42,27 @@ PARTS = ("fp32", "fp16", "int8")
 WORDS = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a parsed network: its kind, and the types of its inputs and outputs; "SHAPE" for a shape tensor."""
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 @dataclass
 class World:
     """Settings of the fake, and a record of the calls."""
 
     runs: str = "fp32"  # the precision that its engines report
     shape: tuple[int, ...] = (1, 4)
-    layer_types: tuple[str, ...] = ("FLOAT",)  # of the parsed network
+    layers: tuple[Layer, ...] = (Layer("MATRIX_MULTIPLY", ("FLOAT",), ("FLOAT",)),)  # of the parsed network
     broken: str = ""  # the step that fails as TensorRT does: without an exception
     raising: str = ""  # the step that raises TypeError, as pybind11 does for a null pointer
     steps: int = 3  # of a build
     warning: str = ""  # logged when an engine is loaded
+    names_nodes: bool = True  # in the errors of the parser
     dies: int = 0  # the signal that kills the process during a build
     cached: bytes = b"timings"
     capturable: bool = True
@@ -126,6 +136,7 @@ def fake_tensorrt(column: str, world: World) -> ModuleType:
     members["DataType"] |= {"FLOAT": 90, "INT8": 91}
     for enumeration, names in members.items():
         setattr(module, enumeration, enum.IntEnum(enumeration, names))
+    module.init_libnvinfer_plugins = lambda _logger, namespace: world.calls.append(f"plugins {namespace!r}")
     for title, cls in _classes(module, world).items():
         if title in has or title not in api_table():
             setattr(module, title, _restricted(title, cls, has))
@@ -139,8 +150,8 @@ def _restricted(title: str, cls: type, has: set[str]) -> type:
 
 
 ENUMS = frozenset({
-    "BuilderFlag", "DataType", "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag",
-    "OnnxParserFlag",     "ProfilingVerbosity", "TensorIOMode",
+    "BuilderFlag", "DataType", "LayerInformationFormat", "LayerType", "MemoryPoolType",
+    "NetworkDefinitionCreationFlag", "OnnxParserFlag", "ProfilingVerbosity", "TensorIOMode",
 })  # fmt: skip
 
 
@@ -200,7 +211,11 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             return None if fails("build") else b"vplan" + json.dumps({"runs": world.runs}).encode()
 
     class INetworkDefinition:
-        num_inputs, num_layers = 1, 1
+        num_inputs = 1
+
+        @property
+        def num_layers(self) -> int:
+            return len(world.layers)
 
         @property
         def num_outputs(self) -> int:
@@ -210,15 +225,43 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             return trt.ITensor("x", trt.DataType.FLOAT, world.shape)
 
         def get_layer(self, index: int) -> Any:
-            return trt.ILayer()
+            return trt.ILayer(index)
 
     class ILayer:
+        def __init__(self, number: int) -> None:
+            vars(self).update(_number=number, _layer=world.layers[number])
+
+        @property
+        def type(self) -> Any:
+            return getattr(trt.LayerType, self._layer.kind, None)  # type: ignore[attr-defined]
+
+        @property
+        def num_inputs(self) -> int:
+            return len(self._layer.inputs)  # type: ignore[attr-defined]
+
         @property
         def num_outputs(self) -> int:
-            return len(world.layer_types)
+            return len(self._layer.outputs)  # type: ignore[attr-defined]
+
+        def get_input(self, index: int) -> Any:
+            return tensor(self._layer.inputs[index])  # type: ignore[attr-defined]
 
         def get_output(self, index: int) -> Any:
-            return trt.ITensor("y", getattr(trt.DataType, world.layer_types[index]), world.shape)
+            return tensor(self._layer.outputs[index])  # type: ignore[attr-defined]
+
+        def set_output_type(self, index: int, dtype: Any) -> None:
+            world.calls.append(f"layer {self._number} output {index} {dtype.name}")  # type: ignore[attr-defined]
+
+        def _set_precision(self, dtype: Any) -> None:
+            world.calls.append(f"layer {self._number} {dtype.name}")  # type: ignore[attr-defined]
+
+        precision = property(fset=_set_precision)
+
+    def tensor(dtype: str) -> Any:
+        is_shape = dtype == "SHAPE"
+        found = trt.ITensor("y", trt.DataType.FLOAT if is_shape else getattr(trt.DataType, dtype), world.shape)
+        found.is_execution_tensor = not is_shape
+        return found
 
     class ITensor:
         def __init__(self, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
@@ -272,6 +315,9 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             world.calls.append(f"parser {flag.name}")
 
         def parse_from_file(self, path: str) -> bool:
+            world.calls.append("parse")
+            world.logger.log("verbose", "Parsing node: stem/Relu [Relu]")  # type: ignore[attr-defined]
+            world.logger.log("verbose", "Parsing node: blocks.0.attn/Einsum [Einsum]")  # type: ignore[attr-defined]
             return Path(path).exists() and not fails("parser")
 
         def get_error(self, index: int) -> Any:
@@ -285,10 +331,10 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             return 3
 
         def node_name(self) -> str:
-            return "blocks.0.attn/Einsum"
+            return "blocks.0.attn/Einsum" if world.names_nodes else ""
 
         def node_operator(self) -> str:
-            return "Einsum"
+            return "Einsum" if world.names_nodes else ""
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -296,6 +342,7 @@ def _classes(trt: Any, world: World) -> dict[str, type]:  # noqa: C901  # one cl
             fails("runtime")
 
         def deserialize_cuda_engine(self, content: bytes) -> Any:
+            world.calls.append("deserialize")
             good = content.startswith(b"vplan") and not fails("engine")
             if world.warning:
                 world.logger.log(trt.ILogger.WARNING, world.warning)  # type: ignore[attr-defined]

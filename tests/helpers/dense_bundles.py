@@ -54,6 +54,35 @@ def detector(folder: Path, preprocessing: Preprocessing = LETTERBOX, *, referenc
     )
 
 
+def selecting_detector(folder: Path) -> Bundle:
+    """Three boxes, whatever the photo: red, green on the same place with a lower score, and blue elsewhere."""
+    boxes = np.array([[[0, 0, 32, 32], [0, 0, 32, 30], [64, 32, 96, 64]]], np.float32)
+    text = f"""g (float[1, 3, {HEIGHT}, {WIDTH}] images)
+        => (float[1, 3, 4] boxes, float[1, 3] scores, int32[1, 3] labels) {{
+            boxes = Identity(all_boxes)
+            scores = Identity(all_scores)
+            labels = Identity(all_labels)
+        }}"""
+    return _bundle(
+        folder,
+        text,
+        {
+            "all_boxes": boxes,
+            "all_scores": np.array([[0.9, 0.8, 0.7]], np.float32),
+            "all_labels": np.array([[0, 1, 2]], np.int32),
+        },
+        (
+            TensorSpec("boxes", "float32", (1, 3, 4)),
+            TensorSpec("scores", "float32", (1, 3)),
+            TensorSpec("labels", "int32", (1, 3)),
+        ),
+        task="detection",
+        form="nms",
+        classes=COLORS,
+        preprocessing=LETTERBOX,
+    )
+
+
 def segmenter(folder: Path, preprocessing: Preprocessing = LETTERBOX) -> Bundle:
     """Logits of a quarter of the input's size: a constant for the background, and each pure color."""
     weights = np.concatenate([np.zeros((1, 3, 1, 1), np.float32), _PURE])

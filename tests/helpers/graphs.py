@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 
+from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
@@ -77,3 +80,17 @@ def max_rank(graph: OnnxGraph) -> int:
     return max(
         len(value.shape) for node in graph.model.graph.all_nodes() for value in node.outputs if value.shape is not None
     )
+
+
+def broken_optimize(*, factor: float) -> Callable[[OnnxGraph], OnnxGraph]:
+    """Return `passes.optimize` with a fault: the first weight of the graph is multiplied by a factor."""
+    optimize = passes.optimize
+
+    def broken(graph: OnnxGraph) -> OnnxGraph:
+        graph = optimize(graph)
+        weight = next(iter(graph.model.graph.initializers.values()))
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(factor), name=weight.name)
+        return graph
+
+    return broken

@@ -76,3 +76,13 @@ def attention(path: Path, dtype: str = "float16") -> Path:
             "attn/MatMul_1": "y = MatMul(p, v)",
         },
     )
+
+
+def lstm(path: Path) -> Path:
+    """An LSTM over 64 steps, (64, 1, 16) to (64, 1, 1, 16)."""
+    return save_graph(
+        path,
+        "g (float[64, 1, 16] x) => (float[64, 1, 1, 16] y)",
+        {"encoder/LSTM": "y = LSTM <hidden_size = 16> (x, w, r)"},
+        {"w": (1, 64, 16), "r": (1, 64, 16)},
+    )

@@ -346,6 +346,25 @@ def test_the_threads_that_run_are_reported_and_not_those_requested() -> None:
     assert "one 1, same 1, free all, many 1024 threads, one process" in str(latency_parts([one, same, free, many])[1])
 
 
+@pytest.mark.parametrize(
+    ("cores", "limit", "expected"),
+    [
+        ((0, 1, 2, 3), None, []),
+        ((0, 1, 2, 3), 4.0, []),
+        ((0, 1, 2, 3), 1.5, ["its 4 threads share the time of 1.5 cores, by the CPU limit"]),
+        ((0, 1, 2, 3), 1.0, ["its 4 threads share the time of 1 core, by the CPU limit"]),
+        ((0, 1), 3.0, ["its 4 threads share 2 cores"]),
+        ((0,), None, ["its 4 threads share 1 core"]),
+    ],
+)
+def test_threads_are_held_against_cores_and_the_cpu_limit(
+    cores: tuple[int, ...], limit: float | None, expected: list[str]
+) -> None:
+    board = dataclasses.replace(samples.BOARD, affinity=cores, cpu_limit=limit)
+    warnings = samples.report([[2.0]] * 9, environment=board, threads=4).warnings
+    assert [warning for warning in warnings if "threads" in warning] == expected
+
+
 def test_an_engine_that_has_run_before_has_no_first_inference() -> None:
     feeds = {"images": np.ones((1, 3, 64, 64), np.float32)}
     (engine, loading) = timed_load(Sums)

@@ -232,7 +232,8 @@ def test_a_damaged_pickle_is_one_clear_error(content: bytes, packed: bool, tmp_p
 
 def test_the_suffix_safetensors_is_case_insensitive(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "WEIGHTS.SAFETENSORS")
-    load(tmp_path / "WEIGHTS.SAFETENSORS")
+    loaded = load(tmp_path / "WEIGHTS.SAFETENSORS").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {"weight": "text"}}])

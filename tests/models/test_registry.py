@@ -14,6 +14,7 @@ import edgevit
 from edgevit.errors import UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.models import loading, registry
+from edgevit.models.layers import DropPath
 from edgevit.pipeline import run as pipeline
 from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.parity import MIN_INPUT_SENSITIVITY
@@ -86,4 +87,6 @@ def test_sizes_below_one_are_refused(name: str, options: dict[str, Any]) -> None
 
 
 def test_a_rate_of_zero_is_not_a_size() -> None:
-    edgevit.create_model("shiftvit_t_light", drop_path_rate=0)
+    model = edgevit.create_model("shiftvit_t_light", drop_path_rate=0)
+    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    assert rates and not any(rates)

@@ -52,6 +52,7 @@ def test_contradicting_options_are_status_2(
         ("8.5", "JetPack 5"),
         ("9.3", "not 9.3"),
         ("7.2", "unknown TensorRT version"),
+        ("12.0", r"unknown TensorRT version '12\.0': give 8\.6, 10\.x or 11\.x, such as 10"),
         ("banana", "unknown TensorRT version"),
     ],
 )

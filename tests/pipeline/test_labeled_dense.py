@@ -14,7 +14,7 @@ from torch import nn
 from edgevit.errors import ImageError, UsageError
 from edgevit.models.description import ModelDescription
 from edgevit.models.loading import from_module
-from edgevit.pipeline.accuracy import lost, same_predictions
+from edgevit.pipeline.accuracy import lost, same_predictions, warn_of_labels
 from edgevit.pipeline.labeled_dense import DenseEvalDataset
 from edgevit.pipeline.references import find_eval_dataset
 from edgevit.types import Array, Feeds, OutputForm, TensorSpec
@@ -80,6 +80,20 @@ def test_a_photo_that_cannot_be_read_is_left_out_or_an_error(tmp_path: Path) -> 
     assert (found.images, [error.path for error in skipped]) == (2, [folder / "images" / "0.png"])
     with pytest.raises(ImageError, match=r"0\.png"):
         dataset(folder, strict=True).evaluate({"fp32": sees_red})
+
+
+def test_ignored_pixels_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = half_red(tmp_path / "data")
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 0, 0, 255).astype(np.uint8)).save(path)
+    images = dataset(folder)
+    for _ in range(2):
+        (found,), skipped = images.evaluate({"fp32": sees_red})
+    warn_of_labels(found, skipped, images.count)
+    assert [record.getMessage() for record in caplog.records] == [
+        "edgevit: --eval: 50.0% of the pixels of the masks have the value 255 and are ignored",
+        "edgevit: --eval: the masks have only the values 0 and 255; if 255 is an object, save it as 1",
+    ]
 
 
 def test_a_subset_is_spread_over_the_photos(tmp_path: Path) -> None:

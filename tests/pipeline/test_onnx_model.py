@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 import edgevit
@@ -20,7 +19,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.files import file_sha256
 from edgevit.pipeline.onnx_model import load_onnx_model
 from tests.helpers.cli import last_line, status
-from tests.helpers.graphs import HEADER, batchnorm_parameters, noise, parse
+from tests.helpers.graphs import HEADER, batchnorm_parameters, broken_optimize, noise, parse
 
 _WITHOUT_TORCH = """
 import sys
@@ -99,16 +98,7 @@ def test_a_fixed_batch_is_kept_and_several_inputs_are_taken(tmp_path: Path) -> N
 def test_a_graph_that_computes_something_else_fails_parity(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    optimize = passes.optimize
-
-    def broken(graph: OnnxGraph) -> OnnxGraph:
-        graph = optimize(graph)
-        weight = next(iter(graph.model.graph.initializers.values()))
-        assert weight.const_value is not None
-        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
-        return graph
-
-    monkeypatch.setattr(passes, "optimize", broken)
+    monkeypatch.setattr(passes, "optimize", broken_optimize(factor=1.01))
     assert status("export", file, "--fmt", "ort", "--no-latency", "--out", file.parent) == 6
     message = last_line(capsys)
     assert "parity failed" in message and "PyTorch" not in message

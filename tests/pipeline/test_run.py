@@ -526,3 +526,12 @@ def test_class_names_of_a_segmenter_are_as_many_as_its_classes(tmp_path: Path) -
     config = ExportConfig(formats=("onnx",), out=tmp_path, verify=False, latency=False)
     with pytest.raises(UsageError, match=r"4 class names for 3 classes"):
         pipeline.run(named_model(nn.ReLU(), "segmentation", "logits", names=4), config, captured=parse(MAP))
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "two\nlines", "\u202eright to left"])
+def test_class_names_that_could_steer_a_terminal_are_refused(name: str, tmp_path: Path) -> None:
+    config = ExportConfig(formats=("onnx",), out=tmp_path, verify=False, latency=False)
+    model = replace(named_model(nn.ReLU(), "segmentation", "logits", names=3), classes=("a", "b", name))
+    with pytest.raises(UsageError, match="has control characters"):
+        pipeline.run(model, config, captured=parse(MAP))
+    assert list(tmp_path.iterdir()) == []

@@ -8,15 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.cli.main import main
-from edgevit.errors import BundleError, ExportError, MissingError, UsageError
+from edgevit.errors import BundleError, ExportError, MissingError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.runtimes.base import BuildOptions
 from tests.helpers.modules import InPlace
 from tests.helpers.skips import needs_no_tensorrt, needs_rtx
+
+
+class Scale(nn.Module):
+    """Multiplies its input by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
 
 
 @needs_no_tensorrt
@@ -123,6 +135,16 @@ def test_the_graph_is_fp16_and_checked_at_its_tolerance(tmp_path: Path) -> None:
     assert stages["onnx: optimized ONNX"] == "fp32"
     assert stages["onnx: fp16 ONNX"] == "fp16"
     assert bundle.manifest.to_json()["typing"]["kept"] == []
+    assert bundle.manifest.quantized_fraction == 1
+
+
+def test_a_graph_beyond_the_range_of_fp16_is_status_9(tmp_path: Path) -> None:
+    model = nn.Sequential(Scale(1e6), nn.Linear(8, 8), nn.Linear(8, 4))
+    with pytest.raises(
+        PrecisionError, match=r"no layer can run in fp16: .* the first layer is 1/\w+ \(.*ends at 65504"
+    ):
+        edgevit.export(model, example_input=torch.rand(1, 8), fmt="trt", precision="fp16", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_rtx

@@ -64,7 +64,8 @@ def test_an_export_names_the_weights_that_make_the_outputs_undefined(
 
 @pytest.mark.parametrize("module", [Classifier("bias", -math.inf), LogNoise()])
 def test_masks_and_noise_outside_a_domain_are_exported(module: nn.Module, tmp_path: Path) -> None:
-    edgevit.export(module, fmt="ort", example_input=IMAGE, latency=False, out=tmp_path)
+    bundle = edgevit.export(module, fmt="ort", example_input=IMAGE, latency=False, out=tmp_path)
+    assert verify(bundle).passed
 
 
 def test_verify_has_nothing_to_compare_with_undefined_outputs(tmp_path: Path) -> None:

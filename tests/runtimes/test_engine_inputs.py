@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
+from edgevit.types import Array
 from tests.helpers.formats import ON_CPU
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
@@ -29,3 +31,56 @@ def test_an_engine_takes_any_array_and_returns_its_own(fmt: str, tmp_path: Path)
     assert np.array_equal(first, 2 * fortran)
     assert np.array_equal(second, np.full((3, 4), 3, np.float32))
     assert np.array_equal(read_only, np.ones((3, 4)))
+
+
+CONVOLUTION = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[2, 3, 64, 64] x, float[8, 3, 3, 3] w) => (float[2, 8, 62, 62] y) { y = Conv (x, w) }"""
+
+
+def _read_only(array: Array) -> Array:
+    array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+def _channels_last(array: Array) -> Array:
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def _sliced(array: Array) -> Array:
+    larger = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+    larger[..., ::2] = array
+    return larger[..., ::2]
+
+
+def _from_buffer(array: Array, offset: int = 0) -> Array:
+    return np.frombuffer(bytes(offset) + array.tobytes(), array.dtype, offset=offset).reshape(array.shape)
+
+
+def _unaligned(array: Array) -> Array:
+    return _from_buffer(array, offset=1)
+
+
+LAYOUTS: Mapping[str, Callable[[Array], Array]] = {
+    "read-only": _read_only,
+    "channels last": _channels_last,
+    "fortran": np.asfortranarray,
+    "sliced": _sliced,
+    "from a buffer": _from_buffer,
+    "unaligned": _unaligned,
+}
+
+
+@pytest.mark.parametrize("fmt", ON_CPU)
+def test_the_layout_of_the_inputs_in_memory_changes_no_output(fmt: str, tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(CONVOLUTION), tmp_path / "model.onnx")
+    runtime, options = get_runtime(fmt), BuildOptions()
+    generator = np.random.default_rng(0)
+    shapes = {"x": (2, 3, 64, 64), "w": (8, 3, 3, 3)}
+    feeds = {name: generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    with runtime.open(runtime.build(tmp_path / "model.onnx", tmp_path, options).path, options) as engine:
+        expected = engine.run(feeds)["y"]
+        for layout, arrange in LAYOUTS.items():
+            arranged = {name: arrange(array) for name, array in feeds.items()}
+            assert np.array_equal(arranged["x"], feeds["x"])
+            assert np.array_equal(engine.run(arranged)["y"], expected), layout

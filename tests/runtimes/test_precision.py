@@ -97,6 +97,7 @@ def test_one_layer_with_unknown_macs_makes_all_macs_unknown(count: int | None) -
         (HALF, "int8", 97.0, r"invalid int8 fraction in the manifest \(97.0\)"),
         (HALF, "fp16", None, "no fp16 arithmetic: export with --precision fp32"),
         (HALF, "fp16", 0.0, "no fp16 arithmetic: export with --precision fp32"),
+        (HALF, "fp16", 0.02, "requested fp16 for 2 % of the MACs, but ORT runs"),
         (HALF, "fp32", None, "requested fp32, but ORT runs 20 int8 layers"),
         (ExecutedPrecision({"fp32": 9}, {"fp32": 9}), "fp32", None, None),
         (ExecutedPrecision({"fp32": 9}, {"fp32": 9}), "int8", 0.9, "no int8 arithmetic"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgevit.cli.main import command_line
 from edgevit.cli.parser import subcommands
-from edgevit.errors import EXIT_STATUSES
+from tests.tools.readme import exit_statuses
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -23,8 +23,8 @@ This page is generated from `edgevit --help` by `make docs`.
 
 def page() -> str:
     """Return the text of docs/cli.md."""
-    parts = [_HEAD, *(_section(name, parser) for name, parser in subcommands(command_line())), _statuses()]
-    return "\n".join(parts)
+    parts = [_HEAD, *(_section(name, parser) for name, parser in subcommands(command_line()))]
+    return "\n".join([*parts, f"## Exit status\n\n{exit_statuses()}\n"])
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:
@@ -61,12 +61,6 @@ def _help(action: argparse.Action) -> str:
 def _cell(text: str) -> str:
     """Escape the separator of table cells."""
     return text.replace("|", r"\|")
-
-
-def _statuses() -> str:
-    rows = [f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()]
-    signals = ["| 130 | interrupted (Ctrl-C) |", "| 128 + N | ended by signal N |"]
-    return "\n".join(["## Exit status\n", "| status | |", "|---|---|", *rows, *signals]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of README that follow from the registries: `python -m tests.tools.readme`."""
+"""Write the tables of README that follow from the registries and the exit statuses: `python -m tests.tools.readme`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from itertools import groupby
 from pathlib import Path
 
+from edgevit.errors import EXIT_STATUSES
 from edgevit.formats import Format, list_formats
 from edgevit.models import registry
 
@@ -27,12 +28,19 @@ def models() -> str:
     return "\n".join(lines)
 
 
+def exit_statuses() -> str:
+    """Return the table of exit statuses."""
+    rows = [f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()]
+    signals = ["| 130 | interrupted (Ctrl-C) |", "| 128 + N | ended by signal N |"]
+    return "\n".join(["| status | meaning |", "|---|---|", *rows, *signals])
+
+
 def _format_row(entry: Format) -> str:
     aliases = ", ".join(f"`{alias}`" for alias in entry.aliases)
     return f"| `{entry.name}` | {aliases} | {entry.title} | {', '.join(entry.precisions)} | `edgevit[{entry.extra}]` |"
 
 
-TABLES = {"support": support_matrix, "models": models}
+TABLES = {"support": support_matrix, "models": models, "statuses": exit_statuses}
 
 
 def updated(text: str) -> str:

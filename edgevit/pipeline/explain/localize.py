@@ -119,7 +119,7 @@ def _fractions(actual: Tensors, expected: Tensors, replaced: Tensors) -> tuple[f
 
 
 def _infinite_differences(actual: Tensors, expected: Tensors) -> NDArray[np.bool_]:
-    """Return which of all values are NaN or infinite in one of both alone, or not in the same way."""
+    """Return a mask of the values that are NaN or infinite in only one of the two, or of another kind or sign."""
     pairs = zip(actual, expected, strict=True)
     return np.concatenate([np.isinf(differences(a.double().numpy(), b.double().numpy())).ravel() for a, b in pairs])
 

@@ -84,8 +84,9 @@ def find_tuned(
     choices = read_choices(device_key(passes.optimize(captured)))
     if not choices:
         raise UsageError(
-            f"{model.name} was not tuned on this machine, so --fmt auto knows no engine; "
-            f"run edgevit tune {model.origin.source or model.name} with the same options, or name a format"
+            f"{model.name} was not tuned on this machine in this form (batch, image size, classes), so --fmt auto "
+            f"knows no engine; run edgevit tune {model.origin.source or model.name} with the same options, or name a "
+            "format"
         )
     choice, note = choose(choices, precision=precision, threads=threads, calibrated=calibrated)
     if choice is None:

@@ -11,9 +11,9 @@ from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.verify import engine_parity
 from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line
-from edgevit.images import read_image, warn_of_skipped
-from edgevit.metrics import Drop
-from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, unknown_accuracy
+from edgevit.images import read_image
+from edgevit.metrics import Drop, counted_images
+from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, unknown_accuracy, warn_of_labels
 from edgevit.pipeline.export_run import ExportRun
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.finals import Finalist
@@ -126,7 +126,7 @@ class Examiner:
             return None
         self._dataset = whole.subset(count) if count < whole.count else whole
         (self._reference,), skipped = self._dataset.evaluate({self.export.source.title: original.run})
-        warn_of_skipped("--eval", skipped, self._dataset.count)
+        warn_of_labels(self._reference, skipped, self._dataset.count)
         return self._dataset
 
     @property
@@ -147,7 +147,8 @@ class Examiner:
         if reference.may_be_guessing:
             return [f"{unknown_accuracy(reference, 'the original')}; {advice}"]
         if allowed is not None and drop.interval.high > 100 * allowed:
-            few = f"on {reference.images} images, which are too few to show it"
+            are = "is" if reference.images == 1 else "are"
+            few = f"on {counted_images(reference.images)}, which {are} too few to show it"
             loss = f"the loss may be up to {drop.interval.high:.1f} points"
             return [f"--max-drop {100 * allowed:g}% holds {few}: {loss}; {advice}"]
         return []

@@ -167,7 +167,7 @@ def race(
 ) -> Race:
     """Measure candidates, and those that are not dropped again, longer.
 
-    The times that remain when a rung starts bound it; the later rungs are left out if none is left.
+    `remaining_s` bounds each rung; later rungs are skipped if no time is left.
     """
     found: dict[str, Standing] = {}
     current = tuple(names)

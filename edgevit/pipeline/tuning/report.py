@@ -14,7 +14,7 @@ from edgevit.arrays import finite_or_none
 from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
-from edgevit.metrics import CONFIDENCE, Drop
+from edgevit.metrics import CONFIDENCE, Drop, counted_images
 from edgevit.pipeline.tuning.device_cache import Choice
 from edgevit.pipeline.tuning.examiner import Verification
 from edgevit.pipeline.tuning.racing import Race
@@ -95,7 +95,7 @@ class Row:
             return "not checked"
         if found.evaluation is not None:
             evaluation = found.evaluation
-            return f"{evaluation.metric} {100 * evaluation.accuracy:.1f} % on {_counted(evaluation.images)}"
+            return f"{evaluation.metric} {100 * evaluation.accuracy:.1f} % on {counted_images(evaluation.images)}"
         return "failed" if found.snr_db is None else f"SNR {found.snr_db:.0f} dB"
 
     def to_json(self) -> dict[str, Any]:
@@ -220,7 +220,8 @@ class TuningReport:
     def sentence(self) -> str:
         """The recommendation and its reason in one line."""
         winner, reference = self.winner, self.reference
-        text = f"recommended: {winner.name}: {winner.speed_text}, {_gain(winner, reference)}, {winner.accuracy_text}"
+        gain = _gain(winner, reference, measured=len(self.rows))
+        text = f"recommended: {winner.name}: {winner.speed_text}, {gain}, {winner.accuracy_text}"
         drop = winner.verification.drop if winner.verification is not None else None
         if drop is not None:
             text += f" ({_difference(drop)})"
@@ -282,13 +283,10 @@ def _difference(drop: Drop) -> str:
     return f"{drop.phrase('the original')}; {interval}"
 
 
-def _counted(images: int) -> str:
-    return f"{images} image{'' if images == 1 else 's'}"
-
-
-def _gain(winner: Row, reference: Row) -> str:
+def _gain(winner: Row, reference: Row, *, measured: int) -> str:
+    """Return how much faster the winner is than the reference, among `measured` engines."""
     if winner is reference:
-        return "no other engine was shown to be faster"
+        return "the only engine that was measured" if measured == 1 else "no other engine was shown to be faster"
     name, ratio = reference.configuration.variant.name, winner.ratio
     default = "at default settings" if not reference.under_load else "one inference at a time"
     if ratio is None or ratio.verdict == "cannot tell":

@@ -148,7 +148,7 @@ def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
 
 @contextmanager
 def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Raise ExportError for a bundle that cannot be written into the cache, where another --out does not help."""
+    """Raise ExportError for a bundle that cannot be written into the cache: another --out does not help."""
     try:
         yield
     except ExportError as error:

@@ -582,6 +582,29 @@ def test_group_normalization_21_is_an_error_before_tensorrt_10_9(version: str, l
     assert [finding.level for finding in forms] == ([level] if level else [])
 
 
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("trt:8.6", {("operator-forms", "error")}),
+        ("trt:10.0", {("operator-forms", "warning")}),
+        ("trt:11.4", {("operator-forms", "warning")}),
+        ("openvino", set()),
+    ],
+)
+def test_a_reduction_by_scatter_elements_is_a_plugin_from_tensorrt_10_on(
+    target: str, found: set[tuple[str, str]]
+) -> None:
+    """It is no assignment to a slice, which the rule for the data path is about."""
+    reduction = graph(
+        """(float[batch, 4] x, float[1, 4] row) => (float[batch, 4] y) {
+            y = ScatterElements <axis = 1, reduction = "add"> (x, where, row)
+        }""",
+        {"where": np.array([[0, 1, 2, 3]])},
+        opset=17 if target == "trt:8.6" else 20,
+    )
+    assert {(finding.rule, finding.level) for finding in lint(reduction, parse_target(target))} == found
+
+
 def test_nodes_that_compute_shapes_and_constants_are_not_in_the_data_path() -> None:
     """ScatterND on a shape, and float64 and int64 constants, do not run per image."""
     constants = graph(

@@ -105,6 +105,43 @@ def test_biases_of_three_separate_layers_are_folded(is_folded: bool) -> None:
     assert_same(before, after)
 
 
+SHARED = f"""{HEADER} g (float[%s, 5, 12] x) => (float[%s, 5, 12] y) {{
+    a = MatMul (x, w)  q = Add (a, s)  q1 = Reshape (q, heads)  q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+    b = MatMul (x, v)  k = Add (b, t)  k1 = Reshape (k, one)  k2 = Transpose <perm = [0, 2, 3, 1]> (k1)
+    c = MatMul (x, u)  l = Add (c, r)  l1 = Reshape (l, one)  l2 = Transpose <perm = [0, 2, 1, 3]> (l1)
+    d = MatMul (q2, k2)  e = Softmax (d)  f = MatMul (e, l2)  g = Transpose <perm = [0, 2, 1, 3]> (f)
+    h = Reshape (g, tokens)  i = MatMul (h, o)  y = Add (i, p)
+}}"""
+
+
+@pytest.mark.parametrize("batch", ["N", "1", "3"])
+@pytest.mark.parametrize("tokens", [[0, 0, -1], [-1, 5, 12]])
+def test_biases_of_one_key_and_value_for_all_heads_are_folded(tokens: list[int], batch: str) -> None:
+    """Multi-query attention: the matmuls broadcast k and v to the heads of q."""
+    before = parse(
+        SHARED % (batch, batch),
+        w=noise(12, 12), s=noise(12, seed=2), v=noise(12, 4, seed=3), t=noise(4, seed=4), u=noise(12, 4, seed=5),
+        r=noise(4, seed=6), o=noise(12, 12, seed=7), p=noise(12, seed=8), heads=np.asarray([0, 5, 3, 4]),
+        one=np.asarray([0, 5, 1, 4]), tokens=np.asarray(tokens),
+    )  # fmt: skip
+    after = before.apply("fold_attention_bias", fold_attention_bias)
+    assert before.operators - after.operators == {"Add": 2}
+    assert_same(before, after)
+
+
+def test_biases_of_a_layer_that_they_widen_stay() -> None:
+    """A column and a wider bias are no linear layer: without the bias the sum would be narrower."""
+    before = parse(
+        SHARED % ("N", "N"),
+        w=noise(12, 4), s=noise(4, seed=2), v=noise(12, 1, seed=3), t=noise(4, seed=4), u=noise(12, 4, seed=5),
+        r=noise(4, seed=6), o=noise(4, 12, seed=7), p=noise(12, seed=8), heads=np.asarray([0, 5, 1, 4]),
+        one=np.asarray([0, 5, 1, 4]), tokens=np.asarray([0, 5, 4]),
+    )  # fmt: skip
+    after = before.apply("fold_attention_bias", fold_attention_bias)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
+
+
 @pytest.mark.parametrize(("max_single_head", "is_folded"), [(12, True), (11, False)])
 def test_biases_of_a_single_wide_head_stay(
     max_single_head: int, is_folded: bool, monkeypatch: pytest.MonkeyPatch

@@ -62,6 +62,22 @@ def test_an_affine_map_is_folded_through_a_mean_over_pixels() -> None:
     assert {"Mul", "Add"}.isdisjoint(decomposed.operators)
 
 
+@pytest.mark.parametrize(("axis", "rows", "inputs"), [(0, 1, 8), (2, 8, 1)])
+def test_an_affine_map_before_a_layer_of_another_width_stays(axis: int, rows: int, inputs: int) -> None:
+    """Flattened along another axis, the layer's inputs are not the channels."""
+    before = parse(
+        f"""{HEADER} g (float[2, 4, 6, 6] x) => (float[{rows}, 5] y) {{
+            a = GroupNormalization <num_groups = 1> (x, scale, bias)
+            m = GlobalAveragePool (a)
+            f = Flatten <axis = {axis}> (m)
+            y = Gemm <transB = 1> (f, w, b)
+        }}""",
+        scale=noise(4, offset=1), bias=noise(4, seed=2), w=noise(5, inputs), b=noise(5),
+    )  # fmt: skip
+    after = before.apply("fuse_affine", fuse_affine)
+    assert_same(before, after, exact=True)
+
+
 def test_a_batchnorm_before_a_layer_is_folded() -> None:
     before = parse(
         f"""{HEADER} g (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y) {{

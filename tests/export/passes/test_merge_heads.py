@@ -18,6 +18,7 @@ ARRAYS = {
     "three": np.asarray([0, 3, 3, 2], np.int64),
     "four": np.asarray([-1, 3, 4, 2], np.int64),
     "of_three": np.asarray([0, 3, 3, 3], np.int64),
+    "mixed": np.asarray([1, 3, 4, 2], np.int64),
     "many": np.asarray([0, 20, 2, 2], np.int64),
     "many_more": np.asarray([0, 20, 3, 2], np.int64),
 }
@@ -67,6 +68,11 @@ def test_they_become_one_product_one_transposition_and_a_split(
         ),
         pytest.param(Q.replace("two", "many") + K.replace("three", "many_more"), "N, 20, 8", id="many tokens"),
         pytest.param(Q + K.replace("[0, 2, 1, 3]", "[0, 2, 3, 1]"), "N, 3, 8", id="another transposition"),
+        pytest.param(
+            Q.replace("two", "mixed") + K.replace("(x, v)", "(x, w)").replace("three", "mixed"),
+            "2, 3, 8",
+            id="heads of two images",
+        ),
     ],
 )
 def test_others_stay(body: str, shape: str) -> None:

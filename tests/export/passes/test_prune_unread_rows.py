@@ -22,9 +22,9 @@ _CONSTANTS = "p = Add (x, table) r = Add (row, p) h = MatMul (r, square) s = Mul
 _COLUMNS = """t = Transpose <perm = [0, 2, 1]> (x) h = MatMul (t, mix) s = Transpose <perm = [0, 2, 1]> (h)"""
 
 
-def _graph(body: str, *, index: object = 0) -> OnnxGraph:
+def _graph(body: str, *, index: object = 0, shape: str = "N, 4") -> OnnxGraph:
     graph = parse(
-        f"{HEADER} g (float[N, 5, 4] x) => (float[N, 4] y) {{{body}}}",
+        f"{HEADER} g (float[N, 5, 4] x) => (float[{shape}] y) {{{body}}}",
         gamma=noise(4),
         beta=noise(4),
         up=noise(4, 8),
@@ -71,3 +71,11 @@ def test_rows_that_depend_on_one_another_stay(body: str) -> None:
     after = before.apply("prune_unread_rows", prune_unread_rows)
     assert after.operators == before.operators
     assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(("index", "shape", "is_pruned"), [([0], "N, 1, 4", True), ([[0]], "N, 1, 1, 4", False)])
+def test_an_index_that_adds_an_axis_stays(index: object, shape: str, is_pruned: bool) -> None:
+    before = _graph(f"{_MLP} y = Gather <axis = 1> (s, i)", index=index, shape=shape)
+    after = before.apply("prune_unread_rows", prune_unread_rows)
+    assert ({_rows(node) for node in after.model.graph if node.op_type == "MatMul"} == {1}) == is_pruned
+    assert_same(before, after)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgevit import create_model
-from edgevit.errors import ExportError, UsageError
+from edgevit.errors import ExportError, PrecisionError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.export.check import check
@@ -304,6 +304,42 @@ def test_nodes_that_overflow_on_calibration_images_stay_in_fp32() -> None:
     assert any("scores reaches" in node.reason for node in plan.kept)
     assert snr_db(expected, fp16_output(result, image)) > 40
     assert not np.isfinite(fp16_output(with_all_in_fp16(graph), image)).all()
+
+
+def product_of(factor: float) -> OnnxGraph:
+    """Two layers of 32 and of 96 MACs; the first reads its input times a factor."""
+    return parse(
+        f"""{HEADER} g (float[2, 4] x) => (float[2, 12] y) {{
+            a = Mul (x, factor)  b = MatMul (a, w)  c = Tanh (b)  y = MatMul (c, v)
+        }}""",
+        factor=np.asarray(factor, np.float32),
+        w=noise(4, 4, seed=0),
+        v=noise(4, 12, seed=1),
+    )
+
+
+@pytest.mark.parametrize(("factor", "fraction"), [(1.0, 1.0), (6e4, 0.75)])
+def test_a_plan_has_the_fraction_of_macs_in_fp16(factor: float, fraction: float) -> None:
+    _, plan = typed(product_of(factor), noise(2, 4, seed=0))
+    assert plan.fraction == fraction
+    assert plan.to_json()["share"] == fraction
+
+
+def test_a_graph_without_macs_has_no_fraction() -> None:
+    _, plan = typed(parse(f"{HEADER} g (float[2, 4] x) => (float[2, 4] y) {{ y = Exp (x) }}"), noise(2, 4, seed=0))
+    assert (kept(plan), plan.fraction) == (["Exp"], None)
+
+
+def test_a_graph_with_no_layer_in_fp16_is_an_error() -> None:
+    graph = parse(
+        f"{HEADER} g (float[2, 4] x) => (float[2, 4] y) {{ a = MatMul (x, w)  y = MatMul (a, w) }}",
+        w=noise(4, 4, scale=1e5, seed=0),
+    )
+    _, plan = typed(graph, noise(2, 4, seed=0))
+    assert plan.fraction == 0
+    with pytest.raises(PrecisionError, match=r"2 of 2 nodes .* the first layer is \S+ \(.*reaches.*--precision fp32"):
+        plan.require_fp16()
+    typed(attention(), noise(1, 10, 8, seed=0))[1].require_fp16()
 
 
 def test_no_node_stays_in_fp32_without_an_overflow() -> None:

@@ -192,22 +192,36 @@ def test_a_grouped_convolution_is_skipped_next_to_larger_layers(groups: int, alo
         ("openvino", "avx2", GROUPED),
         ("openvino", "avx2 avx_vnni avx512f avx512_vnni", GROUPED),
         ("openvino", "avx2 avx_vnni avx512f avx512_vnni amx_int8", GROUPED),
-        ("ort", "avx2 avx_vnni", GROUPED),  # of 2 inputs
+        ("ort", "avx2 avx_vnni", GROUPED),  # of 4 inputs
     ],
 )
 def test_openvino_runs_grouped_convolutions_in_int8_with_avx_vnni_alone(
     fmt: str, flags: str, grouped: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
-    text = """(float[batch, 4, 6, 6] x) => (float[batch, 64, 6, 6] y) {
+    text = """(float[batch, 8, 6, 6] x) => (float[batch, 64, 6, 6] y) {
         a = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w)
-        b = Conv <group = 4, pads = [1, 1, 1, 1]> (a, multiplied)
+        b = Conv <group = 8, pads = [1, 1, 1, 1]> (a, multiplied)
         y = Conv <pads = [1, 1, 1, 1]> (b, large)
     }"""
-    weights = {"w": noise(4, 2, 3, 3, seed=0), "multiplied": noise(8, 1, 3, 3, seed=0)}
-    graph = checked_graph(text, **weights, large=noise(64, 8, 3, 3, seed=0))
+    weights = {"w": noise(8, 4, 3, 3, seed=0), "multiplied": noise(16, 1, 3, 3, seed=0)}
+    graph = checked_graph(text, **weights, large=noise(64, 16, 3, 3, seed=0))
     layers = find_layers(graph, SpeedRule.of(INT8_SCHEMES[fmt]))
     assert [layer.skip_reason for layer in layers] == [grouped, CHANNEL_MULTIPLIER, ""]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "reason"), [(4, 8, ""), (5, 8, GROUPED), (8, 15, GROUPED), (8, 12, "")])
+def test_groups_that_openvino_does_not_vectorize_stay_in_float(
+    inputs: int, outputs: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2", "avx_vnni"}))
+    text = f"""(float[batch, {2 * inputs}, 6] x) => (float[batch, 512, 6] y) {{
+        a = Conv <group = 2> (x, w)
+        y = Conv (a, large)
+    }}"""
+    weights = {"w": noise(2 * outputs, inputs, 1, seed=0), "large": noise(512, 2 * outputs, 1, seed=0)}
+    layers = find_layers(checked_graph(text, **weights), SpeedRule.of(INT8_SCHEMES["openvino"]))
+    assert [layer.skip_reason for layer in layers] == [reason, ""]
 
 
 def test_onnx_runtime_runs_wide_groups_in_int8_with_avx_vnni_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,20 +238,22 @@ def test_onnx_runtime_runs_wide_groups_in_int8_with_avx_vnni_alone(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("channels", "outputs", "kernel", "dilation", "reason"),
+    ("channels", "outputs", "kernel", "dilation", "width", "reason"),
     [
-        (3, 33, 3, 1, FEW_CHANNELS),  # 99 multiply-adds at a position
-        (3, 34, 3, 1, ""),  # 102
-        (3, 66, 3, 2, FEW_CHANNELS),  # 198 at a position that is alone
-        (3, 67, 3, 2, ""),  # 201
-        (3, 16, 1, 1, ""),  # nothing is gathered
+        (3, 33, 3, 1, 56, FEW_CHANNELS),  # 99 multiply-adds at a position
+        (3, 34, 3, 1, 56, ""),  # 102
+        (3, 66, 3, 2, 56, FEW_CHANNELS),  # 198 at a position that is alone
+        (3, 67, 3, 2, 56, ""),  # 201
+        (3, 16, 1, 1, 56, ""),  # nothing is gathered
+        (3, 33, 3, 1, 55, ""),  # a map smaller than 56 x 56
     ],
 )
 def test_a_convolution_of_few_channels_stays_in_float_in_onnx_runtime(
-    channels: int, outputs: int, kernel: int, dilation: int, reason: str
+    channels: int, outputs: int, kernel: int, dilation: int, width: int, reason: str
 ) -> None:
-    text = f"""(float[batch, {channels}, 16, 16] x) => (float[batch, 512, size, size] y) {{
-        a = Conv <dilations = [{dilation}, {dilation}]> (x, w)
+    pad = dilation * (kernel // 2)
+    text = f"""(float[batch, {channels}, 56, {width}] x) => (float[batch, 512, 56, {width}] y) {{
+        a = Conv <dilations = [{dilation}, {dilation}], pads = [{pad}, {pad}, {pad}, {pad}]> (x, w)
         y = Conv (a, large)
     }}"""
     weights = {"w": noise(outputs, channels, kernel, kernel, seed=0), "large": noise(512, outputs, 1, 1, seed=0)}
@@ -247,8 +263,11 @@ def test_a_convolution_of_few_channels_stays_in_float_in_onnx_runtime(
 
 
 def test_a_convolution_of_few_channels_is_int8_if_it_does_most_of_the_work() -> None:
-    graph = checked_graph(convolution(8, 1), w=noise(8, 4, 3, 3, seed=0), b=noise(8, seed=0))
-    (layer,) = find_layers(graph, SpeedRule.of(INT8_SCHEMES["ort"]))
+    text = """(float[batch, 4, 58, 58] x) => (float[batch, 8, 56, 56] y) {
+        y = Conv (x, w)
+    }"""
+    rule = SpeedRule.of(INT8_SCHEMES["ort"])
+    (layer,) = find_layers(checked_graph(text, w=noise(8, 4, 3, 3, seed=0)), rule)
     assert layer.skip_reason == ""
 
 

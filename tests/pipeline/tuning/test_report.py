@@ -137,6 +137,7 @@ def test_the_sentence_says_why() -> None:
     assert "int8-ort: 1 thread: 4.99 ms" in faster.sentence
     assert "2.00x faster than fp32-ort at default settings" in faster.sentence
     assert "no other engine was shown to be faster" in tuned([row("ort", 10.0), row("openvino", 20.0)]).sentence
+    assert "ms, the only engine that was measured, " in tuned([row("ort", 10.0)]).sentence
     close = tuned([row("ort", 10.0), row("ort", 9.9, precision="int8", found=verified(0.05))])
     assert "not told apart from int8-ort: 1 thread" in close.sentence
 

@@ -179,6 +179,10 @@ def test_fmt_auto_takes_what_was_found(found: TuningReport, monkeypatch: pytest.
     assert found.winner.name in tuned.sentence
     with pytest.raises(UsageError, match="no tuned engine of tiny fits"):
         find_tuned(model(), precision=None, threads=7, calibrated=False)
+    monkeypatch.setattr("edgevit.pipeline.tuning.auto.read_choices", lambda _key: [])
+    message = r"tiny was not tuned on this machine in this form \(batch, image size, classes\), so --fmt auto knows no"
+    with pytest.raises(UsageError, match=message):
+        find_tuned(model(), precision=None, threads=None, calibrated=False)
 
 
 def killed_at(stage: str, options: TuneConfig) -> list[str]:

@@ -35,7 +35,7 @@ from edgevit.runtimes.tensorrt.streams import TensorRtStreams
 from edgevit.runtimes.tensorrt.trtexec import TRTEXEC_TOLERANCE
 from edgevit.runtimes.tensorrt.versions import supported_module
 from edgevit.types import Array, TensorSpec
-from tests.fakes.tensorrt import MODULE, PARTS, VERSIONS, World, fake_gpu, fake_tensorrt, run_here
+from tests.fakes.tensorrt import MODULE, PARTS, VERSIONS, Layer, World, fake_gpu, fake_tensorrt, run_here
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -96,7 +96,8 @@ def test_a_build_writes_the_bare_engine_and_a_record_beside_it(
 def test_only_86_gets_precision_flags(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str, precision: Any
 ) -> None:
-    world.runs = precision
+    dtype = "HALF" if precision == "fp16" else "FLOAT"
+    world.runs, world.layers = precision, (Layer("MATRIX_MULTIPLY", (dtype,), (dtype,)),)
     runtime.build(model, tmp_path, BuildOptions(precision=precision))
     flags = [call for call in world.calls if call.startswith("set ")]
     assert flags == ([f"set {precision.upper()}"] if is_86(column) and precision != "fp32" else [])
@@ -111,10 +112,45 @@ def test_only_86_gets_precision_flags(
 def test_86_may_use_fp16_if_the_graph_has_fp16_tensors(
     runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
 ) -> None:
-    world.runs, world.layer_types = "int8", ("FLOAT", "HALF")
+    world.runs, world.layers = "int8", (Layer("MATRIX_MULTIPLY", ("FLOAT",), ("FLOAT", "HALF")),)
     runtime.build(model, tmp_path, BuildOptions(precision="int8"))
     flags = [call for call in world.calls if call.startswith("set ")]
     assert flags == (["set INT8", "set FP16"] if is_86(column) else [])
+
+
+MIXED = (
+    Layer("CAST", ("FLOAT",), ("HALF",)),
+    Layer("MATRIX_MULTIPLY", ("HALF", "HALF"), ("HALF",)),
+    Layer("CAST", ("HALF",), ("FLOAT",)),
+    Layer("CONSTANT", (), ("FLOAT",)),
+    Layer("ELEMENTWISE", ("FLOAT", "FLOAT"), ("FLOAT",)),
+    Layer("SLICE", ("FLOAT",), ("FLOAT", "FLOAT")),
+    Layer("ELEMENTWISE", ("SHAPE",), ("SHAPE",)),
+)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_86_runs_the_fp32_layers_of_an_fp16_graph_in_fp32(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str, precision: Any
+) -> None:
+    """Its networks are weakly typed: with FP16 allowed, the builder may run every layer in half."""
+    world.runs, world.layers = precision, MIXED
+    runtime.build(model, tmp_path, BuildOptions(precision=precision))
+    constrained = [call for call in world.calls if call.startswith("layer ")]
+    expected = ["layer 4 FLOAT", "layer 4 output 0 FLOAT", "layer 5 FLOAT", "layer 5 output 0 FLOAT",
+                "layer 5 output 1 FLOAT"]  # fmt: skip
+    applies = is_86(column) and precision == "fp16"
+    assert constrained == (expected if applies else [])
+    assert ("set PREFER_PRECISION_CONSTRAINTS" in world.calls) == applies
+
+
+def test_86_constrains_no_layer_if_the_types_do_not_follow_from_the_graph(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    """A matmul of half tensors is not fp32 in the graph, whatever the network reports before it is built."""
+    world.runs, world.layers = "fp16", (*MIXED, Layer("MATRIX_MULTIPLY", ("HALF",), ("FLOAT",)))
+    runtime.build(model, tmp_path, BuildOptions(precision="fp16"))
+    assert not any(call.startswith(("layer ", "set PREFER")) for call in world.calls)
 
 
 def test_a_dynamic_batch_becomes_an_optimization_profile(
@@ -184,6 +220,25 @@ def test_a_parser_error_names_the_node(
     place = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
     with pytest.raises(BuildError, match=rf"Unsupported operator \({place}\)"):
         runtime.build(model, tmp_path, BuildOptions())
+
+
+def test_a_parser_error_without_a_node_names_the_last_one(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, column: str
+) -> None:
+    world.broken, world.names_nodes = "parser", False
+    place = "node 3" if is_86(column) else "node blocks.0.attn/Einsum, Einsum"
+    with pytest.raises(BuildError, match=rf"Unsupported operator \({place}\)"):
+        runtime.build(model, tmp_path, BuildOptions())
+
+
+def test_plugins_are_loaded_before_a_graph_is_parsed_and_an_engine_loaded(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World
+) -> None:
+    artifact = runtime.build(model, tmp_path, BuildOptions())
+    runtime.open(artifact.path, BuildOptions()).close()
+    steps = [call for call in world.calls if call.startswith(("plugins", "parse", "deserialize")) and " N" not in call]
+    assert steps[:2] == ["plugins ''", "parse"]
+    assert steps[-2:] == ["plugins ''", "deserialize"]
 
 
 def test_a_failure_ends_with_a_remedy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,16 @@ from edgevit.errors import BuildError, UsageError
 from edgevit.export import passes
 from edgevit.export.capture import capture
 from edgevit.models.initialization import randomize
-from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, parse_layers, plan
-from tests.helpers.onnx_files import attention, save_graph, shift_block
+from edgevit.runtimes.tensorrt_rtx.compiler import Compiled
+from edgevit.runtimes.tensorrt_rtx.kernels import PROXY, Kernel, KernelPlan, KernelTensor, parse_layers, plan, read_plan
+from tests.helpers.onnx_files import attention, lstm, save_graph, shift_block
 from tests.helpers.skips import needs_rtx
 
 # Lines of builds of ShiftViT-T and DeiT-T for compute capability 86 by TensorRT-RTX 1.7.1.
 SAMPLE = Path(__file__).with_name("rtx_kernel_list.txt").read_bytes().decode()
+# Lines of a build of an LSTM over 64 steps: a scalar, the product of the inputs, a kernel of the loop, its counter and
+# its jump back.
+LOOP = Path(__file__).with_name("rtx_loop_kernel_list.txt").read_bytes().decode()
 FLAGS = (
     "is_copy",
     "is_attention",
@@ -43,6 +48,12 @@ def sample_plan(**changes: object) -> KernelPlan:
     return KernelPlan(**values)  # type: ignore[arg-type]
 
 
+def compiled(layers: str) -> Compiled:
+    return Compiled(
+        engine=b"", layers=layers, operators={}, misread=(), dynamic_batch=False, version="1.7.1.116", build_s=1.0
+    )
+
+
 # The parser
 
 
@@ -51,14 +62,15 @@ def sample_plan(**changes: object) -> KernelPlan:
     [
         ("__myl_CastConc_", {"is_copy"}, 1 * 3 * 224 * 224 * 4, 1 * 4 * 224 * 224 * 2, "fp32"),
         ("patch_embed.proj/Conv", {"multiplies"}, 4 * 224 * 224 * 2, 96 * 56 * 56 * 2, "fp16"),
-        ("__myl_Move_", {"is_copy", "is_norm", "is_constant_move"}, 0, 4, "unknown"),
+        ("__myl_Move_", {"is_copy", "is_norm", "is_constant_move"}, 0, 4, "Int32"),
         ("__myl_CorrDiv", {"multiplies"}, 96 * 56 * 56 * 2, 192 * 56 * 56 * 2, "fp16"),
         # The block's input appears five times in the line and is read once, as are two edges of 8 channels.
         ("__myl_SlicSlicConcSlicConcSlicConcSlicConcConcReshCastMean_", {"is_norm", "fuses_shift"},
-         (96 * 56 * 56 + 2 * 8 * 56) * 2 + 4, None, "fp16"),
+         (96 * 56 * 56 + 2 * 8 * 56) * 2 + 4, 96 * 56 * 56 * (2 + 4) + (640 * 336 + 1) * 4, "fp16"),
         ("__myl_Tran_", {"is_copy"}, 96 * 56 * 56 * 2, 96 * 56 * 56 * 2, "fp16"),
         ("__myl_Inor_", {"is_norm"}, 96 * 56 * 56 * 2, 96 * 56 * 56 * 2, "fp16"),
-        ("__myl_SlicSlicConcSlicConcSlicConcSlicConcConcMove_", {"is_copy", "is_shift"}, None, None, "fp16"),
+        ("__myl_SlicSlicConcSlicConcSlicConcSlicConcConcMove_", {"is_copy", "is_shift"},
+         (96 * 56 * 56 + 2 * 8 * 56) * 2, 2 * 96 * 56 * 56 * 2, "fp16"),
         ("_gemm_mha", {"is_attention", "multiplies"}, 3 * 3 * 197 * 64 * 2, 3 * 197 * 64 * 2, "fp16"),
         ("__myl_MaxrSubExp", {"is_softmax"}, 3 * 197 * 197 * 4, 3 * 197 * 197 * 4, "fp32"),
         ("__mye91214+", {"multiplies"}, 197 * 192 * 4, 3 * 197 * 192 * 4, "fp32"),
@@ -69,9 +81,37 @@ def test_a_kernels_kind_and_sizes_are_parsed(
 ) -> None:
     (kernel,) = (kernel for kernel in sample() if kernel.name.startswith(start))
     assert {flag for flag in FLAGS if getattr(kernel, flag)} == flags
-    assert kernel.bytes_read == (kernel.bytes_read if read is None else read)
-    assert kernel.bytes_written == (kernel.bytes_written if written is None else written)
-    assert kernel.precision == precision or precision == "unknown"
+    assert (kernel.bytes_read, kernel.bytes_written) == (read, written)
+    assert kernel.precision == precision
+
+
+def row_kernel(name: str, *, operators: tuple[str, ...], weight: str = "Half") -> Kernel:
+    """A kernel that reads statistics in fp32, of which the weights have another type."""
+    return Kernel(
+        name=f"__myl_{name}_myl0_38", kind="kgen", nodes=(), operators=operators,
+        inputs=(KernelTensor("x", "Float", (1, 288)),), constants=(KernelTensor("w", weight, (288, 10)),),
+        outputs=(KernelTensor("y", "Half", (1, 10)),),
+    )  # fmt: skip
+
+
+def test_a_layer_of_one_row_is_a_matmul_in_the_precision_of_its_weights() -> None:
+    """The compiler writes it as products and their sums."""
+    for name, operator in (("ReshMulSum", "Gemm"), ("AddSqrtDivMulAddReshMulSumAdd", "MatMul")):
+        kernel = row_kernel(name, operators=("LayerNormalization", operator))
+        assert (kernel.multiplies, kernel.precision) == (True, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [
+        ("MulAddSum", ("Gemm",)),  # a sum of other terms
+        ("MulSum", ("ReduceL2", "Softmax")),  # no layer
+        ("MaxrSubExpSumDivMul", ("Softmax", "Conv")),
+    ],
+)
+def test_other_sums_are_no_matmuls(name: str, operators: tuple[str, ...]) -> None:
+    kernel = row_kernel(name, operators=operators)
+    assert (kernel.multiplies, kernel.precision) == (False, "fp32")
 
 
 def test_a_kernels_modules_and_operators_are_parsed() -> None:
@@ -92,6 +132,27 @@ def test_the_parsers_operator_takes_precedence_over_the_nodes_name() -> None:
 def test_lines_that_launch_no_kernel_are_not_counted() -> None:
     assert "LayerType: signal" in SAMPLE
     assert len(sample()) == SAMPLE.count("LayerType: ") - 1
+
+
+def test_steps_of_a_loop_on_the_host_are_not_counted() -> None:
+    kinds = [line.partition("LayerType: ")[2].partition(",")[0] for line in LOOP.splitlines()[1:]]
+    assert kinds == ["memset", "gemm", "kgen", "add", "cjmp"]
+    assert [kernel.kind for kernel in parse_layers(LOOP, {})] == ["gemm", "kgen"]
+
+
+def test_a_memset_of_several_values_is_a_kernel() -> None:
+    cleared = LOOP.replace("__d^0i64_myl0, Dimensions: [1]", "__d^0i64_myl0, Dimensions: [8]")
+    assert cleared != LOOP
+    assert [kernel.kind for kernel in parse_layers(cleared, {})] == ["memset", "gemm", "kgen"]
+
+
+def test_a_loop_and_a_branch_are_warnings() -> None:
+    branch = LOOP.replace("JumpTargetThen: __myl_ReshMulSumAdd_myl0_38", "JumpTargetThen: __myl_Exp_myl0_65")
+    assert branch != LOOP
+    for layers, words in ((LOOP, "counted once, and run once for each iteration"), (branch, r"branches \(If\)")):
+        (warning,) = read_plan(compiled(layers), Path("a.onnx"), (86,)).warnings
+        assert re.search(words, warning)
+    assert read_plan(compiled(SAMPLE), Path("a.onnx"), (86,)).warnings == ()
 
 
 def test_a_dynamic_batch_has_the_given_size() -> None:
@@ -230,6 +291,28 @@ def test_a_dynamic_batch_is_one_by_default_with_a_warning(tmp_path: Path) -> Non
     assert plan(fixed).warnings == ()
     with pytest.raises(UsageError, match="has a fixed batch, so it cannot be 8"):
         plan(fixed, batch=8)
+
+
+@needs_rtx
+def test_the_kernels_of_a_loop_are_counted_once(tmp_path: Path) -> None:
+    found = plan(lstm(tmp_path / "m.onnx"))
+    assert {kernel.kind for kernel in found.kernels} <= {"kgen", "gemm"}
+    assert any("once for each iteration" in warning for warning in found.warnings)
+
+
+@needs_rtx
+def test_the_kernels_of_both_branches_are_counted(tmp_path: Path) -> None:
+    branches = (
+        "then_branch = t () => (float[1, 16] a) {a = Exp (x)}, else_branch = e () => (float[1, 16] b) {b = Tanh (x)}"
+    )
+    model = save_graph(
+        tmp_path / "m.onnx",
+        "g (float[1, 16] x, bool[1] c) => (float[1, 16] y)",
+        {"head/If": f"y = If (c) <{branches}>"},
+    )
+    found = plan(model)
+    assert {"Exp", "Tanh"} <= {operation for kernel in found.kernels for operation in kernel.operations}
+    assert any("branches (If)" in warning for warning in found.warnings)
 
 
 @needs_rtx

@@ -23,7 +23,7 @@ from edgevit.runtimes.tensorrt_rtx import compiler
 from edgevit.runtimes.tensorrt_rtx.capabilities import COMPUTE_CAPABILITIES
 from edgevit.runtimes.tensorrt_rtx.kernels import plan
 from edgevit.runtimes.tensorrt_rtx.runtime import TensorRtRtx, built_precision
-from tests.helpers.onnx_files import save_graph, shift_block
+from tests.helpers.onnx_files import lstm, save_graph, shift_block
 from tests.helpers.skips import needs_rtx
 
 FP32 = BuildOptions(compute_capabilities=(86,))
@@ -106,6 +106,27 @@ def test_the_kernel_list_and_precision_are_stored_beside_the_engine(folder: Path
 
 
 @needs_rtx
+def test_a_graph_with_a_loop_is_built(folder: Path, tmp_path: Path) -> None:
+    made = TensorRtRtx().build(lstm(tmp_path / "m.onnx"), folder, FP32)
+    assert built_precision(made.path).layers == {"fp32": 1}
+
+
+def test_an_unknown_kernel_list_does_not_cost_the_engine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = compiler.Compiled(
+        engine=b"vtrt", layers="Layers:\nName: a, LayerType: kgen, Reads: []", operators={}, misread=(),
+        dynamic_batch=False, version="1.8", build_s=1.0,
+    )  # fmt: skip
+    monkeypatch.setattr("edgevit.runtimes.tensorrt_rtx.runtime.compile_onnx", lambda *_, **__: listed)
+    made = TensorRtRtx().build(tmp_path / "m.onnx", folder, FP16)
+    assert [file.name for file in folder.iterdir()] == [file.name for file in made.files] == ["model.engine"]
+    assert made.path.read_bytes() == b"vtrt"
+    assert "the precision of the kernels is not reported: cannot parse the kernel list" in made.notes[1]
+    assert built_precision(made.path).summary == "not reported"
+
+
+@needs_rtx
 def test_builds_are_deterministic(folder: Path, tmp_path: Path) -> None:
     model = shift_block(tmp_path / "m.onnx")
     first = TensorRtRtx().build(model, folder, FP16).path.read_bytes()
@@ -176,6 +197,15 @@ SMOOTH: Graph = (
     {"up/Resize": 'y = Resize <antialias = 1, mode = "cubic"> (x, , scales)'},
     {},
 )
+ELEMENTS: Graph = (  # the parser's error names no node
+    "g (float[1, 8] x) => (float[1, 8] y) <int64[1, 8] where = {0, 1, 2, 3, 4, 5, 6, 7}>",
+    {
+        "stem/Relu": "r = Relu(x)",
+        "head.pool/ScatterElements": 's = ScatterElements <axis = 1, reduction = "add"> (x, where, r)',
+        "out/Relu": "y = Relu(s)",
+    },
+    {},
+)
 UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)"}, {})
 
 
@@ -190,6 +220,7 @@ UNKNOWN: Graph = ("g (float[2, 2] x) => (float y)", {"head.det/Det": "y = Det(x)
         (MIXED, r"blocks\.0\.mlp/Add \(Add, PyTorch module blocks\.0\.mlp\): .*types Half and Float; .*Cast"),
         (PLUGIN, r"my\.op/Mine \(Mine, PyTorch module my\.op\): this operator is not supported; rewrite"),
         (SMOOTH, r"up/Resize \(Resize, PyTorch module up\): Antialiasing is not supported currently; rewrite"),
+        (ELEMENTS, r"head\.pool/ScatterElements \(ScatterElements, PyTorch module head\.pool\): .*reduction type"),
         (UNKNOWN, r"head\.det/Det \(Det, PyTorch module head\.det\): this operator is not supported"),
     ],
 )
