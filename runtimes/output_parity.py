@@ -5,6 +5,10 @@ An engine in fp32 may be off by what float32 itself allows: a multiple of the er
 that is more than the tolerance. The top-1 class is judged on photos, and only if the lead of PyTorch's best class is
 beyond the accepted errors.
 
+Lower precisions are judged about the mean of the output: a constant offset, such as 293 K, is no signal, and would hide
+the loss of what varies. Rows of few values, such as a single score, are judged about zero: their spread is left to
+chance. fp32 is judged by its largest error, in standard deviations.
+
 NaN or infinity that PyTorch does not output, and rows of one batch that disagree about the same image, always fail. NaN
 and infinity that PyTorch outputs too, such as logits of -inf for masked classes, must be equal and are left out of the
 measures.
@@ -23,6 +27,7 @@ from edgevit.arrays import finite_std, relative, snr_db
 from edgevit.dense.outputs import is_class_map
 from edgevit.errors import ParityError
 from edgevit.precisions import get_policy
+from edgevit.runtimes.channel_parity import ChannelNoise, channel_noise
 from edgevit.runtimes.pixel_parity import (
     PixelAgreement,
     is_class_logits,
@@ -35,6 +40,8 @@ _Rows: TypeAlias = NDArray[np.float64]  # (rows, values)
 
 # Lead of a logit in deviations of its noise: four of the difference of two logits, reversed once in 30,000 rows.
 _NOISE_DEVIATIONS = 4 * math.sqrt(2)
+_MIN_CENTRED_VALUES = 64  # of a row that is judged about its mean
+_FLOAT32_NOISE = 1e-5  # spread of an output over its mean, below which it is constant but for rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +55,10 @@ class OutputParity:
     batch: int
     std: float  # of PyTorch's finite outputs
     max_abs: tuple[float, ...]  # largest absolute difference of each row
-    cosine: tuple[float, ...]  # cosine similarity of each row
+    cosine: tuple[float, ...]  # cosine similarity of each row; in lower precisions also about its mean, if that is less
     noise_power: float  # mean squared difference over all rows
-    signal_power: float  # mean square of PyTorch's output
+    mean_square: float  # of PyTorch's output
+    signal_power: float  # its variance if it is judged about its mean, else its mean square
     same_top1: tuple[bool, ...]  # of each row; empty if the output is not (rows, classes)
     lead: tuple[float, ...]  # of PyTorch's best class over the second, of each row; empty like `same_top1`
     float32_error: float | None  # largest difference of PyTorch's float32 from its float64; None: not measured
@@ -58,6 +66,7 @@ class OutputParity:
     rows_differ: float  # largest difference between rows of one batch that hold the same image
     input_sensitivity: float  # spread between PyTorch's rows over the spread within them
     pixels: PixelAgreement | None = None  # of the class of each pixel; None if the output is not one of segmentation
+    channels: ChannelNoise | None = None  # of lower precisions, about the mean of each channel; None: not measured
     is_class_map: bool = False  # classes and not values: only their agreement is judged
 
     @property
@@ -121,6 +130,8 @@ class OutputParity:
         if allowed.agreement is not None and self.agreement is not None and not self.agreement >= allowed.agreement:
             failures.append(f"top-1 agreement {self.agreement:.1%}, at least {allowed.agreement:.1%}")
         failures += self._pixel_failures(allowed.agreement)
+        if self.channels is not None and self.channels.lost_most and self.kind == PHOTOS:
+            failures.append(str(self.channels))
         if not self.rows_differ <= rows_allowed:
             failures.append(f"rows of one batch differ by {self.rows_differ:.1e} on the same image")
         return tuple(failures)
@@ -165,8 +176,14 @@ def compare_output(
     classifies = expected.ndim == 2 and want.shape[1] > 1
     same_top1 = tuple((want.argmax(1) == got.argmax(1)).tolist()) if classifies else ()
     lead = _leads(want) if classifies else ()
-    std = finite_std(want)
+    std, defined = finite_std(want), np.isfinite(want)
     want, got, finite = _aligned(want, got)
+    signal_power = mean_square = float((want**2).mean())
+    cosine = _cosine(want, got)
+    if conditions.precision != "fp32" and want.shape[1] >= _MIN_CENTRED_VALUES:
+        variance = std**2 * float(defined.mean())
+        signal_power = variance if variance > _FLOAT32_NOISE**2 * mean_square else mean_square
+        cosine = np.minimum(cosine, _centred_cosine(want, got, defined, signal_power))
     difference = np.abs(got - want)
     result = OutputParity(
         stage=conditions.stage,
@@ -176,9 +193,10 @@ def compare_output(
         batch=conditions.batch,
         std=std,
         max_abs=tuple(difference.max(1).tolist()),
-        cosine=tuple(_cosine(want, got).tolist()),
+        cosine=tuple(cosine.tolist()),
         noise_power=float((difference**2).mean()),
-        signal_power=float((want**2).mean()),
+        mean_square=mean_square,
+        signal_power=signal_power,
         same_top1=same_top1,
         lead=lead,
         float32_error=float32_error,
@@ -188,6 +206,8 @@ def compare_output(
     )
     if is_class_map(name, actual):  # references are stored as floats
         return replace(result, pixels=map_agreement(expected, actual), is_class_map=True)
+    if conditions.precision != "fp32":
+        result = replace(result, channels=channel_noise(expected, actual))
     if is_class_logits(name, expected):
         return replace(result, pixels=logits_agreement(expected, actual, result.reversible_lead))
     return result
@@ -223,3 +243,21 @@ def _cosine(want: _Rows, got: _Rows) -> NDArray[np.float64]:
         products: NDArray[np.float64] = (want * got).sum(1)
         cosine = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
     return np.where(both_zero, 1.0, cosine)
+
+
+def _centred_cosine(want: _Rows, got: _Rows, defined: NDArray[np.bool_], signal_power: float) -> NDArray[np.float64]:
+    """Return the cosine of each row about the mean that PyTorch's row has.
+
+    A row with less spread than the whole output, such as a constant one, is completed to that by a component without
+    error, since noise on it is as harmful as on the others and no more.
+    """
+    mean = want.sum(1) / np.maximum(defined.sum(1), 1)
+    want, got = (np.where(defined, each - mean[:, None], 0.0) for each in (want, got))
+    power = (want**2).sum(1)
+    missing = np.maximum(signal_power * want.shape[1] - power, 0.0)
+    with np.errstate(invalid="ignore"):  # infinities fail by `finite`
+        norms = np.sqrt((power + missing) * ((got**2).sum(1) + missing))
+        cosine: NDArray[np.float64] = np.divide(
+            (want * got).sum(1) + missing, norms, out=np.ones_like(norms), where=norms > 0
+        )
+    return cosine

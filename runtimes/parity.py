@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgevit.types import PHOTOS, Array, Precision, Reference, Run
 
 # Spread between rows over spread within them. Below this, an output hardly depends on its input.
 MIN_INPUT_SENSITIVITY = 1e-3
+UNDETERMINED_STD = 1e-2  # PyTorch's own float32 error, from which fp32 proves nothing: that of fp16
 
 
 def references_for(references: Sequence[Reference], precision: Precision) -> tuple[Reference, ...]:
@@ -87,10 +88,31 @@ class ParityReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         insensitive = {r.output for r in self.results if r.input_sensitivity < MIN_INPUT_SENSITIVITY}
-        return tuple(
-            f"output {name} hardly depends on the input, so that its parity proves little"
-            for name in sorted(insensitive)
+        return (
+            *(
+                f"output {name} hardly depends on the input, so that its parity proves little"
+                for name in sorted(insensitive)
+            ),
+            *self._undetermined_outputs(),
+            *self._lost_channels(),
         )
+
+    def _undetermined_outputs(self) -> Iterator[str]:
+        own: dict[str, float] = {}
+        for each in self.results:
+            if each.precision == "fp32" and (error := each.float32_error_of_std or 0.0) > UNDETERMINED_STD:
+                own[each.output] = max(error, own.get(each.output, 0.0))
+        for name, error in sorted(own.items()):
+            yield (
+                f"float32 does not determine output {name}, so that its parity in fp32 proves little: "
+                f"the model's own float32 error is {error:.1e} std"
+            )
+
+    def _lost_channels(self) -> Iterator[str]:
+        """Yield the channels whose errors exceed their signal, for the last stage that has such in each output."""
+        found = {r.output: r for r in self.results if r.kind == PHOTOS and r.channels is not None and r.channels.lost}
+        for name, result in sorted(found.items()):
+            yield f"output {name} of {result.stage!r}: {result.channels}"
 
     @property
     def summary(self) -> ParitySummary | None:
@@ -138,6 +160,7 @@ class ParityReport:
 def _fields(result: OutputParity) -> dict[str, Any]:
     """Return the fields under their JSON keys."""
     fields = {"dependence" if name == "input_sensitivity" else name: value for name, value in asdict(result).items()}
+    del fields["channels"], fields["mean_square"]  # no part of the document
     if result.pixels is None:
         del fields["pixels"], fields["is_class_map"]
     return fields

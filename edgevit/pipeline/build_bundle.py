@@ -46,9 +46,12 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
     converted, plan = converter.convert()
     for round_ in itertools.count(1):
         parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
-        options = _engine_options(config, runtime, plan)
-        built = _build_engine(export, runtime, converted, plan, options, bundle_folder)
-        engine_parity = _check_engine(export, built)
+        options, plain = _engine_options(config, runtime, plan), config.options_for(runtime)
+        built, engine_parity = _build_and_check(export, runtime, converted, plan, options, bundle_folder)
+        if not _passes(engine_parity) and options != plain:
+            _discard(built, bundle_folder)
+            options = plain
+            built, engine_parity = _build_and_check(export, runtime, converted, plan, options, bundle_folder)
         attempt = BuiltBundle(
             runtime=runtime,
             folder=bundle_folder,
@@ -61,24 +64,44 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
             device_steps=steps,
         )
         engine_memory.close_if_unneeded(built, config)
-        if not isinstance(plan, QuantizationPlan) or engine_parity.first_failed_stage is None:
+        if not isinstance(plan, QuantizationPlan) or _passes(engine_parity):
             return attempt
         more = converter.revert_more(plan) if round_ < MAX_ENGINE_ROUNDS else None
         if more is None:
             return attempt
         converted, plan = more
-        _discard(attempt)
+        _discard(built, bundle_folder)
     raise AssertionError("unreachable: the rounds are bounded")
+
+
+def _passes(engine_parity: ParityReport) -> bool:
+    """Return whether no comparison of an engine fails; nothing is compared without a check, or if it does not run."""
+    return engine_parity.first_failed_stage is None
 
 
 def _engine_options(
     config: ExportConfig, runtime: Runtime, plan: PrecisionPlan | QuantizationPlan | None
 ) -> BuildOptions:
-    """Return the options of an engine, with less precise float operators if they are faster and the plan allows it."""
+    """Return the options of an engine, with less precise float operators if they are faster and the plan allows it.
+
+    An engine that misses parity with them is built again with the options of the configuration.
+    """
     options = config.options_for(runtime)
     if isinstance(plan, QuantizationPlan) and plan.is_float_for_speed_alone and not options.session.chosen:
         return replace(options, session=runtime.int8_session())
     return options
+
+
+def _build_and_check(
+    export: ExportRun,
+    runtime: Runtime,
+    graph: OnnxGraph,
+    plan: PrecisionPlan | QuantizationPlan | None,
+    options: BuildOptions,
+    folder: Path,
+) -> tuple[BuildResult, ParityReport]:
+    built = _build_engine(export, runtime, graph, plan, options, folder)
+    return built, _check_engine(export, built)
 
 
 def _build_engine(
@@ -106,11 +129,11 @@ def _build_engine(
     return built
 
 
-def _discard(bundle: BuiltBundle) -> None:
-    """Close the engine of a bundle whose layers are chosen again, and delete its folder."""
-    if bundle.built.engine is not None:
-        bundle.built.engine.close()
-    shutil.rmtree(bundle.folder)
+def _discard(built: BuildResult, folder: Path) -> None:
+    """Close an engine that is built again, and delete the folder of its bundle."""
+    if built.engine is not None:
+        built.engine.close()
+    shutil.rmtree(folder)
 
 
 def _converter(export: ExportRun, graph: OnnxGraph, fmt: str) -> PrecisionConverter:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from edgevit.runtimes.output_parity import OutputParity
-from edgevit.runtimes.parity import ParityReport
+from edgevit.runtimes.parity import UNDETERMINED_STD, ParityReport
 from edgevit.types import Array, Reference
 
 # The float32 errors of the outputs by name, for each row that is requested and known.
@@ -24,7 +24,6 @@ Float32Errors: TypeAlias = Callable[[Reference, Iterable[int]], Mapping[int, Map
 _LOG = logging.getLogger(__name__)
 
 _NEAR_STD = 1e-5  # error of a row that is run in float64, a tenth of the tolerance of fp32
-_UNDETERMINED_STD = 1e-2  # float32 error of a row that is left out: at that of fp16, fp32 proves nothing
 
 
 def with_refined_errors(
@@ -32,7 +31,8 @@ def with_refined_errors(
 ) -> tuple[Reference, ...]:
     """Return the references with the float32 error of all rows that `report` finds near the tolerance or beyond.
 
-    `report` compares a graph in fp32 with `references`. If float32 determines no row of a kind, all of them stay.
+    `report` compares a graph in fp32 with `references`. If float32 determines no row of a kind, all of them stay,
+    of which the report of the export warns.
     """
     return tuple(_refined(reference, _judged(report, reference.kind), float32_errors) for reference in references)
 
@@ -66,7 +66,7 @@ def _refined(reference: Reference, judged: Sequence[OutputParity], float32_error
     if not errors:
         return reference
     of_std = {row: max(_error_of_std(each, by_name) for each in judged) for row, by_name in errors.items()}
-    undetermined = {row: error for row, error in of_std.items() if error > _UNDETERMINED_STD}
+    undetermined = {row: error for row, error in of_std.items() if error > UNDETERMINED_STD}
     if len(undetermined) == reference.rows:
         undetermined = {}
     for row, error in undetermined.items():

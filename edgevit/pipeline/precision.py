@@ -223,6 +223,8 @@ def _parity_reason(found: ParityReport) -> str:
                 return f"{result.pixels.all:.1%} of pixels keep their class, at least {min_agreement:.1%} required"
         elif not cosine >= min_cosine:  # written so that NaN fails too
             return f"cosine {cosine:.4f} on photos, at least {min_cosine:g} required"
+        elif result.channels is not None and result.channels.lost_most:
+            return f"{result.channels} in output {result.output}"
     return ""
 
 

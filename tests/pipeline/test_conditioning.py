@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,3 +93,22 @@ def test_an_export_measures_the_rows_that_need_it(tmp_path: Path) -> None:
     )
     (reference,) = bundle.references()
     assert reference.float32_error["output"] > 1e-6
+
+
+class Offset(nn.Module):
+    """Keeps about one digit of its signal in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (0.1 * x).mean(2) + 1e4
+
+
+def test_a_model_of_which_float32_determines_no_row_stays_with_a_warning() -> None:
+    model = from_module(Offset(), example_input=torch.zeros(SHAPE))
+
+    def rounded_otherwise(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": Offset()(torch.from_numpy(feeds["x"])).numpy() + np.float32(2**-10)}
+
+    references = refined(model, rounded_otherwise)
+    report = judged(rounded_otherwise, references)
+    assert references[0].rows == 2 and report.passed
+    assert any("float32 does not determine output y" in warning for warning in report.warnings)

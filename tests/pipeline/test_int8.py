@@ -30,6 +30,7 @@ from edgevit.runtimes import openvino
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.openvino import OpenVino, OpenVinoEngine
 from edgevit.runtimes.parity import compare, references_for
+from edgevit.types import Array
 from tests.helpers.cifar10 import Cifar10
 from tests.helpers.cli import last_line, status
 from tests.helpers.formats import ON_CPU
@@ -279,6 +280,25 @@ def test_openvino_runs_what_is_in_float_for_its_speed_in_bf16_with_amx(
     monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)
     assert export(small, "linears", tmp_path, "--calib", views, *options, fmt="openvino") == 0
     assert manifest(tmp_path, "small_linears-int8-openvino")["build"].get("session", {}) == session
+
+
+def test_an_engine_that_misses_parity_in_bf16_is_built_in_f32(
+    small: Path, views: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers stay as they are: what is in float for its speed breaks it in bf16."""
+    pretend(monkeypatch, "avx512_vnni amx_bf16")
+    monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)
+    infer = OpenVinoEngine._infer
+
+    def wrong_in_bf16(engine: OpenVinoEngine, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        is_bf16 = engine._settings["INFERENCE_PRECISION_HINT"] == "bf16"
+        return {name: -array if is_bf16 else array for name, array in infer(engine, feeds).items()}
+
+    monkeypatch.setattr(OpenVinoEngine, "_infer", wrong_in_bf16)
+    assert export(small, "linears", tmp_path, "--calib", views, fmt="openvino") == 0
+    found = manifest(tmp_path, "small_linears-int8-openvino")
+    assert found["build"].get("session", {}) == {} and costly(found) == []
+    assert [stage["name"] for stage in found["exporter"]["stages"]].count("openvino: build") == 2
 
 
 def test_a_bundle_that_asks_for_bf16_runs_in_f32_without_it(

@@ -211,3 +211,128 @@ def test_a_constant_output_is_judged_by_its_magnitude(factor: float, passes: boo
         "engine", lambda feeds: {"y": constant[: len(feeds["x"])] * np.float32(factor)}, [reference], precision="fp32"
     )
     assert report.passed is passes
+
+
+# Lower precisions, about the mean
+
+LOWER: tuple[Precision, ...] = ("fp16", "bf16", "int8")
+
+
+def compared(expected: Array, actual: Array, precision: Precision, *, kind: str = "photos") -> OutputParity:
+    """Compare an engine with the outputs `actual` with a reference with the outputs `expected`."""
+    rows = np.arange(len(expected), dtype=np.int64)[:, None]
+    reference = Reference(kind=kind, inputs={"x": rows}, outputs={"y": expected})
+    report = compare("engine", lambda feeds: {"y": actual[feeds["x"][:, 0]]}, [reference], precision=precision)
+    return report.results[0]
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_constant_offset_hides_no_error(precision: Precision) -> None:
+    """A depth map around 100, of which the engine gets only the offset right."""
+    maps, other = normal(2, 1, 16, 16), normal(2, 1, 16, 16, seed=1)
+    assert not compared(100 + maps, 100 + other, precision).passed
+    result = compared(100 + maps, 100 + maps + 0.005 * other, precision)
+    assert result.passed and result.snr_db == pytest.approx(46, abs=1)
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_missing_offset_fails(precision: Precision) -> None:
+    maps = normal(2, 1, 16, 16)
+    assert not compared(100 + maps, maps, precision).passed
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_rows_without_spread_of_their_own_are_judged_by_that_of_the_output(precision: Precision) -> None:
+    """One photo gives a constant map, another one nearly so."""
+    maps = normal(3, 1, 16, 16)
+    maps[0], maps[1] = 3.0, 3.0 + 1e-4 * maps[1]
+    noise = 2e-3 * normal(3, 1, 16, 16, seed=1)
+    assert compared(maps, maps + noise, precision).passed
+    assert not compared(maps, maps + 300 * noise, precision).passed
+
+
+@pytest.mark.parametrize("precision", LOWER)
+@pytest.mark.parametrize("values", [[5.0, 5.001], [-3.0, 2.0]])
+def test_a_single_score_has_no_cosine_about_its_mean(values: list[float], precision: Precision) -> None:
+    scores = np.array(values, np.float32)[:, None]
+    result = compared(scores, scores * np.float32(1 + 1e-6), precision)
+    assert result.passed and min(result.cosine) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_an_output_that_differs_by_rounding_alone_is_judged_by_its_magnitude(precision: Precision) -> None:
+    expected = np.float32(100) + np.float32(1e-5) * normal(2, 64).round()
+    assert compared(expected, expected + np.float32(1e-4) * normal(2, 64, seed=1), precision).passed
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_rows_of_few_values_are_judged_about_zero(precision: Precision) -> None:
+    """The scores of the coarsest map of a detector, where no photo has an object."""
+    scores = 0.05 * normal(3, 45, 1, 1) - 5
+    assert compared(scores, scores + 0.01 * normal(3, 45, 1, 1, seed=1), precision).passed
+
+
+def test_the_cosine_of_fp32_stays_about_zero() -> None:
+    maps = normal(2, 1, 16, 16)
+    assert min(compared(1000 + maps, 1000 + 0.5 * maps, "fp32").cosine) > 0.999
+
+
+# Channels
+
+
+def joined(score_error: float, *, lost: int = 20, seed: int = 2) -> tuple[Array, Array]:
+    """Return a detector's joined output, 4 channels of boxes and 20 of scores, and it with `lost` of these wrong."""
+    boxes, scores = 300 * np.abs(normal(2, 4, 400)), np.abs(normal(2, 20, 400, seed=1)) / 10
+    errors = np.zeros_like(scores)
+    errors[:, :lost] = score_error * scores.std() * normal(2, lost, 400, seed=seed)
+    return np.concatenate([boxes, scores], 1), np.concatenate([boxes, scores + errors], 1)
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_scores_that_are_lost_beside_boxes_fail(precision: Precision) -> None:
+    assert compared(*joined(0.2), precision).passed
+    (failure,) = compared(*joined(1.5), precision).failures
+    assert failure.startswith("20 of 24 channels lose their signal (SNR down to -")
+    assert compared(*joined(1.5), precision, kind="noise").passed
+
+
+def test_few_lost_channels_are_a_warning_in_plain_words() -> None:
+    result = compared(*joined(1.5, lost=5), "int8")
+    (warning,) = ParityReport((result,)).warnings
+    assert result.passed and warning.startswith("output y of 'engine': 5 of 24 channels lose their signal (SNR down")
+    assert "channels" not in ParityReport((result,)).to_json()["results"][0]
+
+
+def test_dead_channels_are_none_that_are_lost() -> None:
+    expected = normal(2, 32, 8, 8)
+    expected[:, 4:] *= 1e-6
+    result = compared(expected, expected + 1e-2 * normal(2, 32, 8, 8, seed=1), "int8")
+    assert result.channels is not None and (result.channels.channels, result.channels.lost) == (4, 0)
+    assert result.passed
+
+
+@pytest.mark.parametrize("shape", [(2, 300, 20), (2, 64, 4, 4), (2, 50)])
+def test_an_axis_with_more_entries_than_positions_has_no_channels(shape: tuple[int, ...]) -> None:
+    assert compared(normal(*shape), normal(*shape), "int8").channels is None
+
+
+# Outputs that float32 does not determine
+
+
+def test_an_output_that_float32_does_not_determine_is_a_warning() -> None:
+    def report(float32_error: float) -> ParityReport:
+        reference = Reference(
+            kind="photos", inputs={"x": INPUTS}, outputs=REFERENCE.outputs, float32_error={"y": float32_error * STD}
+        )
+        return compare("engine", engine(), [reference], precision="fp32")
+
+    assert report(1e-3).warnings == ()
+    (warning,) = report(0.8).warnings
+    assert warning == (
+        "float32 does not determine output y, so that its parity in fp32 proves little: "
+        "the model's own float32 error is 8.0e-01 std"
+    )

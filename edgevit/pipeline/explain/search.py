@@ -111,7 +111,7 @@ class _Search:
             return False
         if self._stage.precision == "fp32":
             return error.max_of_std < _REMAINS * self._result.max_abs_of_std
-        return error.noise_to_signal < _REMAINS * self._result.noise_power / self._result.signal_power
+        return error.noise_to_signal < _REMAINS * self._result.noise_power / self._result.mean_square
 
     def _by_modules(self, run: Tensorwise, units: Sequence[Unit], unmapped: tuple[str, ...]) -> Explanation:
         finding = find_first(run, units, deadline_s=self._deadline_s)
@@ -157,7 +157,7 @@ class _Search:
         """Whether a part of the engine differs from the same part of the graph by more than rounding."""
         if self._stage.precision == "fp32":
             return not error.max_of_std <= _WRONG_OF_STD
-        return not error.noise_to_signal <= _REMAINS * self._result.noise_power / self._result.signal_power
+        return not error.noise_to_signal <= _REMAINS * self._result.noise_power / self._result.mean_square
 
     def _save_module(self, run: Tensorwise, units: Sequence[Unit], finding: Finding) -> reproducer.Reproducer:
         """Save the module, or only its own last operators: from the results of its submodules that are right on."""
