@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.arrays import differences, finite_std, is_undefined
-from edgevit.errors import ExportError, UsageError
+from edgevit.errors import ExportError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.import_onnx import import_graph
 from edgevit.files import file_sha256
@@ -113,13 +113,20 @@ def load_onnx_model(
 
 
 def require_float32(model: OnnxModel, precision: Precision) -> None:
-    """Raise UsageError if the file is in a lower precision than float32, from which `precision` cannot be made.
+    """Raise an error if the file is in a lower precision than float32, from which `precision` cannot be made.
 
-    In fp32, weights in fp16 or int8 are taken: they are computed in fp32. Activations in int8 are not.
+    In fp32, weights in fp16 or int8 are taken: they are computed in fp32. Activations in int8 are not (PrecisionError):
+    engines would not run in fp32. A lower precision is made of float32 alone (UsageError).
     """
-    refused = _INT8_ACTIVATIONS if precision == "fp32" else _LOW_PRECISION
-    operators = sorted(refused & model.graph.operators.keys())
-    values = () if precision == "fp32" else model.graph.model.graph.initializers.values()
+    operators = sorted(model.graph.operators.keys() & (_INT8_ACTIVATIONS if precision == "fp32" else _LOW_PRECISION))
+    if precision == "fp32":
+        if operators:
+            raise PrecisionError(
+                f"{model.path} has {operators[0]}, so that it runs in int8 and not in the requested fp32; give the "
+                "fp32 file, or rewrite this one as it is with edgevit optimize"
+            )
+        return
+    values = model.graph.model.graph.initializers.values()
     half = [value.name for value in values if value.dtype == ir.DataType.FLOAT16]
     if operators or half:
         found = operators[0] if operators else f"fp16 weights such as {half[0]}"

@@ -160,9 +160,19 @@ def test_inputs_without_a_common_batch_are_refused(tmp_path: Path) -> None:
         load_onnx_model(tmp_path / "net.onnx")
 
 
-@pytest.mark.parametrize(("precision", "operator"), [("fp16", "DequantizeLinear"), ("fp32", "QuantizeLinear")])
+@pytest.mark.parametrize(
+    ("precision", "code", "reason"),
+    [
+        ("fp16", 2, "is in a lower precision already (it has DequantizeLinear); give the fp32 file"),
+        (
+            "fp32",
+            9,
+            "has QuantizeLinear, so that it runs in int8 and not in the requested fp32; give the fp32 file, or",
+        ),
+    ],
+)
 def test_a_file_in_int8_is_not_converted_again(
-    precision: str, operator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str, code: int, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = f"""{HEADER} g (float[1, 4] x) => (float[1, 4] y)
         <float scale = {{0.1}}, int8 zero = {{0}}> {{
@@ -170,8 +180,8 @@ def test_a_file_in_int8_is_not_converted_again(
         y = DequantizeLinear (q, scale, zero)
     }}"""
     parse(text).save(tmp_path / "net.onnx")
-    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--precision", precision, "--no-latency") == 2
-    assert f"is in a lower precision already (it has {operator}); give the fp32 file" in last_line(capsys)
+    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--precision", precision, "--no-latency") == code
+    assert reason in last_line(capsys)
 
 
 def test_the_bundle_of_a_file_has_no_pytorch_model(file: Path) -> None:
