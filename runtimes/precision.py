@@ -92,8 +92,9 @@ class ExecutedPrecision:
             if sum(known.values()) <= self.layers.get(UNKNOWN, 0):
                 return
             raise PrecisionError(
-                f"requested {precision}{part}, but {runtime} runs {_list_counts(self.layers)}; this machine or this "
-                f"runtime has no {precision} arithmetic: export with --precision fp32"
+                f"requested {precision}{part if expected != 1 else ''}, but {runtime} runs "
+                f"{_list_counts(self.layers)}; this machine or this runtime has no {precision} arithmetic: export with "
+                "--precision fp32"
             )
         if self.macs and expected is not None:
             enough = self.fraction(precision) >= MIN_FRACTION_OF_REQUESTED * expected

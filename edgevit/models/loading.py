@@ -176,7 +176,8 @@ def preserve_state(model: object) -> Iterator[None]:
     Tensors that forward() kept in inference mode, which autograd refuses, become ordinary ones. Anything but a module
     has no state.
     """
-    parts = tuple(model.modules()) if isinstance(model, nn.Module) else ()
+    modules = tuple(model.modules()) if isinstance(model, nn.Module) else ()
+    parts = [part for part in modules if not isinstance(part, torch.jit.ScriptModule)]  # refused by the export
     flags = [part.training for part in parts]
     buffers = [_Buffer.of(part, name) for part in parts for name in part._buffers]
     threads = torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def test_ignored_pixels_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptur
     images = dataset(folder)
     for _ in range(2):
         (found,), skipped = images.evaluate({"fp32": sees_red})
-    warn_of_labels(found, skipped, images.count)
-    assert [record.getMessage() for record in caplog.records] == [
+    with caplog.at_level(logging.WARNING):
+        warn_of_labels(found, skipped, images.count)
+    assert caplog.messages == [
         "edgevit: --eval: 50.0% of the pixels of the masks have the value 255 and are ignored",
         "edgevit: --eval: the masks have only the values 0 and 255; if 255 is an object, save it as 1",
     ]
