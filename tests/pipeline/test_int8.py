@@ -288,6 +288,7 @@ def test_an_engine_that_misses_parity_in_bf16_is_built_in_f32(
     """Its layers stay as they are: what is in float for its speed breaks it in bf16."""
     pretend(monkeypatch, "avx512_vnni amx_bf16")
     monkeypatch.setattr(OpenVino, "usable_values", lambda _, setting: setting.values)
+    monkeypatch.setattr(openvino, "capabilities", lambda _: ("FP32", "BF16"))
     infer = OpenVinoEngine._infer
 
     def wrong_in_bf16(engine: OpenVinoEngine, feeds: Mapping[str, Array]) -> dict[str, Array]:
