@@ -181,7 +181,8 @@ def test_a_file_in_int8_is_not_converted_again(
         y = DequantizeLinear (q, scale, zero)
     }}"""
     parse(text).save(tmp_path / "net.onnx")
-    assert status("export", tmp_path / "net.onnx", "--fmt", "onnx", "--precision", precision, "--no-latency") == code
+    options = ("--fmt", "onnx", "--precision", precision, "--no-latency", "--out", tmp_path)
+    assert status("export", tmp_path / "net.onnx", *options) == code
     assert reason in last_line(capsys)
 
 
