@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,19 +14,18 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from edgevit.arrays import differences, finite_std, largest_difference
+from edgevit.arrays import largest_difference
 from edgevit.errors import ExportError
 from edgevit.files import class_and_first_line
 from edgevit.models.determinism import explain_difference
 from edgevit.models.float64 import run_in_float64
 from edgevit.models.loading import LoadedModel
 from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_single_values
+from edgevit.models.repetition import differing_row
 from edgevit.types import PHOTOS, Array, Reference
 
 _LOG = logging.getLogger(__name__)
 
-_REPEATED_STD = 1e-5  # between two runs of one input, of an output's standard deviation: threads may sum in any order
-_REPEATS, _REPEAT_S = 8, 0.5
 FLOAT64_LIMIT_S = 60.0  # for one row
 
 
@@ -102,23 +100,16 @@ def _require_comparable(model: LoadedModel, names: Sequence[str], tensors: Seque
 
 
 def _require_same_again(model: LoadedModel, inputs: Sequence[Array], outputs: Mapping[str, Array]) -> None:
-    """Run rows again. Raises ExportError, with the submodule to blame, if the outputs differ.
+    """Run rows again. Raises ExportError, with the submodule to blame, if the outputs differ."""
 
-    One row is run in any case, and up to `_REPEATS` for `_REPEAT_S`: a few outputs behind dropout may agree by chance.
-    """
-    end_s = time.monotonic() + _REPEAT_S
-    for row in itertools.islice(itertools.cycle(range(len(inputs[0]))), _REPEATS):
-        again = reference_outputs(model, [array[row : row + 1] for array in inputs], tuple(outputs))
-        if any(
-            (differences(again[name], array[row : row + 1]) > _REPEATED_STD * finite_std(array)).any()
-            for name, array in outputs.items()
-        ):
-            raise ExportError(
-                f"{model.name} outputs something else each time for the same input, so that no engine can be compared "
-                f"with it: {explain_difference(model.module, _feeds(model, inputs, row))}"
-            )
-        if time.monotonic() > end_s:
-            break
+    def run_row(row: int) -> Mapping[str, Array]:
+        return reference_outputs(model, [array[row : row + 1] for array in inputs], tuple(outputs))
+
+    if (row := differing_row(run_row, outputs, rows=len(inputs[0]))) is not None:
+        raise ExportError(
+            f"{model.name} outputs something else each time for the same input, so that no engine can be compared "
+            f"with it: {explain_difference(model.module, _feeds(model, inputs, row))}"
+        )
 
 
 def _feeds(model: LoadedModel, inputs: Sequence[Array], row: int) -> list[torch.Tensor]:

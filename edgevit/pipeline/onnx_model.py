@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.arrays import differences, finite_std, is_undefined
+from edgevit.arrays import is_undefined
 from edgevit.errors import ExportError, PrecisionError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.import_onnx import import_graph
@@ -20,6 +19,7 @@ from edgevit.files import file_sha256
 from edgevit.images import Preprocessing
 from edgevit.models.description import ModelDescription, ModelOrigin, for_photos, slug
 from edgevit.models.reference_inputs import noise_inputs, photo_inputs, warn_of_single_values
+from edgevit.models.repetition import differing_row
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
@@ -31,8 +31,6 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 _INT8_ACTIVATIONS = frozenset({"QuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"})
 _LOW_PRECISION = _INT8_ACTIVATIONS | {"DequantizeLinear"}
 _RANDOM = ("Random", "Bernoulli", "Multinomial")  # prefixes of operators that draw numbers
-_REPEATED_STD = 1e-5  # between two runs of one input, of an output's standard deviation: threads may sum in any order
-_REPEATS, _REPEAT_S = 8, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,21 +162,13 @@ def _outputs_of_row(model: OnnxModel, run: Run, inputs: Mapping[str, Array], row
 
 
 def _require_same_again(model: OnnxModel, run: Run, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Run rows again, at least one. Raises ExportError, with the node to blame, if the outputs differ."""
-    end_s = time.monotonic() + _REPEAT_S
+    """Run rows again. Raises ExportError, with the node to blame, if the outputs differ."""
     count = len(next(iter(inputs.values())))
-    for row in itertools.islice(itertools.cycle(range(count)), _REPEATS):
-        again = _outputs_of_row(model, run, inputs, row)
-        if any(
-            (differences(again[name], array[row : row + 1]) > _REPEATED_STD * finite_std(array)).any()
-            for name, array in outputs.items()
-        ):
-            raise ExportError(
-                f"{model.path} outputs something else each time for the same input, so that no engine can be compared "
-                f"with it: {_random_node(model.graph)}"
-            )
-        if time.monotonic() > end_s:
-            break
+    if differing_row(lambda row: _outputs_of_row(model, run, inputs, row), outputs, rows=count) is not None:
+        raise ExportError(
+            f"{model.path} outputs something else each time for the same input, so that no engine can be compared "
+            f"with it: {_random_node(model.graph)}"
+        )
 
 
 def _random_node(graph: OnnxGraph) -> str:
