@@ -100,19 +100,7 @@ def _build_and_check(
     options: BuildOptions,
     folder: Path,
 ) -> tuple[BuildResult, ParityReport]:
-    built = _build_engine(export, runtime, graph, plan, options, folder)
-    return built, _check_engine(export, built)
-
-
-def _build_engine(
-    export: ExportRun,
-    runtime: Runtime,
-    graph: OnnxGraph,
-    plan: PrecisionPlan | QuantizationPlan | None,
-    options: BuildOptions,
-    folder: Path,
-) -> BuildResult:
-    """Build the engine of `graph` into a new folder, and load it if it runs here."""
+    """Build the engine of `graph` into a new folder; if it runs here, load it and compare its outputs."""
     timer, fmt = export.timer, runtime.fmt
     with timer.stage(f"{fmt}: build"), translate_write_errors(folder):
         folder.mkdir()
@@ -126,7 +114,7 @@ def _build_engine(
             node_macs=graph_work(graph, batch=options.batch).node_macs,
         )
     _require_inputs(built, graph)
-    return built
+    return built, _check_engine(export, built)
 
 
 def _discard(built: BuildResult, folder: Path) -> None:
