@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgevit.runtimes.layer_profile import UNKNOWN_MODULE, LayerProfile, LayerTime, layer_profile, node_module
@@ -22,23 +23,44 @@ def profile_layers(
     runs: int,
     skip: int,
 ) -> LayerProfile:
-    """Run a model that was compiled with PERF_COUNT and return its layers, without those of the first `skip` runs.
+    """Run a model just compiled with PERF_COUNT and return the mean times of its layers after the first `skip` runs.
 
     `names` are the names of the ONNX graph's nodes by their outputs: some layers are named after their output.
     `operators` are those of the model's source that multiply.
     """
     request, model = compiled.create_infer_request(), compiled.get_runtime_model()
     originals, products = _original_names(model), {each.layer: each for each in layer_products(model, operators)}
-    layers, runs_ms = [], []
-    for number in range(skip + runs):
-        start = time.perf_counter()
+    for _ in range(skip):
         request.infer(dict(feeds), share_inputs=True, share_outputs=True)
-        elapsed_ms = 1e3 * (time.perf_counter() - start)
-        if number >= skip:
-            ran = [each for each in request.profiling_info if _ran(each)]
-            layers.append([_layer(each, originals, names, products.get(each.node_name)) for each in ran])
-            runs_ms.append(elapsed_ms)
-    return layer_profile(layers, runs_ms)
+    before_us = _counters_us(request.profiling_info) if skip else {}
+    start = time.perf_counter()
+    for _ in range(runs):
+        request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+    run_ms = 1e3 * (time.perf_counter() - start) / runs
+    counters = [each for each in request.profiling_info if _ran(each)]
+    times_ms = mean_times_ms(before_us, _counters_us(counters), skip=skip, runs=runs)
+    layers = [
+        _layer(each, times_ms[each.node_name], originals, names, products.get(each.node_name)) for each in counters
+    ]
+    return replace(layer_profile([layers], [run_ms]), runs=runs)
+
+
+def mean_times_ms(
+    before_us: Mapping[str, float], after_us: Mapping[str, float], *, skip: int, runs: int
+) -> dict[str, float]:
+    """Return the mean time of each layer in `runs` runs, from its counters before and after them.
+
+    A counter is itself the mean over all runs since the model was compiled, in whole microseconds. The first of the
+    `skip` runs before packs the weights, which may take a hundred times as long as a run.
+    """
+    return {
+        name: max(0.0, after * (skip + runs) - before_us.get(name, 0.0) * skip) / runs / 1e3
+        for name, after in after_us.items()
+    }
+
+
+def _counters_us(counters: Iterable[Any]) -> dict[str, float]:
+    return {str(each.node_name): 1e6 * each.real_time.total_seconds() for each in counters}
 
 
 def _ran(counter: Any) -> bool:
@@ -46,7 +68,11 @@ def _ran(counter: Any) -> bool:
 
 
 def _layer(
-    counter: Any, originals: Mapping[str, Sequence[str]], names: Mapping[str, str], products: LayerProducts | None
+    counter: Any,
+    ms: float,
+    originals: Mapping[str, Sequence[str]],
+    names: Mapping[str, str],
+    products: LayerProducts | None,
 ) -> LayerTime:
     name, kind = str(counter.node_name), str(counter.node_type)
     known = [names.get(each, each) for each in (name, *originals.get(name, ()))]
@@ -57,7 +83,7 @@ def _layer(
         name=known[0],
         kind=kind,
         module=module,
-        ms=1e3 * counter.real_time.total_seconds(),
+        ms=ms,
         macs=None if products is None else products.macs,
         precision="" if products is None else products.precision,
     )

@@ -13,10 +13,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevit.latency.roofline import matmul_rate
+from edgevit.bundles.bundle import bundle_name, model_file
+from edgevit.export.graph import OnnxGraph
+from edgevit.latency.roofline import copy_rate, matmul_rate
 from edgevit.models import registry
 from edgevit.runtimes.layer_profile import LayerTime
 from edgevit.types import PRECISIONS
@@ -26,10 +28,12 @@ from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.kept import Folders
 from tests.tools.bench.rows import this_processor
 from tests.tools.bench.tables import RUNTIMES, table
+from tests.tools.layer_kinds import KINDS, KindUse, LayerShapes, kinds_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 _RUNS = 7
 _SHOWN = 3  # kinds of layers that do not multiply
+_COPY_BYTES = 1 << 20  # whose copy is timed: they stay in the caches, as the results of most layers do
 _HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
@@ -39,6 +43,9 @@ profiler, one thread, batch 1. {processor}.
   softmax and the elementwise operators around them into one layer, which is a product here.
 * **rate**: of the multiply-adds of these layers, in G/s, and the fraction of their time that they would take at the
   best rate of a matrix product that the runtime reaches in their precision.
+* **roofline**: of the layers of one kind, the time of their multiply-adds at that best rate or of reading and writing
+  their numbers once at the rate of a copy in the caches ({copied:.0f} GB/s), layer by layer, whichever takes longer.
+  The runtime's kernels decide how close a layer comes to it, not the graph.
 * **others**: all other layers: norms, activation functions, softmax, moving and converting data; the three kinds that
   take longest.
 * **limit of rewriting**: the time of all layers over that of the products alone. A rewrite of the graph that made all
@@ -58,6 +65,7 @@ class TimeUse:
     ideal_ms: float  # of the same multiply-adds at the best rates
     giga_macs: float
     others_ms: Mapping[str, float]  # by kind of layer, the longest first
+    kinds: Mapping[str, KindUse] = field(default_factory=dict)  # of the layers that multiply
 
     @property
     def all_ms(self) -> float:
@@ -75,7 +83,12 @@ class TimeUse:
         ]
 
 
-def time_use(model: str, layers: Sequence[LayerTime], macs_per_s: Mapping[str, float]) -> TimeUse:
+def time_use(
+    model: str,
+    layers: Sequence[LayerTime],
+    macs_per_s: Mapping[str, float],
+    kinds: Mapping[str, KindUse] | None = None,
+) -> TimeUse:
     """Return the use of time of the layers of an engine, for the best rates of a product by precision."""
     others: dict[str, float] = {}
     for layer in layers:
@@ -88,6 +101,7 @@ def time_use(model: str, layers: Sequence[LayerTime], macs_per_s: Mapping[str, f
         ideal_ms=sum(1e3 * (layer.macs or 0) / macs_per_s[layer.precision] for layer in products),
         giga_macs=sum(layer.macs or 0 for layer in products) / 1e9,
         others_ms=dict(sorted(others.items(), key=lambda item: -item[1])),
+        kinds=kinds or {},
     )
 
 
@@ -99,6 +113,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found: dict[str, list[TimeUse]] = {}
     rates: dict[tuple[str, str], float] = {}
+    copied = copy_rate(1, _COPY_BYTES)
     for model in arguments.models.split(",") if arguments.models else registry.list_models():
         builder = EngineBuilder(model, Folders.below(arguments.keep, model))
         if not arguments.models and builder.million_parameters > MILLION_PARAMETERS:
@@ -106,27 +121,55 @@ def main() -> int:
         for candidate in usable_candidates(PRECISIONS):
             if candidate.kind != "ours":
                 continue
-            if (use := _time_use(builder, candidate, rates)) is not None:
+            if (use := _time_use(builder, candidate, rates, copied)) is not None:
                 found.setdefault(candidate.name, []).append(use)
             else:  # bf16 on a processor without it
                 print(f"{model}, {candidate.name}: {builder.failures[candidate.name]}", file=sys.stderr, flush=True)
         print(model, file=sys.stderr, flush=True)
-    arguments.page.write_text(page(found, this_processor()), "utf-8")
+    arguments.page.write_text(page(found, this_processor(), copied), "utf-8")
     return 0
 
 
-def page(found: Mapping[str, Iterable[TimeUse]], processor: str) -> str:
+def page(found: Mapping[str, Sequence[TimeUse]], processor: str, copied_bytes_per_s: float) -> str:
     """Return the page of the engines by candidate."""
-    columns = ["model", "all layers ms", "products ms", "rate, of the best", "others ms", "limit of rewriting"]
-    tables = [
-        table(f"## {each.precision}, {RUNTIMES[each.runtime]}", columns, [use.cells() for use in found[each.name]])
-        for each in CANDIDATES
-        if each.name in found
+    chosen = [each for each in CANDIDATES if each.name in found]
+    parts = [_HEAD.format(processor=processor, copied=copied_bytes_per_s / 1e9)]
+    for candidate in chosen:
+        title = f"## {candidate.precision}, {RUNTIMES[candidate.runtime]}"
+        parts += [_kinds_table(title, found[candidate.name]), _models_table(found[candidate.name])]
+    return "".join(parts)
+
+
+def _kinds_table(title: str, uses: Sequence[TimeUse]) -> str:
+    """Return the table of all models together, by kind of layer."""
+    total_ms = sum(use.all_ms for use in uses)
+    sums = {kind: sum((use.kinds.get(kind, KindUse()) for use in uses), KindUse()) for kind in KINDS}
+    lines = [
+        [
+            kind,
+            str(use.layers),
+            f"{use.ms:.1f}, {use.ms / total_ms:.0%}",
+            f"{1e3 * use.giga_macs / use.ms:.0f}, {use.product_ms / use.ms:.0%}",
+            f"{use.ms / use.roofline_ms:.2f}",
+        ]
+        for kind, use in sums.items()
+        if use.layers and use.ms
     ]
-    return _HEAD.format(processor=processor) + "".join(tables)
+    others_ms = sum(sum(use.others_ms.values()) for use in uses)
+    lines.append(["others", "", f"{others_ms:.1f}, {others_ms / total_ms:.0%}", "", ""])
+    columns = [f"layers of {len(uses)} models", "layers", "ms, of all", "rate, of the best", "time over the roofline"]
+    return table(title, columns, lines)
 
 
-def _time_use(builder: EngineBuilder, candidate: Candidate, rates: dict[tuple[str, str], float]) -> TimeUse | None:
+def _models_table(uses: Iterable[TimeUse]) -> str:
+    columns = ["model", "all layers ms", "products ms", "rate, of the best", "others ms", "limit of rewriting"]
+    lines = "".join(f"| {' | '.join(use.cells())} |\n" for use in uses)
+    return f"\n| {' | '.join(columns)} |\n|---|{'--:|' * (len(columns) - 1)}\n{lines}"
+
+
+def _time_use(
+    builder: EngineBuilder, candidate: Candidate, rates: dict[tuple[str, str], float], copied_bytes_per_s: float
+) -> TimeUse | None:
     """Profile an engine; None if it cannot be built or loaded here.
 
     `rates` are the best ones that were measured before, by runtime and precision.
@@ -143,7 +186,11 @@ def _time_use(builder: EngineBuilder, candidate: Candidate, rates: dict[tuple[st
                 assert rate is not None  # since layers run in it
                 rates[candidate.runtime, precision] = rate
     known = {precision: rate for (runtime, precision), rate in rates.items() if runtime == candidate.runtime}
-    return time_use(builder.name, profile.layers, known)
+    name = bundle_name(builder.name, candidate.precision, candidate.runtime)
+    folder = builder.folders.own / f"{candidate.precision}-{candidate.runtime}" / name
+    shapes = LayerShapes(OnnxGraph.load(model_file(folder)))
+    kinds = kinds_of(profile.layers, shapes, known, copied_bytes_per_s)
+    return time_use(builder.name, profile.layers, known, kinds)
 
 
 if __name__ == "__main__":
