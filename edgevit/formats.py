@@ -27,6 +27,11 @@ class Int8Scheme:
     activations: Literal["uint8", "int8"]  # uint8 with a zero point, or symmetric int8
     quantize_outputs_of: frozenset[str] = frozenset()  # operators that need a quantized output to run in int8
     quantize_additions: bool = False  # sums of such an output and another quantized value run in int8
+    # Sums before a ReLU of a convolution's output that nothing else reads and a value that is quantized run in int8.
+    quantize_shortcuts: bool = False
+    # Operators without weights that the runtime can run in int8. They stay in float unless `edgevit tune` measures that
+    # the engine is faster with them in int8.
+    operators: frozenset[str] = frozenset()
     int32_biases: bool = False  # biases are int32 in the graph; else they keep their type
     float_dtype: Precision = "fp32"  # of everything that is not quantized
     # "full": weights up to +-127. "safe": so small that no two products with uint8 overflow 16 bits, as they would on
@@ -111,7 +116,8 @@ FORMATS: tuple[Format, ...] = (
         group_norm="instance",
         int8=Int8Scheme(
             activations="uint8",
-            quantize_outputs_of=frozenset({"Conv"}),
+            quantize_outputs_of=frozenset({"Conv", "Softmax", "Add", "Mul"}),
+            operators=frozenset({"MatMul", "Softmax", "Add", "Mul"}),
             quantize_additions=True,
             int32_biases=True,
             min_group_inputs_with_avx_vnni=64,
@@ -131,6 +137,8 @@ FORMATS: tuple[Format, ...] = (
         passes="openvino",
         int8=Int8Scheme(
             activations="uint8",
+            quantize_shortcuts=True,
+            operators=frozenset({"MatMul", "Add", "Mul"}),
             linear_as_conv=True,
             fold_zero_points=True,
             min_group_inputs_with_avx_vnni=4,

@@ -97,6 +97,14 @@ def _linear(node: ir.Node) -> tuple[str, str, str]:
     return "linear", str(math.prod(rows)), f"{inputs}-{outputs}"
 
 
+_OPERATOR_KINDS = {"MatMul": "product", "Softmax": "softmax", "Add": "sum", "Mul": "scaling"}
+
+
+def operator_kind(node: ir.Node) -> str:
+    """Return the group of an operator without weights: all of a kind, since they have little work each."""
+    return f"{_OPERATOR_KINDS[node.op_type]}-of-activations"
+
+
 def choice_of(groups: Iterable[str], choices: Sequence[GroupChoice]) -> GroupChoice | None:
     """Return the choice for a layer with these group names; None if there is none."""
     names = frozenset(groups)

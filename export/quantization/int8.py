@@ -4,7 +4,8 @@ A runtime runs in int8 exactly the layers that the graph says; it chooses no ran
 int8 with one scale for each output channel. An activation has one scale, from its smallest and largest value on all
 calibration inputs, so that no calibrated value is clipped. Norms, softmax, activation functions, the matmuls of
 attention and the residual stream stay in float, and so do layers that int8 would not speed up and those that predict
-boxes and scores (`find_layers`). A scheme may add sums of convolutions and other quantized values.
+boxes and scores (`find_layers`). A scheme may add sums of convolutions and other quantized values; `edgevit tune` adds
+operators without weights that it has measured to be faster (`find_operators`).
 
 On x86 processors without VNNI the sums of uint8 x int8 products saturate. The default weight range avoids that for any
 input (`needs_vnni`). docs/quantization.md compares the accuracy with other quantizers.
@@ -27,13 +28,20 @@ from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
-from edgevit.export.quantization.groups import LayerGroup, group_names, largest_groups
+from edgevit.export.quantization.groups import (
+    MAX_GROUPS,
+    LayerGroup,
+    group_names,
+    largest_groups,
+    operator_kind,
+)
 from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.export.quantization.speed_rule import (
     FEW_CHANNELS,
     GENERAL_RULE,
     GROUPED,
     TOO_SMALL,
+    WITHOUT_WEIGHTS,
     SpeedRule,
     is_slow_by_rule,
 )
@@ -50,15 +58,21 @@ _MIN_SCALE: Mapping[Precision, float] = {"fp32": 2.0**-60, "fp16": 2.0**-14}  # 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A Conv, Gemm or MatMul with constant weights."""
+    """A Conv, Gemm or MatMul with constant weights, or an operator without weights that was measured to gain."""
 
     name: str  # <PyTorch module path>/<operator>
     operator: str
     macs: int  # for one image
     activation: str  # name of its input
     output: str  # after its ReLU
+    second_activation: str = ""  # name of its other input, if that is none of its weights
     skip_reason: str  # why int8 would not speed it up; "" if it would
     groups: tuple[str, str, str]  # its groups: by shape, by size, by kind
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors whose ranges it needs."""
+        return tuple(filter(None, (self.activation, self.second_activation, self.output)))
 
     @property
     def is_slow_by_rule(self) -> bool:
@@ -83,11 +97,30 @@ def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer
     return layers
 
 
-def find_groups(graph: OnnxGraph, rule: SpeedRule) -> list[LayerGroup]:
-    """Return the groups of layers whose precision is a question of speed, those with the most work first."""
+def find_operators(graph: OnnxGraph, operators: AbstractSet[str]) -> tuple[Layer, ...]:
+    """Return the operators without weights that a runtime can run in int8: products, softmax, sums of activations."""
+    return tuple(
+        _operator(node)
+        for node in graph.model.graph
+        if node.op_type in operators and not node.domain and _is_weightless(node)
+    )
+
+
+def find_groups(graph: OnnxGraph, scheme: Int8Scheme) -> list[LayerGroup]:
+    """Return the groups of layers whose precision is a question of speed, those with the most work first.
+
+    The operators without weights are one group a kind.
+    """
     total = graph_macs(graph)
-    candidates = [layer for layer in find_layers(graph, rule) if not layer.skip_reason or layer.is_slow_by_rule]
-    return largest_groups((layer.groups, not layer.skip_reason, layer.macs / total) for layer in candidates)
+    layers = find_layers(graph, SpeedRule.of(scheme))
+    operators = _as_groups(find_operators(graph, scheme.operators), total)
+    candidates = [layer for layer in layers if not layer.skip_reason or layer.is_slow_by_rule]
+    return [*_as_groups(candidates, total, most=MAX_GROUPS - len(operators)), *operators]
+
+
+def _as_groups(layers: Iterable[Layer], total_macs: int, *, most: int = MAX_GROUPS) -> list[LayerGroup]:
+    each = ((layer.groups, not layer.skip_reason, layer.macs / total_macs) for layer in layers)
+    return largest_groups(each, most=most)
 
 
 def quantize(
@@ -96,7 +129,7 @@ def quantize(
     """Return the graph with the named layers in int8.
 
     `ranges` holds the range of each layer's input, and of its output if the scheme quantizes that. Layers with the same
-    input share its QuantizeLinear; other readers keep the float tensor.
+    input share its QuantizeLinear; other readers keep the float tensor, but for the sums of the scheme.
     """
 
     def rewrite(model: ir.Model) -> None:
@@ -162,9 +195,10 @@ class _Quantizer:
         self._weights: dict[tuple[ir.Value, int, bytes], ir.Value] = {}  # dequantized, by weight, axis and scales
 
     def quantize(self, names: AbstractSet[str]) -> None:
-        layers = [node for node in self._graph if node.name in names]
+        nodes = [node for node in self._graph if node.name in names]
+        layers = [node for node in nodes if _float_weight(node) is not None]
         scales = {node: self._scale(node.inputs[0])[0] for node in layers}
-        self._quantize_activations(layers)
+        self._quantize_activations(nodes)
         for node in layers:
             bias = _find_bias(node) if self._scheme.int32_biases else None
             min_scale = 0.0 if bias is None else np.abs(bias.array) / (scales[node] * _MAX_BIAS)
@@ -172,15 +206,17 @@ class _Quantizer:
             if bias is not None:
                 self._quantize_bias(node, bias, scales[node] * weight_scales)
 
-    def _quantize_activations(self, layers: Sequence[ir.Node]) -> None:
-        """Insert one QDQ pair after each layer input, and after the outputs that the scheme quantizes."""
+    def _quantize_activations(self, nodes: Sequence[ir.Node]) -> None:
+        """Insert one QDQ pair after each input of the nodes, and after the outputs that the scheme quantizes."""
         quantized_outputs = self._scheme.quantize_outputs_of
-        outputs = dict.fromkeys(_activated(node.outputs[0]) for node in layers if node.op_type in quantized_outputs)
-        inputs = dict.fromkeys(value for node in layers if (value := node.inputs[0]) is not None)
-        chosen = {(node, 0) for node in layers}
+        outputs = dict.fromkeys(_activated(node.outputs[0]) for node in nodes if node.op_type in quantized_outputs)
+        if self._scheme.quantize_shortcuts:
+            nodes = [*nodes, *_shortcut_sums(nodes)]
+        chosen = {(node, index) for node in nodes for index in _activation_indices(node)}
+        inputs = [value for node in nodes for index in _activation_indices(node) if (value := node.inputs[index])]
         if self._scheme.quantize_additions:
             chosen |= {(node, index) for node in _additions(outputs) for index in (0, 1)}
-        for value in {**inputs, **outputs}:
+        for value in dict.fromkeys([*inputs, *outputs]):
             readers = [use for use in value.uses() if value in outputs or (use.node, use.idx) in chosen]
             dequantized = self._insert_qdq(value)
             for use in readers:
@@ -273,6 +309,46 @@ def _activated(value: ir.Value) -> ir.Value:
     """Return the value after the ReLU that alone reads it, which quantization to uint8 includes; else the value."""
     reader = only_consumer(value)
     return reader.outputs[0] if reader is not None and reader.op_type == "Relu" and not reader.domain else value
+
+
+def _operator(node: ir.Node) -> Layer:
+    """Return an operator without weights; by rule it stays in float."""
+    names = [str(value.name) for index in _activation_indices(node) if (value := node.inputs[index]) is not None]
+    return Layer(
+        name=str(node.name),
+        operator=node.op_type,
+        macs=node_macs(node),
+        activation=names[0],
+        second_activation=names[1] if len(names) > 1 else "",
+        output=str(_activated(node.outputs[0]).name),
+        skip_reason=WITHOUT_WEIGHTS,
+        groups=(kind := operator_kind(node), kind, kind),
+    )
+
+
+def _is_weightless(node: ir.Node) -> bool:
+    """Whether all inputs of an operator are activations, and in float."""
+    inputs = [value for value in node.inputs if value is not None]
+    return bool(inputs) and all(constant(value) is None and is_float(value) for value in inputs)
+
+
+def _activation_indices(node: ir.Node) -> range:
+    """Return the places of a node's activations among its inputs: the first, or all if it has no weights."""
+    return range(len(node.inputs)) if _is_weightless(node) else range(1)
+
+
+def _shortcut_sums(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """Return the Adds before a ReLU of a convolution's output that only they read, and another or a quantized value.
+
+    The convolution adds the integers itself, and the other value need not be stored in float. That pays in a ResNet,
+    whose sums are quantized behind their ReLU; Mobile-Former, whose sums have none, gains nothing and loses 1 to 2 dB.
+    """
+    nodes = list(nodes)
+    quantized = {node.inputs[0] for node in nodes}
+    outputs = {node.outputs[0] for node in nodes if node.op_type == "Conv" and only_consumer(node.outputs[0])}
+    sums = dict.fromkeys(reader for value in outputs if (reader := only_consumer(value)) and reader.op_type == "Add")
+    before_relu = [each for each in sums if _activated(each.outputs[0]) in quantized - {each.outputs[0]}]
+    return [each for each in before_relu if all(value in quantized | outputs for value in each.inputs)]
 
 
 def _additions(outputs: Iterable[ir.Value]) -> set[ir.Node]:

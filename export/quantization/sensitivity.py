@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
 from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
 from edgevit.export.quantization.groups import GroupChoice, choice_of
-from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, needs_vnni, quantize
+from edgevit.export.quantization.int8 import PREDICTS, Layer, find_layers, find_operators, needs_vnni, quantize
 from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import Int8Scheme
 from edgevit.node_names import is_in_modules
@@ -40,7 +40,7 @@ class QuantizationPlan:
 
     activations: str  # uint8 or int8
     float_dtype: str  # precision of everything that is not int8
-    layers: int  # Conv, Gemm and MatMul nodes with constant weights
+    layers: int  # Conv, Gemm and MatMul nodes with constant weights, and operators that were measured to gain
     kept: tuple[KeptNode, ...]  # the layers that are not int8
     fraction: float  # of the graph's MACs that the int8 layers do
     calibration_inputs: int
@@ -136,6 +136,10 @@ class LayerChoice:
             return layer
         return replace(layer, skip_reason="" if choice.in_int8 else choice.reason)
 
+    def moved(self, operators: Iterable[Layer]) -> tuple[Layer, ...]:
+        """Return the operators that this choice moves to int8."""
+        return tuple(each for each in map(self.apply, operators) if not each.skip_reason)
+
 
 COSTS_ACCURACY = "costs accuracy"
 _NOT_FINITE = "its input or output is not finite on the calibration inputs, in fp32 too"
@@ -164,7 +168,8 @@ def quantize_with_fallback(
     choice = choice or LayerChoice()
     require_modules(graph.model, choice.modules)
     found = find_layers(graph, SpeedRule.of(scheme))
-    layers = tuple(_skip_if_not_finite(choice.apply(layer), ranges) for layer in found)
+    operators = choice.moved(find_operators(graph, scheme.operators))
+    layers = tuple(_skip_if_not_finite(layer, ranges) for layer in (*map(choice.apply, found), *operators))
     candidates = [layer for layer in layers if not layer.skip_reason]
     min_macs = _require_enough_macs(graph, candidates)
 
@@ -231,7 +236,7 @@ def _fewest_reverted(
 
 def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:
     """Return the layer, with a skip reason if its input or output has no finite range."""
-    found = [ranges[name] for name in (layer.activation, layer.output) if name in ranges]
+    found = [ranges[name] for name in layer.tensors if name in ranges]
     if all(map(math.isfinite, (value for each in found for value in (*each.lows, *each.highs)))):
         return layer
     return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE)

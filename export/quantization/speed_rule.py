@@ -19,6 +19,7 @@ GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
 CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
 FEW_CHANNELS = "a convolution of few channels, which is slow in int8"
 TOO_SMALL = "too small to gain speed"
+WITHOUT_WEIGHTS = "an operator without weights, which int8 seldom speeds up"
 # Layers below both limits stay in float: quantizing them costs more than it saves. Layers with few rows are bound by
 # reading weights, hence the second limit.
 MIN_LAYER_FRACTION = 0.001  # fraction of the graph's MACs
@@ -80,4 +81,5 @@ GENERAL_RULE = SpeedRule()  # of runtimes that were not measured
 
 def is_slow_by_rule(skip_reason: str) -> bool:
     """Whether a layer is in float for its speed, which depends on the device, and not for its accuracy."""
-    return skip_reason in (GROUPED, CHANNEL_MULTIPLIER, FEW_CHANNELS) or skip_reason.startswith(TOO_SMALL)
+    reasons = (GROUPED, CHANNEL_MULTIPLIER, FEW_CHANNELS, WITHOUT_WEIGHTS)
+    return skip_reason in reasons or skip_reason.startswith(TOO_SMALL)

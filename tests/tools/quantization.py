@@ -71,7 +71,7 @@ def main() -> None:
 
 def quantize_all(graph: OnnxGraph, fmt: str, weight_range: Int8Range) -> OnnxGraph:
     layers = [layer for layer in find_layers(graph) if not layer.skip_reason]
-    names = {name for layer in layers for name in (layer.activation, layer.output)}
+    names = {name for layer in layers for name in layer.tensors}
     ranges = collect_ranges(graph, [{"x": calibration_images()}], load=load, names=names)
     scheme = replace(get_format(fmt).require_int8(), weight_range=weight_range)
     return quantize(graph, [layer.name for layer in layers], ranges, scheme=scheme)

@@ -13,7 +13,6 @@ from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.groups import LayerGroup
 from edgevit.export.quantization.int8 import find_groups
-from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import get_format
 from edgevit.pipeline import run as pipeline
 from edgevit.pipeline.build_bundle import build_bundle
@@ -70,8 +69,7 @@ class Builder:
     def groups(self, variant: Variant) -> list[LayerGroup]:
         """Return the groups of layers that are int8 or float for their speed, those with the most work first."""
         graph = forms.specialize(self.graph, variant.fmt, variant.form, precision=variant.precision)
-        scheme = get_format(variant.fmt).require_int8()
-        return find_groups(check(graph), SpeedRule.of(scheme))
+        return find_groups(check(graph), get_format(variant.fmt).require_int8())
 
 
 def config_of(base: ExportConfig, variant: Variant, out: Path) -> ExportConfig:

@@ -8,9 +8,10 @@ import pytest
 from edgevit.export.quantization.groups import GroupChoice, LayerGroup, largest_groups
 from edgevit.export.quantization.int8 import PREDICTS, Layer, find_groups, find_layers
 from edgevit.export.quantization.sensitivity import LayerChoice
-from edgevit.export.quantization.speed_rule import GENERAL_RULE, GROUPED, TOO_SMALL
+from edgevit.export.quantization.speed_rule import GROUPED, TOO_SMALL, WITHOUT_WEIGHTS
 from edgevit.types import Interval
 from edgevit.untrusted import InvalidError
+from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import noise
 from tests.helpers.quantization import checked_graph
 
@@ -51,10 +52,33 @@ def test_a_group_is_named_after_the_kind_and_the_shape_of_its_layers() -> None:
         ("conv1x1-8-16-on-8x8", "conv1x1-on-8x8", "conv1x1"),
         ("linear-16-3-on-1", "linear-on-1", "linear"),
     ]
-    found = find_groups(graph, GENERAL_RULE)
+    found = find_groups(graph, INT8_SCHEMES["onnx"])
     assert found[0].name == "conv3x3-4-8-on-8x8"
     assert sum(group.fraction for group in found) == pytest.approx(1)
     assert all(group.in_int8 for group in found)
+
+
+def test_operators_without_weights_are_a_group_of_their_kind() -> None:
+    text = """(float[1, 6, 8] x) => (float[1, 6, 8] y) {
+        q = MatMul (x, w)
+        k = Transpose <perm = [0, 2, 1]> (q)
+        a = MatMul (q, k)
+        y = MatMul (a, q)
+    }"""
+    graph = checked_graph(text, w=noise(8, 8))
+    layers, products = find_groups(graph, INT8_SCHEMES["ort"])
+    assert (layers.name, layers.in_int8) == ("linear-8-8-on-6", True)
+    assert (products.name, products.in_int8) == ("product-of-activations", False)
+    assert layers.fraction + products.fraction == pytest.approx(1)
+    assert [group.name for group in find_groups(graph, INT8_SCHEMES["onnx"])] == ["linear-8-8-on-6"]
+
+
+def test_an_operator_without_weights_is_int8_if_it_was_measured_to_gain() -> None:
+    operators = (layer(WITHOUT_WEIGHTS, "product"), layer(WITHOUT_WEIGHTS, "sum"))
+    choices = tuple(GroupChoice(group=each, in_int8=each == "product", moved=True) for each in ("product", "sum"))
+    assert [each.groups[0] for each in LayerChoice(groups=choices).moved(operators)] == ["product"]
+    assert not LayerChoice().moved(operators)
+    assert not LayerChoice(modules=("net",), groups=choices).moved(operators)
 
 
 def test_more_groups_than_can_be_measured_are_merged_by_size_then_by_kind() -> None:

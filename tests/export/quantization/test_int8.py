@@ -28,6 +28,7 @@ from edgevit.export.quantization.int8 import (
     activation_scale,
     channel_scales,
     find_layers,
+    find_operators,
     needs_vnni,
     quantize,
 )
@@ -535,7 +536,7 @@ def test_a_quantized_output_is_quantized_once_for_all_readers() -> None:
     assert qdq_counts(result) == (3, 5)  # x, a and b; two weights
     assert quantized_input(result, "b").source == quantized_input(result, "y").source == "a"
     assert quantized_input(result, "y", 1).source == "b"
-    without_outputs = quantized(original, image, scheme=INT8_SCHEMES["openvino"])
+    without_outputs = quantized(original, image)
     assert qdq_counts(without_outputs) == (2, 4)
     assert [quantized_input(without_outputs, "y", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
 
@@ -569,8 +570,82 @@ def test_onnx_runtime_adds_residuals_and_pools_in_integers() -> None:
     assert [quantized_input(result, "t", index).source for index in (0, 1)] == ["a", "p"]
     assert snr_db(output(original, image), output(result, image)) > 30
     assert {"QLinearAdd", "NhwcMaxPool"} <= run_operators(result)
-    without = quantized(original, image, scheme=INT8_SCHEMES["openvino"])
+    without = quantized(original, image, scheme=INT8_SCHEMES["onnx"])
     assert [quantized_input(without, "t", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
+
+
+def test_openvino_adds_residuals_before_a_relu_in_integers() -> None:
+    weights = {"w": noise(4, 4, 1, 1, seed=0), "v": noise(4, 4, 1, 1, seed=1)}
+    original, image = checked_graph(BLOCK, **weights), noise(2, 4, 6, 6, seed=2)
+    result = quantized(original, image)
+    assert [quantized_input(result, "t", index).source for index in (0, 1)] == ["a", "p"]
+    assert quantized_input(result, "r").dtype == quantized_input(result, "u").dtype == "FLOAT"  # only the sum's inputs
+    assert snr_db(output(original, image), output(result, image)) > 30
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Conv (x, w)  t = Add (a, x)  y = Conv (t, v)",  # no ReLU: Mobile-Former
+        "a = Conv (x, w)  t = Add (a, x)  u = Relu (t)  s = Sigmoid (u)  y = Conv (s, v)",  # its ReLU is in float
+        "a = Conv (x, w)  s = Sigmoid (a)  t = Add (a, x)  u = Relu (t)  c = Conv (u, v)  y = Add (c, s)",  # read twice
+        "a = Conv (x, w)  s = Sigmoid (x)  t = Add (a, s)  u = Relu (t)  y = Conv (u, v)",  # the other is in float
+        "a = Conv (x, w)  t = Sub (a, x)  u = Relu (t)  y = Conv (u, v)",
+    ],
+)
+def test_other_sums_of_convolutions_stay_in_float_in_openvino(body: str) -> None:
+    text = f"(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y) {{ {body} }}"
+    graph = checked_graph(text, w=noise(4, 4, 1, 1, seed=0), v=noise(4, 4, 1, 1, seed=1))
+    result = quantized(graph, noise(2, 4, 6, 6, seed=2))
+    assert [quantized_input(result, "t", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
+
+
+GATED_ATTENTION = """(float[batch, 6, 8] x) => (float[batch, 6, 8] y) {
+    q = MatMul (x, w)
+    k = Transpose <perm = [0, 2, 1]> (x)
+    a = MatMul (q, k)
+    b = Mul (a, scale)
+    p = Softmax (b)
+    o = MatMul (p, x)
+    g = Mul (o, q)
+    y = Add (g, x)
+}"""
+
+
+def gated_attention() -> OnnxGraph:
+    return checked_graph(GATED_ATTENTION, w=noise(8, 8, seed=0), scale=np.asarray(0.5, np.float32))
+
+
+def test_the_operators_without_weights_are_found_that_a_runtime_runs_in_int8() -> None:
+    found = {
+        fmt: {(each.name, each.operator) for each in find_operators(gated_attention(), scheme.operators)}
+        for fmt, scheme in INT8_SCHEMES.items()
+    }
+    products = {("net/a", "MatMul"), ("net/o", "MatMul")}
+    assert found["openvino"] == {*products, ("net/g", "Mul"), ("net/y", "Add")}
+    assert found["ort"] == {*found["openvino"], ("net/p", "Softmax")}
+    assert not found["trt"] and not found["onnx"]  # not measured there
+    product, *_ = find_operators(gated_attention(), frozenset({"MatMul"}))
+    assert (product.tensors, product.macs) == (("q", "k", "a"), 6 * 6 * 8)
+    assert product.is_slow_by_rule and product.groups[0] == "product-of-activations"
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("a", "MatMulIntegerToFloat"), ("p", "QLinearSoftmax")])
+def test_an_operator_without_weights_runs_in_integers(name: str, kernel: str) -> None:
+    original, image = gated_attention(), noise(2, 6, 8, seed=1)
+    result = quantized(original, image, scheme=INT8_SCHEMES["ort"], names=(f"net/{name}",))
+    assert quantized_input(result, name).dtype == "UINT8"
+    assert kernel in run_operators(result)
+    assert snr_db(output(original, image), output(result, image)) > 30
+
+
+@pytest.mark.parametrize(("name", "sources"), [("o", ["p", "x"]), ("g", ["o", "q"]), ("y", ["g", "x"])])
+def test_both_inputs_of_an_operator_without_weights_are_integers(name: str, sources: list[str]) -> None:
+    original, image = gated_attention(), noise(2, 6, 8, seed=1)
+    result = quantized(original, image, names=(f"net/{name}",))
+    assert [quantized_input(result, name, index).source for index in (0, 1)] == sources
+    assert qdq_counts(result) == (2, 2)
+    assert snr_db(output(original, image), output(result, image)) > 30
 
 
 @pytest.mark.parametrize(
