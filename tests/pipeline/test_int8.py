@@ -21,6 +21,7 @@ from edgevit.cli.export_output import result_lines
 from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
+from edgevit.export.quantization.groups import GroupChoice
 from edgevit.export.quantization.int8 import needs_vnni
 from edgevit.metrics import wilson
 from edgevit.models.loading import from_name
@@ -198,6 +199,51 @@ def test_fp32_is_measured_in_the_same_run(small: Path, views: Path, tmp_path: Pa
     assert any(verdict.sentence in line for line in result_lines(found))
     latency = json.loads((tmp_path / "small_plain-int8-ort" / "latency.json").read_text())
     assert {each["name"] for each in latency} == {"torch (CPU)", "ort", "ort fp32"}
+
+
+ATTENDING = """
+import torch
+from torch import nn
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 64, 4, stride=4)
+        self.query, self.key, self.value = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)  # (N, 64, 64)
+        weights = (self.query(tokens) @ self.key(tokens).transpose(1, 2)).softmax(2)
+        return self.head((weights @ self.value(tokens)).mean(1))
+
+
+def attending():
+    torch.manual_seed(0)
+    return Attending()
+"""
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_products_of_activations_are_int8_if_that_was_measured_to_be_faster(
+    views: Path, tmp_path: Path, *, moved: bool
+) -> None:
+    (module := tmp_path / "attending.py").write_text(ATTENDING)
+    choice = GroupChoice(group="product-of-activations", in_int8=moved, moved=moved, ratio=0.8 if moved else 1.2)
+    config = ExportConfig(
+        formats=("ort",),
+        options=BuildOptions(precision="int8", threads=1),
+        out=tmp_path,
+        calib=views,
+        latency=False,
+        groups=(choice,),
+    )
+    (bundle,) = pipeline.run(from_name(f"{module}:attending", img_size=32), config).bundles
+    found = manifest(tmp_path, bundle.path.name)
+    assert found["typing"]["layers"] == (7 if moved else 5)
+    assert (found["typing"]["share"] > 0.99) == moved
+    assert (found["precision"]["multiply_add_shares"]["int8"] > 0.99) == moved  # as the engine runs
 
 
 def test_the_layer_that_costs_accuracy_is_named(
