@@ -21,7 +21,7 @@ class LayerTime:
     name: str  # the runtime's name of the layer
     kind: str  # of operator, in the runtime's words
     module: str  # dotted path of its PyTorch module, or UNKNOWN_MODULE or TOP_MODULE
-    ms: float  # median over the profiled runs; in OpenVINO, which counts sums, their mean
+    ms: float  # median over the profiled runs; in OpenVINO, which counts sums, over windows of ten
     macs: int | None = None  # multiply-adds of a run; None if it does not multiply, or if they are unknown
     precision: str = ""  # of its multiply-adds
 
@@ -48,7 +48,7 @@ class LayerProfile:
 
     layers: tuple[LayerTime, ...]
     runs: int
-    profiled_ms: float  # of a whole run while the profiler worked, host arrays to host arrays; median or mean as `ms`
+    profiled_ms: float  # of a whole run while the profiler worked, from host arrays to host arrays; a median as `ms`
 
     @property
     def sum_ms(self) -> float:

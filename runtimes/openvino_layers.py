@@ -12,6 +12,7 @@ from edgevit.runtimes.openvino_precision import LayerProducts, Operator, layer_p
 from edgevit.types import Feeds
 
 _EXECUTED, _REORDER = "EXECUTED", "Reorder"
+_WINDOW_RUNS = 10  # fewer would make the whole microseconds of the counters coarse
 
 
 def profile_layers(
@@ -23,8 +24,9 @@ def profile_layers(
     runs: int,
     skip: int,
 ) -> LayerProfile:
-    """Run a model just compiled with PERF_COUNT and return the mean times of its layers after the first `skip` runs.
+    """Run a model just compiled with PERF_COUNT and return the times of its layers after the first `skip` runs.
 
+    A time is the median over windows of ten runs and more, of the mean in each: one that was disturbed does not count.
     `names` are the names of the ONNX graph's nodes by their outputs: some layers are named after their output.
     `operators` are those of the model's source that multiply.
     """
@@ -33,16 +35,25 @@ def profile_layers(
     for _ in range(skip):
         request.infer(dict(feeds), share_inputs=True, share_outputs=True)
     before_us = _counters_us(request.profiling_info) if skip else {}
-    start = time.perf_counter()
-    for _ in range(runs):
-        request.infer(dict(feeds), share_inputs=True, share_outputs=True)
-    run_ms = 1e3 * (time.perf_counter() - start) / runs
-    counters = [each for each in request.profiling_info if _ran(each)]
-    times_ms = mean_times_ms(before_us, _counters_us(counters), skip=skip, runs=runs)
-    layers = [
-        _layer(each, times_ms[each.node_name], originals, names, products.get(each.node_name)) for each in counters
-    ]
-    return replace(layer_profile([layers], [run_ms]), runs=runs)
+    layers, runs_ms, done = [], [], skip
+    for window in _window_lengths(runs):
+        start = time.perf_counter()
+        for _ in range(window):
+            request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+        runs_ms.append(1e3 * (time.perf_counter() - start) / window)
+        counters = [each for each in request.profiling_info if _ran(each)]
+        after_us = _counters_us(counters)
+        ms = mean_times_ms(before_us, after_us, skip=done, runs=window)
+        layers.append(
+            [_layer(each, ms[each.node_name], originals, names, products.get(each.node_name)) for each in counters]
+        )
+        before_us, done = after_us, done + window
+    return replace(layer_profile(layers, runs_ms), runs=runs)
+
+
+def _window_lengths(runs: int) -> list[int]:
+    count = max(1, runs // _WINDOW_RUNS)
+    return [runs // count + (index < runs % count) for index in range(count)]
 
 
 def mean_times_ms(
@@ -50,8 +61,8 @@ def mean_times_ms(
 ) -> dict[str, float]:
     """Return the mean time of each layer in `runs` runs, from its counters before and after them.
 
-    A counter is itself the mean over all runs since the model was compiled, in whole microseconds. The first of the
-    `skip` runs before packs the weights, which may take a hundred times as long as a run.
+    A counter is itself the mean over all runs since the model was compiled, in whole microseconds. The very first run
+    packs the weights, which may take a hundred times as long as another one. `skip` runs were before these.
     """
     return {
         name: max(0.0, after * (skip + runs) - before_us.get(name, 0.0) * skip) / runs / 1e3

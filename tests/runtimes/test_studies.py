@@ -91,7 +91,7 @@ def test_the_layers_of_openvino_take_no_longer_than_the_run_that_they_are_part_o
     (scratch := tmp_path / "scratch").mkdir()
     convert(OpenVino().load(), path, path.with_suffix(".xml"), scratch=scratch)
     with OpenVino().open(path.with_suffix(".xml"), BuildOptions(threads=1)) as engine:
-        profile = engine.profile_layers({"x": np.ones((1, 256), np.float32)}, runs=30)
+        profile = engine.profile_layers({"x": np.ones((1, 256), np.float32)}, runs=19)  # one window
     assert profile is not None
     assert 0 < profile.sum_ms <= profile.profiled_ms
 

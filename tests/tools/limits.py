@@ -31,7 +31,7 @@ from tests.tools.bench.tables import RUNTIMES, table
 from tests.tools.layer_kinds import KINDS, KindUse, LayerShapes, kinds_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
-_RUNS = 7
+_RUNS = 30
 _SHOWN = 3  # kinds of layers that do not multiply
 _COPY_BYTES = 1 << 20  # whose copy is timed: they stay in the caches, as the results of most layers do
 _HEAD = """# Layer times of the engines
