@@ -25,15 +25,16 @@ ATTENTION = "products of activations"
 FUSED = "several products in one"
 KINDS = (POINTWISE, SPATIAL, DEPTHWISE, GROUPED, LINEAR, SHORT_LINEAR, ATTENTION, FUSED)
 
-_ITEM_SIZES = {"fp32": 4, "bf16": 2, "int8": 1}
+ITEM_SIZES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShape:
-    """The kind of a layer, and the numbers that it reads and writes, weights included, each once."""
+    """The kind of a layer, and the numbers that it reads and writes, each once."""
 
     kind: str
-    numbers: int
+    weights: int  # read from memory, unless the whole model fits in the caches
+    activations: int  # read and written, mostly in the caches
 
 
 class LayerShapes:
@@ -42,9 +43,11 @@ class LayerShapes:
     def __init__(self, graph: OnnxGraph) -> None:
         self._by_module: dict[tuple[str, int], list[LayerShape]] = defaultdict(list)
         self._by_macs: dict[int, list[LayerShape]] = defaultdict(list)
+        self.weights = 0  # of all layers
         for node in graph.model.graph:
             if macs := node_macs(node):
-                shape = LayerShape(kind=_kind(node), numbers=_numbers(node))
+                shape = _shape(node)
+                self.weights += shape.weights
                 self._by_module[module_of(node), macs].append(shape)
                 self._by_macs[macs].append(shape)
 
@@ -52,7 +55,7 @@ class LayerShapes:
         """Return the shape of a layer; FUSED if no node of the graph has its multiply-adds."""
         macs = layer.macs or 0
         found = self._by_module.get((layer.module, macs)) or self._by_macs.get(macs)
-        return found[0] if found else LayerShape(kind=FUSED, numbers=0)
+        return found[0] if found else LayerShape(kind=FUSED, weights=0, activations=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +79,25 @@ class KindUse:
 
 
 def kinds_of(
-    layers: Sequence[LayerTime], shapes: LayerShapes, macs_per_s: Mapping[str, float], bytes_per_s: float
+    layers: Sequence[LayerTime],
+    shapes: LayerShapes,
+    macs_per_s: Mapping[str, float],
+    *,
+    read_bytes_per_s: float,
+    copied_bytes_per_s: float,
 ) -> dict[str, KindUse]:
-    """Return the time of the layers that multiply, by kind, beside that of their roofline (Williams et al. 2009)."""
+    """Return the time of the layers that multiply, by kind, beside that of their roofline (Williams et al. 2009).
+
+    Weights are read at the first rate, activations are read and written at the second.
+    """
     found: dict[str, KindUse] = {}
     for layer in layers:
         if not layer.macs:
             continue
         shape = shapes.find(layer)
         product_ms = 1e3 * layer.macs / macs_per_s[layer.precision]
-        moving_ms = 1e3 * shape.numbers * _ITEM_SIZES.get(layer.precision, 1) / bytes_per_s
+        moving_s = shape.weights / read_bytes_per_s + shape.activations / copied_bytes_per_s
+        moving_ms = 1e3 * moving_s * ITEM_SIZES.get(layer.precision, 1)
         use = KindUse(
             layers=1,
             ms=layer.ms,
@@ -120,5 +132,8 @@ def _is_weight(value: ir.Value | None) -> bool:
     return constant(stored) is not None
 
 
-def _numbers(node: ir.Node) -> int:
-    return sum(math.prod(static_shape(value)) for value in (*node.inputs[:2], *node.outputs[:1]))
+def _shape(node: ir.Node) -> LayerShape:
+    kind = _kind(node)
+    left, right, out = (math.prod(static_shape(value)) for value in (*node.inputs[:2], node.outputs[0]))
+    weights = 0 if kind == ATTENTION else right
+    return LayerShape(kind=kind, weights=weights, activations=left + right + out - weights)

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from edgevit.bundles.bundle import bundle_name, model_file
 from edgevit.export.graph import OnnxGraph
@@ -28,12 +31,14 @@ from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.kept import Folders
 from tests.tools.bench.rows import this_processor
 from tests.tools.bench.tables import RUNTIMES, table
-from tests.tools.layer_kinds import KINDS, KindUse, LayerShapes, kinds_of
+from tests.tools.layer_kinds import ITEM_SIZES, KINDS, KindUse, LayerShapes, kinds_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 _RUNS = 30
 _SHOWN = 3  # kinds of layers that do not multiply
 _COPY_BYTES = 1 << 20  # whose copy is timed: they stay in the caches, as the results of most layers do
+_READ_BYTES = 64 << 20  # whose reading the page states
+_READS = 20
 _HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
@@ -43,9 +48,10 @@ profiler, one thread, batch 1. {processor}.
   softmax and the elementwise operators around them into one layer, which is a product here.
 * **rate**: of the multiply-adds of these layers, in G/s, and the fraction of their time that they would take at the
   best rate of a matrix product that the runtime reaches in their precision.
-* **roofline**: of the layers of one kind, the time of their multiply-adds at that best rate or of reading and writing
-  their numbers once at the rate of a copy in the caches ({copied:.0f} GB/s), layer by layer, whichever takes longer.
-  The runtime's kernels decide how close a layer comes to it, not the graph.
+* **roofline**: of the layers of one kind, the time of their multiply-adds at that best rate, or of their bytes, layer
+  by layer, whichever takes longer. Weights are read once, at the rate at which an array as large as all weights of the
+  model is read ({read:.0f} GB/s for 64 MB), activations are copied at the rate of the caches ({copied:.0f} GB/s). The
+  runtime's kernels decide how close a layer comes to it, not the graph.
 * **others**: all other layers: norms, activation functions, softmax, moving and converting data; the three kinds that
   take longest.
 * **limit of rewriting**: the time of all layers over that of the products alone. A rewrite of the graph that made all
@@ -83,6 +89,28 @@ class TimeUse:
         ]
 
 
+@dataclass(slots=True, kw_only=True)
+class Bandwidth:
+    """The rates of memory for one thread."""
+
+    copied_bytes_per_s: float  # in the caches, read and written bytes together
+    _read: dict[int, float] = field(default_factory=dict)
+
+    def read_bytes_per_s(self, size_bytes: int) -> float:
+        """Return the best rate of reading an array of about this size again and again, measured once for each size."""
+        size_bytes = 1 << max(20, size_bytes.bit_length())
+        if size_bytes not in self._read:
+            array = np.ones(size_bytes // 4, np.float32)
+            self._read[size_bytes] = size_bytes / min(_seconds(lambda: array.dot(array)) for _ in range(_READS))
+        return self._read[size_bytes]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def time_use(
     model: str,
     layers: Sequence[LayerTime],
@@ -113,7 +141,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found: dict[str, list[TimeUse]] = {}
     rates: dict[tuple[str, str], float] = {}
-    copied = copy_rate(1, _COPY_BYTES)
+    bandwidth = Bandwidth(copied_bytes_per_s=copy_rate(1, _COPY_BYTES))
     for model in arguments.models.split(",") if arguments.models else registry.list_models():
         builder = EngineBuilder(model, Folders.below(arguments.keep, model))
         if not arguments.models and builder.million_parameters > MILLION_PARAMETERS:
@@ -121,19 +149,20 @@ def main() -> int:
         for candidate in usable_candidates(PRECISIONS):
             if candidate.kind != "ours":
                 continue
-            if (use := _time_use(builder, candidate, rates, copied)) is not None:
+            if (use := _time_use(builder, candidate, rates, bandwidth)) is not None:
                 found.setdefault(candidate.name, []).append(use)
             else:  # bf16 on a processor without it
                 print(f"{model}, {candidate.name}: {builder.failures[candidate.name]}", file=sys.stderr, flush=True)
         print(model, file=sys.stderr, flush=True)
-    arguments.page.write_text(page(found, this_processor(), copied), "utf-8")
+    arguments.page.write_text(page(found, this_processor(), bandwidth), "utf-8")
     return 0
 
 
-def page(found: Mapping[str, Sequence[TimeUse]], processor: str, copied_bytes_per_s: float) -> str:
+def page(found: Mapping[str, Sequence[TimeUse]], processor: str, bandwidth: Bandwidth) -> str:
     """Return the page of the engines by candidate."""
     chosen = [each for each in CANDIDATES if each.name in found]
-    parts = [_HEAD.format(processor=processor, copied=copied_bytes_per_s / 1e9)]
+    read, copied = bandwidth.read_bytes_per_s(_READ_BYTES) / 1e9, bandwidth.copied_bytes_per_s / 1e9
+    parts = [_HEAD.format(processor=processor, read=read, copied=copied)]
     for candidate in chosen:
         title = f"## {candidate.precision}, {RUNTIMES[candidate.runtime]}"
         parts += [_kinds_table(title, found[candidate.name]), _models_table(found[candidate.name])]
@@ -168,7 +197,7 @@ def _models_table(uses: Iterable[TimeUse]) -> str:
 
 
 def _time_use(
-    builder: EngineBuilder, candidate: Candidate, rates: dict[tuple[str, str], float], copied_bytes_per_s: float
+    builder: EngineBuilder, candidate: Candidate, rates: dict[tuple[str, str], float], bandwidth: Bandwidth
 ) -> TimeUse | None:
     """Profile an engine; None if it cannot be built or loaded here.
 
@@ -189,7 +218,14 @@ def _time_use(
     name = bundle_name(builder.name, candidate.precision, candidate.runtime)
     folder = builder.folders.own / f"{candidate.precision}-{candidate.runtime}" / name
     shapes = LayerShapes(OnnxGraph.load(model_file(folder)))
-    kinds = kinds_of(profile.layers, shapes, known, copied_bytes_per_s)
+    size_bytes = shapes.weights * ITEM_SIZES[candidate.precision]
+    kinds = kinds_of(
+        profile.layers,
+        shapes,
+        known,
+        read_bytes_per_s=bandwidth.read_bytes_per_s(size_bytes),
+        copied_bytes_per_s=bandwidth.copied_bytes_per_s,
+    )
     return time_use(builder.name, profile.layers, known, kinds)
 
 

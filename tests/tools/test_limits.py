@@ -25,7 +25,7 @@ from tests.tools.layer_kinds import (
     LayerShapes,
     kinds_of,
 )
-from tests.tools.limits import page, time_use
+from tests.tools.limits import Bandwidth, page, time_use
 
 LAYERS = [
     LayerTime(name="a", kind="Conv", module="a", ms=2.0, macs=10**8, precision="int8"),
@@ -48,11 +48,13 @@ def test_products_are_measured_against_the_best_rate_of_their_precision() -> Non
 
 def test_the_page_has_a_table_for_each_engine() -> None:
     kinds = {POINTWISE: KindUse(layers=2, ms=5.0, giga_macs=0.2, product_ms=2.5, roofline_ms=4.0)}
-    text = page({"ort": [time_use("net", LAYERS, RATES, kinds)]}, "a processor (avx2)", 2e10)
+    text = page(
+        {"ort": [time_use("net", LAYERS, RATES, kinds)]}, "a processor (avx2)", Bandwidth(copied_bytes_per_s=2e10)
+    )
     assert "## fp32, ONNX Runtime" in text and "a processor (avx2)" in text and "OpenVINO\n" not in text
     assert "| convolution, 1x1 | 2 | 5.0, 54% | 40, 50% | 1.25 |\n| others |  | 4.2, 46% |  |  |\n" in text
     assert "| `net` | 9.25 | 5.00 | 40, 50% | 4.25: Softmax 2.00, Gelu 1.50, Add 0.50 | 1.85 |" in text
-    assert "(20 GB/s)" in text
+    assert "caches (20 GB/s)" in text
 
 
 def test_layers_have_the_kind_and_the_bytes_of_their_node(tmp_path: Path) -> None:
@@ -76,24 +78,24 @@ def test_layers_have_the_kind_and_the_bytes_of_their_node(tmp_path: Path) -> Non
     )
     shapes = LayerShapes(graph)
     found = {node.name: shapes.find(_layer(str(node.name), node_macs(node))) for node in graph.model.graph}
-    assert found["a/Conv"] == LayerShape(kind=POINTWISE, numbers=128 + 64 + 128)
+    assert found["a/Conv"] == LayerShape(kind=POINTWISE, weights=64, activations=128 + 128)
     assert found["b/Conv"].kind == DEPTHWISE
     assert found["c/Conv"].kind == GROUPED
     assert found["d/Conv"].kind == SPATIAL
-    assert found["e/Gemm"] == LayerShape(kind=SHORT_LINEAR, numbers=8 + 16 + 2)
+    assert found["e/Gemm"] == LayerShape(kind=SHORT_LINEAR, weights=16, activations=8 + 2)
     assert found["f/MatMul"].kind == LINEAR
-    assert found["g/MatMul"].kind == ATTENTION
-    assert shapes.find(_layer("h/Subgraph", 12345)) == LayerShape(kind=FUSED, numbers=0)
+    assert found["g/MatMul"] == LayerShape(kind=ATTENTION, weights=0, activations=128 + 128 + 1024)
+    assert shapes.find(_layer("h/Subgraph", 12345)) == LayerShape(kind=FUSED, weights=0, activations=0)
 
 
 def test_the_roofline_of_a_layer_is_its_arithmetic_or_its_bytes(tmp_path: Path) -> None:
     layers = [LAYERS[0], _layer("e/Gemm", 16), _layer("e/Gemm", 16)]
     signature = "g (float[1, 8] x) => (float[1, 2] y)"
     shapes = LayerShapes(_graph(tmp_path, signature, {"e/Gemm": "y = Gemm(x, m)"}, {"m": (8, 2)}))
-    kinds = kinds_of(layers, shapes, RATES, bytes_per_s=1e5)
+    kinds = kinds_of(layers, shapes, RATES, read_bytes_per_s=1e5, copied_bytes_per_s=1e6)
     assert kinds[FUSED].roofline_ms == kinds[FUSED].product_ms == pytest.approx(0.5)
     assert kinds[SHORT_LINEAR].layers == 2
-    assert kinds[SHORT_LINEAR].roofline_ms == pytest.approx(2 * 1e3 * 26 * 4 / 1e5)
+    assert kinds[SHORT_LINEAR].roofline_ms == pytest.approx(2 * 1e3 * 4 * (16 / 1e5 + 10 / 1e6))
 
 
 def _graph(folder: Path, signature: str, nodes: dict[str, str], weights: dict[str, tuple[int, ...]]) -> OnnxGraph:
