@@ -1,8 +1,8 @@
 """Instruction sets of this processor: int8, bf16 and vector width; and the refusal of int8 graphs that need VNNI.
 
 An x86 processor without VNNI multiplies uint8 by int8 with `vpmaddubsw`, which sums the products in pairs in 16-bit
-integers that saturate: 255 * 127 * 2 does not fit. VNNI and AMX sum in 32 bits. So does Arm, with and without its dot
-product instructions.
+integers that saturate: 255 * 127 * 2 does not fit. VNNI and AMX sum in 32 bits. So do Arm's dot product instructions.
+Without them ONNX Runtime sums two signed products in 16 bits, and 128 * 127 * 2 fits: no weight is -128.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ To add a format, add its entry to `FORMATS`, its module to `runtimes/` and its e
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from edgevit.errors import PrecisionError, unknown_name
@@ -15,6 +15,9 @@ from edgevit.types import Precision
 GroupNormForm: TypeAlias = Literal["native", "instance"]
 PassPipeline: TypeAlias = Literal["generic", "openvino", "tensorrt"]
 Int8Range: TypeAlias = Literal["safe", "full"]
+
+# Metadata of the fields that decide about speed alone; docs/forms.md has a row for each runtime that uses one.
+FOR_SPEED: Mapping[str, bool] = {"for_speed": True}
 
 # The version that graphs are made for if none is given and none can build here: JetPack 6.1 and 6.2.
 DEFAULT_TENSORRT = "10.3"
@@ -26,9 +29,10 @@ class Int8Scheme:
 
     activations: Literal["uint8", "int8"]  # uint8 with a zero point, or symmetric int8
     quantize_outputs_of: frozenset[str] = frozenset()  # operators that need a quantized output to run in int8
-    quantize_additions: bool = False  # sums of such an output and another quantized value run in int8
+    # Sums of such an output and another quantized value run in int8.
+    quantize_additions: bool = field(default=False, metadata=FOR_SPEED)
     # Sums before a ReLU of a convolution's output that nothing else reads and a value that is quantized run in int8.
-    quantize_shortcuts: bool = False
+    quantize_shortcuts: bool = field(default=False, metadata=FOR_SPEED)
     # Operators without weights that the runtime can run in int8. They stay in float unless `edgevit tune` measures that
     # the engine is faster with them in int8.
     operators: frozenset[str] = frozenset()
@@ -37,11 +41,14 @@ class Int8Scheme:
     # "full": weights up to +-127. "safe": so small that no two products with uint8 overflow 16 bits, as they would on
     # x86 processors without VNNI.
     weight_range: Int8Range = "safe"
-    linear_as_conv: bool = False  # linear layers run as 1x1 convolutions on processors that run those faster
+    # Linear layers run as 1x1 convolutions on processors that run those faster.
+    linear_as_conv: bool = field(default=False, metadata=FOR_SPEED)
     # Grouped convolutions with at least so many inputs a group are int8 on processors with AVX-VNNI alone; None: none.
-    min_group_inputs_with_avx_vnni: int | None = None
-    min_position_macs: int = 0  # convolutions with fewer multiply-adds at a position stay in float: `SpeedRule`
-    fold_zero_points: bool = False  # zero points of the inputs of linear layers are part of their biases
+    min_group_inputs_with_avx_vnni: int | None = field(default=None, metadata=FOR_SPEED)
+    # Convolutions with fewer multiply-adds at a position stay in float: `SpeedRule`.
+    min_position_macs: int = field(default=0, metadata=FOR_SPEED)
+    # Zero points of the inputs of linear layers are part of their biases.
+    fold_zero_points: bool = field(default=False, metadata=FOR_SPEED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +90,9 @@ class Format:
         return self.int8
 
 
-# Group normalization, by processor time of shiftvit_t: ONNX Runtime is 7 % faster with `instance`, OpenVINO 1 % with
-# `native`. TensorRT up to 10.16 at least and TensorRT-RTX 1.7 compute GroupNormalization with one group as if every
-# channel were a group (NVIDIA/TensorRT issue 4756), which needs fewer kernels and gives wrong results; `instance` is
-# right there.
+# Group normalization: ONNX Runtime is faster with `instance`, OpenVINO with `native` (docs/forms.md). TensorRT up to
+# 10.16 at least and TensorRT-RTX 1.7 compute GroupNormalization with one group as if every channel were a group
+# (NVIDIA/TensorRT issue 4756), which needs fewer kernels and gives wrong results; `instance` is right there.
 #
 # int8: ONNX Runtime fuses Conv to QLinearConv only if its output is quantized, and Gemm to QGemm only if its bias is
 # int32. OpenVINO needs neither, and every rounding that is left out improves accuracy. TensorRT takes no zero points;

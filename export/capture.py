@@ -31,9 +31,9 @@ from edgevit.export.capture_errors import (
 from edgevit.export.decomposition import skip_needless_decomposition
 from edgevit.export.garbage import rare_collection
 from edgevit.export.graph import BATCH, CAPTURE_OPSET, OnnxGraph, PassRecord
-from edgevit.export.output_names import names_of_outputs
 from edgevit.export.translations import TRANSLATIONS
 from edgevit.models.loading import forward_names, in_eval_mode
+from edgevit.models.output_names import names_of_outputs
 from edgevit.models.reference import register_dataclasses
 
 _VERBOSE_LOGGERS = (

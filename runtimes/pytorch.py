@@ -61,6 +61,21 @@ def torch_mode(name: str) -> TorchMode:
     return TorchMode(CUDA if has_cuda else CPU, compiled=True)
 
 
+def output_specs(module: Any, example: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a module for its example inputs, named as in a captured graph, the batch as first axis."""
+    torch = load_torch()
+    from edgevit.models.output_names import named_outputs
+    from edgevit.models.reference import register_dataclasses
+
+    with torch.inference_mode():
+        result = module(*(tensor.clone() for tensor in example))  # the module may modify its input in place
+    register_dataclasses(result)
+    return tuple(
+        TensorSpec(name, str(tensor.dtype).removeprefix("torch."), ("batch", *tensor.shape[1:]))
+        for name, tensor in named_outputs(result).items()
+    )
+
+
 class TorchEngine(Engine):
     """A PyTorch module in fp32: eager on the CPU, unless `mode` says otherwise."""
 

@@ -157,16 +157,14 @@ def _source_candidate(bundle: Bundle, engine: Engine, source: PytorchSource, thr
 
 def _model_candidate(model: LoadedModel, threads: int | None) -> _EvaluatedEngine:
     """PyTorch with a model given by name. Raises UsageError if its weights are random or it takes no images."""
-    from edgevit.runtimes.pytorch import TorchEngine
+    from edgevit.runtimes.pytorch import TorchEngine, output_specs
 
     if model.origin.has_random_weights:
         raise UsageError(f"{model.name} has random weights, so its accuracy means nothing; give --weights FILE")
     if model.preprocessing is None:
         raise UsageError(f"{model.name} does not take images, and accuracy is measured on images")
     inputs = [TensorSpec(metrics.INPUT, "float32", ("batch", *model.preprocessing.input_size))]
-    probe = TorchEngine(model.module, inputs, [TensorSpec(metrics.OUTPUT, "float32", ())], threads=threads)
-    output = probe.run({metrics.INPUT: model.example[0].numpy()})[metrics.OUTPUT]
-    outputs = [TensorSpec(metrics.OUTPUT, "float32", ("batch", *output.shape[1:]))]
+    outputs = output_specs(model.module, model.example)
     return _EvaluatedEngine(
         name=f"{model.name} ({TORCH})",
         engine=TorchEngine(model.module, inputs, outputs, threads=threads),

@@ -21,6 +21,7 @@ from edgevit.pipeline import engine_memory
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
+from edgevit.pipeline.onnx_model import OnnxModel
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.runtimes.base import BuildOptions, Runtime
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
@@ -113,7 +114,7 @@ def _build_and_check(
             expected_fraction=plan.fraction if plan is not None else None,
             node_macs=graph_work(graph, batch=options.batch).node_macs,
         )
-    _require_inputs(built, graph)
+    _require_inputs(export, built, graph)
     return built, _check_engine(export, built)
 
 
@@ -142,16 +143,16 @@ def _converter(export: ExportRun, graph: OnnxGraph, fmt: str) -> PrecisionConver
     )
 
 
-def _require_inputs(built: BuildResult, graph: OnnxGraph) -> None:
+def _require_inputs(export: ExportRun, built: BuildResult, graph: OnnxGraph) -> None:
     """Raise ExportError if the engine lacks an input of the graph: OpenVINO removes unused inputs."""
     if built.engine is None:
         return
     present = {spec.name for spec in built.engine.inputs}
     removed = [spec.name for spec in graph.inputs if spec.name not in present]
     if removed:
+        place = "input from the file" if isinstance(export.model, OnnxModel) else "argument from forward()"
         raise ExportError(
-            f"no output depends on input {removed[0]}, and {built.runtime.title} removes it; "
-            "remove the argument from forward()"
+            f"no output depends on input {removed[0]}, and {built.runtime.title} removes it; remove the {place}"
         )
 
 

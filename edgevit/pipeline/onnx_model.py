@@ -83,11 +83,13 @@ def load_onnx_model(
     """Read an ONNX file as a model.
 
     `batch` is the size of a dynamic first axis, 1 if it is None; a fixed one is kept. `img_size` and `input_shapes`
-    give the sizes of other dynamic axes. Raises UsageError if the file is not complete, or its inputs have no size or
-    no common batch.
+    give the sizes of other dynamic axes. Raises UsageError if the file is not complete, or has no inputs, or its inputs
+    have no size or no common batch.
     """
     graph = OnnxGraph.read(path)
     inputs = [value for value in graph.model.graph.inputs if value.name not in graph.model.graph.initializers]
+    if not inputs:
+        raise UsageError(f"{path} has no inputs, so that its outputs are constants; give a file that takes some")
     rows = 1 if batch is None else batch
     given = _shape_for_size(path, inputs, img_size, rows) if img_size is not None else input_shapes or {}
     if img_size is not None and input_shapes:

@@ -28,7 +28,7 @@ from edgevit.export.quantization.sensitivity import (
 )
 from edgevit.files import cache_folder
 from edgevit.formats import Int8Range, get_format
-from edgevit.metrics import ROUNDING
+from edgevit.metrics import ROUNDING, find_logits
 from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import StageTimer
@@ -102,7 +102,7 @@ class PrecisionConverter:
         dataset = dataset.subset(MAX_SELECTION_IMAGES) if dataset is not None else None
         count = dataset.count if dataset is not None else len(feeds) * self.batch
         photos = references_for(self.references.outputs, "int8")
-        measure_drop = None if bound is None else _drop_measurement(self._load(self.graph), feeds, dataset)
+        measure_drop = None if bound is None else self._drop_measurement(feeds, dataset)
 
         def rejection_reason(candidate: OnnxGraph) -> str:
             run = self._load(candidate)
@@ -169,6 +169,21 @@ class PrecisionConverter:
         quantized, _ = self._to_fp16(quantized)
         return quantized, plan
 
+    def _drop_measurement(self, feeds: Sequence[Feeds], dataset: LabeledSet | None) -> Callable[[Run], float]:
+        """Return a function that measures the loss of a graph against `graph`, as a fraction.
+
+        On labeled images it is that of accuracy, else the fraction of `feeds` that change class. Raises UsageError if
+        there are neither labeled images nor classes.
+        """
+        reference = self._load(self.graph)
+        if dataset is not None:
+            return _accuracy_loss_measurement(reference, dataset)
+        if (logits := find_logits(self.graph.outputs)) is None:
+            raise UsageError(
+                "--max-drop needs a classifier, or labeled images (--eval DIR): no output is logits (N, classes)"
+            )
+        return _class_change_measurement(reference, feeds, logits.name)
+
     def _noise_measurement(self) -> NoiseMeasurement:
         if self._measurement is None:
             self._measurement = NoiseMeasurement(
@@ -230,13 +245,8 @@ def _parity_reason(found: ParityReport) -> str:
     return ""
 
 
-def _drop_measurement(reference: Run, feeds: Sequence[Feeds], dataset: LabeledSet | None) -> Callable[[Run], float]:
-    """Return a function that measures the loss of accuracy against `reference`, as a fraction.
-
-    Without labeled images it measures the fraction of `feeds` that change class.
-    """
-    if dataset is None:
-        return _class_change_measurement(reference, feeds)
+def _accuracy_loss_measurement(reference: Run, dataset: LabeledSet) -> Callable[[Run], float]:
+    """Return a function that measures the loss of accuracy against `reference` on labeled images, as a fraction."""
 
     def evaluation(name: str, run: Run) -> AnyEvaluation:
         (found,), _ = dataset.evaluate({name: run})
@@ -246,14 +256,11 @@ def _drop_measurement(reference: Run, feeds: Sequence[Feeds], dataset: LabeledSe
     return lambda run: lost(baseline, evaluation("int8", run)).points / 100
 
 
-def _class_change_measurement(reference: Run, feeds: Sequence[Feeds]) -> Callable[[Run], float]:
+def _class_change_measurement(reference: Run, feeds: Sequence[Feeds], logits: str) -> Callable[[Run], float]:
+    """Return a function that measures the fraction of `feeds` whose class by the output `logits` changes."""
+
     def classes(run: Run) -> list[int]:
-        outputs = [next(iter(run(feed).values())) for feed in feeds]
-        if outputs[0].ndim != 2:
-            raise UsageError(
-                "--max-drop needs a classifier, or labeled images (--eval DIR): the first output has no classes"
-            )
-        return [int(index) for output in outputs for index in output.argmax(1)]
+        return [int(index) for feed in feeds for index in run(feed)[logits].argmax(1)]
 
     baseline = classes(reference)
     return lambda run: float(np.mean([want != got for want, got in zip(baseline, classes(run), strict=True)]))

@@ -96,7 +96,7 @@ OPENVINO_FORMS: tuple[OperatorForm, ...] = (
         "Resize",
         lambda node, _: node.attributes.get_string("mode", "") == "cubic" and _is_set(node, "exclude_outside"),
         "cubic Resize with exclude_outside=1",
-        _RESIZE_ELSEWHERE.format("exclude_outside=0, as PyTorch does,"),
+        _RESIZE_ELSEWHERE.format("exclude_outside=0 (as PyTorch does)"),
         effect="wrong",
     ),
     OperatorForm(

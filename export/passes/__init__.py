@@ -1,7 +1,8 @@
 """Pass pipelines: PASSES for all formats, and one tuple per format pipeline.
 
 A pass rewrites a model in place. To add one, write its file, add one line to a tuple here, and write
-`tests/export/passes/test_<pass>.py`.
+`tests/export/passes/test_<pass>.py`. One that is there for its speed also needs rows in docs/forms.md, which name the
+runtimes and instruction sets that use it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -61,6 +62,8 @@ from edgevit.types import Precision
 __all__ = ["FORMAT_PASSES", "OLDEST_OPSET", "PASSES", "FormatPass", "PassTarget", "optimize", "specialize"]
 
 Pass: TypeAlias = Callable[[ir.Model], None]
+# "correctness": the runtime refuses the graph without the pass, or computes it wrongly or less accurately.
+Purpose: TypeAlias = Literal["speed", "correctness"]
 
 # Operators that a pipeline's runtimes misread in a format's opset, and the last opset that they read correctly.
 # TensorRT's parser takes linear interpolation of GridSample in opset 20 for nearest (NVIDIA/TensorRT issue 4646).
@@ -94,13 +97,14 @@ class FormatPass:
     """A pass in the pipeline of a format; `options` are its keyword arguments, `applies` whether it runs at all."""
 
     rewrite: Callable[..., None]
+    purpose: Purpose = "speed"
     applies: Callable[[PassTarget], bool] = lambda _: True
     options: Callable[[PassTarget], Mapping[str, Any]] = lambda _: {}
 
 
 _AMX_ROWS = 16  # of a tile
 
-# For all formats, in this order.
+# For all formats, in this order: the canonical form of a graph, which the other passes and the int8 conversion expect.
 PASSES: tuple[Pass, ...] = (
     cleanup,
     fold_constants,
@@ -122,21 +126,20 @@ PASSES: tuple[Pass, ...] = (
 
 # For all formats, after the passes that only some formats need.
 _GENERIC: tuple[FormatPass, ...] = (
-    FormatPass(decompose_group_norm, applies=lambda target: not target.has_native_group_norm),
-    FormatPass(decompose_gelu, applies=lambda target: target.opset < 20),
-    FormatPass(decompose_wrap_pad, applies=lambda target: target.opset < 19),
-    FormatPass(decompose_mish, applies=lambda target: target.opset < 18),
-    FormatPass(downgrade_opset, options=lambda target: {"opset": target.opset}),
+    FormatPass(decompose_group_norm, "correctness", lambda target: not target.has_native_group_norm),
+    FormatPass(decompose_gelu, "correctness", lambda target: target.opset < 20),
+    FormatPass(decompose_wrap_pad, "correctness", lambda target: target.opset < 19),
+    FormatPass(decompose_mish, "correctness", lambda target: target.opset < 18),
+    FormatPass(downgrade_opset, "correctness", options=lambda target: {"opset": target.opset}),
 )
 
-# Forms that ONNX Runtime and OpenVINO run faster on processors; docs/forms.md has the measurements.
+# Forms that ONNX Runtime and OpenVINO run faster on processors, or more accurately.
 _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(fold_scale),
     FormatPass(hard_sigmoid_to_clip),
     FormatPass(expand_depthwise),
-    FormatPass(group_norm_by_rows, applies=lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
+    FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
 )
-
 
 # Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
@@ -144,7 +147,9 @@ _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
     FormatPass(
-        merge_groups, applies=lambda target: target.format.deployable, options=lambda _: {"lanes": fp32_lanes()}
+        merge_groups,
+        applies=lambda target: target.format.deployable and fp32_lanes() > 0,
+        options=lambda _: {"lanes": fp32_lanes()},
     ),
 )
 
@@ -178,10 +183,14 @@ def _openvino_lanes(target: PassTarget) -> int:
 
 # Merged groups, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
-    FormatPass(merge_groups, options=lambda target: {"lanes": _openvino_lanes(target)}),
-    FormatPass(pad_average_pool),
-    FormatPass(decompose_onesided_dft),
-    FormatPass(decompose_wrap_pad),
+    FormatPass(
+        merge_groups,
+        applies=lambda target: _openvino_lanes(target) > 0,
+        options=lambda target: {"lanes": _openvino_lanes(target)},
+    ),
+    FormatPass(pad_average_pool, "correctness"),
+    FormatPass(decompose_onesided_dft, "correctness"),
+    FormatPass(decompose_wrap_pad, "correctness"),
 )
 
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {

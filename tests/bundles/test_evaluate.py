@@ -30,6 +30,7 @@ from tests.helpers.formats import ON_CPU
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 200
+_MEAN = "y = self.conv(x).relu().mean((2, 3))"  # of USER_MODEL
 NAMES = class_names("cifar10")
 
 
@@ -179,6 +180,23 @@ def test_a_user_factory_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixtu
     (row,) = evaluated(capsys, f"{tmp_path / 'mine.py'}:build", "--data", tmp_path / "data")["accuracy"]
     assert row["images"] == 5
     assert row["top5"] is None
+
+
+def test_a_user_factory_with_several_outputs_is_evaluated_by_its_logits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first output has as many columns, and its largest is another one: the name decides."""
+    features = 'return {"features": -self.head(y), "logits": self.head(y), "map": self.conv(x), "none": None}'
+    several = USER_MODEL.replace("return self.head(self.conv(x).relu().mean((2, 3)))", f"{_MEAN}; {features}")
+    assert features in several
+    for name, source in (("one", USER_MODEL), ("several", several)):
+        (tmp_path / f"{name}.py").write_text(source)
+    for index in range(5):
+        (tmp_path / "data" / str(index)).mkdir(parents=True)
+        Image.effect_noise((40, 50), 90).convert("RGB").save(tmp_path / "data" / str(index) / "noise.png")
+    (one,) = evaluated(capsys, f"{tmp_path / 'one.py'}:build", "--data", tmp_path / "data")["accuracy"]
+    (named,) = evaluated(capsys, f"{tmp_path / 'several.py'}:build", "--data", tmp_path / "data")["accuracy"]
+    assert named["evidence"]["answers"] == one["evidence"]["answers"]
 
 
 def test_outputs_that_are_not_finite_are_counted(

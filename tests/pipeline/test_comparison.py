@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgevit.cli.export_output import result_lines
 from edgevit.errors import ParityError
 from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation
@@ -16,6 +17,7 @@ from edgevit.pipeline.comparison import PrecisionComparison
 from edgevit.runtimes.output_parity import OutputParity
 from edgevit.runtimes.parity import compare
 from edgevit.types import Interval, Reference
+from tests.helpers.reports import bundle_report, export_report
 
 IMAGES = 1000
 FASTER = Ratio(0.476, Interval(0.45, 0.5), 64)
@@ -85,6 +87,13 @@ def test_the_sentence_and_the_recommendation(
 ) -> None:
     result = comparison(time, drop)
     assert (result.sentence, result.recommended) == (sentence, recommended)
+
+
+def test_the_result_of_an_export_says_that_int8_is_slower() -> None:
+    bundle = replace(bundle_report("ort", "ONNX Runtime"), requested_precision="int8", comparison=comparison(SLOWER))
+    _, line = result_lines(replace(export_report(), bundles=(bundle,)))
+    sentence = "int8 is 1.30x slower than fp32 here: not recommended (0.4 points worse on 1000 images, 3.6x smaller)"
+    assert line == f"{bundle.path}: {sentence}"
 
 
 def test_losing_more_than_allowed_is_not_recommended() -> None:

@@ -14,7 +14,7 @@ import pytest
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.source_model import load_unchecked
-from edgevit.errors import BundleError, UsageError
+from edgevit.errors import BundleError, ExportError, UsageError
 from edgevit.export import onnx_writer, passes, weights
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import file_sha256
@@ -159,6 +159,19 @@ def test_inputs_without_a_common_batch_are_refused(tmp_path: Path) -> None:
     network("2", inputs=", float[8] extra").save(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match=r"no common batch \(images: \[2, 3, 16, 16\], extra: \[8\]\)"):
         load_onnx_model(tmp_path / "net.onnx")
+
+
+def test_a_file_without_inputs_is_refused(tmp_path: Path) -> None:
+    parse(f"{HEADER} g () => (float[2, 4] y) {{ y = Relu (w) }}", w=noise(2, 4)).save(tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match=r"net\.onnx has no inputs.*give a file that takes some"):
+        load_onnx_model(tmp_path / "net.onnx")
+
+
+def test_an_input_that_openvino_removes_is_to_be_removed_from_the_file(tmp_path: Path) -> None:
+    text = f"{HEADER} g (float[1, 4] x, float[1, 4] spare) => (float[1, 4] y) {{ y = Relu (x) }}"
+    parse(text).save(tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match=r"no output depends on input spare.*; remove the input from the file$"):
+        edgevit.export(str(tmp_path / "net.onnx"), fmt="openvino", out=tmp_path)
 
 
 @pytest.mark.parametrize(

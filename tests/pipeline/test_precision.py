@@ -135,6 +135,23 @@ def test_without_labels_the_reason_names_changed_classes() -> None:
     assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
 
 
+def test_classes_are_those_of_the_logits_and_not_of_the_first_output() -> None:
+    def with_weights(features: int, logits: int) -> OnnxGraph:
+        weights = {"a": np.ones((4, 4), np.float32), "b": np.ones((4, 4), np.float32)}
+        weights["a"][:, features] += 1e-3
+        weights["b"][:, logits] += 1e-3
+        text = "(float[batch, 4] x) => (float[batch, 4] features, float[batch, 4] logits)"
+        return check(parse(f"{HEADER} g {text} {{ features = MatMul (x, a) logits = MatMul (x, b) }}", **weights))
+
+    rows = np.eye(4, dtype=np.float32) + 1
+    whole = with_weights(0, 0)
+    reference = Reference(kind="photos", inputs={"x": rows}, outputs=graph_evaluator(whole)({"x": rows}))
+    references = ReferenceData(outputs=(reference,), calibration={"x": rows}, eval_dataset=None)
+    rejection_reason = int8_converter(whole, references, max_drop=0).acceptance_check([{"x": rows[:1]}])
+    assert rejection_reason(with_weights(1, 0)) == ""
+    assert "change class" in rejection_reason(with_weights(0, 1))
+
+
 @pytest.mark.parametrize("requested", ["fp16", "int8"])
 def test_fp16_is_decided_on_as_many_rows_for_a_whole_graph_as_for_the_rest_of_int8(
     requested: Precision, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.lint.findings import Finding
+from edgevit.export.lint.openvino_forms import OPENVINO_FORMS
 from edgevit.export.lint.rules import lint
 from edgevit.export.lint.targets import LintTarget
 from edgevit.runtimes.registry import get_runtime
@@ -184,6 +186,10 @@ def test_these_forms_are_written_so_that_openvino_computes_them(name: str) -> No
     lowered = passes.specialize(passes.optimize(graph), "openvino")
     assert [finding for finding in lint(lowered, LintTarget("openvino")) if finding.level == "error"] == []
     assert is_close(run_openvino(lowered, feeds_of(graph)), references(graph)[0])
+
+
+def test_a_remedy_is_one_sentence() -> None:
+    assert [form.remedy for form in OPENVINO_FORMS if re.search(r",\s*,|\.\s|[{}]", form.remedy)] == []
 
 
 def effect_of(finding: Finding) -> str:

@@ -14,6 +14,7 @@ from edgevit.latency.compare import side_by_side
 from edgevit.latency.statistics import Ratio
 from edgevit.metrics import Evaluation, drop_points
 from edgevit.pipeline.tuning import report as tuning_report
+from edgevit.pipeline.tuning.device_cache import choose
 from edgevit.pipeline.tuning.report import Row, decides, pareto_front, recommended
 from edgevit.pipeline.tuning.space import EQUAL_TIME
 from edgevit.types import Precision
@@ -162,3 +163,13 @@ def test_the_sentence_says_how_far_the_accuracy_is_known(images: int, lost: int,
 def test_only_engines_that_passed_are_kept_for_auto() -> None:
     found = tuned([row("ort", 10.0), row("openvino", 2.0, found=verified(5.0, failure="parity failed"))])
     assert [choice.configuration.variant.fmt for choice in found.choices()] == ["ort"]
+
+
+def test_an_engine_in_int8_that_is_slower_than_fp32_is_not_chosen() -> None:
+    """mobileformer_26m in ONNX Runtime: `tune` recommends fp32, and `--fmt auto` takes it, also with --calib."""
+    fp32, int8 = row("ort", 10.0), row("ort", 11.0, precision="int8", size=3, found=verified(0.05))
+    assert recommended([fp32, int8]) is fp32
+    choices = tuned([fp32, int8]).choices()
+    found, note = choose(choices, precision=None, threads=None, calibrated=True)
+    assert found is not None and found.configuration.variant.precision == "fp32"
+    assert note == ""

@@ -15,8 +15,8 @@ from torch import nn
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.export.capture import capture
-from edgevit.export.output_names import names_of_outputs
 from edgevit.models.loading import from_module
+from edgevit.models.output_names import names_of_outputs
 from edgevit.models.reference import register_dataclasses
 from edgevit.pipeline import run as pipeline
 from tests.helpers.formats import ON_CPU

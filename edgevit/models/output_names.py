@@ -1,4 +1,4 @@
-"""Names of a captured module's outputs, from the structure that its forward() returns."""
+"""Names of a module's outputs, from the structure that its forward() returns."""
 
 from __future__ import annotations
 
@@ -9,23 +9,37 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.export.graph_signature import OutputKind
-from torch.utils._pytree import TreeSpec, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 _Path: TypeAlias = tuple[object, ...]  # keys and positions that lead to a tensor
 
 
 def names_of_outputs(program: torch.export.ExportedProgram) -> list[str]:
-    """Return one name per output tensor, each once.
+    """Return one name per output tensor of a captured module, each once.
 
     A tensor in a dict, a dataclass or a named tuple has its key as name, and inside several of them the keys joined by
     "_". The name of other outputs is "output_<position>", or "output" if there is only one.
     """
     outputs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     paths = _paths(program.call_spec.out_spec)
-    tensors = [path for path, spec in zip(paths, outputs, strict=True) if not hasattr(spec.arg, "value")]
-    if len(tensors) == 1 and all(isinstance(key, int) for key in tensors[0]):
+    return _names([path for path, spec in zip(paths, outputs, strict=True) if not hasattr(spec.arg, "value")])
+
+
+def named_outputs(result: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors that forward() returned by the names that they have in a captured graph; None is left out.
+
+    PyTorch has to know the dataclasses among them: `reference.register_dataclasses`.
+    """
+    leaves, structure = tree_flatten(result)
+    tensors = {path: leaf for path, leaf in zip(_paths(structure), leaves, strict=True) if leaf is not None}
+    return dict(zip(_names(list(tensors)), tensors.values(), strict=True))
+
+
+def _names(paths: Sequence[_Path]) -> list[str]:
+    """Return one name per path, each once."""
+    if len(paths) == 1 and all(isinstance(key, int) for key in paths[0]):
         return ["output"]
-    return _unique([_name(path) for path in tensors])
+    return _unique([_name(path) for path in paths])
 
 
 def _paths(structure: TreeSpec) -> list[_Path]:
