@@ -7,7 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
+import edgevit
+from edgevit.export.capture import capture
+from edgevit.export.check import check
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import constant
+from edgevit.export.passes import optimize, specialize
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.fold_constants import fold_constants
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
@@ -68,3 +75,18 @@ def test_a_branch_may_return_a_value_of_the_graph_around_it(rewrite: Callable[[i
     after = before.apply("rewrite", rewrite)
     assert after.operators["Identity"] == 1
     assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize("fmt", ["ort", "openvino", "trt"])
+def test_projections_of_learned_tokens_are_computed_once(fmt: str) -> None:
+    """Mobile-Former's first block projects tokens that do not depend on the photo."""
+    module = edgevit.create_model("mobileformer_26m", img_size=64).eval()
+    captured = check(capture(module, (torch.zeros(1, 3, 64, 64),)).graph)
+    assert _reads_constants_only(captured)
+    assert not _reads_constants_only(specialize(optimize(captured), fmt, precision="fp32"))
+
+
+def _reads_constants_only(graph: OnnxGraph) -> list[str]:
+    """Return the nodes with constant inputs alone, without those that are constants themselves."""
+    inputs = {str(node.name): [value for value in node.inputs if value is not None] for node in graph.model.graph}
+    return [name for name, values in inputs.items() if values and all(constant(value) is not None for value in values)]
