@@ -2,6 +2,6 @@
 
 import sys
 
-from edgevit.cli.main import main
+from edgevit.cli.main import run_process
 
-sys.exit(main())
+sys.exit(run_process())

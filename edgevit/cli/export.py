@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from edgevit.cli.parser import (
 )
 from edgevit.cli.tables import notes
 from edgevit.errors import MissingError, UsageError
+from edgevit.export.garbage import rare_collection
 from edgevit.files import message_line
 from edgevit.formats import DEFAULT_TENSORRT, list_formats
 from edgevit.memory import EXPORT_MB, require_address_space
@@ -160,10 +162,13 @@ def _add_tensorrt_arguments(group: Group) -> None:
 
 def run(arguments: Arguments, console: Console) -> int:
     """Export a model to one or several formats."""
+    start_s = time.perf_counter()
     options = _build_options(arguments)
     require_current_folder()
     require_address_space(EXPORT_MB, user="edgevit export")
-    from edgevit.pipeline import run as pipeline
+    with rare_collection():
+        from edgevit.pipeline import run as pipeline
+        from edgevit.pipeline.source import source_of
 
     others = [name for name in arguments.fmt if name.lower() != AUTO]
     is_auto = len(others) < len(arguments.fmt)
@@ -173,11 +178,14 @@ def run(arguments: Arguments, console: Console) -> int:
         )
     if not is_auto:
         _config(arguments, options)  # contradictions are reported before the model is loaded
-    with redirect_user_output():
+    with rare_collection(), redirect_user_output():
         model = load_model(arguments)
+        source_of(model)  # imports PyTorch's exporter
     if options.dynamic_batch is None:
         options = replace(options, batch=model.batch)  # an ONNX file may have one of its own
     with redirect_user_output(), console.stage_progress() as on_stage:
+        if console.detailed:
+            on_stage("import packages, create the model", time.perf_counter() - start_s)
         tuned = _find_tuned(arguments, model, on_stage) if is_auto else None
         config = _config(arguments, options, tuned)
         captured = tuned.captured if tuned else None

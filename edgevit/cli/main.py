@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import platform
@@ -41,6 +42,17 @@ COMMANDS = (
 )
 
 _EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"})  # of the extra [export]
+
+
+def run_process() -> int:
+    """Run the command line of this process, and return its exit status.
+
+    Python looks for garbage once more before it ends, which takes a second after an import of PyTorch. The system
+    frees the memory anyway, and what has to be cleaned up is registered with `atexit`.
+    """
+    status = main()
+    gc.freeze()
+    return status
 
 
 def main(words: Sequence[str] | None = None) -> int:

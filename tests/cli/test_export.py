@@ -181,3 +181,13 @@ def test_the_image_size_is_a_number_or_height_x_width(size: str, shape: list[int
     assert status("export", f"{tmp_path / 'mine.py'}:build", *options) == 0
     manifest = json.loads((tmp_path / "out" / "mine_build-fp32-ort" / "manifest.json").read_text())
     assert manifest["inputs"][0]["shape"] == shape
+
+
+def test_verbose_output_begins_with_the_time_of_imports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loading PyTorch and the model is most of a short export, and no stage of the pipeline."""
+    (tmp_path / "user.py").write_text(USER_MODEL)
+    arguments = ("export", f"{tmp_path / 'user.py'}:build", "--img-size", "32", "--fmt", "onnx", "--out", tmp_path)
+    assert status(*arguments, "--no-verify", "--no-latency", "-v") == 0
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"  import packages, create the model: \d+\.\d s", first)
+    assert second.startswith("  ")

@@ -278,3 +278,13 @@ def test_an_interrupt_is_not_reported_as_a_bug(add_command: Callable[[str], None
     add_command(TOY.replace('console.print(f"toy: {arguments.text}")', "raise KeyboardInterrupt"))
     assert status("toy", "hello") == 130
     assert "interrupted" in one_line()
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["list"], 0), (["lint", "missing.onnx"], 2)])
+def test_a_process_ends_with_the_status_of_its_command_and_without_a_search_for_garbage(
+    words: list[str], expected: int
+) -> None:
+    code = "import gc, sys; from edgevit.cli.main import run_process; status = run_process(); "
+    code += "assert gc.get_freeze_count() > 0; sys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == expected, done.stderr

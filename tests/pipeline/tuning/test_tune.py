@@ -41,7 +41,7 @@ from edgevit.pipeline.tuning import search as search_steps
 from edgevit.pipeline.tuning.auto import find_tuned
 from edgevit.pipeline.tuning.builder import Builder
 from edgevit.pipeline.tuning.config import TuneConfig
-from edgevit.pipeline.tuning.deadline import OutOfTimeError
+from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.device_cache import Choice, device_key, read_choices, write_choices
 from edgevit.pipeline.tuning.racing import RUNGS
 from edgevit.pipeline.tuning.report import TuningReport
@@ -422,6 +422,22 @@ def _raising(error: EdgevitError) -> Callable[..., Bundle]:
         raise error
 
     return build
+
+
+def test_a_search_ends_within_its_time(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which each stage takes three seconds, so that the whole search would take longer than the limit."""
+    stages: list[str] = []
+
+    def progress(name: str, _: float | None) -> None:
+        if name not in stages[-1:]:
+            stages.append(name)
+
+    monkeypatch.setattr(tune, "Deadline", functools.partial(Deadline, clock=lambda: 3.0 * len(stages)))
+    report = search(replace(config(tmp_path, "ort", "openvino"), start_s=0.0), progress)
+    assert report.not_tried and not report.complete, stages
+    assert 0.6 * LIMIT_S < report.elapsed_s <= report.limit_s == LIMIT_S
+    assert report.winner.passed
+    assert own_cache.exists()
 
 
 def test_too_little_time_is_an_error_that_says_so(own_cache: Path, tmp_path: Path) -> None:
