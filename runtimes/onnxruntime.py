@@ -144,11 +144,11 @@ class OnnxRuntimeEngine(Engine):
             raise BuildError(f"ONNX Runtime runs on {self._session.get_providers()} instead of only {PROVIDER}")
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self._output_names = [spec.name for spec in self.outputs]
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         session = self._require_open(self._session)
-        names = [spec.name for spec in self.outputs]
-        return dict(zip(names, _run(session, names, feeds), strict=True))
+        return dict(zip(self._output_names, _run(session, self._output_names, feeds), strict=True))
 
     def _session_settings(self) -> Any:
         settings = _settings(self._ort, optimized=self._optimized)
@@ -326,7 +326,7 @@ def _source(model: Path) -> str | bytes:
 
 def _run(session: Any, names: Sequence[str] | None, feeds: Feeds) -> list[Array]:
     try:
-        outputs: list[Array] = session.run(names, dict(feeds))
+        outputs: list[Array] = session.run(names, feeds if type(feeds) is dict else dict(feeds))
     except Exception as error:
         raise InferenceError(f"ONNX Runtime failed to run the model: {first_line(error)}") from error
     return outputs
