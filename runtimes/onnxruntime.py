@@ -22,6 +22,7 @@ import numpy as np
 from edgevit.errors import BuildError, InferenceError
 from edgevit.files import MODEL_FILE, first_line, weights_file
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Operations, Runtime, ThroughputRunner, available_cores
+from edgevit.runtimes.denormals import KEEP, ZERO, can_set_denormals, denormals, set_denormals
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
 from edgevit.runtimes.node_names import node_names
@@ -74,6 +75,11 @@ class OnnxRuntime(Runtime):
         if hasattr(ort, "disable_telemetry_events"):
             ort.disable_telemetry_events()
         return ort
+
+    def usable_values(self, setting: Setting) -> tuple[str, ...]:
+        if setting is DENORMALS and not can_set_denormals():
+            return (setting.default,)
+        return super().usable_values(setting)
 
     def build(self, model: Path, folder: Path, options: BuildOptions) -> Artifact:
         """Copy the ONNX file and check that it loads.
@@ -133,6 +139,7 @@ class OnnxRuntimeEngine(Engine):
         self.batches = options.dynamic_batch
         self._threads = options.threads or available_cores()
         self._chosen = options.session
+        self._denormals = ZERO if _zeroes_denormals(options.session) else KEEP
         settings = self._session_settings()
         self._layers: ExecutedPrecision | None = None
         if profile and self._reports_precision:
@@ -144,11 +151,12 @@ class OnnxRuntimeEngine(Engine):
             raise BuildError(f"ONNX Runtime runs on {self._session.get_providers()} instead of only {PROVIDER}")
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self._output_names = [spec.name for spec in self.outputs]
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         session = self._require_open(self._session)
-        names = [spec.name for spec in self.outputs]
-        return dict(zip(names, _run(session, names, feeds), strict=True))
+        outputs = _run(session, self._output_names, feeds, mode=self._denormals)
+        return dict(zip(self._output_names, outputs, strict=True))
 
     def _session_settings(self) -> Any:
         settings = _settings(self._ort, optimized=self._optimized)
@@ -192,7 +200,8 @@ class OnnxRuntimeEngine(Engine):
 
     def profile_layers(self, feeds: Feeds, *, runs: int) -> LayerProfile:
         # The session is dropped at once: it holds a copy of the weights, and another one is loaded for the shapes.
-        events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=PROFILE_WARMUP + runs)[1]
+        runs += PROFILE_WARMUP
+        events = profile_session(self._load, self._session_settings(), feeds=feeds, runs=runs, mode=self._denormals)[1]
         names = {} if isinstance(self._source, bytes) else node_names(Path(self._source))
         return read_layers(events, names, self._events_with_shapes(feeds), skip=PROFILE_WARMUP)
 
@@ -202,7 +211,7 @@ class OnnxRuntimeEngine(Engine):
     def throughput_runner(self, streams: int) -> ThroughputRunner:
         settings = self._session_settings()
         settings.intra_op_num_threads = max(1, self._threads // streams)
-        return OnnxRuntimeStreams(self._load(settings), streams)
+        return OnnxRuntimeStreams(self._load(settings), streams, mode=self._denormals)
 
     def _profile(
         self,
@@ -217,7 +226,7 @@ class OnnxRuntimeEngine(Engine):
         def load(settings: Any) -> Any:
             return self._load(settings, disabled=disabled)
 
-        return profile_session(load, settings, batch=batch, feeds=feeds)
+        return profile_session(load, settings, batch=batch, feeds=feeds, mode=self._denormals)
 
     def _load(self, settings: Any, *, disabled: Sequence[str] = ()) -> Any:
         # WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.
@@ -226,9 +235,12 @@ class OnnxRuntimeEngine(Engine):
             values = [self._ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
             settings.add_external_initializers(list(self._weights), values)
         try:
-            return self._ort.InferenceSession(
-                self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled_optimizers
-            )
+            with denormals(KEEP):  # constants are folded exactly, and the mode that a first session sets is undone
+                if self._denormals == ZERO:
+                    _open_first_session(self._ort)
+                return self._ort.InferenceSession(
+                    self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled_optimizers
+                )
         except Exception as error:  # the bindings raise a private class for each status
             name = "the graph" if isinstance(self._source, bytes) else self._source
             raise BuildError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
@@ -252,8 +264,9 @@ def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str)
 class OnnxRuntimeStreams(ThroughputRunner):
     """Threads that run one session at the same time."""
 
-    def __init__(self, session: Any, streams: int) -> None:
-        self._session, self.streams = session, streams
+    def __init__(self, session: Any, streams: int, *, mode: int) -> None:
+        """`mode` is that of denormal numbers."""
+        self._session, self.streams, self._denormals = session, streams, mode
 
     def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started, lock = 0, threading.Lock()
@@ -268,7 +281,7 @@ class OnnxRuntimeStreams(ThroughputRunner):
 
         def work() -> None:
             while start_another():
-                _run(self._session, None, feeds)
+                _run(self._session, None, feeds, mode=self._denormals)
 
         with ThreadPoolExecutor(self.streams) as pool:
             for job in [pool.submit(work) for _ in range(self.streams)]:
@@ -286,10 +299,12 @@ def profile_session(
     batch: int = 1,
     feeds: Feeds | None = None,
     runs: int = 1,
+    mode: int = KEEP,
 ) -> tuple[Any, Sequence[Mapping[str, Any]]]:
     """Return a session that `load` makes of `settings`, and the profile events of its first runs.
 
-    It runs on `feeds`, or on zeros for `batch` images. Later runs of the session are not profiled.
+    It runs on `feeds`, or on zeros for `batch` images; `mode` is that of denormal numbers.
+    Later runs of the session are not profiled.
     """
     with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
         settings.enable_profiling = True
@@ -299,7 +314,7 @@ def profile_session(
             specs = [_spec(value) for value in session.get_inputs()]
             feeds = {spec.name: np.zeros(spec.with_batch(batch), spec.dtype) for spec in specs}
         for _ in range(runs):
-            _run(session, None, feeds)
+            _run(session, None, feeds, mode=mode)
         try:
             return session, json.loads(Path(session.end_profiling()).read_text())
         except (OSError, ValueError) as error:
@@ -324,12 +339,27 @@ def _source(model: Path) -> str | bytes:
     return path
 
 
-def _run(session: Any, names: Sequence[str] | None, feeds: Feeds) -> list[Array]:
+def _run(session: Any, names: Sequence[str] | None, feeds: Feeds, *, mode: int) -> list[Array]:
+    """Run a session; `mode` is that of denormal numbers on this thread, which has its own again afterwards."""
+    before = set_denormals(mode)
     try:
-        outputs: list[Array] = session.run(names, dict(feeds))
+        outputs: list[Array] = session.run(names, feeds if type(feeds) is dict else dict(feeds))
     except Exception as error:
         raise InferenceError(f"ONNX Runtime failed to run the model: {first_line(error)}") from error
+    finally:
+        if before != mode:
+            set_denormals(before)
     return outputs
+
+
+@functools.cache
+def _open_first_session(ort: Any) -> None:
+    """Open a session that keeps denormal numbers: the first one of a process sets the mode of its thread.
+
+    One that zeroes them would fold its constants in that mode if it is the first, and exactly if it is not.
+    """
+    model = matmul_model(1, np.ones((1, 1), np.float32), input_dtype="float32", output_dtype="float32")
+    ort.InferenceSession(model, _settings(ort, optimized=False), providers=[PROVIDER])
 
 
 def _settings(ort: Any, *, optimized: bool) -> Any:
@@ -347,12 +377,17 @@ def _apply(chosen: SessionSettings, settings: Any, *, threads: int) -> None:
     entries = {}
     if chosen.get(SPINNING) == "off":
         entries["session.intra_op.allow_spinning"] = "0"
-    if chosen.get(DENORMALS) == "zero":
+    if _zeroes_denormals(chosen):  # on the threads of the pool
         entries["session.set_denormal_as_zero"] = "1"
     if chosen.get(PINNING) == "on" and 1 < threads <= available_cores():
         entries["session.intra_op_thread_affinities"] = _affinities(threads)
     for key, value in entries.items():
         settings.add_session_config_entry(key, value)
+
+
+def _zeroes_denormals(chosen: SessionSettings) -> bool:
+    """Whether denormal numbers are zero, as chosen: not on systems where only a part of the threads could do it."""
+    return chosen.get(DENORMALS) == "zero" and can_set_denormals()
 
 
 def _affinities(threads: int) -> str:

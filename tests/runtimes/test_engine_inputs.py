@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from edgevit.runtimes.base import BuildOptions
+from edgevit.errors import UsageError
+from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array
 from tests.helpers.formats import ON_CPU
@@ -84,3 +87,61 @@ def test_the_layout_of_the_inputs_in_memory_changes_no_output(fmt: str, tmp_path
             arranged = {name: arrange(array) for name, array in feeds.items()}
             assert np.array_equal(arranged["x"], feeds["x"])
             assert np.array_equal(engine.run(arranged)["y"], expected), layout
+
+
+@pytest.mark.parametrize("fmt", ON_CPU)
+def test_wrong_feeds_are_refused_after_right_ones_too(fmt: str, tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(GRAPH), tmp_path / "model.onnx")
+    runtime, options = get_runtime(fmt), BuildOptions()
+    right = {"x": np.ones((3, 4), np.float32), "scale": np.array(2, np.float32)}
+    wrong: list[Any] = [
+        {"x": right["x"]},
+        {**right, "other": right["x"]},
+        {"y": right["x"], "scale": right["scale"]},
+        {**right, "x": right["x"].astype(np.float64)},
+        {**right, "x": right["x"].astype(">f4")},
+        {**right, "x": right["x"].T},
+        {**right, "x": right["x"][:, :1]},
+        {**right, "scale": np.ones(1, np.float32)},
+        {**right, "scale": 2.0},
+        {**right, "x": right["x"].tolist()},
+        list(right.values()),
+    ]
+    with runtime.open(runtime.build(tmp_path / "model.onnx", tmp_path, options).path, options) as engine:
+        for feeds in wrong:
+            assert np.array_equal(engine.run(right)["y"], 2 * right["x"])
+            with pytest.raises(UsageError):
+                engine.run(feeds)
+        assert np.array_equal(engine.run(MappingProxyType(right))["y"], 2 * right["x"])
+
+
+SUM = """<ir_version: 10, opset_import: ["" : 20]>
+g (float[{rows}, 64] x) => (float[{rows}, 64] y, float[{rows}, 64] z) {{ y = Add (x, x) z = Neg (x) }}"""
+
+
+@pytest.mark.parametrize("rows", ["1", "512", "n"], ids=["small", "large", "dynamic"])
+@pytest.mark.parametrize("fmt", ON_CPU)
+def test_an_engine_shares_no_memory_with_its_caller_after_a_run(fmt: str, rows: str, tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(SUM.format(rows=rows)), tmp_path / "model.onnx")
+    batches = BatchRange(1, 2, 512) if rows == "n" else None
+    runtime, options = get_runtime(fmt), BuildOptions(dynamic_batch=batches)
+    outputs = []
+    with runtime.open(runtime.build(tmp_path / "model.onnx", tmp_path, options).path, options) as engine:
+        for index in range(20):
+            count = 1 + 100 * (index % 4) if rows == "n" else int(rows)
+            x = np.full((count, 64), index, np.float32)
+            outputs.append(engine.run({"x": x}))
+            x.fill(-1)  # and then freed: its memory is that of a later array
+    for index, found in enumerate(outputs):
+        assert (found["y"] == 2 * index).all() and (found["z"] == -index).all()
+
+
+@pytest.mark.parametrize("fmt", ON_CPU)
+def test_a_batch_out_of_bounds_is_refused_after_others_within(fmt: str, tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(SUM.format(rows="n")), tmp_path / "model.onnx")
+    runtime, options = get_runtime(fmt), BuildOptions(dynamic_batch=BatchRange(1, 2, 3))
+    with runtime.open(runtime.build(tmp_path / "model.onnx", tmp_path, options).path, options) as engine:
+        for count in (1, 3, 3, 2):
+            assert engine.run({"x": np.ones((count, 64), np.float32)})["y"].shape == (count, 64)
+        with pytest.raises(UsageError, match="batches of 1:2:3"):
+            engine.run({"x": np.ones((4, 64), np.float32)})

@@ -81,7 +81,8 @@ class Search:
 
     def run(self) -> None:
         """Take all steps, or those for which there is time. Ctrl-C ends the search as if the time were up."""
-        self._steps.extend(Step(f"build {each.name}", partial(self._build_standard, each)) for each in self.variants)
+        missing = [each for each in self.variants if self._take_kept(each) is None]
+        self._steps.extend(Step(f"build {each.name}", partial(self._build_standard, each)) for each in missing)
         self._steps.append(Step("race of the variants", self._race_variants))
         while self._steps:
             step = self._steps.popleft()
@@ -119,21 +120,31 @@ class Search:
 
     def _build(self, variant: Variant) -> bool:
         """Build a variant, or take the bundle of an earlier run; return False if that is not possible."""
-        if (refusal := self.workspace.refused.get(variant.name)) is not None:
-            self.refused.append(refusal)
-            return False
-        bundle = self.workspace.built(variant)
+        if (kept := self._take_kept(variant)) is not None:
+            return kept
+        folder = self.workspace.bundle_folder(variant)
         try:
-            if bundle is None:
-                folder = self.workspace.bundle_folder(variant)
-                with translate_write_errors(folder):
-                    bundle = self._builder(variant.batch).build(variant, folder)
-            self.bundles[variant.name] = bundle
+            with translate_write_errors(folder):
+                self.bundles[variant.name] = self._builder(variant.batch).build(variant, folder)
         except EdgevitError as error:
             refusal = Refusal.of(variant.name, error)
             self.workspace.refuse(refusal)
             self.refused.append(refusal)
             return False
+        return True
+
+    def _take_kept(self, variant: Variant) -> bool | None:
+        """Take the bundle or the refusal of an earlier build, which needs no time; return whether it is a bundle.
+
+        None if there is neither.
+        """
+        if (refusal := self.workspace.refused.get(variant.name)) is not None:
+            self.refused.append(refusal)
+            return False
+        bundle = self.workspace.built(variant)
+        if bundle is None:
+            return None
+        self.bundles[variant.name] = bundle
         return True
 
     def _builder(self, batch: int) -> Builder:
@@ -289,6 +300,8 @@ class Search:
 
     def _build_trial(self, trial: Variant) -> bool:
         """Build an engine with one group changed, while there is time to measure it and build what follows from it."""
+        if (kept := self._take_kept(trial)) is not None:
+            return kept
         try:
             with self.deadline.until(_TRIALS_FRACTION):
                 self.deadline.check()

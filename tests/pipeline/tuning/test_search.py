@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edgevit.bundles.bundle import Bundle
+from edgevit.errors import ParityError
+from edgevit.export.quantization.groups import GroupChoice
 from edgevit.pipeline.tuning import search as steps
-from edgevit.pipeline.tuning.deadline import OutOfTimeError
+from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.racing import Race, Standing
 from edgevit.pipeline.tuning.search import Lane, Search
 from edgevit.pipeline.tuning.space import Configuration, Variant
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace
 from edgevit.runtimes.openvino import OpenVino
 
 VARIANTS = [Variant(fmt="openvino", precision=precision) for precision in ("fp32", "bf16", "int8")]
@@ -46,7 +53,8 @@ def race(configurations: Sequence[Configuration], time_ms: Callable[[Configurati
 
 def searching(bench: Any, *, variants: Sequence[Variant] = VARIANTS) -> Search:
     """Return a search whose engines are built."""
-    anything: Any = SimpleNamespace(batch=1, graph=None, check=lambda: None)
+    nothing_kept: dict[str, Any] = {"refused": {}, "built": lambda _: None}
+    anything: Any = SimpleNamespace(batch=1, graph=None, check=lambda: None, **nothing_kept)
     return Search(
         builder=anything,
         workspace=anything,
@@ -103,3 +111,25 @@ def test_a_step_that_has_changed_the_best_is_not_called_not_tried(
     search.run()
     assert search.not_tried[0] == first
     assert bool(search.best[Lane("openvino", "fp32")].session.chosen) is (races == 2)
+
+
+def test_engines_that_a_killed_search_has_built_need_no_time(
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """The time is up at once, for the search and for a step."""
+    kept, refused, missing = (Variant(fmt="ort", precision=precision) for precision in ("fp32", "int8", "fp16"))
+    trial = replace(kept, groups=(GroupChoice(group="linear", in_int8=False, moved=True),))
+    workspace = Workspace(tmp_path)
+    for variant in (kept, trial):
+        folder = workspace.bundle_folder(variant)
+        shutil.copytree(shared_bundle("ort").path, folder / "bundle")
+    workspace.refuse(Refusal(refused.name, "its outputs differ", ParityError))
+    search = searching(SimpleNamespace(race=race), variants=(kept, refused, missing))
+    search.bundles, search.workspace = {}, workspace
+    search.deadline = Deadline(1.0, start_s=0.0, clock=lambda: 100.0)
+    search.run()
+    assert search.bundles.keys() == {kept.name}
+    assert [each.name for each in search.refused] == [refused.name]
+    assert search.not_tried == [f"build {missing.name}", "race of the variants"]
+    assert search._build_trial(trial)
+    assert search.bundles.keys() == {kept.name, trial.name}
