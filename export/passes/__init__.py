@@ -22,6 +22,7 @@ from edgevit.export.passes.decompose_gelu import decompose_gelu
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
 from edgevit.export.passes.decompose_mish import decompose_mish
 from edgevit.export.passes.decompose_onesided_dft import decompose_onesided_dft
+from edgevit.export.passes.decompose_softmax import decompose_softmax
 from edgevit.export.passes.decompose_wrap_pad import decompose_wrap_pad
 from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, OpsetError, downgrade_opset
 from edgevit.export.passes.eliminate_ceil_mode import eliminate_ceil_mode
@@ -138,14 +139,19 @@ _PROCESSOR: tuple[FormatPass, ...] = (
 )
 
 
+def _is_deployable(target: PassTarget) -> bool:
+    """Whether the file is for a runtime on this processor, rather than for exchange."""
+    return target.format.deployable
+
+
 # Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(merge_linear),
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
-    FormatPass(
-        merge_groups, applies=lambda target: target.format.deployable, options=lambda _: {"lanes": fp32_lanes()}
-    ),
+    FormatPass(merge_groups, applies=_is_deployable, options=lambda _: {"lanes": fp32_lanes()}),
+    # 18: of ReduceMax's axes as an input
+    FormatPass(decompose_softmax, applies=lambda target: _is_deployable(target) and target.opset >= 18),
 )
 
 
