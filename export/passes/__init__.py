@@ -55,6 +55,7 @@ from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
+from edgevit.export.passes.slice_wide_maps import slice_wide_maps
 from edgevit.export.passes.underflow_masks import underflow_masks
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
@@ -150,6 +151,7 @@ _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
     FormatPass(merge_groups, applies=_is_deployable, options=lambda _: {"lanes": fp32_lanes()}),
+    FormatPass(slice_wide_maps, applies=_is_deployable),
     # 18: of ReduceMax's axes as an input
     FormatPass(decompose_softmax, applies=lambda target: _is_deployable(target) and target.opset >= 18),
 )
