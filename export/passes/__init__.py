@@ -184,8 +184,9 @@ def _openvino_lanes(target: PassTarget) -> int:
     return 0 if has_avx512() else fp32_lanes()
 
 
-# Merged groups, and forms that OpenVINO refuses or computes wrongly.
+# Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
+    FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
     FormatPass(merge_groups, options=lambda target: {"lanes": _openvino_lanes(target)}),
     FormatPass(pad_average_pool),
     FormatPass(decompose_onesided_dft),
