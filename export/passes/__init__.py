@@ -23,6 +23,7 @@ from edgevit.export.passes.decompose_gelu import decompose_gelu
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
 from edgevit.export.passes.decompose_mish import decompose_mish
 from edgevit.export.passes.decompose_onesided_dft import decompose_onesided_dft
+from edgevit.export.passes.decompose_softmax import decompose_softmax
 from edgevit.export.passes.decompose_wrap_pad import decompose_wrap_pad
 from edgevit.export.passes.downgrade_opset import OLDEST_OPSET, OpsetError, downgrade_opset
 from edgevit.export.passes.eliminate_ceil_mode import eliminate_ceil_mode
@@ -55,6 +56,7 @@ from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
+from edgevit.export.passes.slice_wide_maps import slice_wide_maps
 from edgevit.export.passes.underflow_masks import underflow_masks
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
@@ -141,6 +143,12 @@ _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
 )
 
+
+def _is_deployable(target: PassTarget) -> bool:
+    """Whether the file is for a runtime on this processor, rather than for exchange."""
+    return target.format.deployable
+
+
 # Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(merge_linear),
@@ -148,9 +156,12 @@ _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(gather_rows),
     FormatPass(
         merge_groups,
-        applies=lambda target: target.format.deployable and fp32_lanes() > 0,
+        applies=lambda target: _is_deployable(target) and fp32_lanes() > 0,
         options=lambda _: {"lanes": fp32_lanes()},
     ),
+    FormatPass(slice_wide_maps, applies=_is_deployable),
+    # 18: of ReduceMax's axes as an input
+    FormatPass(decompose_softmax, applies=lambda target: _is_deployable(target) and target.opset >= 18),
 )
 
 
@@ -181,8 +192,9 @@ def _openvino_lanes(target: PassTarget) -> int:
     return 0 if has_avx512() else fp32_lanes()
 
 
-# Merged groups, and forms that OpenVINO refuses or computes wrongly.
+# Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
+    FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
     FormatPass(
         merge_groups,
         applies=lambda target: _openvino_lanes(target) > 0,

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgevit import cpu
 from edgevit.errors import ExportError
 from edgevit.export import passes
 from edgevit.export.passes import specialize
@@ -62,6 +63,25 @@ def test_layers_of_few_rows_are_merged_except_in_int8_for_tensorrt(
     text = "q = MatMul (x, w) k = MatMul (x, v) y = Concat <axis = -1> (k, q)"
     before = parse(f"{HEADER} g (float[N, 3, 8] x) => (y) {{ {text} }}", w=noise(8, 4), v=noise(8, 5, seed=2))
     assert specialize(before, target, precision=precision).operators["MatMul"] == layers
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "layers"),
+    [
+        ("avx2 avx512f amx_bf16", "fp32", 1),
+        ("avx2 avx512f amx_bf16", "bf16", 1),
+        ("avx2 avx512f amx_bf16", "int8", 2),
+        ("avx2 avx512f", "fp32", 2),
+        ("avx2", "fp32", 2),
+    ],
+)
+def test_layers_of_few_rows_are_merged_for_openvino_with_amx(
+    flags: str, precision: Precision, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    text = "q = MatMul (x, w) k = MatMul (x, v) y = Concat <axis = -1> (k, q)"
+    before = parse(f"{HEADER} g (float[N, 3, 8] x) => (y) {{ {text} }}", w=noise(8, 4), v=noise(8, 5, seed=2))
+    assert specialize(before, "openvino", precision=precision).operators["MatMul"] == layers
 
 
 def test_passes_are_recorded_with_their_options() -> None:
