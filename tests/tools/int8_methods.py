@@ -22,7 +22,7 @@ import onnx_ir as ir
 from edgevit.export import passes
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import constant, initializer
+from edgevit.export.ir_helpers import constant, initializer, remove_unused
 from edgevit.export.quantization.bias_correction import correct_biases, mean_errors
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.int8 import IntegerType, activation_scale, find_layers, quantize
@@ -218,6 +218,7 @@ def smoothed(graph: OnnxGraph, factors: Mapping[str, Array]) -> OnnxGraph:
                 _scale(model.graph, node, index, 1 / factor, 0)
             for reader in _readers(node):
                 _scale(model.graph, reader, 1, factor, _input_axis(reader))
+        remove_unused(model)  # ONNX Runtime refuses weights that no node reads
 
     return graph.apply("smooth", rewrite)
 
