@@ -12,6 +12,7 @@ import numpy as np
 from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.quantization.bias_correction import BiasCorrection
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.equalization import equalize
 from edgevit.export.quantization.fold_zero_points import fold_zero_points
@@ -39,6 +40,7 @@ from edgevit.types import Array, Feeds, Precision, Run
 
 MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magnitude
 MAX_EQUALIZATION_ROWS = 64  # of the calibration inputs, from which the magnitudes of channels are taken
+MAX_BIAS_ROWS = 32  # of the calibration inputs, over which the errors of biases are averaged
 SENSITIVITY_ROWS = 4  # reference rows that the sensitivity of layers is measured on
 MAX_SELECTION_IMAGES = 512  # labeled images while layers are chosen; the engine is evaluated on all of them
 MARGIN = 0.8  # fraction of the allowed loss that a graph may use: the engine rounds slightly differently
@@ -62,6 +64,7 @@ class PrecisionConverter:
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
     groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
     _measurement: NoiseMeasurement | None = field(default=None, init=False)  # of the layers of `graph`
+    _bias_correction: BiasCorrection | None = field(default=None, init=False)  # of the layers of `graph`
     _equalized: PrecisionConverter | None = field(default=None, init=False)  # of equalized channels, if int8 needs them
 
     def convert(self) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
@@ -155,6 +158,7 @@ class PrecisionConverter:
                 scheme=scheme,
                 acceptance_check=self.acceptance_check(feeds),
                 measurement=self._noise_measurement(),
+                bias_correction=self._correction(),
                 choice=LayerChoice(modules=self.keep_float, min_reverted=min_reverted, groups=self.groups),
             )
             if scheme.linear_as_conv and (ranks := faster_ranks()):
@@ -192,6 +196,15 @@ class PrecisionConverter:
                 on_layer=lambda done, total: self.timer.update(f"{self.fmt}: sensitivity, {done} of {total} layers"),
             )
         return self._measurement
+
+    def _correction(self) -> BiasCorrection:
+        if self._bias_correction is None:
+            self._bias_correction = BiasCorrection(
+                feeds=self._feeds(self.references.calibration, MAX_BIAS_ROWS),
+                load=self._load,
+                on_feed=lambda done, total: self.timer.update(f"{self.fmt}: correct biases, {done} of {total} inputs"),
+            )
+        return self._bias_correction
 
     def _activation_ranges(self, feeds: Sequence[Feeds]) -> Mapping[str, ValueRange]:
         operators = get_format(self.fmt).require_int8().operators

@@ -148,6 +148,20 @@ def activation_scale(value_range: ValueRange, dtype: IntegerType, *, min_scale: 
     return np.asarray(scale, np.float32), np.asarray(round(-low / scale), np.uint8)
 
 
+def input_scale(value_range: ValueRange, scheme: Int8Scheme) -> tuple[Array, Array]:
+    """Return the scale and zero point of a layer's input or output in a scheme."""
+    return activation_scale(value_range, scheme.activations, min_scale=_MIN_SCALE[scheme.float_dtype])
+
+
+def rounded_weight(node: ir.Node, scheme: Int8Scheme) -> Array:
+    """Return the fp32 weight of a layer as int8 has it: rounded to steps of its channels' scales."""
+    array, axis = constant(node.inputs[1]), _output_axis(node)
+    assert array is not None  # of a layer
+    scales = channel_scales(array, axis, weight_range=scheme.weight_range, min_scale=_MIN_SCALE[scheme.float_dtype])
+    rounded: Array = _integers(array, axis, scales) * _along(axis, scales, array.ndim)
+    return rounded
+
+
 def channel_scales(weight: Array, axis: int, *, weight_range: Int8Range = "full", min_scale: float = 0.0) -> Array:
     """Return the scales of a weight's output channels, (channels,).
 
@@ -177,6 +191,17 @@ def needs_vnni(graph: OnnxGraph) -> bool:
     return False
 
 
+def _integers(weight: Array, axis: int, scales: Array) -> Array:
+    """Return the weight in steps of its channels' scales, int8."""
+    integers: Array = np.clip(np.rint(weight / _along(axis, scales, weight.ndim)), -127, 127).astype(np.int8)
+    return integers
+
+
+def _along(axis: int, scales: Array, rank: int) -> Array:
+    """Return the scales of channels as an array of a rank, with the channels at an axis."""
+    return scales.reshape([-1 if index == axis else 1 for index in range(rank)])
+
+
 def _max_pair_sums(weight: Array, axis: int) -> Array:
     """Return the largest magnitude of the sum of two weights of one sign in each output channel, (channels,)."""
     channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
@@ -200,7 +225,7 @@ class _Quantizer:
         scales = {node: self._scale(node.inputs[0])[0] for node in layers}
         self._quantize_activations(nodes)
         for node in layers:
-            bias = _find_bias(node) if self._scheme.int32_biases else None
+            bias = find_bias(node) if self._scheme.int32_biases else None
             min_scale = 0.0 if bias is None else np.abs(bias.array) / (scales[node] * _MAX_BIAS)
             weight_scales = self._quantize_weight(node, min_scale)
             if bias is not None:
@@ -226,7 +251,7 @@ class _Quantizer:
 
     def _scale(self, value: ir.Value | None) -> tuple[Array, Array]:
         assert value is not None
-        return activation_scale(self._ranges[str(value.name)], self._scheme.activations, min_scale=self._min_scale)
+        return input_scale(self._ranges[str(value.name)], self._scheme)
 
     def _insert_qdq(self, value: ir.Value) -> ir.Value:
         """Insert QuantizeLinear and DequantizeLinear after a value, and return the dequantized value."""
@@ -254,13 +279,11 @@ class _Quantizer:
         scales = np.maximum(scales, min_scale).astype(np.float32)
         key = (weight, axis, scales.tobytes())
         if key not in self._weights:
-            steps = scales.reshape([-1 if index == axis else 1 for index in range(array.ndim)])
-            integers = np.clip(np.rint(array / steps), -127, 127).astype(np.int8)
-            self._weights[key] = self._dequantized(node, weight, integers, scales, axis)
+            self._weights[key] = self._dequantized(node, weight, _integers(array, axis, scales), scales, axis)
         node.replace_input_with(1, self._weights[key])
         return scales
 
-    def _quantize_bias(self, node: ir.Node, bias: _Bias, scales: Array) -> None:
+    def _quantize_bias(self, node: ir.Node, bias: Bias, scales: Array) -> None:
         """Store the bias in steps of the int32 accumulator."""
         integers = np.rint(bias.array / scales.astype(np.float64)).astype(np.int32)
         bias.reader.replace_input_with(bias.index, self._dequantized(node, bias.value, integers, scales, 0))
@@ -376,7 +399,7 @@ def _output_axis(node: ir.Node) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bias:
+class Bias:
     """The constant bias of a layer."""
 
     reader: ir.Node  # the layer, or the Add that is the only reader of a matmul
@@ -385,13 +408,14 @@ class _Bias:
     array: Array
 
 
-def _find_bias(node: ir.Node) -> _Bias | None:
+def find_bias(node: ir.Node) -> Bias | None:
+    """Return the constant bias of a layer; None if it has none."""
     channels = static_shape(node.outputs[0])[1 if node.op_type == "Conv" else -1]
     if node.op_type == "MatMul":
         added = added_bias(node.outputs[0], channels)
-        return None if added is None else _Bias(added.addition, added.index, added.value, added.array)
+        return None if added is None else Bias(added.addition, added.index, added.value, added.array)
     value = node.inputs[2] if len(node.inputs) > 2 else None
     array = constant(value)
     if value is None or array is None or array.shape != (channels,):
         return None
-    return _Bias(node, 2, value, array)
+    return Bias(node, 2, value, array)

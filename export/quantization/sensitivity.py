@@ -16,6 +16,7 @@ from edgevit.errors import PrecisionError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import require_modules
 from edgevit.export.macs import graph_macs
+from edgevit.export.quantization.bias_correction import BiasCorrection
 from edgevit.export.quantization.calibration import LoadGraph, ValueRange
 from edgevit.export.quantization.fp16 import KeptNode
 from edgevit.export.quantization.fp16_rules import KEPT_ON_REQUEST
@@ -154,13 +155,14 @@ def quantize_with_fallback(
     acceptance_check: AcceptanceCheck,
     measurement: NoiseMeasurement,
     choice: LayerChoice | None = None,
+    bias_correction: BiasCorrection | None = None,
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
     All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs is
     measured, and the noisiest layers go back to float, the cheaper first if they are equal: the fewest that make the
     graph acceptable, by binary search.
-    `choice` says which layers are not chosen by the rule.
+    `choice` says which layers are not chosen by the rule; `bias_correction` corrects the biases of those in int8.
 
     Raises UsageError if that names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs
     can be in int8, or can stay there.
@@ -173,8 +175,13 @@ def quantize_with_fallback(
     candidates = [layer for layer in layers if not layer.skip_reason]
     min_macs = _require_enough_macs(graph, candidates)
 
+    if bias_correction is not None:
+        bias_correction.measure(graph, [layer.name for layer in candidates], ranges, scheme=scheme)
+
     def in_int8(chosen: Sequence[Layer]) -> OnnxGraph:
-        return quantize(graph, [layer.name for layer in chosen], ranges, scheme=scheme)
+        names = [layer.name for layer in chosen]
+        corrected = graph if bias_correction is None else bias_correction.apply(graph, names)
+        return quantize(corrected, names, ranges, scheme=scheme)
 
     rejection_reason = f"{choice.min_reverted} layers have to be in float"
     if choice.min_reverted == 0:

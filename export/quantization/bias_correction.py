@@ -1,0 +1,160 @@
+"""Bias correction: take the mean error that int8 adds to each output channel of a layer off its bias.
+
+A layer y = W x + b becomes W' x' + b, with the weights W' and the input x' rounded to 8 bits. Its error W' x' - W x has
+a mean, since x has one: with E over calibration inputs and positions,
+
+    e = E[W' x'] - E[W x]        b' = b - e
+
+so that E[W' x' + b'] = E[W x + b] in each channel (Nagel et al., Data-Free Quantization through Weight Equalization and
+Bias Correction, ICCV 2019, section 4.2, which derives E[x] from batch norms; appendix D measures it, as is done here).
+The bias exists anyway, so that the engine stays as fast as it was.
+
+x is the input of the layer in the fp32 graph: the error of a layer does not depend on the layers before it, so that it
+holds for any choice of the layers in int8. Layers without a bias stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import initializer, int64_initializer
+from edgevit.export.quantization.calibration import LoadGraph, OnFeed, ValueRange
+from edgevit.export.quantization.int8 import Bias, find_bias, input_scale, rounded_weight
+from edgevit.formats import Int8Scheme
+from edgevit.types import Array, Feeds
+
+_AXES_INPUT_OPSET = 18  # the first opset whose ReduceMean takes its axes as an input
+
+
+@dataclass(slots=True, kw_only=True)
+class BiasCorrection:
+    """Corrects the biases of the layers of one graph. The errors are measured once, on `feeds`.
+
+    `load` prepares a graph to run. `errors` has all layers by name; None: they are not measured yet.
+    """
+
+    feeds: Sequence[Feeds]
+    load: LoadGraph
+    on_feed: OnFeed | None = None
+    errors: Mapping[str, Array] | None = None
+
+    def measure(
+        self, graph: OnnxGraph, layers: Collection[str], ranges: Mapping[str, ValueRange], *, scheme: Int8Scheme
+    ) -> None:
+        """Measure the errors of the named layers, unless they are known."""
+        if self.errors is None:
+            self.errors = mean_errors(
+                graph, layers, ranges, self.feeds, scheme=scheme, load=self.load, on_feed=self.on_feed
+            )
+
+    def apply(self, graph: OnnxGraph, layers: Collection[str]) -> OnnxGraph:
+        """Return the graph with the biases of the named layers corrected, for `quantize`."""
+        errors = self.errors or {}
+        return correct_biases(graph, {name: errors[name] for name in layers if name in errors})
+
+
+def mean_errors(
+    graph: OnnxGraph,
+    layers: Collection[str],
+    ranges: Mapping[str, ValueRange],
+    feeds: Sequence[Feeds],
+    *,
+    scheme: Int8Scheme,
+    load: LoadGraph,
+    on_feed: OnFeed | None = None,
+) -> dict[str, Array]:
+    """Return the mean error of each output channel, (channels,), of the named layers that have a bias, by layer name.
+
+    Each layer is quantized alone: its input is that of the fp32 graph.
+    """
+    model = graph.model.clone()
+    twins = _Twins(model.graph, ranges, scheme, opset=graph.opset)
+    outputs = {
+        twins.add_mean_error(node): str(node.name)
+        for node in list(model.graph)
+        if node.name in layers and _bias(node) is not None
+    }
+    if not outputs:
+        return {}
+    common_passes.NameFixPass()(model)
+    run = load(OnnxGraph(model))
+    sums: dict[str, Array] = {}
+    for index, feed in enumerate(feeds):
+        if on_feed is not None:
+            on_feed(index, len(feeds))
+        results = run(feed)
+        for output, name in outputs.items():
+            sums[name] = results[output].astype(np.float64) + sums.get(name, 0)
+    return {name: total / len(feeds) for name, total in sums.items()}
+
+
+def correct_biases(graph: OnnxGraph, errors: Mapping[str, Array]) -> OnnxGraph:
+    """Return the graph with the errors of layers, each (channels,) by layer name, taken off their biases."""
+
+    def rewrite(model: ir.Model) -> None:
+        for node in model.graph:
+            bias = _bias(node) if node.name in errors else None
+            if bias is not None:
+                corrected = (bias.array - errors[str(node.name)]).astype(bias.array.dtype)
+                value = initializer(model.graph, f"{bias.value.name}_corrected", corrected)
+                bias.reader.replace_input_with(bias.index, value)
+
+    return graph.apply("correct_biases", rewrite) if errors else graph
+
+
+def _bias(node: ir.Node) -> Bias | None:
+    """Return the bias of a layer, unless it is multiplied by a factor."""
+    return find_bias(node) if node.attributes.get_float("beta", 1.0) == 1.0 else None
+
+
+class _Twins:
+    """Adds layers with rounded inputs and weights to a graph, beside those in fp32."""
+
+    def __init__(self, graph: ir.Graph, ranges: Mapping[str, ValueRange], scheme: Int8Scheme, *, opset: int) -> None:
+        self._graph, self._ranges, self._scheme, self._opset = graph, ranges, scheme, opset
+        self._rounded: dict[ir.Value, ir.Value] = {}  # inputs of layers
+
+    def add_mean_error(self, node: ir.Node) -> str:
+        """Add an output with the mean difference between a layer in int8 and in fp32, (channels,); return its name."""
+        exact, name = node.outputs[0], str(node.name)
+        rounded = initializer(self._graph, f"{name}.rounded", rounded_weight(node, self._scheme))
+        inputs = [self._round(node.inputs[0]), rounded, *node.inputs[2:]]
+        twin = ir.Node(node.domain, node.op_type, inputs, attributes=list(node.attributes.values()))
+        difference = ir.node("Sub", [twin.outputs[0], exact])
+        rank = len(exact.shape or ())
+        axis = 1 if node.op_type == "Conv" else rank - 1
+        mean = self._mean(difference.outputs[0], [each for each in range(rank) if each != axis], name)
+        self._graph.insert_after(node, [twin, difference, mean])
+        output = mean.outputs[0]
+        output.name, output.type, output.shape = f"{name}.error", exact.type, ir.Shape([(exact.shape or ())[axis]])
+        self._graph.outputs.append(output)
+        return str(output.name)
+
+    def _round(self, value: ir.Value | None) -> ir.Value:
+        """Return the value rounded to the integers of its range."""
+        assert value is not None  # of a layer
+        if value not in self._rounded:
+            scale, zero = input_scale(self._ranges[str(value.name)], self._scheme)
+            constants = [initializer(self._graph, f"{value.name}.{each.dtype}", each) for each in (scale, zero)]
+            quantize = ir.node("QuantizeLinear", [value, *constants])
+            dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *constants])
+            producer = value.producer()
+            if producer is None:
+                self._graph.insert_before(self._graph[0], [quantize, dequantize])
+            else:
+                self._graph.insert_after(producer, [quantize, dequantize])
+            self._rounded[value] = dequantize.outputs[0]
+        return self._rounded[value]
+
+    def _mean(self, value: ir.Value, axes: Sequence[int], name: str) -> ir.Node:
+        if self._opset < _AXES_INPUT_OPSET:
+            return ir.node("ReduceMean", [value], {"keepdims": 0, "axes": list(axes)})
+        return ir.node(
+            "ReduceMean", [value, int64_initializer(self._graph, f"{name}.axes", list(axes))], {"keepdims": 0}
+        )
