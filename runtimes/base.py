@@ -20,6 +20,7 @@ import numpy as np
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
 from edgevit.files import first_line
 from edgevit.formats import Format, get_format
+from edgevit.runtimes.huge_pages import HUGE_PAGES, HugePages, can_map_in_huge_pages
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
@@ -170,6 +171,7 @@ class Engine(ABC):
     product_library: str = ""  # that multiplies for `matmul`; empty: the runtime itself
     # Multiply-adds of the graph's nodes by name, for runtimes that name the nodes of a layer but no multiply-adds.
     node_macs: Mapping[str, int] = MappingProxyType({})
+    _huge_pages: HugePages | None = None  # until the engine's memory is mapped in them
     _checked: tuple[tuple[str, np.dtype[Any], Shape], ...] | None = None  # names, dtypes, shapes of the last feeds
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -181,7 +183,20 @@ class Engine(ABC):
             self._check(feeds)
             self._checked = tuple((name, feeds[name].dtype, feeds[name].shape) for name in feeds)
         self.has_run = True
+        if self._huge_pages is not None:
+            return self._infer_and_map(feeds)
         return self._infer(feeds)
+
+    def _infer_and_map(self, feeds: Feeds) -> dict[str, Array]:
+        """Run one of the first inferences, after which the engine's memory is mapped in huge pages."""
+        huge_pages = self._huge_pages
+        if huge_pages is None:  # another thread has done it meanwhile
+            return self._infer(feeds)
+        huge_pages.begin_run()
+        outputs = self._infer(feeds)
+        if huge_pages.end_run():
+            self._huge_pages = None
+        return outputs
 
     @abstractmethod
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
@@ -409,6 +424,8 @@ class Runtime(ABC):
 
     def usable_values(self, setting: Setting) -> tuple[str, ...]:
         """Return the values of a session setting that make a difference on this machine."""
+        if setting is HUGE_PAGES and not can_map_in_huge_pages():
+            return (setting.default,)
         return setting.values
 
     def require_precision(self, precision: Precision) -> None:

@@ -23,6 +23,7 @@ from edgevit.errors import BuildError, InferenceError
 from edgevit.files import MODEL_FILE, first_line, weights_file
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Operations, Runtime, ThroughputRunner, available_cores
 from edgevit.runtimes.denormals import KEEP, ZERO, can_set_denormals, denormals, set_denormals
+from edgevit.runtimes.huge_pages import HUGE_PAGES, watch_memory
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
 from edgevit.runtimes.node_names import node_names
@@ -61,7 +62,7 @@ class OnnxRuntime(Runtime):
     module: ClassVar[str] = "onnxruntime"
     settings: ClassVar[tuple[Setting, ...]] = (
         *(SPINNING, GRAPH_OPTIMIZATION, ARENA, MEMORY_PATTERN),
-        *(PINNING, DENORMALS),
+        *(PINNING, DENORMALS, HUGE_PAGES),
     )
     optimized: ClassVar[bool] = True
 
@@ -141,6 +142,7 @@ class OnnxRuntimeEngine(Engine):
         self._chosen = options.session
         self._denormals = ZERO if _zeroes_denormals(options.session) else KEEP
         settings = self._session_settings()
+        self._huge_pages = watch_memory(options.session)
         self._layers: ExecutedPrecision | None = None
         if profile and self._reports_precision:
             self._session, events = self._profile(settings, batch=self.batches.minimum if self.batches else 1)
@@ -152,6 +154,8 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
+        if self._huge_pages is not None:
+            self._huge_pages.loaded()
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         session = self._require_open(self._session)

@@ -29,6 +29,7 @@ from edgevit.runtimes.base import (
     ToolCommand,
     available_cores,
 )
+from edgevit.runtimes.huge_pages import HUGE_PAGES, watch_memory
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.mapped_pages import dropping_pages
 from edgevit.runtimes.node_names import node_names
@@ -67,7 +68,14 @@ class OpenVino(Runtime):
     fmt: ClassVar[str] = "openvino"
     module: ClassVar[str] = "openvino"
     caches_compiled: ClassVar[bool] = True
-    settings: ClassVar[tuple[Setting, ...]] = (HINT, PINNING, HYPER_THREADING, DENORMALS, INFERENCE_PRECISION)
+    settings: ClassVar[tuple[Setting, ...]] = (
+        HINT,
+        PINNING,
+        HYPER_THREADING,
+        DENORMALS,
+        HUGE_PAGES,
+        INFERENCE_PRECISION,
+    )
 
     def load(self) -> ModuleType:
         """Import OpenVINO without its telemetry.
@@ -169,6 +177,7 @@ class OpenVinoEngine(Engine):
             "INFERENCE_PRECISION_HINT": _available(ov, _inference_precision(options)),
         }
         cache = {} if options.cache_dir is None else {"CACHE_DIR": str(options.cache_dir)}
+        self._huge_pages = watch_memory(options.session)
         try:
             with dropping_pages(artifact.with_suffix(".bin")):
                 self._compiled = ov.Core().compile_model(str(artifact), DEVICE, {**settings, **cache})
@@ -190,6 +199,8 @@ class OpenVinoEngine(Engine):
         is_static = not any(spec.is_dynamic for spec in self.outputs)
         self._static_outputs = self._memory(self._request) if is_static else []
         self._lock = threading.Lock()
+        if self._huge_pages is not None:
+            self._huge_pages.loaded()
 
     def _specs(self, side: Literal["inputs", "outputs"]) -> tuple[TensorSpec, ...]:
         """Return the specs of all inputs or outputs.

@@ -31,6 +31,7 @@ to quantize than trained ones.
 * **NNCF**: of that OpenVINO model, with the transformer model type if it has a softmax.
 * **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
   scale a channel, 8 bits or, with the reduced range, 7.
+* **Memory**: edgevit maps its engines in huge pages ([tuning.md](tuning.md)); peers keep those of their runtimes.
 * **bf16**: OpenVINO's default on processors that have it, for plain models and for the float operators of NNCF's and
   edgevit's int8 models. Plain models in fp32 are told to run in it; edgevit's run in the precision that they are named
   after.
