@@ -159,7 +159,7 @@ _ONNX_RUNTIME: tuple[FormatPass, ...] = (
         applies=lambda target: _is_deployable(target) and fp32_lanes() > 0,
         options=lambda _: {"lanes": fp32_lanes()},
     ),
-    FormatPass(slice_wide_maps, applies=_is_deployable),
+    FormatPass(slice_wide_maps, applies=lambda target: _is_deployable(target) and _is_float(target)),
     # 18: of ReduceMax's axes as an input
     FormatPass(decompose_softmax, applies=lambda target: _is_deployable(target) and target.opset >= 18),
 )

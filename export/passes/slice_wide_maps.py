@@ -8,7 +8,9 @@ A convolution sums over its input channels: W x + b = b + sum_i W[:, i] x_i, for
 Elementwise operators and depthwise convolutions compute each channel from that channel alone, and the outputs of the
 first convolution are independent of each other. So each slice is computed from end to end before the next one, and the
 last convolution becomes the sum of one for each slice, which ONNX Runtime adds up inside the convolutions. A
-concatenation of channels can take the place of the first convolution. Only the order of the last sum changes.
+concatenation of channels can take the place of the first convolution. Only the order of the last sum changes. Of
+regions that follow each other, each second one is sliced, since the next begins at a sum. In int8, where the maps are a
+quarter of the size and each partial sum would be rounded, the slices were 0.95 to 0.99 times as fast.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from edgevit.export.ir_helpers import (
     static_size,
 )
 
-_ELEMENTWISE = frozenset({"Add", "Clip", "Div", "HardSigmoid", "HardSwish", "Max", "Min", "Mul", "Relu", "Sigmoid"})
-_ELEMENTWISE |= {"Sub", "Tanh"}
+_ELEMENTWISE = frozenset(
+    {"Add", "Clip", "Div", "HardSigmoid", "HardSwish", "Max", "Min", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"}
+)
 _MIN_ELEMENTWISE = 3  # operators; with fewer, the convolutions of slices lose more than the cache saves
 _SLICE_BYTES = 400_000  # of a slice of the largest map, per image
 _BLOCK = 16  # channels in a block of ONNX Runtime's layout, 8 or 16: convolutions compute whole blocks
@@ -116,7 +119,8 @@ def _is_concatenation(node: ir.Node) -> bool:
     return (
         node.op_type == "Concat"
         and node.attributes.get_int("axis", 0) == 1
-        and len({static_size(value, 1) for value in node.inputs}) == 1
+        and len({static_size(value, 1) for value in node.inputs} - {None}) == 1
+        and all(static_size(value, 1) is not None for value in node.inputs)
     )
 
 
