@@ -264,8 +264,8 @@ class Engine(ABC):
     def _are_as_before(self, feeds: Feeds) -> bool:
         """Whether the feeds have the names, dtypes and shapes of the last ones that have passed the check.
 
-        After an inference of half a millisecond, the caches hold nothing of Python's: the whole check takes 25
-        microseconds then, these few steps 4.
+        An inference displaces the interpreter from the caches, so that the whole check takes 25 microseconds after it,
+        and these few steps 4.
         """
         if self._checked is None or type(feeds) is not dict or len(feeds) != len(self._checked):
             return False

@@ -21,7 +21,7 @@ class LayerTime:
     name: str  # the runtime's name of the layer
     kind: str  # of operator, in the runtime's words
     module: str  # dotted path of its PyTorch module, or UNKNOWN_MODULE or TOP_MODULE
-    ms: float  # median over the profiled runs; in OpenVINO, which counts sums, over windows of ten
+    ms: float  # median over the profiled runs; in OpenVINO, whose counters are means, over windows of runs
     macs: int | None = None  # multiply-adds of a run; None if it does not multiply, or if they are unknown
     precision: str = ""  # of its multiply-adds
 

@@ -71,7 +71,7 @@ def output_specs(module: Any, example: Sequence[Any]) -> tuple[TensorSpec, ...]:
         result = module(*(tensor.clone() for tensor in example))  # the module may modify its input in place
     register_dataclasses(result)
     return tuple(
-        TensorSpec(name, str(tensor.dtype).removeprefix("torch."), ("batch", *tensor.shape[1:]))
+        TensorSpec(name, str(tensor.dtype).removeprefix("torch."), ("batch", *tensor.shape[1:]) if tensor.ndim else ())
         for name, tensor in named_outputs(result).items()
     )
 

@@ -26,12 +26,13 @@ def names_of_outputs(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def named_outputs(result: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors that forward() returned by the names that they have in a captured graph; None is left out.
+    """Return the tensors that forward() returned by the names that they have in a captured graph, and nothing else.
 
     PyTorch has to know the dataclasses among them: `reference.register_dataclasses`.
     """
     leaves, structure = tree_flatten(result)
-    tensors = {path: leaf for path, leaf in zip(_paths(structure), leaves, strict=True) if leaf is not None}
+    paths = zip(_paths(structure), leaves, strict=True)
+    tensors = {path: leaf for path, leaf in paths if isinstance(leaf, torch.Tensor)}
     return dict(zip(_names(list(tensors)), tensors.values(), strict=True))
 
 

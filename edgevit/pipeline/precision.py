@@ -40,7 +40,8 @@ from edgevit.types import Array, Feeds, Precision, Run
 
 MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magnitude
 MAX_EQUALIZATION_ROWS = 64  # of the calibration inputs, from which the magnitudes of channels are taken
-MAX_BIAS_ROWS = 32  # of the calibration inputs, over which the errors of biases are averaged
+# Of the calibration inputs, over which the errors of biases are averaged: with fewer, biases stay as they are.
+MIN_BIAS_ROWS, MAX_BIAS_ROWS = 16, 32
 SENSITIVITY_ROWS = 4  # reference rows that the sensitivity of layers is measured on
 MAX_SELECTION_IMAGES = 512  # labeled images while layers are chosen; the engine is evaluated on all of them
 MARGIN = 0.8  # fraction of the allowed loss that a graph may use: the engine rounds slightly differently
@@ -197,11 +198,15 @@ class PrecisionConverter:
             )
         return self._measurement
 
-    def _correction(self) -> BiasCorrection:
+    def _correction(self) -> BiasCorrection | None:
+        """Return the correction of biases; None with too few calibration inputs."""
+        if len(next(iter(self.references.calibration.values()))) < MIN_BIAS_ROWS:
+            return None
         if self._bias_correction is None:
             self._bias_correction = BiasCorrection(
                 feeds=self._feeds(self.references.calibration, MAX_BIAS_ROWS),
                 load=self._load,
+                cache=_cache_folder(),
                 on_feed=lambda done, total: self.timer.update(f"{self.fmt}: correct biases, {done} of {total} inputs"),
             )
         return self._bias_correction

@@ -34,7 +34,7 @@ def decompose_softmax(model: ir.Model) -> None:
 
 
 def _is_over_long_rows(node: ir.Node) -> bool:
-    if node.op_type != "Softmax" or node.domain or is_over_last_axis(node):
+    if node.op_type != "Softmax" or node.domain or node.outputs[0].shape is None or is_over_last_axis(node):
         return False
     rank, output = len(node.outputs[0].shape or ()), node.outputs[0]
     behind = [static_size(output, axis) for axis in range(_axis(node) + 1, rank)]

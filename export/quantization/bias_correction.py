@@ -15,8 +15,12 @@ holds for any choice of the layers in int8. Layers without a bias stay as they a
 
 from __future__ import annotations
 
+import contextlib
+import io
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -24,8 +28,9 @@ import onnx_ir.passes.common as common_passes
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import initializer, int64_initializer
-from edgevit.export.quantization.calibration import LoadGraph, OnFeed, ValueRange
-from edgevit.export.quantization.int8 import Bias, find_bias, input_scale, rounded_weight
+from edgevit.export.quantization.calibration import LoadGraph, OnFeed, ValueRange, measurement_key
+from edgevit.export.quantization.int8 import Bias, find_bias, float_weight, rounded_weight, tensor_scale
+from edgevit.files import write_atomically
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Feeds
 
@@ -36,11 +41,13 @@ _AXES_INPUT_OPSET = 18  # the first opset whose ReduceMean takes its axes as an 
 class BiasCorrection:
     """Corrects the biases of the layers of one graph. The errors are measured once, on `feeds`.
 
-    `load` prepares a graph to run. `errors` has all layers by name; None: they are not measured yet.
+    `load` prepares a graph to run. `cache` is a folder for errors that were measured before, of the same graph, layers,
+    ranges, scheme and feeds. `errors` has all layers by name; None: they are not measured yet.
     """
 
     feeds: Sequence[Feeds]
     load: LoadGraph
+    cache: Path | None = None
     on_feed: OnFeed | None = None
     errors: Mapping[str, Array] | None = None
 
@@ -48,15 +55,41 @@ class BiasCorrection:
         self, graph: OnnxGraph, layers: Collection[str], ranges: Mapping[str, ValueRange], *, scheme: Int8Scheme
     ) -> None:
         """Measure the errors of the named layers, unless they are known."""
+        if self.errors is not None:
+            return
+        key = f"{scheme} {sorted(ranges.items())} {sorted(layers)}"
+        file = None if self.cache is None else self.cache / f"{measurement_key(graph, self.feeds, key)}.npz"
+        self.errors = _read(file)
         if self.errors is None:
             self.errors = mean_errors(
                 graph, layers, ranges, self.feeds, scheme=scheme, load=self.load, on_feed=self.on_feed
             )
+            _write(file, self.errors)
 
     def apply(self, graph: OnnxGraph, layers: Collection[str]) -> OnnxGraph:
         """Return the graph with the biases of the named layers corrected, for `quantize`."""
         errors = self.errors or {}
         return correct_biases(graph, {name: errors[name] for name in layers if name in errors})
+
+
+def _read(file: Path | None) -> dict[str, Array] | None:
+    """Read errors; None if there are none or the file is damaged."""
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
+        if file is not None:
+            with np.load(file, allow_pickle=False) as found:
+                return dict(found)
+    return None
+
+
+def _write(file: Path | None, errors: Mapping[str, Array]) -> None:
+    """Write errors; a cache that is not writable is ignored."""
+    if file is None:
+        return
+    content = io.BytesIO()
+    np.savez(content, **errors)  # type: ignore[arg-type]  # no layer is called allow_pickle
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content.getvalue())
 
 
 def mean_errors(
@@ -109,8 +142,10 @@ def correct_biases(graph: OnnxGraph, errors: Mapping[str, Array]) -> OnnxGraph:
 
 
 def _bias(node: ir.Node) -> Bias | None:
-    """Return the bias of a layer, unless it is multiplied by a factor."""
-    return find_bias(node) if node.attributes.get_float("beta", 1.0) == 1.0 else None
+    """Return the bias of a layer, unless it is multiplied by a factor; None for an operator without weights."""
+    if float_weight(node) is None or node.attributes.get_float("beta", 1.0) != 1.0:
+        return None
+    return find_bias(node)
 
 
 class _Twins:
@@ -123,8 +158,8 @@ class _Twins:
     def add_mean_error(self, node: ir.Node) -> str:
         """Add an output with the mean difference between a layer in int8 and in fp32, (channels,); return its name."""
         exact, name = node.outputs[0], str(node.name)
-        rounded = initializer(self._graph, f"{name}.rounded", rounded_weight(node, self._scheme))
-        inputs = [self._round(node.inputs[0]), rounded, *node.inputs[2:]]
+        rounded = initializer(self._graph, f"{name}.rounded", rounded_weight(node, self._scheme, self._scale(node)[0]))
+        inputs = [self._round_input(node), rounded, *node.inputs[2:]]
         twin = ir.Node(node.domain, node.op_type, inputs, attributes=list(node.attributes.values()))
         difference = ir.node("Sub", [twin.outputs[0], exact])
         rank = len(exact.shape or ())
@@ -136,12 +171,17 @@ class _Twins:
         self._graph.outputs.append(output)
         return str(output.name)
 
-    def _round(self, value: ir.Value | None) -> ir.Value:
-        """Return the value rounded to the integers of its range."""
+    def _scale(self, node: ir.Node) -> tuple[Array, Array]:
+        """Return the scale and zero point of a layer's input."""
+        assert node.inputs[0] is not None  # of a layer
+        return tensor_scale(self._ranges[str(node.inputs[0].name)], self._scheme)
+
+    def _round_input(self, node: ir.Node) -> ir.Value:
+        """Return a layer's input rounded to the integers of its range."""
+        value = node.inputs[0]
         assert value is not None  # of a layer
         if value not in self._rounded:
-            scale, zero = input_scale(self._ranges[str(value.name)], self._scheme)
-            constants = [initializer(self._graph, f"{value.name}.{each.dtype}", each) for each in (scale, zero)]
+            constants = [initializer(self._graph, f"{value.name}.{each.dtype}", each) for each in self._scale(node)]
             quantize = ir.node("QuantizeLinear", [value, *constants])
             dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *constants])
             producer = value.producer()

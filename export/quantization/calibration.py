@@ -64,7 +64,7 @@ def cached_ranges(
     """
     if cache is None:
         return collect_ranges(graph, feeds, load=load, names=names, on_feed=on_feed)
-    file = cache / f"{_cache_key(graph, feeds, names)}.json"
+    file = cache / f"{measurement_key(graph, feeds, ' '.join(sorted(names)))}.json"
     expected = {str(value.name) for value in _float_tensors(graph.model.graph) if value.name in names}
     cached = _read_ranges(file)
     if cached is not None and cached.keys() == expected:
@@ -89,11 +89,11 @@ def _read_ranges(file: Path) -> dict[str, ValueRange] | None:
     return None
 
 
-def _cache_key(graph: OnnxGraph, feeds: Sequence[Feeds], names: Collection[str]) -> str:
-    """Hash everything that the ranges depend on."""
-    key = hashlib.sha256(b"ranges 1\n")
+def measurement_key(graph: OnnxGraph, feeds: Sequence[Feeds], measured: str) -> str:
+    """Hash everything that a measurement on calibration inputs depends on; `measured` says of what it is."""
+    key = hashlib.sha256(b"measurement 2\n")
     key.update(graph.to_bytes())
-    key.update("\n".join(sorted(names)).encode())
+    key.update(measured.encode())
     for feed in feeds:
         for name, array in sorted(feed.items()):
             key.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -13,7 +13,9 @@ from edgevit.export.macs import static_shape
 from edgevit.types import Interval
 from edgevit.untrusted import JsonObject, boolean, list_of, nullable, number, text
 
-MAX_GROUPS = 12  # to measure: each costs a build
+MAX_LAYER_GROUPS = 12  # to measure: each costs a build
+_OPERATOR_KINDS = {"MatMul": "product", "Softmax": "softmax", "Add": "sum", "Mul": "scaling"}
+MAX_GROUPS = MAX_LAYER_GROUPS + len(_OPERATOR_KINDS)
 _MAX_RATIO = 1e9
 
 
@@ -97,9 +99,6 @@ def _linear(node: ir.Node) -> tuple[str, str, str]:
     return "linear", str(math.prod(rows)), f"{inputs}-{outputs}"
 
 
-_OPERATOR_KINDS = {"MatMul": "product", "Softmax": "softmax", "Add": "sum", "Mul": "scaling"}
-
-
 def operator_kind(node: ir.Node) -> str:
     """Return the group of an operator without weights: all of a kind, since they have little work each."""
     return f"{_OPERATOR_KINDS[node.op_type]}-of-activations"
@@ -112,7 +111,7 @@ def choice_of(groups: Iterable[str], choices: Sequence[GroupChoice]) -> GroupCho
 
 
 def largest_groups(
-    layers: Iterable[tuple[tuple[str, ...], bool, float]], *, most: int = MAX_GROUPS
+    layers: Iterable[tuple[tuple[str, ...], bool, float]], *, most: int = MAX_LAYER_GROUPS
 ) -> list[LayerGroup]:
     """Return the groups by shape; by size or by kind if there are more than `most`, and of those the largest.
 

@@ -29,7 +29,7 @@ from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.export.quantization.groups import (
-    MAX_GROUPS,
+    MAX_LAYER_GROUPS,
     LayerGroup,
     group_names,
     largest_groups,
@@ -88,7 +88,7 @@ def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer
     """
     total = graph_macs(graph)
     predicting = {str(node.name) for node in prediction_nodes(graph.model)}
-    nodes = [node for node in graph.model.graph if _float_weight(node) is not None]
+    nodes = [node for node in graph.model.graph if float_weight(node) is not None]
     layers = tuple(_layer(node, total, rule, predicting) for node in nodes)
     for reason in (FEW_CHANNELS, GROUPED, PREDICTS):
         if sum(layer.macs for layer in layers if not layer.skip_reason) >= total / 2:
@@ -98,7 +98,7 @@ def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer
 
 
 def find_operators(graph: OnnxGraph, operators: AbstractSet[str]) -> tuple[Layer, ...]:
-    """Return the operators without weights that a runtime can run in int8: products, softmax, sums of activations."""
+    """Return the operators without weights that a runtime can run in int8: products, softmax, sums and gates."""
     return tuple(
         _operator(node)
         for node in graph.model.graph
@@ -115,10 +115,10 @@ def find_groups(graph: OnnxGraph, scheme: Int8Scheme) -> list[LayerGroup]:
     layers = find_layers(graph, SpeedRule.of(scheme))
     operators = _as_groups(find_operators(graph, scheme.operators), total)
     candidates = [layer for layer in layers if not layer.skip_reason or layer.is_slow_by_rule]
-    return [*_as_groups(candidates, total, most=MAX_GROUPS - len(operators)), *operators]
+    return [*_as_groups(candidates, total, most=MAX_LAYER_GROUPS), *operators]
 
 
-def _as_groups(layers: Iterable[Layer], total_macs: int, *, most: int = MAX_GROUPS) -> list[LayerGroup]:
+def _as_groups(layers: Iterable[Layer], total_macs: int, *, most: int = MAX_LAYER_GROUPS) -> list[LayerGroup]:
     each = ((layer.groups, not layer.skip_reason, layer.macs / total_macs) for layer in layers)
     return largest_groups(each, most=most)
 
@@ -148,18 +148,28 @@ def activation_scale(value_range: ValueRange, dtype: IntegerType, *, min_scale: 
     return np.asarray(scale, np.float32), np.asarray(round(-low / scale), np.uint8)
 
 
-def input_scale(value_range: ValueRange, scheme: Int8Scheme) -> tuple[Array, Array]:
+def tensor_scale(value_range: ValueRange, scheme: Int8Scheme) -> tuple[Array, Array]:
     """Return the scale and zero point of a layer's input or output in a scheme."""
     return activation_scale(value_range, scheme.activations, min_scale=_MIN_SCALE[scheme.float_dtype])
 
 
-def rounded_weight(node: ir.Node, scheme: Int8Scheme) -> Array:
+def rounded_weight(node: ir.Node, scheme: Int8Scheme, input_scale: Array) -> Array:
     """Return the fp32 weight of a layer as int8 has it: rounded to steps of its channels' scales."""
     array, axis = constant(node.inputs[1]), _output_axis(node)
     assert array is not None  # of a layer
-    scales = channel_scales(array, axis, weight_range=scheme.weight_range, min_scale=_MIN_SCALE[scheme.float_dtype])
+    scales = _weight_scales(array, node, scheme, input_scale)
     rounded: Array = _integers(array, axis, scales) * _along(axis, scales, array.ndim)
     return rounded
+
+
+def _weight_scales(weight: Array, node: ir.Node, scheme: Int8Scheme, input_scale: Array) -> Array:
+    """Return the scales of a layer's output channels, so large that an int32 bias fits into its accumulator."""
+    least = _MIN_SCALE[scheme.float_dtype]
+    scales = channel_scales(weight, _output_axis(node), weight_range=scheme.weight_range, min_scale=least)
+    bias = find_bias(node) if scheme.int32_biases else None
+    if bias is None:
+        return scales
+    return np.maximum(scales, np.abs(bias.array) / (input_scale * _MAX_BIAS)).astype(np.float32)
 
 
 def channel_scales(weight: Array, axis: int, *, weight_range: Int8Range = "full", min_scale: float = 0.0) -> Array:
@@ -221,13 +231,12 @@ class _Quantizer:
 
     def quantize(self, names: AbstractSet[str]) -> None:
         nodes = [node for node in self._graph if node.name in names]
-        layers = [node for node in nodes if _float_weight(node) is not None]
+        layers = [node for node in nodes if float_weight(node) is not None]
         scales = {node: self._scale(node.inputs[0])[0] for node in layers}
         self._quantize_activations(nodes)
         for node in layers:
             bias = find_bias(node) if self._scheme.int32_biases else None
-            min_scale = 0.0 if bias is None else np.abs(bias.array) / (scales[node] * _MAX_BIAS)
-            weight_scales = self._quantize_weight(node, min_scale)
+            weight_scales = self._quantize_weight(node, scales[node])
             if bias is not None:
                 self._quantize_bias(node, bias, scales[node] * weight_scales)
 
@@ -251,7 +260,7 @@ class _Quantizer:
 
     def _scale(self, value: ir.Value | None) -> tuple[Array, Array]:
         assert value is not None
-        return input_scale(self._ranges[str(value.name)], self._scheme)
+        return tensor_scale(self._ranges[str(value.name)], self._scheme)
 
     def _insert_qdq(self, value: ir.Value) -> ir.Value:
         """Insert QuantizeLinear and DequantizeLinear after a value, and return the dequantized value."""
@@ -270,13 +279,12 @@ class _Quantizer:
             self._graph.insert_before(self._graph[0], [quantize, dequantize])
         return dequantize.outputs[0]
 
-    def _quantize_weight(self, node: ir.Node, min_scale: Array | float) -> Array:
-        """Replace the node's weight by int8 and a DequantizeLinear; return its scales, none below `min_scale`."""
+    def _quantize_weight(self, node: ir.Node, input_scale: Array) -> Array:
+        """Replace the node's weight by int8 and a DequantizeLinear; return its scales."""
         weight, axis = node.inputs[1], _output_axis(node)
         array = constant(weight)
         assert weight is not None and array is not None
-        scales = channel_scales(array, axis, weight_range=self._scheme.weight_range, min_scale=self._min_scale)
-        scales = np.maximum(scales, min_scale).astype(np.float32)
+        scales = _weight_scales(array, node, self._scheme, input_scale)
         key = (weight, axis, scales.tobytes())
         if key not in self._weights:
             self._weights[key] = self._dequantized(node, weight, _integers(array, axis, scales), scales, axis)
@@ -361,10 +369,11 @@ def _activation_indices(node: ir.Node) -> range:
 
 
 def _shortcut_sums(nodes: Iterable[ir.Node]) -> list[ir.Node]:
-    """Return the Adds before a ReLU of a convolution's output that only they read, and another or a quantized value.
+    """Return the Adds whose ReLU is quantized, and whose inputs are each quantized or read by the Add alone.
 
-    The convolution adds the integers itself, and the other value need not be stored in float. That pays in a ResNet,
-    whose sums are quantized behind their ReLU; Mobile-Former, whose sums have none, gains nothing and loses 1 to 2 dB.
+    One input is the output of a convolution, for which the latter holds. The convolution adds the integers itself, and
+    the other value need not be stored in float. That pays in a ResNet, whose sums are quantized behind their ReLU;
+    Mobile-Former, whose sums have none, gains nothing and loses 1 to 2 dB.
     """
     nodes = list(nodes)
     quantized = {node.inputs[0] for node in nodes}
@@ -379,7 +388,7 @@ def _additions(outputs: Iterable[ir.Value]) -> set[ir.Node]:
     return {use.node for value in outputs for use in value.uses() if use.node.op_type == "Add"}
 
 
-def _float_weight(node: ir.Node) -> Array | None:
+def float_weight(node: ir.Node) -> Array | None:
     """Return the fp32 weight of a layer; None if the node is not a layer that can be quantized."""
     if node.domain or node.op_type not in LAYERS or not is_float(node.inputs[0]):
         return None

@@ -48,6 +48,7 @@ class QuantizationPlan:
     weight_range: str  # "safe" or "full", see Int8Scheme
     needs_vnni: bool  # whether the graph can saturate on x86 processors without VNNI
     groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
+    corrected_biases: int = 0  # layers whose bias takes the mean error of int8
 
     @property
     def summary(self) -> str:
@@ -175,8 +176,15 @@ def quantize_with_fallback(
     candidates = [layer for layer in layers if not layer.skip_reason]
     min_macs = _require_enough_macs(graph, candidates)
 
-    if bias_correction is not None:
-        bias_correction.measure(graph, [layer.name for layer in candidates], ranges, scheme=scheme)
+    if bias_correction is not None:  # of all layers, so that another choice finds the errors in the cache
+        measured = [layer.name for layer in found if not _is_not_finite(layer, ranges)]
+        bias_correction.measure(graph, measured, ranges, scheme=scheme)
+
+    def plan(quantized: OnnxGraph, reverted: Mapping[str, str]) -> QuantizationPlan:
+        kept = {layer.name for layer in layers if layer.skip_reason} | reverted.keys()
+        errors = bias_correction.errors if bias_correction is not None and bias_correction.errors is not None else {}
+        found = _plan(graph, quantized, layers, reverted, ranges, scheme)
+        return replace(found, groups=choice.groups, corrected_biases=len(errors.keys() - kept))
 
     def in_int8(chosen: Sequence[Layer]) -> OnnxGraph:
         names = [layer.name for layer in chosen]
@@ -188,7 +196,7 @@ def quantize_with_fallback(
         quantized = in_int8(candidates)
         rejection_reason = acceptance_check(quantized)
         if not rejection_reason:
-            return quantized, replace(_plan(graph, quantized, layers, {}, ranges, scheme), groups=choice.groups)
+            return quantized, plan(quantized, {})
     noise = measurement.by_layer(graph, candidates, lambda layer: in_int8([layer]))
     by_noise = sorted(candidates, key=lambda layer: (-noise[layer.name], layer.macs))
     count = _fewest_reverted(
@@ -203,7 +211,7 @@ def quantize_with_fallback(
         for layer in by_noise[:count]
     }
     quantized = in_int8(by_noise[count:])
-    return quantized, replace(_plan(graph, quantized, layers, reverted, ranges, scheme), groups=choice.groups)
+    return quantized, plan(quantized, reverted)
 
 
 def _require_enough_macs(graph: OnnxGraph, candidates: Sequence[Layer]) -> float:
@@ -243,10 +251,12 @@ def _fewest_reverted(
 
 def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:
     """Return the layer, with a skip reason if its input or output has no finite range."""
+    return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE) if _is_not_finite(layer, ranges) else layer
+
+
+def _is_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> bool:
     found = [ranges[name] for name in layer.tensors if name in ranges]
-    if all(map(math.isfinite, (value for each in found for value in (*each.lows, *each.highs)))):
-        return layer
-    return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE)
+    return not all(map(math.isfinite, (value for each in found for value in (*each.lows, *each.highs))))
 
 
 def worst_noise_to_signal(expected: Sequence[Feeds], actual: Sequence[Feeds]) -> float:

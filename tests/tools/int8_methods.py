@@ -3,7 +3,7 @@
 Each method is measured without and with corrected biases. A row has the SNR of the logits, against the fp32 graph, of
 the quantized graph as it is written, which is what a processor with VNNI computes: calibrated on 32 crops of the photos
 of the package and measured on 8 others; shiftvit_cifar10, the one with trained weights, on 64 calibration images and
-300 test images of CIFAR-10. A table of docs/quantization.md comes from here.
+300 test images of CIFAR-10. The table of methods in docs/quantization.md comes from here.
 """
 
 from __future__ import annotations

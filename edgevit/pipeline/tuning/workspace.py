@@ -23,7 +23,7 @@ from edgevit.pipeline.tuning.space import Variant
 from edgevit.untrusted import InvalidError, JsonObject, integer, object_of, one_of, read_json, text
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 3
+SCHEMA = 4  # of int8 with corrected biases
 _LOG_FILE, _LOCK_FILE = "search.json", ".lock"
 _MAX_BYTES = 16 << 20
 _KEPT_S = 7 * 24 * 3600.0  # an unfinished search is deleted after this time

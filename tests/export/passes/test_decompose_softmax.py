@@ -8,6 +8,7 @@ import pytest
 from edgevit.export.passes import specialize
 from edgevit.export.passes.decompose_softmax import decompose_softmax
 from tests.helpers.graphs import HEADER, assert_same, parse, run
+from tests.helpers.quantization import load
 
 STEPS = {"ReduceMax": 1, "Sub": 1, "Exp": 1, "ReduceSum": 1, "Reciprocal": 1, "Mul": 1}
 
@@ -31,6 +32,18 @@ def test_large_logits_do_not_overflow() -> None:
     after = before.apply("decompose_softmax", decompose_softmax)
     assert np.isfinite(run(after)["y"]).all()
     assert_same(before, after)
+
+
+def test_masked_rows_and_nan_are_as_in_a_softmax() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, 6, 64)).astype(np.float32)
+    x[0, 0, 2, :] = -np.inf  # one token is masked
+    x[0, 1, :, 3] = -np.inf  # all tokens of a pixel
+    x[0, 1, 4, 5], x[0, 0, 1, 7] = np.nan, np.inf
+    before = parse(graph(2))
+    after = before.apply("decompose_softmax", decompose_softmax)
+    expected, actual = (load(each)({"x": x})["y"] for each in (before, after))
+    assert np.array_equal(np.isnan(actual), np.isnan(expected)) and np.isnan(expected).any()
+    assert np.allclose(actual, expected, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from edgevit.export.ir_helpers import constant
 from edgevit.export.quantization.bias_correction import BiasCorrection, correct_biases, mean_errors
 from edgevit.export.quantization.calibration import collect_ranges
 from edgevit.export.quantization.int8 import find_layers, quantize
-from edgevit.export.quantization.sensitivity import NoiseMeasurement, quantize_with_fallback
+from edgevit.export.quantization.sensitivity import NoiseMeasurement, QuantizationPlan, quantize_with_fallback
 from edgevit.formats import Int8Scheme
 from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.precision import PrecisionConverter
+from edgevit.pipeline.precision import MIN_BIAS_ROWS, PrecisionConverter
 from edgevit.pipeline.references import ReferenceData
-from edgevit.types import Array, Reference
+from edgevit.types import Array, Reference, Run
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import assert_same, noise
 from tests.helpers.quantization import checked_graph, load, output, snr_db
@@ -205,8 +206,52 @@ def test_layers_in_float_keep_their_biases() -> None:
     assert measured == list(range(len(TOKENS)))
 
 
+@pytest.mark.parametrize("body", ["y = Add (p, b)", "m = Sigmoid (b)  y = Add (p, m)"])
+def test_a_product_of_activations_has_no_bias(body: str) -> None:
+    """`edgevit tune` names it among the layers if int8 made it faster."""
+    text = f"(float[batch, 5, {OUT}] x, float[batch, {OUT}, {OUT}] z) => (float[batch, 5, {OUT}] y)"
+    graph = checked_graph(f"{text} {{ p = MatMul (x, z)  {body} }}", b=WEIGHTS["b"])
+    inputs = {"x": noise(2, 5, OUT), "z": noise(2, OUT, OUT, seed=1)}
+    ranges = collect_ranges(graph, [inputs], load=load)
+    assert mean_errors(graph, ["net/p"], ranges, [inputs], scheme=INT8_SCHEMES["ort"], load=load) == {}
+
+
+def test_a_sum_without_dimensions_has_no_bias() -> None:
+    extremes = "l = ReduceMax <keepdims = 0> (a)  h = ReduceMin <keepdims = 0> (a)"
+    body = f"a = MatMul (x, w)  {extremes}  s = Add (l, h)  y = Add (a, s)"
+    graph = checked_graph(f"{LINEAR} {{ {body} }}", w=WEIGHTS["w"])
+    ranges = collect_ranges(graph, feeds(TOKENS), load=load)
+    assert mean_errors(graph, ["net/s"], ranges, feeds(TOKENS), scheme=INT8_SCHEMES["ort"], load=load) == {}
+
+
+def test_errors_are_measured_once_for_a_graph(tmp_path: Path) -> None:
+    graph, scheme = chain(), INT8_SCHEMES["openvino"]
+    ranges = collect_ranges(graph, feeds(TOKENS), load=load)
+    names = [layer.name for layer in find_layers(graph)]
+    loads: list[OnnxGraph] = []
+
+    def counted(candidate: OnnxGraph) -> Run:
+        loads.append(candidate)
+        return load(candidate)
+
+    def errors(scheme: Int8Scheme) -> dict[str, Array]:
+        correction = BiasCorrection(feeds=feeds(TOKENS), load=counted, cache=tmp_path)
+        correction.measure(graph, names, ranges, scheme=scheme)
+        return dict(correction.errors or {})
+
+    first, second = errors(scheme), errors(scheme)
+    assert len(loads) == 1 and first.keys() == second.keys() == CHAIN.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    errors(replace(scheme, weight_range="full"))
+    assert len(loads) == 2  # other weights, other errors
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"damaged")
+    assert errors(scheme).keys() == first.keys() and len(loads) == 3
+
+
 @pytest.mark.parametrize("fmt", ["ort", "openvino", "trt"])
-def test_an_export_corrects_the_biases(fmt: str) -> None:
+@pytest.mark.parametrize("inputs", [MIN_BIAS_ROWS - 1, MIN_BIAS_ROWS])
+def test_an_export_corrects_the_biases_with_enough_calibration_inputs(fmt: str, inputs: int) -> None:
     graph = chain()
     expected = output(graph, TOKENS)
     converter = PrecisionConverter(
@@ -215,7 +260,7 @@ def test_an_export_corrects_the_biases(fmt: str) -> None:
         precision="int8",
         references=ReferenceData(
             outputs=(Reference(kind="photos", inputs={"x": TOKENS}, outputs={"y": expected}),),
-            calibration={"x": TOKENS},
+            calibration={"x": np.resize(TOKENS, (inputs, *TOKENS.shape[1:]))},
             eval_dataset=None,
         ),
         batch=1,
@@ -224,7 +269,11 @@ def test_an_export_corrects_the_biases(fmt: str) -> None:
         max_drop=None,
         timer=StageTimer(),
     )
-    corrected, _ = converter.convert()
+    corrected, plan = converter.convert()
     plain = quantized(graph, TOKENS, INT8_SCHEMES[fmt], correct=False)
     error_after, error_before = (np.abs(channel_means(output(each, TOKENS) - expected)) for each in (corrected, plain))
-    assert error_after.max() < error_before.max() / 2
+    assert isinstance(plan, QuantizationPlan)
+    if inputs < MIN_BIAS_ROWS:
+        assert plan.corrected_biases == 0 and error_after.max() > 0.9 * error_before.max()
+    else:
+        assert plan.corrected_biases == len(CHAIN) and error_after.max() < error_before.max() / 2

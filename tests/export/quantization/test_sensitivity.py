@@ -211,6 +211,7 @@ def test_the_plan_keeps_its_json_keys() -> None:
         "weight_range": "safe",
         "needs_vnni": False,
         "groups": [],
+        "corrected_biases": 0,
     }
 
 
