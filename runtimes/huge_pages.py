@@ -87,10 +87,15 @@ def can_map_in_huge_pages() -> bool:
     if sys.platform != "linux" or not 0 < _block_bytes() <= _MAX_BLOCK_BYTES:
         return False
     try:
-        allowed = (_SETTINGS / "enabled").read_text()
-        return "[never]" not in allowed and bool(_present_pages())
+        return "[never]" not in (_SETTINGS / "enabled").read_text() and _reads_page_map()
     except OSError:
         return False
+
+
+def _reads_page_map() -> bool:
+    with _PAGE_MAP.open("rb", buffering=0) as page_map:
+        page_map.seek(id(page_map) // _PAGE_BYTES * _ENTRY_BYTES)  # of any object's page
+        return len(page_map.read(_ENTRY_BYTES)) == _ENTRY_BYTES
 
 
 def map_in_huge_pages(blocks: set[int]) -> None:
