@@ -29,6 +29,7 @@ from edgevit.runtimes.base import (
     ToolCommand,
     available_cores,
 )
+from edgevit.runtimes.denormals import KEEP, denormals
 from edgevit.runtimes.huge_pages import HUGE_PAGES, watch_memory
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.mapped_pages import dropping_pages
@@ -92,6 +93,8 @@ class OpenVino(Runtime):
         return self.session_settings({INFERENCE_PRECISION.name: "bf16"} if is_faster else {})
 
     def usable_values(self, setting: Setting) -> tuple[str, ...]:
+        if setting is DENORMALS:  # one mode a process: its threads inherit that of the thread that compiles first
+            return (setting.default,)
         if setting is not INFERENCE_PRECISION:
             return super().usable_values(setting)
         known = capabilities(self.load())
@@ -179,7 +182,8 @@ class OpenVinoEngine(Engine):
         cache = {} if options.cache_dir is None else {"CACHE_DIR": str(options.cache_dir)}
         self._huge_pages = watch_memory(options.session)
         try:
-            with dropping_pages(artifact.with_suffix(".bin")):
+            # "zero" would also change the mode of this thread, in which NumPy and PyTorch compute.
+            with dropping_pages(artifact.with_suffix(".bin")), denormals(KEEP):
                 self._compiled = ov.Core().compile_model(str(artifact), DEVICE, {**settings, **cache})
         except Exception as error:
             raise BuildError(f"OpenVINO cannot load {artifact}: {error_reason(error)}") from error
@@ -280,7 +284,8 @@ class OpenVinoEngine(Engine):
         return OpenVinoStreams(self._ov, self._compile(settings), streams)
 
     def _compile(self, settings: Mapping[str, Any]) -> Any:
-        return self._ov.Core().compile_model(str(self._artifact), DEVICE, dict(settings))
+        with denormals(KEEP):
+            return self._ov.Core().compile_model(str(self._artifact), DEVICE, dict(settings))
 
     def _source(self) -> Any:
         """Read the source model again, reshaped to the optimum batch if dynamic."""

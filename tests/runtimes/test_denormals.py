@@ -16,6 +16,7 @@ from edgevit.runtimes import onnxruntime
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.denormals import KEEP, ZERO, can_set_denormals, denormals, set_denormals
 from edgevit.runtimes.onnxruntime import DENORMALS, OnnxRuntimeEngine
+from edgevit.runtimes.openvino import DENORMALS as OPENVINO_DENORMALS
 from edgevit.runtimes.registry import get_runtime
 
 ELEMENTS = 1 << 18  # enough for several threads
@@ -114,3 +115,19 @@ def test_where_the_mode_cannot_be_set_it_is_not_tried_and_nothing_is_zero(
     assert get_runtime("ort").usable_values(DENORMALS) == ("keep",)
     with opened(model, "zero", threads=2) as engine:
         assert engine.run(feeds())["y"].view(np.uint32).all()
+
+
+def test_openvino_leaves_the_mode_of_the_thread_alone(tmp_path: Path) -> None:
+    """It sets the bits on the thread that compiles a model. Bundles that were tuned before ask for it."""
+    runtime = get_runtime("openvino")
+    (tmp_path / "model.onnx").write_bytes(onnx.parser.parse_model(GRAPH).SerializeToString())
+    artifact = runtime.build(tmp_path / "model.onnx", tmp_path, BuildOptions())
+    options = BuildOptions(threads=1, session=runtime.session_settings({DENORMALS.name: "zero"}))
+    assert runtime.usable_values(OPENVINO_DENORMALS) == ("keep",)
+    for own in (KEEP, ZERO):
+        with denormals(own), runtime.open(artifact.files[0], options) as engine:
+            assert set_denormals(own) == own
+            engine.run(feeds())
+            assert set_denormals(own) == own
+            engine.profile_layers(feeds(), runs=1)
+            assert set_denormals(own) == own
