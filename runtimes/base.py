@@ -198,6 +198,12 @@ class Engine(ABC):
             self._huge_pages = None
         return outputs
 
+    def _watch(self, huge_pages: HugePages | None) -> None:
+        """Map the memory of the engine, which has been loaded by now, in huge pages after its second run."""
+        if huge_pages is not None:
+            huge_pages.loaded()
+        self._huge_pages = huge_pages
+
     @abstractmethod
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         """Run one inference; `feeds` has been checked."""
@@ -301,9 +307,28 @@ class ThroughputRunner(ABC):
     """An instance of an engine that keeps several inferences in flight, one in each stream."""
 
     streams: int
+    _huge_pages: HugePages | None = None  # until its memory is mapped in them
+
+    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
+        """Start inferences while `more(started)`; return their number when all are complete."""
+        huge_pages = self._huge_pages
+        if huge_pages is None:
+            return self._run_while(feeds, more)
+        huge_pages.begin_run()
+        count = self._run_while(feeds, more)
+        if huge_pages.end_run():
+            self._huge_pages = None
+        return count
+
+    def watched(self, huge_pages: HugePages | None) -> ThroughputRunner:
+        """Map the memory of this instance, which has been loaded by now, in huge pages; return the instance."""
+        if huge_pages is not None:
+            huge_pages.loaded()
+        self._huge_pages = huge_pages
+        return self
 
     @abstractmethod
-    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
+    def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         """Start inferences while `more(started)`; return their number when all are complete."""
 
     @abstractmethod

@@ -142,7 +142,7 @@ class OnnxRuntimeEngine(Engine):
         self._chosen = options.session
         self._denormals = ZERO if _zeroes_denormals(options.session) else KEEP
         settings = self._session_settings()
-        self._huge_pages = watch_memory(options.session)
+        huge_pages = watch_memory(options.session)
         self._layers: ExecutedPrecision | None = None
         if profile and self._reports_precision:
             self._session, events = self._profile(settings, batch=self.batches.minimum if self.batches else 1)
@@ -154,8 +154,7 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
-        if self._huge_pages is not None:
-            self._huge_pages.loaded()
+        self._watch(huge_pages)
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         session = self._require_open(self._session)
@@ -215,7 +214,8 @@ class OnnxRuntimeEngine(Engine):
     def throughput_runner(self, streams: int) -> ThroughputRunner:
         settings = self._session_settings()
         settings.intra_op_num_threads = max(1, self._threads // streams)
-        return OnnxRuntimeStreams(self._load(settings), streams, mode=self._denormals)
+        huge_pages = watch_memory(self._chosen)
+        return OnnxRuntimeStreams(self._load(settings), streams, mode=self._denormals).watched(huge_pages)
 
     def _profile(
         self,
@@ -272,7 +272,7 @@ class OnnxRuntimeStreams(ThroughputRunner):
         """`mode` is that of denormal numbers."""
         self._session, self.streams, self._denormals = session, streams, mode
 
-    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
+    def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started, lock = 0, threading.Lock()
 
         def start_another() -> bool:

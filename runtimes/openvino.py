@@ -180,7 +180,7 @@ class OpenVinoEngine(Engine):
             "INFERENCE_PRECISION_HINT": _available(ov, _inference_precision(options)),
         }
         cache = {} if options.cache_dir is None else {"CACHE_DIR": str(options.cache_dir)}
-        self._huge_pages = watch_memory(options.session)
+        huge_pages = watch_memory(options.session)
         try:
             # "zero" would also change the mode of this thread, in which NumPy and PyTorch compute.
             with dropping_pages(artifact.with_suffix(".bin")), denormals(KEEP):
@@ -203,8 +203,8 @@ class OpenVinoEngine(Engine):
         is_static = not any(spec.is_dynamic for spec in self.outputs)
         self._static_outputs = self._memory(self._request) if is_static else []
         self._lock = threading.Lock()
-        if self._huge_pages is not None:
-            self._huge_pages.loaded()
+        self._chosen = options.session
+        self._watch(huge_pages)
 
     def _specs(self, side: Literal["inputs", "outputs"]) -> tuple[TensorSpec, ...]:
         """Return the specs of all inputs or outputs.
@@ -281,7 +281,8 @@ class OpenVinoEngine(Engine):
 
     def throughput_runner(self, streams: int) -> ThroughputRunner:
         settings = {**self._settings, **self._cache, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
-        return OpenVinoStreams(self._ov, self._compile(settings), streams)
+        huge_pages = watch_memory(self._chosen)
+        return OpenVinoStreams(self._ov, self._compile(settings), streams).watched(huge_pages)
 
     def _compile(self, settings: Mapping[str, Any]) -> Any:
         with denormals(KEEP):
@@ -309,7 +310,7 @@ class OpenVinoStreams(ThroughputRunner):
     def __init__(self, ov: Any, compiled: Any, streams: int) -> None:
         self._queue, self.streams = ov.AsyncInferQueue(compiled, streams), streams
 
-    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
+    def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         arrays = {name: _usable(array) for name, array in feeds.items()}  # kept until all requests have run
         started = 0
         while more(started):

@@ -93,7 +93,7 @@ class TensorRtStreams(ThroughputRunner):
             self._stack = stack.pop_all()
         self.streams = streams
 
-    def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
+    def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started = 0
         while more(started):
             stream = self._created[started % len(self._created)]

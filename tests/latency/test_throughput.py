@@ -24,7 +24,7 @@ class _Timed(ThroughputRunner):
         self._per_s, self.streams, self.started = per_s, streams, list[int]()
         self.now_s = 0.0
 
-    def run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
+    def _run_while(self, feeds: Mapping[str, Array], more: Callable[[int], bool]) -> int:
         self.started.append(next(count for count in range(1000) if not more(count)))
         self.now_s += self.started[-1] / self._per_s
         return self.started[-1]

@@ -54,9 +54,7 @@ def mapped(engine: Engine) -> tuple[int, list[Array]]:
     """Return the bytes of this process in huge pages that were added while the engine ran, and its outputs."""
     before = _huge_bytes()
     outputs = [engine.run(FEEDS)["y"] for _ in range(3)]
-    for thread in threading.enumerate():
-        if thread.name == THREAD:
-            thread.join(timeout=60)
+    _join()
     outputs.append(engine.run(FEEDS)["y"])
     return _huge_bytes() - before, outputs
 
@@ -77,6 +75,26 @@ def test_an_engine_is_mapped_in_huge_pages_after_its_second_run(fmt: str, model:
         assert added >= 16 * MB
         assert mapped(plain)[0] <= STRAY
         assert all(np.array_equal(each, plain.run(FEEDS)["y"]) for each in outputs)
+
+
+@asks
+@pytest.mark.parametrize("fmt", RUNTIMES)
+def test_streams_are_mapped_in_huge_pages_too(fmt: str, model: Path) -> None:
+    with opened(fmt, model, huge_pages="off") as engine:
+        assert not grown_by_streams(engine)
+    with opened(fmt, model) as engine:
+        assert grown_by_streams(engine)
+
+
+def grown_by_streams(engine: Engine) -> bool:
+    runner, before = engine.throughput_runner(1), _huge_bytes()
+    assert runner is not None
+    for _ in range(2):
+        assert runner.run_while(FEEDS, lambda started: started < 2) == 2
+    _join()
+    grown = _huge_bytes() - before
+    runner.close()
+    return grown >= 16 * MB
 
 
 @asks
@@ -150,6 +168,10 @@ class _uncached:  # noqa: N801  # reads like a function
 @pytest.fixture(autouse=True)
 def _joined() -> Iterator[None]:
     yield
+    _join()
+
+
+def _join() -> None:
     for thread in threading.enumerate():
         if thread.name == THREAD:
             thread.join(timeout=60)
