@@ -17,6 +17,7 @@ from edgevit.export.graph import GROUP_NORM_OPSET, OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.prune_unread_rows import prune_unread_rows
+from edgevit.export.passes.shift_to_depthwise import shift_to_depthwise
 from edgevit.formats import Format, get_format
 from edgevit.types import Precision
 
@@ -58,6 +59,7 @@ FORMS: Mapping[str, Form] = {
     "instance-norm": Form(entry=_instance_group_norm),
     "moments-norm": Form(rewrite=_channel_moments),
     "channels-last": Form(rewrite=_channels_last),
+    "depthwise-shift": Form(rewrite=shift_to_depthwise),
     # No default: a failure in the last layer could not be explained, since PyTorch's tensors there have all rows.
     "class-token": Form(rewrite=prune_unread_rows),
 }

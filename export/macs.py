@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant
 from edgevit.macs import ModelWork, attention_macs, convolution_macs, matmul_macs
-from edgevit.types import Shape
+from edgevit.types import Array, Shape
 
 
 def graph_macs(graph: OnnxGraph) -> int:
@@ -61,7 +61,8 @@ def node_macs(node: ir.Node) -> int:
 def _nonzero_fraction(node: ir.Node) -> float:
     """Return the fraction of a grouped convolution's kernels that are not zero; 1 for other nodes.
 
-    A kernel is that of one output and one input. 1 too if all are zero.
+    A kernel is that of one output and one input. 1 too if all are zero; 0 if each output copies an input, which is how
+    `shift_to_depthwise` moves channels.
     """
     if node.op_type != "Conv" or node.attributes.get_int("group", 1) == 1:
         return 1.0
@@ -71,7 +72,15 @@ def _nonzero_fraction(node: ir.Node) -> float:
     kernels = constant(stored)  # (outputs, inputs of a group, ...)
     if kernels is None:
         return 1.0
+    if kernels.shape[1] == 1 and _copies(kernels):
+        return 0.0
     return float(kernels.any(axis=tuple(range(2, kernels.ndim))).mean()) or 1.0
+
+
+def _copies(kernels: Array) -> bool:
+    """Whether each kernel, (outputs, 1, ...), is 1 at one place and 0 elsewhere."""
+    flat = kernels.reshape(len(kernels), -1)
+    return bool(((flat != 0).sum(1) == 1).all() and (flat.max(1) == 1).all())
 
 
 def static_shape(value: ir.Value | None) -> Shape:

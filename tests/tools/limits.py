@@ -2,6 +2,7 @@
 
     python -m tests.tools.limits --keep DIR                     # all variants up to 30 M parameters
     python -m tests.tools.limits --keep DIR --models deit_t,swin_t
+    python -m tests.tools.smaller_cpu avx2 python -m tests.tools.limits --keep DIR --page docs/limits_avx2.md
 
 `DIR` is the folder of engines of `python -m tests.tools.bench --keep DIR`; those that are missing are built. Run it on
 an idle machine: layers are timed by the runtime's own profiler, one engine after another, on one thread.
@@ -42,7 +43,8 @@ _READS = 20
 _HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
-profiler, one thread, batch 1. {processor}.
+profiler, one thread, batch 1. {processor}. There are three of it: [AMX](limits.md), [AVX2](limits_avx2.md) and
+[AVX-VNNI](limits_avx_vnni.md), the latter two measured as with the smaller processor's instructions alone.
 
 * **products**: layers with multiply-adds: convolutions, linear layers, attention. OpenVINO compiles products with the
   softmax and the elementwise operators around them into one layer, which is a product here.
@@ -58,7 +60,7 @@ profiler, one thread, batch 1. {processor}.
   other layers free, and left the products to the same kernels, would be that many times as fast.
 
 The profiler adds some microseconds to each layer, so that engines of many small layers (Mobile-Former has 500) take
-longer here than in [bench.md](bench.md).
+longer here than in [bench.md](bench.md). Profiled engines are second instances, in small pages of memory.
 """
 
 
