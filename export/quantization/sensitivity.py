@@ -160,9 +160,9 @@ def quantize_with_fallback(
 ) -> tuple[OnnxGraph, QuantizationPlan]:
     """Return the graph with as many layers in int8 as `acceptance_check` accepts, and the plan.
 
-    All layers are tried first. If that graph is rejected, the noise that each layer alone adds to the outputs is
-    measured, and the noisiest layers go back to float, the cheaper first if they are equal: the fewest that make the
-    graph acceptable, by binary search.
+    All layers are tried first, with corrected biases and without. If both graphs are rejected, the noise that each
+    layer alone adds to the outputs is measured, and the noisiest layers go back to float, the cheaper first if they
+    are equal: the fewest that make the graph acceptable, by binary search.
     `choice` says which layers are not chosen by the rule; `bias_correction` corrects the biases of those in int8.
 
     Raises UsageError if that names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs
@@ -180,15 +180,15 @@ def quantize_with_fallback(
         measured = [layer.name for layer in found if not _is_not_finite(layer, ranges)]
         bias_correction.measure(graph, measured, ranges, scheme=scheme)
 
-    def plan(quantized: OnnxGraph, reverted: Mapping[str, str]) -> QuantizationPlan:
+    def plan(quantized: OnnxGraph, reverted: Mapping[str, str], *, correct: bool = True) -> QuantizationPlan:
         kept = {layer.name for layer in layers if layer.skip_reason} | reverted.keys()
-        errors = bias_correction.errors if bias_correction is not None and bias_correction.errors is not None else {}
+        errors = bias_correction.errors if bias_correction is not None and correct else None
         found = _plan(graph, quantized, layers, reverted, ranges, scheme)
-        return replace(found, groups=choice.groups, corrected_biases=len(errors.keys() - kept))
+        return replace(found, groups=choice.groups, corrected_biases=len((errors or {}).keys() - kept))
 
-    def in_int8(chosen: Sequence[Layer]) -> OnnxGraph:
+    def in_int8(chosen: Sequence[Layer], *, correct: bool = True) -> OnnxGraph:
         names = [layer.name for layer in chosen]
-        corrected = graph if bias_correction is None else bias_correction.apply(graph, names)
+        corrected = bias_correction.apply(graph, names) if bias_correction is not None and correct else graph
         return quantize(corrected, names, ranges, scheme=scheme)
 
     rejection_reason = f"{choice.min_reverted} layers have to be in float"
@@ -197,6 +197,10 @@ def quantize_with_fallback(
         rejection_reason = acceptance_check(quantized)
         if not rejection_reason:
             return quantized, plan(quantized, {})
+        if bias_correction is not None:  # before a layer goes back to float
+            quantized = in_int8(candidates, correct=False)
+            if not acceptance_check(quantized):
+                return quantized, plan(quantized, {}, correct=False)
     noise = measurement.by_layer(graph, candidates, lambda layer: in_int8([layer]))
     by_noise = sorted(candidates, key=lambda layer: (-noise[layer.name], layer.macs))
     count = _fewest_reverted(

@@ -35,7 +35,7 @@ from tests.tools.bench.tables import RUNTIMES, table
 from tests.tools.layer_kinds import ITEM_SIZES, KINDS, KindUse, LayerShapes, kinds_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
-_RUNS = 30
+_RUNS = 20
 _SHOWN = 3  # kinds of layers that do not multiply
 _COPY_BYTES = 1 << 20  # whose copy is timed: they stay in the caches, as the results of most layers do
 _READ_BYTES = 64 << 20  # whose reading the page states
@@ -43,8 +43,9 @@ _READS = 20
 _HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
-profiler, one thread, batch 1. {processor}. There are three of it: [AMX](limits.md), [AVX2](limits_avx2.md) and
-[AVX-VNNI](limits_avx_vnni.md), the latter two measured as with the smaller processor's instructions alone.
+profiler, one thread, batch 1. {processor}; {models}. There are three of it: [AMX](limits.md),
+[AVX2](limits_avx2.md) and [AVX-VNNI](limits_avx_vnni.md), the latter two measured as with the smaller processor's
+instructions alone.
 
 * **products**: layers with multiply-adds: convolutions, linear layers, attention. OpenVINO compiles products with the
   softmax and the elementwise operators around them into one layer, which is a product here.
@@ -164,7 +165,8 @@ def page(found: Mapping[str, Sequence[TimeUse]], processor: str, bandwidth: Band
     """Return the page of the engines by candidate."""
     chosen = [each for each in CANDIDATES if each.name in found]
     read, copied = bandwidth.read_bytes_per_s(_READ_BYTES) / 1e9, bandwidth.copied_bytes_per_s / 1e9
-    parts = [_HEAD.format(processor=processor, read=read, copied=copied)]
+    most = max(len(uses) for uses in found.values())
+    parts = [_HEAD.format(processor=processor, models=f"{most} models", read=read, copied=copied)]
     for candidate in chosen:
         title = f"## {candidate.precision}, {RUNTIMES[candidate.runtime]}"
         parts += [_kinds_table(title, found[candidate.name]), _models_table(found[candidate.name])]

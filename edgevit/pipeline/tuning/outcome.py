@@ -102,7 +102,9 @@ def _require_bundles(search: Search, limit_s: float) -> None:
     if search.interrupted:
         raise KeyboardInterrupt
     if search.refused:
-        raise _nothing_built(search.refused)
+        order = {variant.name: index for index, variant in enumerate(search.variants)}
+        # Refusals of an earlier run were noted first.
+        raise _nothing_built(sorted(search.refused, key=lambda each: order.get(each.name, len(order))))
     raise MeasureError(f"no engine was built within {limit_s:g} s; give more time: {_more_time(limit_s)}")
 
 

@@ -224,6 +224,24 @@ def test_a_sum_without_dimensions_has_no_bias() -> None:
     assert mean_errors(graph, ["net/s"], ranges, feeds(TOKENS), scheme=INT8_SCHEMES["ort"], load=load) == {}
 
 
+def test_biases_stay_if_the_graph_is_accepted_without_their_correction_alone() -> None:
+    graph, ranges = chain(), collect_ranges(chain(), feeds(TOKENS), load=load)
+
+    def as_they_were(candidate: OnnxGraph) -> str:
+        biases = biases_of(candidate)
+        return "" if all(np.array_equal(biases[name], WEIGHTS[bias]) for name, bias in CHAIN.values()) else "corrected"
+
+    result, plan = quantize_with_fallback(
+        graph,
+        ranges,
+        scheme=INT8_SCHEMES["openvino"],
+        acceptance_check=as_they_were,
+        measurement=NoiseMeasurement(feeds=feeds(TOKENS), load=load),
+        bias_correction=BiasCorrection(feeds=feeds(TOKENS), load=load),
+    )
+    assert not as_they_were(result) and not plan.reverted and plan.corrected_biases == 0
+
+
 def test_errors_are_measured_once_for_a_graph(tmp_path: Path) -> None:
     graph, scheme = chain(), INT8_SCHEMES["openvino"]
     ranges = collect_ranges(graph, feeds(TOKENS), load=load)

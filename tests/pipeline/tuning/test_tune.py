@@ -547,8 +547,8 @@ def test_under_load_images_per_second_decide(own_cache: Path, tmp_path: Path, mo
 
 
 def _slowed(run: Callable[..., Any]) -> Callable[..., Any]:
-    def slowed(*arguments: Any) -> Any:
+    def slowed(*arguments: Any, **options: Any) -> Any:
         time.sleep(1e-2)
-        return run(*arguments)
+        return run(*arguments, **options)
 
     return slowed
