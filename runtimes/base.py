@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -20,7 +21,7 @@ import numpy as np
 from edgevit.errors import MissingError, PrecisionError, UsageError, unknown_name
 from edgevit.files import first_line
 from edgevit.formats import Format, get_format
-from edgevit.runtimes.huge_pages import HUGE_PAGES, HugePages, can_map_in_huge_pages
+from edgevit.runtimes.huge_pages import HUGE_PAGES, Mappable, can_map_in_huge_pages
 from edgevit.runtimes.layer_profile import LayerProfile
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
@@ -156,7 +157,7 @@ class Operations:
         self.resources.close()
 
 
-class Engine(ABC):
+class Engine(Mappable, ABC):
     """A loaded engine, to be used in a `with` block.
 
     `run` checks its inputs; subclasses compute in `_infer`. Output arrays are not overwritten by the next call.
@@ -171,7 +172,6 @@ class Engine(ABC):
     product_library: str = ""  # that multiplies for `matmul`; empty: the runtime itself
     # Multiply-adds of the graph's nodes by name, for runtimes that name the nodes of a layer but no multiply-adds.
     node_macs: Mapping[str, int] = MappingProxyType({})
-    _huge_pages: HugePages | None = None  # until the engine's memory is mapped in them
     _checked: tuple[tuple[str, np.dtype[Any], Shape], ...] | None = None  # names, dtypes, shapes of the last feeds
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -184,25 +184,8 @@ class Engine(ABC):
             self._checked = tuple((name, feeds[name].dtype, feeds[name].shape) for name in feeds)
         self.has_run = True
         if self._huge_pages is not None:
-            return self._infer_and_map(feeds)
+            return self._run_watched(partial(self._infer, feeds))
         return self._infer(feeds)
-
-    def _infer_and_map(self, feeds: Feeds) -> dict[str, Array]:
-        """Run one of the first inferences, after which the engine's memory is mapped in huge pages."""
-        huge_pages = self._huge_pages
-        if huge_pages is None:  # another thread has done it meanwhile
-            return self._infer(feeds)
-        huge_pages.begin_run()
-        outputs = self._infer(feeds)
-        if huge_pages.end_run():
-            self._huge_pages = None
-        return outputs
-
-    def _watch(self, huge_pages: HugePages | None) -> None:
-        """Map the memory of the engine, which has been loaded by now, in huge pages after its second run."""
-        if huge_pages is not None:
-            huge_pages.loaded()
-        self._huge_pages = huge_pages
 
     @abstractmethod
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
@@ -250,7 +233,7 @@ class Engine(ABC):
         """Return a second instance of the engine with `streams` inferences in flight; None if there is no such way."""
         return None
 
-    def close(self) -> None:  # noqa: B027  # most engines have nothing to release
+    def close(self) -> None:  # most engines have nothing to release
         """Release the engine. It cannot run afterwards."""
 
     def __enter__(self) -> Engine:
@@ -303,29 +286,14 @@ class Engine(ABC):
             raise UsageError(f"the engine takes batches of {self.batches} (MIN:OPT:MAX), not {max(batches)}")
 
 
-class ThroughputRunner(ABC):
+class ThroughputRunner(Mappable, ABC):
     """An instance of an engine that keeps several inferences in flight, one in each stream."""
 
     streams: int
-    _huge_pages: HugePages | None = None  # until its memory is mapped in them
 
     def run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         """Start inferences while `more(started)`; return their number when all are complete."""
-        huge_pages = self._huge_pages
-        if huge_pages is None:
-            return self._run_while(feeds, more)
-        huge_pages.begin_run()
-        count = self._run_while(feeds, more)
-        if huge_pages.end_run():
-            self._huge_pages = None
-        return count
-
-    def watched(self, huge_pages: HugePages | None) -> ThroughputRunner:
-        """Map the memory of this instance, which has been loaded by now, in huge pages; return the instance."""
-        if huge_pages is not None:
-            huge_pages.loaded()
-        self._huge_pages = huge_pages
-        return self
+        return self._run_watched(partial(self._run_while, feeds, more))
 
     @abstractmethod
     def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:

@@ -15,25 +15,27 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from edgevit.runtimes.memory_mappings import MADV_COLLAPSE, MADV_HUGEPAGE, mappings, memory_advice
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 
 HUGE_PAGES = Setting("huge_pages", ("on", "off"))  # whether the engine's memory is mapped in pages of 2 MB
 THREAD = "edgevit-huge-pages"
+_Result = TypeVar("_Result")
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
-_MAPS, _PAGE_MAP = Path("/proc/self/maps"), Path("/proc/self/pagemap")
+_PAGE_MAP = Path("/proc/self/pagemap")
 _PAGE_BYTES = 4096
 _MAX_BLOCK_BYTES = 4 << 20  # on Arm with pages of 64 KB, blocks have 512 MB, more than a model
 _ENTRY_BYTES = 8  # of a page in the page map
 _PRESENT = np.uint64(63)  # its bit in an entry
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 _MIN_GROWTH = 0.5  # fraction of a block's pages that are new
 _MIN_PRESENT = 0.9  # fraction of its pages that are in memory: the others would be added
 _ADVISED_RUN = 2  # an engine that runs once, on one image, would not gain the time back
@@ -76,6 +78,29 @@ class HugePages:
         return True
 
 
+class Mappable:
+    """An instance of an engine, whose memory is mapped in huge pages after its second run if it is watched."""
+
+    _huge_pages: HugePages | None = None  # until it is mapped
+
+    def _watch(self, huge_pages: HugePages | None) -> None:
+        """Watch the instance, which has been loaded by now, as `huge_pages` has done since before."""
+        if huge_pages is not None:
+            huge_pages.loaded()
+        self._huge_pages = huge_pages
+
+    def _run_watched(self, run: Callable[[], _Result]) -> _Result:
+        """Call `run`, one of the first runs of the instance."""
+        huge_pages = self._huge_pages
+        if huge_pages is None:  # another thread has had it mapped meanwhile
+            return run()
+        huge_pages.begin_run()
+        result = run()
+        if huge_pages.end_run():
+            self._huge_pages = None
+        return result
+
+
 def watch_memory(session: SessionSettings) -> HugePages | None:
     """Begin to watch the memory of an engine that is about to be loaded; None if it stays in small pages."""
     return HugePages() if session.get(HUGE_PAGES) == "on" and can_map_in_huge_pages() else None
@@ -100,26 +125,18 @@ def _reads_page_map() -> bool:
 
 def map_in_huge_pages(blocks: set[int]) -> None:
     """Map blocks of memory, by their numbers, in huge pages; those that the system refuses stay as they are."""
-    advise = ctypes.CDLL(None, use_errno=True).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    size = _block_bytes()
+    advise, size = memory_advice(), _block_bytes()
     for start, end in _runs_of(sorted(blocks)):
-        advise(start * size, (end - start) * size, _MADV_HUGEPAGE)
+        advise(start * size, (end - start) * size, MADV_HUGEPAGE)
         for block in range(start, end):  # one refusal, such as no memory, does not end the others
-            advise(block * size, size, _MADV_COLLAPSE)
+            advise(block * size, size, MADV_COLLAPSE)
 
 
 def _runs_of(blocks: list[int]) -> Iterator[tuple[int, int]]:
     """Yield the first of each run of consecutive numbers, and the number after its last."""
-    start = previous = None
-    for block in blocks:
-        if previous is None or block != previous + 1:
-            if start is not None and previous is not None:
-                yield start, previous + 1
-            start = block
-        previous = block
-    if start is not None and previous is not None:
-        yield start, previous + 1
+    for _, run in itertools.groupby(enumerate(blocks), key=lambda place: place[1] - place[0]):
+        numbers = [block for _, block in run]
+        yield numbers[0], numbers[-1] + 1
 
 
 def _filled(before: dict[int, int], now: dict[int, int]) -> set[int]:
@@ -137,9 +154,9 @@ def _present_pages() -> dict[int, int]:
     found: dict[int, int] = {}
     size = _block_bytes()
     with contextlib.suppress(OSError), _PAGE_MAP.open("rb", buffering=0) as page_map:
-        for start, end in _writable_mappings():
-            first, last = -(-start // size), end // size
-            if first < last:
+        for each in mappings():
+            first, last = -(-each.start // size), each.end // size
+            if first < last and each.permissions == "rw-p" and each.path in ("", "[heap]"):
                 counts = _count_present(page_map, first, last)
                 found.update((first + int(index), int(counts[index])) for index in np.flatnonzero(counts))
     return found
@@ -153,15 +170,6 @@ def _count_present(page_map: BinaryIO, first: int, last: int) -> np.ndarray[tupl
         (entries >> _PRESENT).reshape(-1, pages).sum(1).astype(np.int64)
     )
     return counts
-
-
-def _writable_mappings() -> Iterator[tuple[int, int]]:
-    """Yield start and end of the private mappings that this process can write to and that have no file."""
-    for line in _MAPS.read_text("utf-8", "surrogateescape").splitlines():
-        addresses, permissions, *rest = line.split(maxsplit=5)  # offset, device, inode, path
-        if permissions == "rw-p" and (len(rest) < 4 or rest[3] == "[heap]"):
-            start, end = addresses.split("-")
-            yield int(start, 16), int(end, 16)
 
 
 def _release_freed_memory() -> None:

@@ -8,14 +8,13 @@ used.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgevit.runtimes.memory_mappings import MADV_DONTNEED, mappings, memory_advice
+
 MIN_BYTES = 128_000_000  # of a file whose pages are dropped; smaller ones are not worth it
-_MAPS = Path("/proc/self/maps")
-_DONT_NEED = 4  # MADV_DONTNEED
 _POLL_S = 0.1
 
 
@@ -44,16 +43,7 @@ def dropping_pages(file: Path) -> Iterator[None]:
 def drop_pages(file: Path) -> None:
     """Drop the pages of all read-only mappings of a file in this process; those that were written to are kept."""
     with contextlib.suppress(OSError, AttributeError):  # not Linux: they stay
-        advise = ctypes.CDLL(None, use_errno=True).madvise
-        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for start, end in _read_only_mappings(str(file.resolve())):
-            advise(start, end - start, _DONT_NEED)
-
-
-def _read_only_mappings(path: str) -> Iterator[tuple[int, int]]:
-    """Yield start and end of the mappings of a file that this process cannot write to."""
-    for line in _MAPS.read_text("utf-8", "surrogateescape").splitlines():
-        fields = line.split(maxsplit=5)  # addresses, permissions, offset, device, inode, path
-        if len(fields) == 6 and fields[5] == path and fields[1].startswith("r-"):
-            start, end = fields[0].split("-")
-            yield int(start, 16), int(end, 16)
+        advise, path = memory_advice(), str(file.resolve())
+        for each in mappings():
+            if each.path == path and each.permissions.startswith("r-"):
+                advise(each.start, each.end - each.start, MADV_DONTNEED)

@@ -23,7 +23,7 @@ from edgevit.errors import BuildError, InferenceError
 from edgevit.files import MODEL_FILE, first_line, weights_file
 from edgevit.runtimes.base import Artifact, BuildOptions, Engine, Operations, Runtime, ThroughputRunner, available_cores
 from edgevit.runtimes.denormals import KEEP, ZERO, can_set_denormals, denormals, set_denormals
-from edgevit.runtimes.huge_pages import HUGE_PAGES, watch_memory
+from edgevit.runtimes.huge_pages import HUGE_PAGES, HugePages, watch_memory
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
 from edgevit.runtimes.node_names import node_names
@@ -215,7 +215,7 @@ class OnnxRuntimeEngine(Engine):
         settings = self._session_settings()
         settings.intra_op_num_threads = max(1, self._threads // streams)
         huge_pages = watch_memory(self._chosen)
-        return OnnxRuntimeStreams(self._load(settings), streams, mode=self._denormals).watched(huge_pages)
+        return OnnxRuntimeStreams(self._load(settings), streams, mode=self._denormals, huge_pages=huge_pages)
 
     def _profile(
         self,
@@ -268,9 +268,10 @@ def matmul(ort: Any, settings: Any, shape: tuple[int, int, int], precision: str)
 class OnnxRuntimeStreams(ThroughputRunner):
     """Threads that run one session at the same time."""
 
-    def __init__(self, session: Any, streams: int, *, mode: int) -> None:
-        """`mode` is that of denormal numbers."""
+    def __init__(self, session: Any, streams: int, *, mode: int, huge_pages: HugePages | None) -> None:
+        """`mode` is that of denormal numbers; `huge_pages` has watched the memory since before the session."""
         self._session, self.streams, self._denormals = session, streams, mode
+        self._watch(huge_pages)
 
     def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         started, lock = 0, threading.Lock()

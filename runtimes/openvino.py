@@ -30,7 +30,7 @@ from edgevit.runtimes.base import (
     available_cores,
 )
 from edgevit.runtimes.denormals import KEEP, denormals
-from edgevit.runtimes.huge_pages import HUGE_PAGES, watch_memory
+from edgevit.runtimes.huge_pages import HUGE_PAGES, HugePages, watch_memory
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.mapped_pages import dropping_pages
 from edgevit.runtimes.node_names import node_names
@@ -282,7 +282,7 @@ class OpenVinoEngine(Engine):
     def throughput_runner(self, streams: int) -> ThroughputRunner:
         settings = {**self._settings, **self._cache, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         huge_pages = watch_memory(self._chosen)
-        return OpenVinoStreams(self._ov, self._compile(settings), streams).watched(huge_pages)
+        return OpenVinoStreams(self._ov, self._compile(settings), streams, huge_pages=huge_pages)
 
     def _compile(self, settings: Mapping[str, Any]) -> Any:
         with denormals(KEEP):
@@ -307,8 +307,10 @@ class OpenVinoEngine(Engine):
 class OpenVinoStreams(ThroughputRunner):
     """A queue of requests, one for each stream."""
 
-    def __init__(self, ov: Any, compiled: Any, streams: int) -> None:
+    def __init__(self, ov: Any, compiled: Any, streams: int, *, huge_pages: HugePages | None) -> None:
+        """`huge_pages` has watched the memory since before the model was compiled."""
         self._queue, self.streams = ov.AsyncInferQueue(compiled, streams), streams
+        self._watch(huge_pages)
 
     def _run_while(self, feeds: Feeds, more: Callable[[int], bool]) -> int:
         arrays = {name: _usable(array) for name, array in feeds.items()}  # kept until all requests have run
