@@ -116,12 +116,10 @@ def _is_depthwise(node: ir.Node, channels: int) -> bool:
 
 def _is_concatenation(node: ir.Node) -> bool:
     """Whether the node concatenates equal numbers of channels."""
-    return (
-        node.op_type == "Concat"
-        and node.attributes.get_int("axis", 0) == 1
-        and len({static_size(value, 1) for value in node.inputs} - {None}) == 1
-        and all(static_size(value, 1) is not None for value in node.inputs)
-    )
+    if node.op_type != "Concat" or node.attributes.get_int("axis", 0) != 1:
+        return False
+    sizes = {static_size(value, 1) for value in node.inputs}
+    return len(sizes) == 1 and None not in sizes
 
 
 def _dims(value: ir.Value | None) -> list[int | ir.SymbolicDim] | None:
