@@ -15,7 +15,7 @@ from tests.tools.bench import rows, tuned, tuned_rows
 from tests.tools.bench.kept import Folders, compiled_by_inductor, kept
 from tests.tools.bench.labeled import ImageFolders
 from tests.tools.bench.page import geometric_mean, page
-from tests.tools.bench.rows import Figures, Row, Speedup
+from tests.tools.bench.rows import Figures, Row, Speedup, this_revision
 from tests.tools.bench.tuned_rows import Entry, TunedRow, counts
 
 ROW = Row(
@@ -85,6 +85,18 @@ def test_each_row_has_accuracy_bound_and_what_is_missing() -> None:
     assert "| `deit_t` | 5.7 | 10.00 | 12.00 | 1.25 | 120 |" in text
     assert "| `deit_t` | random (seed 0) | 5.00 at 30.0 | 7.50 at 20.0 | 6.00 at 21.0 |" in text
     assert "* `deit_t`, nncf-mixed: NNCF is not installed" in text
+
+
+def test_a_section_names_the_commits_that_were_measured() -> None:
+    newer = replace(ROW, model="swin_t", revision="2cffd42")
+
+    assert "2026-01-02; edgevit an unrecorded commit and 2cffd42, torch 2.9.0, openvino 2025.3;" in page([ROW, newer])
+
+
+def test_a_revision_is_empty_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    assert this_revision() == ""
 
 
 def test_processors_and_threads_are_kept_apart() -> None:

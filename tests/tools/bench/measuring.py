@@ -15,7 +15,7 @@ from edgevit.latency.studies import Studies, Subject, study
 from edgevit.types import PRECISIONS, Precision
 from tests.tools.bench.candidates import BY_NAME, Candidate, peers_of, usable_candidates
 from tests.tools.bench.engine_builder import EngineBuilder
-from tests.tools.bench.rows import Figures, Row, Speedup, this_processor
+from tests.tools.bench.rows import Figures, Row, Speedup, this_processor, this_revision
 
 _SAMPLED_FRACTION = 0.35  # of the time; the rest is for warm-ups and unrecorded runs
 _MOST_DB = 150.0  # equal outputs have no noise
@@ -69,6 +69,7 @@ def measure_model(builder: EngineBuilder, request: MeasurementRequest) -> Row:
         busy_others=round(reports[0].others_fraction or 0.0, 2),
         packages=dict(reports[0].environment.packages),
         day=datetime.now(timezone.utc).date().isoformat(),
+        revision=this_revision(),
     )
 
 

@@ -95,7 +95,7 @@ def _section(processor: str, threads: int, rows: Sequence[Row]) -> str:
     head = f"""
 ## {processor}, {threads} {"thread" if threads == 1 else "threads"}
 
-{" to ".join(dict.fromkeys([days[0], days[-1]]))}; {versions(rows[-1].packages)}; \
+{" to ".join(dict.fromkeys([days[0], days[-1]]))}; {versions(rows)}; \
 other processes used at most {busy:.0%} of the cores.
 
 | comparison | geometric mean of the speed | models | slowest model |

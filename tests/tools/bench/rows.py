@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgevit.files import write_atomically
 from edgevit.latency.environment import Environment
 
 RESULTS = Path(__file__).with_name("results.jsonl")
+_ROOT = Path(__file__).parents[3]
 
 
 class Speedup(NamedTuple):
@@ -51,6 +53,7 @@ class InterleavedRun:
     busy_others: float  # fraction of the cores that other processes used meanwhile
     packages: Mapping[str, str]
     day: str
+    revision: str = ""  # commit of edgevit that was measured; empty in rows that are older than this field
 
     @property
     def key(self) -> RowKey:
@@ -82,6 +85,15 @@ def this_processor() -> str:
     """The name of this processor, and the instructions that decide its int8 speed."""
     environment = Environment.capture()
     return f"{environment.cpu or environment.architecture} ({int8_instructions(environment.isa)})"
+
+
+def this_revision() -> str:
+    """Return the commit of this checkout, `-dirty` if files were changed since; empty without git."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def read(path: Path) -> dict[RowKey, Row]:

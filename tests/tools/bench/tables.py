@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from tests.tools.bench.candidates import OPENVINO, ORT, TORCH, Candidate
-from tests.tools.bench.rows import Speedup
+from tests.tools.bench.rows import InterleavedRun, Speedup
 
 RUNTIMES = {ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "PyTorch"}
 
@@ -27,5 +27,13 @@ def full_title(candidate: Candidate) -> str:
     return f"{candidate.title}, {RUNTIMES[candidate.runtime]}"
 
 
-def versions(packages: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "openvino") if name in packages)
+def versions(rows: Sequence[InterleavedRun]) -> str:
+    """Return the commits of edgevit that the rows were measured at, and the last row's packages."""
+    packages = rows[-1].packages
+    revisions = dict.fromkeys(row.revision or "an unrecorded commit" for row in rows)
+    return ", ".join(
+        [
+            f"edgevit {' and '.join(revisions)}",
+            *(f"{name} {packages[name]}" for name in ("torch", "onnxruntime", "openvino") if name in packages),
+        ]
+    )

@@ -32,7 +32,7 @@ def _run(row: TunedRow) -> str:
 
 **{_verdict(row)}**
 
-{row.day}; {versions(row.packages)}; {row.limit_s:.0f} s of search; weights {row.weights}; \
+{row.day}; {versions([row])}; {row.limit_s:.0f} s of search; weights {row.weights}; \
 {row.calibration_images} images of calibration; PyTorch's top-1 is {row.torch_top1:.2%} of {row.images} images; \
 other processes used {row.busy_others:.0%} of the cores.
 

@@ -28,7 +28,7 @@ from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.kept import Folders
 from tests.tools.bench.labeled import ImageFolders
 from tests.tools.bench.measuring import interleaved_plan, speedup
-from tests.tools.bench.rows import this_processor
+from tests.tools.bench.rows import this_processor, this_revision
 from tests.tools.bench.tuned_rows import MAX_LOSS_POINTS, Entry, TunedRow, counts
 
 _TUNED, _PYTORCH = "tuned", "pytorch"  # names beside those of the candidates
@@ -101,6 +101,7 @@ def measure_tuned(request: TunedRequest, report: TuningReport, builder: EngineBu
         busy_others=round(reports[0].others_fraction or 0.0, 2),
         packages=dict(reports[0].environment.packages),
         day=datetime.now(timezone.utc).date().isoformat(),
+        revision=this_revision(),
     )
 
 
