@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from edgevit.runtimes.layer_profile import LayerProfile, LayerTime, layer_profil
 from edgevit.runtimes.onnxruntime_precision import CONVOLUTIONS, is_operator, operator_macs, operator_precision
 
 _SUFFIXES, _PREFIX = ("_kernel_time", "_nchwc"), "fused "  # that ONNX Runtime adds to the name of a node
+_TOKEN = re.compile(r"_token_\d+$")  # that it adds to the name of a node it made, another number in each session
 
 
 def read_layers(
@@ -40,15 +42,28 @@ def read_layers(
 
 
 def _with_convolutions(layers: Sequence[LayerTime], with_shapes: Sequence[Mapping[str, Any]]) -> tuple[LayerTime, ...]:
-    """Give the convolutions the multiply-adds of those of the other profile, in their order.
+    """Give the convolutions the multiply-adds of those of the other profile, whose shapes are not rounded up.
 
-    Their names differ, and their own shapes may be rounded up. Without the same number of them they are unknown.
+    They have the same name; those that were fused and renamed have the same place among the others. Without the same
+    number of them the latter are unknown.
     """
-    operators = [event["args"] for event in with_shapes if is_operator(event)]
-    counts = [operator_macs(operator) for operator in operators if operator["op_name"] in CONVOLUTIONS]
-    places = [index for index, layer in enumerate(layers) if layer.kind in CONVOLUTIONS]
-    exact = dict(zip(places, counts, strict=True)) if len(counts) == len(places) else dict.fromkeys(places)
+    operators = [event for event in with_shapes if is_operator(event) and event["args"]["op_name"] in CONVOLUTIONS]
+    counts = [(_plain_name(str(each["name"])), operator_macs(each["args"])) for each in operators]
+    convolutions = {index: _plain_name(each.name) for index, each in enumerate(layers) if each.kind in CONVOLUTIONS}
+    by_name = dict(counts) if len(dict(counts)) == len(counts) else {}
+    exact = {index: by_name[name] for index, name in convolutions.items() if name in by_name}
+    renamed = [index for index in convolutions if index not in exact]
+    left = [count for name, count in counts if name not in by_name or name not in convolutions.values()]
+    exact |= zip(renamed, left, strict=True) if len(left) == len(renamed) else dict.fromkeys(renamed)
     return tuple(replace(layer, macs=exact[index]) if index in exact else layer for index, layer in enumerate(layers))
+
+
+def _plain_name(name: str) -> str:
+    """Return the name of a node without what ONNX Runtime adds to it, which differs from session to session."""
+    name = name.removeprefix(_PREFIX)
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return _TOKEN.sub("", name)
 
 
 def _layers(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[LayerTime]:
@@ -58,9 +73,7 @@ def _layers(run: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], names: M
         if not run["ts"] <= node["ts"] <= run["ts"] + run["dur"] or node["ts"] + node["dur"] < end:
             continue
         end = node["ts"] + node["dur"]
-        name = str(node["name"]).removeprefix(_PREFIX)
-        for suffix in _SUFFIXES:
-            name = name.removesuffix(suffix)
+        name = _plain_name(str(node["name"]))
         name = names.get(name, name)
         kind = str(node["args"]["op_name"])
         macs = operator_macs(node["args"])

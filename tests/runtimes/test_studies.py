@@ -107,6 +107,31 @@ def test_layers_of_a_dynamic_batch_have_the_multiply_adds_of_the_batch_that_ran(
     assert sum(layer.macs or 0 for layer in profile.layers) == 3 * 8 * 16 * 16 * 8 * 9
 
 
+def test_each_convolution_has_its_own_multiply_adds_in_whichever_order_the_sessions_run_them(tmp_path: Path) -> None:
+    """Three branches, which the session of the plain layout runs in another order than that of the blocked layout."""
+    body: dict[str, str] = {}
+    weights: dict[str, tuple[int, ...]] = {}
+    branches = list(enumerate((16, 32, 48)))
+    for branch, channels in branches:
+        body |= {
+            f"b{branch}.0/Conv": f"t{branch} = Conv(x, w{branch})",
+            f"b{branch}.1/Conv": f"s{branch} = Conv(t{branch}, v{branch})",
+        }
+        weights |= {f"w{branch}": (channels, 16, 1, 1), f"v{branch}": (16, channels, 1, 1)}
+    body |= {"a/Add": "a = Add(s0, s1)", "c/Add": "y = Add(a, s2)"}
+    graph = "g (float[1, 16, 16, 16] x) => (float[1, 16, 16, 16] y)"
+    path = save_graph(tmp_path / "model.onnx", graph, body, weights)
+    with OnnxRuntime().open(path, BuildOptions(threads=1)) as engine:
+        profile = engine.profile_layers({"x": np.ones((1, 16, 16, 16), np.float32)}, runs=1)
+    assert profile is not None
+    found = sorted((layer.module, layer.macs) for layer in profile.layers if layer.kind == "Conv")
+    assert found == [
+        (f"b{branch}.{half}", 16 * 16 * 16 * channels)
+        for branch, channels in enumerate((16, 32, 48))
+        for half in (0, 1)
+    ]
+
+
 @pytest.mark.parametrize(("convolutions", "expected"), [(1, 8 * 16 * 16 * 8 * 9), (0, None), (2, None)])
 def test_a_convolution_in_a_blocked_layout_has_its_own_channels(convolutions: int, expected: int | None) -> None:
     """The profile rounds 8 channels up to 16; another one, of the plain layout, has all convolutions or is not used."""
