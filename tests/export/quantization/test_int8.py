@@ -239,6 +239,24 @@ def test_onnx_runtime_runs_wide_groups_in_int8_with_avx_vnni_alone(monkeypatch: 
 
 
 @pytest.mark.parametrize(
+    ("fmt", "positions", "inputs", "reason"),
+    [("ort", 16, 128, ""), ("ort", 17, 128, GROUPED), ("ort", 16, 124, GROUPED), ("openvino", 16, 128, GROUPED)],
+)
+def test_onnx_runtime_runs_wide_groups_on_few_positions_in_int8(
+    fmt: str, positions: int, inputs: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading their weights takes longer than multiplying them, on processors with other instructions too."""
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    text = f"""(float[batch, {2 * inputs}, {positions}] x) => (float[batch, 512, {positions}] y) {{
+        a = Conv <group = 2> (x, grouped)
+        y = Conv (a, large)
+    }}"""
+    weights = {"grouped": noise(128, inputs, 1, seed=0), "large": noise(512, 128, 1, seed=0)}
+    layers = find_layers(checked_graph(text, **weights), SpeedRule.of(INT8_SCHEMES[fmt]))
+    assert [layer.skip_reason for layer in layers] == [reason, ""]
+
+
+@pytest.mark.parametrize(
     ("channels", "outputs", "kernel", "dilation", "width", "reason"),
     [
         (3, 33, 3, 1, 56, FEW_CHANNELS),  # 99 multiply-adds at a position
