@@ -29,6 +29,7 @@ from edgevit.export.quantization.int8 import (
     channel_scales,
     find_layers,
     find_operators,
+    find_sums,
     needs_vnni,
     quantize,
 )
@@ -590,6 +591,42 @@ def test_onnx_runtime_adds_residuals_and_pools_in_integers() -> None:
     assert {"QLinearAdd", "NhwcMaxPool"} <= run_operators(result)
     without = quantized(original, image, scheme=INT8_SCHEMES["onnx"])
     assert [quantized_input(without, "t", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
+
+
+LAST_SUMS = """(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y) {
+    a = Conv (x, w)
+    t = Add (a, x)
+    u = Relu (t)
+    b = Conv (x, v)
+    s = Add (b, u)
+    r = Relu (s)
+    y = Sigmoid (r)
+}"""
+
+
+def test_onnx_runtime_writes_sums_of_integers_as_integers_that_float_operators_read() -> None:
+    weights = {"w": noise(4, 4, 1, 1, seed=0), "v": noise(4, 4, 1, 1, seed=1)}
+    original, image = checked_graph(LAST_SUMS, **weights), noise(2, 4, 6, 6, seed=2)
+    scheme = INT8_SCHEMES["ort"]
+    result = quantized(original, image, scheme=scheme)
+    assert [quantized_input(result, "s", index).source for index in (0, 1)] == ["b", "u"]
+    assert quantized_input(result, "y").source == "r"
+    assert "Add" not in run_operators(result)
+    assert snr_db(output(original, image), output(result, image)) > 30
+    assert {"u", "r"} <= {*find_sums(original, scheme)}  # so that they are calibrated
+    one = quantized(original, image, scheme=scheme, names=("net/b",))  # of integers and floats
+    assert quantized_input(one, "y").dtype == "FLOAT"
+    ranges = collect_ranges(original, [{"x": image}], load=load)
+    del ranges["r"]
+    assert quantized_input(quantize(original, ["net/a", "net/b"], ranges, scheme=scheme), "y").dtype == "FLOAT"
+
+
+def test_other_sums_are_read_in_float() -> None:
+    text = "(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y) { a = Conv (x, w) t = Add (a, x) y = Sigmoid (t) }"
+    original = checked_graph(text, w=noise(4, 4, 1, 1, seed=0))
+    result = quantized(original, noise(2, 4, 6, 6, seed=2), scheme=INT8_SCHEMES["ort"])
+    assert quantized_input(result, "y").dtype == "FLOAT"
+    assert find_sums(original, INT8_SCHEMES["ort"]) == ()
 
 
 def test_openvino_adds_residuals_before_a_relu_in_integers() -> None:
