@@ -45,6 +45,8 @@ class Int8Scheme:
     linear_as_conv: bool = field(default=False, metadata=FOR_SPEED)
     # Grouped convolutions with at least so many inputs a group are int8 on processors with AVX-VNNI alone; None: none.
     min_group_inputs_with_avx_vnni: int | None = field(default=None, metadata=FOR_SPEED)
+    # The same on every processor for those of few positions, whose time is that of reading their weights.
+    min_group_inputs_of_few_rows: int | None = field(default=None, metadata=FOR_SPEED)
     # Convolutions with fewer multiply-adds at a position stay in float: `SpeedRule`.
     min_position_macs: int = field(default=0, metadata=FOR_SPEED)
     # Zero points of the inputs of linear layers are part of their biases.
@@ -127,6 +129,7 @@ FORMATS: tuple[Format, ...] = (
             quantize_additions=True,
             int32_biases=True,
             min_group_inputs_with_avx_vnni=64,
+            min_group_inputs_of_few_rows=128,
             min_position_macs=100,
         ),
     ),

@@ -18,7 +18,7 @@ from edgevit.export.quantization.equalization import equalize
 from edgevit.export.quantization.fold_zero_points import fold_zero_points
 from edgevit.export.quantization.fp16 import PrecisionPlan, to_fp16
 from edgevit.export.quantization.groups import GroupChoice
-from edgevit.export.quantization.int8 import find_layers, find_operators
+from edgevit.export.quantization.int8 import find_layers, find_operators, find_sums
 from edgevit.export.quantization.linear_as_conv import faster_ranks, linear_as_conv
 from edgevit.export.quantization.sensitivity import (
     AcceptanceCheck,
@@ -212,9 +212,10 @@ class PrecisionConverter:
         return self._bias_correction
 
     def _activation_ranges(self, feeds: Sequence[Feeds]) -> Mapping[str, ValueRange]:
-        operators = get_format(self.fmt).require_int8().operators
-        moved = LayerChoice(groups=self.groups).moved(find_operators(self.graph, operators))
+        scheme = get_format(self.fmt).require_int8()
+        moved = LayerChoice(groups=self.groups).moved(find_operators(self.graph, scheme.operators))
         names = {name for layer in (*find_layers(self.graph), *moved) for name in layer.tensors}
+        names.update(find_sums(self.graph, scheme))
         with self.timer.stage(f"{self.fmt}: calibrate"):
             return cached_ranges(
                 self.graph,

@@ -97,6 +97,14 @@ def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer
     return layers
 
 
+def find_sums(graph: OnnxGraph, scheme: Int8Scheme) -> tuple[str, ...]:
+    """Return the names of the tensors whose ranges a scheme needs beside those of layers: sums before a ReLU."""
+    if not scheme.quantize_additions:
+        return ()
+    sums = [node.outputs[0] for node in graph.model.graph if node.op_type == "Add" and _is_weightless(node)]
+    return tuple(str(after.name) for value in sums if (after := _activated(value)) is not value)
+
+
 def find_operators(graph: OnnxGraph, operators: AbstractSet[str]) -> tuple[Layer, ...]:
     """Return the operators without weights that a runtime can run in int8: products, softmax, sums and gates."""
     return tuple(
@@ -128,8 +136,9 @@ def quantize(
 ) -> OnnxGraph:
     """Return the graph with the named layers in int8.
 
-    `ranges` holds the range of each layer's input, and of its output if the scheme quantizes that. Layers with the same
-    input share its QuantizeLinear; other readers keep the float tensor, but for the sums of the scheme.
+    `ranges` holds the range of each layer's input, and of its output if the scheme quantizes that; a sum that it holds
+    the range of is quantized if the scheme takes it in integers (`find_sums`). Layers with the same input share its
+    QuantizeLinear; other readers keep the float tensor, but for the sums of the scheme.
     """
 
     def rewrite(model: ir.Model) -> None:
@@ -249,6 +258,7 @@ class _Quantizer:
         chosen = {(node, index) for node in nodes for index in _activation_indices(node)}
         inputs = [value for node in nodes for index in _activation_indices(node) if (value := node.inputs[index])]
         if self._scheme.quantize_additions:
+            outputs |= dict.fromkeys(self._summed({*inputs, *outputs}, outputs.keys()))
             chosen |= {(node, index) for node in _additions(outputs) for index in (0, 1)}
         for value in dict.fromkeys([*inputs, *outputs]):
             readers = [use for use in value.uses() if value in outputs or (use.node, use.idx) in chosen]
@@ -257,6 +267,23 @@ class _Quantizer:
                 use.node.replace_input_with(use.idx, dequantized)
             if value in outputs and value.is_graph_output():
                 replace_output(self._graph, value, dequantized, suffix="exact")
+
+    def _summed(self, values: AbstractSet[ir.Value], outputs: AbstractSet[ir.Value]) -> list[ir.Value]:
+        """Return the outputs of sums before a ReLU that float operators alone read, though the sums are of integers.
+
+        `values` are those that are quantized, `outputs` those of layers among them. One output is converted to float
+        instead of two inputs, and the sum is taken of integers.
+        """
+        known, found = set(values), []
+        for node in self._graph:
+            if node.op_type != "Add" or not known.issuperset(node.inputs) or outputs.isdisjoint(node.inputs):
+                continue
+            value = _activated(node.outputs[0])
+            is_new = value is not node.outputs[0] and value not in known
+            if is_new and value.name in self._ranges:
+                known.add(value)
+                found.append(value)
+        return found
 
     def _scale(self, value: ir.Value | None) -> tuple[Array, Array]:
         assert value is not None

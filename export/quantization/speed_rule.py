@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgevit.cpu import has_avx_vnni_alone
 from edgevit.export.ir_helpers import constant
+from edgevit.export.linear import FEW_ROWS
 from edgevit.export.macs import static_shape
 from edgevit.formats import Int8Scheme
 
@@ -33,12 +34,17 @@ class SpeedRule:
     """The limits of one runtime on this processor."""
 
     min_group_inputs: int | None = None  # of the grouped convolutions in int8; None: they stay in float
+    min_group_inputs_of_few_rows: int | None = None  # of those of at most FEW_ROWS positions, which read mostly weights
     min_position_macs: int = 0  # multiply-adds at one position of a kernel; twice as many if it is dilated
 
     @classmethod
     def of(cls, scheme: Int8Scheme) -> SpeedRule:
         grouped = scheme.min_group_inputs_with_avx_vnni if has_avx_vnni_alone() else None
-        return cls(min_group_inputs=grouped, min_position_macs=scheme.min_position_macs)
+        return cls(
+            min_group_inputs=grouped,
+            min_group_inputs_of_few_rows=scheme.min_group_inputs_of_few_rows,
+            min_position_macs=scheme.min_position_macs,
+        )
 
     def skip_reason(self, node: ir.Node, fraction: float) -> str:
         """Return why a Conv, Gemm or MatMul stays in float, or ""; `fraction` is that of the graph's MACs."""
@@ -57,7 +63,10 @@ class SpeedRule:
             return ""
         if inputs == 1:
             return CHANNEL_MULTIPLIER
-        is_wide = self.min_group_inputs is not None and inputs >= self.min_group_inputs
+        least = [self.min_group_inputs]
+        if math.prod(static_shape(node.outputs[0])[2:]) <= FEW_ROWS:
+            least.append(self.min_group_inputs_of_few_rows)
+        is_wide = any(limit is not None and inputs >= limit for limit in least)
         # OpenVINO multiplies other groups by a general matrix product, group by group: 1.6 times as long for vitae_13m.
         is_vectorized = inputs % _GROUP_STEP == 0 and outputs // (groups or 1) % _GROUP_STEP == 0
         return "" if is_wide and is_vectorized else GROUPED

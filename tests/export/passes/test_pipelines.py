@@ -91,6 +91,7 @@ def test_passes_are_recorded_with_their_options() -> None:
     faster = [
         "fold_scale",
         "hard_sigmoid_to_clip",
+        "project_tokens",
         "expand_depthwise",
         "merge_linear",
         "underflow_masks",

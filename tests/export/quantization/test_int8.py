@@ -29,6 +29,7 @@ from edgevit.export.quantization.int8 import (
     channel_scales,
     find_layers,
     find_operators,
+    find_sums,
     needs_vnni,
     quantize,
 )
@@ -236,6 +237,24 @@ def test_onnx_runtime_runs_wide_groups_in_int8_with_avx_vnni_alone(monkeypatch: 
     graph = checked_graph(text, **weights, large=noise(512, 128, 1, seed=0))
     layers = find_layers(graph, SpeedRule.of(INT8_SCHEMES["ort"]))
     assert [layer.skip_reason for layer in layers] == ["", GROUPED, ""]
+
+
+@pytest.mark.parametrize(
+    ("fmt", "positions", "inputs", "reason"),
+    [("ort", 16, 128, ""), ("ort", 17, 128, GROUPED), ("ort", 16, 124, GROUPED), ("openvino", 16, 128, GROUPED)],
+)
+def test_onnx_runtime_runs_wide_groups_on_few_positions_in_int8(
+    fmt: str, positions: int, inputs: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading their weights takes longer than multiplying them, on processors with other instructions too."""
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    text = f"""(float[batch, {2 * inputs}, {positions}] x) => (float[batch, 512, {positions}] y) {{
+        a = Conv <group = 2> (x, grouped)
+        y = Conv (a, large)
+    }}"""
+    weights = {"grouped": noise(128, inputs, 1, seed=0), "large": noise(512, 128, 1, seed=0)}
+    layers = find_layers(checked_graph(text, **weights), SpeedRule.of(INT8_SCHEMES[fmt]))
+    assert [layer.skip_reason for layer in layers] == [reason, ""]
 
 
 @pytest.mark.parametrize(
@@ -572,6 +591,42 @@ def test_onnx_runtime_adds_residuals_and_pools_in_integers() -> None:
     assert {"QLinearAdd", "NhwcMaxPool"} <= run_operators(result)
     without = quantized(original, image, scheme=INT8_SCHEMES["onnx"])
     assert [quantized_input(without, "t", index).dtype for index in (0, 1)] == ["FLOAT", "FLOAT"]
+
+
+LAST_SUMS = """(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y) {
+    a = Conv (x, w)
+    t = Add (a, x)
+    u = Relu (t)
+    b = Conv (x, v)
+    s = Add (b, u)
+    r = Relu (s)
+    y = Sigmoid (r)
+}"""
+
+
+def test_onnx_runtime_writes_sums_of_integers_as_integers_that_float_operators_read() -> None:
+    weights = {"w": noise(4, 4, 1, 1, seed=0), "v": noise(4, 4, 1, 1, seed=1)}
+    original, image = checked_graph(LAST_SUMS, **weights), noise(2, 4, 6, 6, seed=2)
+    scheme = INT8_SCHEMES["ort"]
+    result = quantized(original, image, scheme=scheme)
+    assert [quantized_input(result, "s", index).source for index in (0, 1)] == ["b", "u"]
+    assert quantized_input(result, "y").source == "r"
+    assert "Add" not in run_operators(result)
+    assert snr_db(output(original, image), output(result, image)) > 30
+    assert {"u", "r"} <= {*find_sums(original, scheme)}  # so that they are calibrated
+    one = quantized(original, image, scheme=scheme, names=("net/b",))  # of integers and floats
+    assert quantized_input(one, "y").dtype == "FLOAT"
+    ranges = collect_ranges(original, [{"x": image}], load=load)
+    del ranges["r"]
+    assert quantized_input(quantize(original, ["net/a", "net/b"], ranges, scheme=scheme), "y").dtype == "FLOAT"
+
+
+def test_other_sums_are_read_in_float() -> None:
+    text = "(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y) { a = Conv (x, w) t = Add (a, x) y = Sigmoid (t) }"
+    original = checked_graph(text, w=noise(4, 4, 1, 1, seed=0))
+    result = quantized(original, noise(2, 4, 6, 6, seed=2), scheme=INT8_SCHEMES["ort"])
+    assert quantized_input(result, "y").dtype == "FLOAT"
+    assert find_sums(original, INT8_SCHEMES["ort"]) == ()
 
 
 def test_openvino_adds_residuals_before_a_relu_in_integers() -> None:
