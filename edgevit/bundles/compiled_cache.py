@@ -4,6 +4,9 @@ OpenVINO finds a compiled model by the path, size and time of the .xml file, so 
 could be answered with the old ones. Therefore each bundle has a folder of its own on each machine, named after a hash
 of the engine's files and the environment, and a compiled model is only used if its checksum is the one that was written
 after it was compiled. A checksum finds damage, not malice: use a folder that only you can write to.
+
+ONNX Runtime's optimized graphs lie in folders within that one, which have checksums of their own
+(runtimes/onnxruntime_cache.py).
 """
 
 from __future__ import annotations
