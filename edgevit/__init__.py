@@ -347,7 +347,7 @@ def load(
     Args:
         bundle: a Bundle or its folder.
         threads: CPU threads of the runtime (default: all cores).
-        cache_dir: a folder for compiled code that makes the next load faster, if the runtime supports it (OpenVINO).
+        cache_dir: a folder for compiled models, which make the next load faster (OpenVINO, ONNX Runtime).
 
     Raises BundleError if a file of the bundle is missing or was modified, and MissingError if its runtime is not
     installed.

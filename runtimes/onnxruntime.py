@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -27,12 +27,14 @@ from edgevit.runtimes.huge_pages import HUGE_PAGES, HugePages, watch_memory
 from edgevit.runtimes.layer_profile import PROFILE_WARMUP, LayerProfile
 from edgevit.runtimes.matmul_model import matmul_model
 from edgevit.runtimes.node_names import node_names
+from edgevit.runtimes.onnxruntime_cache import MIN_EXTERNAL_BYTES, OpenedSession, OptimizedGraph
 from edgevit.runtimes.onnxruntime_layers import read_layers
 from edgevit.runtimes.onnxruntime_precision import read_precision
 from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.types import Array, Dim, Feeds, TensorSpec
 
+_LOG = logging.getLogger(__name__)
 PROVIDER = "CPUExecutionProvider"
 SPINNING = Setting("spinning", ("on", "off"), of_threads=True)  # whether idle threads poll for work instead of sleeping
 PINNING = Setting("pinning", ("off", "on"), of_threads=True)  # whether each thread keeps to one core
@@ -40,6 +42,8 @@ ARENA = Setting("arena", ("on", "off"))  # whether freed memory is kept for the 
 MEMORY_PATTERN = Setting("memory_pattern", ("on", "off"))  # whether all tensors of an inference are allocated at once
 DENORMALS = Setting("denormals", ("keep", "zero"))  # numbers below 1.2e-38, which slow some processors down
 GRAPH_OPTIMIZATION = Setting("graph_optimization", ("all", "extended"))  # "extended": without changes of layout
+# WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.
+_DISABLED = ("WeightBiasQuantization",)
 _FATAL = 4  # log severity: errors are raised as exceptions too, so that their log lines would repeat them
 _MAX_ELEMENTS = 2**32  # of an input or output
 _LARGE_BYTES = 256_000_000  # of a model: loading it a second time is cheaper than holding it twice
@@ -65,6 +69,7 @@ class OnnxRuntime(Runtime):
         *(PINNING, DENORMALS, HUGE_PAGES),
     )
     optimized: ClassVar[bool] = True
+    caches_compiled: ClassVar[bool] = True
 
     def load(self) -> ModuleType:
         """Import ONNX Runtime, silence its log and turn its telemetry off.
@@ -103,7 +108,10 @@ class OnnxRuntime(Runtime):
         return OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimized=self.optimized)
 
     def open_with_precision(self, artifact: Path, options: BuildOptions) -> tuple[Engine, ExecutedPrecision]:
-        """Load an artifact and profile its first inference, so that no second session is needed for the precision."""
+        """Load an artifact and profile its first inference, so that no second session is needed for the precision.
+
+        With a cache folder, the optimized graph and the precisions of an earlier session are used if they are there.
+        """
         engine = OnnxRuntimeEngine(self.load(), artifact, options, fmt=self.fmt, optimized=self.optimized, profile=True)
         return engine, engine.executed_layers()
 
@@ -113,6 +121,7 @@ class OnnxFile(OnnxRuntime):
 
     fmt: ClassVar[str] = "onnx"
     optimized: ClassVar[bool] = False
+    caches_compiled: ClassVar[bool] = False
 
 
 class OnnxRuntimeEngine(Engine):
@@ -131,6 +140,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """`ort` is the module onnxruntime; `profile=True` runs the session once, on zeros, and records its layers.
 
+        Only then the folder for optimized graphs is used, `options.cache_dir`, since a graph is saved with its layers.
         `weights` are the arrays that `model`, given as bytes, declares as external data.
         """
         self._weights = weights or {}
@@ -141,20 +151,55 @@ class OnnxRuntimeEngine(Engine):
         self._threads = options.threads or available_cores()
         self._chosen = options.session
         self._denormals = ZERO if _zeroes_denormals(options.session) else KEEP
-        settings = self._session_settings()
         huge_pages = watch_memory(options.session)
         self._layers: ExecutedPrecision | None = None
         if profile and self._reports_precision:
-            self._session, events = self._profile(settings, batch=self.batches.minimum if self.batches else 1)
-            self._layers = replace(read_precision(events), macs={})
+            opened = self._open_profiled() if options.cache_dir is None else self._open_saved(options.cache_dir)
+            self._session, self._layers = opened.session, ExecutedPrecision(opened.layers)
         else:
-            self._session = self._load(settings)
+            self._session = self._load(self._session_settings())
         if self._session.get_providers() != [PROVIDER]:
             raise BuildError(f"ONNX Runtime runs on {self._session.get_providers()} instead of only {PROVIDER}")
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
         self._watch(huge_pages)
+
+    def _open_saved(self, cache_dir: Path) -> OpenedSession:
+        """Open the optimized graph that is saved in a folder for this engine and machine, or save it there."""
+        graph = OptimizedGraph(cache_dir, self._graph_settings())
+        if (saved := graph.find()) is not None:
+            settings = self._session_settings()
+            settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            try:
+                return OpenedSession(self._load(settings, source=str(saved.model)), saved.layers)
+            except BuildError as error:  # ONNX Runtime 1.20 reports no full disk when it saves a graph
+                _LOG.warning("edgevit: the optimized graph is saved again: %s", error)
+        return graph.save(self._open_saving) or self._open_profiled()
+
+    def _graph_settings(self) -> dict[str, str]:
+        """Return all that changes the optimized graph of a model on a machine; its threads do not."""
+        return {
+            "version": str(self._ort.__version__),
+            "build": str(self._ort.get_build_info()),
+            "level": self._chosen.get(GRAPH_OPTIMIZATION),
+            "disabled": ",".join(_DISABLED),
+        }
+
+    def _open_saving(self, model: Path, weights: str) -> OpenedSession:
+        """Open a session that saves its optimized graph as `model`, with the weights in a file beside it."""
+        settings = self._session_settings()
+        settings.optimized_model_filepath = str(model)
+        prefix = "session.optimized_model_external_initializers_"
+        settings.add_session_config_entry(f"{prefix}file_name", weights)
+        settings.add_session_config_entry(f"{prefix}min_size_in_bytes", str(MIN_EXTERNAL_BYTES))
+        return self._open_profiled(settings)
+
+    def _open_profiled(self, settings: Any = None) -> OpenedSession:
+        """Open a session and read its layers from the profile of its first run, on zeros."""
+        batch = self.batches.minimum if self.batches else 1
+        session, events = self._profile(settings or self._session_settings(), batch=batch)
+        return OpenedSession(session, read_precision(events).layers)
 
     def _infer(self, feeds: Feeds) -> dict[str, Array]:
         session = self._require_open(self._session)
@@ -232,9 +277,9 @@ class OnnxRuntimeEngine(Engine):
 
         return profile_session(load, settings, batch=batch, feeds=feeds, mode=self._denormals)
 
-    def _load(self, settings: Any, *, disabled: Sequence[str] = ()) -> Any:
-        # WeightBiasQuantization would quantize fp32 weights between quantized neighbors, with one scale per tensor.
-        disabled_optimizers = ["WeightBiasQuantization", *disabled]
+    def _load(self, settings: Any, *, disabled: Sequence[str] = (), source: str | None = None) -> Any:
+        """Return a session of the engine's file, or of `source`, its saved optimized graph."""
+        model = source or self._source
         if self._weights:
             values = [self._ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
             settings.add_external_initializers(list(self._weights), values)
@@ -243,10 +288,10 @@ class OnnxRuntimeEngine(Engine):
                 if self._denormals == ZERO:
                     _open_first_session(self._ort)
                 return self._ort.InferenceSession(
-                    self._source, settings, providers=[PROVIDER], disabled_optimizers=disabled_optimizers
+                    model, settings, providers=[PROVIDER], disabled_optimizers=[*_DISABLED, *disabled]
                 )
         except Exception as error:  # the bindings raise a private class for each status
-            name = "the graph" if isinstance(self._source, bytes) else self._source
+            name = "the graph" if isinstance(model, bytes) else model
             raise BuildError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
 
     def close(self) -> None:

@@ -4,10 +4,14 @@ OpenVINO finds a compiled model by the path, size and time of the .xml file, so 
 could be answered with the old ones. Therefore each bundle has a folder of its own on each machine, named after a hash
 of the engine's files and the environment, and a compiled model is only used if its checksum is the one that was written
 after it was compiled. A checksum finds damage, not malice: use a folder that only you can write to.
+
+ONNX Runtime's optimized graphs lie in folders within that one, which have checksums of their own
+(runtimes/onnxruntime_cache.py).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -22,12 +26,14 @@ from edgevit.untrusted import SHA256, InvalidError, object_of, read_json
 _LOG = logging.getLogger(__name__)
 _CHECKSUMS = "checksums.json"
 _MAX_BYTES = 1 << 20
+# Read-only, or full: an engine is loaded without the cache. Other errors are of a path that is not a folder.
+_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def prepare(manifest: Manifest, cache_dir: Path) -> Path:
+def prepare(manifest: Manifest, cache_dir: Path) -> Path | None:
     """Return the folder for the compiled models of a bundle on this machine, without those that are damaged.
 
-    Raises BuildError if it cannot be written.
+    None, which is logged, if it cannot be written. Raises BuildError if there cannot be such a folder.
     """
     folder = cache_dir / _key(manifest)
     try:
@@ -38,12 +44,16 @@ def prepare(manifest: Manifest, cache_dir: Path) -> Path:
                 _LOG.warning("edgevit: %s is damaged and is compiled again", file)
                 file.unlink()
     except OSError as error:
-        raise BuildError(f"cannot use {folder} as a cache: {os_reason(error)}; choose another folder") from error
+        _require_unwritable(folder, error)
+        return None
     return folder
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of what has been compiled since `prepare`. Raises BuildError if they cannot be written."""
+    """Write the checksums of what has been compiled since `prepare`.
+
+    If they cannot be written, which is logged, it is compiled again. Raises BuildError if the folder is gone.
+    """
     try:
         known, found = _checksums(folder), _compiled(folder)
         if fresh := [file for file in found if file.name not in known]:
@@ -51,7 +61,15 @@ def seal(folder: Path) -> None:
             checksums |= {file.name: file_sha256(file) for file in fresh}
             write_atomically(folder / _CHECKSUMS, json.dumps(checksums))
     except OSError as error:
-        raise BuildError(f"cannot use {folder} as a cache: {os_reason(error)}; choose another folder") from error
+        _require_unwritable(folder, error)
+
+
+def _require_unwritable(folder: Path, error: OSError) -> None:
+    """Log that a folder is not used as a cache because it is read-only or full. Raises BuildError for other reasons."""
+    message = f"cannot use {folder} as a cache: {os_reason(error)}; choose another folder"
+    if error.errno not in _UNWRITABLE:
+        raise BuildError(message) from error
+    _LOG.warning("edgevit: %s", message)
 
 
 def _key(manifest: Manifest) -> str:

@@ -32,7 +32,7 @@ def open_engine(bundle: Bundle, *, threads: int | None = None, cache_dir: Path |
 
     Multiply-accumulates are not counted, since some runtimes load the model a second time for that: verify, eval and
     latency call `load_engine` and `require_precision` instead. `cache_dir` is a folder for compiled models, of which
-    a runtime that has any makes the next load faster.
+    a runtime that has any makes the next load faster; the precision of a saved graph is that of the session before.
 
     Raises MissingError if the engine has yet to be built on the device, PrecisionError if another precision runs than
     was requested.

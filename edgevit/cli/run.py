@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache",
         type=argument_types.path,
         metavar="DIR",
-        help="keep the compiled model in DIR, so that the next run starts faster (OpenVINO); only you may write there",
+        help="keep the compiled model in DIR, so that the next run starts faster (OpenVINO, ONNX Runtime); "
+        "only you may write there",
     )
     add_strict(parser)
     add_threads(parser)

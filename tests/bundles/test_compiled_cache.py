@@ -16,6 +16,7 @@ from edgevit.bundles.engine import open_engine
 from edgevit.bundles.manifest import Manifest
 from edgevit.errors import BuildError
 from edgevit.latency.environment import Environment
+from tests.helpers.file_limits import files_up_to
 
 FEEDS = {"images": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
 
@@ -66,9 +67,29 @@ def test_other_weights_and_another_machine_have_another_folder(
 
 def test_a_model_without_a_checksum_is_not_used(bundle: Bundle, tmp_path: Path) -> None:
     folder = compiled_cache.prepare(bundle.manifest, tmp_path)
+    assert folder is not None
     (folder / "1.blob").write_bytes(b"of a process that was killed")
     compiled_cache.prepare(bundle.manifest, tmp_path)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that root cannot write to either")
+@pytest.mark.parametrize("fmt", ["openvino", "ort"])
+def test_a_read_only_folder_does_not_stop_an_engine(
+    shared_bundle: Callable[[str], Bundle], fmt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = answer(shared_bundle(fmt), Path("/sys/kernel/edgevit"))
+    assert np.array_equal(found, answer(shared_bundle(fmt)))
+    assert "as a cache" in caplog.text and "choose another folder" in caplog.text
+
+
+def test_a_full_disk_leaves_a_model_without_a_checksum(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "1.blob").write_bytes(b"compiled")
+    with files_up_to(8), caplog.at_level(logging.WARNING):
+        compiled_cache.seal(tmp_path)
+    assert "choose another folder" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["1.blob"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
