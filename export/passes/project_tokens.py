@@ -37,6 +37,7 @@ from edgevit.types import Array
 
 _MAX_FRACTION = 0.5  # of the multiply-adds that may remain: products of activations are not in int8, convolutions are
 _MAP = 4  # rank of (N, C, H, W)
+_OF_CONVOLUTION = ("queries", "offsets", "values")  # products with its weights; they keep the name of its module
 
 
 def project_tokens(model: ir.Model) -> None:
@@ -178,7 +179,7 @@ class _Rewrite:
 
     def __init__(self, found: _Attention, graph: ir.Graph) -> None:
         self._found, self._graph = found, graph
-        self._name = f"{module_of(found.product)}/{found.conv.outputs[0].name}_of_tokens".lstrip("/")
+        self._name = f"{found.conv.outputs[0].name}_of_tokens"
         self._insert = functools.partial(insert, before=found.product, graph=graph, like=found.product.outputs[0])
 
     def apply(self) -> None:
@@ -224,10 +225,11 @@ class _Rewrite:
         return self._reshaped("pixels", self._found.pixels, *self._found.heads, channels, self._found.pixel_count)
 
     def _constant(self, step: str, array: Array) -> ir.Value:
-        return initializer(self._graph, f"{self._name}.{step}", array)
+        return initializer(self._graph, f"{module_of(self._found.conv)}/{self._name}.{step}".lstrip("/"), array)
 
     def _node(self, op_type: str, step: str, *inputs: ir.Value, **attributes: list[int]) -> ir.Node:
-        return ir.node(op_type, inputs, attributes, name=f"{self._name}_{step}")
+        module = module_of(self._found.conv if step in _OF_CONVOLUTION else self._found.product)
+        return ir.node(op_type, inputs, attributes, name=f"{module}/{self._name}_{step}".lstrip("/"))
 
     def _product(self, step: str, left: ir.Value, right: ir.Value) -> ir.Value:
         assert left.shape is not None and right.shape is not None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import module_of
 from edgevit.export.macs import graph_macs
 from edgevit.export.passes import specialize
 from edgevit.export.passes.project_tokens import project_tokens
@@ -171,3 +172,12 @@ def test_maps_of_several_images_or_parts_of_one_stay(shape: list[int], rows: str
 @pytest.mark.parametrize(("fmt", "convolutions"), [("ort", 0), ("openvino", 0), ("trt", 1)])
 def test_the_formats_of_processors_use_it(fmt: str, convolutions: int) -> None:
     assert specialize(keys(), fmt).operators["Conv"] == convolutions
+
+
+def test_the_product_with_the_weights_keeps_the_name_of_the_convolution() -> None:
+    before = keys()
+    names = {"Conv": "tokenizer.key/Conv", "MatMul": "tokenizer/MatMul"}
+    for node in before.model.graph:
+        node.name = names.get(node.op_type, node.name)
+    modules = [module_of(node) for node in after(before).model.graph if node.op_type == "MatMul"]
+    assert modules == ["tokenizer.key", "tokenizer"]
