@@ -27,8 +27,10 @@ from edgevit.export.quantization.sensitivity import (
     QuantizationPlan,
     quantize_with_fallback,
 )
+from edgevit.export.quantization.smoothing import channel_axes
+from edgevit.export.quantization.smoothing_choice import SmoothedGraph, choose_smoothing, norms_of
 from edgevit.files import cache_folder
-from edgevit.formats import Int8Range, get_format
+from edgevit.formats import Int8Range, Int8Scheme, get_format
 from edgevit.metrics import ROUNDING, find_logits
 from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost
 from edgevit.pipeline.evaluators import graph_evaluator
@@ -42,6 +44,7 @@ MAX_FP16_ROWS = 64  # of the calibration inputs: fp16 only needs orders of magni
 MAX_EQUALIZATION_ROWS = 64  # of the calibration inputs, from which the magnitudes of channels are taken
 # Of the calibration inputs, over which the errors of biases are averaged: with fewer, biases stay as they are.
 MIN_BIAS_ROWS, MAX_BIAS_ROWS = 16, 32
+MAX_SMOOTHING_ROWS = 8  # of the calibration inputs, on which smoothed channels have to lower the noise
 SENSITIVITY_ROWS = 4  # reference rows that the sensitivity of layers is measured on
 MAX_SELECTION_IMAGES = 512  # labeled images while layers are chosen; the engine is evaluated on all of them
 MARGIN = 0.8  # fraction of the allowed loss that a graph may use: the engine rounds slightly differently
@@ -65,7 +68,8 @@ class PrecisionConverter:
     keep_float: tuple[str, ...] = ()  # PyTorch modules that stay in float
     groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
     _measurement: NoiseMeasurement | None = field(default=None, init=False)  # of the layers of `graph`
-    _bias_correction: BiasCorrection | None = field(default=None, init=False)  # of the layers of `graph`
+    _smoothed: SmoothedGraph | None = field(default=None, init=False)  # `graph`, smoothed if that helps int8
+    _bias_correction: BiasCorrection | None = field(default=None, init=False)  # of the layers of `_smoothed`
     _equalized: PrecisionConverter | None = field(default=None, init=False)  # of equalized channels, if int8 needs them
 
     def convert(self) -> tuple[OnnxGraph, PrecisionPlan | QuantizationPlan | None]:
@@ -151,17 +155,18 @@ class PrecisionConverter:
         scheme, feeds = get_format(self.fmt).require_int8(), self._feeds(self.references.calibration)
         if self.int8_range == "full":
             scheme = replace(scheme, weight_range="full")
-        ranges = self._activation_ranges(feeds)
+        smoothed = self._smooth(scheme, feeds)
         with self.timer.stage(f"{self.fmt}: quantize"):
             quantized, plan = quantize_with_fallback(
-                self.graph,
-                ranges,
+                smoothed.graph,
+                smoothed.ranges,
                 scheme=scheme,
                 acceptance_check=self.acceptance_check(feeds),
                 measurement=self._noise_measurement(),
-                bias_correction=self._correction(),
+                bias_correction=self._correction(smoothed),
                 choice=LayerChoice(modules=self.keep_float, min_reverted=min_reverted, groups=self.groups),
             )
+            plan = replace(plan, smoothed_layers=smoothed.count_layers(plan.kept))
             if scheme.linear_as_conv and (ranks := faster_ranks()):
                 quantized = quantized.apply("linear_as_conv", partial(linear_as_conv, ranks=ranks))
             if scheme.fold_zero_points:
@@ -198,9 +203,34 @@ class PrecisionConverter:
             )
         return self._measurement
 
-    def _correction(self) -> BiasCorrection | None:
+    def _smooth(self, scheme: Int8Scheme, feeds: Sequence[Feeds]) -> SmoothedGraph:
+        """Return the graph with smoothed channels if those lower the noise of int8; with few inputs as it is."""
+        if self._smoothed is None:
+            ranges = self._activation_ranges(scheme, feeds)
+            if not self._has_bias_rows:
+                self._smoothed = SmoothedGraph(graph=self.graph, ranges=ranges)
+                return self._smoothed
+            with self.timer.stage(f"{self.fmt}: smooth"):
+                self._smoothed = choose_smoothing(
+                    self.graph,
+                    ranges,
+                    self._feeds(self.references.calibration, MAX_BIAS_ROWS),
+                    compared=-(-MAX_SMOOTHING_ROWS // self.batch),
+                    scheme=scheme,
+                    load=self._load,
+                    cache=_cache_folder(),
+                    on_feed=lambda done, total: self.timer.update(f"{self.fmt}: smooth, {done} of {total} inputs"),
+                )
+        return self._smoothed
+
+    @property
+    def _has_bias_rows(self) -> bool:
+        """Whether there are enough calibration inputs to measure mean errors."""
+        return len(next(iter(self.references.calibration.values()))) >= MIN_BIAS_ROWS
+
+    def _correction(self, smoothed: SmoothedGraph) -> BiasCorrection | None:
         """Return the correction of biases; None with too few calibration inputs."""
-        if len(next(iter(self.references.calibration.values()))) < MIN_BIAS_ROWS:
+        if not self._has_bias_rows:
             return None
         if self._bias_correction is None:
             self._bias_correction = BiasCorrection(
@@ -208,11 +238,11 @@ class PrecisionConverter:
                 load=self._load,
                 cache=_cache_folder(),
                 on_feed=lambda done, total: self.timer.update(f"{self.fmt}: correct biases, {done} of {total} inputs"),
+                errors=smoothed.errors,
             )
         return self._bias_correction
 
-    def _activation_ranges(self, feeds: Sequence[Feeds]) -> Mapping[str, ValueRange]:
-        scheme = get_format(self.fmt).require_int8()
+    def _activation_ranges(self, scheme: Int8Scheme, feeds: Sequence[Feeds]) -> Mapping[str, ValueRange]:
         moved = LayerChoice(groups=self.groups).moved(find_operators(self.graph, scheme.operators))
         names = {name for layer in (*find_layers(self.graph), *moved) for name in layer.tensors}
         names.update(find_sums(self.graph, scheme))
@@ -222,6 +252,7 @@ class PrecisionConverter:
                 feeds,
                 load=self._load,
                 names=names,
+                channel_axes=channel_axes(norms_of(self.graph, scheme)) if self._has_bias_rows else None,
                 cache=_cache_folder(),
                 on_feed=lambda done, total: self.timer.update(f"{self.fmt}: calibrate, {done} of {total} inputs"),
             )

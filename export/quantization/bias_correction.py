@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,21 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import initializer, int64_initializer
-from edgevit.export.quantization.calibration import LoadGraph, OnFeed, ValueRange, measurement_key
-from edgevit.export.quantization.int8 import Bias, find_bias, float_weight, rounded_weight, tensor_scale
+from edgevit.export.ir_helpers import initializer
+from edgevit.export.quantization.calibration import LoadGraph, OnFeed, ValueRange, measurement_key, reduction
+from edgevit.export.quantization.channel_scaling import along
+from edgevit.export.quantization.int8 import (
+    Bias,
+    channel_axis,
+    find_bias,
+    float_weight,
+    rounded_weight,
+    tensor_scale,
+)
+from edgevit.export.quantization.smoothing import Smoothing
 from edgevit.files import write_atomically
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Feeds
-
-_AXES_INPUT_OPSET = 18  # the first opset whose ReduceMean takes its axes as an input
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,12 +66,12 @@ class BiasCorrection:
             return
         key = f"{scheme} {sorted(ranges.items())} {sorted(layers)}"
         file = None if self.cache is None else self.cache / f"{measurement_key(graph, self.feeds, key)}.npz"
-        self.errors = _read(file)
+        self.errors = read_arrays(file)
         if self.errors is None:
             self.errors = mean_errors(
                 graph, layers, ranges, self.feeds, scheme=scheme, load=self.load, on_feed=self.on_feed
             )
-            _write(file, self.errors)
+            write_arrays(file, self.errors)
 
     def apply(self, graph: OnnxGraph, layers: Collection[str]) -> OnnxGraph:
         """Return the graph with the biases of the named layers corrected, for `quantize`."""
@@ -72,8 +79,8 @@ class BiasCorrection:
         return correct_biases(graph, {name: errors[name] for name in layers if name in errors})
 
 
-def _read(file: Path | None) -> dict[str, Array] | None:
-    """Read errors; None if there are none or the file is damaged."""
+def read_arrays(file: Path | None) -> dict[str, Array] | None:
+    """Read measured arrays, by name; None if there are none or the file is damaged."""
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
         if file is not None:
             with np.load(file, allow_pickle=False) as found:
@@ -81,12 +88,12 @@ def _read(file: Path | None) -> dict[str, Array] | None:
     return None
 
 
-def _write(file: Path | None, errors: Mapping[str, Array]) -> None:
-    """Write errors; a cache that is not writable is ignored."""
+def write_arrays(file: Path | None, arrays: Mapping[str, Array]) -> None:
+    """Write measured arrays; a cache that is not writable is ignored."""
     if file is None:
         return
     content = io.BytesIO()
-    np.savez(content, **errors)  # type: ignore[arg-type]  # no layer is called allow_pickle
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content.getvalue())
@@ -106,15 +113,38 @@ def mean_errors(
 
     Each layer is quantized alone: its input is that of the fp32 graph.
     """
+    (errors,) = mean_errors_of_all(graph, layers, ranges, (), feeds, scheme=scheme, load=load, on_feed=on_feed)
+    return errors
+
+
+def mean_errors_of_all(
+    graph: OnnxGraph,
+    layers: Collection[str],
+    ranges: Mapping[str, ValueRange],
+    smoothings: Sequence[Smoothing],
+    feeds: Sequence[Feeds],
+    *,
+    scheme: Int8Scheme,
+    load: LoadGraph,
+    on_feed: OnFeed | None = None,
+) -> list[dict[str, Array]]:
+    """Return `mean_errors` of the graph as it is, and of the graph with each of `smoothings`, from one run.
+
+    Layers whose input a smoothing does not scale have the errors that they have without it.
+    """
     model = graph.model.clone()
-    twins = _Twins(model.graph, ranges, scheme, opset=graph.opset)
+    # All before the first twin, which reads what only the addition of a bias did.
+    biased = [node for node in model.graph if node.name in layers and _bias(node) is not None]
+    twins = [_Twins(model.graph, ranges, scheme, None, opset=graph.opset)]
+    twins += [_Twins(model.graph, ranges, scheme, smoothing, opset=graph.opset) for smoothing in smoothings]
+    weights = [(index, node, each.rounded_weight(node)) for index, each in enumerate(twins) for node in each.of(biased)]
     outputs = {
-        twins.add_mean_error(node): str(node.name)
-        for node in list(model.graph)
-        if node.name in layers and _bias(node) is not None
+        twins[index].add_mean_error(node, weight, f"{node.name}.{index}"): (index, str(node.name))
+        for index, node, weight in weights
     }
+    errors: list[dict[str, Array]] = [{} for _ in (None, *smoothings)]
     if not outputs:
-        return {}
+        return errors
     common_passes.NameFixPass()(model)
     run = load(OnnxGraph(model))
     sums: dict[str, Array] = {}
@@ -122,9 +152,11 @@ def mean_errors(
         if on_feed is not None:
             on_feed(index, len(feeds))
         results = run(feed)
-        for output, name in outputs.items():
-            sums[name] = results[output].astype(np.float64) + sums.get(name, 0)
-    return {name: total / len(feeds) for name, total in sums.items()}
+        for output in outputs:
+            sums[output] = results[output].astype(np.float64) + sums.get(output, 0)
+    for output, (index, name) in outputs.items():
+        errors[index][name] = sums[output] / len(feeds)
+    return [{**errors[0], **each} for each in errors]
 
 
 def correct_biases(graph: OnnxGraph, errors: Mapping[str, Array]) -> OnnxGraph:
@@ -149,27 +181,52 @@ def _bias(node: ir.Node) -> Bias | None:
 
 
 class _Twins:
-    """Adds layers with rounded inputs and weights to a graph, beside those in fp32."""
+    """Adds layers with rounded inputs and weights to a graph, beside those in fp32.
 
-    def __init__(self, graph: ir.Graph, ranges: Mapping[str, ValueRange], scheme: Int8Scheme, *, opset: int) -> None:
-        self._graph, self._ranges, self._scheme, self._opset = graph, ranges, scheme, opset
+    With a smoothing, its layers are those whose input this scales.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        ranges: Mapping[str, ValueRange],
+        scheme: Int8Scheme,
+        smoothing: Smoothing | None,
+        *,
+        opset: int,
+    ) -> None:
+        self._graph, self._scheme, self._opset = graph, scheme, opset
+        self._ranges = ranges if smoothing is None else smoothing.ranges(ranges)
+        self._scales = None if smoothing is None else smoothing.scales_of_readers  # by layer
         self._rounded: dict[ir.Value, ir.Value] = {}  # inputs of layers
 
-    def add_mean_error(self, node: ir.Node) -> str:
+    def of(self, layers: Iterable[ir.Node]) -> list[ir.Node]:
+        """Return those of the layers that can have a twin here."""
+        return [node for node in layers if self._scales is None or node.name in self._scales]
+
+    def rounded_weight(self, node: ir.Node) -> Array:
+        """Return the weight of a layer's twin."""
+        return rounded_weight(node, self._scheme, self._scale(node)[0], smoothing=self._smoothing(node))
+
+    def add_mean_error(self, node: ir.Node, weight: Array, prefix: str) -> str:
         """Add an output with the mean difference between a layer in int8 and in fp32, (channels,); return its name."""
-        exact, name = node.outputs[0], str(node.name)
-        rounded = initializer(self._graph, f"{name}.rounded", rounded_weight(node, self._scheme, self._scale(node)[0]))
+        exact, rounded = node.outputs[0], initializer(self._graph, f"{prefix}.rounded", weight)
         inputs = [self._round_input(node), rounded, *node.inputs[2:]]
         twin = ir.Node(node.domain, node.op_type, inputs, attributes=list(node.attributes.values()))
         difference = ir.node("Sub", [twin.outputs[0], exact])
         rank = len(exact.shape or ())
-        axis = 1 if node.op_type == "Conv" else rank - 1
-        mean = self._mean(difference.outputs[0], [each for each in range(rank) if each != axis], name)
+        axis = channel_axis(node) % rank
+        others = [each for each in range(rank) if each != axis]
+        mean = reduction(self._graph, "ReduceMean", difference.outputs[0], others, name=prefix, opset=self._opset)
         self._graph.insert_after(node, [twin, difference, mean])
         output = mean.outputs[0]
-        output.name, output.type, output.shape = f"{name}.error", exact.type, ir.Shape([(exact.shape or ())[axis]])
+        output.name, output.type, output.shape = f"{prefix}.error", exact.type, ir.Shape([(exact.shape or ())[axis]])
         self._graph.outputs.append(output)
         return str(output.name)
+
+    def _smoothing(self, node: ir.Node) -> Array | None:
+        """Return the scales of a layer's input channels, (channels,); None if they are as they were."""
+        return None if self._scales is None else self._scales[str(node.name)]
 
     def _scale(self, node: ir.Node) -> tuple[Array, Array]:
         """Return the scale and zero point of a layer's input."""
@@ -182,19 +239,22 @@ class _Twins:
         assert value is not None  # of a layer
         if value not in self._rounded:
             constants = [initializer(self._graph, f"{value.name}.{each.dtype}", each) for each in self._scale(node)]
-            quantize = ir.node("QuantizeLinear", [value, *constants])
+            added = self._divide_channels(node, value)
+            quantize = ir.node("QuantizeLinear", [added[-1].outputs[0] if added else value, *constants])
             dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *constants])
+            added += [quantize, dequantize]
             producer = value.producer()
             if producer is None:
-                self._graph.insert_before(self._graph[0], [quantize, dequantize])
+                self._graph.insert_before(self._graph[0], added)
             else:
-                self._graph.insert_after(producer, [quantize, dequantize])
+                self._graph.insert_after(producer, added)
             self._rounded[value] = dequantize.outputs[0]
         return self._rounded[value]
 
-    def _mean(self, value: ir.Value, axes: Sequence[int], name: str) -> ir.Node:
-        if self._opset < _AXES_INPUT_OPSET:
-            return ir.node("ReduceMean", [value], {"keepdims": 0, "axes": list(axes)})
-        return ir.node(
-            "ReduceMean", [value, int64_initializer(self._graph, f"{name}.axes", list(axes))], {"keepdims": 0}
-        )
+    def _divide_channels(self, node: ir.Node, value: ir.Value) -> list[ir.Node]:
+        """Return the node that divides the channels of a layer's input by its scales; none without scales."""
+        smoothing = self._smoothing(node)
+        if smoothing is None:
+            return []
+        factors = along(channel_axis(node), 1 / smoothing, len(value.shape or ()))
+        return [ir.node("Mul", [value, initializer(self._graph, f"{value.name}.factors", factors)])]

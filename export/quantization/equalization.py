@@ -22,13 +22,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import constant, has_constant_weights, initializer, only_consumer
+from edgevit.export.ir_helpers import constant, has_constant_weights, only_consumer, remove_unused
 from edgevit.export.quantization.calibration import LoadGraph
+from edgevit.export.quantization.channel_scaling import multiply_channels, power_of_two_scales
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Feeds
 
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
-_MAX_EXPONENT = 20  # of a scale; keeps weights far from the limits of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def equalize(graph: OnnxGraph, feeds: Sequence[Feeds], *, scheme: Int8Scheme, lo
         nodes = {str(node.name): node for node in model.graph}
         for pair in pairs:
             _scale(model.graph, nodes[pair.first], nodes[pair.second], magnitudes[pair.tensor])
+        remove_unused(model)  # ONNX Runtime refuses weights that no node reads
 
     return graph.apply("equalize", rewrite)
 
@@ -137,28 +138,10 @@ def _scale(graph: ir.Graph, first: ir.Node, second: ir.Node, magnitudes: Array) 
     weight = constant(second.inputs[1])
     assert weight is not None
     if _is_depthwise(second):
-        axis, exponents = 0, _exponents(magnitudes, np.ones_like(magnitudes))
+        axis, scales = 0, power_of_two_scales(magnitudes, np.ones_like(magnitudes), alpha=1)
     else:
-        axis, exponents = 1, _exponents(magnitudes, np.abs(weight).max((0, 2, 3))) / 2
-    steps = np.clip(np.rint(exponents - np.median(exponents)), -_MAX_EXPONENT, _MAX_EXPONENT)
-    scales = np.exp2(steps).astype(np.float32)
-    _multiply(graph, second, 1, scales, axis)
+        axis, scales = 1, power_of_two_scales(magnitudes, np.abs(weight).max((0, 2, 3)), alpha=0.5)
+    multiply_channels(graph, second, 1, scales, axis)
     for index in range(1, len(first.inputs)):
         if first.inputs[index] is not None:
-            _multiply(graph, first, index, 1 / scales, 0)
-
-
-def _exponents(magnitudes: Array, weights: Array) -> Array:
-    """Return log2(magnitudes / weights), and the mean of the others for channels that are always zero."""
-    used = (magnitudes > 0) & (weights > 0)
-    exponents: Array = np.log2(np.where(used, magnitudes, 1) / np.where(used, weights, 1))
-    return np.where(used, exponents, exponents[used].mean() if used.any() else 0)
-
-
-def _multiply(graph: ir.Graph, node: ir.Node, index: int, scales: Array, axis: int) -> None:
-    value, array = node.inputs[index], constant(node.inputs[index])
-    assert value is not None and array is not None
-    shape = [-1 if each == axis else 1 for each in range(array.ndim)]
-    scaled = initializer(graph, f"{value.name}_equalized", array * scales.reshape(shape))
-    node.replace_input_with(index, scaled)
-    graph.initializers.pop(str(value.name), None)
+            multiply_channels(graph, first, index, 1 / scales, 0)

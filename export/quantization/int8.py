@@ -27,6 +27,7 @@ from edgevit.export.linear import added_bias
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.calibration import ValueRange
+from edgevit.export.quantization.channel_scaling import along
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.export.quantization.groups import (
     MAX_LAYER_GROUPS,
@@ -162,12 +163,17 @@ def tensor_scale(value_range: ValueRange, scheme: Int8Scheme) -> tuple[Array, Ar
     return activation_scale(value_range, scheme.activations, min_scale=_MIN_SCALE[scheme.float_dtype])
 
 
-def rounded_weight(node: ir.Node, scheme: Int8Scheme, input_scale: Array) -> Array:
-    """Return the fp32 weight of a layer as int8 has it: rounded to steps of its channels' scales."""
+def rounded_weight(node: ir.Node, scheme: Int8Scheme, input_scale: Array, *, smoothing: Array | None = None) -> Array:
+    """Return the fp32 weight of a layer as int8 has it: rounded to steps of its output channels' scales.
+
+    `smoothing` multiplies its input channels before.
+    """
     array, axis = constant(node.inputs[1]), _output_axis(node)
     assert array is not None  # of a layer
+    if smoothing is not None:
+        array = array * along(input_axis(node), smoothing, array.ndim)
     scales = _weight_scales(array, node, scheme, input_scale)
-    rounded: Array = _integers(array, axis, scales) * _along(axis, scales, array.ndim)
+    rounded: Array = _integers(array, axis, scales) * along(axis, scales, array.ndim)
     return rounded
 
 
@@ -212,13 +218,8 @@ def needs_vnni(graph: OnnxGraph) -> bool:
 
 def _integers(weight: Array, axis: int, scales: Array) -> Array:
     """Return the weight in steps of its channels' scales, int8."""
-    integers: Array = np.clip(np.rint(weight / _along(axis, scales, weight.ndim)), -127, 127).astype(np.int8)
+    integers: Array = np.clip(np.rint(weight / along(axis, scales, weight.ndim)), -127, 127).astype(np.int8)
     return integers
-
-
-def _along(axis: int, scales: Array, rank: int) -> Array:
-    """Return the scales of channels as an array of a rank, with the channels at an axis."""
-    return scales.reshape([-1 if index == axis else 1 for index in range(rank)])
 
 
 def _max_pair_sums(weight: Array, axis: int) -> Array:
@@ -434,6 +435,16 @@ def _output_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Conv" or _is_set(node, "transB") else 1
 
 
+def channel_axis(node: ir.Node) -> int:
+    """Return the axis of the channels in a layer's input and output."""
+    return 1 if node.op_type == "Conv" else -1
+
+
+def input_axis(node: ir.Node) -> int:
+    """Return the axis of the input channels, of a group if it is grouped, in a layer's weight."""
+    return 1 if node.op_type == "Conv" or _is_set(node, "transB") else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Bias:
     """The constant bias of a layer."""
@@ -446,7 +457,7 @@ class Bias:
 
 def find_bias(node: ir.Node) -> Bias | None:
     """Return the constant bias of a layer; None if it has none."""
-    channels = static_shape(node.outputs[0])[1 if node.op_type == "Conv" else -1]
+    channels = static_shape(node.outputs[0])[channel_axis(node)]
     if node.op_type == "MatMul":
         added = added_bias(node.outputs[0], channels)
         return None if added is None else Bias(added.addition, added.index, added.value, added.array)

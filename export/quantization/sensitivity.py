@@ -49,6 +49,7 @@ class QuantizationPlan:
     needs_vnni: bool  # whether the graph can saturate on x86 processors without VNNI
     groups: tuple[GroupChoice, ...] = ()  # of layers, whose precision was chosen by measuring
     corrected_biases: int = 0  # layers whose bias takes the mean error of int8
+    smoothed_layers: int = 0  # layers in int8 behind a norm whose channels are scaled
 
     @property
     def summary(self) -> str:
@@ -177,7 +178,7 @@ def quantize_with_fallback(
     min_macs = _require_enough_macs(graph, candidates)
 
     if bias_correction is not None:  # of all layers, so that another choice finds the errors in the cache
-        measured = [layer.name for layer in found if not _is_not_finite(layer, ranges)]
+        measured = [layer.name for layer in found if not is_not_finite(layer, ranges)]
         bias_correction.measure(graph, measured, ranges, scheme=scheme)
 
     def plan(quantized: OnnxGraph, reverted: Mapping[str, str], *, correct: bool = True) -> QuantizationPlan:
@@ -255,10 +256,11 @@ def _fewest_reverted(
 
 def _skip_if_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> Layer:
     """Return the layer, with a skip reason if its input or output has no finite range."""
-    return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE) if _is_not_finite(layer, ranges) else layer
+    return replace(layer, skip_reason=layer.skip_reason or _NOT_FINITE) if is_not_finite(layer, ranges) else layer
 
 
-def _is_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> bool:
+def is_not_finite(layer: Layer, ranges: Mapping[str, ValueRange]) -> bool:
+    """Whether the input or output of a layer is not finite on the calibration inputs."""
     found = [ranges[name] for name in layer.tensors if name in ranges]
     return not all(map(math.isfinite, (value for each in found for value in (*each.lows, *each.highs))))
 

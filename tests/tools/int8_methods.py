@@ -11,24 +11,26 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import numpy as np
-import onnx_ir as ir
 
 from edgevit.export import passes
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import constant, initializer, remove_unused
 from edgevit.export.quantization.bias_correction import correct_biases, mean_errors
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.int8 import IntegerType, activation_scale, find_layers, quantize
+from edgevit.export.quantization.smoothing import Smoothing, find_norms, smoothing_of
+from edgevit.export.quantization.smoothing_choice import choose_smoothing
 from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import Int8Range, Int8Scheme, get_format
 from edgevit.pipeline.evaluators import graph_evaluator
+from edgevit.pipeline.precision import MAX_BIAS_ROWS, MAX_SMOOTHING_ROWS
 from edgevit.types import Array
 from tests.helpers.cifar10 import load_cifar10
 from tests.helpers.quantization import snr_db
@@ -36,13 +38,15 @@ from tests.tools.bench.engine_builder import EngineBuilder
 from tests.tools.bench.kept import Folders
 from tests.tools.quantization import calibration_images
 
+Prepared: TypeAlias = tuple[OnnxGraph, Mapping[str, ValueRange]]
+Prepare: TypeAlias = Callable[[], Prepared]
+
 CIFAR10 = "shiftvit_cifar10"
 CIFAR10_CALIBRATION, CIFAR10_TEST = 64, 300  # images
 SAMPLES = 20_000  # of a tensor, for each calibration input
 PERCENTILES = (99.99, 99.9)  # of the values that are not clipped
 ALPHAS = (0.25, 0.5, 0.75)
 _SHRINKS = np.linspace(0.3, 1, 36)  # of the extremes, among which the range of the least squared error is searched
-_LEAST = 1e-5  # of the largest channel: magnitudes below it count as much
 
 
 @dataclass
@@ -60,6 +64,11 @@ class Values:
     @property
     def extremes(self) -> tuple[float, float]:
         return float(self.low.min()), float(self.high.max())
+
+    @property
+    def range(self) -> ValueRange:
+        low, high = self.extremes
+        return ValueRange((low,), (high,), tuple(self.low.tolist()), tuple(self.high.tolist()))
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--format", default="openvino", choices=["onnx", "ort", "openvino", "trt", "trt-rtx"])
     parser.add_argument("--range", default="safe", choices=get_args(Int8Range), help="of the weights")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="how the methods to measure begin (default: all)")
     arguments = parser.parse_args()
     _print(f"{'model':18}{'method':22}{'SNR dB':>8}{'corrected':>11}")
     for name in arguments.models:
         subject = subject_of(name, arguments.format, arguments.range)
         expected = subject.logits(subject.graph)
-        for method, graph, ranges in methods(subject):
+        for method, prepare in methods(subject):
+            if not method.startswith(tuple(arguments.methods or [""])):
+                continue
+            graph, ranges = prepare()
             before, after = (
                 snr_db(expected, subject.logits(quantized(subject, graph, ranges, correct=correct)))
                 for correct in (False, True)
@@ -134,22 +147,37 @@ def subject_of(name: str, fmt: str, weight_range: Int8Range) -> Subject:
     )
 
 
-def methods(subject: Subject) -> list[tuple[str, OnnxGraph, Mapping[str, ValueRange]]]:
-    """Return the name of each method, with the fp32 graph and the ranges that are quantized by it."""
-    graph, values = subject.graph, subject.values(subject.graph)
-    ranges = {name: _range(*each.extremes) for name, each in values.items()}
-    dtype = subject.scheme.activations
-    found: list[tuple[str, OnnxGraph, Mapping[str, ValueRange]]] = [("extremes, as used", graph, ranges)]
+def methods(subject: Subject) -> Iterator[tuple[str, Prepare]]:
+    """Yield the name of each method, and a function that returns the fp32 graph and the ranges that it quantizes."""
+    graph, values, dtype = subject.graph, subject.values(subject.graph), subject.scheme.activations
+    ranges = {name: each.range for name, each in values.items()}
+
+    def clipped(clip: Callable[[Values], tuple[float, float]]) -> Prepared:
+        return graph, {name: _range(*clip(each)) for name, each in values.items()}
+
+    yield "extremes", lambda: (graph, ranges)
     for percentile in PERCENTILES:
-        clipped = {name: _range(*percentiles(each, percentile)) for name, each in values.items()}
-        found.append((f"{percentile} % of values", graph, clipped))
-    found.append(("least squared error", graph, {k: _range(*least_error(v, dtype)) for k, v in values.items()}))
+        yield f"{percentile} % of values", partial(clipped, partial(percentiles, percentile=percentile))
+    yield "least squared error", partial(clipped, partial(least_error, dtype=dtype))
+    norms = find_norms(graph, subject.layers)
     for alpha in ALPHAS:
-        factors = smoothing_factors(graph, subject.layers, values, alpha)
-        if factors:
-            scaled = {name: _range((values[name].low / s).min(), (values[name].high / s).max()) for name, s in factors}
-            found.append((f"smoothed, alpha {alpha}", smoothed(graph, dict(factors)), {**ranges, **scaled}))
-    return found
+        smoothing = smoothing_of(norms, ranges, alpha=alpha)
+        if smoothing is not None:
+            yield f"smoothed, alpha {alpha}", partial(smoothed, graph, ranges, smoothing)
+    yield "as exported", partial(exported, subject, ranges)
+
+
+def smoothed(graph: OnnxGraph, ranges: Mapping[str, ValueRange], smoothing: Smoothing) -> Prepared:
+    return smoothing.apply(graph), smoothing.ranges(ranges)
+
+
+def exported(subject: Subject, ranges: Mapping[str, ValueRange]) -> Prepared:
+    """Return the graph with the smoothing that an export chooses, or without."""
+    feeds = subject.feeds(subject.calibration[:MAX_BIAS_ROWS])
+    chosen = choose_smoothing(
+        subject.graph, ranges, feeds, compared=MAX_SMOOTHING_ROWS, scheme=subject.scheme, load=graph_evaluator
+    )
+    return chosen.graph, chosen.ranges
 
 
 def quantized(subject: Subject, graph: OnnxGraph, ranges: Mapping[str, ValueRange], *, correct: bool) -> OnnxGraph:
@@ -182,79 +210,6 @@ def least_error(values: Values, dtype: IntegerType) -> tuple[float, float]:
 
     best = min(map(float, _SHRINKS), key=error)
     return best * low, best * high
-
-
-def smoothing_factors(
-    graph: OnnxGraph, layers: Sequence[str], values: Mapping[str, Values], alpha: float
-) -> list[tuple[str, Array]]:
-    """Return the norms' outputs that only layers read, by name, and the factors that their channels are divided by.
-
-    s = a^alpha / w^(1 - alpha), with the largest magnitudes a of the activations and w of the weights that read them
-    (SmoothQuant, Xiao et al., ICML 2023, equation 4).
-    """
-    found = []
-    for node in graph.model.graph:
-        readers = _readers(node)
-        if not readers or not any(reader.name in layers for reader in readers):
-            continue
-        name = str(node.outputs[0].name)
-        a = np.maximum(np.abs(values[name].low), np.abs(values[name].high)).astype(np.float64)
-        w = np.max([np.abs(_input_channels(reader)).max(1) for reader in readers], axis=0).astype(np.float64)
-        a, w = (np.maximum(each, _LEAST * each.max()) for each in (a, w))
-        s = a**alpha / w ** (1 - alpha)
-        found.append((name, s / np.exp(np.log(s).mean())))
-    return found
-
-
-def smoothed(graph: OnnxGraph, factors: Mapping[str, Array]) -> OnnxGraph:
-    """Divide the scales and biases of norms by factors, by output, and multiply the weights of the readers by them."""
-
-    def rewrite(model: ir.Model) -> None:
-        for node in model.graph:
-            factor = factors.get(str(node.outputs[0].name))
-            if factor is None:
-                continue
-            for index in range(1, len(node.inputs)):
-                _scale(model.graph, node, index, 1 / factor, 0)
-            for reader in _readers(node):
-                _scale(model.graph, reader, 1, factor, _input_axis(reader))
-        remove_unused(model)  # ONNX Runtime refuses weights that no node reads
-
-    return graph.apply("smooth", rewrite)
-
-
-def _readers(node: ir.Node) -> list[ir.Node]:
-    """Return the layers that read a norm; none if anything else does, or the norm has other than constant weights."""
-    if node.op_type not in ("LayerNormalization", "GroupNormalization") or node.outputs[0].is_graph_output():
-        return []
-    users = [use.node for use in node.outputs[0].uses()]
-    is_layer = all(
-        user.op_type in ("MatMul", "Gemm", "Conv")
-        and user.inputs[0] is node.outputs[0]
-        and constant(user.inputs[1]) is not None
-        and user.attributes.get_int("group", 1) == 1
-        for user in users
-    )
-    return users if is_layer and all(constant(value) is not None for value in node.inputs[1:]) else []
-
-
-def _input_axis(layer: ir.Node) -> int:
-    return 1 if layer.op_type == "Conv" or layer.attributes.get_int("transB", 0) == 1 else 0
-
-
-def _input_channels(layer: ir.Node) -> Array:
-    """Return the weight of a layer as (input channels, others)."""
-    weight = constant(layer.inputs[1])
-    assert weight is not None
-    moved = np.moveaxis(weight, _input_axis(layer), 0)
-    return moved.reshape(len(moved), -1)
-
-
-def _scale(graph: ir.Graph, node: ir.Node, index: int, factors: Array, axis: int) -> None:
-    array = constant(node.inputs[index])
-    assert array is not None
-    scaled = array * factors.reshape([-1 if each == axis else 1 for each in range(array.ndim)])
-    node.replace_input_with(index, initializer(graph, f"{node.name}.{index}", scaled.astype(array.dtype)))
 
 
 def _range(low: float, high: float) -> ValueRange:

@@ -212,6 +212,7 @@ def test_the_plan_keeps_its_json_keys() -> None:
         "needs_vnni": False,
         "groups": [],
         "corrected_biases": 0,
+        "smoothed_layers": 0,
     }
 
 
