@@ -296,7 +296,7 @@ def test_a_graph_without_norms_is_not_measured() -> None:
 def test_the_choice_is_made_once_for_a_graph(tmp_path: Path) -> None:
     loads: list[OnnxGraph] = []
     first, second = (chosen(block(), "openvino", tmp_path, loads) for _ in range(2))
-    assert len(loads) == 5  # the errors, fp32, and int8 without and with two smoothings
+    assert len(loads) == 4  # the errors, fp32, and int8 without and with smoothing
     assert first.smoothing is not None and second.smoothing is not None
     assert first.smoothing.alpha == second.smoothing.alpha
     assert first.errors is not None and second.errors is not None
