@@ -303,7 +303,7 @@ def test_the_choice_is_made_once_for_a_graph(tmp_path: Path) -> None:
     assert all(np.array_equal(error, second.errors[name]) for name, error in first.errors.items())
     for file in tmp_path.iterdir():
         file.write_bytes(b"damaged")
-    assert chosen(block(), "openvino", tmp_path, loads).smoothing is not None and len(loads) == 10
+    assert chosen(block(), "openvino", tmp_path, loads).smoothing is not None and len(loads) == 8
 
 
 @every_scheme
