@@ -49,6 +49,10 @@ class Int8Scheme:
     min_group_inputs_of_few_rows: int | None = field(default=None, metadata=FOR_SPEED)
     # Convolutions with fewer multiply-adds at a position stay in float: `SpeedRule`.
     min_position_macs: int = field(default=0, metadata=FOR_SPEED)
+    # Convolutions with fewer multiply-adds for each number that is converted between float and integers stay in float.
+    min_conversion_macs: int = field(default=0, metadata=FOR_SPEED)
+    # Wide maps between convolutions that stay in float are computed in slices.
+    slice_wide_maps: bool = field(default=False, metadata=FOR_SPEED)
     # Zero points of the inputs of linear layers are part of their biases.
     fold_zero_points: bool = field(default=False, metadata=FOR_SPEED)
 
@@ -131,6 +135,8 @@ FORMATS: tuple[Format, ...] = (
             min_group_inputs_with_avx_vnni=64,
             min_group_inputs_of_few_rows=128,
             min_position_macs=100,
+            min_conversion_macs=20,
+            slice_wide_maps=True,
         ),
     ),
     Format(

@@ -12,6 +12,7 @@ import numpy as np
 from edgevit.errors import MissingError, PrecisionError, UsageError
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.slice_wide_maps import slice_wide_maps
 from edgevit.export.quantization.bias_correction import BiasCorrection
 from edgevit.export.quantization.calibration import ValueRange, cached_ranges
 from edgevit.export.quantization.equalization import equalize
@@ -169,6 +170,8 @@ class PrecisionConverter:
             plan = replace(plan, smoothed_layers=smoothed.count_layers(plan.kept))
             if scheme.linear_as_conv and (ranks := faster_ranks()):
                 quantized = quantized.apply("linear_as_conv", partial(linear_as_conv, ranks=ranks))
+            if scheme.slice_wide_maps:  # those in int8 stay whole
+                quantized = quantized.apply("slice_wide_maps", slice_wide_maps)
             if scheme.fold_zero_points:
                 quantized = quantized.apply("fold_zero_points", fold_zero_points)
             check(quantized)

@@ -28,6 +28,7 @@ from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.channel_scaling import along
+from edgevit.export.quantization.conversions import activated, macs_per_conversion
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.export.quantization.groups import (
     MAX_LAYER_GROUPS,
@@ -38,6 +39,7 @@ from edgevit.export.quantization.groups import (
 )
 from edgevit.export.quantization.predictions import prediction_nodes
 from edgevit.export.quantization.speed_rule import (
+    CONVERSIONS,
     FEW_CHANNELS,
     GENERAL_RULE,
     GROUPED,
@@ -91,6 +93,8 @@ def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer
     predicting = {str(node.name) for node in prediction_nodes(graph.model)}
     nodes = [node for node in graph.model.graph if float_weight(node) is not None]
     layers = tuple(_layer(node, total, rule, predicting) for node in nodes)
+    if rule.min_conversion_macs:
+        layers = _leave_between_float(nodes, layers, total, rule.min_conversion_macs)
     for reason in (FEW_CHANNELS, GROUPED, PREDICTS):
         if sum(layer.macs for layer in layers if not layer.skip_reason) >= total / 2:
             break
@@ -98,12 +102,46 @@ def find_layers(graph: OnnxGraph, rule: SpeedRule = GENERAL_RULE) -> tuple[Layer
     return layers
 
 
+def _leave_between_float(
+    nodes: Sequence[ir.Node], layers: Sequence[Layer], total_macs: int, min_conversion_macs: int
+) -> tuple[Layer, ...]:
+    """Return the layers without the convolutions whose conversions cost more than int8 saves.
+
+    One that stays in float adds conversions to its neighbours, so that they are counted again until none is left. If
+    less than half of the MACs remain, those with the fewest conversions come back, grouped ones among them.
+    """
+    reasons = {node: layer.skip_reason for node, layer in zip(nodes, layers, strict=True)}
+    while True:
+        counts = macs_per_conversion([node for node in nodes if not reasons[node]])
+        slow = [node for node, count in counts.items() if count < min_conversion_macs]
+        if not slow:
+            break
+        reasons |= dict.fromkeys(slow, CONVERSIONS)
+    back = [node for node in nodes if not reasons[node] or reasons[node] in (CONVERSIONS, GROUPED)]
+    counts = macs_per_conversion(back)
+    for node in sorted(filter(reasons.__getitem__, counts), key=lambda each: -counts[each]):
+        if sum(node_macs(each) for each in nodes if not reasons[each]) >= total_macs / 2:
+            break
+        reasons[node] = ""
+    chosen = ((layer, reasons[node]) for node, layer in zip(nodes, layers, strict=True))
+    return tuple(layer if layer.skip_reason == reason else _by_neighbors(layer, reason) for layer, reason in chosen)
+
+
+def _by_neighbors(layer: Layer, reason: str) -> Layer:
+    """Return a layer whose precision its neighbours decide, in groups of its own: others of its shape have the other.
+
+    `reason` is the one for float, or "".
+    """
+    first, second, third = (f"{'float' if reason else 'int8'}-{name}" for name in layer.groups)
+    return replace(layer, skip_reason=reason, groups=(first, second, third))
+
+
 def find_sums(graph: OnnxGraph, scheme: Int8Scheme) -> tuple[str, ...]:
     """Return the names of the tensors whose ranges a scheme needs beside those of layers: sums before a ReLU."""
     if not scheme.quantize_additions:
         return ()
     sums = [node.outputs[0] for node in graph.model.graph if node.op_type == "Add" and _is_weightless(node)]
-    return tuple(str(after.name) for value in sums if (after := _activated(value)) is not value)
+    return tuple(str(after.name) for value in sums if (after := activated(value)) is not value)
 
 
 def find_operators(graph: OnnxGraph, operators: AbstractSet[str]) -> tuple[Layer, ...]:
@@ -253,7 +291,7 @@ class _Quantizer:
     def _quantize_activations(self, nodes: Sequence[ir.Node]) -> None:
         """Insert one QDQ pair after each input of the nodes, and after the outputs that the scheme quantizes."""
         quantized_outputs = self._scheme.quantize_outputs_of
-        outputs = dict.fromkeys(_activated(node.outputs[0]) for node in nodes if node.op_type in quantized_outputs)
+        outputs = dict.fromkeys(activated(node.outputs[0]) for node in nodes if node.op_type in quantized_outputs)
         if self._scheme.quantize_shortcuts:
             nodes = [*nodes, *_shortcut_sums(nodes)]
         chosen = {(node, index) for node in nodes for index in _activation_indices(node)}
@@ -279,7 +317,7 @@ class _Quantizer:
         for node in self._graph:
             if node.op_type != "Add" or not known.issuperset(node.inputs) or outputs.isdisjoint(node.inputs):
                 continue
-            value = _activated(node.outputs[0])
+            value = activated(node.outputs[0])
             is_new = value is not node.outputs[0] and value not in known
             if is_new and value.name in self._ranges:
                 known.add(value)
@@ -358,16 +396,10 @@ def _layer(node: ir.Node, total_macs: int, rule: SpeedRule, predicting: Abstract
         operator=node.op_type,
         macs=macs,
         activation=str(node.inputs[0].name) if node.inputs[0] is not None else "",
-        output=str(_activated(node.outputs[0]).name),
+        output=str(activated(node.outputs[0]).name),
         skip_reason=skip_reason or (PREDICTS if node.name in predicting else ""),
         groups=group_names(node, small=skip_reason.startswith(TOO_SMALL)),
     )
-
-
-def _activated(value: ir.Value) -> ir.Value:
-    """Return the value after the ReLU that alone reads it, which quantization to uint8 includes; else the value."""
-    reader = only_consumer(value)
-    return reader.outputs[0] if reader is not None and reader.op_type == "Relu" and not reader.domain else value
 
 
 def _operator(node: ir.Node) -> Layer:
@@ -379,7 +411,7 @@ def _operator(node: ir.Node) -> Layer:
         macs=node_macs(node),
         activation=names[0],
         second_activation=names[1] if len(names) > 1 else "",
-        output=str(_activated(node.outputs[0]).name),
+        output=str(activated(node.outputs[0]).name),
         skip_reason=WITHOUT_WEIGHTS,
         groups=(kind := operator_kind(node), kind, kind),
     )
@@ -407,7 +439,7 @@ def _shortcut_sums(nodes: Iterable[ir.Node]) -> list[ir.Node]:
     quantized = {node.inputs[0] for node in nodes}
     outputs = {node.outputs[0] for node in nodes if node.op_type == "Conv" and only_consumer(node.outputs[0])}
     sums = dict.fromkeys(reader for value in outputs if (reader := only_consumer(value)) and reader.op_type == "Add")
-    before_relu = [each for each in sums if _activated(each.outputs[0]) in quantized - {each.outputs[0]}]
+    before_relu = [each for each in sums if activated(each.outputs[0]) in quantized - {each.outputs[0]}]
     return [each for each in before_relu if all(value in quantized | outputs for value in each.inputs)]
 
 

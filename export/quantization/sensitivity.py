@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,20 +89,21 @@ class QuantizationPlan:
 class NoiseMeasurement:
     """Measures how much noise each layer alone adds to the outputs for `feeds`; once, for one graph.
 
-    `load` prepares a graph to run. `noise` has all layers by name; None: they are not measured yet.
+    `load` prepares a graph to run. `noise` has the layers that are measured, by name.
     """
 
     feeds: Sequence[Feeds]
     load: LoadGraph
     on_layer: OnLayer | None = None
-    noise: Mapping[str, float] | None = None
+    noise: dict[str, float] = field(default_factory=dict)
 
     def by_layer(
         self, graph: OnnxGraph, layers: Sequence[Layer], quantize_alone: Callable[[Layer], OnnxGraph]
     ) -> Mapping[str, float]:
         """Return the noise of the outputs with each layer alone in int8, by layer name: see `worst_noise_to_signal`."""
-        if self.noise is None:
-            self.noise = self._measure(graph, layers, quantize_alone)
+        missing = [layer for layer in layers if layer.name not in self.noise]
+        if missing:
+            self.noise |= self._measure(graph, missing, quantize_alone)
         return self.noise
 
     def _measure(
@@ -166,12 +167,48 @@ def quantize_with_fallback(
     are equal: the fewest that make the graph acceptable, by binary search.
     `choice` says which layers are not chosen by the rule; `bias_correction` corrects the biases of those in int8.
 
-    Raises UsageError if that names an unknown module, and PrecisionError if less than `MIN_INT8_FRACTION` of the MACs
-    can be in int8, or can stay there.
+    If too few MACs can be in int8, or can stay there, it is tried again with the convolutions that are in float for
+    their conversions. Raises UsageError if the choice names an unknown module, and PrecisionError if less than
+    `MIN_INT8_FRACTION` of the MACs can be in int8, or can stay there.
     """
     choice = choice or LayerChoice()
     require_modules(graph.model, choice.modules)
-    found = find_layers(graph, SpeedRule.of(scheme))
+
+    def attempt(rule: SpeedRule) -> tuple[OnnxGraph, QuantizationPlan]:
+        return _quantize_by_rule(
+            graph,
+            ranges,
+            rule,
+            scheme=scheme,
+            acceptance_check=acceptance_check,
+            measurement=measurement,
+            choice=choice,
+            bias_correction=bias_correction,
+        )
+
+    rule = SpeedRule.of(scheme)
+    regardless = replace(rule, min_conversion_macs=0)
+    try:
+        return attempt(rule)
+    except PrecisionError:
+        if find_layers(graph, rule) == find_layers(graph, regardless):
+            raise
+    return attempt(regardless)
+
+
+def _quantize_by_rule(
+    graph: OnnxGraph,
+    ranges: Mapping[str, ValueRange],
+    rule: SpeedRule,
+    *,
+    scheme: Int8Scheme,
+    acceptance_check: AcceptanceCheck,
+    measurement: NoiseMeasurement,
+    choice: LayerChoice,
+    bias_correction: BiasCorrection | None,
+) -> tuple[OnnxGraph, QuantizationPlan]:
+    """Quantize the layers that a rule and a choice leave in int8: see `quantize_with_fallback`."""
+    found = find_layers(graph, rule)
     operators = choice.moved(find_operators(graph, scheme.operators))
     layers = tuple(_skip_if_not_finite(layer, ranges) for layer in (*map(choice.apply, found), *operators))
     candidates = [layer for layer in layers if not layer.skip_reason]

@@ -19,6 +19,7 @@ from edgevit.formats import Int8Scheme
 GROUPED = "a grouped convolution, which int8 hardly speeds up or slows down"
 CHANNEL_MULTIPLIER = "a depthwise convolution with several outputs per channel, which is slow in int8"
 FEW_CHANNELS = "a convolution of few channels, which is slow in int8"
+CONVERSIONS = "a convolution between float operators, whose conversions take longer than int8 saves"
 TOO_SMALL = "too small to gain speed"
 WITHOUT_WEIGHTS = "an operator without weights, which int8 seldom speeds up"
 # Layers below both limits stay in float: quantizing them costs more than it saves. Layers with few rows are bound by
@@ -36,6 +37,7 @@ class SpeedRule:
     min_group_inputs: int | None = None  # of the grouped convolutions in int8; None: they stay in float
     min_group_inputs_of_few_rows: int | None = None  # of those of at most FEW_ROWS positions, which read mostly weights
     min_position_macs: int = 0  # multiply-adds at one position of a kernel; twice as many if it is dilated
+    min_conversion_macs: int = 0  # multiply-adds for each number converted between float and integers
 
     @classmethod
     def of(cls, scheme: Int8Scheme) -> SpeedRule:
@@ -44,6 +46,7 @@ class SpeedRule:
             min_group_inputs=grouped,
             min_group_inputs_of_few_rows=scheme.min_group_inputs_of_few_rows,
             min_position_macs=scheme.min_position_macs,
+            min_conversion_macs=scheme.min_conversion_macs,
         )
 
     def skip_reason(self, node: ir.Node, fraction: float) -> str:
@@ -90,5 +93,5 @@ GENERAL_RULE = SpeedRule()  # of runtimes that were not measured
 
 def is_slow_by_rule(skip_reason: str) -> bool:
     """Whether a layer is in float for its speed, which depends on the device, and not for its accuracy."""
-    reasons = (GROUPED, CHANNEL_MULTIPLIER, FEW_CHANNELS, WITHOUT_WEIGHTS)
+    reasons = (GROUPED, CHANNEL_MULTIPLIER, FEW_CHANNELS, CONVERSIONS, WITHOUT_WEIGHTS)
     return skip_reason in reasons or skip_reason.startswith(TOO_SMALL)

@@ -34,6 +34,7 @@ from tests.helpers.int8 import (
     manifest,
     save_crops,
 )
+from tests.helpers.quantization import snr_db
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 
@@ -102,11 +103,11 @@ def test_an_unreachable_max_drop_is_status_9(
 
 
 def int8_converter(
-    graph: OnnxGraph, references: ReferenceData, *, max_drop: float | None
+    graph: OnnxGraph, references: ReferenceData, *, max_drop: float | None, fmt: str = "trt"
 ) -> precision.PrecisionConverter:
     return precision.PrecisionConverter(
         graph=graph,
-        fmt="trt",
+        fmt=fmt,
         precision="int8",
         references=references,
         batch=1,
@@ -115,6 +116,35 @@ def int8_converter(
         max_drop=max_drop,
         timer=StageTimer(),
     )
+
+
+@pytest.mark.parametrize(("expanded", "sliced"), [(40, True), (160, False)])
+def test_wide_maps_between_float_convolutions_are_sliced_in_int8(expanded: int, *, sliced: bool) -> None:
+    """Convolutions with 16 to 40 channels are in float for their conversions; those with 160 are int8."""
+    text = f"""{HEADER} g (float[batch, 24, 96, 96] x) => (float[batch, 24, 96, 96] y, float[batch, 32, 96, 96] z) {{
+        z = Conv <pads = [1, 1, 1, 1]> (x, large)
+        a = Sigmoid (x)
+        b = Conv (a, expand)
+        c = Relu (b)
+        d = Mul (c, two)
+        e = Max (c, d)
+        y = Conv (e, reduce)
+    }}"""
+    expand, reduce = noise(expanded, 24, 1, 1, seed=0), noise(24, expanded, 1, 1, seed=1)
+    large, two = noise(32, 24, 3, 3, seed=2), np.asarray(0.5, np.float32)
+    graph = check(parse(text, expand=expand, reduce=reduce, large=large, two=two))
+    rows = noise(1, 24, 96, 96, seed=3)
+    outputs = graph_evaluator(graph)({"x": rows})
+    references = ReferenceData(
+        outputs=(Reference(kind="photos", inputs={"x": rows}, outputs=outputs),),
+        calibration={"x": rows},
+        eval_dataset=None,
+    )
+    converted, plan = int8_converter(graph, references, max_drop=None, fmt="ort").convert()
+    assert (converted.operators["Max"] > 1) == sliced
+    assert plan is not None and len(plan.kept) == (2 if sliced else 0)
+    found = graph_evaluator(converted)({"x": rows})
+    assert all(snr_db(outputs[name], found[name]) > 25 for name in outputs)
 
 
 def test_without_labels_the_reason_names_changed_classes() -> None:
