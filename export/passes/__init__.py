@@ -191,7 +191,7 @@ def _openvino_lanes(target: PassTarget) -> int:
     # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
     if has_amx_bf16() and target.precision in ("bf16", "int8"):
         return _AMX_ROWS
-    return 0 if has_avx512() else fp32_lanes()
+    return 0 if has_avx512() and target.precision != "fp32" else fp32_lanes()
 
 
 # Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
