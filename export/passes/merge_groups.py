@@ -1,6 +1,6 @@
 """Merge narrow groups of a convolution until a group fills the vectors of the processor.
 
-Used for ONNX Runtime with AVX2 or AVX-512, and for OpenVINO but in bf16 and int8 with AVX-512 and no AMX (docs/forms.md).
+Used for ONNX Runtime with AVX2 or AVX-512, and for OpenVINO except in int8 with AVX-512 and no AMX (docs/forms.md).
 ONNX Runtime runs a grouped convolution in its blocked layout if the input and output channels of a group are whole
 vectors, and otherwise as one small matrix product a group. In OpenVINO, narrow groups leave most of a vector, or of a
 tile of AMX, empty. k groups in a row are one group with their kernels on the diagonal and zeros elsewhere: k times the
