@@ -13,6 +13,7 @@ import shutil
 import unicodedata
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,11 +50,18 @@ def as_path(path: str | os.PathLike[str] | None) -> Path | None:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
-    digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+    digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(memoryview(block)[:count])
+        for block in blocks(file):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def blocks(file: FileIO) -> Iterator[memoryview]:
+    """Yield the content of a file for a checksum, in blocks that share one buffer: each is valid until the next."""
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    while count := file.readinto(buffer):
+        yield buffer[:count]
 
 
 def weights_file(model: Path) -> Path:

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError
-from edgevit.files import first_line, os_reason, try_lock
+from edgevit.files import blocks, first_line, os_reason, try_lock
 from edgevit.untrusted import InvalidError, JsonObject, any_object, integer, object_of, open_regular, read_json, text
 
 MIN_EXTERNAL_BYTES = 65_536  # of weights outside of the graph; smaller tensors may be shapes, which are read in it
 _LOG = logging.getLogger(__name__)
 _GRAPH, _RECORD = "model.onnx", "record.json"
 _MAX_RECORD_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 18  # fits into the second level of most caches
 _FORMAT = 1  # of the folder
 
 
@@ -129,10 +128,10 @@ def _require_utf8(path: Path) -> None:
 
 def _crc32(file: Path) -> int:
     """Return the CRC-32 of a regular file. Raises OSError if it cannot be read."""
-    checksum, block = 0, bytearray(_BLOCK_BYTES)
+    checksum = 0
     with os.fdopen(open_regular(file), "rb", buffering=0) as content:
-        while count := content.readinto(block):
-            checksum = zlib.crc32(memoryview(block)[:count], checksum)
+        for block in blocks(content):
+            checksum = zlib.crc32(block, checksum)
     return checksum
 
 

@@ -269,7 +269,10 @@ def test_errors_are_measured_once_for_a_graph(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fmt", ["ort", "openvino", "trt"])
 @pytest.mark.parametrize("inputs", [MIN_BIAS_ROWS - 1, MIN_BIAS_ROWS])
-def test_an_export_corrects_the_biases_with_enough_calibration_inputs(fmt: str, inputs: int) -> None:
+def test_an_export_corrects_the_biases_with_enough_calibration_inputs(
+    fmt: str, inputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path))
     graph = chain()
     expected = output(graph, TOKENS)
     converter = PrecisionConverter(
