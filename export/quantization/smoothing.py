@@ -26,7 +26,7 @@ from edgevit.export.ir_helpers import constant, only_consumer, remove_unused
 from edgevit.export.macs import static_shape
 from edgevit.export.quantization.calibration import ValueRange
 from edgevit.export.quantization.channel_scaling import multiply_channels, power_of_two_scales
-from edgevit.export.quantization.int8 import float_weight, input_axis
+from edgevit.export.quantization.int8 import channel_axis, float_weight, input_axis
 from edgevit.types import Array
 
 _CHANNEL_AXES = {"LayerNormalization": -1, "GroupNormalization": 1, "InstanceNormalization": 1}
@@ -155,7 +155,7 @@ def _is_layer_over(node: ir.Node, axis: int) -> bool:
     """Whether a node is a layer with float weights of its own that multiplies the channels at this axis."""
     if float_weight(node) is None or node.inputs[1] is None or only_consumer(node.inputs[1]) is not node:
         return False
-    return node.attributes.get_int("group", 1) == 1 and axis == (1 if node.op_type == "Conv" else -1)
+    return node.attributes.get_int("group", 1) == 1 and axis == channel_axis(node)
 
 
 def _moves_rows(node: ir.Node) -> bool:
