@@ -16,7 +16,6 @@ from edgevit.export import passes
 from edgevit.export.graph import GROUP_NORM_OPSET, OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
-from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.shift_to_depthwise import shift_to_depthwise
 from edgevit.formats import Format, get_format
 from edgevit.types import Precision
@@ -60,8 +59,6 @@ FORMS: Mapping[str, Form] = {
     "moments-norm": Form(rewrite=_channel_moments),
     "channels-last": Form(rewrite=_channels_last),
     "depthwise-shift": Form(rewrite=shift_to_depthwise),
-    # No default: a failure in the last layer could not be explained, since PyTorch's tensors there have all rows.
-    "class-token": Form(rewrite=prune_unread_rows),
 }
 
 

@@ -55,6 +55,7 @@ from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.project_tokens import project_tokens
+from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.export.passes.slice_wide_maps import slice_wide_maps
@@ -140,6 +141,7 @@ _GENERIC: tuple[FormatPass, ...] = (
 _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(fold_scale),
     FormatPass(hard_sigmoid_to_clip),
+    FormatPass(prune_unread_rows, applies=lambda target: target.format.deployable),
     FormatPass(project_tokens),
     FormatPass(expand_depthwise),
     FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes

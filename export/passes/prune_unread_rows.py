@@ -3,7 +3,8 @@
 If a Gather reads row i of a value and nothing reads the others, they need not be computed. For an operator that treats
 each row on its own, f(x)[i] = f(x[i]): elementwise operators, norms and softmax along another axis, moves of elements,
 and matmuls, (A B)[i] = A[i] B. So the selection moves up to where the other rows are read: in a last layer, to the
-queries and the shortcut. Its attention has one query, and its MLP one token.
+queries and the shortcut. Its attention has one query, and its MLP one token. Tensors with one row left are marked (see
+`kept_rows`), so that they can be compared with PyTorch's, which have all rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, insert, int64_initializer, remove_unused, replace_value
+from edgevit.export.kept_rows import KeptRow, mark_kept_row
 
 _Axes = dict[int, int]  # axis of the selected row in each input that has it, by the input's index
 
@@ -159,7 +161,7 @@ def _prune(gather: ir.Node, selection: Selection, graph: ir.Graph) -> None:
                 if (value, axis) not in rows:
                     rows[value, axis] = _row(value, axis, gather, before=node, graph=graph)
                 node.replace_input_with(index, rows[value, axis])
-        _shorten(node, selection.axes[node], graph)
+        _shorten(node, selection.axes[node], _index(gather), graph)
     indices = constant(gather.inputs[1])
     assert indices is not None
     if indices.ndim:  # keeps the axis
@@ -171,21 +173,32 @@ def _prune(gather: ir.Node, selection: Selection, graph: ir.Graph) -> None:
     replace_value(gather.outputs[0], insert(squeeze, before=gather, graph=graph, like=source, shape=shape))
 
 
-def _row(value: ir.Value, axis: int, gather: ir.Node, *, before: ir.Node, graph: ir.Graph) -> ir.Value:
-    """Insert a Gather of the row that keeps its axis."""
+def _index(gather: ir.Node) -> int:
     index = constant(gather.inputs[1])
-    assert index is not None and value.shape is not None
-    indices = int64_initializer(graph, f"{gather.name}.row", [int(index.item())])
-    node = ir.node("Gather", [value, indices], {"axis": axis}, name=f"{gather.name}_row")
-    shape = ir.Shape([*value.shape[:axis], 1, *value.shape[axis + 1 :]])
-    return insert(node, before=before, graph=graph, like=value, shape=shape)
+    assert index is not None
+    return int(index.item())
 
 
-def _shorten(node: ir.Node, axis: int, graph: ir.Graph) -> None:
+def _row(value: ir.Value, axis: int, gather: ir.Node, *, before: ir.Node, graph: ir.Graph) -> ir.Value:
+    """Insert a Gather of the row that keeps its axis, in the module that reads it first."""
+    assert value.shape is not None
+    indices = int64_initializer(graph, f"{gather.name}.row", [_index(gather)])
+    node = ir.node("Gather", [value, indices], {"axis": axis}, name=f"{before.name}_row")
+    row = insert(node, before=before, graph=graph, like=value, shape=_one_row(value.shape, axis))
+    mark_kept_row(row, KeptRow(axis, _index(gather)))
+    return row
+
+
+def _one_row(shape: ir.Shape, axis: int) -> ir.Shape:
+    return ir.Shape([*shape[:axis], 1, *shape[axis + 1 :]])
+
+
+def _shorten(node: ir.Node, axis: int, index: int, graph: ir.Graph) -> None:
     """Set the length of the row's axis to 1 in the node's output."""
     output = node.outputs[0]
     assert output.shape is not None
-    output.shape = ir.Shape([*output.shape[:axis], 1, *output.shape[axis + 1 :]])
+    output.shape = _one_row(output.shape, axis)
+    mark_kept_row(output, KeptRow(axis, index))
     if node.op_type == "Reshape":
         shape = constant(node.inputs[1])
         assert shape is not None

@@ -7,7 +7,8 @@ import pytest
 
 from edgevit.errors import UsageError
 from edgevit.export.check import check
-from edgevit.export.forms import FORMS, STANDARD, other_forms, specialize
+from edgevit.export.forms import FORMS, other_forms, specialize
+from edgevit.types import Precision
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 TRANSFORMER = parse(
@@ -21,19 +22,20 @@ TRANSFORMER = parse(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("fmt", ["ort", "openvino"])
-def test_the_class_token_alone_is_a_form_that_computes_the_same(fmt: str) -> None:
-    assert other_forms(TRANSFORMER, fmt) == ("class-token",)
-    standard = check(specialize(TRANSFORMER, fmt))
-    assert_same(standard, check(specialize(TRANSFORMER, fmt, "class-token")))
-
-
-def test_the_standard_form_keeps_all_rows_of_every_module() -> None:
-    # A failed parity check is explained by comparing the modules' tensors with PyTorch's, which have all rows.
-    assert specialize(TRANSFORMER, "ort").operators == specialize(TRANSFORMER, "ort", STANDARD).operators
-    (product,) = [node for node in specialize(TRANSFORMER, "ort").model.graph if node.op_type == "MatMul"]
+@pytest.mark.parametrize(("fmt", "rows"), [("ort", 1), ("openvino", 1), ("onnx", 5), ("trt", 5)])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_engines_on_this_processor_compute_only_the_class_token_in_the_last_layer(
+    fmt: str, rows: int, precision: Precision
+) -> None:
+    graph = check(specialize(TRANSFORMER, fmt, precision=precision))
+    (product,) = [node for node in graph.model.graph if node.op_type == "MatMul"]
     assert product.outputs[0].shape is not None
-    assert list(product.outputs[0].shape)[1:] == [5, 4]
+    assert list(product.outputs[0].shape)[1:] == [rows, 4]
+    assert_same(TRANSFORMER, graph)
+
+
+def test_forms_of_the_same_operators_are_one() -> None:
+    assert other_forms(TRANSFORMER, "ort") == ()
 
 
 def test_an_unknown_form_is_a_usage_error() -> None:

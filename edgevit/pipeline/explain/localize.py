@@ -20,7 +20,8 @@ import numpy as np
 from edgevit.arrays import differences
 from edgevit.models.recording import Call, Tensors
 from edgevit.pipeline.explain.figures import Difference
-from edgevit.pipeline.explain.units import Tensorwise, Unit, compare_tensors
+from edgevit.pipeline.explain.graph_tensors import compare_tensors
+from edgevit.pipeline.explain.units import Tensorwise, Unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +101,8 @@ def _explained_around(run: Tensorwise, unit: Unit, units: Sequence[Unit]) -> flo
     """Return the fraction of the own noise of the module around a unit that the unit's outputs explain."""
     around = next(each for each in units if unit.call.is_in(each.call) and unit.last.is_in(each.call))
     replaced = expected_outputs(run, around, results={unit.last: run.outputs(unit)})
-    _, explained = _fractions(run.outputs(around), expected_outputs(run, around), replaced)
+    results = (run.outputs(around), expected_outputs(run, around), replaced)
+    _, explained = _fractions(*(run.computed(around, each) for each in results))
     return explained
 
 
@@ -126,7 +128,7 @@ def _infinite_differences(actual: Tensors, expected: Tensors) -> NDArray[np.bool
 
 def own_difference(run: Tensorwise, unit: Unit) -> Difference:
     """Return a unit's own error."""
-    return compare_tensors(run.outputs(unit), expected_outputs(run, unit))
+    return run.compare(unit, run.outputs(unit), expected_outputs(run, unit))
 
 
 def expected_outputs(run: Tensorwise, unit: Unit, *, results: Mapping[Call, Tensors] | None = None) -> Tensors:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgevit.pipeline.explain.figures import Difference
 from edgevit.pipeline.explain.localize import expected_outputs
-from edgevit.pipeline.explain.units import Tensorwise, Unit, compare_tensors
+from edgevit.pipeline.explain.units import Tensorwise, Unit
 from edgevit.precisions import get_policy
 from edgevit.types import Precision
 
@@ -80,6 +80,6 @@ def _measure(run: Tensorwise, unit: Unit, whole: Unit) -> Ranked:
     outputs = run.recording.repeat(whole.call, results={unit.last: wrong})
     return Ranked(
         unit=unit,
-        own=compare_tensors(actual, expected),
-        at_output=compare_tensors(outputs, whole.call.outputs),
+        own=run.compare(unit, actual, expected),
+        at_output=run.compare(whole, outputs, whole.call.outputs),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgevit.export.kept_rows import kept_rows
 from edgevit.export.module_borders import ModuleBorders
 from edgevit.export.subgraph import extract, with_outputs
 from edgevit.models.loading import LoadedModel
@@ -18,10 +19,11 @@ from edgevit.pipeline.explain import reproducer
 from edgevit.pipeline.explain.bisection import bisect
 from edgevit.pipeline.explain.explanation import Explanation
 from edgevit.pipeline.explain.figures import Difference, difference
+from edgevit.pipeline.explain.graph_tensors import GraphTensors
 from edgevit.pipeline.explain.localize import MIN_OWN_ERROR, Finding, expected_outputs, find_first
 from edgevit.pipeline.explain.ranking import choose_to_keep, rank_modules
 from edgevit.pipeline.explain.stages import GRAPH, Stage
-from edgevit.pipeline.explain.units import Tensorwise, Unit, candidate_tensors, compare_tensors, find_units
+from edgevit.pipeline.explain.units import Tensorwise, Unit, candidate_tensors, find_units
 from edgevit.runtimes.output_parity import OutputParity
 from edgevit.types import Array, Reference
 
@@ -83,10 +85,10 @@ class _Search:
         recording = Recording(self._model.module, tensors)
         if self._mixes_batch(recording):
             return replace(self._empty, problem=_MIXED)
-        values = self._inner_values()
+        found = GraphTensors(self._inner_values(), kept_rows(self._stage.graph))
         outputs = [spec.name for spec in self._stage.graph.outputs]
-        units, unmapped = find_units(recording, self._borders, values, outputs)
-        run = Tensorwise(recording, values)
+        units, unmapped = find_units(recording, self._borders, found, outputs)
+        run = Tensorwise(recording, found)
         if self._has_vanished(run.output_difference(units[-1])):
             return self._by_cuts()
         if self._stage.precision == "fp32":
@@ -161,7 +163,7 @@ class _Search:
 
     def _save_module(self, run: Tensorwise, units: Sequence[Unit], finding: Finding) -> reproducer.Reproducer:
         """Save the module, or only its own last operators: from the results of its submodules that are right on."""
-        unit, values = finding.unit, run.values
+        unit, values = finding.unit, run.tensors.values
         right = [
             other
             for other in units
@@ -169,15 +171,16 @@ class _Search:
         ]
         results = {other.last: run.outputs(other) for other in right}
         expected = expected_outputs(run, unit, results=results)
-        if compare_tensors(run.outputs(unit), expected).max_of_std < _REMAINS * finding.own.max_of_std:
+        if run.compare(unit, run.outputs(unit), expected).max_of_std < _REMAINS * finding.own.max_of_std:
             right, expected = [], expected_outputs(run, unit)
+        parts = run.computed(unit, expected)
         borders = [*self._borders.inputs(unit.paths, unit.outputs), *(n for each in right for n in each.outputs)]
         shapes = {name: array.shape for name, array in values.items()}
         return reproducer.save(
             self._stage,
             extract(self._stage.graph, dict.fromkeys(borders), unit.outputs, shapes=shapes),
             values,
-            {name: each.numpy().reshape(shapes[name]) for name, each in zip(unit.outputs, expected, strict=True)},
+            {name: each.numpy().reshape(shapes[name]) for name, each in zip(unit.outputs, parts, strict=True)},
             path=self._path(unit.call.path),
         )
 

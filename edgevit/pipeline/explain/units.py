@@ -8,16 +8,15 @@ such as an activation: then the unit ends with that. Tensors are found by the na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from edgevit.export.module_borders import ModuleBorders
 from edgevit.models.recording import Call, Recording, Tensors
-from edgevit.pipeline.explain.figures import Difference, difference
-from edgevit.types import Array
+from edgevit.pipeline.explain.figures import Difference
+from edgevit.pipeline.explain.graph_tensors import GraphTensors, compare_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,30 +53,35 @@ class Tensorwise:
     """The tensors of a graph or engine, and PyTorch's, of one run each."""
 
     recording: Recording
-    values: Mapping[str, Array]  # the graph's, by name
+    tensors: GraphTensors
 
     def outputs(self, unit: Unit) -> Tensors:
         """Return a unit's outputs in the graph, in the shapes and types that PyTorch gives them."""
-        return tuple(
-            _like(self.values[name], tensor) for name, tensor in zip(unit.outputs, unit.last.outputs, strict=True)
-        )
+        pairs = zip(unit.outputs, unit.last.outputs, strict=True)
+        return tuple(self.tensors.like(name, tensor) for name, tensor in pairs)
+
+    def computed(self, unit: Unit, outputs: Tensors) -> Tensors:
+        """Return the parts of a unit's outputs that the graph computes."""
+        pairs = zip(unit.outputs, outputs, strict=True)
+        return tuple(self.tensors.part(name, tensor) for name, tensor in pairs)
+
+    def compare(self, unit: Unit, actual: Tensors, expected: Tensors) -> Difference:
+        """Compare two results of a unit in the parts that the graph computes."""
+        return compare_tensors(self.computed(unit, actual), self.computed(unit, expected))
 
     def inputs(self, unit: Unit) -> dict[int, torch.Tensor]:
-        return {
-            position: _like(self.values[name], unit.call.inputs[position]) for position, name in unit.inputs.items()
-        }
+        return {position: self.tensors.like(name, unit.call.inputs[position]) for position, name in unit.inputs.items()}
 
     def output_difference(self, unit: Unit) -> Difference:
-        return compare_tensors(self.outputs(unit), unit.last.outputs)
+        return self.compare(unit, self.outputs(unit), unit.last.outputs)
 
     def input_difference(self, unit: Unit) -> Difference:
         """Return how the inputs that could be found differ from PyTorch's."""
-        own = self.inputs(unit)
-        return compare_tensors(tuple(own.values()), tuple(unit.call.inputs[position] for position in own))
-
-
-def compare_tensors(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Difference:
-    return difference([_array(tensor) for tensor in actual], [_array(tensor) for tensor in expected])
+        own, part = self.inputs(unit), self.tensors.part
+        return compare_tensors(
+            [part(unit.inputs[position], tensor) for position, tensor in own.items()],
+            [part(unit.inputs[position], unit.call.inputs[position]) for position in own],
+        )
 
 
 def candidate_tensors(borders: ModuleBorders) -> tuple[str, ...]:
@@ -91,12 +95,12 @@ def candidate_tensors(borders: ModuleBorders) -> tuple[str, ...]:
 
 
 def find_units(
-    recording: Recording, borders: ModuleBorders, values: Mapping[str, Array], whole: Sequence[str]
+    recording: Recording, borders: ModuleBorders, tensors: GraphTensors, whole: Sequence[str]
 ) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
     """Return the units whose outputs the graph has, in the order in which they end, and the modules without one.
 
-    `values` are the graph's tensors, `whole` the names of its outputs in the order of the model's. Modules without
-    operators, such as those that a pass removed, are in neither.
+    `whole` are the names of the graph's outputs in the order of the model's. Modules without operators, such as those
+    that a pass removed, are in neither.
     """
     units: list[Unit] = []
     missing: dict[str, None] = {}
@@ -106,12 +110,12 @@ def find_units(
         if call.path not in borders.paths or not call.outputs or call in parts:
             continue
         last = folded[-1] if folded else call
-        outputs = _outputs(call, last, recording, borders, values) if call is not recording.whole else tuple(whole)
+        outputs = _outputs(call, last, recording, borders, tensors) if call is not recording.whole else tuple(whole)
         if outputs is None:
             missing[call.path] = None
             continue
         names = borders.inputs((call.path, *(each.path for each in folded)), outputs)
-        units.append(Unit(call=call, folded=folded, inputs=_inputs(call, names, values), outputs=outputs))
+        units.append(Unit(call=call, folded=folded, inputs=_inputs(call, names, tensors), outputs=outputs))
     return tuple(sorted(units, key=lambda unit: unit.last.end)), tuple(missing)
 
 
@@ -132,45 +136,20 @@ def _folded_after(call: Call, calls: Sequence[Call], borders: ModuleBorders) -> 
 
 
 def _outputs(
-    call: Call, last: Call, recording: Recording, borders: ModuleBorders, values: Mapping[str, Array]
+    call: Call, last: Call, recording: Recording, borders: ModuleBorders, tensors: GraphTensors
 ) -> tuple[str, ...] | None:
     """Return the graph's tensor for each tensor of the last call; None if one is not found."""
     path = last.path if last.path in borders.paths else call.path
-    names = [name for name in borders.outputs(path) if name in values]
+    names = [name for name in borders.outputs(path) if name in tensors.values]
     repeats = sum(other.path == path for other in recording.calls)
     if repeats > 1:
         index = last.index if path == last.path else call.index
         fitting = names if len(last.outputs) == 1 and len(names) == repeats else []
-        return (fitting[index],) if fitting and _fits(values[fitting[index]], last.outputs[0]) else None
-    found = [_closest(tensor, names, values) for tensor in last.outputs]
+        return (fitting[index],) if fitting and tensors.fits(fitting[index], last.outputs[0]) else None
+    found = [tensors.closest(tensor, names) for tensor in last.outputs]
     return None if None in found else tuple(name for name in found if name is not None)
 
 
-def _inputs(call: Call, names: Sequence[str], values: Mapping[str, Array]) -> dict[int, str]:
-    found = {position: _closest(tensor, names, values) for position, tensor in enumerate(call.inputs)}
+def _inputs(call: Call, names: Sequence[str], tensors: GraphTensors) -> dict[int, str]:
+    found = {position: tensors.closest(tensor, names) for position, tensor in enumerate(call.inputs)}
     return {position: name for position, name in found.items() if name is not None}
-
-
-def _closest(tensor: torch.Tensor, names: Iterable[str], values: Mapping[str, Array]) -> str | None:
-    """Return the name of the most similar of the values that have the tensor's shape, or None."""
-    fitting = [name for name in names if name in values and _fits(values[name], tensor)]
-    if len(fitting) < 2:
-        return fitting[0] if fitting else None
-    expected = _array(tensor)
-    return min(fitting, key=lambda name: difference([values[name].reshape(expected.shape)], [expected]).noise_to_signal)
-
-
-def _fits(value: Array, tensor: torch.Tensor) -> bool:
-    """Whether a value has the shape of a tensor, axes of length 1 aside."""
-    if not tensor.is_floating_point():
-        return False
-    return [size for size in value.shape if size != 1] == [size for size in tensor.shape if size != 1]
-
-
-def _like(value: Array, tensor: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(value)).reshape(tensor.shape).to(tensor.dtype)
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.detach().double().numpy()
-    return array

@@ -8,6 +8,7 @@ import pytest
 
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.kept_rows import KeptRow, kept_rows
 from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
@@ -55,6 +56,17 @@ def test_a_layer_computes_one_row(layer: str, index: int) -> None:
     assert after.operators["Squeeze"] == 1
     assert {_rows(node) for node in after.model.graph if node.op_type == "MatMul"} == {1}
     assert_same(before, after)
+
+
+@pytest.mark.parametrize("index", [0, 3, -1])
+def test_a_tensor_with_one_row_left_says_which(index: int) -> None:
+    before = _graph(f"{_ATTENTION} y = Gather <axis = 1> (s, i)", index=index)
+    found = kept_rows(before.apply("prune_unread_rows", prune_unread_rows))
+    assert {name: row for name, row in found.items() if not name.startswith("val_")} == {
+        **dict.fromkeys(["t", "r", "w", "s"], KeptRow(1, index)),
+        **dict.fromkeys(["q", "c", "p", "o"], KeptRow(2, index)),
+    }
+    assert not kept_rows(before)
 
 
 @pytest.mark.parametrize(

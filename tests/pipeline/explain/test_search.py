@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 import edgevit
 from edgevit.errors import ParityError
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.ir_helpers import int64_initializer
+from edgevit.export.kept_rows import KeptRow, kept_rows
 from edgevit.pipeline.explain.explanation import Explanation
 from edgevit.pipeline.explain.search import Failure, explain_failure
 from edgevit.pipeline.explain.stages import Stage
@@ -50,6 +53,21 @@ def test_the_module_of_a_planted_fault_is_named(network: Exported, planted: Plan
     assert found is not None and is_named(planted, found), found and list(found.lines())
     assert found.finding is not None and found.finding.explained > 0.9
     assert found.finding.inputs.max_of_std < 1e-5 < found.finding.own.max_of_std
+    assert found.reproducer is not None and found.reproducer.fails
+
+
+def test_faults_of_the_last_block_are_planted_where_one_row_is_computed(network: Exported) -> None:
+    rows = [row for name, row in kept_rows(network.graph).items() if not name.startswith("val_")]
+    assert len(rows) > 5 and set(rows) == {KeptRow(1, 0)}
+
+
+def test_a_wrong_row_is_named(network: Exported, tmp_path: Path) -> None:
+    def select_the_next(model: ir.Model) -> None:
+        (node,) = [each for each in model.graph if each.name == "blocks.1/Add_row"]
+        node.replace_input_with(1, int64_initializer(model.graph, "next", [1]))
+
+    found = explain(network, network.graph.apply("fault", select_the_next), folder=tmp_path)
+    assert found is not None and found.module == "blocks.1"
     assert found.reproducer is not None and found.reproducer.fails
 
 

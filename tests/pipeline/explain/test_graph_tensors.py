@@ -1,0 +1,44 @@
+"""Tensors of a graph beside PyTorch's, whole or one row of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgevit.export.kept_rows import KeptRow
+from edgevit.pipeline.explain.graph_tensors import GraphTensors
+
+WHOLE = torch.arange(30.0).reshape(1, 5, 6)
+ROW = np.full((1, 1, 6), -1.0, np.float32)
+
+
+def tensors(row: KeptRow) -> GraphTensors:
+    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row})
+
+
+@pytest.mark.parametrize(("index", "position"), [(0, 0), (3, 3), (-1, 4)])
+def test_a_row_stands_among_the_other_rows_of_pytorch(index: int, position: int) -> None:
+    found = tensors(KeptRow(1, index)).like("row", WHOLE)
+    assert torch.equal(found[:, position], torch.full((1, 6), -1.0))
+    others = [row for row in range(5) if row != position]
+    assert torch.equal(found[:, others], WHOLE[:, others])
+    assert torch.equal(tensors(KeptRow(1, index)).part("row", WHOLE), WHOLE[:, [position]])
+
+
+def test_a_whole_tensor_is_preferred_to_a_row_that_is_closer() -> None:
+    assert tensors(KeptRow(1, 0)).closest(WHOLE, ["row", "whole"]) == "whole"
+    assert tensors(KeptRow(1, 0)).closest(WHOLE, ["row"]) == "row"
+
+
+@pytest.mark.parametrize("row", [KeptRow(1, 5), KeptRow(2, 0), KeptRow(0, 0)])
+def test_a_row_of_another_shape_does_not_fit(row: KeptRow) -> None:
+    assert not tensors(row).fits("row", WHOLE)
+    assert tensors(KeptRow(1, 4)).fits("row", WHOLE)
+
+
+def test_integers_and_other_shapes_do_not_fit() -> None:
+    found = tensors(KeptRow(1, 0))
+    assert not found.fits("whole", WHOLE.to(torch.int64))
+    assert not found.fits("whole", WHOLE.reshape(1, 6, 5))
+    assert found.fits("whole", WHOLE.reshape(5, 1, 6))
