@@ -74,6 +74,25 @@ def is_over_last_axis(softmax: ir.Node) -> bool:
     return softmax.attributes.get_int("axis", -1) in (-1, len(softmax.outputs[0].shape or ()) - 1)
 
 
+def sums_to_one(value: ir.Value | None) -> bool:
+    """Whether each row of a value is the output of a softmax."""
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "Softmax" and is_over_last_axis(node)
+
+
+def only_softmax_reads(value: ir.Value) -> bool:
+    """Whether a Softmax over the last axis alone reads a value: it ignores an offset of a whole row."""
+    reader = only_consumer(value)
+    return reader is not None and reader.op_type == "Softmax" and is_over_last_axis(reader)
+
+
+def sizes_of_image(value: ir.Value | None) -> tuple[int, ...]:
+    """Return the sizes of all axes but that of the batch; () if one is unknown."""
+    dims = tuple(value.shape or ()) if value is not None else ()
+    sizes = tuple(dim for dim in dims[1:] if isinstance(dim, int))
+    return sizes if len(sizes) == len(dims) - 1 else ()
+
+
 def initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Add an initializer that holds `array`; a number is appended to `name` if it is taken."""
     unique, number = name, 1

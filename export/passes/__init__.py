@@ -54,6 +54,7 @@ from edgevit.export.passes.merge_linear import merge_linear
 from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
+from edgevit.export.passes.project_queries import project_queries
 from edgevit.export.passes.project_tokens import project_tokens
 from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
@@ -142,6 +143,7 @@ _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(fold_scale),
     FormatPass(hard_sigmoid_to_clip),
     FormatPass(prune_unread_rows, applies=lambda target: target.format.deployable),
+    FormatPass(project_queries, applies=lambda target: target.format.deployable and target.precision == "fp32"),
     FormatPass(project_tokens),
     FormatPass(expand_depthwise),
     FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes

@@ -10,14 +10,13 @@ Shapes have to be static. Runs of fewer than `_MIN_COPIES` nodes that copy stay 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
-    constant,
     initializer,
     insert,
     int64_initializer,
@@ -25,6 +24,7 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
+from edgevit.export.moves import run_move
 from edgevit.types import Array
 
 _COPIES = frozenset({"Concat", "Slice", "Split", "Transpose"})
@@ -95,7 +95,7 @@ def _moved_rows(move: Move) -> Array | None:
     width = before[-1]
     values = {move.source: np.arange(math.prod(before)).reshape(before)}
     for node in move.nodes:
-        outputs = _run(node, values)
+        outputs = run_move(node, values)
         if outputs is None:
             return None
         values |= zip(node.outputs, outputs, strict=True)
@@ -104,45 +104,6 @@ def _moved_rows(move: Move) -> Array | None:
     if not np.array_equal(moved, rows[:, np.newaxis] * width + np.arange(width)):
         return None
     return None if np.array_equal(rows, np.arange(math.prod(before) // width)) else rows
-
-
-def _run(node: ir.Node, values: Mapping[ir.Value, Array]) -> Sequence[Array] | None:
-    """Return the outputs of a node that moves values; None if a parameter is not constant."""
-    arrays = [values[value] for value in node.inputs if value is not None and value in values]
-    parameters = [constant(value) for value in node.inputs if value is not None and value not in values]
-    if any(parameter is None for parameter in parameters):
-        return None
-    (array, *_), given = arrays, [np.asarray(parameter) for parameter in parameters]
-    attributes = node.attributes
-    match node.op_type:
-        case "Transpose":
-            return [array.transpose(attributes.get_ints("perm", range(array.ndim)[::-1]))]
-        case "Concat":
-            return [np.concatenate(arrays, attributes.get_int("axis", 0))]
-        case "Reshape":
-            return [array.reshape([size or array.shape[axis] for axis, size in enumerate(given[0].tolist())])]
-        case "Slice":
-            return [array[_slices(array.ndim, given)]]
-        case _:
-            return _split(array, attributes.get_int("axis", 0), len(node.outputs), given)
-
-
-def _slices(rank: int, given: Sequence[Array]) -> tuple[slice, ...]:
-    """Return the slices of starts, ends, axes and steps; the last two may be left out."""
-    starts, ends = given[0].tolist(), given[1].tolist()
-    axes = given[2].tolist() if len(given) > 2 else range(len(starts))
-    steps = given[3].tolist() if len(given) > 3 else [1] * len(starts)
-    slices = [slice(None)] * rank
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        # An end beyond the first value, which ONNX writes as a large negative number, is None in Python.
-        slices[axis] = slice(start, None if step < 0 and end < -(1 << 30) else end, step)
-    return tuple(slices)
-
-
-def _split(array: Array, axis: int, parts: int, given: Sequence[Array]) -> Sequence[Array]:
-    size = -(-array.shape[axis] // parts)
-    ends = np.cumsum(given[0]) if given else size * np.arange(1, parts + 1)
-    return np.split(array, ends[:-1], axis)
 
 
 def _replace(move: Move, rows: Array, graph: ir.Graph) -> None:

@@ -13,7 +13,6 @@ Visual Transformers' tokenizers and projectors.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -23,21 +22,19 @@ import onnx_ir as ir
 from edgevit.export.ir_helpers import (
     constant,
     has_constant_weights,
-    initializer,
-    insert,
-    int64_initializer,
-    is_over_last_axis,
-    module_of,
     only_consumer,
+    only_softmax_reads,
     remove_unused,
     replace_value,
+    sizes_of_image,
+    sums_to_one,
 )
 from edgevit.export.macs import node_macs
+from edgevit.export.product_inserter import ProductInserter
 from edgevit.types import Array
 
 _MAX_FRACTION = 0.5  # of the multiply-adds that may remain: products of activations are not in int8, convolutions are
 _MAP = 4  # rank of (N, C, H, W)
-_OF_CONVOLUTION = ("queries", "offsets", "values")  # products with its weights; they keep the name of its module
 
 
 def project_tokens(model: ir.Model) -> None:
@@ -74,11 +71,11 @@ class _Attention:
 
     @property
     def rows(self) -> int:
-        return _sizes(self.tokens)[-2]
+        return sizes_of_image(self.tokens)[-2]
 
     @property
     def pixel_count(self) -> int:
-        return math.prod(_sizes(self.pixels)[1:])
+        return math.prod(sizes_of_image(self.pixels)[1:])
 
     @property
     def macs(self) -> int:
@@ -93,7 +90,7 @@ class _Attention:
 
 def _attention(product: ir.Node) -> _Attention | None:
     """Return the product and its convolution; None if the node is none of these products."""
-    if product.op_type != "MatMul" or product.domain or len(_sizes(product.inputs[0])) < 2:
+    if product.op_type != "MatMul" or product.domain or len(sizes_of_image(product.inputs[0])) < 2:
         return None
     value = product.inputs[1]
     transpose = _only_producer(value, "Transpose")
@@ -112,7 +109,7 @@ def _attention(product: ir.Node) -> _Attention | None:
         is_aligned = math.prod(heads) == groups
     else:
         is_aligned = (not heads or heads == (groups,)) and _swaps_last_axes(transpose)
-        is_aligned = is_aligned and (bias is None or _sums_to_one(product.inputs[0]))
+        is_aligned = is_aligned and (bias is None or sums_to_one(product.inputs[0]))
     if not is_aligned:
         return None
     weight = kernels.reshape(groups, -1, kernels.shape[1])
@@ -129,7 +126,7 @@ def _only_producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 def _is_pointwise(conv: ir.Node) -> bool:
     """Whether a Conv multiplies each pixel of a map by constant weights."""
-    if not has_constant_weights(conv) or len(_sizes(conv.inputs[0])) != _MAP - 1:
+    if not has_constant_weights(conv) or len(sizes_of_image(conv.inputs[0])) != _MAP - 1:
         return False
     weight = constant(conv.inputs[1])
     strides, pads = conv.attributes.get_ints("strides", [1]), conv.attributes.get_ints("pads", [0])
@@ -139,7 +136,7 @@ def _is_pointwise(conv: ir.Node) -> bool:
 
 def _heads(conv: ir.Node, reshape: ir.Node) -> tuple[int, ...] | None:
     """Return (heads,) or () if the map becomes (N, [heads,] channels, pixels); None if not."""
-    before, after = _sizes(conv.outputs[0]), _sizes(reshape.outputs[0])
+    before, after = sizes_of_image(conv.outputs[0]), sizes_of_image(reshape.outputs[0])
     if len(before) != _MAP - 1 or len(after) not in (2, 3):
         return None
     heads = after[:-2]
@@ -148,22 +145,9 @@ def _heads(conv: ir.Node, reshape: ir.Node) -> tuple[int, ...] | None:
 
 
 def _swaps_last_axes(transpose: ir.Node) -> bool:
-    rank = len(_sizes(transpose.outputs[0])) + 1
+    rank = len(sizes_of_image(transpose.outputs[0])) + 1
     order = list(range(rank))
     return list(transpose.attributes.get_ints("perm", []) or []) == [*order[:-2], order[-1], order[-2]]
-
-
-def _sums_to_one(value: ir.Value | None) -> bool:
-    """Whether each row of a value is the output of a softmax."""
-    node = value.producer() if value is not None else None
-    return node is not None and node.op_type == "Softmax" and is_over_last_axis(node)
-
-
-def _sizes(value: ir.Value | None) -> tuple[int, ...]:
-    """Return the sizes of all axes but that of the batch; () if one is unknown."""
-    dims = tuple(value.shape or ()) if value is not None else ()
-    sizes = tuple(dim for dim in dims[1:] if isinstance(dim, int))
-    return sizes if len(sizes) == len(dims) - 1 else ()
 
 
 def _batch(value: ir.Value | None) -> int | ir.SymbolicDim | None:
@@ -171,16 +155,15 @@ def _batch(value: ir.Value | None) -> int | ir.SymbolicDim | None:
 
 
 def _batch_and_heads(value: ir.Value | None) -> tuple[object, ...]:
-    return (_batch(value), *_sizes(value)[:-2])
+    return (_batch(value), *sizes_of_image(value)[:-2])
 
 
 class _Rewrite:
     """Replaces one product and its convolution."""
 
     def __init__(self, found: _Attention, graph: ir.Graph) -> None:
-        self._found, self._graph = found, graph
-        self._name = f"{found.conv.outputs[0].name}_of_tokens"
-        self._insert = functools.partial(insert, before=found.product, graph=graph, like=found.product.outputs[0])
+        name = f"{found.conv.outputs[0].name}_of_tokens"
+        self._found, self._insert = found, ProductInserter(found.product, found.conv, name, graph)
 
     def apply(self) -> None:
         """Insert the other order of the products before the old one, whose output it replaces."""
@@ -191,73 +174,38 @@ class _Rewrite:
         """Return (Q W) X + Q b."""
         found, weight = self._found, self._found.weight
         heads = found.heads
-        queries = self._product(
-            "queries", found.tokens, self._constant("weight", weight.reshape(*heads, *weight.shape[1:]))
+        queries = self._insert.product(
+            "queries", found.tokens, self._insert.constant("weight", weight.reshape(*heads, *weight.shape[1:]))
         )
-        scores = self._product("scores", queries, self._pixels())
-        if found.bias is None or _only_softmax_of_pixels(found.product):
+        scores = self._insert.product("scores", queries, self._pixels())
+        if found.bias is None or only_softmax_reads(found.product.outputs[0]):
             return scores
-        column = self._constant("bias", found.bias.reshape(*heads, -1, 1))
-        return self._elementwise("Add", scores, self._product("offsets", found.tokens, column))
+        column = self._insert.constant("bias", found.bias.reshape(*heads, -1, 1))
+        return self._insert.add(scores, self._insert.product("offsets", found.tokens, column))
 
     def _pooled(self) -> ir.Value:
         """Return (A X^T) W^T + b."""
         found, weight = self._found, self._found.weight
         groups, outputs, inputs = weight.shape
-        pooled = self._product("pooled", found.tokens, self._transposed("pixels_transposed", self._pixels()))
+        pooled = self._insert.product(
+            "pooled", found.tokens, self._insert.transpose("pixels_transposed", self._pixels())
+        )
         splits = not found.heads and groups > 1  # the groups of the convolution become heads for its product
         heads = (groups,) if splits else found.heads
         if splits:
-            pooled = self._reshaped("groups", pooled, found.rows, groups, inputs)
-            pooled = self._swapped("groups_first", pooled)
+            pooled = self._insert.reshape("groups", pooled, found.rows, groups, inputs)
+            pooled = self._insert.permute("groups_first", pooled, [0, 2, 1, 3])
         swapped = np.swapaxes(weight, 1, 2).reshape(*heads, inputs, outputs)
-        result = self._product("values", pooled, self._constant("weight", swapped))
+        result = self._insert.product("values", pooled, self._insert.constant("weight", swapped))
         if found.bias is not None:
             row = (*heads, 1, outputs) if heads else (outputs,)
-            result = self._elementwise("Add", result, self._constant("bias", found.bias.reshape(row)))
+            result = self._insert.add(result, self._insert.constant("bias", found.bias.reshape(row)))
         if splits:
-            result = self._reshaped("channels", self._swapped("groups_last", result), found.rows, groups * outputs)
+            result = self._insert.permute("groups_last", result, [0, 2, 1, 3])
+            result = self._insert.reshape("channels", result, found.rows, groups * outputs)
         return result
 
     def _pixels(self) -> ir.Value:
         """Return the input of the convolution as (N, [heads,] channels, pixels)."""
         channels = self._found.weight.shape[0] * self._found.weight.shape[2] // math.prod(self._found.heads)
-        return self._reshaped("pixels", self._found.pixels, *self._found.heads, channels, self._found.pixel_count)
-
-    def _constant(self, step: str, array: Array) -> ir.Value:
-        return initializer(self._graph, f"{module_of(self._found.conv)}/{self._name}.{step}".lstrip("/"), array)
-
-    def _node(self, op_type: str, step: str, *inputs: ir.Value, **attributes: list[int]) -> ir.Node:
-        module = module_of(self._found.conv if step in _OF_CONVOLUTION else self._found.product)
-        return ir.node(op_type, inputs, attributes, name=f"{module}/{self._name}_{step}".lstrip("/"))
-
-    def _product(self, step: str, left: ir.Value, right: ir.Value) -> ir.Value:
-        assert left.shape is not None and right.shape is not None
-        return self._insert(
-            self._node("MatMul", step, left, right), shape=ir.Shape([*left.shape[:-1], right.shape[-1]])
-        )
-
-    def _elementwise(self, op_type: str, left: ir.Value, right: ir.Value) -> ir.Value:
-        return self._insert(self._node(op_type, op_type, left, right), shape=left.shape)
-
-    def _reshaped(self, step: str, value: ir.Value, *sizes: int) -> ir.Value:
-        shape = int64_initializer(self._graph, f"{self._name}.{step}", [0, *sizes])  # 0: the batch as it is
-        return self._insert(self._node("Reshape", step, value, shape), shape=ir.Shape([_batch(value), *sizes]))
-
-    def _transposed(self, step: str, value: ir.Value) -> ir.Value:
-        rank = len(value.shape or ())
-        return self._permuted(step, value, [*range(rank - 2), rank - 1, rank - 2])
-
-    def _swapped(self, step: str, value: ir.Value) -> ir.Value:
-        return self._permuted(step, value, [0, 2, 1, 3])
-
-    def _permuted(self, step: str, value: ir.Value, order: list[int]) -> ir.Value:
-        assert value.shape is not None
-        shape = ir.Shape([value.shape[axis] for axis in order])
-        return self._insert(self._node("Transpose", step, value, perm=order), shape=shape)
-
-
-def _only_softmax_of_pixels(product: ir.Node) -> bool:
-    """Whether a Softmax over the pixels alone reads the scores, which an offset a row does not change."""
-    reader = only_consumer(product.outputs[0])
-    return reader is not None and reader.op_type == "Softmax" and is_over_last_axis(reader)
+        return self._insert.reshape("pixels", self._found.pixels, *self._found.heads, channels, self._found.pixel_count)
