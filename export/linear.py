@@ -127,16 +127,17 @@ def has_few_rows(value: ir.Value) -> bool:
 
 
 def insert_linear(
-    source: ir.Value, weight: Array, bias: Array, *, op_type: str, name: str, before: ir.Node, graph: ir.Graph
+    source: ir.Value, weight: Array, bias: Array | None, *, op_type: str, name: str, before: ir.Node, graph: ir.Graph
 ) -> ir.Value:
     """Insert y = source weight + bias before a node, as "Gemm" or as "MatMul" and Add; return y."""
     shape = ir.Shape([*(source.shape or ())[:-1], weight.shape[1]])
     add = functools.partial(insert, before=before, graph=graph, like=source, shape=shape)
-    factor, term = initializer(graph, f"{name}.weight", weight), initializer(graph, f"{name}.bias", bias)
+    terms = [] if bias is None else [initializer(graph, f"{name}.bias", bias)]
+    factor = initializer(graph, f"{name}.weight", weight)
     if op_type == "Gemm":
-        return add(ir.node("Gemm", [source, factor, term], name=name))
+        return add(ir.node("Gemm", [source, factor, *terms], name=name))
     product = add(ir.node("MatMul", [source, factor], name=name))
-    return add(ir.node("Add", [product, term], name=f"{name}_Add"))
+    return add(ir.node("Add", [product, *terms], name=f"{name}_Add")) if terms else product
 
 
 def _is_transposed(product: ir.Node) -> bool:

@@ -60,6 +60,8 @@ from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.export.passes.slice_wide_maps import slice_wide_maps
+from edgevit.export.passes.split_linear import split_linear
+from edgevit.export.passes.strided_heads import strided_heads
 from edgevit.export.passes.underflow_masks import underflow_masks
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
@@ -144,6 +146,7 @@ _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(hard_sigmoid_to_clip),
     FormatPass(prune_unread_rows, applies=lambda target: target.format.deployable),
     FormatPass(project_queries, applies=lambda target: target.format.deployable and target.precision == "fp32"),
+    FormatPass(split_linear, applies=lambda target: target.format.deployable and target.precision != "int8"),
     FormatPass(project_tokens),
     FormatPass(expand_depthwise),
     FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
@@ -158,6 +161,7 @@ def _is_deployable(target: PassTarget) -> bool:
 # Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(merge_linear),
+    FormatPass(strided_heads, applies=lambda target: target.format.deployable),
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
     FormatPass(

@@ -4,7 +4,7 @@ If a Gather reads row i of a value and nothing reads the others, they need not b
 each row on its own, f(x)[i] = f(x[i]): elementwise operators, norms and softmax along another axis, moves of elements,
 and matmuls, (A B)[i] = A[i] B. So the selection moves up to where the other rows are read: in a last layer, to the
 queries and the shortcut. Its attention has one query, and its MLP one token. Tensors with one row left are marked (see
-`kept_rows`), so that they can be compared with PyTorch's, which have all rows.
+`tensor_parts`), so that they can be compared with PyTorch's, which have all rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, insert, int64_initializer, remove_unused, replace_value
-from edgevit.export.kept_rows import KeptRow, mark_kept_row
+from edgevit.export.tensor_parts import KeptRow, mark_kept_row
 
 _Axes = dict[int, int]  # axis of the selected row in each input that has it, by the input's index
 

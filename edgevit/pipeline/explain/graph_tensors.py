@@ -1,4 +1,4 @@
-"""Compare the tensors of a graph with PyTorch's, of which the graph may compute one row only."""
+"""Compare the tensors of a graph with PyTorch's, of which the graph may compute one row only, or parts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,42 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from edgevit.export.kept_rows import KeptRow
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.tensor_parts import KeptRow, joined_parts, kept_rows
 from edgevit.pipeline.explain.figures import Difference, difference
 from edgevit.types import Array
 
 
 @dataclass(frozen=True, slots=True)
 class GraphTensors:
-    """Values of a graph or engine by their names, and those of them that are one row of a tensor of PyTorch's."""
+    """Values of a graph or engine by their names, and those that are a row, or parts, of a tensor of PyTorch's."""
 
-    values: Mapping[str, Array]
+    values: Mapping[str, Array]  # the joined ones too
     rows: Mapping[str, KeptRow]
+    parts: Mapping[str, tuple[str, ...]]  # of the joined ones, along the last axis
+
+    @classmethod
+    def of(cls, graph: OnnxGraph, values: Mapping[str, Array]) -> GraphTensors:
+        """Join the parts whose values are known to whole tensors."""
+        parts = {whole: names for whole, names in joined_parts(graph).items() if all(name in values for name in names)}
+        joined = {whole: np.concatenate([values[name] for name in names], -1) for whole, names in parts.items()}
+        return cls({**values, **joined}, kept_rows(graph), parts)
+
+    def with_joined(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the names and those of the tensors that these are parts of."""
+        given = tuple(names)
+        return (*given, *(whole for whole, parts in self.parts.items() if set(parts) <= set(given)))
+
+    def computed(self, name: str) -> tuple[str, ...]:
+        """Return the names of a value's parts, or its own: those that the graph computes."""
+        return self.parts.get(name, (name,))
+
+    def split(self, name: str, tensor: torch.Tensor) -> dict[str, Array]:
+        """Return the arrays that the graph should compute to have a tensor in the place of a value."""
+        names = self.computed(name)
+        ends = np.cumsum([self.values[each].shape[-1] for each in names])
+        pieces = np.split(tensor.numpy(), ends[:-1], -1) if len(names) > 1 else [tensor.numpy()]
+        return {each: piece.reshape(self.values[each].shape) for each, piece in zip(names, pieces, strict=True)}
 
     def part(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of PyTorch's tensor that the graph computes, a view."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgevit.export.kept_rows import kept_rows
 from edgevit.export.module_borders import ModuleBorders
 from edgevit.export.subgraph import extract, with_outputs
 from edgevit.models.loading import LoadedModel
@@ -85,7 +84,7 @@ class _Search:
         recording = Recording(self._model.module, tensors)
         if self._mixes_batch(recording):
             return replace(self._empty, problem=_MIXED)
-        found = GraphTensors(self._inner_values(), kept_rows(self._stage.graph))
+        found = GraphTensors.of(self._stage.graph, self._inner_values())
         outputs = [spec.name for spec in self._stage.graph.outputs]
         units, unmapped = find_units(recording, self._borders, found, outputs)
         run = Tensorwise(recording, found)
@@ -173,14 +172,17 @@ class _Search:
         expected = expected_outputs(run, unit, results=results)
         if run.compare(unit, run.outputs(unit), expected).max_of_std < _REMAINS * finding.own.max_of_std:
             right, expected = [], expected_outputs(run, unit)
-        parts = run.computed(unit, expected)
-        borders = [*self._borders.inputs(unit.paths, unit.outputs), *(n for each in right for n in each.outputs)]
+        wanted: dict[str, Array] = {}
+        for name, part in zip(unit.outputs, run.computed(unit, expected), strict=True):
+            wanted |= run.tensors.split(name, part)
+        inner = [each for other in right for name in other.outputs for each in run.tensors.computed(name)]
+        borders = [*self._borders.inputs(unit.paths, wanted), *inner]
         shapes = {name: array.shape for name, array in values.items()}
         return reproducer.save(
             self._stage,
-            extract(self._stage.graph, dict.fromkeys(borders), unit.outputs, shapes=shapes),
+            extract(self._stage.graph, dict.fromkeys(borders), tuple(wanted), shapes=shapes),
             values,
-            {name: each.numpy().reshape(shapes[name]) for name, each in zip(unit.outputs, parts, strict=True)},
+            wanted,
             path=self._path(unit.call.path),
         )
 

@@ -114,7 +114,8 @@ def find_units(
         if outputs is None:
             missing[call.path] = None
             continue
-        names = borders.inputs((call.path, *(each.path for each in folded)), outputs)
+        computed = [each for name in outputs for each in tensors.computed(name)]
+        names = borders.inputs((call.path, *(each.path for each in folded)), computed)
         units.append(Unit(call=call, folded=folded, inputs=_inputs(call, names, tensors), outputs=outputs))
     return tuple(sorted(units, key=lambda unit: unit.last.end)), tuple(missing)
 
@@ -140,7 +141,7 @@ def _outputs(
 ) -> tuple[str, ...] | None:
     """Return the graph's tensor for each tensor of the last call; None if one is not found."""
     path = last.path if last.path in borders.paths else call.path
-    names = [name for name in borders.outputs(path) if name in tensors.values]
+    names = [name for name in tensors.with_joined(borders.outputs(path)) if name in tensors.values]
     repeats = sum(other.path == path for other in recording.calls)
     if repeats > 1:
         index = last.index if path == last.path else call.index
@@ -151,5 +152,6 @@ def _outputs(
 
 
 def _inputs(call: Call, names: Sequence[str], tensors: GraphTensors) -> dict[int, str]:
+    names = tensors.with_joined(names)
     found = {position: tensors.closest(tensor, names) for position, tensor in enumerate(call.inputs)}
     return {position: name for position, name in found.items() if name is not None}

@@ -8,8 +8,8 @@ import pytest
 
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.kept_rows import KeptRow, kept_rows
 from edgevit.export.passes.prune_unread_rows import prune_unread_rows
+from edgevit.export.tensor_parts import KeptRow, kept_rows
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 _MLP = """n = LayerNormalization <axis = -1> (x, gamma, beta) h = MatMul (n, up) b = Add (h, bias) a = Relu (b)

@@ -79,9 +79,19 @@ class Network(nn.Module):
 
 @pytest.fixture(scope="module")
 def network() -> Exported:
+    return exported(side=8)
+
+
+@pytest.fixture(scope="module")
+def wide_network() -> Exported:
+    """The same with 64 tokens, so that queries, keys and values are computed apart."""
+    return exported(side=16)
+
+
+def exported(*, side: int) -> Exported:
     torch.manual_seed(0)
     module = Network().eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     nn.init.uniform_(module.stem.norm.running_mean, -1, 1)  # type: ignore[arg-type]
-    return exported_from(module, torch.zeros(1, 3, 8, 8))
+    return exported_from(module, torch.zeros(1, 3, side, side))

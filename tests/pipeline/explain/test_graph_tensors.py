@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.export.kept_rows import KeptRow
+from edgevit.export.tensor_parts import JoinedPart, KeptRow, mark_joined_part
 from edgevit.pipeline.explain.graph_tensors import GraphTensors
+from tests.helpers.graphs import HEADER, parse
 
 WHOLE = torch.arange(30.0).reshape(1, 5, 6)
 ROW = np.full((1, 1, 6), -1.0, np.float32)
 
 
 def tensors(row: KeptRow) -> GraphTensors:
-    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row})
+    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row}, {})
 
 
 @pytest.mark.parametrize(("index", "position"), [(0, 0), (3, 3), (-1, 4)])
@@ -42,3 +43,17 @@ def test_integers_and_other_shapes_do_not_fit() -> None:
     assert not found.fits("whole", WHOLE.to(torch.int64))
     assert not found.fits("whole", WHOLE.reshape(1, 6, 5))
     assert found.fits("whole", WHOLE.reshape(5, 1, 6))
+
+
+def test_parts_are_joined_and_split() -> None:
+    graph = parse(
+        f"{HEADER} g (float[5, 2] a, float[5, 4] b) => (float[5, 2] c, float[5, 4] d) {{c = Relu (a) d = Relu (b)}}"
+    )
+    for number, value in enumerate(graph.model.graph.outputs):
+        mark_joined_part(value, JoinedPart("whole", number, 2))
+    found = GraphTensors.of(graph, {"c": WHOLE.numpy()[0, :, :2], "d": WHOLE.numpy()[0, :, 2:]})
+    assert found.fits("whole", WHOLE) and torch.equal(found.like("whole", WHOLE), WHOLE)
+    assert found.with_joined(["d", "c"]) == ("d", "c", "whole") and found.with_joined(["c"]) == ("c",)
+    assert (found.computed("whole"), found.computed("c")) == (("c", "d"), ("c",))
+    assert {name: array.shape for name, array in found.split("whole", WHOLE).items()} == {"c": (5, 2), "d": (5, 4)}
+    assert "whole" not in GraphTensors.of(graph, {"c": ROW}).values

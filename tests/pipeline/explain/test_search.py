@@ -18,7 +18,7 @@ import edgevit
 from edgevit.errors import ParityError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import int64_initializer
-from edgevit.export.kept_rows import KeptRow, kept_rows
+from edgevit.export.tensor_parts import KeptRow, kept_rows
 from edgevit.pipeline.explain.explanation import Explanation
 from edgevit.pipeline.explain.search import Failure, explain_failure
 from edgevit.pipeline.explain.stages import Stage
@@ -69,6 +69,16 @@ def test_a_wrong_row_is_named(network: Exported, tmp_path: Path) -> None:
     found = explain(network, network.graph.apply("fault", select_the_next), folder=tmp_path)
     assert found is not None and found.module == "blocks.1"
     assert found.reproducer is not None and found.reproducer.fails
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_layer_that_is_computed_in_parts_is_named(wide_network: Exported, part: int, tmp_path: Path) -> None:
+    planted = Plant("a sign", f"blocks.0.attn.qkv/MatMul_{part}")
+    found = explain(wide_network, plant(wide_network.graph, planted), folder=tmp_path)
+    assert found is not None and found.module == "blocks.0.attn.qkv"
+    assert found.finding is not None and found.finding.explained > 0.9
+    assert found.reproducer is not None and found.reproducer.fails
+    assert len(onnx.load(found.reproducer.path).graph.output) == 3
 
 
 def test_the_pasted_command_fails_with_the_status_of_parity(network: Exported, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Mark the tensors that a pass has left a part of, and find them: PyTorch's tensors in their place are whole.
+
+A pass may leave one row of a tensor, or compute a tensor in parts of its last axis.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgevit.export.graph import OnnxGraph
+
+# Keys of the metadata that ONNX files have for each tensor.
+_ROW = "edgevit.kept_row"
+_PART = "edgevit.joined_part"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """The place of a row in the tensor that has all of them."""
+
+    axis: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedPart:
+    """One of the parts that make up a tensor along its last axis."""
+
+    whole: str  # the name that the tensor had
+    number: int
+    count: int
+
+
+def mark_kept_row(value: ir.Value, row: KeptRow) -> None:
+    """Note that a tensor has one row of those that the PyTorch module computes."""
+    value.metadata_props[_ROW] = f"{row.axis},{row.index}"
+
+
+def mark_joined_part(value: ir.Value, part: JoinedPart) -> None:
+    """Note that a tensor is part of one that the PyTorch module computes."""
+    value.metadata_props[_PART] = f"{part.number},{part.count},{part.whole}"
+
+
+def kept_rows(graph: OnnxGraph) -> Mapping[str, KeptRow]:
+    """Return the rows of the marked tensors by their names."""
+    found = {}
+    for name, text in _marked(graph, _ROW).items():
+        axis, index = text.split(",")
+        found[name] = KeptRow(int(axis), int(index))
+    return found
+
+
+def joined_parts(graph: OnnxGraph) -> Mapping[str, tuple[str, ...]]:
+    """Return the names of the parts of each whole tensor, in their order; wholes that lack a part are left out."""
+    found: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
+    for name, text in _marked(graph, _PART).items():
+        number, count, whole = text.split(",", 2)
+        found[whole, int(count)][int(number)] = name
+    return {
+        whole: tuple(parts[number] for number in range(count))
+        for (whole, count), parts in found.items()
+        if len(parts) == count
+    }
+
+
+def _marked(graph: OnnxGraph, key: str) -> Mapping[str, str]:
+    values = (value for node in graph.model.graph for value in node.outputs)
+    return {str(value.name): value.metadata_props[key] for value in values if key in value.metadata_props}
