@@ -33,6 +33,7 @@ from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.expand_depthwise import expand_depthwise
 from edgevit.export.passes.flatten_linear import flatten_linear
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
+from edgevit.export.passes.fold_channel_order import fold_channel_order
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.fold_scale import fold_scale
 from edgevit.export.passes.fold_shortcut_scale import fold_shortcut_scale
@@ -121,6 +122,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_batchnorm,
     fuse_affine,
     fold_shortcut_scale,
+    fold_channel_order,
     push_scale_to_query,
     fuse_channel_shuffle,
     push_gather_through_concat,
