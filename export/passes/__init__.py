@@ -59,6 +59,7 @@ from edgevit.export.passes.project_tokens import project_tokens
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.export.passes.slice_wide_maps import slice_wide_maps
+from edgevit.export.passes.transpose_narrow_attention import transpose_narrow_attention
 from edgevit.export.passes.underflow_masks import underflow_masks
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
@@ -188,10 +189,15 @@ _TENSORRT: tuple[FormatPass, ...] = (
 )
 
 
+def _multiplies_in_amx_bf16(target: PassTarget) -> bool:
+    """Whether OpenVINO multiplies floats in bf16 with AMX."""
+    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
+    return has_amx_bf16() and target.precision in ("bf16", "int8")
+
+
 def _openvino_lanes(target: PassTarget) -> int:
     """Return the outputs of a group that OpenVINO's kernels have room for; 0 if merged groups are not faster."""
-    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
-    if has_amx_bf16() and target.precision in ("bf16", "int8"):
+    if _multiplies_in_amx_bf16(target):
         return _AMX_ROWS
     return 0 if has_avx512() and target.precision != "fp32" else fp32_lanes()
 
@@ -204,6 +210,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
         applies=lambda target: _openvino_lanes(target) > 0,
         options=lambda target: {"lanes": _openvino_lanes(target)},
     ),
+    FormatPass(transpose_narrow_attention, applies=_multiplies_in_amx_bf16),
     FormatPass(pad_average_pool, "correctness"),
     FormatPass(decompose_onesided_dft, "correctness"),
     FormatPass(decompose_wrap_pad, "correctness"),
