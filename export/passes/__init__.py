@@ -31,10 +31,12 @@ from edgevit.export.passes.eliminate_pads import eliminate_pads
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.expand_depthwise import expand_depthwise
+from edgevit.export.passes.flatten_layer_norm import flatten_layer_norm
 from edgevit.export.passes.flatten_linear import flatten_linear
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_channel_order import fold_channel_order
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_layer_norm import fold_layer_norm
 from edgevit.export.passes.fold_scale import fold_scale
 from edgevit.export.passes.fold_shortcut_scale import fold_shortcut_scale
 from edgevit.export.passes.fold_static_dims import fold_static_dims
@@ -204,6 +206,8 @@ def _openvino_lanes(target: PassTarget) -> int:
 
 # Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
+    FormatPass(fold_layer_norm, applies=_is_float),
+    FormatPass(flatten_layer_norm, applies=lambda target: target.precision == "fp32"),
     FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
     FormatPass(
         merge_groups,

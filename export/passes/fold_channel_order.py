@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.ir_helpers import constant, initializer, only_consumer, remove_unused, replace_value, static_size
+from edgevit.export.ir_helpers import constant, only_consumer, remove_unused, replace_value, static_size
+from edgevit.export.layer_norm import layer_norm_at
 from edgevit.export.linear import Linear, linear_at
-from edgevit.types import Array
 
 Order = NDArray[np.int64]  # (C,)
 
@@ -47,18 +47,17 @@ def _fold(gather: ir.Node, inverse: Order, graph: ir.Graph) -> None:
     """Bypass the Gather, if what reads it can take the channels in their order before it."""
     source, value = gather.inputs[0], gather.outputs[0]
     assert source is not None
-    norm = only_consumer(value)
-    if norm is not None and _is_norm_of(norm, value, len(inverse)):
-        value = norm.outputs[0]
-    else:
-        norm = None
-    layer = _layer_reading(value)
+    reader = only_consumer(value)
+    norm = layer_norm_at(reader) if reader is not None else None
+    if norm is not None and norm.source is not value:
+        return
+    layer = _layer_reading(value if norm is None else norm.output)
     if layer is None:
         return
     layer.replace_weights(layer.weight[inverse], None, graph)
     if norm is not None:
-        _reorder_parameters(norm, inverse, graph)
-    replace_value(gather.outputs[0], source)
+        norm.replace_parameters(norm.scale[inverse], None if norm.bias is None else norm.bias[inverse], graph)
+    replace_value(value, source)
 
 
 def _layer_reading(value: ir.Value) -> Linear | None:
@@ -66,32 +65,3 @@ def _layer_reading(value: ir.Value) -> Linear | None:
     reader = only_consumer(value)
     layer = linear_at(reader) if reader is not None else None
     return layer if layer is not None and layer.source is value else None
-
-
-def _is_norm_of(node: ir.Node, value: ir.Value, channels: int) -> bool:
-    """Whether the node normalizes the last axis of a value, with a constant scale and bias for each channel."""
-    if node.op_type != "LayerNormalization" or node.domain or node.inputs[0] is not value:
-        return False
-    is_last = node.attributes.get_int("axis", -1) in (-1, len(value.shape or ()) - 1)
-    statistics = node.outputs[1:]
-    return is_last and not any(_is_read(output) for output in statistics) and _has_constants(node, channels)
-
-
-def _is_read(value: ir.Value) -> bool:
-    return value.is_graph_output() or bool(value.uses())
-
-
-def _has_constants(norm: ir.Node, channels: int) -> bool:
-    return all(_vector(parameter, channels) is not None for parameter in norm.inputs[1:] if parameter is not None)
-
-
-def _vector(parameter: ir.Value, channels: int) -> Array | None:
-    array = constant(parameter)
-    return array if array is not None and array.shape == (channels,) else None
-
-
-def _reorder_parameters(norm: ir.Node, inverse: Order, graph: ir.Graph) -> None:
-    for index, parameter in enumerate(norm.inputs[1:], start=1):
-        array = constant(parameter)
-        if array is not None:
-            norm.replace_input_with(index, initializer(graph, f"{norm.name}.{index}", array[inverse]))
