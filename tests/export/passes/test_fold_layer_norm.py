@@ -105,6 +105,13 @@ def test_other_norms_stay(body: str) -> None:
     assert_same(before, after, exact=True)
 
 
+def test_a_norm_stays_if_as_many_tokens_become_the_channels() -> None:
+    body = NORM + "t2 = Transpose <perm = [0, 2, 1]> (n) y = MatMul (t2, w)"
+    before = parse(graph(body, "8, 8"), **WEIGHTS)
+    after = before.apply("fold_layer_norm", fold_layer_norm)
+    assert_same(before, after, exact=True)
+
+
 def scale(graph: OnnxGraph) -> Array:
     (norm,) = (node for node in graph.model.graph if node.op_type == "LayerNormalization")
     array = constant(norm.inputs[1])

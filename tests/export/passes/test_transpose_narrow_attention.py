@@ -10,8 +10,8 @@ from tests.helpers.graphs import HEADER, assert_same, noise, parse
 CONSTANTS = {"bias": noise(2, 9, 9), "rows": noise(9, 1, seed=2), "keys": noise(9, seed=3)}
 
 
-def graph(body: str, *, queries: str = "9, 16", keys: str = "16, 9", values: str = "9, 16", heads: str = "2, ") -> str:
-    inputs = f"float[N, {heads}{queries}] q, float[N, {heads}{keys}] k, float[N, {heads}{values}] v"
+def graph(body: str, *, queries: str = "9, 16", keys: str = "16, 9", values: str = "9, 16") -> str:
+    inputs = f"float[N, 2, {queries}] q, float[N, 2, {keys}] k, float[N, 2, {values}] v"
     return f"{HEADER} g ({inputs}) => (y) {{ {body} }}"
 
 
@@ -50,7 +50,10 @@ def test_other_numbers_of_queries_and_channels() -> None:
         pytest.param(graph(ATTENTION, queries="65, 16"), id="many queries"),
         pytest.param(graph(ATTENTION, keys="16, 65", values="65, 16"), id="many keys"),
         pytest.param(graph(ATTENTION, queries="M, 16"), id="unknown number of queries"),
-        pytest.param(graph(ATTENTION, queries="16", keys="16, 9", values="9, 16", heads=""), id="no axis of heads"),
+        pytest.param(
+            f"{HEADER} g (float[9, 16] q, float[16, 9] k, float[9, 16] v) => (y) {{ {ATTENTION} }}",
+            id="no axis of heads",
+        ),
         pytest.param(
             graph("s = MatMul (q, k) w = Softmax <axis = -2> (s) y = MatMul (w, v)", keys="16, 9"),
             id="softmax over rows",
