@@ -137,6 +137,21 @@ def insert(node: ir.Node, *, before: ir.Node, graph: ir.Graph, like: ir.Value, s
     return output
 
 
+def swap_last_axes(value: ir.Value | None, *, before: ir.Node, graph: ir.Graph, name: str | None = None) -> ir.Value:
+    """Insert a Transpose of the last two axes of `value` before a node; return its output."""
+    assert value is not None and value.shape is not None
+    *leading, rows, columns = range(len(value.shape))
+    node = ir.node("Transpose", [value], {"perm": [*leading, columns, rows]}, name=name)
+    return insert(node, before=before, graph=graph, like=value, shape=with_swapped_axes(value))
+
+
+def with_swapped_axes(value: ir.Value) -> ir.Shape:
+    """Return the shape of a value whose last two axes are swapped."""
+    assert value.shape is not None
+    *leading, rows, columns = value.shape
+    return ir.Shape([*leading, columns, rows])
+
+
 class NodeInserter:
     """Inserts elementwise nodes before a node that they replace, each named `<node>_<operator>`."""
 

@@ -31,9 +31,12 @@ from edgevit.export.passes.eliminate_pads import eliminate_pads
 from edgevit.export.passes.eliminate_slices import eliminate_slices
 from edgevit.export.passes.eliminate_zero_states import eliminate_zero_states
 from edgevit.export.passes.expand_depthwise import expand_depthwise
+from edgevit.export.passes.flatten_layer_norm import flatten_layer_norm
 from edgevit.export.passes.flatten_linear import flatten_linear
 from edgevit.export.passes.fold_attention_bias import fold_attention_bias
+from edgevit.export.passes.fold_channel_order import fold_channel_order
 from edgevit.export.passes.fold_constants import fold_constants
+from edgevit.export.passes.fold_layer_norm import fold_layer_norm
 from edgevit.export.passes.fold_scale import fold_scale
 from edgevit.export.passes.fold_shortcut_scale import fold_shortcut_scale
 from edgevit.export.passes.fold_static_dims import fold_static_dims
@@ -62,6 +65,7 @@ from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.export.passes.slice_wide_maps import slice_wide_maps
 from edgevit.export.passes.split_linear import split_linear
 from edgevit.export.passes.strided_heads import strided_heads
+from edgevit.export.passes.transpose_narrow_attention import transpose_narrow_attention
 from edgevit.export.passes.underflow_masks import underflow_masks
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
@@ -125,6 +129,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_batchnorm,
     fuse_affine,
     fold_shortcut_scale,
+    fold_channel_order,
     push_scale_to_query,
     fuse_channel_shuffle,
     push_gather_through_concat,
@@ -194,22 +199,32 @@ _TENSORRT: tuple[FormatPass, ...] = (
 )
 
 
+def _multiplies_in_amx_bf16(target: PassTarget) -> bool:
+    """Whether OpenVINO multiplies floats in bf16 with AMX."""
+    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
+    return has_amx_bf16() and target.precision in ("bf16", "int8")
+
+
 def _openvino_lanes(target: PassTarget) -> int:
     """Return the outputs of a group that OpenVINO's kernels have room for; 0 if merged groups are not faster."""
-    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
-    if has_amx_bf16() and target.precision in ("bf16", "int8"):
+    if _multiplies_in_amx_bf16(target):
         return _AMX_ROWS
     return 0 if has_avx512() and target.precision != "fp32" else fp32_lanes()
 
 
+# Before `split_linear`, behind which three layers read a norm.
+_OPENVINO_NORMS: tuple[FormatPass, ...] = (FormatPass(fold_layer_norm, applies=_is_float),)
+
 # Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
+    FormatPass(flatten_layer_norm, applies=lambda target: target.precision == "fp32"),
     FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
     FormatPass(
         merge_groups,
         applies=lambda target: _openvino_lanes(target) > 0,
         options=lambda target: {"lanes": _openvino_lanes(target)},
     ),
+    FormatPass(transpose_narrow_attention, applies=_multiplies_in_amx_bf16),
     FormatPass(pad_average_pool, "correctness"),
     FormatPass(decompose_onesided_dft, "correctness"),
     FormatPass(decompose_wrap_pad, "correctness"),
@@ -218,7 +233,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
     "generic": (*_PROCESSOR, *_ONNX_RUNTIME, *_GENERIC),
     "tensorrt": (*_TENSORRT, *_GENERIC),
-    "openvino": (*_PROCESSOR, *_OPENVINO, *_GENERIC),
+    "openvino": (*_OPENVINO_NORMS, *_PROCESSOR, *_OPENVINO, *_GENERIC),
 }
 
 

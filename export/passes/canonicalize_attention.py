@@ -21,6 +21,8 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
     static_size,
+    swap_last_axes,
+    with_swapped_axes,
 )
 
 _MAX_PADDING_FACTOR = 2  # of q and k to v; beyond this the matmuls of zeros cost more than the fusion saves
@@ -71,14 +73,15 @@ def _transpose(attention: Attention, graph: ir.Graph) -> None:
         return
     if width is None or width < _MIN_CHANNELS:
         return
-    first, second, values = (_swap_axes(value, product, graph) for value in (*scores.inputs, product.inputs[0]))
+    swap = functools.partial(swap_last_axes, before=product, graph=graph)
+    first, second, values = (swap(value) for value in (*scores.inputs, product.inputs[0]))
     node = ir.node("MatMul", [second, first], name=scores.name)
-    logits = insert(node, before=product, graph=graph, like=weights, shape=_swapped_shape(weights))
+    logits = insert(node, before=product, graph=graph, like=weights, shape=with_swapped_axes(weights))
     node = ir.node("Softmax", [logits], {"axis": -1}, name=softmax.name)
     transposed = insert(node, before=product, graph=graph, like=weights, shape=logits.shape)
     node = ir.node("MatMul", [transposed, values], name=product.name)
-    mixture = insert(node, before=product, graph=graph, like=result, shape=_swapped_shape(result))
-    replace_value(result, _swap_axes(mixture, product, graph))
+    mixture = insert(node, before=product, graph=graph, like=result, shape=with_swapped_axes(result))
+    replace_value(result, swap(mixture))
 
 
 def _pad(attention: Attention, graph: ir.Graph) -> None:
@@ -95,7 +98,7 @@ def _pad(attention: Attention, graph: ir.Graph) -> None:
         _pad_input(scores, 0, rank - 1, _PADDED_CHANNELS, graph)
         _pad_input(scores, 1, rank - 2, _PADDED_CHANNELS, graph)
         if shares_keys:
-            product.replace_input_with(1, _swap_axes(scores.inputs[1], product, graph))
+            product.replace_input_with(1, swap_last_axes(scores.inputs[1], before=product, graph=graph))
         else:
             _pad_input(product, 1, rank - 1, _PADDED_CHANNELS, graph)
         _cut_output(product, wide, graph)
@@ -142,17 +145,3 @@ def _cut_output(product: ir.Node, width: int, graph: ir.Graph) -> None:
     )
     part = ir.node("Slice", [wide, start, stop, axis], name=f"{product.name}_Slice")
     replace_value(result, add(part, shape=result.shape))
-
-
-def _swap_axes(value: ir.Value | None, before: ir.Node, graph: ir.Graph) -> ir.Value:
-    """Insert a Transpose of the last two axes of `value` before a node; return its output."""
-    assert value is not None and value.shape is not None
-    *leading, rows, columns = range(len(value.shape))
-    node = ir.node("Transpose", [value], {"perm": [*leading, columns, rows]})
-    return insert(node, before=before, graph=graph, like=value, shape=_swapped_shape(value))
-
-
-def _swapped_shape(value: ir.Value) -> ir.Shape:
-    assert value.shape is not None
-    *leading, rows, columns = value.shape
-    return ir.Shape([*leading, columns, rows])

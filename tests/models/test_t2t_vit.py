@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from edgevit import create_model
 from edgevit.errors import UsageError
+from edgevit.export.capture import capture
+from edgevit.export.passes import optimize
 from edgevit.models.initialization import randomize
 from edgevit.models.layers import PerformerAttention
 from edgevit.models.t2t_vit import T2TViT, sinusoids, soft_split
@@ -90,6 +92,14 @@ def test_export_keeps_the_epsilon_of_linear_attention() -> None:
     exported = torch.onnx.export(attention, (x,), dynamo=True, verbose=False)
     assert exported is not None
     torch.testing.assert_close(exported(x)[0], attention(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_export_has_the_order_of_windows_in_the_weights() -> None:
+    model = create_model("t2t_vit_7", depth=1, img_size=(48, 80))
+    graph = optimize(capture(model.eval(), (torch.randn(1, 3, 48, 80),)).graph)
+    tokens = [node.op_type for node in graph.model.graph if (node.name or "").startswith("tokens_to_token/")]
+    assert tokens.count("Concat") == 3  # of the windows
+    assert "Gather" not in tokens
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "shuffle_t2t_7"])
