@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgevit.cpu import fp32_lanes, has_amx_bf16, has_avx512
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.absorb_shuffle import absorb_shuffle
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
@@ -194,7 +195,7 @@ def _openvino_lanes(target: PassTarget) -> int:
     return 0 if has_avx512() and target.precision != "fp32" else fp32_lanes()
 
 
-# Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
+# Merged layers and groups, channel shuffles in weights, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
     FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
     FormatPass(
@@ -202,6 +203,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
         applies=lambda target: _openvino_lanes(target) > 0,
         options=lambda target: {"lanes": _openvino_lanes(target)},
     ),
+    FormatPass(absorb_shuffle),
     FormatPass(pad_average_pool, "correctness"),
     FormatPass(decompose_onesided_dft, "correctness"),
     FormatPass(decompose_wrap_pad, "correctness"),
