@@ -54,6 +54,11 @@ def has_avx512() -> bool:
     return "avx512f" in cpu_flags()
 
 
+def has_avx2_alone() -> bool:
+    """Whether int8 products run on AVX2 here, without VNNI."""
+    return int8_instructions(cpu_flags()) == "avx2"
+
+
 def has_avx_vnni_alone() -> bool:
     """Whether int8 products run on AVX-VNNI here, without AVX-512 and AMX: Intel's N100 and Core processors."""
     return int8_instructions(cpu_flags()) == "avx_vnni"

@@ -51,6 +51,8 @@ class Int8Scheme:
     min_position_macs: int = field(default=0, metadata=FOR_SPEED)
     # Convolutions with fewer multiply-adds for each number that is converted between float and integers stay in float.
     min_conversion_macs: int = field(default=0, metadata=FOR_SPEED)
+    # The same on processors with AVX2 and neither VNNI nor AVX-512.
+    min_conversion_macs_with_avx2: int = field(default=0, metadata=FOR_SPEED)
     # Wide maps between convolutions that stay in float are computed in slices.
     slice_wide_maps: bool = field(default=False, metadata=FOR_SPEED)
     # Zero points of the inputs of linear layers are part of their biases.
@@ -157,6 +159,7 @@ FORMATS: tuple[Format, ...] = (
             linear_as_conv=True,
             fold_zero_points=True,
             min_group_inputs_with_avx_vnni=4,
+            min_conversion_macs_with_avx2=20,
         ),
     ),
     Format(

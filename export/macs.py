@@ -11,6 +11,8 @@ from edgevit.export.ir_helpers import constant
 from edgevit.macs import ModelWork, attention_macs, convolution_macs, matmul_macs
 from edgevit.types import Array, Shape
 
+MERGED = "merged_groups"  # metadata of a convolution whose groups have become one: how many they were
+
 
 def graph_macs(graph: OnnxGraph) -> int:
     """Return the MACs of a graph's convolutions and matmuls for one image."""
@@ -20,8 +22,8 @@ def graph_macs(graph: OnnxGraph) -> int:
 def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
     """Return the work of a graph that is static for `batch` images; of one image if its batch is dynamic.
 
-    The total is without the products with zeros between groups that `merge_groups` has merged, which are no work of the
-    model; those of each node are as they are executed.
+    The total is without the products with zeros between groups that a pass has merged, which are no work of the model;
+    those of each node are as they are executed.
     """
     inside = graph.model.graph
     ends = [*inside.inputs, *inside.outputs]
@@ -59,12 +61,12 @@ def node_macs(node: ir.Node) -> int:
 
 
 def _nonzero_fraction(node: ir.Node) -> float:
-    """Return the fraction of a grouped convolution's kernels that are not zero; 1 for other nodes.
+    """Return the fraction of kernels that are not zero, of a convolution that has or had groups; 1 for other nodes.
 
     A kernel is that of one output and one input. 1 too if all are zero; 0 if each output copies an input, which is how
     `shift_to_depthwise` moves channels.
     """
-    if node.op_type != "Conv" or node.attributes.get_int("group", 1) == 1:
+    if node.op_type != "Conv" or (node.attributes.get_int("group", 1) == 1 and MERGED not in node.metadata_props):
         return 1.0
     value = node.inputs[1]
     producer = value.producer() if value is not None else None

@@ -103,6 +103,7 @@ def _int8_defaults(scheme: Int8Scheme) -> set[str]:
     here = {
         "linear_as_conv": bool(faster_ranks()),
         "min_group_inputs_with_avx_vnni": SpeedRule.of(scheme).min_group_inputs is not None,
+        "min_conversion_macs_with_avx2": SpeedRule.of(scheme).min_conversion_macs > 0,
     }
     names = [field.name for field in fields(Int8Scheme) if field.metadata == FOR_SPEED]
     return {name for name in names if getattr(scheme, name) and here.get(name, True)}

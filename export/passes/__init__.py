@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgevit.cpu import fp32_lanes, has_amx_bf16, has_avx512
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes.absorb_shuffle import absorb_shuffle
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
 from edgevit.export.passes.decompose_gelu import decompose_gelu
@@ -215,7 +216,7 @@ def _openvino_lanes(target: PassTarget) -> int:
 # Before `split_linear`, behind which three layers read a norm.
 _OPENVINO_NORMS: tuple[FormatPass, ...] = (FormatPass(fold_layer_norm, applies=_is_float),)
 
-# Merged layers and groups, and forms that OpenVINO refuses or computes wrongly.
+# Merged layers and groups, channel shuffles in weights, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
     FormatPass(flatten_layer_norm, applies=lambda target: target.precision == "fp32"),
     FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
@@ -224,6 +225,7 @@ _OPENVINO: tuple[FormatPass, ...] = (
         applies=lambda target: _openvino_lanes(target) > 0,
         options=lambda target: {"lanes": _openvino_lanes(target)},
     ),
+    FormatPass(absorb_shuffle),
     FormatPass(transpose_narrow_attention, applies=_multiplies_in_amx_bf16),
     FormatPass(pad_average_pool, "correctness"),
     FormatPass(decompose_onesided_dft, "correctness"),

@@ -11,21 +11,11 @@ which are the same terms in another order. Operators that do not change the chan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.channel_order import Order
+from edgevit.export.channel_order import Order, Shuffle
 from edgevit.export.ir_helpers import constant, initializer, only_consumer, remove_unused
-
-
-@dataclass(frozen=True, slots=True)
-class Shuffle:
-    """The permutation y[c] = x[order[c]] of the channels of `source`."""
-
-    source: ir.Value  # x
-    order: Order  # p
 
 
 def fuse_channel_shuffle(model: ir.Model) -> None:
@@ -58,7 +48,7 @@ def _shuffle_ending_at(last: ir.Node) -> Shuffle | None:
     outer, inner = (dim or 0 for dim in pairs[-2:])
     if outer * inner != whole[-1]:
         return None
-    return Shuffle(source, np.arange(outer * inner).reshape(outer, inner).T.reshape(-1))
+    return Shuffle(source, np.arange(outer * inner).reshape(outer, inner).T.reshape(-1), last.outputs[0])
 
 
 def _input(node: ir.Node | None, op_type: str) -> ir.Value | None:

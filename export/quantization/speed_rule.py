@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgevit.cpu import has_avx_vnni_alone
+from edgevit.cpu import has_avx2_alone, has_avx_vnni_alone
 from edgevit.export.ir_helpers import constant
 from edgevit.export.linear import FEW_ROWS
 from edgevit.export.macs import static_shape
@@ -42,11 +42,12 @@ class SpeedRule:
     @classmethod
     def of(cls, scheme: Int8Scheme) -> SpeedRule:
         grouped = scheme.min_group_inputs_with_avx_vnni if has_avx_vnni_alone() else None
+        of_avx2 = scheme.min_conversion_macs_with_avx2 if has_avx2_alone() else 0
         return cls(
             min_group_inputs=grouped,
             min_group_inputs_of_few_rows=scheme.min_group_inputs_of_few_rows,
             min_position_macs=scheme.min_position_macs,
-            min_conversion_macs=scheme.min_conversion_macs,
+            min_conversion_macs=max(scheme.min_conversion_macs, of_avx2),
         )
 
     def skip_reason(self, node: ir.Node, fraction: float) -> str:

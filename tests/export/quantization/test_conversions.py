@@ -1,4 +1,4 @@
-"""Convolutions that stay in float since their conversions cost more than int8 saves: ONNX Runtime's rule."""
+"""Convolutions that stay in float since their conversions cost more than int8 saves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from edgevit import cpu
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
 from edgevit.export.quantization.calibration import collect_ranges
@@ -122,6 +123,25 @@ def test_the_convolutions_with_the_fewest_conversions_are_int8_if_less_than_half
     layers = {layer.name: layer for layer in find_layers(found, SpeedRule.of(SCHEME))}
     assert sum(layer.macs for layer in layers.values() if not layer.skip_reason) >= graph_macs(found) / 2
     assert all(layers[f"net/{name}"].is_slow_by_rule for name in "cek")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("avx2", CONVERSIONS),
+        ("avx2 avx_vnni", ""),
+        ("avx2 avx512f", ""),
+        ("avx2 avx512f avx512_vnni", ""),
+        ("avx2 avx512f avx512_vnni avx_vnni amx_tile amx_int8 amx_bf16", ""),
+        ("asimd asimddp", ""),
+    ],
+)
+def test_openvino_leaves_them_in_float_with_avx2_alone(
+    flags: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    found = graph(f"{large('l', 'x')} p = Sigmoid (l) {depthwise('a', 'p')} y = Mul (a, two)")
+    assert reasons(found, SpeedRule.of(INT8_SCHEMES["openvino"])) == {"stem": "", "l": "", "a": expected}
 
 
 def test_tune_tries_the_convolutions_that_are_in_float_for_their_conversions_apart_from_those_in_int8() -> None:
