@@ -146,28 +146,29 @@ _GENERIC: tuple[FormatPass, ...] = (
     FormatPass(downgrade_opset, "correctness", options=lambda target: {"opset": target.opset}),
 )
 
-# Forms that ONNX Runtime and OpenVINO run faster on processors, or more accurately.
-_PROCESSOR: tuple[FormatPass, ...] = (
-    FormatPass(fold_scale),
-    FormatPass(hard_sigmoid_to_clip),
-    FormatPass(prune_unread_rows, applies=lambda target: target.format.deployable),
-    FormatPass(project_queries, applies=lambda target: target.format.deployable and target.precision == "fp32"),
-    FormatPass(split_linear, applies=lambda target: target.format.deployable and target.precision != "int8"),
-    FormatPass(project_tokens),
-    FormatPass(expand_depthwise),
-    FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
-)
-
 
 def _is_deployable(target: PassTarget) -> bool:
     """Whether the file is for a runtime on this processor, rather than for exchange."""
     return target.format.deployable
 
 
+# Forms that ONNX Runtime and OpenVINO run faster on processors, or more accurately.
+_PROCESSOR: tuple[FormatPass, ...] = (
+    FormatPass(fold_scale),
+    FormatPass(hard_sigmoid_to_clip),
+    FormatPass(prune_unread_rows, applies=_is_deployable),
+    FormatPass(project_queries, applies=lambda target: _is_deployable(target) and target.precision == "fp32"),
+    FormatPass(split_linear, applies=_is_deployable),
+    FormatPass(project_tokens),
+    FormatPass(expand_depthwise),
+    FormatPass(group_norm_by_rows, "correctness", lambda target: target.opset >= 18),  # of ReduceSumSquare's axes
+)
+
+
 # Those that only ONNX Runtime runs faster, or that OpenVINO runs faster under other conditions.
 _ONNX_RUNTIME: tuple[FormatPass, ...] = (
     FormatPass(merge_linear),
-    FormatPass(strided_heads, applies=lambda target: target.format.deployable),
+    FormatPass(strided_heads, applies=_is_deployable),
     FormatPass(underflow_masks),
     FormatPass(gather_rows),
     FormatPass(
