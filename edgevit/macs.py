@@ -48,16 +48,19 @@ def convolution_macs(out: Shape, weight: Shape, channels: int) -> int | None:
 def matmul_macs(left: Shape, out: Shape) -> int | None:
     """Return the MACs of a matmul by NumPy's rules; None if the shapes do not belong to one.
 
-    `left` is (..., M, K) or its transpose (..., K, M), and `out` is (..., M, N).
+    `left` is (..., M, K), its transpose (..., K, M), or, as ONNX Runtime's FusedMatMul reads with strides, either with
+    its first of these axes before the batch's, and `out` is (..., M, N).
     """
     if not left or len(out) < len(left):  # times a vector
         return math.prod(left) if left and out == left[:-1] else None
     if len(left) == 1:
         return math.prod(out) * left[0]
     rows, batch = out[-2], zip(reversed(left[:-2]), reversed(out[:-2]), strict=False)
-    if rows not in left[-2:] or any(size not in (1, out_size) for size, out_size in batch):
-        return None
-    return math.prod(out) * (left[-1] if left[-2] == rows else left[-2])
+    if rows in left[-2:] and all(size in (1, out_size) for size, out_size in batch):
+        return math.prod(out) * (left[-1] if left[-2] == rows else left[-2])
+    if left[1:-1] == out[:-2] and rows in (left[0], left[-1]):
+        return math.prod(out) * (left[-1] if left[0] == rows else left[0])
+    return None
 
 
 def attention_macs(query: Shape, key: Shape, out: Shape) -> int:
