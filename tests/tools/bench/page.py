@@ -26,7 +26,9 @@ for the layout of memory. SNR is that of the logits against PyTorch's on 8 rando
 which nothing was calibrated on; 32 other crops are the calibration. Weights are random unless stated, which are harder
 to quantize than trained ones.
 
-* **torch.onnx.export**: with `dynamo=True`, as it is, in ONNX Runtime or OpenVINO.
+* **torch.onnx.export**: with `dynamo=True`, as it is, in ONNX Runtime or OpenVINO. T2T-ViT's windows are in the form
+  that plain exports run fastest (`tests/tools/bench/plain_form.py`): the model's own is up to 1.2 times slower without
+  edgevit's passes.
 * **openvino.convert_model**: of the module itself. **torch.compile**: Inductor with its defaults.
 * **NNCF**: of that OpenVINO model, with the transformer model type if it has a softmax.
 * **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
