@@ -14,12 +14,18 @@ MOVES = frozenset({"Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "
 
 
 def run_move(node: ir.Node, values: Mapping[ir.Value, Array]) -> Sequence[Array] | None:
-    """Return the outputs of a node of MOVES for the arrays of its inputs; None if a parameter is not constant."""
+    """Return the outputs of a node of MOVES for the arrays of its inputs.
+
+    None if a parameter is not constant, or does not fit arrays of this size.
+    """
     arrays = [values[value] for value in node.inputs if value is not None and value in values]
     parameters = [constant(value) for value in node.inputs if value is not None and value not in values]
     if any(parameter is None for parameter in parameters):
         return None
-    return _run(node, arrays, [np.asarray(parameter) for parameter in parameters])
+    try:
+        return _run(node, arrays, [np.asarray(parameter) for parameter in parameters])
+    except (ValueError, IndexError):  # such as windows of a map, with fewer windows in the array than a map has
+        return None
 
 
 def _run(node: ir.Node, arrays: Sequence[Array], given: Sequence[Array]) -> Sequence[Array] | None:

@@ -111,3 +111,10 @@ def test_a_layer_that_is_an_output_stays() -> None:
 def test_a_layer_with_little_work_stays() -> None:
     before = graph(DEIT)
     assert before.apply("project_queries", project_queries).operators == before.operators
+
+
+def test_windows_whose_number_is_a_multiple_of_a_map_stay() -> None:
+    """Their first axis is no batch of images: two of its entries do not make a map."""
+    body = "l = MatMul (x, w) m = Reshape (l, maps) y = ReduceMean <keepdims = 0> (m, one_axis)"
+    before = graph(body, "M, 8, 6, 18", "W", maps=np.asarray([-1, 8, 8, 6, 18]), one_axis=np.asarray([1]))
+    assert project(before).operators == before.operators
