@@ -137,6 +137,19 @@ def insert(node: ir.Node, *, before: ir.Node, graph: ir.Graph, like: ir.Value, s
     return output
 
 
+def insert_row(value: ir.Value, axis: int, index: int, *, before: ir.Node, graph: ir.Graph, name: str) -> ir.Value:
+    """Insert a Gather of one row of an axis, which keeps the axis; return its output."""
+    assert value.shape is not None
+    indices = int64_initializer(graph, f"{name}.index", [index])
+    node = ir.node("Gather", [value, indices], {"axis": axis}, name=name)
+    return insert(node, before=before, graph=graph, like=value, shape=with_one_row(value.shape, axis))
+
+
+def with_one_row(shape: ir.Shape, axis: int) -> ir.Shape:
+    """Return a shape whose axis has the length 1."""
+    return ir.Shape([*shape[:axis], 1, *shape[axis + 1 :]])
+
+
 def swap_last_axes(value: ir.Value | None, *, before: ir.Node, graph: ir.Graph, name: str | None = None) -> ir.Value:
     """Insert a Transpose of the last two axes of `value` before a node; return its output."""
     assert value is not None and value.shape is not None

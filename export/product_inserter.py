@@ -6,15 +6,11 @@ import functools
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import initializer, insert, int64_initializer, module_of
+from edgevit.export.ir_helpers import initializer, insert, insert_row, int64_initializer, module_of, swap_last_axes
 from edgevit.types import Array
 
-_OF_LAYER = (
-    "queries",
-    "offsets",
-    "values",
-    "row",
-)  # products with the layer's weights; they keep the name of its module
+# Products with the layer's weights, which keep the name of its module.
+_OF_LAYER = frozenset({"offsets", "queries", "row", "values"})
 
 
 class ProductInserter:
@@ -37,10 +33,7 @@ class ProductInserter:
 
     def gather(self, step: str, value: ir.Value, index: int) -> ir.Value:
         """Select one row of the axis behind the batch, and keep the axis."""
-        indices = int64_initializer(self._graph, f"{self._name}.{step}", [index])
-        assert value.shape is not None
-        shape = ir.Shape([value.shape[0], 1, *value.shape[2:]])
-        return self._insert(self._node("Gather", step, value, indices, axis=1), shape=shape)
+        return insert_row(value, 1, index, before=self._before, graph=self._graph, name=self._node_name(step))
 
     def reshape(self, step: str, value: ir.Value, *sizes: int) -> ir.Value:
         """Reshape each image to these sizes."""
@@ -50,14 +43,16 @@ class ProductInserter:
 
     def transpose(self, step: str, value: ir.Value) -> ir.Value:
         """Swap the last two axes."""
-        rank = len(value.shape or ())
-        return self.permute(step, value, [*range(rank - 2), rank - 1, rank - 2])
+        return swap_last_axes(value, before=self._before, graph=self._graph, name=self._node_name(step))
 
     def permute(self, step: str, value: ir.Value, order: list[int]) -> ir.Value:
         assert value.shape is not None
         shape = ir.Shape([value.shape[axis] for axis in order])
         return self._insert(self._node("Transpose", step, value, perm=order), shape=shape)
 
-    def _node(self, op_type: str, step: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Node:
+    def _node(self, op_type: str, step: str, *inputs: ir.Value, **attributes: list[int]) -> ir.Node:
+        return ir.node(op_type, inputs, attributes, name=self._node_name(step))
+
+    def _node_name(self, step: str) -> str:
         module = module_of(self._layer if step in _OF_LAYER else self._before)
-        return ir.node(op_type, inputs, attributes, name=f"{module}/{self._name}_{step}".lstrip("/"))
+        return f"{module}/{self._name}_{step}".lstrip("/")

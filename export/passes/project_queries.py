@@ -53,10 +53,6 @@ class _Row:
     token: int
     columns: Array  # (outputs,)
 
-    @property
-    def macs(self) -> int:
-        return 0  # of a few columns of one token
-
 
 @dataclass(frozen=True, slots=True)
 class _Product:
@@ -90,6 +86,7 @@ class _Product:
 
 
 def _saved_macs(layer: Linear, reads: list[_Row | _Product]) -> int:
+    """Return the multiply-adds per image that are saved; those of single rows are few, and not counted."""
     inputs, outputs = layer.weight.shape
     before = sizes_of_image(layer.output)[0] * inputs * outputs
     products = [read for read in reads if isinstance(read, _Product)]

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, insert, int64_initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import (
+    constant,
+    insert,
+    insert_row,
+    int64_initializer,
+    remove_unused,
+    replace_value,
+    with_one_row,
+)
 from edgevit.export.tensor_parts import KeptRow, mark_kept_row
 
 _Axes = dict[int, int]  # axis of the selected row in each input that has it, by the input's index
@@ -181,23 +189,16 @@ def _index(gather: ir.Node) -> int:
 
 def _row(value: ir.Value, axis: int, gather: ir.Node, *, before: ir.Node, graph: ir.Graph) -> ir.Value:
     """Insert a Gather of the row that keeps its axis, in the module that reads it first."""
-    assert value.shape is not None
-    indices = int64_initializer(graph, f"{gather.name}.row", [_index(gather)])
-    node = ir.node("Gather", [value, indices], {"axis": axis}, name=f"{before.name}_row")
-    row = insert(node, before=before, graph=graph, like=value, shape=_one_row(value.shape, axis))
+    row = insert_row(value, axis, _index(gather), before=before, graph=graph, name=f"{before.name}_row")
     mark_kept_row(row, KeptRow(axis, _index(gather)))
     return row
-
-
-def _one_row(shape: ir.Shape, axis: int) -> ir.Shape:
-    return ir.Shape([*shape[:axis], 1, *shape[axis + 1 :]])
 
 
 def _shorten(node: ir.Node, axis: int, index: int, graph: ir.Graph) -> None:
     """Set the length of the row's axis to 1 in the node's output."""
     output = node.outputs[0]
     assert output.shape is not None
-    output.shape = _one_row(output.shape, axis)
+    output.shape = with_one_row(output.shape, axis)
     mark_kept_row(output, KeptRow(axis, index))
     if node.op_type == "Reshape":
         shape = constant(node.inputs[1])

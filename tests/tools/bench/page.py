@@ -26,11 +26,11 @@ for the layout of memory. SNR is that of the logits against PyTorch's on 8 rando
 which nothing was calibrated on; 32 other crops are the calibration. Weights are random unless stated, which are harder
 to quantize than trained ones.
 
-* **torch.onnx.export**: with `dynamo=True`, as it is, in ONNX Runtime or OpenVINO. T2T-ViT's windows are in the form
-  that plain exports run fastest (`tests/tools/bench/plain_form.py`): the model's own is up to 1.2 times slower without
-  edgevit's passes.
+* **torch.onnx.export**: with `dynamo=True`, as it is, in ONNX Runtime or OpenVINO.
 * **openvino.convert_model**: of the module itself. **torch.compile**: Inductor with its defaults.
-* **NNCF**: of that OpenVINO model, with the transformer model type if it has a softmax.
+* **T2T-ViT**: the exports of both are of the form of its windows that they run fastest
+  (`tests/tools/bench/plain_form.py`); that of the module is up to 1.2 times slower without edgevit's passes.
+* **NNCF**: of OpenVINO's conversion, with the transformer model type if it has a softmax.
 * **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
   scale a channel, 8 bits or, with the reduced range, 7.
 * **Memory**: edgevit maps its engines in huge pages ([tuning.md](tuning.md)); peers keep those of their runtimes.
