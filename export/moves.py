@@ -13,14 +13,30 @@ from edgevit.types import Array
 MOVES = frozenset({"Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 
 
+def follow(start: ir.Value, numbers: Array) -> dict[ir.Value, Array]:
+    """Return the elements of all values that consist of elements of `start`, which has these, moved by MOVES."""
+    moved = {start: numbers}
+    pending = [start]
+    while pending:
+        for use in pending.pop().uses():
+            node = use.node
+            if node.op_type not in MOVES or node.domain or node.outputs[0] in moved:
+                continue
+            outputs = run_move(node, moved)  # a Concat is met again with its last input
+            if outputs is not None:
+                moved |= zip(node.outputs, outputs, strict=True)
+                pending += node.outputs
+    return moved
+
+
 def run_move(node: ir.Node, values: Mapping[ir.Value, Array]) -> Sequence[Array] | None:
     """Return the outputs of a node of MOVES for the arrays of its inputs.
 
-    None if a parameter is not constant, or does not fit arrays of this size.
+    None if a parameter is not constant or does not fit arrays of this size, or if a Concat adds other elements.
     """
     arrays = [values[value] for value in node.inputs if value is not None and value in values]
     parameters = [constant(value) for value in node.inputs if value is not None and value not in values]
-    if any(parameter is None for parameter in parameters):
+    if any(parameter is None for parameter in parameters) or (node.op_type == "Concat" and parameters):
         return None
     try:
         return _run(node, arrays, [np.asarray(parameter) for parameter in parameters])

@@ -1,6 +1,6 @@
-"""Mark the tensors that a pass has left a part of, and find them: PyTorch's tensors in their place are whole.
+"""Mark the tensors that a pass has left a part of or reordered, and find them: those of PyTorch are whole.
 
-A pass may leave one row of a tensor, or compute a tensor in parts of its last axis.
+A pass may leave one row of a tensor, compute a tensor in parts of its last axis, or have its channels in another order.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgevit.export.graph import OnnxGraph
+
+ChannelOrder = NDArray[np.int64]  # (C,)
 
 # Keys of the metadata that ONNX files have for each tensor.
 _ROW = "edgevit.kept_row"
 _PART = "edgevit.joined_part"
+_ORDER = "edgevit.channel_order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,11 @@ def mark_joined_part(value: ir.Value, part: JoinedPart) -> None:
     value.metadata_props[_PART] = f"{part.number},{part.count},{part.whole}"
 
 
+def mark_channel_order(value: ir.Value, order: ChannelOrder) -> None:
+    """Note that the channels of the tensor of the PyTorch module are value[..., order]."""
+    value.metadata_props[_ORDER] = ",".join(map(str, order.tolist()))
+
+
 def kept_rows(graph: OnnxGraph) -> Mapping[str, KeptRow]:
     """Return the rows of the marked tensors by their names."""
     found = {}
@@ -65,6 +75,11 @@ def joined_parts(graph: OnnxGraph) -> Mapping[str, tuple[str, ...]]:
         for (whole, count), parts in found.items()
         if len(parts) == count
     }
+
+
+def channel_orders(graph: OnnxGraph) -> Mapping[str, ChannelOrder]:
+    """Return the orders of the marked tensors by their names."""
+    return {name: np.array(text.split(","), np.int64) for name, text in _marked(graph, _ORDER).items()}
 
 
 def _marked(graph: OnnxGraph, key: str) -> Mapping[str, str]:

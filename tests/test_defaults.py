@@ -11,7 +11,7 @@ import pytest
 
 from edgevit import cpu
 from edgevit.export.forms import FORMS, STANDARD
-from edgevit.export.passes import FORMAT_PASSES, PassTarget
+from edgevit.export.passes import FORMAT_PASSES, PASSES, PassTarget
 from edgevit.export.quantization.linear_as_conv import faster_ranks
 from edgevit.export.quantization.speed_rule import SpeedRule
 from edgevit.formats import FOR_SPEED, Format, Int8Scheme, get_format
@@ -146,7 +146,13 @@ def test_a_default_for_some_instructions_was_measured_on_one_of_them() -> None:
 
 def test_each_row_says_where_its_form_is_used() -> None:
     uses = {row.use.partition(":")[0] for row in rows()}
-    assert uses == {"default", "tune", "not used", "the model's form", "all of these"}
+    assert uses == {"default", "all formats", "tune", "not used", "the model's form", "all of these"}
+
+
+def test_a_form_of_all_formats_is_one_of_their_passes() -> None:
+    forms = {form for row in rows() if row.use == "all formats" for form in row.forms}
+    assert forms and forms <= {rewrite.__name__ for rewrite in PASSES}
+    assert all(row.forms and row.ratio > 1 for row in rows() if row.use == "all formats")
 
 
 @pytest.mark.parametrize("fmt", RUNTIMES.values())

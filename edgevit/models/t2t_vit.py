@@ -30,36 +30,23 @@ REDUCTION = 16  # side of a token in pixels: the product of the strides of the t
 def soft_split(x: Tensor, *, kernel: int, stride: int, padding: int) -> Tensor:
     """Extract overlapping windows as tokens, (N, H, W, C) -> (N, H/s * W/s, C * k * k). (Section 3.1)
 
-    Bit-exact with F.unfold. If s <= k <= 2s, each window is a block of s x s pixels, the first k - s columns of the
-    block to its right, as many rows of the one below, and a corner of the one below and to the right: four slices and
-    one concatenation give all windows. The order of F.unfold is then an index of the channels, which an export moves
-    into the weights behind it. A convolution with one-hot kernels is a little faster in bf16 and slower in fp32, and
-    quantization would treat it as an ordinary layer.
+    Bit-exact with F.unfold. If s <= k <= 2s, each window covers parts of two blocks of s rows and of two blocks of s
+    columns, so slices and one concatenation per axis give all windows, which plain exports run faster than F.unfold. An
+    export by edgevit makes the same of both (`export/passes/slice_windows.py`).
     """
-    channels, rest = x.shape[3], kernel - stride
+    channels = x.shape[3]
     x = F.pad(x, (0, 0, padding, padding, padding, padding))
     rows, columns = x.shape[1] // stride, x.shape[2] // stride  # numbers of blocks: one more than windows
-    x = x.reshape(-1, stride, columns, stride * channels).transpose(1, 2)  # (N * H/s, W/s, s, s * C)
-    x = x.reshape(-1, rows, columns, stride, stride * channels)
-    block = x[:, :-1, :-1]
-    right = x[:, :-1, 1:, :, : rest * channels]
-    below = x[:, 1:, :-1, :rest]
-    corner = x[:, 1:, 1:, :rest, : rest * channels]
-    x = torch.cat([part.flatten(3) for part in (block, right, below, corner)], dim=-1)
-    order = torch.tensor(unfolded_order(kernel, stride, channels), device=x.device)
-    return x.reshape(-1, (rows - 1) * (columns - 1), channels * kernel**2).index_select(2, order)
+    x = _overlap(x.reshape(-1, rows, stride * x.shape[2] * channels), kernel, stride)  # (N, H/s, k * W * C)
+    x = _overlap(x.reshape(-1, kernel, columns, stride * channels), kernel, stride)  # (N * H/s, k, W/s, k * C)
+    x = x.transpose(1, 2).reshape(-1, kernel * kernel, channels).transpose(1, 2)  # (N * H/s * W/s, C, k * k)
+    return x.reshape(-1, (rows - 1) * (columns - 1), channels * kernel * kernel)
 
 
-def unfolded_order(kernel: int, stride: int, channels: int) -> list[int]:
-    """Return where each channel of F.unfold's tokens, (C, k, k), is in the concatenation of `soft_split`.
-
-    Plain integers, so that a captured graph has a constant.
-    """
-    halves = (range(stride), range(stride, kernel))
-    pixels = [(row, column) for rows in halves for columns in halves for row in rows for column in columns]
-    place = {pixel: index for index, pixel in enumerate(pixels)}
-    window = [place[row, column] for row in range(kernel) for column in range(kernel)]
-    return [pixel * channels + channel for channel in range(channels) for pixel in window]
+def _overlap(blocks: Tensor, kernel: int, stride: int) -> Tensor:
+    """Append to each block the first k - s of the next block's s units, (..., B, s * u) -> (..., B - 1, k * u)."""
+    units = blocks.shape[-1] // stride
+    return torch.cat((blocks[..., :-1, :], blocks[..., 1:, : (kernel - stride) * units]), dim=-1)
 
 
 class TokenPerformer(PerformerAttention):

@@ -64,6 +64,7 @@ from edgevit.export.passes.prune_unread_rows import prune_unread_rows
 from edgevit.export.passes.push_gather_through_concat import push_gather_through_concat
 from edgevit.export.passes.push_scale_to_query import push_scale_to_query
 from edgevit.export.passes.slice_wide_maps import slice_wide_maps
+from edgevit.export.passes.slice_windows import slice_windows
 from edgevit.export.passes.split_linear import split_linear
 from edgevit.export.passes.strided_heads import strided_heads
 from edgevit.export.passes.transpose_narrow_attention import transpose_narrow_attention
@@ -130,6 +131,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_batchnorm,
     fuse_affine,
     fold_shortcut_scale,
+    slice_windows,
     fold_channel_order,
     push_scale_to_query,
     fuse_channel_shuffle,

@@ -22,12 +22,11 @@ import onnx_ir as ir
 
 from edgevit.export.ir_helpers import only_softmax_reads, remove_unused, replace_value, sizes_of_image, sums_to_one
 from edgevit.export.linear import Linear, linear_at
-from edgevit.export.moves import MOVES, run_move
+from edgevit.export.moves import follow
 from edgevit.export.product_inserter import ProductInserter
 from edgevit.types import Array
 
 MIN_SAVED_MACS = 5_000_000  # per image; the operators that are added take as long as some 3 million
-_FOLLOWED = MOVES - {"Concat"}
 _RANK = 3  # of tokens (N, L, C)
 _IMAGES = 2  # of a dynamic batch: with two, the numbers show that the moves keep images apart
 
@@ -101,24 +100,18 @@ def _reads(layer: Linear) -> list[_Row | _Product] | None:
         return None
     images = shape[0] if isinstance(shape[0], int) else _IMAGES
     sizes = (images, *sizes_of_image(layer.output))
-    numbers = {layer.output: np.arange(math.prod(sizes)).reshape(sizes)}
+    moved = follow(layer.output, np.arange(math.prod(sizes)).reshape(sizes))
     found: list[_Row | _Product] = []
-    pending = [layer.output]
-    while pending:
-        value = pending.pop()
+    for value, numbers in moved.items():
         if value.is_graph_output():
             return None
         for use in value.uses():
-            if use.node.op_type in _FOLLOWED and not use.node.domain:
-                moved = run_move(use.node, numbers)
-                if moved is None:
-                    return None
-                numbers |= zip(use.node.outputs, moved, strict=True)
-                pending += use.node.outputs
-            elif (read := _read(use.node, use.idx, numbers[value], numbers[layer.output], layer)) is not None:
-                found.append(read)
-            else:
+            if use.node.outputs[0] in moved:
+                continue
+            read = _read(use.node, use.idx, numbers, moved[layer.output], layer)
+            if read is None:
                 return None
+            found.append(read)
     return found if any(isinstance(read, _Product) for read in found) else None
 
 

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from edgevit.errors import UsageError
-from edgevit.models import t2t_vit
 from tests.tools.bench import __main__ as bench
 from tests.tools.bench import rows, tuned, tuned_rows
 from tests.tools.bench.kept import Folders, compiled_by_inductor, kept
 from tests.tools.bench.labeled import ImageFolders
 from tests.tools.bench.page import geometric_mean, page
-from tests.tools.bench.plain_form import plain_form, split_by_transposes
 from tests.tools.bench.rows import Figures, Row, Speedup, this_revision
 from tests.tools.bench.tuned_rows import Entry, TunedRow, counts
 
@@ -246,14 +243,3 @@ def test_accuracy_is_not_measured_on_images_of_the_calibration(tmp_path: Path) -
     assert ImageFolders(calib=tmp_path / "calib", eval=tmp_path / "val").calib == tmp_path / "calib"
     with pytest.raises(UsageError, match=r"0\.png is in both folders"):
         ImageFolders(calib=tmp_path / "val", eval=tmp_path)
-
-
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1)])
-def test_plain_exports_get_the_same_windows_without_an_index(kernel: int, stride: int, padding: int) -> None:
-    x = torch.randn(2, 8, 12, 3, generator=torch.Generator().manual_seed(0))
-    expected = t2t_vit.soft_split(x, kernel=kernel, stride=stride, padding=padding)
-    with plain_form():
-        found = t2t_vit.soft_split(x, kernel=kernel, stride=stride, padding=padding)
-        assert t2t_vit.soft_split is split_by_transposes
-    assert torch.equal(found, expected)
-    assert t2t_vit.soft_split is not split_by_transposes

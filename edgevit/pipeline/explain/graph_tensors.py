@@ -1,4 +1,4 @@
-"""Compare the tensors of a graph with PyTorch's, of which the graph may compute one row only, or parts."""
+"""Compare the tensors of a graph with PyTorch's: the graph may compute one row only, parts, or channels in an order."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import numpy as np
 import torch
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.tensor_parts import KeptRow, joined_parts, kept_rows
+from edgevit.export.tensor_parts import ChannelOrder, KeptRow, channel_orders, joined_parts, kept_rows
 from edgevit.pipeline.explain.figures import Difference, difference
 from edgevit.types import Array
 
 
 @dataclass(frozen=True, slots=True)
 class GraphTensors:
-    """Values of a graph or engine by their names, and those that are a row, or parts, of a tensor of PyTorch's."""
+    """Values of a graph or engine by their names; some are a row or parts of a tensor of PyTorch's, or reordered."""
 
     values: Mapping[str, Array]  # the joined ones too
     rows: Mapping[str, KeptRow]
     parts: Mapping[str, tuple[str, ...]]  # of the joined ones, along the last axis
+    orders: Mapping[str, ChannelOrder]  # of PyTorch's channels in the value
 
     @classmethod
     def of(cls, graph: OnnxGraph, values: Mapping[str, Array]) -> GraphTensors:
         """Join the parts whose values are known to whole tensors."""
         parts = {whole: names for whole, names in joined_parts(graph).items() if all(name in values for name in names)}
         joined = {whole: np.concatenate([values[name] for name in names], -1) for whole, names in parts.items()}
-        return cls({**values, **joined}, kept_rows(graph), parts)
+        return cls({**values, **joined}, kept_rows(graph), parts, channel_orders(graph))
 
     def with_joined(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the names and those of the tensors that these are parts of."""
@@ -43,7 +44,12 @@ class GraphTensors:
         names = self.computed(name)
         ends = np.cumsum([self.values[each].shape[-1] for each in names])
         pieces = np.split(tensor.numpy(), ends[:-1], -1) if len(names) > 1 else [tensor.numpy()]
-        return {each: piece.reshape(self.values[each].shape) for each, piece in zip(names, pieces, strict=True)}
+        return {each: self._reordered(each, piece) for each, piece in zip(names, pieces, strict=True)}
+
+    def _reordered(self, name: str, piece: Array) -> Array:
+        """Return numbers of PyTorch's in the shape of a value, their channels in its order."""
+        piece, order = piece.reshape(self.values[name].shape), self.orders.get(name)
+        return piece if order is None else piece[..., np.argsort(order)]
 
     def part(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of PyTorch's tensor that the graph computes, a view."""
@@ -53,8 +59,9 @@ class GraphTensors:
     def like(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a value in the shape and type of PyTorch's tensor; rows that the graph lacks are PyTorch's."""
         found = tensor.clone()
-        part = self.part(name, found)
-        part.copy_(torch.from_numpy(np.ascontiguousarray(self.values[name])).reshape(part.shape))
+        part, order, value = self.part(name, found), self.orders.get(name), self.values[name]
+        value = value if order is None else value[..., order]
+        part.copy_(torch.from_numpy(np.ascontiguousarray(value)).reshape(part.shape))
         return found
 
     def closest(self, tensor: torch.Tensor, names: Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.export.tensor_parts import JoinedPart, KeptRow, mark_joined_part
+from edgevit.export.tensor_parts import JoinedPart, KeptRow, mark_channel_order, mark_joined_part
 from edgevit.pipeline.explain.graph_tensors import GraphTensors
 from tests.helpers.graphs import HEADER, parse
 
@@ -15,7 +15,7 @@ ROW = np.full((1, 1, 6), -1.0, np.float32)
 
 
 def tensors(row: KeptRow) -> GraphTensors:
-    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row}, {})
+    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row}, {}, {})
 
 
 @pytest.mark.parametrize(("index", "position"), [(0, 0), (3, 3), (-1, 4)])
@@ -57,3 +57,14 @@ def test_parts_are_joined_and_split() -> None:
     assert (found.computed("whole"), found.computed("c")) == (("c", "d"), ("c",))
     assert {name: array.shape for name, array in found.split("whole", WHOLE).items()} == {"c": (5, 2), "d": (5, 4)}
     assert "whole" not in GraphTensors.of(graph, {"c": ROW}).values
+
+
+def test_channels_in_another_order_are_compared_in_pytorchs() -> None:
+    order = np.asarray([3, 0, 5, 1, 4, 2])
+    graph = parse(f"{HEADER} g (float[1, 5, 6] a) => (float[1, 5, 6] c) {{c = Relu (a)}}")
+    mark_channel_order(graph.model.graph.outputs[0], order)
+    value = np.empty((1, 5, 6), np.float32)
+    value[..., order] = WHOLE.numpy()
+    found = GraphTensors.of(graph, {"c": value})
+    assert torch.equal(found.like("c", WHOLE), WHOLE)
+    assert np.array_equal(found.split("c", WHOLE)["c"], value)

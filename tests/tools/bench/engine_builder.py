@@ -40,7 +40,6 @@ from edgevit.types import Array, Precision
 from tests.helpers.quantization import snr_db
 from tests.tools.bench.candidates import OPENVINO, ORT, Candidate
 from tests.tools.bench.kept import Folders, kept
-from tests.tools.bench.plain_form import plain_form
 from tests.tools.bench.quantizers import prepare_static, quantize_static, quantize_with_nncf
 from tests.tools.crops import crops
 
@@ -194,8 +193,7 @@ class EngineBuilder:
         return self._kept("ov-direct", convert) / "model.xml"
 
     def _plain(self, peer: str, folder: Path) -> Any:
-        with plain_form():
-            return build_peer(peer, self.model.module, self.feeds(), self._fp32().manifest.outputs, folder)
+        return build_peer(peer, self.model.module, self.feeds(), self._fp32().manifest.outputs, folder)
 
     def _export(self, fmt: str, precision: Precision) -> Bundle:
         """Export as `edgevit export` does; only int8 is verified, since the SNR is measured like everyone's."""

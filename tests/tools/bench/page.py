@@ -28,8 +28,6 @@ to quantize than trained ones.
 
 * **torch.onnx.export**: with `dynamo=True`, as it is, in ONNX Runtime or OpenVINO.
 * **openvino.convert_model**: of the module itself. **torch.compile**: Inductor with its defaults.
-* **T2T-ViT**: the exports of both are of the form of its windows that they run fastest
-  (`tests/tools/bench/plain_form.py`); that of the module is up to 1.2 times slower without edgevit's passes.
 * **NNCF**: of OpenVINO's conversion, with the transformer model type if it has a softmax.
 * **quantize_static**: of the plain ONNX file after `quant_pre_process`; QDQ, uint8 activations, int8 weights with a
   scale a channel, 8 bits or, with the reduced range, 7.
