@@ -61,6 +61,17 @@ def has_constant_weights(layer: ir.Node) -> bool:
     return constant(layer.inputs[1]) is not None and (bias is None or constant(bias) is not None)
 
 
+def is_pointwise(node: ir.Node | None) -> bool:
+    """Whether a node is a 1x1 convolution of stride 1, without padding and groups, with constant weights."""
+    if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
+        return False
+    weight = constant(node.inputs[1])
+    if weight is None or weight.shape[2:] != (1, 1) or not has_constant_weights(node):
+        return False
+    strides = node.attributes.get_ints("strides", [1])
+    return not any(node.attributes.get_ints("pads", [0])) and all(stride == 1 for stride in strides)
+
+
 def is_global_mean(node: ir.Node) -> bool:
     """Whether the node averages an (N, C, H, W) tensor over H and W."""
     if node.op_type == "GlobalAveragePool":

@@ -38,6 +38,7 @@ from edgevit.export.passes.fold_attention_bias import fold_attention_bias
 from edgevit.export.passes.fold_channel_order import fold_channel_order
 from edgevit.export.passes.fold_constants import fold_constants
 from edgevit.export.passes.fold_layer_norm import fold_layer_norm
+from edgevit.export.passes.fold_layer_scale import fold_layer_scale
 from edgevit.export.passes.fold_scale import fold_scale
 from edgevit.export.passes.fold_shortcut_scale import fold_shortcut_scale
 from edgevit.export.passes.fold_static_dims import fold_static_dims
@@ -51,6 +52,7 @@ from edgevit.export.passes.group_norm_by_rows import group_norm_by_rows
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
 from edgevit.export.passes.linear_before_gather import linear_before_gather
+from edgevit.export.passes.mean_before_linear import mean_before_linear
 from edgevit.export.passes.merge_branches import merge_branches
 from edgevit.export.passes.merge_groups import merge_groups
 from edgevit.export.passes.merge_heads import merge_heads
@@ -130,6 +132,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_slices,
     fuse_batchnorm,
     fuse_affine,
+    fold_layer_scale,
     fold_shortcut_scale,
     slice_windows,
     fold_channel_order,
@@ -154,11 +157,15 @@ def _is_deployable(target: PassTarget) -> bool:
     return target.format.deployable
 
 
+_ALL_FACTORS = {"smallest": 1e-30, "largest": 1e30}  # but 0, which the explanation of a fault cannot divide by
+
 # Forms that ONNX Runtime and OpenVINO run faster on processors, or more accurately.
 _PROCESSOR: tuple[FormatPass, ...] = (
     FormatPass(fold_scale),
+    FormatPass(fold_layer_scale, options=lambda _: _ALL_FACTORS),
     FormatPass(hard_sigmoid_to_clip),
     FormatPass(prune_unread_rows, applies=_is_deployable),
+    FormatPass(mean_before_linear, applies=lambda target: _is_deployable(target) and _is_float(target)),
     FormatPass(project_queries, applies=lambda target: _is_deployable(target) and target.precision == "fp32"),
     FormatPass(split_linear, applies=_is_deployable),
     FormatPass(project_tokens),

@@ -14,9 +14,9 @@ from edgevit.export.ir_helpers import (
     NCHW_TO_NHWC,
     NHWC_TO_NCHW,
     constant,
-    has_constant_weights,
     initializer,
     insert,
+    is_pointwise,
     module_of,
     only_consumer,
     remove_unused,
@@ -29,24 +29,13 @@ _ELEMENTWISE = frozenset({"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu"
 def pointwise_conv_to_matmul(model: ir.Model) -> None:
     """Replace each 1x1 convolution that reads a Transpose to NCHW, and move the Transpose down the graph."""
     for node in list(model.graph):
-        if _is_transpose(node, NHWC_TO_NCHW) and _is_pointwise(only_consumer(node.outputs[0])):
+        if _is_transpose(node, NHWC_TO_NCHW) and is_pointwise(only_consumer(node.outputs[0])):
             _move_down(node, model.graph)
     remove_unused(model)
 
 
 def _is_transpose(node: ir.Node, permutation: list[int]) -> bool:
     return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == permutation
-
-
-def _is_pointwise(node: ir.Node | None) -> bool:
-    """Whether the node is a 1x1 convolution of stride 1, without padding and groups, with constant weights."""
-    if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
-        return False
-    weight = constant(node.inputs[1])
-    if weight is None or weight.shape[2:] != (1, 1) or not has_constant_weights(node):
-        return False
-    strides = node.attributes.get_ints("strides", [1])
-    return not any(node.attributes.get_ints("pads", [0])) and all(stride == 1 for stride in strides)
 
 
 def _move_down(transpose: ir.Node, graph: ir.Graph) -> None:
@@ -68,7 +57,7 @@ def _in_nhwc(transpose: ir.Node, consumer: ir.Node, graph: ir.Graph) -> ir.Value
     """Compute the consumer's output in NHWC from the input of the Transpose; None if the operator is not supported."""
     nhwc = transpose.inputs[0]  # (N, H, W, C)
     assert nhwc is not None
-    if _is_pointwise(consumer):
+    if is_pointwise(consumer):
         return _matmul(nhwc, consumer, graph)
     if consumer.op_type in _ELEMENTWISE:
         return _insert_nhwc(ir.node(consumer.op_type, [nhwc], consumer.attributes, name=consumer.name), consumer, graph)

@@ -90,6 +90,7 @@ def test_passes_are_recorded_with_their_options() -> None:
     decomposed = ["decompose_group_norm", "decompose_gelu", "decompose_wrap_pad", "decompose_mish"]
     faster = [
         "fold_scale",
+        "fold_layer_scale(smallest=1e-30, largest=1e+30)",
         "hard_sigmoid_to_clip",
         "project_tokens",
         "expand_depthwise",

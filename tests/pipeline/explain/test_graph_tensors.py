@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.export.tensor_parts import JoinedPart, KeptRow, mark_channel_order, mark_joined_part
+from edgevit.export.tensor_parts import (
+    ChannelScale,
+    JoinedPart,
+    KeptRow,
+    MeanRow,
+    mark_channel_order,
+    mark_channel_scale,
+    mark_joined_part,
+    mark_mean_row,
+)
 from edgevit.pipeline.explain.graph_tensors import GraphTensors
 from tests.helpers.graphs import HEADER, parse
 
@@ -15,7 +24,7 @@ ROW = np.full((1, 1, 6), -1.0, np.float32)
 
 
 def tensors(row: KeptRow) -> GraphTensors:
-    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row}, {}, {})
+    return GraphTensors({"row": ROW, "whole": WHOLE.numpy() + 9}, {"row": row}, {}, {}, {})
 
 
 @pytest.mark.parametrize(("index", "position"), [(0, 0), (3, 3), (-1, 4)])
@@ -68,3 +77,22 @@ def test_channels_in_another_order_are_compared_in_pytorchs() -> None:
     found = GraphTensors.of(graph, {"c": value})
     assert torch.equal(found.like("c", WHOLE), WHOLE)
     assert np.array_equal(found.split("c", WHOLE)["c"], value)
+
+
+def test_scaled_channels_are_compared_in_pytorchs_scale() -> None:
+    graph = parse(f"{HEADER} g (float[1, 5, 6] a) => (float[1, 5, 6] c) {{c = Relu (a)}}")
+    factors = np.asarray([1, 2, 4, 8, 0.5, -1], np.float32)
+    mark_channel_scale(graph.model.graph.outputs[0], ChannelScale(-1, factors))
+    found = GraphTensors.of(graph, {"c": WHOLE.numpy() * factors})
+    assert torch.equal(found.like("c", WHOLE), WHOLE)
+    assert np.array_equal(found.split("c", WHOLE)["c"], WHOLE.numpy() * factors)
+
+
+def test_a_mean_of_rows_moves_those_of_pytorch() -> None:
+    graph = parse(f"{HEADER} g (float[1, 1, 6] a) => (float[1, 1, 6] c) {{c = Relu (a)}}")
+    mark_mean_row(graph.model.graph.outputs[0], MeanRow(((1, 1, 5),)))
+    rows = WHOLE[:, 1:]
+    found = GraphTensors.of(graph, {"c": rows.mean(1, keepdim=True).numpy() + 3})
+    assert found.fits("c", WHOLE) and not found.fits("c", WHOLE[:, 1:])  # fewer rows than the mean is of
+    assert torch.equal(found.part("c", WHOLE), rows.mean(1, keepdim=True))
+    assert torch.equal(found.like("c", WHOLE), torch.cat([WHOLE[:, :1], rows + 3], dim=1))
