@@ -43,6 +43,11 @@ def has_amx_bf16() -> bool:
     return "amx_bf16" in cpu_flags()
 
 
+def has_bf16() -> bool:
+    """Whether an x86 processor multiplies bf16 numbers, with AMX or with AVX-512."""
+    return not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
+
+
 def fp32_lanes() -> int:
     """Return how many fp32 numbers a vector of this processor holds: 16 with AVX-512, 8 with AVX2; 0 if unknown."""
     flags = cpu_flags()

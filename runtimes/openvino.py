@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from edgevit.cpu import has_amx_bf16
+from edgevit.cpu import has_bf16
 from edgevit.errors import BuildError, InferenceError, PrecisionError
 from edgevit.precisions import get_policy
 from edgevit.runtimes import subprocess_build
@@ -88,8 +88,8 @@ class OpenVino(Runtime):
         return super().load()
 
     def int8_session(self) -> SessionSettings:
-        """Return bf16 for processors with AMX, where the float operators between int8 layers gain from it."""
-        is_faster = has_amx_bf16() and "bf16" in self.usable_values(INFERENCE_PRECISION)
+        """Return bf16 for x86 processors that have it: the float operators between int8 layers gain from it."""
+        is_faster = has_bf16() and "bf16" in self.usable_values(INFERENCE_PRECISION)
         return self.session_settings({INFERENCE_PRECISION.name: "bf16"} if is_faster else {})
 
     def usable_values(self, setting: Setting) -> tuple[str, ...]:

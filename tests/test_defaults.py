@@ -21,7 +21,7 @@ from edgevit.types import Precision
 
 PAGE = Path(__file__).parents[1] / "docs" / "forms.md"
 COLUMNS = ["form", "model", "precision", "runtime", "processor", "instructions", "ratio", "use"]
-X86 = ("avx2", "avx_vnni", "avx512_vnni", "amx")
+X86 = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
 INSTRUCTIONS = frozenset({*X86, "avx512"})
 RUNTIMES = {"ONNX Runtime": "ort", "OpenVINO": "openvino"}
 # The flags of processors, and the instructions of the tables that stand for them; None: no x86 processor.
@@ -30,6 +30,7 @@ PROCESSORS = {
     "avx2 avx_vnni": "avx_vnni",
     "avx2 avx512f": "avx512_vnni",
     "avx2 avx512f avx512_vnni": "avx512_vnni",
+    "avx2 avx512f avx512_vnni avx512_bf16": "avx512_bf16",
     "avx2 avx512f avx512_vnni avx_vnni amx_tile amx_int8 amx_bf16": "amx",
     "asimd asimddp": None,  # Cortex-A76, Cortex-A78AE
     "asimd asimddp i8mm bf16": None,  # Neoverse, Apple
@@ -52,7 +53,8 @@ class Row:
         if kind != "default":
             return False
         sets, _, precisions = f" {scope.strip()} ".partition(" in ")
-        in_scope = not sets.strip() or instructions in _words(sets)
+        wider = "avx512_vnni" if instructions == "avx512_bf16" else instructions
+        in_scope = not sets.strip() or not {instructions, wider}.isdisjoint(_words(sets))
         return in_scope and (not precisions.strip() or precision in _words(precisions))
 
 

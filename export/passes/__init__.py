@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
-from edgevit.cpu import fp32_lanes, has_amx_bf16, has_avx512
+from edgevit.cpu import fp32_lanes, has_amx_bf16, has_avx512, has_bf16
 from edgevit.errors import ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.absorb_shuffle import absorb_shuffle
@@ -117,7 +117,7 @@ class FormatPass:
     options: Callable[[PassTarget], Mapping[str, Any]] = lambda _: {}
 
 
-_AMX_ROWS = 16  # of a tile
+_BF16_OUTPUTS = 16  # of a vector of AVX-512, and of a tile of AMX
 
 # For all formats, in this order: the canonical form of a graph, which the other passes and the int8 conversion expect.
 PASSES: tuple[Pass, ...] = (
@@ -210,17 +210,26 @@ _TENSORRT: tuple[FormatPass, ...] = (
 )
 
 
+def _computes_in_bf16(target: PassTarget) -> bool:
+    """Whether OpenVINO computes floats in bf16."""
+    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
+    return has_bf16() and target.precision in ("bf16", "int8")
+
+
 def _multiplies_in_amx_bf16(target: PassTarget) -> bool:
     """Whether OpenVINO multiplies floats in bf16 with AMX."""
-    # int8 runs its float layers in bf16, too, unless some stay in float for their accuracy: docs/forms.md
-    return has_amx_bf16() and target.precision in ("bf16", "int8")
+    return has_amx_bf16() and _computes_in_bf16(target)
 
 
 def _openvino_lanes(target: PassTarget) -> int:
     """Return the outputs of a group that OpenVINO's kernels have room for; 0 if merged groups are not faster."""
-    if _multiplies_in_amx_bf16(target):
-        return _AMX_ROWS
+    if _computes_in_bf16(target):
+        return _BF16_OUTPUTS
     return 0 if has_avx512() and target.precision != "fp32" else fp32_lanes()
+
+
+def _merges_linear_for_openvino(target: PassTarget) -> bool:
+    return (target.precision == "fp32" and has_avx512()) or (target.precision == "bf16" and has_amx_bf16())
 
 
 # Before `split_linear`, behind which three layers read a norm.
@@ -229,7 +238,7 @@ _OPENVINO_NORMS: tuple[FormatPass, ...] = (FormatPass(fold_layer_norm, applies=_
 # Merged layers and groups, channel shuffles in weights, and forms that OpenVINO refuses or computes wrongly.
 _OPENVINO: tuple[FormatPass, ...] = (
     FormatPass(flatten_layer_norm, applies=lambda target: target.precision == "fp32"),
-    FormatPass(merge_linear, applies=lambda target: has_amx_bf16() and _is_float(target)),
+    FormatPass(merge_linear, applies=_merges_linear_for_openvino),
     FormatPass(
         merge_groups,
         applies=lambda target: _openvino_lanes(target) > 0,

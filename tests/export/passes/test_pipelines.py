@@ -71,11 +71,12 @@ def test_layers_of_few_rows_are_merged_except_in_int8_for_tensorrt(
         ("avx2 avx512f amx_bf16", "fp32", 1),
         ("avx2 avx512f amx_bf16", "bf16", 1),
         ("avx2 avx512f amx_bf16", "int8", 2),
-        ("avx2 avx512f", "fp32", 2),
+        ("avx2 avx512f", "fp32", 1),
+        ("avx2 avx512f avx512_bf16", "bf16", 2),
         ("avx2", "fp32", 2),
     ],
 )
-def test_layers_of_few_rows_are_merged_for_openvino_with_amx(
+def test_layers_of_few_rows_are_merged_for_openvino_with_avx512_or_amx(
     flags: str, precision: Precision, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
