@@ -310,10 +310,11 @@ def test_openvino_runs_int8_linear_layers_as_convolutions_without_vnni(
     [
         ("avx512_vnni amx_bf16", [], {"inference_precision": "bf16"}),
         ("avx512_vnni amx_bf16", ["--keep-float", "mlp.0"], {}),  # in float for its accuracy
-        ("avx512_vnni avx512_bf16", [], {}),
+        ("avx512_vnni avx512_bf16", [], {"inference_precision": "bf16"}),
+        ("avx512_vnni", [], {}),
     ],
 )
-def test_openvino_runs_what_is_in_float_for_its_speed_in_bf16_with_amx(
+def test_openvino_runs_what_is_in_float_for_its_speed_in_bf16(
     small: Path,
     views: Path,
     tmp_path: Path,
