@@ -42,7 +42,7 @@ def mean_before_linear(model: ir.Model, *, min_saved_macs: int = MIN_SAVED_MACS)
     """Move each mean up to the inputs of the layers before it, if that saves multiply-adds."""
     for node in list(model.graph):
         rows, source = _averaged(node), node.inputs[0] if node.inputs else None
-        if rows and source is not None:
+        if rows and source is not None and node.outputs[0].shape is not None:
             mover = _Mover(node, model.graph)
             plan = mover.plan(source, rows)
             if plan.saved_macs >= min_saved_macs:
@@ -97,8 +97,8 @@ class _Mover:
 
     def like_output(self, value: ir.Value) -> ir.Value:
         """Return a mean in the shape of the node's output."""
-        shape = self._mean.outputs[0].shape
-        if shape is None or len(shape) == len(value.shape or ()):
+        shape = _sizes(self._mean.outputs[0])
+        if len(shape) == len(_sizes(value)):
             return value
         sizes = int64_initializer(self._graph, self._name("shape"), [0, *sizes_of_image(self._mean.outputs[0])])
         return self._insert(ir.node("Reshape", [value, sizes], name=self._name("Reshape")), shape=shape)
