@@ -72,4 +72,4 @@ def _is_of_axis(scale: Array, value: ir.Value, axis: int) -> bool:
         return False
     wanted = [1] * len(shape)
     wanted[axis] = scale.size
-    return shape[axis] == scale.size > 1 and list(scale.shape) == wanted[len(shape) - scale.ndim :]
+    return shape[axis] == scale.size and list(scale.shape) == wanted[len(shape) - scale.ndim :]

@@ -10,6 +10,7 @@ import pytest
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
 from edgevit.export.passes.mean_before_linear import mean_before_linear
+from edgevit.export.tensor_parts import MeanRow, mean_rows
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 WEIGHTS = {
@@ -26,9 +27,7 @@ WEIGHTS = {
     "rows_columns": np.asarray([1, 2]),
     "last": np.asarray([-1]),
     "first": np.asarray([0]),
-    "zero_one": np.asarray([0, 1]),
     "end": np.asarray([2**31 - 1]),
-    "map": np.asarray([0, 6, 5, 7]),
 }
 TOKENS = "float[N, 35, 8] x, float[N, 35, 6] s"
 MAP = "float[N, 8, 5, 7] x, float[N, 6, 5, 7] s"
@@ -67,6 +66,11 @@ def test_layers_have_the_rows_that_are_read(inputs: str, body: str, rows: int) -
     assert_same(before, after)
 
 
+def test_the_rows_of_a_mean_are_noted() -> None:
+    _, after = rewritten(TOKENS, LAYER + "p = Slice (l, one, end, one) y = ReduceMean <keepdims = 0> (p, one)")
+    assert list(mean_rows(after).values()) == [MeanRow(((1, 1, 35),))]
+
+
 def test_layers_behind_one_another_have_one_row() -> None:
     before, after = rewritten(TOKENS, "m = MatMul (x, w) n = MatMul (m, v) y = ReduceMean <keepdims = 0> (n, one)")
     assert graph_macs(after) == ROW + 6 * 6
@@ -79,7 +83,7 @@ def test_layers_behind_one_another_have_one_row() -> None:
         (TOKENS, LAYER + "g = Gelu (l) y = ReduceMean <keepdims = 0> (g, one)"),  # not linear
         (TOKENS, LAYER + "a = ReduceMean (l, one) y = Add (a, l)"),  # the rows are read, too
         (TOKENS, LAYER + "y = ReduceMean <keepdims = 0> (l, last)"),  # over channels
-        (TOKENS, LAYER + "y = ReduceMean <keepdims = 0> (l, zero_one)"),  # over images
+        (TOKENS, LAYER + "y = ReduceMean <keepdims = 0> (l, first)"),  # over images
         (TOKENS, LAYER + "p = Slice (l, one, end, last) y = ReduceMean (p, one)"),  # of channels
         (TOKENS, LAYER + "y = ReduceMax <keepdims = 0> (l, one)"),
         (TOKENS, "m = MatMul (s, x) y = ReduceMean <keepdims = 0> (m, one)"),  # no constant weights
