@@ -13,6 +13,12 @@ from edgevit.types import Array
 MOVES = frozenset({"Concat", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 
 
+def images_of(value: ir.Value) -> int:
+    """Return the size of a batch, or 2 if it is dynamic: the numbers of two images show that moves keep them apart."""
+    assert value.shape is not None
+    return value.shape[0] if isinstance(value.shape[0], int) else 2
+
+
 def follow(start: ir.Value, numbers: Array) -> dict[ir.Value, Array]:
     """Return the elements of all values that consist of elements of `start`, which has these, moved by MOVES."""
     moved = {start: numbers}

@@ -112,7 +112,7 @@ class _Mover:
         def build() -> ir.Value:
             add = partial(insert_linear, inner.build(), layer.weight, layer.bias, op_type="MatMul")
             output = add(name=f"{layer.product.name}_of_mean", before=self._mean, graph=self._graph)
-            return _marked(output, rows)
+            return _marked(output, rows, of=layer.output)
 
         averaged = math.prod(sizes[axis - 1] for axis in rows)
         remaining = math.prod(sizes[:-1]) // averaged
@@ -127,7 +127,9 @@ class _Mover:
         def build() -> ir.Value:
             mean = inner.build()
             node = ir.node("Conv", [mean, *conv.inputs[1:]], conv.attributes, name=f"{conv.name}_of_mean")
-            return _marked(self._insert(node, shape=ir.Shape([_sizes(mean)[0], outputs, 1, 1])), rows)
+            return _marked(
+                self._insert(node, shape=ir.Shape([_sizes(mean)[0], outputs, 1, 1])), rows, of=conv.outputs[0]
+            )
 
         inputs, height, width = sizes
         return _Plan(inner.saved_macs + (height * width - 1) * inputs * outputs, build)
@@ -141,7 +143,7 @@ class _Mover:
         def build() -> ir.Value:
             terms = [plan.build() for plan in plans]
             node = ir.node("Add", terms, name=f"{addition.name}_of_mean")
-            return _marked(self._insert(node, shape=terms[0].shape), rows)
+            return _marked(self._insert(node, shape=terms[0].shape), rows, of=addition.outputs[0])
 
         return _Plan(sum(plan.saved_macs for plan in plans), build)
 
@@ -154,7 +156,11 @@ class _Mover:
         def build() -> ir.Value:
             mean = inner.build()
             node = ir.node("Transpose", [mean], {"perm": order}, name=f"{transpose.name}_of_mean")
-            return _marked(self._insert(node, shape=ir.Shape([_sizes(mean)[axis] for axis in order])), rows)
+            return _marked(
+                self._insert(node, shape=ir.Shape([_sizes(mean)[axis] for axis in order])),
+                rows,
+                of=transpose.outputs[0],
+            )
 
         return _Plan(inner.saved_macs, build)
 
@@ -195,7 +201,9 @@ class _Mover:
         return f"{self._mean.name}_{step}_{self._count}"
 
 
-def _marked(value: ir.Value, rows: _Rows) -> ir.Value:
+def _marked(value: ir.Value, rows: _Rows, *, of: ir.Value) -> ir.Value:
+    """Note that a value is the mean of rows of another one, and what is noted of that one."""
+    value.metadata_props.update(of.metadata_props)
     mark_mean_row(value, MeanRow(tuple((axis, *ends) for axis, ends in sorted(rows.items()))))
     return value
 

@@ -22,13 +22,12 @@ import onnx_ir as ir
 
 from edgevit.export.ir_helpers import only_softmax_reads, remove_unused, replace_value, sizes_of_image, sums_to_one
 from edgevit.export.linear import Linear, linear_at
-from edgevit.export.moves import follow
+from edgevit.export.moves import follow, images_of
 from edgevit.export.product_inserter import ProductInserter
 from edgevit.types import Array
 
 MIN_SAVED_MACS = 5_000_000  # per image; the operators that are added take as long as some 3 million
 _RANK = 3  # of tokens (N, L, C)
-_IMAGES = 2  # of a dynamic batch: with two, the numbers show that the moves keep images apart
 
 
 def project_queries(model: ir.Model, *, min_saved_macs: int = MIN_SAVED_MACS) -> None:
@@ -98,8 +97,7 @@ def _reads(layer: Linear) -> list[_Row | _Product] | None:
     shape = layer.source.shape
     if shape is None or len(shape) != _RANK or len(sizes_of_image(layer.output)) != _RANK - 1:
         return None
-    images = shape[0] if isinstance(shape[0], int) else _IMAGES
-    sizes = (images, *sizes_of_image(layer.output))
+    sizes = (images_of(layer.source), *sizes_of_image(layer.output))
     moved = follow(layer.output, np.arange(math.prod(sizes)).reshape(sizes))
     found: list[_Row | _Product] = []
     for value, numbers in moved.items():

@@ -28,12 +28,11 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     sizes_of_image,
 )
-from edgevit.export.moves import follow, run_move
+from edgevit.export.moves import follow, images_of, run_move
 from edgevit.export.tensor_parts import ChannelOrder, mark_channel_order
 from edgevit.export.token_order import replace_reordered
 from edgevit.types import Array
 
-_IMAGES = 2  # of a dynamic batch: with two, the numbers show that the moves keep images apart
 _MAX_ELEMENTS = 1 << 26  # of the numbered windows, 256 MiB
 
 
@@ -79,6 +78,14 @@ class _Windows:
     stride: int
     order: ChannelOrder  # of each channel of the tokens in the concatenation of the four parts
 
+    @property
+    def rows(self) -> int:
+        return self.map.height // self.stride - 1
+
+    @property
+    def columns(self) -> int:
+        return self.map.width // self.stride - 1
+
 
 def _padded_map(node: ir.Node) -> _PaddedMap | None:
     """Return the map that a node pads with a constant; None for other nodes."""
@@ -92,7 +99,7 @@ def _padded_map(node: ir.Node) -> _PaddedMap | None:
     return _PaddedMap(
         pad=node,
         is_channels_last=is_channels_last,
-        images=shape[0] if isinstance(shape[0], int) else _IMAGES,
+        images=images_of(node.outputs[0]),
         height=height,
         width=width,
         channels=channels,
@@ -163,7 +170,7 @@ class _Slices:
         """Insert the windows with their pixels in the order of the four parts, (N, windows, k * k * C)."""
         blocks = self._blocks()
         parts = [self._part(blocks, down=down, right=right) for down in (False, True) for right in (False, True)]
-        rows, columns = self._map.height // self._windows.stride - 1, self._map.width // self._windows.stride - 1
+        rows, columns = self._windows.rows, self._windows.columns
         channels = self._windows.kernel**2 * self._map.channels
         node = ir.node("Concat", parts, {"axis": 3}, name=f"{self._name}_parts")
         windows = self._insert(node, shape=ir.Shape([self._batch, rows, columns, channels]))
@@ -182,7 +189,7 @@ class _Slices:
         """Insert one part of all windows, of the blocks below or to the right if so: (N, rows, columns, numbers)."""
         stride, channels = self._windows.stride, self._map.channels
         rest = self._windows.kernel - stride
-        rows, columns = self._map.height // stride - 1, self._map.width // stride - 1
+        rows, columns = self._windows.rows, self._windows.columns
         height, width = rest if down else stride, channels * (rest if right else stride)
         # Axis, start and end; whole axes are not sliced.
         ranges = [(1, int(down), rows + down), (2, int(right), columns + right)]

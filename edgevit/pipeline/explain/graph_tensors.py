@@ -1,4 +1,4 @@
-"""Compare the tensors of a graph with PyTorch's: the graph may compute one row only, parts, or channels in an order."""
+"""Compare the tensors of a graph with PyTorch's, of which the graph may compute a row, a mean or parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from edgevit.types import Array
 
 @dataclass(frozen=True, slots=True)
 class GraphTensors:
-    """Values of a graph or engine by their names; some are a row or parts of a tensor of PyTorch's, or reordered."""
+    """Values of a graph or engine by their names; some are rows or parts of PyTorch's, scaled or reordered."""
 
     values: Mapping[str, Array]  # the joined ones too
     rows: Mapping[str, KeptRow | MeanRow]

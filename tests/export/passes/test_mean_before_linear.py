@@ -9,8 +9,9 @@ import pytest
 
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.macs import graph_macs
+from edgevit.export.passes.fold_layer_scale import fold_layer_scale
 from edgevit.export.passes.mean_before_linear import mean_before_linear
-from edgevit.export.tensor_parts import MeanRow, mean_rows
+from edgevit.export.tensor_parts import MeanRow, channel_scales, mean_rows
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 WEIGHTS = {
@@ -69,6 +70,18 @@ def test_layers_have_the_rows_that_are_read(inputs: str, body: str, rows: int) -
 def test_the_rows_of_a_mean_are_noted() -> None:
     _, after = rewritten(TOKENS, LAYER + "p = Slice (l, one, end, one) y = ReduceMean <keepdims = 0> (p, one)")
     assert list(mean_rows(after).values()) == [MeanRow(((1, 1, 35),))]
+
+
+def test_the_scale_of_a_layer_is_noted_of_its_mean() -> None:
+    before = parse(
+        f"{HEADER} g ({TOKENS}) => (y) {{ {LAYER} m2 = Mul (l, b) y = ReduceMean <keepdims = 0> (m2, one) }}", **WEIGHTS
+    )
+    folded = before.apply("fold_layer_scale", partial(fold_layer_scale, smallest=0))
+    after = folded.apply("mean_before_linear", partial(mean_before_linear, min_saved_macs=1))
+    (scale,) = channel_scales(after).values()
+    assert np.array_equal(scale.factors, WEIGHTS["b"])
+    assert set(channel_scales(after)) == set(mean_rows(after))
+    assert_same(before, after)
 
 
 def test_layers_behind_one_another_have_one_row() -> None:
