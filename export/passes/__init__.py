@@ -59,6 +59,7 @@ from edgevit.export.passes.merge_heads import merge_heads
 from edgevit.export.passes.merge_linear import merge_linear
 from edgevit.export.passes.merge_reshapes import merge_reshapes
 from edgevit.export.passes.pad_average_pool import pad_average_pool
+from edgevit.export.passes.pair_groups import pair_groups
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.project_queries import project_queries
 from edgevit.export.passes.project_tokens import project_tokens
@@ -198,6 +199,7 @@ def _is_float(target: PassTarget) -> bool:
 
 # Forms from which TensorRT's compiler makes fewer kernels.
 _TENSORRT: tuple[FormatPass, ...] = (
+    FormatPass(pair_groups, applies=lambda target: target.precision == "fp16"),
     FormatPass(merge_heads, applies=_is_float),
     FormatPass(merge_linear, applies=_is_float),
     FormatPass(merge_branches, applies=_is_float),
