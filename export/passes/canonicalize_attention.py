@@ -1,10 +1,12 @@
 """Rewrite attention into the form that TensorRT fuses into one kernel in fp16.
 
-The form is softmax(q k^T) v, with the softmax over the last axis, q and k as wide as v, and v at least 12 wide:
+The form is softmax(q k^T) v, with the softmax over the last axis, and q, k and v of one width: a multiple of 8, from 16
+on.
 
 * Transposed attention is transposed back: V^T softmax_over_rows(A B) = (softmax_over_columns(B^T A^T) V)^T.
-* q and k that are narrower than v are padded with zeros, which do not change their product.
-* v of 6 to 11 channels is padded to 16, q and k with it, and the result is cut: its other channels are zero.
+* q and k that are narrower are padded with zeros, which do not change their product.
+* v that is narrower is padded too, and the result is cut: its other channels are zero. TensorRT fuses 12 or 20 channels
+  as well, but pads and cuts them in kernels of their own.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
+    constant,
+    initializer,
     insert,
     int64_initializer,
     only_consumer,
@@ -27,8 +32,7 @@ from edgevit.export.ir_helpers import (
 
 _MAX_PADDING_FACTOR = 2  # of q and k to v; beyond this the matmuls of zeros cost more than the fusion saves
 _MIN_CHANNELS = 6  # narrower v would be zeros mostly
-_MIN_FUSED_CHANNELS = 12  # TensorRT fuses heads of 12 channels but not of 6 or 8
-_PADDED_CHANNELS = 16
+_MIN_WIDTH, _MULTIPLE = 16, 8  # of heads that TensorRT fuses as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +89,26 @@ def _transpose(attention: Attention, graph: ir.Graph) -> None:
 
 
 def _pad(attention: Attention, graph: ir.Graph) -> None:
-    """Pad q and k with zeros to the width of v, and all three to a width that is fused."""
+    """Pad q, k and v with zeros to a width that is fused as it is."""
     scores, softmax, product = attention.scores, attention.softmax, attention.product
     rank = len(softmax.outputs[0].shape or ())
-    narrow, wide = static_size(scores.inputs[0], -1), static_size(product.inputs[1], -1)
+    keys, values = static_size(scores.inputs[0], -1), static_size(product.inputs[1], -1)
     if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1) or product.inputs[0] is not softmax.outputs[0]:
         return
-    if narrow is None or wide is None:
+    if keys is None or values is None or min(keys, values) < _MIN_CHANNELS:
         return
-    if min(narrow, wide) >= _MIN_CHANNELS and wide < _MIN_FUSED_CHANNELS and narrow <= _PADDED_CHANNELS:
-        shares_keys = _are_transposed(scores.inputs[1], product.inputs[1])
-        _pad_input(scores, 0, rank - 1, _PADDED_CHANNELS, graph)
-        _pad_input(scores, 1, rank - 2, _PADDED_CHANNELS, graph)
+    width = max(-(-values // _MULTIPLE) * _MULTIPLE, _MIN_WIDTH)
+    if not keys <= width <= max(_MAX_PADDING_FACTOR * keys, _MIN_WIDTH):
+        return
+    shares_keys = _are_transposed(scores.inputs[1], product.inputs[1])
+    _pad_input(scores, 0, rank - 1, width, graph)
+    _pad_input(scores, 1, rank - 2, width, graph)
+    if values < width:
         if shares_keys:
             product.replace_input_with(1, swap_last_axes(scores.inputs[1], before=product, graph=graph))
         else:
-            _pad_input(product, 1, rank - 1, _PADDED_CHANNELS, graph)
-        _cut_output(product, wide, graph)
-    elif narrow < wide <= _MAX_PADDING_FACTOR * narrow:
-        _pad_input(scores, 0, rank - 1, wide, graph)
-        _pad_input(scores, 1, rank - 2, wide, graph)
+            _pad_input(product, 1, rank - 1, width, graph)
+        _cut_output(product, values, width, graph)
 
 
 def _pad_input(node: ir.Node, index: int, axis: int, size: int, graph: ir.Graph) -> None:
@@ -113,6 +117,11 @@ def _pad_input(node: ir.Node, index: int, axis: int, size: int, graph: ir.Graph)
     assert value is not None and value.shape is not None
     missing = size - (static_size(value, axis) or 0)
     if not missing:
+        return
+    array = constant(value)
+    if array is not None:
+        widths = [(0, missing if each == axis else 0) for each in range(array.ndim)]
+        node.replace_input_with(index, initializer(graph, f"{value.name}_padded", np.pad(array, widths)))
         return
     ends = [0] * (2 * len(value.shape))
     ends[len(value.shape) + axis] = missing
@@ -130,18 +139,18 @@ def _are_transposed(keys: ir.Value | None, values: ir.Value | None) -> bool:
     return list(node.attributes.get_ints("perm", [])) == [*leading, columns, rows]
 
 
-def _cut_output(product: ir.Node, width: int, graph: ir.Graph) -> None:
-    """Compute the product of padded values, and keep the first `width` channels."""
+def _cut_output(product: ir.Node, channels: int, width: int, graph: ir.Graph) -> None:
+    """Compute the product of values that are padded to `width`, and keep the first channels."""
     result = product.outputs[0]
     assert result.shape is not None
     add = functools.partial(insert, before=product, graph=graph, like=result)
     wide = add(
         ir.node("MatMul", product.inputs, name=product.name),
-        shape=ir.Shape([*result.shape[:-1], _PADDED_CHANNELS]),
+        shape=ir.Shape([*result.shape[:-1], width]),
     )
     start, stop, axis = (
         int64_initializer(graph, f"{product.name}.{name}", [number])
-        for name, number in (("start", 0), ("stop", width), ("axis", len(result.shape) - 1))
+        for name, number in (("start", 0), ("stop", channels), ("axis", len(result.shape) - 1))
     )
     part = ir.node("Slice", [wide, start, stop, axis], name=f"{product.name}_Slice")
     replace_value(result, add(part, shape=result.shape))
