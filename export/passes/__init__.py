@@ -199,6 +199,7 @@ def _is_float(target: PassTarget) -> bool:
 
 # Forms from which TensorRT's compiler makes fewer kernels.
 _TENSORRT: tuple[FormatPass, ...] = (
+    FormatPass(absorb_shuffle, applies=_is_float),
     FormatPass(pair_groups, applies=lambda target: target.precision == "fp16"),
     FormatPass(merge_heads, applies=_is_float),
     FormatPass(merge_linear, applies=_is_float),
