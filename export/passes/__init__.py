@@ -52,6 +52,7 @@ from edgevit.export.passes.group_norm_by_rows import group_norm_by_rows
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
 from edgevit.export.passes.linear_before_gather import linear_before_gather
+from edgevit.export.passes.linear_before_norm import linear_before_norm
 from edgevit.export.passes.mean_before_linear import mean_before_linear
 from edgevit.export.passes.merge_branches import merge_branches
 from edgevit.export.passes.merge_groups import merge_groups
@@ -201,6 +202,7 @@ def _is_float(target: PassTarget) -> bool:
 _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(absorb_shuffle, applies=_is_float),
     FormatPass(pair_groups, applies=lambda target: target.precision == "fp16"),
+    FormatPass(linear_before_norm, applies=_is_float),
     FormatPass(merge_heads, applies=_is_float),
     FormatPass(merge_linear, applies=_is_float),
     FormatPass(merge_branches, applies=_is_float),
