@@ -168,7 +168,7 @@ def test_zeros_between_the_groups_are_no_work_of_the_model() -> None:
     assert graph_macs(after) == 30 * (12 * 2 + 4 * 12)
 
 
-@pytest.mark.parametrize(("fmt", "count"), [("openvino", 0), ("ort", 1), ("onnx", 1), ("trt", 1)])
-def test_openvino_alone_is_faster_without_shuffles(fmt: str, count: int) -> None:
+@pytest.mark.parametrize(("fmt", "count"), [("openvino", 0), ("trt", 0), ("ort", 1), ("onnx", 1)])
+def test_onnx_runtime_is_no_faster_without_shuffles(fmt: str, count: int) -> None:
     before = passes.optimize(graph(f"{GROUPED} {SHUFFLE} out = Conv (z, last)", batch="1"))
     assert passes.specialize(before, fmt).operators["Transpose"] == count

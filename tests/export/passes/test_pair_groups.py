@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.pair_groups import pair_groups
+from edgevit.types import Precision
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 
@@ -58,3 +60,9 @@ def test_kernels_that_are_computed_stay() -> None:
         "{ y = Conv <group = 8> (x, k) }"
     )
     assert group_attribute(paired(before)) == 8
+
+
+@pytest.mark.parametrize(("precision", "groups"), [("fp16", 4), ("fp32", 8)])
+def test_tensorrt_needs_it_in_fp16_alone(precision: Precision, groups: int) -> None:
+    after = passes.specialize(convolution(8, 1, 2), "trt", precision=precision)
+    assert group_attribute(after) == groups
