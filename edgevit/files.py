@@ -79,6 +79,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def is_replaceable(path: Path) -> bool:
+    """Return whether `write_atomically` can write a file at `path`: not a folder, and in a writable folder."""
+    folder = path.absolute().parent
+    return not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file next to `path`, which replaces it on exit.

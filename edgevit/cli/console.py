@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgevit.cli.signals import Stop
 from edgevit.errors import EdgevitError, ParityError, UsageError
-from edgevit.files import message_line, os_reason, write_atomically
+from edgevit.files import is_replaceable, message_line, os_reason, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -172,8 +172,7 @@ def require_writable(json_path: str | None, option: str = "--json") -> None:
     """Raise UsageError if no file can be written at `json_path`: before the long work, not after it."""
     if json_path is None or json_path == "-":
         return
-    folder = Path(json_path).absolute().parent
-    if Path(json_path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not is_replaceable(Path(json_path)):
         raise UsageError(f"cannot write {json_path}: not a file in a writable folder; choose another path for {option}")
 
 

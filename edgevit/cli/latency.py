@@ -142,14 +142,16 @@ def run(arguments: Arguments, console: Console) -> int:
             studies=studies,
             on_progress=on_progress,
         )
-    written = _written(bundles, reports, arguments.report)
     kept = [_keep(bundle, reports) for bundle in bundles]
     checks = baseline.check_baseline(reports, stored, max_slowdown=slowdown)
     console.result(*result_lines(reports), *(check.sentence for check in checks))
     parts = [*latency_parts(reports, detailed=console.detailed), *study_parts(reports)]
     console.print(*parts, *(note for note in kept if note))
-    console.result(*written)
     result = {"latency": latency_json(reports), "baseline": [check.to_json() for check in checks]}
+    try:
+        console.result(*_written(bundles, reports, arguments.report))
+    except UsageError as error:
+        return console.fail(error, result=result)
     failure = baseline.first_failure(checks)
     if failure is not None:
         return console.fail(failure, result=result)

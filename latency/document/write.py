@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgevit.errors import UsageError
-from edgevit.files import os_reason, write_atomically
+from edgevit.files import is_replaceable, os_reason, write_atomically
 from edgevit.latency.document.content import Document
 from edgevit.latency.document.csv_file import csv_file
 from edgevit.latency.document.html_page import html_page
@@ -32,8 +32,8 @@ def require_report_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in _WRITERS:
             raise UsageError(f"unknown kind of report: {path}; its name must end in {', '.join(_WRITERS)}")
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UsageError(f"cannot write {path}: not a file in an existing folder; choose another path")
+        if not is_replaceable(path):
+            raise UsageError(f"cannot write {path}: not a file in a writable folder; choose another path")
 
 
 def write_report(document: Document, path: Path) -> None:

@@ -60,6 +60,21 @@ def test_latency_measures_side_by_side(
     assert "images/s" in printed and "host MB" in printed and "device: " in printed
 
 
+def test_a_report_that_cannot_be_written_costs_no_measurement(
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, path = tmp_path / "latency.json", shared_bundle("ort").path
+    before = (path / "latency.json").read_bytes() if (path / "latency.json").exists() else b""
+    report = tmp_path / f"{'r' * 250}.md"  # a valid name, but not with the ending of a temporary file
+    assert status("latency", path, "--duration", "0.1", "--threads", "1", "--json", out, "--report", report) == 2
+    output = capsys.readouterr()
+    assert f"{path.name}: p50 " in output.out
+    assert f"edgevit: cannot write {report}: File name too long" in output.err
+    found = json.loads(out.read_text())
+    assert found["exit_status"] == 2 and found["latency"][0]["name"] == path.name
+    assert (path / "latency.json").read_bytes() != before
+
+
 def test_latency_rejects_an_unknown_name(bundle: Bundle, one_line: Callable[[], str]) -> None:
     assert status("latency", bundle.path, "--against", "tensorflow") == 2
     assert "unknown format 'tensorflow'" in one_line()

@@ -14,7 +14,7 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import keep_latency
 from tests.bundles.test_report import make_bundle, measured
 from tests.helpers import samples
-from tests.helpers.cli import status
+from tests.helpers.cli import ordinary_user, shell, status
 from tests.helpers.json_schema import violations
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report_schema.json"
@@ -62,7 +62,7 @@ def test_the_name_of_a_board_does_not_steer_the_terminal(tmp_path: Path, capsys:
     ("out", "message"),
     [
         ("r.pdf", "unknown kind of report: r.pdf; its name must end in .html, .md, .csv, .json"),
-        ("no/such/folder/r.md", "cannot write no/such/folder/r.md: not a file in an existing folder"),
+        ("no/such/folder/r.md", "cannot write no/such/folder/r.md: not a file in a writable folder"),
         ("r.md,", "the path is empty"),
     ],
 )
@@ -73,3 +73,12 @@ def test_a_file_that_cannot_be_written_ends_the_command_at_once(
     name, option = command
     assert status(name, kept.path, option, out) == 2
     assert message in one_line()
+
+
+@pytest.mark.parametrize("command", ["report {} --out", "latency {} --report"])
+def test_a_read_only_folder_ends_the_command_at_once(command: str, kept: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
+    run = shell(f"{ordinary_user()}edgevit {command.format(kept.path)} {folder / 'r.md'}")
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"edgevit: cannot write {folder / 'r.md'}: not a file in a writable folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,15 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def ordinary_user() -> str:
+    """Return the start of a line for `shell` that obeys the permissions of folders, which root does not."""
+    if os.geteuid() != 0:
+        return ""
+    if shutil.which("setpriv") is None:
+        pytest.skip("root writes anywhere, and setpriv is not installed")
+    return "setpriv --bounding-set=-dac_override,-dac_read_search "
 
 
 def last_line(capsys: pytest.CaptureFixture[str], *, progress: str = "") -> str:
