@@ -18,7 +18,7 @@ import pytest
 from edgevit.cli.console import Console
 from edgevit.cli.tables import make_table
 from edgevit.models import registry
-from tests.helpers.cli import PHOTO, shell, status
+from tests.helpers.cli import PHOTO, ordinary_user, shell, status
 
 
 def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[[], str], tmp_path: Path) -> None:
@@ -29,6 +29,20 @@ def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[
     assert status(*arguments, "--json", tmp_path) == 2
     assert "--json" in one_line()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_receives_json_in_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    """As /dev/null and the pipe of `--json >(jq .)` are, for all but root."""
+    pipe, found = tmp_path / "folder" / "pipe", tmp_path / "found.json"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    pipe.parent.chmod(0o500)
+    run = shell(
+        f"{ordinary_user()}edgevit completion bash --json {shlex.quote(str(pipe))} & "
+        f"timeout 60 cat {shlex.quote(str(pipe))} > {shlex.quote(str(found))}; wait $!"
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(found.read_text())["shell"] == "bash"
 
 
 def no_space(*_paths: object) -> None:
