@@ -119,7 +119,7 @@ def _add_precision_arguments(group: Group) -> None:
         metavar="MODULE[,MODULE]",
         help="PyTorch modules that stay in float with fp16 or int8, such as blocks.3.attn",
     )
-    add_int8_range(group, default="safe", default_text="safe")
+    add_int8_range(group, default=None, default_text=f"safe; with --fmt {AUTO}, as tuned")
 
 
 def _add_check_arguments(group: Group) -> None:
@@ -211,6 +211,7 @@ def _find_tuned(arguments: Arguments, model: ModelDescription, on_stage: OnStage
         precision=arguments.precision[0] if arguments.precision else None,
         threads=arguments.threads,
         calibrated=arguments.calib is not None,
+        int8_range=arguments.int8_range,
         progress=on_stage,
     )
 
@@ -225,8 +226,6 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         out=arguments.out,
         opset=arguments.opset,
         images=arguments.images,
-        int8_range=arguments.int8_range,
-        keep_float=arguments.keep_float,
         trt_version=arguments.trt_version,
         onnxsim=arguments.onnxsim,
         strict=arguments.strict,
@@ -237,9 +236,18 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
     )
     calib, labeled, max_drop = arguments.calib, arguments.eval, arguments.max_drop
     if tuned is not None:
-        return tuned.config(of_any_engine, options, calib=calib, labeled=labeled, max_drop=max_drop)
-    formats = tuple(get_format(name).name for name in arguments.fmt)
-    return of_any_engine(formats=formats, options=options, calib=calib, eval=labeled, max_drop=max_drop)
+        return tuned.config(
+            of_any_engine, options, calib=calib, labeled=labeled, max_drop=max_drop, keep_float=arguments.keep_float
+        )
+    return of_any_engine(
+        formats=tuple(get_format(name).name for name in arguments.fmt),
+        options=options,
+        calib=calib,
+        eval=labeled,
+        max_drop=max_drop,
+        int8_range=arguments.int8_range or "safe",
+        keep_float=arguments.keep_float,
+    )
 
 
 def _build_options(arguments: Arguments) -> BuildOptions:

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgevit.errors import UsageError
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
+from edgevit.formats import Int8Range
 from edgevit.models.description import ModelDescription
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.export_run import Progress, StageTimer
@@ -25,7 +26,7 @@ class TunedEngine:
 
     choice: Choice
     captured: OnnxGraph
-    note: str  # about a faster engine that the options rule out; empty if there is none
+    note: str  # about a faster engine that the options rule out, or another range of weights; empty if there is none
 
     @property
     def sentence(self) -> str:
@@ -43,14 +44,15 @@ class TunedEngine:
         calib: Path | None,
         labeled: Path | None,
         max_drop: float | None,
+        keep_float: tuple[str, ...] = (),
     ) -> ExportConfig:
         """Return the options of an export of this engine: `of_any_engine` with those that depend on the engine.
 
-        Calibration images, labeled images and a bound that the precision of the engine does not take are left out:
-        the user gave them before the engine was known, and ExportConfig would refuse them.
+        Calibration images, labeled images, a bound and modules in float that the precision of the engine does not take
+        are left out: the user gave them before the engine was known, and ExportConfig would refuse them.
         """
-        found = self.choice.configuration
-        lower, calibrated = found.variant.precision != "fp32", get_policy(found.variant.precision).converts_graph
+        found, policy = self.choice.configuration, get_policy(self.choice.configuration.variant.precision)
+        lower, calibrated = policy.name != "fp32", policy.converts_graph
         return of_any_engine(
             formats=(found.variant.fmt,),
             options=self._options(options),
@@ -59,7 +61,9 @@ class TunedEngine:
             tuned_threads=found.threads,
             calib=calib if calibrated else None,
             eval=labeled if lower else None,
-            max_drop=max_drop if lower else None,
+            max_drop=max_drop if policy.needs_calibration or (lower and labeled is not None) else None,
+            int8_range=self.choice.int8_range if policy.name == "int8" else "safe",
+            keep_float=keep_float if calibrated else (),
         )
 
     def _options(self, options: BuildOptions) -> BuildOptions:
@@ -74,11 +78,13 @@ def find_tuned(
     precision: Precision | None,
     threads: int | None,
     calibrated: bool,
+    int8_range: Int8Range | None = None,
     progress: Progress | None = None,
 ) -> TunedEngine:
     """Return the engine that was found for the model's graph, its batch included.
 
-    `precision` and `threads` are those requested; None: any. Raises UsageError if there is none, or none that fits.
+    `precision` and `threads` are those requested; None: any. `int8_range` replaces the range of an int8 engine's
+    weights; None: that with which it was tuned. Raises UsageError if there is no engine, or none that fits.
     """
     captured = source_of(model).capture(StageTimer(progress), BuildOptions(batch=model.batch))
     choices = read_choices(device_key(passes.optimize(captured)))
@@ -92,4 +98,7 @@ def find_tuned(
     if choice is None:
         known = ", ".join(each.configuration.name for each in choices)
         raise UsageError(f"no tuned engine of {model.name} fits --precision, --threads and --calib; found are: {known}")
+    if choice.configuration.variant.precision == "int8" and int8_range not in (None, choice.int8_range):
+        note = f"the time and accuracy are those of --int8-range {choice.int8_range}, with which it was tuned"
+        choice = replace(choice, int8_range=int8_range)
     return TunedEngine(choice=choice, captured=captured, note=note)

@@ -13,16 +13,17 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import edgevit
 from edgevit.errors import MissingError, UsageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import cache_folder, os_reason, write_atomically
+from edgevit.formats import Int8Range
 from edgevit.latency.environment import Environment
 from edgevit.pipeline.tuning.space import EQUAL_TIME, MAX_MS, Configuration
 from edgevit.types import Precision
-from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, read_json, text
+from edgevit.untrusted import InvalidError, JsonObject, integer, list_of, number, one_of, read_json, text
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 1
@@ -37,9 +38,15 @@ class Choice:
     configuration: Configuration
     p50_ms: float
     accuracy: str  # in words, such as "SNR 121 dB"
+    int8_range: Int8Range = "safe"  # of the weights of an int8 engine
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.configuration.to_json(), "p50_ms": self.p50_ms, "accuracy": self.accuracy}
+        return {
+            **self.configuration.to_json(),
+            "p50_ms": self.p50_ms,
+            "accuracy": self.accuracy,
+            "int8_range": self.int8_range,
+        }
 
     @classmethod
     def parse(cls, value: Any, place: str) -> Choice:
@@ -52,6 +59,7 @@ class Choice:
             configuration=configuration,
             p50_ms=fields.read("p50_ms", number(0, MAX_MS)),
             accuracy=fields.read("accuracy", text(most=255)),
+            int8_range=cast(Int8Range, fields.read_or("int8_range", one_of(*get_args(Int8Range)), "safe")),
         )
 
 

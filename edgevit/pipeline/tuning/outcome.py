@@ -71,6 +71,7 @@ class Outcome:
             limit_s=config.limit_s,
             complete=not search.not_tried,
             cached=False,
+            int8_range=config.weight_range,
         )
 
     def publish(self, report: TuningReport) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgevit
 from edgevit.arrays import finite_or_none
+from edgevit.formats import Int8Range
 from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
@@ -203,6 +204,7 @@ class TuningReport:
     limit_s: float
     complete: bool  # whether everything was tried
     cached: bool  # whether --fmt auto finds it
+    int8_range: Int8Range = "safe"  # of the weights of the int8 engines
 
     @property
     def bundle(self) -> Bundle:
@@ -246,7 +248,12 @@ class TuningReport:
             (row for row in self.rows if row.passed and row is not self.winner), key=lambda row: row.ms_per_image
         )
         return [
-            Choice(configuration=row.configuration, p50_ms=row.p50_ms, accuracy=row.accuracy_text)
+            Choice(
+                configuration=row.configuration,
+                p50_ms=row.p50_ms,
+                accuracy=row.accuracy_text,
+                int8_range=self.int8_range if row.configuration.variant.precision == "int8" else "safe",
+            )
             for row in (self.winner, *others)
         ]
 

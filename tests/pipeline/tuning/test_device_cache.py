@@ -39,6 +39,15 @@ def test_choices_are_read_back_as_they_were_written() -> None:
     assert read_choices("another key") == ()
 
 
+def test_a_choice_of_an_older_file_has_the_safe_range() -> None:
+    wide = replace(INT8, int8_range="full")
+    assert write_choices("key", "model", [wide]) and read_choices("key") == (wide,)
+    content = json.loads(cache_file("key").read_text())
+    del content["choices"][0]["int8_range"]
+    cache_file("key").write_text(json.dumps(content))
+    assert read_choices("key") == (INT8,)
+
+
 def kept(new: Sequence[Choice], *, after: Sequence[Choice], refused: Collection[str] = ()) -> tuple[Choice, ...]:
     """Return what is known after two searches."""
     cache_file("key").unlink(missing_ok=True)
@@ -87,6 +96,7 @@ def test_times_of_a_busy_machine_are_scaled_by_what_both_searches_measured() -> 
         '{"schema": 1, "choices": [{"fmt": "ort"}]}',
         json.dumps({"schema": 1, "choices": [{**INT8.to_json(), "session": {"arena": "x"}}]}),
         json.dumps({"schema": 1, "choices": [{**INT8.to_json(), "p50_ms": -1}]}),
+        json.dumps({"schema": 1, "choices": [{**INT8.to_json(), "int8_range": "wide"}]}),
     ],
 )
 def test_a_damaged_cache_is_ignored_with_one_line(content: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -165,6 +165,12 @@ def test_only_engines_that_passed_are_kept_for_auto() -> None:
     assert [choice.configuration.variant.fmt for choice in found.choices()] == ["ort"]
 
 
+def test_an_int8_engine_is_kept_with_the_range_of_its_weights() -> None:
+    found = replace(tuned([row("ort", 10.0), row("ort", 2.0, precision="int8")]), int8_range="full")
+    ranges = {choice.configuration.variant.precision: choice.int8_range for choice in found.choices()}
+    assert ranges == {"fp32": "safe", "int8": "full"}
+
+
 def test_an_engine_in_int8_that_is_slower_than_fp32_is_not_chosen() -> None:
     """mobileformer_26m in ONNX Runtime: `tune` recommends fp32, and `--fmt auto` takes it, also with --calib."""
     fp32, int8 = row("ort", 10.0), row("ort", 11.0, precision="int8", size=3, found=verified(0.05))

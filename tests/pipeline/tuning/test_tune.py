@@ -32,7 +32,7 @@ from edgevit.latency.measure import measure as measure_candidates
 from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.config import ExportConfig, widest_int8_range
 from edgevit.pipeline.export_run import Progress, StageTimer
 from edgevit.pipeline.source import source_of
 from edgevit.pipeline.torch_source import TorchSource
@@ -49,6 +49,7 @@ from edgevit.pipeline.tuning.space import Configuration, Variant
 from edgevit.runtimes import onnxruntime
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
+from edgevit.types import Precision
 from edgevit.untrusted import JsonObject
 from tests.helpers.bundles import manifest_json
 from tests.helpers.cli import PHOTO, USER_MODEL, last_line, status
@@ -172,6 +173,10 @@ def test_a_complete_search_leaves_no_engines_in_the_cache(found: TuningReport, s
     assert not list((short_measurements / "tuning").glob("*/fp32-*"))
 
 
+def test_the_report_has_the_range_of_int8_weights(found: TuningReport) -> None:
+    assert found.int8_range == widest_int8_range()
+
+
 def test_fmt_auto_takes_what_was_found(found: TuningReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchSource, "capture", lambda *_: captured())
     tuned = find_tuned(model(), precision=None, threads=None, calibrated=False)
@@ -183,6 +188,22 @@ def test_fmt_auto_takes_what_was_found(found: TuningReport, monkeypatch: pytest.
     message = r"tiny was not tuned on this machine in this form \(batch, image size, classes\), so --fmt auto knows no"
     with pytest.raises(UsageError, match=message):
         find_tuned(model(), precision=None, threads=None, calibrated=False)
+
+
+@pytest.mark.parametrize(("requested", "exported"), [(None, "full"), ("full", "full"), ("safe", "safe")])
+def test_fmt_auto_exports_the_int8_range_that_was_tuned_unless_another_is_requested(
+    requested: Int8Range | None, exported: Int8Range, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "device_key", lambda _: "key")
+    monkeypatch.setattr(TorchSource, "capture", lambda *_: captured())
+    configuration = Configuration(variant=Variant(fmt="ort", precision="int8"), threads=1)
+    write_choices(
+        "key", "tiny", [Choice(configuration=configuration, p50_ms=1.0, accuracy="SNR 30 dB", int8_range="full")]
+    )
+    tuned = find_tuned(model(), precision=None, threads=None, calibrated=True, int8_range=requested)
+    options = tuned.config(ExportConfig, BuildOptions(), calib=own_cache, labeled=None, max_drop=None)
+    assert options.int8_range == exported
+    assert ("those of --int8-range full" in tuned.note) == (exported != "full")
 
 
 def killed_at(stage: str, options: TuneConfig) -> list[str]:
@@ -477,16 +498,24 @@ def test_export_auto_on_the_command_line(
     assert own_cache.is_dir()
 
 
-def test_export_auto_leaves_calibration_images_to_the_precisions_that_use_them(
-    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("precision", "given"),
+    [("bf16", ("--calib", PHOTO.parent)), ("fp32", ("--int8-range", "full", "--keep-float", "conv"))],
+)
+def test_export_auto_leaves_options_to_the_precisions_that_use_them(
+    precision: Precision,
+    given: tuple[str | Path, ...],
+    own_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(auto, "device_key", lambda _: "key")
     (tmp_path / "user.py").write_text(USER_MODEL)
-    configuration = Configuration(variant=Variant(fmt="openvino", precision="bf16"), threads=1)
+    configuration = Configuration(variant=Variant(fmt="openvino", precision=precision), threads=1)
     write_choices("key", "user", [Choice(configuration=configuration, p50_ms=1.0, accuracy="SNR 40 dB")])
-    expected = 0 if get_runtime("openvino").runs_precision("bf16") else 9  # as for --bf16, and not 2
+    expected = 0 if get_runtime("openvino").runs_precision(precision) else 9  # as for --bf16, and not 2
     name, out = f"{tmp_path / 'user.py'}:build", tmp_path / "out"
-    options = ("--img-size", "32", "--fmt", "auto", "--calib", PHOTO.parent, "--no-latency", "--out", out)
+    options = ("--img-size", "32", "--fmt", "auto", *given, "--no-latency", "--out", out)
     assert status("export", name, *options) == expected
     assert own_cache.is_dir()
 
