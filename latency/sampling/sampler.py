@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from edgevit.files import first_line
 from edgevit.latency import clock
@@ -17,6 +18,13 @@ from edgevit.latency.system_files import SystemFiles
 INTERVAL_S = 0.2  # 5 Hz
 _MAX_WAIT_NS = 2_000_000_000  # a driver that does not answer by then ends the sampling, and not the measurement
 _JOIN_S = 1.0
+
+
+class _Sample(NamedTuple):
+    start_ns: int
+    candidate: int
+    cost_ms: float
+    row: list[float | None]  # a value for each channel
 
 
 class Sampler:
@@ -41,10 +49,7 @@ class Sampler:
         self._sources = [*(source for source in kept if source is not None), *self._energy]
         self._names, self._interval_ns, self._now_ns = tuple(names), round(1e9 * interval_s), now_ns or clock.now_ns
         self._served = [0] * len(self._names)  # samples of each candidate in turns
-        self._starts_ns: list[int] = []
-        self._candidates: list[int] = []
-        self._costs_ms: list[float] = []
-        self._rows: list[list[float | None]] = []
+        self._samples: list[_Sample] = []  # the thread appends to it while others may read it
         self._problem = ""
         self._busy, self._stopping = False, False
         self._candidate, self._requested_ns = NOBODY, 0
@@ -71,7 +76,7 @@ class Sampler:
         most.
         """
         now_ns = self._now_ns()
-        waited_ns = now_ns - self._starts_ns[-1] if self._starts_ns else 2 * self._interval_ns
+        waited_ns = now_ns - self._samples[-1].start_ns if self._samples else 2 * self._interval_ns
         served = in_turns and self._served[candidate] > min(self._served)
         due = waited_ns >= (2 if served else 1) * self._interval_ns
         if self._sources and due and not self._busy and not self._problem:
@@ -98,22 +103,22 @@ class Sampler:
             return
         if self._problem:  # too late: the measurement has gone on
             return
-        self._rows.append(row)
-        self._candidates.append(candidate)
-        self._costs_ms.append(round((self._now_ns() - start_ns) / 1e6, 3))
-        self._starts_ns.append(start_ns)
+        cost_ms = round((self._now_ns() - start_ns) / 1e6, 3)
+        self._samples.append(_Sample(start_ns, candidate, cost_ms, row))
 
     def trace(self, origin_ns: int) -> DeviceTrace | None:
         """Return the samples, with times from `origin_ns`; None if the device has no channel."""
         if not self._sources:
             return None
+        samples = tuple(self._samples)
         return DeviceTrace(
             names=self._names,
-            starts_ns=tuple(start_ns - origin_ns for start_ns in self._starts_ns),
-            candidates=tuple(self._candidates),
-            costs_ms=tuple(self._costs_ms),
+            starts_ns=tuple(sample.start_ns - origin_ns for sample in samples),
+            candidates=tuple(sample.candidate for sample in samples),
+            costs_ms=tuple(sample.cost_ms for sample in samples),
             series=tuple(
-                Series(channel, tuple(row[index] for row in self._rows)) for index, channel in enumerate(self.channels)
+                Series(channel, tuple(sample.row[index] for sample in samples))
+                for index, channel in enumerate(self.channels)
             ),
             problem=self._problem,
         )

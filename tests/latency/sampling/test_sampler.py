@@ -104,6 +104,23 @@ def test_reading_takes_place_in_another_thread() -> None:
     assert "edgevit-sampler" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_trace_has_whole_samples_at_every_moment() -> None:
+    """The thread reads the clock twice for a sample: a trace at that moment has the sample or has it not."""
+    seen: list[int] = []
+
+    def now_ns() -> int:
+        if running:
+            seen.append(len(traced(sampler).starts_ns))
+        return 0
+
+    running = False
+    sampler = Sampler([source(1)], "a", interval_s=0, now_ns=now_ns)
+    running = True
+    sampler.take(0)
+    sampler.take(0)
+    assert seen == [0, 0, 1, 1]
+
+
 def test_absent_channels_are_left_out_and_a_gap_stays_a_gap() -> None:
     gaps = source(306, None, 1300)
     with Sampler([source(None), gaps], "a", interval_s=0) as sampler:
