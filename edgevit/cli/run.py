@@ -117,6 +117,8 @@ def _draw(bundle: Bundle, arguments: Arguments, console: Console) -> int:
     from edgevit.cli.console import require_writable, write_json
     from edgevit.dense.nms import DEFAULT_NMS
 
+    if arguments.coco == "-":
+        raise UsageError("--coco writes a file, and stdout has the printed results; name a file: --coco results.json")
     require_writable(arguments.coco, "--coco")
     min_score = _MIN_SCORE if arguments.min_score is None else arguments.min_score
     max_boxes = _MAX_BOXES if arguments.max_boxes is None else arguments.max_boxes

@@ -133,6 +133,19 @@ def test_coco_results_have_ids_of_file_names_and_width_and_height(
     assert best == {"image_id": 397133, "category_id": 1, "bbox": [16, 16, 32, 32], "score": pytest.approx(1)}
 
 
+@pytest.mark.parametrize("more", [(), ("--json", "-")])
+def test_coco_results_are_not_mixed_with_what_stdout_has(
+    more: tuple[str, ...], dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = save_photo(tmp_path / "photo.png", (96, 64), ((16, 16, 48, 48), RED))
+    capsys.readouterr()
+    assert status("run", dense["detector"].path, photo, "--out", tmp_path, "--coco", "-", *more) == 2
+    output = capsys.readouterr()
+    assert "--coco writes a file" in output.err and "--coco results.json" in output.err
+    assert not more or json.loads(output.out)["exit_status"] == 2
+    assert list(tmp_path.iterdir()) == [photo]
+
+
 @pytest.mark.parametrize("names", [("a/000001.png", "b/000001.png"), ("a/x_7.png", "a/7.png"), ("a/x.png", "b/x.png")])
 def test_photos_of_one_coco_id_are_refused_before_the_run(
     names: tuple[str, str], dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
