@@ -379,8 +379,9 @@ def explain(
         limit_s: time for the search; a step that has begun is finished.
 
     The part of the graph that fails is saved in the folder `explain` beside the bundle. Raises UsageError if the model
-    has to be named, or is another one than the bundle was exported from.
+    has to be named, or is another one than the bundle was exported from, and MissingError if PyTorch is not installed.
     """
+    _require_torch()
     from torch import nn
 
     from edgevit.bundles.bundle import Bundle

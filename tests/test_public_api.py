@@ -96,7 +96,9 @@ def test_calibration_data_of_another_type_is_a_usage_error(function: Any, tmp_pa
         function(nn.Linear(4, 2), example_input=torch.zeros(1, 4), calib=[torch.zeros(8, 4)], out=tmp_path)
 
 
-@pytest.mark.parametrize("call", ["list_models()", "create_model('deit_t')"])
+@pytest.mark.parametrize(
+    "call", ["list_models()", "create_model('deit_t')", "explain('bundle')", "export('deit_t')", "tune('deit_t')"]
+)
 def test_models_without_pytorch_are_one_error_with_the_remedy(call: str) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; import edgevit\n"

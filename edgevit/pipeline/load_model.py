@@ -13,6 +13,7 @@ from edgevit.errors import UsageError
 from edgevit.models.description import ModelDescription, with_classes, with_preprocessing
 from edgevit.pipeline.naming import with_distinct_name, with_name
 from edgevit.pipeline.onnx_model import OnnxModel, is_onnx_file, load_onnx_model
+from edgevit.runtimes.pytorch import load_torch
 from edgevit.types import OutputForm
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ModelOptions:
             raise UsageError("example_input is for a module; a model given by name is exported for img_size")
         if is_onnx_file(name):
             return self._load_onnx_file(name)
+        load_torch()  # raises MissingError without PyTorch
         from edgevit.models import loading
 
         return loading.from_name(
