@@ -268,6 +268,7 @@ def tune(
     weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
+    outputs: OutputForm | None = None,
     batch: int = 1,
     images: str | os.PathLike[str] | None = None,
     preprocessing: object = None,
@@ -291,7 +292,7 @@ def tune(
             latency.
         fresh: discard what an unfinished search has left, instead of going on from there.
         int8_range: "safe" or "full" (default: "full" if this processor computes it correctly).
-        model, out, name, example_input, weights, num_classes, img_size, batch, images, preprocessing,
+        model, out, name, example_input, weights, num_classes, img_size, outputs, batch, images, preprocessing,
             classes, strict: as for `export_model`.
 
     Raises an EdgevitError, such as ParityError if no engine passes its checks, and MeasureError if `time_s` is too
@@ -325,6 +326,7 @@ def tune(
         weights=weights,
         num_classes=num_classes,
         img_size=img_size,
+        outputs=outputs,
         batch=None if batch == 1 else batch,
         preprocessing=preprocessing,
         classes=as_path(classes),

@@ -27,7 +27,8 @@ PARAMETERS = {
     "outputs dynamic_batch opset images threads sm trt_version verify latency",
     "load": "bundle threads cache_dir",
     "explain": "bundle model weights images limit_s",
-    "tune": "model time_s fmt threads calib eval max_drop out example_input weights num_classes img_size batch images",
+    "tune": "model time_s fmt threads calib eval max_drop out example_input weights num_classes img_size batch images "
+    "outputs",
 }
 # Options of `edgevit export` that `edgevit.export` lacks: a factory and inputs are passed as objects, the preprocessing
 # as one, and a latency measurement and a builder's memory have their defaults.
@@ -74,6 +75,12 @@ def test_the_overloads_of_export_have_all_its_options() -> None:
 def test_python_exports_with_the_options_of_the_command_line() -> None:
     options = {action.dest for action in dict(subcommands(command_line()))["export"]._actions} - OF_EVERY_COMMAND
     assert options - set(inspect.signature(edgevit.export_model).parameters) == ONLY_ON_THE_COMMAND_LINE
+
+
+def test_python_tunes_with_the_options_of_the_command_line() -> None:
+    options = {action.dest for action in dict(subcommands(command_line()))["tune"]._actions} - OF_EVERY_COMMAND
+    only_there = options - set(inspect.signature(edgevit.tune).parameters)
+    assert only_there == {"time", *ONLY_ON_THE_COMMAND_LINE} - {"latency_time", "workspace"}  # time_s in Python
 
 
 def test_the_package_ships_its_types() -> None:
@@ -131,9 +138,10 @@ def test_options_of_a_name_are_rejected_for_a_module(options: dict[str, object],
         edgevit.export(nn.Identity(), example_input=torch.rand(1, 3, 8, 8), out=tmp_path, **options)  # type: ignore[call-overload]
 
 
-def test_outputs_that_a_model_lacks_are_refused() -> None:
+@pytest.mark.parametrize("function", [edgevit.export, edgevit.tune])
+def test_outputs_that_a_model_lacks_are_refused(function: Any) -> None:
     with pytest.raises(UsageError, match="shiftvit_t is a classifier; it outputs logits or features, not boxes"):
-        edgevit.export("shiftvit_t", outputs="boxes")
+        function("shiftvit_t", outputs="boxes")
 
 
 @pytest.mark.large
