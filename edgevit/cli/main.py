@@ -168,7 +168,7 @@ def _logged(error: BaseException) -> str:
 
 
 def _write_log(text: str) -> Path:
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}.log"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         folder = cache_folder() / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,3 @@ def _write_log(text: str) -> Path:
         path = Path(tempfile.mkdtemp(prefix="edgevit-log-")) / name
         path.write_text(text, "utf-8", "backslashreplace")
     return path
-
-
-if __name__ == "__main__":
-    sys.exit(main())

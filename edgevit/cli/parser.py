@@ -207,6 +207,8 @@ def argument(text: str) -> tuple[str, object]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+    except (TypeError, MemoryError, RecursionError):  # a list as a key; nested too deeply
+        raise argparse.ArgumentTypeError(f"{name} has no value that Python can read: {value!r}") from None
 
 
 def channel_values(text: str) -> tuple[float, ...]:

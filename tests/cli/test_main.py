@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -208,6 +209,7 @@ def test_an_unforeseen_exception_is_one_line_with_a_log_file(
     assert status("toy", "hello", "--json", tmp_path / "result.json") == 70
     (log,) = (tmp_path / "cache" / "logs").iterdir()
     assert one_line() == f"edgevit: internal error: {expected}; full traceback: {log}"
+    assert log.stem.endswith(f"-{os.getpid()}")  # two processes that fail in one second have two logs
     text = log.read_text()
     assert text.startswith("edgevit ")
     assert "Traceback (most recent call last)" in text
@@ -260,6 +262,13 @@ def test_out_of_memory_while_an_error_is_reported_is_one_line(
 def test_a_long_value_is_not_repeated_whole(words: tuple[str, ...], one_line: Callable[[], str]) -> None:
     assert status(*words) == 2
     assert len(one_line()) < 1200
+
+
+@pytest.mark.parametrize("value", ["{[]: 1}", "-" * 20_000 + "1", "0" + "+0" * 100_000])
+def test_a_value_that_python_cannot_read_is_a_usage_error(value: str, one_line: Callable[[], str]) -> None:
+    assert status("export", "file.py:build", "--fmt", "ort", "--arg", f"depth={value}") == 2
+    line = one_line()
+    assert "argument --arg: depth has no value that Python can read: " in line and "--help" in line
 
 
 def test_the_log_goes_to_the_temporary_folder_if_the_cache_is_not_writable(
