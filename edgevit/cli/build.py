@@ -47,8 +47,15 @@ def run(arguments: Arguments, console: Console) -> int:
     if built.latency_problem:
         console.print(f"note: no latency: {built.latency_problem}")
     next_command = f"edgevit latency {shlex.quote(str(bundle.path))}"
-    result = {"path": str(bundle.path), "parity": parity.to_json(), "latency": latency_json(built.latency)}
-    console.finish(result, next_command=next_command)
+    console.finish(
+        {
+            "path": str(bundle.path),
+            "parity": parity.to_json(),
+            "latency": latency_json(built.latency),
+            "latency_problem": built.latency_problem,
+        },
+        next_command=next_command,
+    )
     return 0
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import bundle_details
+from edgevit.errors import MeasureError
+from edgevit.latency.report import LatencyReport
 from tests.helpers.cli import status
 
 
@@ -30,3 +32,20 @@ def test_build_makes_an_engine_from_the_bundles_onnx_file(
     assert status("build", source, "--no-latency") == 0  # for its own format it takes its place
     assert source.stat().st_ino != before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_json_says_why_a_built_engine_was_not_measured(
+    shared_bundle: Callable[[str], Bundle],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> tuple[LatencyReport, ...]:
+        raise MeasureError("the clock stood still")
+
+    monkeypatch.setattr("edgevit.bundles.build.measure", fail)
+    source, out = shutil.copytree(shared_bundle("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx"), tmp_path / "out"
+    assert status("build", source, "--fmt", "ort", "--json", out) == 0
+    assert "note: no latency: the clock stood still" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert (result["latency"], result["latency_problem"]) == ([], "the clock stood still")
