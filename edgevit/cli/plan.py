@@ -58,8 +58,13 @@ def run(arguments: Arguments, console: Console) -> int:
 
     files = [model_file(path) for path in (arguments.file, arguments.compare) if path is not None]
     first, *others = (plan(file, compute_capability=arguments.sm, batch=arguments.batch) for file in files)
-    console.result(*(comparison_parts(first, others[0]) if others else plan_parts(first)))
-    console.finish(first.compare(others[0]).to_json() if others else first.to_json())
+    if others:
+        comparison = first.compare(others[0])
+        console.result(*comparison_parts(comparison))
+        console.finish(comparison.to_json())
+    else:
+        console.result(*plan_parts(first))
+        console.finish(first.to_json())
     return 0
 
 
@@ -98,19 +103,19 @@ def totals_table(plan: KernelPlan) -> Table:
     return table
 
 
-def comparison_parts(first: KernelPlan, second: KernelPlan) -> list[Part]:
-    """Return two plans side by side and the modules that differ. Raise UsageError if they are not comparable."""
+def comparison_parts(comparison: PlanComparison) -> list[Part]:
+    """Return two plans side by side and the modules that differ."""
     from edgevit.runtimes.tensorrt_rtx.kernels import PROXY
 
-    comparison = first.compare(second)
-    warnings = [f"warning: {plan.file}: {text}" for plan in (first, second) for text in plan.warnings]
+    plans = (comparison.first, comparison.second)
+    warnings = [f"warning: {plan.file}: {text}" for plan in plans for text in plan.warnings]
     modules = [_modules_table(comparison)] if comparison.modules else []
-    return [comparison_table(first, second), *modules, *warnings, f"note: {PROXY}"]
+    return [comparison_table(comparison), *modules, *warnings, f"note: {PROXY}"]
 
 
-def comparison_table(first: KernelPlan, second: KernelPlan) -> Table:
-    """Return the totals of two plans side by side. Raise UsageError if they are not comparable."""
-    comparison = first.compare(second)
+def comparison_table(comparison: PlanComparison) -> Table:
+    """Return the totals of two plans side by side."""
+    first, second = comparison.first, comparison.second
     table = make_table(f"Kernel plans, {first.target}", "total", first.file, second.file, "change")
     moved = ("bytes_moved", first.totals.bytes_moved, second.totals.bytes_moved)
     for name, one, other in (*comparison.totals, moved):
