@@ -88,11 +88,6 @@ class Evaluation:
         return wilson(sum(rank < 5 for rank in self.ranks), self.images) if self.class_count > 5 else None
 
 
-def counted_images(images: int) -> str:
-    """Return a number of images in words: "1 image", "40 images"."""
-    return f"{images} image{'' if images == 1 else 's'}"
-
-
 @dataclass(frozen=True, slots=True)
 class Drop:
     """Accuracy lost against a reference on the same images, in percentage points; negative if it is gained."""

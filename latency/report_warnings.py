@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgevit.runtimes.base import CUDA_GRAPH, THREADS_REQUESTED
+from edgevit.words import counted
 
 if TYPE_CHECKING:
     from edgevit.latency.report import LatencyReport
@@ -53,10 +54,10 @@ def _crowded_threads(report: LatencyReport) -> str:
     if report.uses_gpu or threads is None:
         return ""
     if limit is not None and limit < min(threads, cores or threads):
-        return f"its {threads} threads share the time of {limit:g} core{'' if limit == 1 else 's'}, by the CPU limit"
+        return f"its {threads} threads share the time of {counted(limit, 'core')}, by the CPU limit"
     if cores is None or threads <= cores:
         return ""
-    return f"its {threads} threads share {cores} core{'s' if cores > 1 else ''}"
+    return f"its {threads} threads share {counted(cores, 'core')}"
 
 
 def _device_conditions(report: LatencyReport) -> dict[str, bool]:

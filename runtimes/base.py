@@ -27,6 +27,7 @@ from edgevit.runtimes.precision import ExecutedPrecision
 from edgevit.runtimes.session_settings import SessionSettings, Setting
 from edgevit.runtimes.tensorrt_rtx.capabilities import check_capabilities
 from edgevit.types import PRECISIONS, Array, Feeds, Precision, Shape, TensorSpec
+from edgevit.words import counted
 
 _Session = TypeVar("_Session")
 
@@ -41,7 +42,7 @@ def require_usable_threads(threads: int) -> None:
     cores = available_cores()
     if threads > _THREADS_PER_CORE * cores:
         raise UsageError(
-            f"{threads} threads are too many for {cores} usable core{'s' if cores > 1 else ''}; give at most "
+            f"{threads} threads are too many for {counted(cores, 'usable core')}; give at most "
             f"{_THREADS_PER_CORE * cores}"
         )
 

@@ -13,6 +13,7 @@ from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_t
 from edgevit.cli.tables import make_table, notes
 from edgevit.errors import UsageError, did_you_mean
 from edgevit.latency.names import short_names
+from edgevit.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -182,9 +183,7 @@ def result_lines(evaluations: Sequence[_Evaluation], drop: Callable[[_Evaluation
 
 
 def _accuracy(evaluation: Evaluation | DenseEvaluation) -> str:
-    from edgevit.metrics import counted_images
-
-    return f"{evaluation.name}: {evaluation.metric} {evaluation.accuracy:.2%} on {counted_images(evaluation.images)}"
+    return f"{evaluation.name}: {evaluation.metric} {evaluation.accuracy:.2%} on {counted(evaluation.images, 'image')}"
 
 
 def accuracy_parts(report: AccuracyReport, *, detailed: bool = False) -> list[Part]:

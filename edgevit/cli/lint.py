@@ -12,6 +12,7 @@ from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command
 from edgevit.export.lint.targets import LINTABLE
 from edgevit.formats import DEFAULT_TENSORRT, get_format
+from edgevit.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +89,7 @@ def lint_summary(findings: Iterable[Finding], target: LintTarget) -> str:
     counts = Counter(finding.level for finding in findings)
     if not counts:
         return f"{target}: no problems found"
-    return f"{target}: " + ", ".join(_plural(counts[level], level) for level in LEVELS if counts[level])
+    return f"{target}: " + ", ".join(counted(counts[level], level) for level in LEVELS if counts[level])
 
 
 def lint_json(findings: Sequence[Finding], target: LintTarget) -> dict[str, Any]:
@@ -115,10 +116,6 @@ def _node_name(finding: Finding) -> str:
         return "the whole graph"
     is_included = not finding.module or finding.node.startswith(f"{finding.module}/")
     return finding.node if is_included else f"{finding.node} ({finding.module})"
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}" + ("s" if count > 1 else "")
 
 
 COMMAND = Command(

@@ -10,8 +10,9 @@ from typing import Protocol, TypeAlias
 from edgevit.bundles.labeled import DenseEvaluation, lost_points
 from edgevit.errors import ImageError, UsageError
 from edgevit.images import warn_of_skipped
-from edgevit.metrics import Drop, Evaluation, OnImages, agreement, counted_images, drop_points
+from edgevit.metrics import Drop, Evaluation, OnImages, agreement, drop_points
 from edgevit.types import Run
+from edgevit.words import counted
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,5 +82,5 @@ def warn_of_labels(evaluation: AnyEvaluation, skipped: Sequence[ImageError], tot
 
 def unknown_accuracy(reference: AnyEvaluation, name: str) -> str:
     """Return the remark that no loss against `reference`, called `name`, is known: it may be no better than chance."""
-    measured = f"{reference.metric} {reference.accuracy:.1%} on {counted_images(reference.images)}"
+    measured = f"{reference.metric} {reference.accuracy:.1%} on {counted(reference.images, 'image')}"
     return f"accuracy unknown ({name} itself may be guessing: {measured})"

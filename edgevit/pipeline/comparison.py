@@ -13,7 +13,7 @@ from edgevit.errors import ImageError, ParityError
 from edgevit.latency.compare import side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
-from edgevit.metrics import TOP1, Drop, accuracy_key, counted_images
+from edgevit.metrics import TOP1, Drop, accuracy_key
 from edgevit.pipeline import fp32_baseline
 from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, same_predictions, unknown_accuracy
 from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
@@ -21,6 +21,7 @@ from edgevit.pipeline.export_run import BuiltBundle, StageTimer
 from edgevit.pipeline.fp32_baseline import Fp32Baseline
 from edgevit.runtimes.output_parity import OutputParity
 from edgevit.types import PHOTOS, Precision
+from edgevit.words import counted
 
 GRAPH = "the ONNX graph"
 
@@ -123,7 +124,7 @@ class PrecisionComparison:
             return "accuracy not measured (--eval DIR)"
         if self._fp32_may_be_guessing:
             return unknown_accuracy(fp32, "fp32")
-        images = f"on {counted_images(fp32.images)}"
+        images = f"on {counted(fp32.images, 'image')}"
         if self.measured_on != JUDGED_ENGINE:
             images += f" ({self.measured_on}; no engine has run)"
         if drop.points == 0:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgevit.latency.document.content import Document, Session
 from edgevit.latency.document.validity import Answer
+from edgevit.words import counted
 
 
 def certified(session: Session) -> Answer:
@@ -50,5 +51,5 @@ def _reason(failed: Sequence[tuple[str, str]], session: Session) -> str:
     if len(failed) == len(session.entries) and len({each for _, each in failed}) == 1:
         return evidence
     others = len(failed) - 1
-    too = f" and {others} other{'s' if others > 1 else ''}" if others else ""
+    too = f" and {counted(others, 'other')}" if others else ""
     return f"{evidence} ({title}{too})"

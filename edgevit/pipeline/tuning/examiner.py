@@ -12,13 +12,14 @@ from edgevit.bundles.verify import engine_parity
 from edgevit.errors import EdgevitError, ImageError, MeasureError, ParityError
 from edgevit.files import first_line
 from edgevit.images import read_image
-from edgevit.metrics import Drop, counted_images
+from edgevit.metrics import Drop
 from edgevit.pipeline.accuracy import AnyEvaluation, LabeledSet, lost, unknown_accuracy, warn_of_labels
 from edgevit.pipeline.export_run import ExportRun
 from edgevit.pipeline.tuning.deadline import Deadline
 from edgevit.pipeline.tuning.finals import Finalist
 from edgevit.runtimes.base import Engine
 from edgevit.runtimes.parity import ParityReport
+from edgevit.words import counted
 
 _MIN_IMAGES = 20  # labeled images; if there is no time for so many, or for all, accuracy is not measured
 _EVAL_FRACTION = 0.5  # of the remaining time, for accuracy
@@ -148,7 +149,7 @@ class Examiner:
             return [f"{unknown_accuracy(reference, 'the original')}; {advice}"]
         if allowed is not None and drop.interval.high > 100 * allowed:
             are = "is" if reference.images == 1 else "are"
-            few = f"on {counted_images(reference.images)}, which {are} too few to show it"
+            few = f"on {counted(reference.images, 'image')}, which {are} too few to show it"
             loss = f"the loss may be up to {drop.interval.high:.1f} points"
             return [f"--max-drop {100 * allowed:g}% holds {few}: {loss}; {advice}"]
         return []

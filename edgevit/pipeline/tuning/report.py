@@ -15,12 +15,13 @@ from edgevit.formats import Int8Range
 from edgevit.latency.compare import latency_json, side_by_side
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.statistics import Ratio, bounds
-from edgevit.metrics import CONFIDENCE, Drop, counted_images
+from edgevit.metrics import CONFIDENCE, Drop
 from edgevit.pipeline.tuning.device_cache import Choice
 from edgevit.pipeline.tuning.examiner import Verification
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import EQUAL_TIME, Configuration
 from edgevit.pipeline.tuning.workspace import Refusal
+from edgevit.words import counted
 
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
@@ -96,7 +97,7 @@ class Row:
             return "not checked"
         if found.evaluation is not None:
             evaluation = found.evaluation
-            return f"{evaluation.metric} {100 * evaluation.accuracy:.1f} % on {counted_images(evaluation.images)}"
+            return f"{evaluation.metric} {100 * evaluation.accuracy:.1f} % on {counted(evaluation.images, 'image')}"
         return "failed" if found.snr_db is None else f"SNR {found.snr_db:.0f} dB"
 
     def to_json(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from edgevit.runtimes.registry import get_runtime
 from edgevit.runtimes.session_settings import SessionSettings
 from edgevit.types import PRECISIONS, Precision
 from edgevit.untrusted import JsonObject, integer, list_of, nullable, object_of, one_of, text
+from edgevit.words import counted
 
 MAX_STREAMS = 1 << 12
 MAX_MS = 1e9  # largest time that is read from a file
@@ -69,9 +70,9 @@ class Configuration:
     @property
     def settings(self) -> str:
         """The threads, streams and settings in words, such as "2 threads, 4 streams, spinning off"."""
-        count = _counted(self.threads, "thread")
+        count = counted(self.threads, "thread")
         if self.streams is not None:
-            count += f", {_counted(self.streams, 'stream')}"
+            count += f", {counted(self.streams, 'stream')}"
         return f"{count}, {self.session}" if self.session.chosen else count
 
     @property
@@ -194,7 +195,3 @@ def combined(start: Configuration, changes: Sequence[Configuration]) -> Configur
     for change in reversed(changes):
         chosen |= {name: value for name, value in change.session.chosen if (name, value) not in start.session.chosen}
     return replace(start, session=get_runtime(start.variant.fmt).session_settings(chosen))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
