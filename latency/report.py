@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -274,13 +274,13 @@ class LatencyReport:
 
     def percentile_interval_ms(self, percent: float) -> Interval | None:
         """99 % confidence interval of a percentile, over rounds; None below 8 rounds or with too few runs."""
-        return statistics.percentile_interval(self._turns(self.samples_ms), percent)
+        return statistics.percentile_interval(statistics.by_round(self.samples_ms, self.rounds), percent)
 
     def compute_percentile(self, percent: float) -> tuple[float | None, Interval | None]:
         """Return a percentile of the time on the GPU in ms, and its interval; None without a GPU or enough runs."""
         if not self.compute_ms:
             return None, None
-        interval = statistics.percentile_interval(self._turns(self.compute_ms), percent)
+        interval = statistics.percentile_interval(statistics.by_round(self.compute_ms, self.rounds), percent)
         return statistics.percentile(self.compute_ms, percent).value, interval
 
     def percentile(self, percent: float) -> Percentile:
@@ -325,11 +325,7 @@ class LatencyReport:
         _ = (self.throughput_per_s, hash(tuple(map(str, self.environment.key().values()))), hash(self.threads))
 
     def _by_round(self, percent: float) -> NDArray[np.float64]:
-        return np.array([np.percentile(turn, percent) for turn in self._turns(self.samples_ms)])
-
-    def _turns(self, values: Sequence[float]) -> list[NDArray[np.float64]]:
-        """Return one value of each sample as one array for each round."""
-        return np.split(np.array(values, float), np.flatnonzero(np.diff(self.rounds)) + 1)
+        return np.array([np.percentile(turn, percent) for turn in statistics.by_round(self.samples_ms, self.rounds)])
 
 
 def _converted(data: Mapping[str, Any]) -> dict[str, Any]:

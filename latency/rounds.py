@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevit.latency import clock
 from edgevit.latency.candidate import Candidate, require_valid_outputs, timed
@@ -20,6 +19,7 @@ from edgevit.latency.report_warnings import NOTABLE_CHANGE
 from edgevit.latency.sampling.energy import rises_j
 from edgevit.latency.sampling.sampler import Sampler
 from edgevit.latency.sampling.trace import DeviceTrace
+from edgevit.latency.statistics import by_round
 from edgevit.latency.warmup import Warmup
 
 _PROBE_INTERVAL_NS = 500_000_000
@@ -46,10 +46,6 @@ class Recording:
     turns_j: list[tuple[float, ...]] = field(default_factory=list)
     turns_s: list[float] = field(default_factory=list)
     alone_ns: list[int] = field(default_factory=list)
-
-    def turns(self) -> list[NDArray[np.int64]]:
-        """Return the durations of each round."""
-        return np.split(np.array(self.durations_ns), np.flatnonzero(np.diff(self.rounds)) + 1)
 
     def done_fraction(self, plan: MeasurePlan) -> float:
         """Return the fraction of the plan's runs and seconds that is recorded, 0 to 1."""
@@ -113,7 +109,8 @@ def run_rounds(
 def _is_undecided(recordings: Sequence[Recording], confidence: float) -> bool:
     """Return whether the ratio of any candidate to the first needs more rounds."""
     first, *others = (
-        [float(np.median(turn)) / recording.candidate.batch for turn in recording.turns()] for recording in recordings
+        [float(np.median(turn)) / each.candidate.batch for turn in by_round(each.durations_ns, each.rounds)]
+        for each in recordings
     )
     return any(is_undecided(each, first, confidence) for each in others)
 

@@ -102,6 +102,11 @@ def percentile(values: Values, percent: float) -> Percentile:
     return Percentile(percent, float(np.percentile(values, percent)))
 
 
+def by_round(values: Values, rounds: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Return one value of each sample as one array for each round, whose numbers `rounds` has."""
+    return np.split(np.array(values, float), np.flatnonzero(np.diff(rounds)) + 1)
+
+
 def percentile_interval(rounds: Sequence[Values], percent: float) -> Interval | None:
     """Return the interval of a percentile of all samples; None if there are too few samples or rounds.
 

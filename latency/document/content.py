@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def ms_per_image(self) -> float:
-        return self.report.p50_ms / self.report.batch
+        return self.report.ms_per_image
 
 
 @dataclass(frozen=True, slots=True)
