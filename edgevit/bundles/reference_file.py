@@ -39,7 +39,7 @@ def read_references(path: Path) -> tuple[Reference, ...]:
 def _read_arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
     members = archive.infolist()
     if not 1 <= len(members) <= MAX_ARRAYS or sum(member.file_size for member in members) > MAX_BYTES:
-        raise InvalidError(f"it needs 1 to {MAX_ARRAYS} arrays of together at most {MAX_BYTES >> 30} GB")
+        raise InvalidError(f"it needs 1 to {MAX_ARRAYS} arrays of together at most {MAX_BYTES >> 30} GiB")
     arrays = {}
     for member in members:
         key = member.filename.removesuffix(".npy")

@@ -58,7 +58,7 @@ def doctor_table(
     properties = {
         "processor": f"{environment.cpu or environment.architecture}, {environment.logical_cores} cores",
         "instructions": " ".join(environment.isa) or "unknown",
-        "memory": f"{environment.memory_total_mb / 1024:.1f} GB" if environment.memory_total_mb else "unknown",
+        "memory": f"{environment.memory_total_mb / 1024:.1f} GiB" if environment.memory_total_mb else "unknown",
         "system": f"{environment.os}, kernel {environment.kernel}",
         "board": environment.jetson or environment.board or "unknown",
         "GPU": ", ".join(environment.gpus) or "none found",

@@ -63,3 +63,8 @@ def test_doctor_counts_the_sensors_that_it_can_read(tmp_path: Path, monkeypatch:
     for given, cell in ((channels, "4 clock, 1 utilization, 2 temperature"), ((), "none that this user can read")):
         names, values = (list(column.cells) for column in doctor_table(samples.BOARD, [], given).columns)
         assert str(values[names.index("sensors")]).startswith(cell)
+
+
+def test_doctor_prints_the_memory_in_gib() -> None:
+    names, values = (list(column.cells) for column in doctor_table(samples.BOARD, []).columns)
+    assert values[names.index("memory")] == "7.4 GiB"  # of 7620 MiB
