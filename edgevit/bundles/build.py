@@ -32,7 +32,7 @@ from edgevit.runtimes.session_settings import SessionSettings
 
 @dataclass(frozen=True, slots=True)
 class BuildOutcome:
-    """A published bundle, and what was found out about its engine."""
+    """A published bundle, with the parity and the latency of its engine."""
 
     bundle: Bundle
     parity: ParityReport

@@ -77,7 +77,7 @@ class LabeledPhotos(ABC):
 
     @abstractmethod
     def record(self, place: int, photo: Image.Image, model: DenseModel) -> Any:
-        """Return what `evaluation` needs to know of what the model finds in a photo."""
+        """Return the record of the model's answer for a photo that `evaluation` reads."""
 
     @abstractmethod
     def evaluation(self, name: str, records: Sequence[Any], skipped: Sequence[ImageError]) -> DenseEvaluation:

@@ -24,7 +24,7 @@ _NOTABLE_FRACTION = 1e-3  # of the multiply-adds; a precision with fewer is left
 
 
 def study_parts(reports: Sequence[LatencyReport]) -> list[Part]:
-    """Return what was found out by the studies that were requested, or why not."""
+    """Return the results of the requested studies, or why there are none."""
     parts: list[Part] = []
     for name, report in zip(short_names([report.name for report in reports]), reports, strict=True):
         if report.roofline is not None:

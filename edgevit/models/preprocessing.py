@@ -2,7 +2,7 @@
 
 timm keeps the settings in `module.pretrained_cfg`, Hugging Face in `module.config` and a `preprocessor_config.json`
 next to the weights, torchvision in the transforms of a weights entry. A declaration that `Preprocessing` cannot express
-is an error: a model that is fed in another way gives other answers, without a word.
+is an error: a model that is fed in another way silently loses accuracy.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def _protocol(session: Session) -> Iterator[tuple[str, str]]:
     yield "warm-up", ", ".join(f"{entry.title} {entry.report.warmup_runs} runs" for entry in session.entries)
     yield "rounds", f"{len(report.round_ms)}, every engine one turn in each, in random order, in one process"
     seconds = ", ".join(f"{entry.title} {sum(entry.report.samples_ms) / 1e3:.1f} s" for entry in session.entries)
-    yield "recorded", f"{seconds} (asked: at least {plan.min_duration_s:g} s each)"
+    yield "recorded", f"{seconds} (requested: at least {plan.min_duration_s:g} s each)"
     yield "unrecorded at the start of a turn", f"{plan.settle_s:g} s"
     if report.probe_ms is not None:
         yield "probes of the machine's speed", f"{len(report.probes)}, varied by {100 * report.speed_range:.0f} %"

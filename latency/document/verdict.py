@@ -32,7 +32,7 @@ def document_verdict(document: Document) -> tuple[Answer, str]:
         return answers[0], headline(document.sessions[0])
     worst: Answer = "no" if "no" in answers else "unknown" if "unknown" in answers else "yes"
     words = {"no": "not certified", "unknown": "certified as far as known", "yes": "certified"}[worst]
-    return worst, f"{words}: {answers.count(worst)} of {len(answers)} runs; the reasons stand with each"
+    return worst, f"{words}: {answers.count(worst)} of {len(answers)} runs; see each run for the reasons"
 
 
 def _by_condition(session: Session, answer: Answer) -> dict[str, list[tuple[str, str]]]:
