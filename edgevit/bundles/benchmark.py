@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevit.bundles.bundle import Bundle, display_names
+from edgevit.bundles.bundle import Bundle, display_names, require_distinct
 from edgevit.bundles.engine import load_engine, open_engine, require_precision, used_threads
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, load_unchecked, require_match
@@ -59,13 +59,15 @@ def measure_bundles(
     `source` names, or a format, built from its ONNX file. The outputs of all are compared with PyTorch's. `studies` are
     made after the rounds, of the bundles; the limit is measured for the others too.
 
-    Raises UsageError for an unknown name, MissingError if a runtime is not installed.
+    Raises UsageError for an unknown name or one that is given twice, MissingError if a runtime is not installed.
     """
     others = [_require_known(name) for name in against]
+    names = display_names(bundles)
+    require_distinct([*names, *others])
     with ExitStack() as stack:
         subjects = [
             _bundle_subject(stack, name, bundle, used_threads(bundle, threads))
-            for name, bundle in zip(display_names(bundles), bundles, strict=True)
+            for name, bundle in zip(names, bundles, strict=True)
         ]
         threads = used_threads(bundles[0], threads)
         for other in others:

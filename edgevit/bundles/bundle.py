@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +170,15 @@ def bundle_name(model: str, precision: str, fmt: str) -> str:
 def display_names(bundles: Sequence[Bundle]) -> list[str]:
     """Names of bundles in reports: the folder name, prefixed with enough parent folders to be unique."""
     return [_distinct(bundle, [other for other in bundles if other.name == bundle.name]) for bundle in bundles]
+
+
+def require_distinct(names: Iterable[str]) -> None:
+    """Raise UsageError if a name occurs twice: reports hold one result for each."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"{name} is given twice; give it once")
+        seen.add(name)
 
 
 def _distinct(bundle: Bundle, namesakes: Sequence[Bundle]) -> str:

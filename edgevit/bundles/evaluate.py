@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevit import metrics
-from edgevit.bundles.bundle import Bundle, display_names
+from edgevit.bundles.bundle import Bundle, display_names, require_distinct
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.source_model import PytorchSource, recreate_model
 from edgevit.datasets import find_dataset
@@ -63,11 +63,14 @@ def evaluate_bundles(
     that. The first PyTorch model is the reference that the others are compared with, or else the first bundle.
     Images that cannot be read are left out and named in the notes of the report.
 
-    Raises UsageError if the candidates preprocess images differently or have different classes, MissingError if
-    PyTorch is needed and not installed, and ImageError if no image can be read, or one cannot and that is an error.
+    Raises UsageError if a candidate is given twice, or if they preprocess images differently or have different
+    classes; MissingError if PyTorch is needed and not installed; ImageError if no image can be read, or one cannot and
+    that is an error.
     """
     if pytorch is not None and not bundles:
         raise UsageError(f"--against {TORCH} needs a bundle; a model given by name runs in PyTorch already")
+    names = display_names(bundles)
+    require_distinct([*(_model_name(model) for model in models), *([] if pytorch is None else [TORCH]), *names])
     with ExitStack() as stack:
         candidates = [_model_candidate(model, options.threads) for model in models]
         engines = [stack.enter_context(load_engine(bundle, threads=options.threads)) for bundle in bundles]
@@ -75,7 +78,7 @@ def evaluate_bundles(
             candidates.append(_source_candidate(bundles[0], engines[0], pytorch, options.threads))
         candidates += [
             _bundle_candidate(name, engine, bundle)
-            for name, engine, bundle in zip(display_names(bundles), engines, bundles, strict=True)
+            for name, engine, bundle in zip(names, engines, bundles, strict=True)
         ]
         return _evaluate(candidates, data, options, on_progress)
 
@@ -122,8 +125,6 @@ def _executed_precision(candidate: _EvaluatedEngine) -> ExecutedPrecision:
 
 def _require_comparable(first: _EvaluatedEngine, other: _EvaluatedEngine) -> None:
     """Raise UsageError unless both read the same images in the same way and output the same classes."""
-    if other.name == first.name:
-        raise UsageError(f"{first.name} is given twice; give it once")
     if other.preprocessing != first.preprocessing:
         raise UsageError(
             f"{first.name} and {other.name} differ in preprocessing ({first.preprocessing} and "
@@ -155,6 +156,10 @@ def _source_candidate(bundle: Bundle, engine: Engine, source: PytorchSource, thr
     return replace(_bundle_candidate(TORCH, torch, bundle), bundle=None)  # in PyTorch's precision, not the bundle's
 
 
+def _model_name(model: LoadedModel) -> str:
+    return f"{model.name} ({TORCH})"
+
+
 def _model_candidate(model: LoadedModel, threads: int | None) -> _EvaluatedEngine:
     """PyTorch with a model given by name. Raises UsageError if its weights are random or it takes no images."""
     from edgevit.runtimes.pytorch import TorchEngine, output_specs
@@ -166,7 +171,7 @@ def _model_candidate(model: LoadedModel, threads: int | None) -> _EvaluatedEngin
     inputs = [TensorSpec(metrics.INPUT, "float32", ("batch", *model.preprocessing.input_size))]
     outputs = output_specs(model.module, model.example)
     return _EvaluatedEngine(
-        name=f"{model.name} ({TORCH})",
+        name=_model_name(model),
         engine=TorchEngine(model.module, inputs, outputs, threads=threads),
         batch=model.batch,
         preprocessing=model.preprocessing,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgevit.bundles.bundle import Bundle, display_names
+from edgevit.bundles.bundle import Bundle, display_names, require_distinct
 from edgevit.bundles.dense import DENSE_TASKS, DenseModel, dense_model
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.evaluate import TORCH, EvalOptions
@@ -84,10 +84,13 @@ def evaluate_dense(
     """Measure bundles of one task, and PyTorch with the model of the first if `pytorch` says where to find it.
 
     Detectors: mAP on a folder in COCO's format. Segmentation: mIoU on folders of images and masks. Intervals come
-    from drawing the images again. Raises UsageError if the bundles differ in task, preprocessing or classes;
-    MissingError without pycocotools or PyTorch if they are needed; ImageError if no image can be read.
+    from drawing the images again. Raises UsageError if a bundle is given twice, or if they differ in task,
+    preprocessing or classes; MissingError without pycocotools or PyTorch if they are needed; ImageError if no image
+    can be read.
     """
     first = bundles[0]
+    names = display_names(bundles)
+    require_distinct([*([] if pytorch is None else [TORCH]), *names])
     _require_comparable(bundles)
     with ExitStack() as stack:
         engines = [stack.enter_context(load_engine(bundle, threads=options.threads)) for bundle in bundles]
@@ -97,7 +100,7 @@ def evaluate_dense(
                 model=dense_model(bundle, engine),
                 precision=require_precision(bundle, engine).actual,
             )
-            for name, bundle, engine in zip(display_names(bundles), bundles, engines, strict=True)
+            for name, bundle, engine in zip(names, bundles, engines, strict=True)
         ]
         if pytorch is not None:
             candidates.insert(0, _pytorch(first, candidates[0], pytorch, options.threads))

@@ -279,7 +279,9 @@ def test_wrong_data_is_one_line(
         (["BUNDLE", "--weights", "x.pth"], "--weights requires exactly one MODEL"),
         (["BUNDLE", "--against", "openvino"], "--against accepts only torch, got 'openvino'"),
         (["shiftvit_cifar10", "--against", "torch"], "runs in PyTorch already"),
-        (["BUNDLE", "BUNDLE"], "given twice"),
+        (["BUNDLE", "BUNDLE"], "-ort is given twice; give it once"),
+        (["OTHER", "BUNDLE", "BUNDLE"], "-ort is given twice; give it once"),
+        (["shiftvit_cifar10", "shiftvit_cifar10"], "shiftvit_cifar10 (torch) is given twice"),
         (["BUNDLE", "--limit", "0"], "must be at least 1, not 0"),
     ],
 )
@@ -290,8 +292,8 @@ def test_a_wrong_request_is_one_line(
     photos: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    own = [str(shared_bundle("ort").path) if word == "BUNDLE" else word for word in arguments]
-    assert status("eval", *own, "--data", photos) == 2
+    paths = {"BUNDLE": str(shared_bundle("ort").path), "OTHER": str(shared_bundle("openvino").path)}
+    assert status("eval", *(paths.get(word, word) for word in arguments), "--data", photos) == 2
     assert message in last_line(capsys, progress="  images: ")
 
 

@@ -323,6 +323,17 @@ def test_photos_that_exif_turns_have_masks_that_are_turned_or_clearly_upright(
     assert orientation == 3 or "EXIF turns 0.png (orientation 6)" in last_line(capsys)
 
 
+def test_a_bundle_given_twice_is_one_line(
+    dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No dictionary by name may lose one of the two, wherever they stand."""
+    folder, own = mask_folder(tmp_path / "masks", count=1), dense["segmenter"].path
+    again = segmenter(tmp_path / "again").path
+    for paths, name in (((own, own), own), ((own, again, again), again)):
+        assert status("eval", *paths, "--data", folder, "--quiet") == 2
+        assert f"{name} is given twice; give it once" in last_line(capsys)
+
+
 def test_bundles_that_cannot_be_compared_are_one_line(
     dense: dict[str, Bundle], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
