@@ -37,12 +37,13 @@ from edgevit.types import Interval
 from edgevit.untrusted import shorten
 
 SCHEMA = 1
-ROOFLINE, LAYERS, THROUGHPUT = "roofline", "layers", "throughput"  # fields of studies that a runtime may not have
+# The fields of studies, which may fail on their own.
+ROOFLINE, LAYERS, THROUGHPUT, SUSTAINED = "roofline", "layers", "throughput", "sustained"
 _PARTS: dict[str, type[Roofline | LayerProfile | Throughput | SustainedRun]] = {
     ROOFLINE: Roofline,
     LAYERS: LayerProfile,
     THROUGHPUT: Throughput,
-    "sustained": SustainedRun,
+    SUSTAINED: SustainedRun,
 }
 _JSON_NAMES = {"measured_with": "beside"}  # fields whose name in JSON is another
 
@@ -84,7 +85,7 @@ class LatencyReport:
     measured_at: str = ""  # end of the measurement, ISO 8601 in UTC; empty in older reports
     compute_ms: tuple[float, ...] = ()  # on the GPU, by events around its graph, of each sample; empty if not measured
     parity: ParitySummary | None = None  # of this very engine with PyTorch; None if it was not compared
-    # Why there is no result of a study that was requested, by its field: ROOFLINE, LAYERS or THROUGHPUT.
+    # Why there is no result of a study that was requested, by its field: ROOFLINE, LAYERS, THROUGHPUT or SUSTAINED.
     study_problems: Mapping[str, str] = field(default_factory=dict)
     roofline: Roofline | None = None  # the fields from here on are None unless they were requested
     layers: LayerProfile | None = None

@@ -10,7 +10,7 @@ from edgevit.errors import BuildError, InferenceError, MeasureError, MissingErro
 from edgevit.files import first_line
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.progress import MeasureProgress, OnMeasure, ignore_progress
-from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT, LatencyReport
+from edgevit.latency.report import LAYERS, ROOFLINE, SUSTAINED, THROUGHPUT, LatencyReport
 from edgevit.latency.roofline import Roofline, copied_bytes, copy_rate, device_copy_rate, matmul_rate
 from edgevit.latency.sustained import MIN_S, SustainedRun, run_sustained
 from edgevit.latency.throughput import Throughput, saturate, stream_counts
@@ -103,8 +103,8 @@ def _study_one(
         attempt(LAYERS, "layers", lambda: _profile(subject, report.p50_ms))
     if studies.throughput and own:
         attempt(THROUGHPUT, "throughput", lambda: _saturate(subject))
-    if studies.sustained_s is not None and own:
-        found["sustained"] = _sustain(subject, studies.sustained_s, show)
+    if (seconds := studies.sustained_s) is not None and own:
+        attempt(SUSTAINED, "sustained run", lambda: _sustain(subject, seconds, show))
     return replace(report, study_problems=problems, **found)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgevit.latency.throughput import Throughput
     from edgevit.runtimes.layer_profile import GroupTime, LayerProfile
 
+_TITLES = {"sustained": "sustained run"}  # of studies that are not called like their field
 _LONGEST = 10  # rows of a table of layers
 _MODULE_DEPTH = 2
 _NOTABLE_FRACTION = 1e-3  # of the multiply-adds; a precision with fewer is left out
@@ -35,7 +36,8 @@ def study_parts(reports: Sequence[LatencyReport]) -> list[Part]:
             parts.append(_throughput(name, report.throughput))
         if report.sustained is not None:
             parts.append(_sustained(name, report.sustained))
-        parts += [f"note: {name}: no {part} ({reason})" for part, reason in report.study_problems.items()]
+        problems = report.study_problems.items()
+        parts += [f"note: {name}: no {_TITLES.get(part, part)} ({reason})" for part, reason in problems]
     parts += dict.fromkeys(_rates(report.roofline) for report in reports if report.roofline is not None)
     return parts
 

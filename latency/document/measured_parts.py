@@ -8,7 +8,7 @@ from edgevit.latency.document.blocks import Block, Figure, Table, Text
 from edgevit.latency.document.content import Entry, Session
 from edgevit.latency.document.figures import ABSENT, figure
 from edgevit.latency.document.svg import WIDTH, Canvas
-from edgevit.latency.report import LAYERS, ROOFLINE, THROUGHPUT
+from edgevit.latency.report import LAYERS, ROOFLINE, SUSTAINED, THROUGHPUT
 from edgevit.latency.roofline import Roofline
 from edgevit.runtimes.layer_profile import GroupTime, LayerProfile, joined
 from edgevit.types import Interval
@@ -148,6 +148,7 @@ def _sustained(entries: Sequence[Entry]) -> Iterator[Block]:
     if rows:
         rates = ("images/s at first", "images/s at last", "last / first", "steady")
         yield Table(("engine", "duration", *rates, "clock MHz at first", "at last", "hottest C"), tuple(rows))
+    yield from _problems(entries, SUSTAINED)
 
 
 def _clock(clock: Interval | None) -> str:

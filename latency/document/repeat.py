@@ -54,7 +54,7 @@ def certifying_command(session: Session) -> str | None:
 
 
 def _studies(reports: Sequence[LatencyReport]) -> Iterator[str]:
-    """Yield the options of the studies that were requested."""
+    """Yield the options of the studies that were requested; a sustained run that failed leaves no time to repeat."""
     for part in (ROOFLINE, LAYERS, THROUGHPUT):
         if any(getattr(report, part) is not None or part in report.study_problems for report in reports):
             yield f"--{part}"

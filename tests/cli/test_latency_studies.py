@@ -29,6 +29,8 @@ def test_the_limit_is_one_line_for_each_engine_and_the_rates_one_for_each_runtim
 def test_a_study_without_a_result_says_why() -> None:
     report = dataclasses.replace(PLAIN, study_problems={"roofline": "cuBLAS was not found", "layers": "no memory"})
     assert study_parts([report]) == ["note: a: no roofline (cuBLAS was not found)", "note: a: no layers (no memory)"]
+    report = dataclasses.replace(PLAIN, study_problems={"sustained": "too slow"})
+    assert study_parts([report]) == ["note: a: no sustained run (too slow)"]
 
 
 def test_throughput_and_a_sustained_run_are_one_line_each() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 
 from edgevit.errors import BuildError, MissingError
-from edgevit.latency import roofline
+from edgevit.latency import clock, roofline
 from edgevit.latency.candidate import Candidate
 from edgevit.latency.report import LatencyReport
 from edgevit.latency.studies import Studies, Subject, study
@@ -111,6 +112,33 @@ def test_a_study_that_fails_or_does_not_exist_keeps_the_measurement_too() -> Non
         "layers": "TensorRT has no such mode here",
     }
     assert report.layers is None and report.throughput is None
+
+
+def test_an_engine_too_slow_for_a_sustained_run_keeps_the_measurement_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first engine's problem may not cost the second one's run either."""
+    now = [0]
+    monkeypatch.setattr(clock, "now_ns", lambda: now[0])
+
+    def infer(ms: int) -> None:
+        now[0] += 1_000_000 * ms
+
+    subjects = [
+        Subject(
+            candidate=Candidate(name=name, infer=partial(infer, ms)),
+            engine=_GpuEngine(),
+            runtime="TensorRT",
+            feeds={1: {}},
+            executed=FP16,
+            work=WORK,
+        )
+        for name, ms in (("slow", 2500), ("fast", 100))
+    ]
+    reports = [samples.report([[2.0]] * 9, name=subject.candidate.name) for subject in subjects]
+    slow, fast = study(Studies(sustained_s=3.0), subjects, reports)
+    reason = "slow ran less than once a second; --sustained needs a faster engine"
+    assert slow.sustained is None and slow.study_problems == {"sustained": reason}
+    assert slow.samples_ms == reports[0].samples_ms
+    assert fast.study_problems == {} and fast.sustained is not None and fast.sustained.duration_s == 3
 
 
 def test_twice_as_many_streams_as_threads_are_tried_and_sixteen_on_a_gpu() -> None:

@@ -42,6 +42,7 @@ def test_an_engine_slower_than_a_second_has_no_sustained_rate(monkeypatch: pytes
     monkeypatch.setattr(clock, "now_ns", engine.now_ns)
     with pytest.raises(MeasureError, match="less than once a second"):
         run_sustained(Candidate(name="a", infer=engine.infer), 9.0, root=tmp_path)
+    assert engine.ns == 2500e6  # known after one inference
 
 
 @pytest.mark.parametrize(("last", "steady"), [(100.0, True), (96.0, True), (90.0, False), (110.0, False)])

@@ -22,7 +22,13 @@ def test_the_limit_names_what_multiplied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "title"), [("roofline", "Limit of the machine"), ("layers", "Layers"), ("throughput", "Throughput")]
+    ("part", "title"),
+    [
+        ("roofline", "Limit of the machine"),
+        ("layers", "Layers"),
+        ("throughput", "Throughput"),
+        ("sustained", "Sustained load"),
+    ],
 )
 def test_a_study_without_a_result_says_why(part: str, title: str) -> None:
     ((found, blocks),) = part_sections(session(study_problems={part: "cuBLAS was not found"}), "s0")
