@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.formats import Int8Range
+    from edgevit.models.loading import LoadedModel
     from edgevit.pipeline.explain.explanation import Explanation
     from edgevit.pipeline.tuning.report import TuningReport
     from edgevit.runtimes.base import BatchRange, Engine
@@ -384,17 +385,28 @@ def explain(
     has to be named, or is another one than the bundle was exported from, and MissingError if PyTorch is not installed.
     """
     _require_torch()
+    from functools import cache
+    from pathlib import Path
+
     from torch import nn
 
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.source_model import PytorchSource
+    from edgevit.bundles.source_model import PytorchSource, new_references, recreate_model
     from edgevit.bundles.verify import verify
-    from edgevit.files import as_path
-    from edgevit.pipeline.explain.bundles import explain_bundle
+    from edgevit.pipeline.explain.bundles import explain_bundle, match_module
+    from edgevit.pipeline.load_model import restored_mode
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
-    folder = as_path(images)
-    source = model if isinstance(model, nn.Module) else PytorchSource(model=model, weights=weights)
-    named = source if isinstance(source, PytorchSource) else PytorchSource()
-    report = verify(opened, images=folder, source=named)
-    return None if report.passed else explain_bundle(opened, report, source=source, images=folder, limit_s=limit_s)
+
+    @cache
+    def load_source() -> LoadedModel:
+        if isinstance(model, nn.Module):
+            return match_module(opened, model)
+        return recreate_model(opened, PytorchSource(model=model, weights=weights))
+
+    with restored_mode(model):
+        references = opened.references() if images is None else new_references(opened, load_source(), Path(images))
+        report = verify(opened, references)
+        if report.passed:
+            return None
+        return explain_bundle(opened, report, model=load_source(), references=references, limit_s=limit_s)

@@ -69,14 +69,11 @@ def recreate_model(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
     return model
 
 
-def new_references(
-    bundle: Bundle, images: Path, source: PytorchSource = FROM_MANIFEST, *, strict: bool = False
-) -> tuple[Reference, ...]:
-    """PyTorch's outputs for the photos in a folder, from the model that the bundle was exported from.
+def new_references(bundle: Bundle, model: LoadedModel, images: Path, *, strict: bool = False) -> tuple[Reference, ...]:
+    """Return PyTorch's outputs for the photos in a folder, from the model that the bundle was exported from.
 
     Photos that cannot be read are left out, with a warning, or raise ImageError if `strict`.
     """
-    model = recreate_model(bundle, source)
     from edgevit.models.reference import compute_references
 
     output_names = [spec.name for spec in bundle.manifest.outputs]

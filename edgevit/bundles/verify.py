@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.manifest import MANIFEST_FILE
-from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references
 from edgevit.dense.matching import ClassAgreement, agreement_of_outputs
 from edgevit.errors import BundleError, ParityError
 from edgevit.runtimes.base import BuildOptions, Engine
@@ -19,22 +17,15 @@ from edgevit.untrusted import shorten
 
 
 def verify(
-    bundle: Bundle,
-    *,
-    images: Path | None = None,
-    source: PytorchSource = FROM_MANIFEST,
-    strict: bool = False,
-    threads: int | None = None,
+    bundle: Bundle, references: Sequence[Reference] | None = None, *, threads: int | None = None
 ) -> ParityReport:
-    """Compare the bundle's engine with PyTorch: with the outputs in reference.npz, or on the photos in `images`.
+    """Compare the bundle's engine with PyTorch: with the outputs in reference.npz, or with `references`.
 
-    `images` needs PyTorch and the model that the bundle was exported from, which `source` names; images that cannot be
-    read are left out with a warning, or raise ImageError if `strict`. The report may have failed: call
-    `ParityReport.require`. Raises ParityError if PyTorch's own outputs are NaN or not finite, MissingError if PyTorch
-    is needed and not installed, PrecisionError if another precision runs than was requested, BundleError if the
-    manifest describes other inputs or outputs than the engine has.
+    The report may have failed: call `ParityReport.require`. Raises ParityError if PyTorch's own outputs are NaN or not
+    finite, PrecisionError if another precision runs than was requested, BundleError if the manifest describes other
+    inputs or outputs than the engine has.
     """
-    references = bundle.references() if images is None else new_references(bundle, images, source, strict=strict)
+    references = bundle.references() if references is None else references
     if reason := undefined_output(references):
         raise ParityError(
             f"no engine can be compared with the reference outputs: {reason}; export the model without --no-verify"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from edgevit.cli import parser as argument_types
@@ -13,14 +14,17 @@ from edgevit.errors import EdgevitError, ParityError, UsageError
 from edgevit.types import PRECISIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from rich.table import Table
 
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.source_model import PytorchSource
     from edgevit.dense.matching import ClassAgreement
+    from edgevit.models.loading import LoadedModel
     from edgevit.runtimes.parity import ParityReport
+    from edgevit.types import Reference
 
 CLASS_TITLE = "Found by class, for information"
 SHOWN_CLASSES = 10  # without -v
@@ -57,8 +61,17 @@ def run(arguments: Arguments, console: Console) -> int:
     if arguments.bundle.suffix == ".onnx" and not arguments.bundle.is_dir():
         parity = _verify_part(arguments)
     else:
-        parity = _verify_bundle(arguments)
-        classes, names = _agreement_by_class(arguments)
+        bundle, source = _open_bundle(arguments)
+        parity = _verify_bundle(
+            bundle,
+            source,
+            images=arguments.images,
+            explain=arguments.explain,
+            strict=arguments.strict,
+            threads=arguments.threads,
+        )
+        if arguments.images is None:  # the agreement is that on the photos of reference.npz
+            classes, names = _agreement_by_class(bundle, threads=arguments.threads)
     console.result(f"{arguments.bundle}: {parity_phrase(parity.results)}")
     console.print(*parity_parts(parity.results, detailed=console.detailed))
     if classes:
@@ -67,15 +80,13 @@ def run(arguments: Arguments, console: Console) -> int:
     return 0
 
 
-def _agreement_by_class(arguments: Arguments) -> tuple[tuple[ClassAgreement, ...], Sequence[str] | None]:
+def _agreement_by_class(
+    bundle: Bundle, *, threads: int | None
+) -> tuple[tuple[ClassAgreement, ...], Sequence[str] | None]:
     """Return the agreement of a dense model's engine with PyTorch, and the names of the classes."""
-    from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.verify import agreement_by_class
 
-    bundle = Bundle.open(arguments.bundle)
-    if arguments.images is not None:  # the agreement is that on the photos of reference.npz
-        return (), None
-    return agreement_by_class(bundle, threads=arguments.threads), bundle.classes
+    return agreement_by_class(bundle, threads=threads), bundle.classes
 
 
 def _class_table(classes: Sequence[ClassAgreement], names: Sequence[str] | None, *, detailed: bool) -> Table:
@@ -109,37 +120,54 @@ def _verify_part(arguments: Arguments) -> ParityReport:
     return parity
 
 
-def _verify_bundle(arguments: Arguments) -> ParityReport:
+def _open_bundle(arguments: Arguments) -> tuple[Bundle, PytorchSource]:
+    """Return the bundle, and the model that was named. Raises UsageError for an option that has no use for them."""
     from edgevit.bundles.bundle import Bundle
     from edgevit.bundles.source_model import FROM_MANIFEST
-    from edgevit.bundles.verify import verify
 
     if arguments.fmt is not None or arguments.precision is not None:
         raise UsageError("--fmt and --precision require a part of a graph, FILE.onnx; a bundle has its own")
     bundle, source = Bundle.open(arguments.bundle), pytorch_source(arguments)
     if arguments.images is None and not arguments.explain and source != FROM_MANIFEST:
         raise UsageError("--model, --arg and --weights require --images DIR or --explain")
+    return bundle, source
+
+
+def _verify_bundle(
+    bundle: Bundle, source: PytorchSource, *, images: Path | None, explain: bool, strict: bool, threads: int | None
+) -> ParityReport:
+    """Compare with PyTorch. Raises ParityError if the outputs differ, with an explanation if one is requested."""
+    from edgevit.bundles.source_model import new_references, recreate_model
+    from edgevit.bundles.verify import verify
+
+    load_source = cache(partial(recreate_model, bundle, source))
     with redirect_user_output():
-        parity = verify(
-            bundle, images=arguments.images, source=source, strict=arguments.strict, threads=arguments.threads
-        )
+        if images is None:
+            references = bundle.references()
+        else:
+            references = new_references(bundle, load_source(), images, strict=strict)
+        parity = verify(bundle, references, threads=threads)
         try:
             parity.require()
         except ParityError as error:
-            if not arguments.explain:
+            if not explain:
                 raise
-            raise _explained(error, bundle, parity, arguments, source) from error
+            raise _explained(error, bundle, parity, references, load_source) from error
     return parity
 
 
 def _explained(
-    error: ParityError, bundle: Bundle, parity: ParityReport, arguments: Arguments, source: PytorchSource
+    error: ParityError,
+    bundle: Bundle,
+    parity: ParityReport,
+    references: Sequence[Reference],
+    load_source: Callable[[], LoadedModel],
 ) -> ParityError:
     """Return the error with an explanation, or with the reason why there is none: its exit status stays."""
     from edgevit.pipeline.explain.bundles import explain_bundle
 
     try:
-        explanation = explain_bundle(bundle, parity, source=source, images=arguments.images, strict=arguments.strict)
+        explanation = explain_bundle(bundle, parity, model=load_source(), references=references)
     except (EdgevitError, ImportError) as problem:  # the model cannot be created again, or PyTorch is missing
         return ParityError(f"{error}; it cannot be explained: {problem}", report=error.report)
     return ParityError(f"{error}; {explanation.sentence}", report=error.report, explanation=explanation)

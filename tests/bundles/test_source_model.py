@@ -161,7 +161,7 @@ def test_a_module_that_was_in_memory_has_to_be_named(tmp_path: Path) -> None:
 def test_a_registered_model_is_recreated_with_its_weights(shared_bundle: Callable[[str], Bundle]) -> None:
     model = recreate_model(shared_bundle("ort"))
     assert model.origin.weights_sha256 == shared_bundle("ort").manifest.model.weights_sha256
-    photos, noise = new_references(shared_bundle("ort"), PHOTO.parent)
+    photos, noise = new_references(shared_bundle("ort"), model, PHOTO.parent)
     assert (photos.kind, noise.kind) == ("photos", "noise")
     stored = shared_bundle("ort").references()[1]
     assert np.abs(noise.outputs["logits"] - stored.outputs["logits"]).max() < 1e-4

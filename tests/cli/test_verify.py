@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import edgevit
 from edgevit.bundles import store
 from edgevit.bundles.bundle import Bundle
+from edgevit.errors import ImageError
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import MODEL_FILE
+from edgevit.models.loading import from_name
 from edgevit.runtimes.build import build_engine
 from edgevit.runtimes.registry import get_runtime
 from tests.helpers.bundles import damage
@@ -54,19 +57,38 @@ def test_verify_detects_different_outputs(
     assert "it cannot be explained: the PyTorch model does not match" in capsys.readouterr().err
 
 
-def test_a_bundle_that_fails_names_the_users_module_and_a_command_that_reproduces_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A sign is lost in the graph that the engine is built of: with hashes made to fit, only the answers notice."""
-    (tmp_path / "mine.py").write_text(USER_MODEL)
-    model = f"{tmp_path / 'mine.py'}:build"
+def wrong_bundle(folder: Path) -> tuple[Bundle, str]:
+    """A bundle of the user's mine.py and the model's name; a sign is lost in its graph, and the hashes are made to fit.
+
+    mine.py notes in the file `created` each time that it creates the model.
+    """
+    note = 'def build():\n    (Path(__file__).parent / "created").open("a").write("+")'
+    (folder / "mine.py").write_text("from pathlib import Path\n" + USER_MODEL.replace("def build():", note))
+    model = f"{folder / 'mine.py'}:build"
     exported = ("export", model, "--fmt", "ort", "--img-size", "8", "--no-latency")
-    assert status(*exported, "--out", tmp_path) == 0
-    bundle = Bundle.open(tmp_path / "mine_build-fp32-ort")
+    assert status(*exported, "--out", folder) == 0
+    bundle = Bundle.open(folder / "mine_build-fp32-ort")
     file = bundle.path / MODEL_FILE
     plant(OnnxGraph.load(file), Plant("a sign", "head/Gemm")).save(file)
     build_engine(get_runtime("ort"), file, bundle.path, bundle.options)
     store.write_manifest(bundle.path, bundle.manifest)
+    (folder / "created").unlink()
+    return Bundle.open(bundle.path), model
+
+
+def photos(folder: Path, count: int) -> Path:
+    """A folder of photos, which the worst of a failed check is mostly none of the bundle's two."""
+    folder.mkdir()
+    for index in range(count):
+        Image.effect_noise((40, 50), 90).convert("RGB").save(folder / f"{index}.png")
+    return folder
+
+
+def test_a_bundle_that_fails_names_the_users_module_and_a_command_that_reproduces_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the answers notice the lost sign."""
+    bundle, model = wrong_bundle(tmp_path)
     capsys.readouterr()
     assert status("verify", bundle.path, "--explain", "--model", model) == 6
     printed = capsys.readouterr().err
@@ -74,6 +96,33 @@ def test_a_bundle_that_fails_names_the_users_module_and_a_command_that_reproduce
     assert "reproduce: edgevit verify " in printed
     command = printed.partition("reproduce: edgevit ")[2].splitlines()[0]
     assert status(*shlex.split(command)) == 6
+
+
+def test_the_users_model_is_created_once_for_other_images_and_their_explanation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, model = wrong_bundle(tmp_path)
+    images = photos(tmp_path / "photos", 3)
+    capsys.readouterr()
+    assert status("verify", bundle.path, "--explain", "--model", model, "--images", images) == 6
+    assert "the first module that differs is head (Linear)" in capsys.readouterr().err
+    assert (tmp_path / "created").read_text() == "+"
+
+
+def test_a_module_in_memory_explains_a_failure_on_other_images(tmp_path: Path) -> None:
+    """The photos are those of the folder: the worst is the ninth, and the bundle's references are fewer."""
+    bundle, model = wrong_bundle(tmp_path)
+    module = from_name(model).module.train()
+    images = photos(tmp_path / "photos", 8)
+    Image.effect_noise((40, 50), 250).convert("RGB").save(images / "8.png")
+    explanation = edgevit.explain(bundle, module, images=images)
+    assert explanation is not None and explanation.module == "head"
+    assert module.training  # as it was
+    (images / "8.png").write_bytes(b"no image")
+    for path in images.glob("[0-7].png"):
+        path.unlink()
+    with pytest.raises(ImageError):
+        edgevit.explain(bundle, module, images=images)
 
 
 @pytest.mark.parametrize(

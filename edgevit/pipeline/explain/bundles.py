@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from edgevit.bundles.bundle import Bundle
-from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource, new_references, recreate_model, require_match
+from edgevit.bundles.source_model import require_match
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import MODEL_FILE
@@ -27,23 +26,16 @@ def explain_bundle(
     bundle: Bundle,
     report: ParityReport,
     *,
-    source: PytorchSource | nn.Module = FROM_MANIFEST,
-    images: Path | None = None,
-    strict: bool = False,
+    model: LoadedModel,
+    references: Sequence[Reference],
     limit_s: float = LIMIT_S,
 ) -> Explanation:
     """Explain the failed report of a bundle, by the PyTorch model that it was exported from.
 
-    `images` are the photos that the report is about, if it is not about the bundle's reference outputs. The graph is
-    asked before the engine: if it differs too, the runtime is not to blame. The part that fails is saved in the folder
-    `explain` beside the bundle. Raises UsageError if the model is not known or another one; any other problem stands in
-    the explanation.
+    `references` are those that the report is about. The graph is asked before the engine: if it differs too, the
+    runtime is not to blame. The part that fails is saved in the folder `explain` beside the bundle. A problem of the
+    search stands in the explanation.
     """
-    model = _in_memory(bundle, source) if isinstance(source, nn.Module) else recreate_model(bundle, source)
-    if images is None or isinstance(source, nn.Module):
-        references = bundle.references()
-    else:
-        references = new_references(bundle, images, source, strict=strict)
     failed = next(result for result in report.results if not result.passed)
     folder = bundle.path.resolve().parent / reproducer.FOLDER
 
@@ -53,7 +45,8 @@ def explain_bundle(
     return explain_if_possible(failed, explain)
 
 
-def _in_memory(bundle: Bundle, module: nn.Module) -> LoadedModel:
+def match_module(bundle: Bundle, module: nn.Module) -> LoadedModel:
+    """Return the model of a module in memory. Raises UsageError if its outputs are not those in the bundle."""
     first = bundle.references()[0].batch(bundle.options.smallest_batch)
     example = [torch.from_numpy(array) for array in first.values()]
     model = from_module(module, example_input=example, preprocessing=bundle.manifest.model.preprocessing)
