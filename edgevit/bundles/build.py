@@ -121,7 +121,7 @@ def _new_manifest(
     parity: ParityReport,
     reports: Sequence[LatencyReport],
 ) -> Manifest:
-    """Return the bundle's manifest with the engine in `folder` in place of its own."""
+    """Return the bundle's manifest with the engine in `folder` in place of its own, and nothing measured on that."""
     return replace(
         bundle.manifest,
         build=build_record,
@@ -129,6 +129,7 @@ def _new_manifest(
         precision=PrecisionRecord(requested=bundle.options.precision, executed=built.precision),
         parity=parity.to_json(),
         latency=tuple(latency_figures(report) for report in reports) or None,
+        comparison=None,
         environment=Environment.capture().to_json(),
     )
 

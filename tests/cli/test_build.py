@@ -13,6 +13,7 @@ from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import bundle_details
 from edgevit.errors import MeasureError
 from edgevit.latency.report import LatencyReport
+from tests.helpers.bundles import damage
 from tests.helpers.cli import status
 
 
@@ -49,3 +50,15 @@ def test_json_says_why_a_built_engine_was_not_measured(
     assert "note: no latency: the clock stood still" in capsys.readouterr().out
     result = json.loads(out.read_text())
     assert (result["latency"], result["latency_problem"]) == ([], "the clock stood still")
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "openvino"])
+def test_a_built_engine_has_no_accuracy_that_was_measured_on_another(
+    fmt: str, shared_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    source = shutil.copytree(shared_bundle("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx")
+    damage(source, "verdict", {"judged": "the engine", "top1": 0.75, "images": 100, "time_ratio": 0.5})
+    assert status("build", source, "--fmt", fmt, "--no-latency") == 0
+    built = Bundle.open(tmp_path / f"shiftvit_cifar10-fp32-{fmt}")
+    assert built.manifest.comparison is None
+    assert built.manifest.latency is None
