@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from edgevit.bundles.latency_file import artifact_details
-from edgevit.errors import MeasureError
+from edgevit.errors import BuildError, InferenceError, MeasureError, MissingError
 from edgevit.files import MODEL_FILE
 from edgevit.latency.candidate import Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
@@ -27,13 +27,15 @@ def measure_side_by_side(export: ExportRun, engines: Mapping[str, BuildResult]) 
         return LatencyOutcome()
     options = export.config.options
     feeds = export.references.outputs[0].batch(options.batch_to_measure)
-    baseline = export.source.engine(export.captured, threads=options.threads)
-    loaded: dict[str, tuple[Engine, Loading | None]] = {export.source.baseline: (baseline, None)}
-    loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
+    loaded: dict[str, tuple[Engine, Loading | None]] = {}
     candidates: list[Candidate] = []
     problems: list[str] = []
     reports: Sequence[LatencyReport] = ()
-    with export.timer.stage("latency", timed_calls=True):
+    with export.timer.stage("latency", timed_calls=True), ExitStack() as stack:
+        with _collect_problem(problems):
+            baseline = stack.enter_context(export.source.engine(export.captured, threads=options.threads))
+            loaded[export.source.baseline] = baseline, None
+        loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
         for name, (engine, loading) in loaded.items():
             with _collect_problem(problems):
                 details = _measured_files(engines.get(name))
@@ -57,10 +59,10 @@ def _measured_files(built: BuildResult | None) -> dict[str, str]:
 
 @contextmanager
 def _collect_problem(problems: list[str]) -> Iterator[None]:
-    """Add the message of a MeasureError to `problems` instead of raising it."""
+    """Add the message of an engine that cannot be opened or measured to `problems` instead of raising it."""
     try:
         yield
-    except MeasureError as error:
+    except (MeasureError, MissingError, BuildError, InferenceError) as error:
         problems.append(str(error))
 
 

@@ -20,9 +20,12 @@ from edgevit.latency.measure import measure
 from edgevit.latency.report import LatencyReport
 from edgevit.models.loading import from_module
 from edgevit.pipeline import run as pipeline
-from edgevit.pipeline import side_by_side
+from edgevit.pipeline import side_by_side, source
 from edgevit.pipeline.config import ExportConfig
+from edgevit.pipeline.onnx_model import load_onnx_model, original_engine
 from edgevit.pipeline.report import ExportReport
+from edgevit.runtimes.base import Engine
+from tests.helpers.graphs import HEADER, noise, parse
 
 
 def export(out: Path) -> ExportReport:
@@ -75,6 +78,42 @@ def test_a_slow_candidate_gets_fewer_runs_within_the_latency_time(
     assert [each.name for each in report.latencies] == ["torch (CPU)", "ort"]
     assert all(0 < each.runs < 64 for each in report.latencies)
     assert all(any("of 64 runs" in warning for warning in each.warnings) for each in report.latencies)
+
+
+def test_a_file_that_cannot_be_measured_itself_loses_no_bundle(tmp_path: Path) -> None:
+    """It is opened a second time when the bundles are verified, and by then it may be gone."""
+    file = tmp_path / "net.onnx"
+    graph = parse(f"{HEADER} g (float[1, 8] x) => (float[1, 4] y) {{ y = MatMul (x, w) }}", w=noise(8, 4))
+    graph.save(file)
+
+    def lose(stage: str, elapsed_s: float | None) -> None:
+        if stage == "ort: load" and elapsed_s is not None:
+            file.unlink()
+
+    config = ExportConfig(formats=("ort",), out=tmp_path / "out", latency_time_s=3.0)
+    report = pipeline.run(load_onnx_model(file), config, lose)
+    assert Bundle.open(report.bundles[0].path).manifest.parity is not None
+    assert [each.name for each in report.latencies] == ["ort"]
+    (problem,) = report.latency_problems
+    assert "net.onnx" in problem
+
+
+def test_the_engine_of_the_file_itself_is_closed_after_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, opened = tmp_path / "net.onnx", list[Engine]()
+    graph = parse(f"{HEADER} g (float[1, 8] x) => (float[1, 4] y) {{ y = MatMul (x, w) }}", w=noise(8, 4))
+    graph.save(file)
+
+    def open_and_keep(*arguments: Any, **options: Any) -> Engine:
+        opened.append(original_engine(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(source, "original_engine", open_and_keep)
+    pipeline.run(load_onnx_model(file), ExportConfig(formats=("ort",), out=tmp_path / "out", latency_time_s=3.0))
+    (engine,) = opened
+    with pytest.raises(UsageError, match="the engine is closed"):
+        engine.run({"x": noise(1, 8)})
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
