@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def build(
     bundle on disk is unchanged.
 
     Raises MissingError if the runtime or its device is missing, BuildError if the build fails, PrecisionError if
-    another precision runs than was requested, ParityError if the engine's outputs are wrong.
+    another precision runs than was requested, ParityError if the engine's outputs are wrong, ExportError if the bundle
+    cannot be written.
     """
     runtime = get_runtime(fmt or bundle.fmt, on_phase)
     inherited = _options_for(bundle, runtime)
@@ -69,8 +70,9 @@ def build(
     store.require_replaceable(target)  # before the build, which can take minutes
     with store.staging(target.parent) as staging, ExitStack() as stack:
         folder = staging / target.name
-        _copy_sources(bundle, folder)
-        built = build_engine(runtime, folder / MODEL_FILE, folder, options)
+        with _translate_write_errors(folder):
+            _copy_sources(bundle, folder)
+            built = build_engine(runtime, folder / MODEL_FILE, folder, options)
         built = open_built(
             built, options, expected_fraction=bundle.quantized_fraction, node_macs=bundle.manifest.node_macs
         )
@@ -80,11 +82,12 @@ def build(
         parity = engine_parity(built.engine, bundle.references(), options)
         parity.require()
         reports, problem = _measure(built, bundle, options, plan)
-        if reports:
-            write_latency(folder, reports)
         build_record = BuildRecord.of(built, options, threads=inherited.threads)
         manifest = _new_manifest(bundle, built, folder, build_record=build_record, parity=parity, reports=reports)
-        store.write_manifest(folder, manifest)
+        with _translate_write_errors(folder):
+            if reports:
+                write_latency(folder, reports)
+            store.write_manifest(folder, manifest)
         store.publish({folder: target})
         return BuildOutcome(Bundle(target, read_manifest(target)), parity, reports, problem)
 
@@ -102,6 +105,11 @@ def _target(bundle: Bundle, runtime: Runtime) -> Path:
         return bundle.path.resolve()
     name = bundle_name(bundle.manifest.model.name, bundle.options.precision, runtime.fmt)
     return bundle.path.resolve().with_name(name)
+
+
+def _translate_write_errors(folder: Path) -> AbstractContextManager[None]:
+    """Raise ExportError for a full disk; the folder of a build is not chosen."""
+    return store.translate_write_errors(folder, advice="free some space")
 
 
 def _copy_sources(bundle: Bundle, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,14 +64,14 @@ def keep_latency(bundle: Bundle, reports: Sequence[LatencyReport]) -> None:
         measured, found = _fixed_files(bundle.manifest), read_manifest(target)
         if _fixed_files(found) != measured:
             raise BundleError(f"{target} was replaced during the measurement; measure it again")
-        ignored = shutil.ignore_patterns(LATENCY_FILE, MANIFEST_FILE)
-        shutil.copytree(target, folder, symlinks=True, copy_function=link_or_copy, ignore=ignored)
-        write_latency(folder, reports)
-        latency = folder / LATENCY_FILE
-        record = FileRecord(path=LATENCY_FILE, size_bytes=latency.stat().st_size, sha256=file_sha256(latency))
-        files = sorted((*_others(found), record), key=lambda file: file.path)
-        figures = tuple(latency_figures(report) for report in reports)
-        store.save_manifest(folder, replace(found, latency=figures, files=tuple(files)))
+        with store.translate_write_errors(folder, advice="free some space"):
+            store.copy_folder(target, folder, copy=link_or_copy, left_out=(LATENCY_FILE, MANIFEST_FILE))
+            write_latency(folder, reports)
+            latency = folder / LATENCY_FILE
+            record = FileRecord(path=LATENCY_FILE, size_bytes=latency.stat().st_size, sha256=file_sha256(latency))
+            files = sorted((*_others(found), record), key=lambda file: file.path)
+            figures = tuple(latency_figures(report) for report in reports)
+            store.save_manifest(folder, replace(found, latency=figures, files=tuple(files)))
         store.publish({folder: target})
 
 

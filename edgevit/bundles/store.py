@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +58,41 @@ def staging(out: Path) -> Iterator[Path]:
         lock.close()
 
 
+@contextlib.contextmanager
+def translate_write_errors(
+    folder: Path, *, advice: str = "free some space, or choose another folder with --out"
+) -> Iterator[None]:
+    """Raise ExportError, in one line, for a full disk or a path that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"cannot write {error.filename or folder}: {os_reason(error)}; {advice}") from error
+
+
+def copy_folder(
+    source: Path,
+    target: Path,
+    *,
+    copy: Callable[[Path, Path], object] = shutil.copy2,
+    left_out: Container[str] = (),
+) -> None:
+    """Copy a folder without the files named in `left_out`; links stay links.
+
+    Raises the first OSError as it is; `shutil.copytree` goes on, and raises a list of all.
+    """
+    target.mkdir()
+    for path in source.iterdir():
+        if path.name in left_out:
+            continue
+        if path.is_symlink():
+            (target / path.name).symlink_to(path.readlink())
+        elif path.is_dir():
+            copy_folder(path, target / path.name, copy=copy, left_out=left_out)
+        else:
+            copy(path, target / path.name)
+    shutil.copystat(source, target)
+
+
 def require_replaceable(target: Path) -> None:
     """Raise ExportError if `target` exists and is not a bundle."""
     if os.path.lexists(target) and not _is_bundle(target):
@@ -68,14 +103,15 @@ def publish(targets: Mapping[Path, Path]) -> None:
     """Move finished folders to their final places, replacing older bundles there: all of them, or none.
 
     `targets` maps each staged folder to its place, which has the same name, next to the staging folder. Raises
-    ExportError if something other than a bundle is in the way, or a folder cannot be renamed. Only SIGKILL or a power
-    cut between two bundles leaves some of them published and others not.
+    ExportError if something other than a bundle is in the way, or a folder cannot be written or renamed. Only SIGKILL
+    or a power cut between two bundles leaves some of them published and others not.
     """
     for target in targets.values():
         require_replaceable(target)
-    for folder in targets:
-        for path in (*folder.rglob("*"), folder):
-            _flush(path)
+    for folder, target in targets.items():
+        with translate_write_errors(target):
+            for path in (*folder.rglob("*"), folder):
+                _flush(path)
     with contextlib.ExitStack() as undo:
         for folder, target in targets.items():
             undo.callback(_undo, folder, target, folder.stat().st_ino)  # before: an interrupt can follow right after

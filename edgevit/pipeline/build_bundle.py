@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from edgevit.bundles import store
 from edgevit.bundles.bundle import bundle_name
 from edgevit.errors import ExportError
 from edgevit.export import forms
@@ -20,7 +21,7 @@ from edgevit.files import MODEL_FILE
 from edgevit.pipeline import engine_memory
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import deployed_evaluator, graph_evaluator
-from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun
 from edgevit.pipeline.onnx_model import OnnxModel
 from edgevit.pipeline.precision import PrecisionConverter
 from edgevit.runtimes.base import BuildOptions, Runtime
@@ -103,7 +104,7 @@ def _build_and_check(
 ) -> tuple[BuildResult, ParityReport]:
     """Build the engine of `graph` into a new folder; if it runs here, load it and compare its outputs."""
     timer, fmt = export.timer, runtime.fmt
-    with timer.stage(f"{fmt}: build"), translate_write_errors(folder):
+    with timer.stage(f"{fmt}: build"), store.translate_write_errors(folder):
         folder.mkdir()
         graph.save(folder / MODEL_FILE)
         built = build_engine(runtime, folder / MODEL_FILE, folder, options)

@@ -27,7 +27,7 @@ from edgevit.latency.report import LatencyReport
 from edgevit.metrics import find_logits
 from edgevit.models.description import ModelDescription, describe_preprocessing, describe_weights, is_hub_name
 from edgevit.pipeline.comparison import PrecisionComparison
-from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime, translate_write_errors
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, StageTime
 from edgevit.pipeline.report import BundleReport, ExportReport
 from edgevit.pipeline.source import Source
 from edgevit.runtimes.parity import ParityReport
@@ -106,7 +106,7 @@ def _complete(
         comparison=comparison.to_json() if comparison is not None else None,
         environment=environment.to_json(),
     )
-    with translate_write_errors(bundle.folder):
+    with store.translate_write_errors(bundle.folder):
         store.write_references(bundle.folder / REFERENCE_FILE, export.references.outputs)
         if export.model.classes:
             (bundle.folder / CLASSES_FILE).write_text("\n".join(export.model.classes) + "\n", "utf-8")

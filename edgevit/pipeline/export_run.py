@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from edgevit.errors import EdgevitError, ExportError
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.quantization.fp16 import PrecisionPlan
 from edgevit.export.quantization.sensitivity import QuantizationPlan
-from edgevit.files import os_reason
 from edgevit.latency.report import LatencyReport
 from edgevit.models.description import ModelDescription
 from edgevit.peak_memory import PeakMemory
@@ -125,17 +123,3 @@ class BuiltBundle:
         speed are not those of a deployed engine.
         """
         return self.built.engine if self.runtime.format.deployable else None
-
-
-@contextmanager
-def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Raise ExportError, in one line, for a full disk or a path that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, EdgevitError):
-            raise
-        raise ExportError(
-            f"cannot write {error.filename or folder}: {os_reason(error)}; free some space, "
-            "or choose another folder with --out"
-        ) from error

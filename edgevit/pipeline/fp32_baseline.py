@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgevit.bundles import store
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
 from edgevit.files import MODEL_FILE
 from edgevit.pipeline import engine_memory
-from edgevit.pipeline.export_run import BuiltBundle, ExportRun, translate_write_errors
+from edgevit.pipeline.export_run import BuiltBundle, ExportRun
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult, build_engine, open_built
 from edgevit.runtimes.session_settings import SessionSettings
@@ -54,7 +55,7 @@ def _build_baseline(export: ExportRun, bundle: BuiltBundle, graph: OnnxGraph, fo
     if bundle.built.engine is None:
         return Fp32Baseline(graph=graph, built=None)
     options = _options(bundle)
-    with export.timer.stage(f"{bundle.fmt}: fp32 baseline"), translate_write_errors(folder):
+    with export.timer.stage(f"{bundle.fmt}: fp32 baseline"), store.translate_write_errors(folder):
         folder.mkdir(parents=True)
         graph.save(folder / MODEL_FILE)
         built = open_built(build_engine(bundle.runtime, folder / MODEL_FILE, folder, options), options)

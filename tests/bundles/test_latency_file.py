@@ -12,10 +12,11 @@ from edgevit.bundles import store
 from edgevit.bundles.build_records import RuntimeRecord
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.latency_file import artifact_details, bundle_details, keep_latency
-from edgevit.errors import BundleError
+from edgevit.errors import BundleError, ExportError
 from edgevit.latency.report import LatencyReport
 from tests.helpers import samples
 from tests.helpers.bundles import sample_manifest
+from tests.helpers.file_limits import files_up_to
 
 
 @pytest.fixture
@@ -52,6 +53,13 @@ def test_the_older_bundle_stays_whole_until_it_is_replaced(bundle: Bundle, tmp_p
     before = [(tmp_path / name).read_bytes() for name in ("latency.json", "manifest.json")]
     keep_latency(bundle, [samples.report([[2.0]] * 9)])
     assert [(tmp_path / name).read_bytes() for name in ("latency.json", "manifest.json")] == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_bundle(bundle: Bundle) -> None:
+    before = bundle.path.stat().st_ino
+    with pytest.raises(ExportError, match=r"^cannot write \S+: File too large; free some space$"), files_up_to(1000):
+        keep_latency(bundle, [samples.report([[3.0]] * 9)])
+    assert bundle.path.stat().st_ino == before
 
 
 def test_a_measurement_names_the_files_it_was_made_of(bundle: Bundle) -> None:

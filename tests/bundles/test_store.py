@@ -82,6 +82,23 @@ def _no_exchange(_first: Path, _second: Path) -> bool:
     return False
 
 
+def test_a_copied_folder_has_the_same_files_links_and_mode_without_those_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    for name in ("model.onnx", "manifest.json", "inner/model.bin"):
+        (source / name).write_text(name)
+    (source / "link").symlink_to("model.onnx")
+    source.chmod(0o700)
+    store.copy_folder(source, tmp_path / "copy", left_out=("manifest.json",))
+    copy = tmp_path / "copy"
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*")} == {
+        *("model.onnx", "inner", "inner/model.bin", "link")
+    }
+    assert (copy / "inner" / "model.bin").read_text() == "inner/model.bin"
+    assert (copy / "link").readlink() == Path("model.onnx")
+    assert copy.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("failing", [1, 2, 3])

@@ -14,7 +14,8 @@ from edgevit.bundles.latency_file import bundle_details
 from edgevit.errors import MeasureError
 from edgevit.latency.report import LatencyReport
 from tests.helpers.bundles import damage
-from tests.helpers.cli import status
+from tests.helpers.cli import last_line, status
+from tests.helpers.file_limits import files_up_to
 
 
 def test_build_makes_an_engine_from_the_bundles_onnx_file(
@@ -62,3 +63,16 @@ def test_a_built_engine_has_no_accuracy_that_was_measured_on_another(
     built = Bundle.open(tmp_path / f"shiftvit_cifar10-fp32-{fmt}")
     assert built.manifest.comparison is None
     assert built.manifest.latency is None
+
+
+def test_a_full_disk_is_a_failed_export_and_leaves_the_bundle(
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2 would say that the request was wrong."""
+    source = shutil.copytree(shared_bundle("onnx").path, tmp_path / "shiftvit_cifar10-fp32-onnx")
+    before = source.stat().st_ino
+    with files_up_to(10_000):
+        assert status("build", source, "--no-latency") == 4
+    line = last_line(capsys)
+    assert "model.onnx: File too large; free some space" in line and "--out" not in line
+    assert source.stat().st_ino == before and len(list(tmp_path.iterdir())) == 1

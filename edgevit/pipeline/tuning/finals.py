@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -43,8 +42,7 @@ class Finalist:
 def stage(configuration: Configuration, bundle: Bundle, folder: Path) -> Finalist:
     """Create the bundle of a configuration in `folder`: the files of `bundle`, and a manifest with the settings."""
     target = folder / f"{len(list(folder.iterdir()))}-{bundle.name}"
-    shutil.copytree(bundle.path, target, copy_function=link_or_copy)
-    (target / MANIFEST_FILE).unlink()  # the file that it is linked to stays
+    store.copy_folder(bundle.path, target, copy=link_or_copy, left_out=(MANIFEST_FILE,))
     build = replace(bundle.manifest.build, threads=configuration.threads, session=configuration.session.to_json())
     store.save_manifest(target, replace(bundle.manifest, build=build))
     return Finalist(configuration=configuration, bundle=Bundle(target, read_manifest(target)))

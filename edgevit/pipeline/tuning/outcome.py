@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,8 +124,10 @@ def _nothing_built(refused: Sequence[Refusal]) -> EdgevitError:
 
 def _stage(search: Search, folder: Path) -> dict[str, Finalist]:
     """Create the bundles of the finalists in a new folder, by name."""
-    folder.mkdir()
-    found = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
+    advice = "free some space, or set TMPDIR to another folder"
+    with store.translate_write_errors(folder, advice=advice):
+        folder.mkdir()
+        found = [stage(each, search.bundles[each.variant.name], folder) for each in _finalists(search)]
     return {each.configuration.name: each for each in found}
 
 
@@ -246,18 +247,19 @@ def _publish(report: TuningReport, bundle: Bundle, parity: ParityReport) -> None
     target = report.path
     with store.staging(target.parent) as staging:
         folder = staging / target.name
-        shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns(MANIFEST_FILE, LATENCY_FILE))
         reports = [] if report.under_load else [row.latency for row in report.rows]
-        if reports:
-            write_latency(folder, reports)
-        (folder / TUNING_FILE).write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
         manifest = replace(
             bundle.manifest,
             parity=_joined(bundle.manifest.parity, parity),
             latency=tuple(latency_figures(each) for each in reports),
             environment=Environment.capture().to_json(),
         )
-        store.write_manifest(folder, manifest)
+        with store.translate_write_errors(target):
+            store.copy_folder(bundle.path, folder, left_out=(MANIFEST_FILE, LATENCY_FILE))
+            if reports:
+                write_latency(folder, reports)
+            (folder / TUNING_FILE).write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", "utf-8")
+            store.write_manifest(folder, manifest)
         store.publish({folder: target})
 
 

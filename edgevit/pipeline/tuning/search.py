@@ -26,7 +26,7 @@ from edgevit.pipeline.tuning.deadline import Deadline, OutOfTimeError
 from edgevit.pipeline.tuning.layer_groups import chosen_groups, trial_of
 from edgevit.pipeline.tuning.racing import Race
 from edgevit.pipeline.tuning.space import Configuration, Variant, combined, opened_like, single_changes
-from edgevit.pipeline.tuning.workspace import Refusal, Workspace, translate_write_errors
+from edgevit.pipeline.tuning.workspace import Refusal, Workspace, advise_other_cache
 from edgevit.precisions import get_policy
 from edgevit.types import Precision
 
@@ -124,7 +124,7 @@ class Search:
             return kept
         folder = self.workspace.bundle_folder(variant)
         try:
-            with translate_write_errors(folder):
+            with advise_other_cache(folder):
                 self.bundles[variant.name] = self._builder(variant.batch).build(variant, folder)
         except EdgevitError as error:
             refusal = Refusal.of(variant.name, error)

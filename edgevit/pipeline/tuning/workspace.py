@@ -147,8 +147,8 @@ def open_workspace(key: str, *, fresh: bool = False) -> Iterator[Workspace]:
 
 
 @contextmanager
-def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Raise ExportError for a bundle that cannot be written into the cache: another --out does not help."""
+def advise_other_cache(folder: Path) -> Iterator[None]:
+    """Change the advice of an error for a bundle that cannot be written into the cache: another --out does not help."""
     try:
         yield
     except ExportError as error:

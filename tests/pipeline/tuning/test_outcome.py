@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgevit.errors import EdgevitError, MeasureError, ParityError
+from edgevit.bundles.bundle import Bundle
+from edgevit.errors import EdgevitError, ExportError, MeasureError, ParityError
 from edgevit.pipeline.export_run import StageTimer
 from edgevit.pipeline.tuning import outcome
 from edgevit.pipeline.tuning.device_cache import Choice, read_choices, write_choices
 from edgevit.pipeline.tuning.report import recommended
 from edgevit.pipeline.tuning.workspace import Refusal
+from edgevit.runtimes.parity import ParityReport
+from tests.helpers.file_limits import files_up_to
 from tests.helpers.tuning_rows import row, verified
 
 
@@ -31,6 +36,17 @@ def test_an_engine_that_there_was_no_time_to_check_is_still_known(
     write_choices("key", "m", [earlier])
     assert outcome.keep_for_auto(report, "key")
     assert (earlier in read_choices("key")) is stays
+
+
+def test_a_full_disk_at_the_end_of_a_search_is_one_line(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
+    """It was the list of all files that could not be copied, with the status of a wrong request."""
+    bundle = shared_bundle("ort")
+    report: Any = SimpleNamespace(path=tmp_path / "m-fp32-ort", under_load=True, rows=(), to_json=dict)
+    with pytest.raises(ExportError) as raised, files_up_to(1000):
+        outcome._publish(report, bundle, ParityReport(()))
+    pattern = r"cannot write \S+: File too large; free some space, or choose another folder with --out"
+    assert re.fullmatch(pattern, str(raised.value))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("exact_ms", "checked"), [(10.1, ["bf16", "fp32"]), (20.0, ["bf16"])])
