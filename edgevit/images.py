@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -363,6 +363,24 @@ def _read_or_skip(path: Path, preprocessing: Preprocessing, on_skip: OnSkip) -> 
     except ImageError as error:
         on_skip(error)
         return None
+
+
+def each_readable(paths: Sequence[Path], on_skip: OnSkip | None) -> Iterator[tuple[Path, Image.Image]]:
+    """Yield each path with its image. Those that cannot be read are left out and passed to `on_skip`.
+
+    Raises ImageError if there is no `on_skip` for them, or if none can be read.
+    """
+    skipped = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            skipped += 1
+            if on_skip is None or skipped == len(paths):
+                raise
+            on_skip(error)
+            continue
+        yield path, image
 
 
 def skipped_notes(skipped: Sequence[ImageError], total: int) -> list[str]:

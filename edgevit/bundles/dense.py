@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,8 +14,8 @@ from edgevit.bundles.engine import open_engine
 from edgevit.bundles.predict import image_files, run_one
 from edgevit.dense.nms import DEFAULT_NMS, Detections, NmsOptions
 from edgevit.dense.outputs import detections, segmentation
-from edgevit.errors import ImageError, UsageError
-from edgevit.images import OnSkip, Preprocessing, read_image, to_array
+from edgevit.errors import UsageError
+from edgevit.images import OnSkip, Preprocessing, each_readable, to_array
 from edgevit.runtimes.base import BuildOptions
 from edgevit.types import Array, OutputForm, RunnableEngine, Task
 
@@ -76,21 +76,7 @@ def each_photo(
     done = 0
     with open_engine(bundle, threads=threads, cache_dir=cache_dir) as engine:
         model = dense_model(bundle, engine)
-        for path, photo in _readable(paths, on_skip):
+        for path, photo in each_readable(paths, on_skip):
             work(model, path, photo)
             done += 1
     return done
-
-
-def _readable(paths: Sequence[Path], on_skip: OnSkip | None) -> Iterator[tuple[Path, Image.Image]]:
-    skipped = 0
-    for path in paths:
-        try:
-            photo = read_image(path)
-        except ImageError as error:
-            skipped += 1
-            if on_skip is None or skipped == len(paths):
-                raise
-            on_skip(error)
-            continue
-        yield path, photo

@@ -12,8 +12,8 @@ import numpy as np
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.engine import open_engine
 from edgevit.dense.draw import class_name
-from edgevit.errors import ImageError, ParityError, UsageError
-from edgevit.images import OnSkip, find_images, read_batch
+from edgevit.errors import ParityError, UsageError
+from edgevit.images import OnSkip, each_readable, find_images, to_array
 from edgevit.metrics import find_logits, is_usable
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.types import Array, RunnableEngine
@@ -54,15 +54,8 @@ def classify(
     paths = image_files(images)
     predictions: list[Prediction] = []
     with open_engine(bundle, threads=threads, cache_dir=cache_dir) as engine:
-        for path in paths:
-            try:
-                photo = read_batch([path], preprocessing)
-            except ImageError as error:
-                if on_skip is None or (path == paths[-1] and not predictions):
-                    raise
-                on_skip(error)
-                continue
-            logits = _logits(engine, photo, bundle.options)
+        for path, photo in each_readable(paths, on_skip):
+            logits = _logits(engine, to_array(photo, preprocessing)[None], bundle.options)
             predictions.append(Prediction(image=path, top=_top_classes(logits, class_names, top)))
     return tuple(predictions)
 

@@ -26,6 +26,20 @@ def test_run_classifies_a_cat(bundle: Bundle, capsys: pytest.CaptureFixture[str]
     assert len(answers) == 2
 
 
+def test_an_image_that_cannot_be_read_is_left_out_wherever_it_stands(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same path at both ends ended the command before the photo between them was read."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    assert status("run", bundle.path, broken, PHOTO, broken, "--top", "1", "--json", "-") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [answer["image"] for answer in found["answers"]] == [str(PHOTO)]
+    assert found["notes"][0] == "2 of 3 images could not be read and were left out"
+    assert status("run", bundle.path, broken, broken) == 2
+    assert status("run", bundle.path, PHOTO, broken, "--strict") == 2
+
+
 class TwoHeads(nn.Module):
     """A classifier of three classes that outputs its embedding first."""
 
