@@ -38,6 +38,7 @@ RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 WHOLE_IMAGE_MODES = tuple(mode for mode in RESIZE_MODES if mode != "crop")
 PAD_SIDES: tuple[PadSide, ...] = get_args(PadSide)
 TASKS: tuple[Task, ...] = get_args(Task)
+DENSE_TASKS: tuple[Task, ...] = ("detection", "segmentation")  # whose answers lie in the photo's pixels
 OUTPUT_FORMS: tuple[OutputForm, ...] = get_args(OutputForm)
 PREPROCESSING_SOURCES: tuple[PreprocessingSource, ...] = get_args(PreprocessingSource)
 PHOTOS = "photos"  # the `kind` of a reference whose rows are photos

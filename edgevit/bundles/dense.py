@@ -17,9 +17,7 @@ from edgevit.dense.outputs import detections, segmentation
 from edgevit.errors import UsageError
 from edgevit.images import OnSkip, Preprocessing, each_readable, to_array
 from edgevit.runtimes.base import BuildOptions
-from edgevit.types import Array, OutputForm, RunnableEngine, Task
-
-DENSE_TASKS: tuple[Task, ...] = ("detection", "segmentation")
+from edgevit.types import Array, OutputForm, RunnableEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.bundles.bundle import Bundle, display_names, require_distinct
-from edgevit.bundles.dense import DENSE_TASKS, DenseModel, dense_model
+from edgevit.bundles.dense import DenseModel, dense_model
 from edgevit.bundles.engine import load_engine, require_precision
 from edgevit.bundles.evaluate import TORCH, EvalOptions
 from edgevit.bundles.labeled import DenseEvaluation, evaluate_models, labeled_photos
@@ -19,7 +19,7 @@ from edgevit.dense.outputs import class_count
 from edgevit.errors import UsageError
 from edgevit.images import skipped_notes
 from edgevit.metrics import OnImages
-from edgevit.types import Interval
+from edgevit.types import DENSE_TASKS, Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

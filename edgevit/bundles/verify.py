@@ -12,7 +12,7 @@ from edgevit.dense.matching import ClassAgreement, agreement_of_outputs
 from edgevit.errors import BundleError, ParityError
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.parity import ParityReport, compare, references_for, run_rows, undefined_output
-from edgevit.types import PHOTOS, Reference, TensorSpec
+from edgevit.types import DENSE_TASKS, PHOTOS, Reference, TensorSpec
 from edgevit.untrusted import shorten
 
 
@@ -72,7 +72,7 @@ def agreement_by_class(bundle: Bundle, *, threads: int | None = None) -> tuple[C
     """
     task, form = bundle.manifest.model.task, bundle.manifest.model.output_form
     photos = [reference for reference in bundle.references() if reference.kind == PHOTOS]
-    if task not in ("detection", "segmentation") or form in ("raw", "features") or not photos:
+    if task not in DENSE_TASKS or form in ("raw", "features") or not photos:
         return ()
     (reference,) = photos[:1]
     with load_engine(bundle, threads=threads) as engine:

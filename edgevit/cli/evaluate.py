@@ -13,6 +13,7 @@ from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_t
 from edgevit.cli.tables import make_table, notes
 from edgevit.errors import UsageError, did_you_mean
 from edgevit.latency.names import short_names
+from edgevit.types import DENSE_TASKS
 from edgevit.words import counted
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments, console: Console) -> int:
     """Evaluate bundles and PyTorch on the same images."""
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.dense import DENSE_TASKS
     from edgevit.bundles.evaluate import TORCH, EvalOptions, evaluate_bundles
     from edgevit.metrics import drop_points
 
@@ -162,16 +162,23 @@ def _is_model(text: str) -> bool:
 
 
 def _load_models(names: Sequence[str], weights: str | None) -> list[LoadedModel]:
-    """Load models by name in PyTorch. Raise UsageError for an unknown name."""
+    """Load classifiers by name in PyTorch. Raise UsageError for an unknown name, or that of another model."""
     if not names:
         return []
     from edgevit.models import registry
     from edgevit.models.loading import from_name
 
-    known = registry.list_models()
+    known = registry.list_models(task=None)
     for name in names:
-        if ":" not in name and name not in known:
+        if ":" in name:
+            continue
+        if name not in known:
             raise UsageError(f"no bundle at {name}, and no model of that name.{did_you_mean(name, known)}")
+        if (task := registry.get_spec(name).task) in DENSE_TASKS:
+            raise UsageError(
+                f"{name} is for {task}; detectors and segmentation models are evaluated as bundles: export it, and use "
+                "--against torch"
+            )
     return [from_name(name, weights=weights) for name in names]
 
 

@@ -12,6 +12,7 @@ from edgevit.cli import parser as argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_strict, add_threads
 from edgevit.errors import UsageError
+from edgevit.types import DENSE_TASKS
 
 if TYPE_CHECKING:
     from edgevit.bundles.bundle import Bundle
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _TOP, _MIN_SCORE, _MAX_BOXES = 5, 0.3, 100  # the defaults of options that not every model uses
 _DETECTORS = ("detectors", ("detection",))
-_DENSE = ("detectors and segmentation models", ("detection", "segmentation"))
+_DENSE = ("detectors and segmentation models", DENSE_TASKS)
 _USED_BY = {
     "top": ("classifiers", ("classification",)),
     "out": _DENSE,
@@ -71,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments, console: Console) -> int:
     """Print the answers for each image."""
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.dense import DENSE_TASKS
 
     bundle = Bundle.open(arguments.bundle)
     _require_used(arguments, bundle)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevit.bundles.dense import DENSE_TASKS
 from edgevit.datasets import ImageDataset, find_dataset
 from edgevit.errors import ExportError, ImageError, UsageError
 from edgevit.images import Preprocessing, find_images
@@ -23,7 +22,7 @@ from edgevit.models.description import ModelDescription
 from edgevit.pipeline.accuracy import LabeledSet
 from edgevit.pipeline.labeled_dense import find_dense_dataset
 from edgevit.runtimes.parity import undefined_output
-from edgevit.types import Array, Reference, Run, TensorSpec
+from edgevit.types import DENSE_TASKS, Array, Reference, Run, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -274,6 +274,7 @@ def test_wrong_data_is_one_line(
     [
         (["shiftvit_t"], "shiftvit_t has random weights"),
         (["shiftvit_cifar11"], "no bundle at shiftvit_cifar11, and no model of that name. Did you mean"),
+        (["shiftvit_shapes_retinanet"], "shiftvit_shapes_retinanet is for detection; detectors and segmentation"),
         (["nowhere-fp32-ort"], "no bundle at"),
         (["./nowhere"], "no bundle at"),
         (["BUNDLE", "--weights", "x.pth"], "--weights requires exactly one MODEL"),
