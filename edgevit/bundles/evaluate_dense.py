@@ -70,6 +70,7 @@ class _EvaluatedModel:
     name: str
     model: DenseModel
     precision: str
+    lacks_checkpoint: bool
 
 
 def evaluate_dense(
@@ -99,6 +100,7 @@ def evaluate_dense(
                 name=name,
                 model=dense_model(bundle, engine),
                 precision=require_precision(bundle, engine).actual,
+                lacks_checkpoint=bundle.manifest.model.lacks_checkpoint,
             )
             for name, bundle, engine in zip(names, bundles, engines, strict=True)
         ]
@@ -114,8 +116,9 @@ def evaluate_dense(
         found, skipped = evaluate_models(
             {each.name: each.model for each in candidates}, photos, strict=options.strict, on_progress=on_progress
         )
-    random = first.manifest.model.has_random_weights
-    notes = [f"{first.name} has random weights: its accuracy means nothing"] if random else []
+    notes = [
+        f"{each.name} has random weights: its accuracy means nothing" for each in candidates if each.lacks_checkpoint
+    ]
     return DenseReport(
         images=found[0].images,
         description=photos.description,
@@ -131,7 +134,7 @@ def _pytorch(bundle: Bundle, candidate: _EvaluatedModel, source: PytorchSource, 
 
     engine = candidate.model.engine
     torch = TorchEngine(recreate_model(bundle, source).module, engine.inputs, engine.outputs, threads=threads)
-    return _EvaluatedModel(name=TORCH, model=dense_model(bundle, torch), precision=torch.executed_precision().actual)
+    return replace(candidate, name=TORCH, model=dense_model(bundle, torch), precision=torch.executed_precision().actual)
 
 
 def _require_comparable(bundles: Sequence[Bundle]) -> None:

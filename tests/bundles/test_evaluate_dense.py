@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from edgevit.bundles.bundle import Bundle
 from edgevit.images import Preprocessing
+from tests.helpers.bundles import damage
 from tests.helpers.cli import last_line, status
 from tests.helpers.dense_bundles import COLORS, detector, segmenter
 
@@ -137,6 +138,15 @@ def test_two_bundles_are_compared_on_the_same_draws(
     printed = capsys.readouterr().out
     assert "again: mIoU 55.56% on 3 images, the same as segmenter" in printed
     assert "0.00 (0.00 to 0.00)" in printed
+
+
+def test_random_weights_of_any_bundle_are_noted(
+    dense: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random, folder = segmenter(tmp_path / "random"), mask_folder(tmp_path / "masks")
+    damage(random.path, "model.weights", "random (seed 0)")
+    notes = evaluated(capsys, dense["segmenter"].path, random.path, "--data", folder)["notes"]
+    assert [note for note in notes if "weights" in note] == ["random has random weights: its accuracy means nothing"]
 
 
 def test_masks_whose_zero_means_no_class(
