@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgevit.bundles.bundle import Bundle
+    from edgevit.bundles.evaluate import EvalOptions
     from edgevit.bundles.evaluate_dense import DenseReport
     from edgevit.bundles.labeled import DenseEvaluation
     from edgevit.bundles.source_model import PytorchSource
@@ -75,15 +76,16 @@ def run(arguments: Arguments, console: Console) -> int:
     tasks = {bundle.manifest.model.task for bundle in bundles}
     if arguments.reduce_zero_label and "segmentation" not in tasks:
         raise UsageError("--reduce-zero-label is for the masks of segmentation models; leave it out")
+    options = EvalOptions(threads=arguments.threads, limit=arguments.limit, strict=arguments.strict)
     if any(bundle.manifest.model.task in DENSE_TASKS for bundle in bundles):
-        return _evaluate_dense(bundles, names, arguments, console, source)
+        return _evaluate_dense(bundles, names, arguments, console, source, options)
     with redirect_user_output(), console.image_progress() as on_progress:
         report = evaluate_bundles(
             bundles,
             models=_load_models(names, None if arguments.against else arguments.weights),
             data=arguments.data,
             pytorch=source if arguments.against else None,
-            options=EvalOptions(threads=arguments.threads, limit=arguments.limit, strict=arguments.strict),
+            options=options,
             on_progress=on_progress,
         )
     console.result(*result_lines(report.evaluations, drop_points))
@@ -98,9 +100,9 @@ def _evaluate_dense(
     arguments: Arguments,
     console: Console,
     source: PytorchSource,
+    options: EvalOptions,
 ) -> int:
     """Evaluate detectors or segmentation models."""
-    from edgevit.bundles.evaluate import EvalOptions
     from edgevit.bundles.evaluate_dense import evaluate_dense
     from edgevit.bundles.labeled import lost_points
 
@@ -113,7 +115,7 @@ def _evaluate_dense(
             bundles,
             data=arguments.data,
             pytorch=source if arguments.against else None,
-            options=EvalOptions(threads=arguments.threads, limit=arguments.limit, strict=arguments.strict),
+            options=options,
             reduce_zero_label=arguments.reduce_zero_label,
             on_progress=on_progress,
         )

@@ -65,7 +65,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
             parity=parity + engine_parity,
             device_steps=steps,
         )
-        engine_memory.close_if_unneeded(built, config)
+        engine_memory.close_if_unneeded(built, runs_later=config.compares_engines)
         if not isinstance(plan, QuantizationPlan) or _passes(engine_parity):
             return attempt
         more = converter.revert_more(plan) if round_ < MAX_ENGINE_ROUNDS else None

@@ -6,16 +6,15 @@ conversion as well. Latency and accuracy are compared side by side, which needs 
 
 from __future__ import annotations
 
-from edgevit.pipeline.config import ExportConfig
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.build import BuildResult, reopen_built
 
 LARGE_BYTES = 128_000_000  # size of an engine's files; below it, loading again costs more than the memory is worth
 
 
-def close_if_unneeded(built: BuildResult, config: ExportConfig) -> BuildResult:
+def close_if_unneeded(built: BuildResult, *, runs_later: bool) -> BuildResult:
     """Close the engine if it is large, or if no later stage runs it."""
-    if built.engine is not None and (is_large(built) or not config.compares_engines):
+    if built.engine is not None and (is_large(built) or not runs_later):
         built.engine.close()
     return built
 

@@ -59,4 +59,6 @@ def _build_baseline(export: ExportRun, bundle: BuiltBundle, graph: OnnxGraph, fo
         folder.mkdir(parents=True)
         graph.save(folder / MODEL_FILE)
         built = open_built(build_engine(bundle.runtime, folder / MODEL_FILE, folder, options), options)
-        return Fp32Baseline(graph=graph, built=engine_memory.close_if_unneeded(built, export.config))
+        return Fp32Baseline(
+            graph=graph, built=engine_memory.close_if_unneeded(built, runs_later=export.config.compares_engines)
+        )

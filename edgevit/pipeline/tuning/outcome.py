@@ -64,7 +64,12 @@ class Outcome:
             not_installed=dict(not_installed),
             notes=(
                 *self.examiner.warnings(self.checked[winner.name]),
-                *_notes(search, config, self.examiner.images_note),
+                *_notes(
+                    search,
+                    self.examiner.images_note,
+                    threads=config.threads,
+                    calibrated=config.calib is not None,
+                ),
             ),
             elapsed_s=search.deadline.elapsed_s,
             limit_s=config.limit_s,
@@ -212,9 +217,10 @@ def _finalists(search: Search) -> list[Configuration]:
     return list({each.name: each for each in (reference, *ordered)}.values())[:count]
 
 
-def _notes(search: Search, config: TuneConfig, images_note: str) -> tuple[str, ...]:
-    notes = [images_note, *_group_notes(search), _threads_note(config.threads, search.threads)]
-    if config.calib is None:
+def _notes(search: Search, images_note: str, *, threads: Sequence[int], calibrated: bool) -> tuple[str, ...]:
+    """Return notes on what was tried; `threads` are the numbers that were requested."""
+    notes = [images_note, *_group_notes(search), _threads_note(threads, search.threads)]
+    if not calibrated:
         notes.append("int8 was not tried: give calibration images with --calib DIR")
     if search.interrupted:
         notes.append("interrupted: this is the best so far; run the command again to go on")
