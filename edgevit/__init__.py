@@ -371,7 +371,7 @@ def explain(
     images: str | os.PathLike[str] | None = None,
     limit_s: float = 60.0,
 ) -> Explanation | None:
-    """Find the first PyTorch module that a bundle's engine computes otherwise; None if the bundle passes parity.
+    """Find the first PyTorch module whose outputs differ in a bundle's engine; None if the bundle passes parity.
 
     Args:
         bundle: a Bundle or its folder.

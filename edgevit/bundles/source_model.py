@@ -154,7 +154,7 @@ def require_match(bundle: Bundle, model: LoadedModel) -> None:
         if not _is_close(outputs, reference):
             raise UsageError(
                 f"the PyTorch model does not match {bundle.name}: {model.name} with the weights "
-                f"{model.origin.weights} has other outputs than {bundle.name} was exported with; "
+                f"{model.origin.weights} does not give the reference outputs of {bundle.name}; "
                 "check --model and --weights, or export it again"
             )
 

@@ -86,7 +86,7 @@ def segmentation(outputs: Mapping[str, Array], form: OutputForm, placement: Plac
     if form == "classes":
         classes = _first(outputs, name, (None, None))
         if classes.min() < 0 or classes.max() >= _MAX_CLASSES or (classes != np.floor(classes)).any():
-            raise UsageError(f"the output {name} has values that are no classes from 0 to {_MAX_CLASSES - 1}")
+            raise UsageError(f"the output {name} has values outside the classes 0 to {_MAX_CLASSES - 1}")
         return nearest_classes(classes.astype(np.uint16), placement)
     raise UsageError(f"a segmentation model with the outputs {form!r} has no masks; export it with --outputs logits")
 

@@ -107,7 +107,7 @@ def _require_same_again(model: LoadedModel, inputs: Sequence[Array], outputs: Ma
 
     if (row := differing_row(run_row, outputs, rows=len(inputs[0]))) is not None:
         raise ExportError(
-            f"{model.name} outputs something else each time for the same input, so that no engine can be compared "
+            f"{model.name} gives different outputs for the same input, so that no engine can be compared "
             f"with it: {explain_difference(model.module, _feeds(model, inputs, row))}"
         )
 

@@ -138,7 +138,7 @@ def reference_outputs(
 ) -> tuple[Reference, ...]:
     """Run the file as it is in ONNX Runtime, without optimizations, row by row.
 
-    Raises ExportError if it has other outputs each time for the same input.
+    Raises ExportError if it gives different outputs for the same input.
     """
     zeros = [np.zeros((1, *spec.with_batch(1)[1:]), spec.dtype) for spec in model.inputs]
     found = {PHOTOS: photo_inputs(model.preprocessing, images, strict=strict), "noise": noise_inputs(zeros)}
@@ -168,7 +168,7 @@ def _require_same_again(model: OnnxModel, run: Run, inputs: Mapping[str, Array],
     count = len(next(iter(inputs.values())))
     if differing_row(lambda row: _outputs_of_row(model, run, inputs, row), outputs, rows=count) is not None:
         raise ExportError(
-            f"{model.path} outputs something else each time for the same input, so that no engine can be compared "
+            f"{model.path} gives different outputs for the same input, so that no engine can be compared "
             f"with it: {_random_node(model.graph)}"
         )
 

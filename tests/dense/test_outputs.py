@@ -18,7 +18,7 @@ BOXES = np.array([[[0, 0, 4, 4], [5, 5, 9, 9], [0, 0, 4, 4]]], np.float32)
 @pytest.mark.parametrize("value", [-1, 1 << 16, 2**40, 0.5])
 def test_values_that_are_no_classes_are_refused(value: float) -> None:
     """A picture's palette has an entry for each class up to the last: 2**40 would need terabytes."""
-    with pytest.raises(UsageError, match="no classes"):
+    with pytest.raises(UsageError, match="values outside the classes 0 to 65535"):
         segmentation({"classes": np.full((1, 10, 20), value)}, "classes", PLACEMENT)
 
 

@@ -69,7 +69,7 @@ class _Bisection:
 
 
 def bisect(stage: Stage, feeds: Feeds, *, is_wrong: Callable[[Difference], bool], deadline_s: float) -> Segment | None:
-    """Return the operators that the engine of `stage` computes otherwise than its graph; None if no cut shows it.
+    """Return the operators that the engine of `stage` computes differently from its graph; None if no cut shows it.
 
     Raises TimeoutError if time.monotonic() passes `deadline_s`.
     """

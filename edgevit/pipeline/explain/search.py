@@ -95,7 +95,7 @@ class _Search:
         return self._by_noise(run, units, unmapped)
 
     def _mixes_batch(self, recording: Recording) -> bool:
-        """Whether PyTorch's own outputs for a batch are others than those for each of its images alone."""
+        """Whether PyTorch's own outputs for a batch differ from those for its images one at a time."""
         if self._result.batch == 1:
             return False
         outputs = [tensor.float().numpy() for tensor in recording.whole.outputs]
@@ -187,7 +187,7 @@ class _Search:
         )
 
     def _path(self, module: str) -> Path:
-        """Return the path of the saved part, without its suffix."""
+        """Return the path of the saved part."""
         return self._folder / reproducer.file_name(self._model.name, module, self._stage)
 
     def _nothing_found(self) -> str:

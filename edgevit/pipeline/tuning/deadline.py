@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class OutOfTimeError(Exception):
-    """The time for the search is up. It ends the search, and is no error of the command."""
+    """The time for the search is up. It ends the search, and is not an error."""
 
 
 class Deadline:

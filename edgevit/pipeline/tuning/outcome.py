@@ -234,8 +234,8 @@ def _threads_note(requested: Sequence[int], tried: Sequence[int]) -> str:
     excess = [str(count) for count in requested if count not in tried]
     if not excess:
         return ""
-    used = ", ".join(map(str, tried))
-    return f"--threads {','.join(excess)} was not tried, since this process may use fewer cores; {used} was"
+    used = ",".join(map(str, tried))
+    return f"--threads {','.join(excess)} was not tried, since this process may use fewer cores; tried: {used}"
 
 
 def _group_notes(search: Search) -> list[str]:

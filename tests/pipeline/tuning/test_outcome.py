@@ -38,6 +38,12 @@ def test_an_engine_that_there_was_no_time_to_check_is_still_known(
     assert (earlier in read_choices("key")) is stays
 
 
+def test_the_threads_that_were_tried_are_listed() -> None:
+    note = "--threads 4,8 was not tried, since this process may use fewer cores; tried: 1,2"
+    assert outcome._threads_note((4, 1, 8), (1, 2)) == note
+    assert outcome._threads_note((1,), (1, 2)) == ""
+
+
 def test_a_full_disk_at_the_end_of_a_search_is_one_line(shared_bundle: Callable[[str], Bundle], tmp_path: Path) -> None:
     """It was the list of all files that could not be copied, with the status of a wrong request."""
     bundle = shared_bundle("ort")
