@@ -34,9 +34,9 @@ def extract(
     def cut(model: ir.Model) -> None:
         values = {str(value.name): value for value in model.graph.inputs} | _computed(model)
         results = [values[name] for name in outputs]
+        model.graph.outputs.clear()  # onnx_ir replaces no uses of a graph output
         for name in inputs:
             _make_input(model.graph, values[name])
-        model.graph.outputs.clear()
         model.graph.outputs.extend(results)
         remove_unused(model)
         unread = [value for value in model.graph.inputs if not value.uses() and not value.is_graph_output()]

@@ -69,6 +69,16 @@ def test_a_part_computes_what_the_graph_computes() -> None:
     assert np.array_equal(found, values["a"] - values["c"])
 
 
+def test_a_part_can_start_at_an_output_of_the_graph() -> None:
+    whole = with_outputs(graph(), ["a"])
+    assert live_values(whole, 2) == ("a", "c")
+    part = extract(whole, live_values(whole, 2), ["y"])
+    assert ([spec.name for spec in part.inputs], [spec.name for spec in part.outputs]) == (["a", "c"], ["y"])
+    x = noise(2, 3, seed=4)
+    values = load(with_outputs(graph(), ["a", "c"]))({"x": x})
+    assert np.array_equal(load(part)({"a": values["a"], "c": values["c"]})["y"], values["y"])
+
+
 def test_tensors_across_a_cut() -> None:
     assert [live_values(graph(), position) for position in range(6)] == [
         ("x",), ("a",), ("a", "c"), ("a", "d"), ("s",), ("y",),
