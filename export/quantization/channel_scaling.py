@@ -32,6 +32,13 @@ def power_of_two_scales(magnitudes: Array, weights: Array, *, alpha: float) -> A
     return scales
 
 
+def channel_magnitudes(array: Array, axis: int) -> Array:
+    """Return the largest magnitude of each channel, (channels,), of an array with its channels at an axis."""
+    others = tuple(index for index in range(array.ndim) if index != axis % array.ndim)
+    magnitudes: Array = np.abs(array).max(others)
+    return magnitudes
+
+
 def multiply_channels(graph: ir.Graph, node: ir.Node, index: int, scales: Array, axis: int) -> None:
     """Multiply the channels, along an axis, of a constant input of a node. Other readers keep the old constant."""
     value, array = node.inputs[index], constant(node.inputs[index])

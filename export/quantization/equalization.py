@@ -24,7 +24,7 @@ import onnx_ir as ir
 from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, has_constant_weights, only_consumer, remove_unused
 from edgevit.export.quantization.calibration import LoadGraph
-from edgevit.export.quantization.channel_scaling import multiply_channels, power_of_two_scales
+from edgevit.export.quantization.channel_scaling import channel_magnitudes, multiply_channels, power_of_two_scales
 from edgevit.formats import Int8Scheme
 from edgevit.types import Array, Feeds
 
@@ -60,7 +60,7 @@ def equalize(graph: OnnxGraph, feeds: Sequence[Feeds], *, scheme: Int8Scheme, lo
     pairs = find_pairs(graph, scheme=scheme)
     if not pairs:
         return None
-    magnitudes = _channel_magnitudes(graph, {pair.tensor for pair in pairs}, feeds, load)
+    magnitudes = _measure_magnitudes(graph, {pair.tensor for pair in pairs}, feeds, load)
 
     def rewrite(model: ir.Model) -> None:
         nodes = {str(node.name): node for node in model.graph}
@@ -115,7 +115,7 @@ def _is_homogeneous(node: ir.Node) -> bool:
     return node.op_type in _HOMOGENEOUS
 
 
-def _channel_magnitudes(
+def _measure_magnitudes(
     graph: OnnxGraph, names: set[str], feeds: Sequence[Feeds], load: LoadGraph
 ) -> Mapping[str, Array]:
     """Return the largest magnitude of each channel of the named tensors, (channels,), over all inputs."""
@@ -128,7 +128,7 @@ def _channel_magnitudes(
     for feed in feeds:
         for name, array in run(feed).items():
             if name in names:
-                largest = np.abs(array).max((0, 2, 3))
+                largest = channel_magnitudes(array, 1)
                 found[name] = np.maximum(found.get(name, largest), largest)
     return found
 
@@ -140,7 +140,7 @@ def _scale(graph: ir.Graph, first: ir.Node, second: ir.Node, magnitudes: Array) 
     if _is_depthwise(second):
         axis, scales = 0, power_of_two_scales(magnitudes, np.ones_like(magnitudes), alpha=1)
     else:
-        axis, scales = 1, power_of_two_scales(magnitudes, np.abs(weight).max((0, 2, 3)), alpha=0.5)
+        axis, scales = 1, power_of_two_scales(magnitudes, channel_magnitudes(weight, 1), alpha=0.5)
     multiply_channels(graph, second, 1, scales, axis)
     for index in range(1, len(first.inputs)):
         if first.inputs[index] is not None:

@@ -27,7 +27,7 @@ from edgevit.export.linear import added_bias
 from edgevit.export.macs import graph_macs, node_macs, static_shape
 from edgevit.export.operators import LAYERS
 from edgevit.export.quantization.calibration import ValueRange
-from edgevit.export.quantization.channel_scaling import along
+from edgevit.export.quantization.channel_scaling import along, channel_magnitudes
 from edgevit.export.quantization.conversions import activated, macs_per_conversion
 from edgevit.export.quantization.dtypes import is_float, replace_output
 from edgevit.export.quantization.groups import (
@@ -231,8 +231,7 @@ def channel_scales(weight: Array, axis: int, *, weight_range: Int8Range = "full"
     With the "safe" range, the two largest weights of one sign in a channel sum to at most 127.5 steps. Rounding adds at
     most half a step to each, so that their integers sum to at most `MAX_PAIR_SUM`.
     """
-    others = tuple(index for index in range(weight.ndim) if index != axis)
-    scales: Array = np.abs(weight).max(others) / 127
+    scales: Array = channel_magnitudes(weight, axis) / 127
     if weight_range == "safe":
         scales = np.maximum(scales, _max_pair_sums(weight, axis) / (MAX_PAIR_SUM - 0.5))
     return np.maximum(scales, min_scale).astype(np.float32)

@@ -25,7 +25,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.ir_helpers import constant, only_consumer, remove_unused
 from edgevit.export.macs import static_shape
 from edgevit.export.quantization.calibration import ValueRange
-from edgevit.export.quantization.channel_scaling import multiply_channels, power_of_two_scales
+from edgevit.export.quantization.channel_scaling import channel_magnitudes, multiply_channels, power_of_two_scales
 from edgevit.export.quantization.int8 import channel_axis, float_weight, input_axis
 from edgevit.types import Array
 
@@ -182,7 +182,6 @@ def _divide_output(graph: ir.Graph, norm: ir.Node, scales: Array) -> None:
 
 def _weight_magnitudes(layer: ir.Node) -> Array:
     """Return the largest magnitude of a layer's weights for each input channel, (channels,)."""
-    weight, axis = constant(layer.inputs[1]), input_axis(layer)
+    weight = constant(layer.inputs[1])
     assert weight is not None
-    magnitudes: Array = np.abs(weight).max(tuple(each for each in range(weight.ndim) if each != axis))
-    return magnitudes
+    return channel_magnitudes(weight, input_axis(layer))

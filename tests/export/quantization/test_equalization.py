@@ -61,6 +61,19 @@ def test_equal_channels_keep_fp32_bit_by_bit_and_gain_in_int8(fmt: str) -> None:
     assert int8_snr_db(check(equalized), fmt) > int8_snr_db(graph, fmt) + 6
 
 
+@pytest.mark.parametrize("fmt", ["ort", "openvino"])
+def test_convolutions_of_sequences_have_equal_channels_too(fmt: str) -> None:
+    graph = checked_graph(
+        "(float[batch, 4, 16] x) => (float[batch, 4, 16] y) { a = Conv (x, v)  r = Relu (a)  y = Conv (r, w) }",
+        v=noise(CHANNELS, 4, 1) * np.geomspace(1, 1000, CHANNELS).astype(np.float32)[:, None, None],
+        w=noise(4, CHANNELS, 1, seed=2),
+    )
+    sequence = noise(2, 4, 16, seed=3)
+    equalized = equalize(graph, [{"x": sequence}], scheme=INT8_SCHEMES[fmt], load=load)
+    assert equalized is not None
+    assert np.array_equal(output(graph, sequence), output(check(equalized), sequence))
+
+
 def test_a_graph_that_int8_loses_is_converted_with_equal_channels() -> None:
     """Without them all layers have to be float."""
     graph = depthwise_chain()
