@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,10 @@ def images_of(value: ir.Value) -> int:
 
 
 def follow(start: ir.Value, numbers: Array) -> dict[ir.Value, Array]:
-    """Return the elements of all values that consist of elements of `start`, which has these, moved by MOVES."""
+    """Return the arrays of all values that hold only elements of `start`, moved by MOVES.
+
+    `numbers` is the array of `start`.
+    """
     moved = {start: numbers}
     pending = [start]
     while pending:
@@ -41,52 +45,56 @@ def run_move(node: ir.Node, values: Mapping[ir.Value, Array]) -> Sequence[Array]
     None if a parameter is not constant or does not fit arrays of this size, or if a Concat adds other elements.
     """
     arrays = [values[value] for value in node.inputs if value is not None and value in values]
-    parameters = [constant(value) for value in node.inputs if value is not None and value not in values]
-    if any(parameter is None for parameter in parameters) or (node.op_type == "Concat" and parameters):
+    others = [value for value in node.inputs if value is None or value not in values]
+    parameters = [constant(value) for value in others]  # None for those that are left out
+    are_known = all(value is None or parameter is not None for value, parameter in zip(others, parameters, strict=True))
+    if not are_known or (node.op_type == "Concat" and parameters):
         return None
     try:
-        return _run(node, arrays, [np.asarray(parameter) for parameter in parameters])
+        return _run(node, arrays, parameters)
     except (ValueError, IndexError):  # such as windows of a map, with fewer windows in the array than a map has
         return None
 
 
-def _run(node: ir.Node, arrays: Sequence[Array], given: Sequence[Array]) -> Sequence[Array] | None:
+def _run(node: ir.Node, arrays: Sequence[Array], given: Sequence[Array | None]) -> Sequence[Array] | None:
     array, attributes = arrays[0], node.attributes
+    numbers: list[Any] = [None if each is None else each.tolist() for each in given]
+    first, *rest = numbers or [None]
     match node.op_type:
         case "Transpose":
             moved = array.transpose(attributes.get_ints("perm", range(array.ndim)[::-1]))
         case "Concat":
             moved = np.concatenate(arrays, attributes.get_int("axis", 0))
         case "Reshape":
-            moved = array.reshape([size or array.shape[axis] for axis, size in enumerate(given[0].tolist())])
+            moved = array.reshape([size or array.shape[axis] for axis, size in enumerate(first)])
         case "Slice":
-            moved = array[_slices(array.ndim, given)]
+            moved = array[_slices(array.ndim, first, *rest)]
         case "Gather":
-            moved = array.take(given[0], attributes.get_int("axis", 0))
+            moved = array.take(first, attributes.get_int("axis", 0))
         case "Unsqueeze":
-            moved = np.expand_dims(array, tuple(given[0].tolist()))
+            moved = np.expand_dims(array, tuple(first))
         case "Squeeze":
-            if not given:  # the axes that are 1 in this image, and perhaps not in another
+            if first is None:  # the axes that are 1 in this image, and perhaps not in another
                 return None
-            moved = array.squeeze(tuple(given[0].tolist()))
+            moved = array.squeeze(tuple(first))
         case _:
-            return _split(array, attributes.get_int("axis", 0), len(node.outputs), given)
+            return _split(array, attributes.get_int("axis", 0), len(node.outputs), first)
     return [moved]
 
 
-def _slices(rank: int, given: Sequence[Array]) -> tuple[slice, ...]:
-    """Return the slices of starts, ends, axes and steps; the last two may be left out."""
-    starts, ends = given[0].tolist(), given[1].tolist()
-    axes = given[2].tolist() if len(given) > 2 else range(len(starts))
-    steps = given[3].tolist() if len(given) > 3 else [1] * len(starts)
+def _slices(
+    rank: int, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None
+) -> tuple[slice, ...]:
     slices = [slice(None)] * rank
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         # An end beyond the first value, which ONNX writes as a large negative number, is None in Python.
         slices[axis] = slice(start, None if step < 0 and end < -(1 << 30) else end, step)
     return tuple(slices)
 
 
-def _split(array: Array, axis: int, parts: int, given: Sequence[Array]) -> Sequence[Array]:
+def _split(array: Array, axis: int, parts: int, sizes: list[int] | None) -> Sequence[Array]:
     size = -(-array.shape[axis] // parts)
-    ends = np.cumsum(given[0]) if given else size * np.arange(1, parts + 1)
+    ends = size * np.arange(1, parts + 1) if sizes is None else np.cumsum(sizes)
     return np.split(array, ends[:-1], axis)

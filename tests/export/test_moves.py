@@ -14,6 +14,7 @@ WEIGHTS = {
     "row": noise(1, 6),
     "shape": np.asarray([2, 2, 3]),
     "axes": np.asarray([0]),
+    "one": np.asarray([1]),
     "order": np.asarray([1, 0]),
     "two": np.asarray([2, 2]),
 }
@@ -32,6 +33,7 @@ def followed(body: str, output: str = "float[2, 2, 3] y") -> tuple[OnnxGraph, di
         "a, b = Split <axis = 1, num_outputs = 2> (x) c = Concat <axis = 1> (b, a) y = Reshape (c, shape)",
         "a = Gather <axis = 0> (x, order) b = Concat <axis = 0> (x, a) c, d = Split (b, two) y = Reshape (d, shape)",
         "a = Transpose (x) b = Transpose (a) y = Reshape (b, shape)",
+        "a = Slice (x, axes, one, , one) b = Concat <axis = 0> (a, a) y = Reshape (b, shape)",  # no axes
     ],
 )
 def test_values_are_those_of_the_runtime(body: str) -> None:
