@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, int64_initializer, remove_unused, replace_value
 from edgevit.types import Array
 
 
@@ -29,7 +29,7 @@ def _merge_into_producer(outer: ir.Node, graph: ir.Graph) -> None:
     if first is None or second is None or set(first[2].tolist()) & set(second[2].tolist()):
         return
     inputs = [
-        initializer(graph, f"{outer.name}.{name}", np.concatenate(pair))
+        int64_initializer(graph, f"{outer.name}.{name}", np.concatenate(pair).tolist())  # one type for all
         for name, pair in zip(("starts", "ends", "axes", "steps"), zip(first, second, strict=True), strict=True)
     ]
     merged = ir.node("Slice", [inner.inputs[0], *inputs], name=outer.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgevit.export.passes.fuse_slices import fuse_slices
 from tests.helpers.graphs import HEADER, assert_same, parse
 
@@ -19,6 +21,21 @@ SLICES = f"""{HEADER} g (float[N, 8, 5, 5] x) => (float[N, 4, 5, 4] y) {{
 
 def test_slices_on_different_axes_are_merged() -> None:
     before = parse(SLICES % "")
+    after = before.apply("fuse_slices", fuse_slices)
+    assert after.operators["Slice"] == 1
+    assert_same(before, after, exact=True)
+
+
+def test_slices_with_32_bit_parameters_are_merged() -> None:
+    """Without steps, which the merged slice has: a Slice has one type for all its parameters."""
+    numbers = {"zero": 0, "one": 1, "three": 3, "four": 4, "last": 9}
+    before = parse(
+        f"""{HEADER} g (float[N, 8, 5, 5] x) => (float[N, 4, 5, 4] y) {{
+            a = Slice (x, zero, four, one)
+            y = Slice (a, one, last, three)
+        }}""",
+        **{name: np.asarray([number], np.int32) for name, number in numbers.items()},
+    )
     after = before.apply("fuse_slices", fuse_slices)
     assert after.operators["Slice"] == 1
     assert_same(before, after, exact=True)
