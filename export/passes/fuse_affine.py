@@ -50,6 +50,8 @@ def fuse_affine(model: ir.Model) -> None:
 
 def _affine_of(node: ir.Node) -> Affine | None:
     """Return the affine map of a norm with constant parameters; None if it has none."""
+    if node.op_type not in ("BatchNormalization", "GroupNormalization"):
+        return None
     constants = [constant(value) for value in node.inputs[1:]]
     if any(array is None for array in constants):
         return None
@@ -57,11 +59,11 @@ def _affine_of(node: ir.Node) -> Affine | None:
     if node.op_type == "GroupNormalization":
         scale, shift = arrays
         return None if np.all(scale == 1) and np.all(shift == 0) else Affine(scale, shift)
-    if node.op_type == "BatchNormalization" and not node.attributes.get_int("training_mode", 0):
-        scale, bias, mean, var = arrays
-        scale = scale / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
-        return Affine(scale, bias - mean * scale)
-    return None
+    if node.attributes.get_int("training_mode", 0):
+        return None
+    scale, bias, mean, var = arrays
+    scale = scale / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
+    return Affine(scale, bias - mean * scale)
 
 
 def _next_layer(node: ir.Node) -> ir.Node | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
@@ -103,3 +104,10 @@ def test_a_norm_by_the_statistics_of_its_input_stays() -> None:
     )
     after = before.apply("fuse_affine", fuse_affine)
     assert after.operators["BatchNormalization"] == 1
+
+
+def test_constants_of_other_operators_may_be_strings() -> None:
+    before = parse(
+        f"{HEADER} g (float[N, 4] x, string[1] s) => (bool[1] y) {{ y = Equal (s, t) }}", t=np.asarray(["a"])
+    )
+    assert before.apply("fuse_affine", fuse_affine).operators == before.operators
