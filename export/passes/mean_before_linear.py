@@ -149,7 +149,7 @@ class _Mover:
 
     def _of_transpose(self, transpose: ir.Node, rows: _Rows) -> _Plan | None:
         source, order = transpose.inputs[0], list(transpose.attributes.get_ints("perm", []))
-        if source is None or not order:
+        if source is None or order[:1] != [0]:  # the batch moves
             return None
         inner = self.plan(source, {order[axis]: ends for axis, ends in rows.items()})
 

@@ -103,6 +103,10 @@ def test_layers_behind_one_another_have_one_row() -> None:
         (MAP, "c = Conv <pads = [1, 1, 1, 1]> (x, wide) y = GlobalAveragePool (c)"),  # of neighbors
         (MAP, "c = Conv (x, k) y = ReduceMean <keepdims = 0> (c, two)"),  # over rows of pixels only
         (TOKENS, LAYER + "a = Add (l, row) y = ReduceMean <keepdims = 0> (a, one)"),  # not of the same shape
+        (
+            "float[2, 35, 8] x, float s",
+            LAYER + "r = Transpose <perm = [1, 0, 2]> (l) y = ReduceMean <keepdims = 0> (r, one)",  # over images
+        ),
     ],
 )
 def test_other_means_stay(inputs: str, body: str) -> None:
