@@ -28,6 +28,7 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
 )
+from edgevit.export.moves import run_move
 from edgevit.types import Array
 
 # Single heads wider than this lose fusion: 96 and 192 channels do; several heads of 96 channels stay fused.
@@ -74,10 +75,11 @@ def _fold(softmax: ir.Node, graph: ir.Graph) -> None:
     if _is_wide_single_head(q):
         return
     transpose = next((node for node in q.path if node.op_type == "Transpose"), None)
+    heads = None if transpose is None else _heads(q, transpose)
     shift = _shift(v, product, output)
-    if transpose is None or shift is None or not _is_uniform_over_tokens(k):
+    if transpose is None or heads is None or shift is None or not _is_uniform_over_tokens(k):
         return
-    _add_to_heads(q, transpose, graph)
+    _add_to_heads(q, heads, transpose, graph)
     _add_to_layer(output, shift, graph)
     for add in {part.add for part in (q, k, v)}:
         unbiased = next(value for value in add.inputs if value is not None and constant(value) is None)
@@ -194,11 +196,12 @@ def _are_only_consumers(parts: Sequence[Part]) -> bool:
 def _follow(array: Array, path: Sequence[ir.Node]) -> Array:
     """Apply the layout operators and scales of `path` to an array. Raises ValueError if the shapes do not match."""
     for node in path:
-        if node.op_type == "Transpose":
-            array = array.transpose(node.attributes.get_ints("perm", range(array.ndim)[::-1]))
-        elif node.op_type == "Reshape":
-            target = np.asarray(constant(node.inputs[1]))
-            array = array.reshape([array.shape[axis] if size == 0 else size for axis, size in enumerate(target)])
+        source = node.inputs[0]
+        if source is not None and _is_layout(node):
+            moved = run_move(node, {source: array})
+            if moved is None:
+                raise ValueError(f"{node.name} does not fit an array of the shape {array.shape}")
+            array = moved[0]
         else:
             factor = np.asarray(constant(node.inputs[1])).item()
             array = array / factor if node.op_type == "Div" else array * factor
@@ -210,6 +213,21 @@ def _at_all_tokens(part: Part) -> Array:
     assert part.value.shape is not None
     shape = [dim if isinstance(dim, int) else _BATCH for dim in part.value.shape]
     return np.broadcast_to(part.bias, shape)
+
+
+def _heads(q: Part, transpose: ir.Node) -> Array | None:
+    """Return the bias of q after the Transpose that splits it into heads; None if the shapes do not match.
+
+    Axes along which it is constant have the length 1.
+    """
+    try:
+        heads = _follow(_at_all_tokens(q), q.path[: q.path.index(transpose) + 1])
+    except ValueError:
+        return None
+    for axis in range(heads.ndim):
+        first = heads.take([0], axis)
+        heads = first if np.all(heads == first) else heads
+    return heads
 
 
 def _is_uniform_over_tokens(k: Part) -> bool:
@@ -244,12 +262,8 @@ def _at_all_queries(row: Array, product: ir.Value) -> Array:
     return np.broadcast_to(row, (*known[:-1], row.shape[-1]))
 
 
-def _add_to_heads(q: Part, transpose: ir.Node, graph: ir.Graph) -> None:
-    """Add the bias of q after the Transpose that splits it into heads."""
-    heads = _follow(_at_all_tokens(q), q.path[: q.path.index(transpose) + 1])
-    for axis in range(heads.ndim):
-        first = heads.take([0], axis)
-        heads = first if np.all(heads == first) else heads
+def _add_to_heads(q: Part, heads: Array, transpose: ir.Node, graph: ir.Graph) -> None:
+    """Add the bias of q, as `_heads` returns it, after the Transpose that splits it into heads."""
     value = transpose.outputs[0]
     add = ir.node("Add", [value, initializer(graph, f"{q.add.name}.query", heads)], name=f"{q.add.name}_query")
     copy_shape_and_type(add.outputs[0], value)

@@ -221,3 +221,17 @@ def test_reshapes_that_mix_tokens_and_channels_stay(old: str, new: str) -> None:
     ).apply("cleanup", cleanup)  # fmt: skip
     after = before.apply("fold_attention_bias", fold_attention_bias)
     assert_same(before, after)
+
+
+def test_biases_of_a_query_that_joins_three_images_stay() -> None:
+    """Two images, which stand for a dynamic batch, do not fit."""
+    text = HEADS.replace("5, 12] y", "15, 12] y").replace("3, 5, 5] f", "3, 15, 5] f")
+    before = parse(
+        text.replace("Reshape (q, heads)", "Reshape (q, joined)") % ("N", "N", "", "N", "N", "Identity (d)", -1, ""),
+        w=noise(12, 36), bias=noise(36, seed=2), u=noise(12, 12, seed=3), p=noise(12, seed=4),
+        c=np.asarray(0.5, np.float32), heads=np.asarray([0, 5, 3, 4]), joined=np.asarray([-1, 15, 3, 4]),
+        tokens=np.asarray([0, 15, 12]),
+    ).apply("cleanup", cleanup)  # fmt: skip
+    after = before.apply("fold_attention_bias", fold_attention_bias)
+    assert [node.op_type for node in after.model.graph] == [node.op_type for node in before.model.graph]
+    assert_same(before, after, exact=True)
