@@ -228,10 +228,11 @@ class OnnxRuntimeEngine(Engine):
         large = not isinstance(self._source, bytes) and _size_bytes(Path(self._source)) > _LARGE_BYTES
         if large:
             self._session = None  # one session at a time: each holds a copy of the weights
-        precision = read_precision(self._events_with_shapes())
-        if large:
-            self._session = self._load(self._session_settings())
-        return precision
+        try:
+            return read_precision(self._events_with_shapes())
+        finally:
+            if large:
+                self._session = self._load(self._session_settings())
 
     def _events_with_shapes(self, feeds: Feeds | None = None) -> Sequence[Mapping[str, Any]]:
         """Profile one inference, on zeros if `feeds` is None, of the same operators in layouts that show their shapes.

@@ -16,6 +16,7 @@ import pytest
 import edgevit
 from edgevit.bundles.bundle import Bundle
 from edgevit.errors import BuildError, InferenceError
+from edgevit.runtimes import onnxruntime as onnxruntime_engine
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.registry import get_runtime
 
@@ -64,6 +65,16 @@ def test_a_profile_that_cannot_be_written_is_a_build_error(shared_bundle: Callab
         pytest.raises(BuildError, match="is the disk full[?] Free some space, or set TMPDIR"),
     ):
         edgevit.load(bundle)
+
+
+def test_a_large_model_still_runs_after_a_profile_that_cannot_be_written(
+    shared_bundle: Callable[[str], Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_engine, "_LARGE_BYTES", 0)  # its session is closed meanwhile
+    with edgevit.load(shared_bundle("ort")) as engine:
+        with full_disk(), pytest.raises(BuildError, match="is the disk full"):
+            engine.executed_precision()
+        engine.run({engine.inputs[0].name: np.zeros((1, 3, 32, 32), np.float32)})
 
 
 def test_no_profile_is_left_behind(
