@@ -92,7 +92,9 @@ class TensorRtEngine(Engine):
         for spec in self.inputs:
             if spec.is_dynamic and not context.set_input_shape(spec.name, feeds[spec.name].shape):
                 raise self._failure(f"the engine does not accept {spec} in a second context")
-        self._bindings.bind(context)
+        refused = self._bindings.bind(context)
+        if refused is not None:
+            raise self._failure(f"the engine does not accept a buffer for {refused} in a second context")
         kinds = layer_kinds(self._inspected())
         return profile_context(self._trt, context, self._device, kinds, runs=runs)
 
@@ -238,6 +240,7 @@ class TensorRtEngine(Engine):
         if batch == self._batch:
             return
         self._drop_graph()
+        self._batch = None  # if this fails, the context may have the new shape, with the outputs of the old one
         for spec in self.inputs:
             if spec.is_dynamic and not self._context.set_input_shape(spec.name, spec.with_batch(batch)):
                 raise self._failure(f"the engine does not accept {spec} with a batch of {batch}")

@@ -505,6 +505,9 @@ def test_layers_are_profiled_in_a_second_context(runtime: TensorRt, model: Path,
         world.broken = "context"
         with pytest.raises(BuildError, match="leave --layers out"):
             engine.profile_layers(rows(1), runs=2)
+        world.broken = "address"
+        with pytest.raises(BuildError, match="does not accept a buffer for .* in a second context: address is broken"):
+            engine.profile_layers(rows(1), runs=2)
 
 
 @pytest.mark.parametrize("capturable", [True, False])
@@ -600,6 +603,20 @@ def test_a_failed_inference_is_an_inference_error(runtime: TensorRt, model: Path
         world.broken = "execute"
         with pytest.raises(InferenceError, match="inference failed: execute is broken"):
             engine.run(rows(1))
+
+
+@pytest.mark.parametrize("step", ["shape", "infer"])
+def test_a_batch_that_is_refused_does_not_change_the_next_inference(
+    runtime: TensorRt, model: Path, tmp_path: Path, world: World, step: str
+) -> None:
+    world.shape, options = (-1, 4), BuildOptions(dynamic_batch=BatchRange(1, 2, 8))
+    with runtime.open(runtime.build(model, tmp_path, options).path, options) as engine:
+        engine.run(rows(2))
+        world.broken = step
+        with pytest.raises(InferenceError, match=f"{step} is broken"):
+            engine.run(rows(1))
+        world.broken = ""
+        np.testing.assert_array_equal(engine.run(rows(2, start=5))["y"], 2 * rows(2, start=5)["x"])
 
 
 def test_errors_of_a_failed_capture_are_not_reported_later(
