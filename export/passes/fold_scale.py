@@ -10,8 +10,7 @@ import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, only_consumer, remove_unused, replace_value
 from edgevit.export.linear import linear_at, linear_producing
-
-_REARRANGING = frozenset({"Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+from edgevit.export.operators import REARRANGING
 
 
 def fold_scale(model: ir.Model) -> None:
@@ -52,7 +51,7 @@ def _fold_up(value: ir.Value, factor: float, graph: ir.Graph) -> bool:
             layer.replace_weights(layer.weight * factor, bias, graph)
             return True
         origin = value.producer()
-        if origin is None or origin.op_type not in _REARRANGING or origin.inputs[0] is None:
+        if origin is None or origin.op_type not in REARRANGING or origin.inputs[0] is None:
             return False
         value = origin.inputs[0]
     return False
@@ -65,7 +64,7 @@ def _fold_down(output: ir.Value, factor: float, graph: ir.Graph) -> bool:
         if layer is not None and layer.source is output:
             layer.replace_weights(layer.weight * factor, layer.bias, graph)
             return True
-        if reader.op_type != "Mul" and not (reader.op_type in _REARRANGING and reader.inputs[0] is output):
+        if reader.op_type != "Mul" and not (reader.op_type in REARRANGING and reader.inputs[0] is output):
             return False
         output = reader.outputs[0]
     return False

@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from edgevit.export.ir_helpers import constant, initializer, insert, remove_unused, replace_value
+from edgevit.export.operators import REARRANGING
 from edgevit.types import Array
 
 # Factors within these limits cost no accuracy: in fp16, d y must not overflow, and its standard deviation must stay
 # above 2^-14, the smallest number with all its bits.
 _SMALLEST, _LARGEST = 2**-10, 16
-# Operators that only move elements of their first input (Concat: of all inputs).
-_MOVES = frozenset({"Concat", "Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_MOVES = REARRANGING | {"Concat"}
 
 
 def fold_shortcut_scale(model: ir.Model) -> None:
