@@ -61,6 +61,14 @@ def has_constant_weights(layer: ir.Node) -> bool:
     return constant(layer.inputs[1]) is not None and (bias is None or constant(bias) is not None)
 
 
+def is_plain_gemm(node: ir.Node) -> bool:
+    """Whether a node is a Gemm that neither scales its terms nor transposes its input."""
+    if node.op_type != "Gemm":
+        return False
+    factors = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    return factors == (1.0, 1.0) and not node.attributes.get_int("transA", 0)
+
+
 def is_pointwise(node: ir.Node | None) -> bool:
     """Whether a node is a 1x1 convolution of stride 1, without padding and groups, with constant weights."""
     if node is None or node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:

@@ -14,6 +14,7 @@ from edgevit.export.ir_helpers import (
     has_constant_weights,
     initializer,
     insert,
+    is_plain_gemm,
     only_consumer,
 )
 from edgevit.types import Array
@@ -101,7 +102,7 @@ def linear_at(node: ir.Node) -> Linear | None:
     if node.op_type == "MatMul":
         added = added_bias(node.outputs[0], weight.shape[1])
         return Linear(node, None, weight) if added is None else Linear(node, added.addition, weight, added.array)
-    if node.op_type != "Gemm" or not has_constant_weights(node) or not _is_plain(node):
+    if not is_plain_gemm(node) or not has_constant_weights(node):
         return None
     weight = weight.T if _is_transposed(node) else weight
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -142,12 +143,6 @@ def insert_linear(
 
 def _is_transposed(product: ir.Node) -> bool:
     return product.op_type == "Gemm" and bool(product.attributes.get_int("transB", 0))
-
-
-def _is_plain(gemm: ir.Node) -> bool:
-    attributes = gemm.attributes
-    factors = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
-    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0)
 
 
 def _bias_index(addition: ir.Node) -> int:

@@ -21,6 +21,7 @@ from edgevit.export.ir_helpers import (
     has_constant_weights,
     initializer,
     is_global_mean,
+    is_plain_gemm,
     only_consumer,
     remove_unused,
     replace_value,
@@ -86,9 +87,8 @@ def _can_absorb(layer: ir.Node, channels: int) -> bool:
         return False
     if layer.op_type == "Conv":
         return not any(attributes.get_ints("pads", [0])) and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    factors = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
     inputs = weight.shape[1 if attributes.get_int("transB", 0) else 0]
-    return factors == (1.0, 1.0) and not attributes.get_int("transA", 0) and inputs == channels
+    return is_plain_gemm(layer) and inputs == channels
 
 
 def _absorb(layer: ir.Node, affine: Affine, graph: ir.Graph) -> None:

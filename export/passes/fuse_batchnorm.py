@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgevit.export.ir_helpers import constant, initializer, only_consumer, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, initializer, is_plain_gemm, only_consumer, remove_unused, replace_value
 
 
 def fuse_batchnorm(model: ir.Model) -> None:
@@ -53,11 +53,7 @@ def _is_affine(layer: ir.Node) -> bool:
     """Whether the layer computes x W + b with a constant bias; Gemm can also scale its terms and transpose x."""
     if len(layer.inputs) > 2 and layer.inputs[2] is not None and constant(layer.inputs[2]) is None:
         return False
-    attributes = layer.attributes
-    return layer.op_type == "Conv" or (
-        attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
-        and not attributes.get_int("transA", 0)
-    )
+    return layer.op_type == "Conv" or is_plain_gemm(layer)
 
 
 def _scale_outputs(layer: ir.Node, weight: NDArray[np.generic], factor: NDArray[np.float64]) -> NDArray[np.generic]:
