@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -139,6 +140,11 @@ def copy_shape_and_type(value: ir.Value, source: ir.Value) -> None:
         value.type = source.type
 
 
+def numpy_dtype(value: ir.Value | None) -> np.dtype[Any]:
+    """Return the dtype of a value's arrays; float32 if it is unknown."""
+    return np.dtype(np.float32) if value is None or value.dtype is None else value.dtype.numpy()
+
+
 def static_size(value: ir.Value | None, axis: int) -> int | None:
     """Return the length of an axis; None if it is dynamic or unknown."""
     if value is None or value.shape is None or not len(value.shape):
@@ -199,9 +205,8 @@ class NodeInserter:
 
     def number(self, name: str, value: float) -> ir.Value:
         """Add a scalar initializer of the replaced node's type."""
-        dtype = self._node.outputs[0].dtype
-        numpy_type = dtype.numpy() if dtype is not None else np.dtype(np.float32)
-        return initializer(self._graph, f"{self._node.name}.{name}", np.asarray(value, numpy_type))
+        number = np.asarray(value, numpy_dtype(self._node.outputs[0]))
+        return initializer(self._graph, f"{self._node.name}.{name}", number)
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:

@@ -21,6 +21,7 @@ from edgevit.export.ir_helpers import (
     initializer,
     insert,
     int64_initializer,
+    numpy_dtype,
     remove_unused,
     replace_value,
 )
@@ -77,7 +78,7 @@ def _instance_norm(node: ir.Node, graph: ir.Graph) -> ir.Value:
 
 
 def _unit_scale_and_bias(node: ir.Node, graph: ir.Graph, groups: int) -> tuple[ir.Value, ir.Value]:
-    dtype = node.inputs[0].dtype.numpy() if node.inputs[0] is not None and node.inputs[0].dtype else np.float32
+    dtype = numpy_dtype(node.inputs[0])
     return (
         initializer(graph, f"{node.name}.ones", np.ones(groups, dtype)),
         initializer(graph, f"{node.name}.zeros", np.zeros(groups, dtype)),

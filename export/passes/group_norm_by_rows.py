@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import initializer, int64_initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import initializer, int64_initializer, numpy_dtype, remove_unused, replace_value
 from edgevit.export.passes.decompose_group_norm import is_single_group_norm, scale_and_shift, static_shape
 
 MAX_SINGLE_SUM = 1 << 19  # values; up to it the norms stay operators that runtimes fuse
@@ -36,11 +36,10 @@ def _normalized(node: ir.Node, graph: ir.Graph) -> ir.Value:
     """Insert the steps before a norm, each named `<norm>_<step>`; return (x - mean) / deviation."""
     x = node.inputs[0]
     assert x is not None
-    dtype = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
     row, whole = (int64_initializer(graph, f"{node.name}.axes", axes) for axes in (_ROW, _ALL))
 
     def number(name: str, value: float) -> ir.Value:
-        return initializer(graph, f"{node.name}.{name}", np.asarray(value, dtype))
+        return initializer(graph, f"{node.name}.{name}", np.asarray(value, numpy_dtype(x)))
 
     def step(op_type: str, name: str, *inputs: ir.Value) -> ir.Value:
         made = ir.node(op_type, inputs, name=f"{node.name}_{name}")

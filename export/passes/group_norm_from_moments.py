@@ -29,6 +29,7 @@ from edgevit.export.ir_helpers import (
     initializer,
     int64_initializer,
     is_global_mean,
+    numpy_dtype,
     only_consumer,
     remove_unused,
     replace_value,
@@ -69,8 +70,7 @@ class _Steps:
     def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
         assert node.inputs[0] is not None
         self.x = node.inputs[0]  # (N, C, H, W)
-        dtype = self.x.dtype.numpy() if self.x.dtype is not None else np.dtype(np.float32)
-        epsilon = np.asarray(node.attributes.get_float("epsilon", 1e-5), dtype)
+        epsilon = np.asarray(node.attributes.get_float("epsilon", 1e-5), numpy_dtype(self.x))
         self.epsilon = initializer(graph, f"{node.name}.epsilon", epsilon)
         self._node, self._graph = node, graph
 

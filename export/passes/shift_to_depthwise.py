@@ -21,6 +21,7 @@ from edgevit.export.ir_helpers import (
     constant,
     copy_shape_and_type,
     initializer,
+    numpy_dtype,
     remove_unused,
     replace_value,
     static_size,
@@ -123,8 +124,7 @@ def _moved(kept: range, size: int | None, before: int, behind: int) -> int | Non
 def _convolution(node: ir.Node, parts: list[_Part], graph: ir.Graph) -> ir.Node:
     source, channels = parts[0].source, parts[-1].channels.stop
     border = max(abs(pixels) for part in parts for pixels in (part.down, part.right))
-    dtype = source.dtype.numpy() if source.dtype is not None else np.dtype(np.float32)
-    kernels: Array = np.zeros((channels, 1, 2 * border + 1, 2 * border + 1), dtype)
+    kernels: Array = np.zeros((channels, 1, 2 * border + 1, 2 * border + 1), numpy_dtype(source))
     for part in parts:
         kernels[part.channels.start : part.channels.stop, 0, border - part.down, border - part.right] = 1
     weights = initializer(graph, f"{node.name}.shifts", kernels)
