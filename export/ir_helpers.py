@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,33 @@ def insert_row(value: ir.Value, axis: int, index: int, *, before: ir.Node, graph
     indices = int64_initializer(graph, f"{name}.index", [index])
     node = ir.node("Gather", [value, indices], {"axis": axis}, name=name)
     return insert(node, before=before, graph=graph, like=value, shape=with_one_row(value.shape, axis))
+
+
+def insert_slice(
+    value: ir.Value,
+    ranges: Mapping[int, tuple[int, int]],
+    *,
+    step: int = 1,
+    before: ir.Node,
+    graph: ir.Graph,
+    name: str,
+) -> ir.Value:
+    """Insert a Slice from the start to the end that each axis has in `ranges`; return its output."""
+    starts, ends = zip(*ranges.values(), strict=True)
+    parameters = {"starts": starts, "ends": ends, "axes": tuple(ranges)}
+    if step != 1:
+        parameters["steps"] = (step,) * len(ranges)
+    inputs = [int64_initializer(graph, f"{name}.{key}", list(numbers)) for key, numbers in parameters.items()]
+    shape = None if value.shape is None else _sliced(value.shape, ranges, step)
+    return insert(ir.node("Slice", [value, *inputs], name=name), before=before, graph=graph, like=value, shape=shape)
+
+
+def _sliced(shape: ir.Shape, ranges: Mapping[int, tuple[int, int]], step: int) -> ir.Shape:
+    sizes: list[int | ir.SymbolicDim | None] = list(shape)
+    for axis, (start, end) in ranges.items():
+        size = sizes[axis]
+        sizes[axis] = len(range(size)[start:end:step]) if isinstance(size, int) else None
+    return ir.Shape(sizes)
 
 
 def with_one_row(shape: ir.Shape, axis: int) -> ir.Shape:

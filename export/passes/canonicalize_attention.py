@@ -21,6 +21,7 @@ from edgevit.export.ir_helpers import (
     constant,
     initializer,
     insert,
+    insert_slice,
     int64_initializer,
     only_consumer,
     remove_unused,
@@ -143,14 +144,12 @@ def _cut_output(product: ir.Node, channels: int, width: int, graph: ir.Graph) ->
     """Compute the product of values that are padded to `width`, and keep the first channels."""
     result = product.outputs[0]
     assert result.shape is not None
-    add = functools.partial(insert, before=product, graph=graph, like=result)
-    wide = add(
+    wide = insert(
         ir.node("MatMul", product.inputs, name=product.name),
+        before=product,
+        graph=graph,
+        like=result,
         shape=ir.Shape([*result.shape[:-1], width]),
     )
-    start, stop, axis = (
-        int64_initializer(graph, f"{product.name}.{name}", [number])
-        for name, number in (("start", 0), ("stop", channels), ("axis", len(result.shape) - 1))
-    )
-    part = ir.node("Slice", [wide, start, stop, axis], name=f"{product.name}_Slice")
-    replace_value(result, add(part, shape=result.shape))
+    kept = {len(result.shape) - 1: (0, channels)}
+    replace_value(result, insert_slice(wide, kept, before=product, graph=graph, name=f"{product.name}_Slice"))

@@ -18,7 +18,7 @@ from edgevit.export.ir_helpers import (
     constant,
     initializer,
     insert,
-    int64_initializer,
+    insert_slice,
     remove_unused,
     replace_value,
     static_size,
@@ -102,12 +102,8 @@ class _Rewrite:
         return self._insert("whole", "DFT", [value, *self._node.inputs[1:]], inverse=inverse)
 
     def _slice(self, name: str, value: ir.Value, start: int, end: int, axis: int, *, step: int = 1) -> ir.Value:
-        bounds = {"starts": start, "ends": end, "axes": axis, "steps": step}
-        inputs = [
-            int64_initializer(self._graph, f"{self._node.name}_{name}.{key}", [number])
-            for key, number in bounds.items()
-        ]
-        return self._insert(name, "Slice", [value, *inputs])
+        name = f"{self._node.name}_{name}"
+        return insert_slice(value, {axis: (start, end)}, step=step, before=self._node, graph=self._graph, name=name)
 
     def _insert(self, name: str, op_type: str, inputs: list[ir.Value | None], **attributes: int) -> ir.Value:
         new = ir.node(op_type, inputs, attributes, name=f"{self._node.name}_{name}")

@@ -5,9 +5,11 @@ Along each axis, Pad(x) = Concat(x[-before:], x, x[:after]).
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, insert, int64_initializer, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, insert, insert_slice, remove_unused, replace_value
 
 _END = 2**63 - 1
 
@@ -41,25 +43,16 @@ def _decompose(node: ir.Node, amounts: dict[int, tuple[int, int]], graph: ir.Gra
     value = node.inputs[0]
     assert value is not None
     for axis, (before, after) in amounts.items():
-        parts = [value]
+        parts, cut = [value], partial(insert_slice, value, before=node, graph=graph)
         if before:
-            parts.insert(0, _slice(value, -before, _END, axis, node, graph))
+            parts.insert(0, cut({axis: (-before, _END)}, name=f"{node.name}_axis_{axis}_before"))
         if after:
-            parts.append(_slice(value, 0, after, axis, node, graph))
+            parts.append(cut({axis: (0, after)}, name=f"{node.name}_axis_{axis}_after"))
         if len(parts) > 1:
             value = _insert(ir.node("Concat", parts, {"axis": axis}, name=f"{node.name}_axis_{axis}"), node, graph)
     if value is node.inputs[0]:
         value = _insert(ir.node("Identity", [value], name=node.name), node, graph)
     replace_value(node.outputs[0], value)
-
-
-def _slice(value: ir.Value, start: int, end: int, axis: int, node: ir.Node, graph: ir.Graph) -> ir.Value:
-    name = f"{node.name}_axis_{axis}_{'before' if start else 'after'}"
-    inputs = [
-        int64_initializer(graph, f"{name}.{key}", [number])
-        for key, number in (("starts", start), ("ends", end), ("axes", axis))
-    ]
-    return _insert(ir.node("Slice", [value, *inputs], name=name), node, graph)
 
 
 def _insert(new: ir.Node, before: ir.Node, graph: ir.Graph) -> ir.Value:

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from edgevit.export.ir_helpers import (
     constant,
     insert,
+    insert_slice,
     int64_initializer,
     is_pointwise,
     only_consumer,
@@ -181,19 +182,12 @@ class _Mover:
 
     def _of_value(self, value: ir.Value, rows: _Rows) -> ir.Value:
         """Insert the mean of a value that no layer computes."""
-        sizes = list(_sizes(value))
-        parts = {axis: ends for axis, ends in rows.items() if ends != (0, sizes[axis])}
+        parts = {axis: ends for axis, ends in rows.items() if ends != (0, _sizes(value)[axis])}
         if parts:
-            starts, ends = zip(*parts.values(), strict=True)
-            limits = [
-                int64_initializer(self._graph, self._name("limits"), list(each)) for each in (starts, ends, parts)
-            ]
-            for axis, (start, end) in parts.items():
-                sizes[axis] = end - start
-            value = self._insert(ir.node("Slice", [value, *limits], name=self._name("Slice")), shape=ir.Shape(sizes))
+            value = insert_slice(value, parts, before=self._mean, graph=self._graph, name=self._name("Slice"))
         over = int64_initializer(self._graph, self._name("axes"), list(rows))
         node = ir.node("ReduceMean", [value, over], {"keepdims": 1}, name=self._name("ReduceMean"))
-        kept = [1 if axis in rows else size for axis, size in enumerate(sizes)]
+        kept = [1 if axis in rows else size for axis, size in enumerate(_sizes(value))]
         return self._insert(node, shape=ir.Shape(kept))
 
     def _name(self, step: str) -> str:

@@ -23,6 +23,7 @@ from edgevit.export.ir_helpers import (
     NCHW_TO_NHWC,
     constant,
     insert,
+    insert_slice,
     int64_initializer,
     module_of,
     remove_unused,
@@ -156,6 +157,7 @@ class _Slices:
         self._map, self._windows, self._graph = windows.map, windows, graph
         before = windows.tokens.producer()
         assert before is not None and windows.map.output.shape is not None
+        self._before = before
         self._batch = windows.map.output.shape[0]
         self._name = f"{module_of(before)}/windows".lstrip("/")
         self._insert = partial(insert, before=before, graph=graph, like=windows.tokens)
@@ -186,24 +188,20 @@ class _Slices:
         return self._reshape("blocks", value, [self._batch, rows, columns, stride, length])
 
     def _part(self, blocks: ir.Value, *, down: bool, right: bool) -> ir.Value:
-        """Insert one part of all windows, of the blocks below or to the right if so: (N, rows, columns, numbers)."""
+        """Insert one of the four parts of all windows, (N, rows, columns, numbers).
+
+        `down` and `right` choose the blocks below and to the right.
+        """
         stride, channels = self._windows.stride, self._map.channels
         rest = self._windows.kernel - stride
         rows, columns = self._windows.rows, self._windows.columns
         height, width = rest if down else stride, channels * (rest if right else stride)
-        # Axis, start and end; whole axes are not sliced.
-        ranges = [(1, int(down), rows + down), (2, int(right), columns + right)]
-        ranges += [(3, 0, rest)] if down else []
-        ranges += [(4, 0, width)] if right else []
-        axes, starts, ends = (list(each) for each in zip(*ranges, strict=True))
+        # Start and end by axis; whole axes are not sliced.
+        ranges = {1: (int(down), rows + down), 2: (int(right), columns + right)}
+        ranges |= {3: (0, height)} if down else {}
+        ranges |= {4: (0, width)} if right else {}
         name = f"{self._name}_part_{int(down)}{int(right)}"
-        limits = [
-            int64_initializer(self._graph, f"{name}.{index}", each) for index, each in enumerate((starts, ends, axes))
-        ]
-        part = self._insert(
-            ir.node("Slice", [blocks, *limits], name=name),
-            shape=ir.Shape([self._batch, rows, columns, height, width]),
-        )
+        part = insert_slice(blocks, ranges, before=self._before, graph=self._graph, name=name)
         return self._reshape(f"part_{int(down)}{int(right)}_flat", part, [self._batch, rows, columns, height * width])
 
     def _channels_last(self) -> ir.Value:
