@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
-from edgevit.export.ir_helpers import constant, int64_initializer, remove_unused
+from edgevit.export.ir_helpers import constant, int64_initializer, remove_unused, static_size
 
 OLDEST_OPSET = 17
 # Attribute values that an operator accepts from an opset on; schemas list them only in their documentation.
@@ -97,13 +97,16 @@ def _to_split_13(node: ir.Node, graph: ir.Graph) -> None:
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         return
     axis = node.attributes.get_int("axis", 0)
-    sizes = [value.shape[axis] if value.shape is not None else None for value in node.outputs]
-    if len(set(sizes)) == 1:
-        return
-    if not all(isinstance(size, int) for size in sizes):
-        raise OpsetError(node, "Split into unequal parts of unknown size", 18)
-    node.resize_inputs(2)
-    node.replace_input_with(1, int64_initializer(graph, f"{node.name}.sizes", [int(str(size)) for size in sizes]))
+    whole, parts = static_size(node.inputs[0], axis), len(node.outputs)
+    sizes = [size for value in node.outputs if (size := static_size(value, axis)) is not None]
+    if whole is not None:
+        size = -(-whole // parts)
+        sizes = [size] * (parts - 1) + [whole - size * (parts - 1)]
+    if len(sizes) < parts:  # they may be unequal
+        raise OpsetError(node, "Split into parts of unknown size", 18)
+    if len(set(sizes)) > 1:
+        node.resize_inputs(2)
+        node.replace_input_with(1, int64_initializer(graph, f"{node.name}.sizes", sizes))
 
 
 def _to_pad_13(node: ir.Node, graph: ir.Graph) -> None:

@@ -96,6 +96,16 @@ def test_a_form_that_the_older_opset_lacks_is_named(
     assert f"--opset {caught.value.required}" in str(caught.value)
 
 
+def test_a_split_into_parts_of_unknown_size_needs_opset_18() -> None:
+    """The last part may be smaller."""
+    graph = parse(
+        f"{HEADER} g (float[N, M] x) => (float[N, A] y, float[N, A] z) "
+        "{ y, z = Split <axis = 1, num_outputs = 2> (x) }"
+    )
+    with pytest.raises(OpsetError, match="Split into parts of unknown size needs opset 18"):
+        downgrade(graph, 17)
+
+
 def test_grid_sample_of_volumes_needs_opset_20() -> None:
     graph = parse(
         f"{HEADER} g (float[N, 2, 5, 5, 5] x, float[N, 3, 4, 4, 3] g) => (float[N, 2, 3, 4, 4] y) "
