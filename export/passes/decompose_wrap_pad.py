@@ -9,17 +9,17 @@ from functools import partial
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, insert, insert_slice, remove_unused, replace_value
+from edgevit.export.ir_helpers import constant, insert, insert_slice, remove_unused, replace_value, static_size
 
 _END = 2**63 - 1
 
 
 def decompose_wrap_pad(model: ir.Model) -> None:
-    """Replace each circular Pad whose amounts are constant and not negative."""
+    """Replace each circular Pad whose amounts are constant, not negative, and at most the length of the axis."""
     for node in list(model.graph):
         if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "wrap":
             amounts = _amounts(node)
-            if amounts is not None and all(min(pair) >= 0 for pair in amounts.values()):
+            if amounts is not None and all(_is_within(node, axis, pair) for axis, pair in amounts.items()):
                 _decompose(node, amounts, model.graph)
     remove_unused(model)
 
@@ -37,6 +37,12 @@ def _amounts(node: ir.Node) -> dict[int, tuple[int, int]] | None:
         axes = given.tolist()
     half = len(pads) // 2
     return {int(axis): (int(pads[index]), int(pads[half + index])) for index, axis in enumerate(axes)}
+
+
+def _is_within(node: ir.Node, axis: int, amounts: tuple[int, int]) -> bool:
+    """Whether an axis has as many values as it is padded with; one of unknown length has, since PyTorch requires it."""
+    size = static_size(node.inputs[0], axis)
+    return min(amounts) >= 0 and (size is None or max(amounts) <= size)
 
 
 def _decompose(node: ir.Node, amounts: dict[int, tuple[int, int]], graph: ir.Graph) -> None:

@@ -34,6 +34,12 @@ def test_circular_padding_becomes_slices_and_concat(inputs: str, tensors: dict[s
     assert_same(before, after.apply("opset", functools.partial(downgrade_opset, opset=opset)), exact=True)
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 6, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 7]])
+def test_padding_that_repeats_an_axis_stays(pads: list[int]) -> None:
+    before = parse(PAD % "", pads=np.asarray(pads))
+    assert dict(before.apply("decompose_wrap_pad", decompose_wrap_pad).operators) == {"Pad": 1}
+
+
 def test_other_padding_stays() -> None:
     text = (PAD % "").replace("wrap", "reflect")
     before = parse(text, pads=np.asarray([0, 0, 1, 1, 0, 0, 1, 1]))
