@@ -19,6 +19,7 @@ from edgevit.export.ir_helpers import (
     initializer,
     insert,
     insert_slice,
+    numpy_dtype,
     remove_unused,
     replace_value,
     static_size,
@@ -91,7 +92,7 @@ class _Rewrite:
         half, transform = self._node.inputs[0], self._transform
         assert half is not None and half.shape is not None
         rest = self._slice("rest", half, transform.length - transform.kept, 0, transform.axis, step=-1)
-        sign = initializer(self._graph, f"{self._node.name}.sign", np.array([1, -1], np.float32))
+        sign = initializer(self._graph, f"{self._node.name}.sign", np.array([1, -1], numpy_dtype(half)))
         conjugate = self._insert("conjugate", "Mul", [rest, sign])
         spectrum = self._insert("spectrum", "Concat", [half, conjugate], axis=transform.axis)
         real = self._slice("real", self._whole(spectrum), 0, 1, len(half.shape) - 1)

@@ -21,10 +21,11 @@ def test_the_forward_transform_is_a_slice(size: int, axis: int) -> None:
     assert_same(before, after)
 
 
+@pytest.mark.parametrize("dtype", ["float", "double"])
 @pytest.mark.parametrize(("length", "kept"), [(8, 5), (7, 4)])
-def test_the_inverse_transform_adds_the_conjugates(length: int, kept: int) -> None:
+def test_the_inverse_transform_adds_the_conjugates(length: int, kept: int, dtype: str) -> None:
     before = parse(
-        f"{HEADER} g (float[N, 3, {kept}, 2] x) => (float[N, 3, {length}, 1] y) "
+        f"{HEADER} g ({dtype}[N, 3, {kept}, 2] x) => ({dtype}[N, 3, {length}, 1] y) "
         "{ y = DFT <onesided = 1, inverse = 1> (x, n, a) }",
         n=np.array(length),
         a=np.array(2),
