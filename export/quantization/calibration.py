@@ -106,9 +106,9 @@ def _read_ranges(file: Path) -> dict[str, ValueRange] | None:
 
 
 def measurement_key(graph: OnnxGraph, feeds: Sequence[Feeds], measured: str) -> str:
-    """Hash everything that a measurement on calibration inputs depends on; `measured` says of what it is."""
-    key = hashlib.sha256(b"measurement 2\n")
-    key.update(graph.to_bytes())
+    """Hash everything that a measurement on calibration inputs depends on; `measured` describes the measurement."""
+    key = hashlib.sha256(b"measurement 3\n")
+    key.update(graph.sha256.encode())
     key.update(measured.encode())
     for feed in feeds:
         for name, array in sorted(feed.items()):

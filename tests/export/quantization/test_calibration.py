@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import resource
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from edgevit.errors import ExportError, UsageError
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.quantization.calibration import ValueRange, cached_ranges, collect_ranges
+from edgevit.export.quantization.calibration import ValueRange, cached_ranges, collect_ranges, measurement_key
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgevit.types import Array, Feeds
@@ -165,6 +167,29 @@ def test_the_same_values_in_another_shape_are_collected(load: Loads, tmp_path: P
         for shape in ((1, 4), (2, 2))
     ]
     assert highs == [pytest.approx(0.6439, abs=1e-4), pytest.approx(0.7311, abs=1e-4)]
+
+
+def with_large_weight(last: float) -> OnnxGraph:
+    whole = parse(
+        f"{HEADER} g (float[batch, 4] x, float[4, 65536] w) => (float[batch, 65536] y) {{ y = MatMul (x, w) }}"
+    )
+    weight = np.zeros((4, 65536), np.float32)
+    weight[-1, -1] = last
+    value = whole.model.graph.inputs.pop()
+    value.const_value = ir.tensor(weight, name=value.name)
+    whole.model.graph.register_initializer(value)
+    return whole
+
+
+def test_a_key_depends_on_large_weights_and_takes_no_copy_of_them() -> None:
+    """Above 2 GB protobuf could not hold one."""
+    graphs = [with_large_weight(last) for last in (1.0, 1.0000001)]
+    tracemalloc.start()
+    first, second = (measurement_key(each, FEEDS, "ranges") for each in graphs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert first != second
+    assert peak < 4 * 65536 * 4 / 2
 
 
 def test_cached_ranges_are_exact(load: Loads, tmp_path: Path) -> None:
