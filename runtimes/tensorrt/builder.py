@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from edgevit.errors import BuildError
 from edgevit.files import write_atomically
-from edgevit.runtimes.base import BuildOptions, OnPhase
+from edgevit.runtimes.base import BatchRange, BuildOptions, OnPhase
 from edgevit.runtimes.tensorrt import api
 from edgevit.runtimes.tensorrt.log import failure, load_plugins, process_logger, version_name
 from edgevit.runtimes.tensorrt.record import EngineRecord
@@ -43,11 +43,11 @@ def build_serialized_engine(
         builder = trt.Builder(logger)
         network = builder.create_network(_network_flags(trt))
         _parse(trt, network, model)
-        config = _configure(trt, builder, options, workspace)
-        _add_profile(trt, builder, config, _inputs(network), options)
+        config = _configure(trt, builder, options.precision, workspace)
+        _add_profile(trt, builder, config, _inputs(network), options.dynamic_batch)
         if is_86(trt):
             _allow_precision(trt, config, network, options.precision)
-        cache_file = _cache_file(options, record)
+        cache_file = _cache_file(options.cache_dir, record)
         if cache_file is not None:
             _use_timing_cache(trt, config, cache_file)
         if is_10(trt) and on_phase is not None:
@@ -107,13 +107,13 @@ def _inputs(network: api.INetworkDefinition) -> tuple[TensorSpec, ...]:
 # The configuration
 
 
-def _configure(trt: TensorRtModule, builder: api.Builder, options: BuildOptions, workspace: int) -> api.IBuilderConfig:
+def _configure(trt: TensorRtModule, builder: api.Builder, precision: Precision, workspace: int) -> api.IBuilderConfig:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the inspector reports names only
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     if config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) != workspace:
         raise BuildError(f"TensorRT does not accept a workspace of {workspace} bytes; set another --workspace")
-    if options.precision == "fp32":
+    if precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default: it multiplies fp32 with a 10-bit mantissa
     return config
 
@@ -123,16 +123,16 @@ def _add_profile(
     builder: api.Builder,
     config: api.IBuilderConfig,
     inputs: Sequence[TensorSpec],
-    options: BuildOptions,
+    batches: BatchRange | None,
 ) -> None:
-    shapes = profile_shapes(inputs, options)
+    shapes = profile_shapes(inputs, batches)
     if not shapes:
         return
     profile = builder.create_optimization_profile()
     for name, (smallest, optimum, largest) in shapes.items():
         profile.set_shape(name, smallest, optimum, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise failure(trt, f"the dynamic batch {options.dynamic_batch} is not a valid profile")
+        raise failure(trt, f"the dynamic batch {batches} is not a valid profile")
 
 
 def _allow_precision(
@@ -185,11 +185,9 @@ def _outputs(layer: api.ILayer) -> list[api.ITensor]:
 # The timing cache
 
 
-def _cache_file(options: BuildOptions, record: EngineRecord) -> Path | None:
-    """Return the timing cache for this version and device."""
-    if options.cache_dir is None:
-        return None
-    return options.cache_dir / f"{record.timing_key}.timing"
+def _cache_file(cache_dir: Path | None, record: EngineRecord) -> Path | None:
+    """Return the timing cache for this version and device; None without a folder for it."""
+    return None if cache_dir is None else cache_dir / f"{record.timing_key}.timing"
 
 
 def _use_timing_cache(trt: TensorRtModule, config: api.IBuilderConfig, file: Path) -> None:

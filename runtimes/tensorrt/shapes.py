@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.base import BatchRange
 from edgevit.types import TensorSpec
 
 _NUMPY_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32",
                 "INT64": "int64", "BOOL": "bool"}  # fmt: skip
 
 
-def profile_shapes(inputs: Sequence[TensorSpec], options: BuildOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
+def profile_shapes(inputs: Sequence[TensorSpec], batches: BatchRange | None) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Return the minimum, optimum and maximum shape of every dynamic input.
 
-    Raises BuildError if the graph has a dynamic batch and the options do not, or the reverse.
+    `batches` are those of a dynamic batch. Raises BuildError if the graph has one and they are None, or the reverse.
     """
-    dynamic, batches = [spec for spec in inputs if spec.is_dynamic], options.dynamic_batch
+    dynamic = [spec for spec in inputs if spec.is_dynamic]
     if dynamic and batches is None:
         raise BuildError(f"{dynamic[0]} has a dynamic batch; set its range with --dynamic-batch MIN:OPT:MAX")
     if batches is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgevit.errors import UsageError
 from edgevit.files import MODEL_FILE
-from edgevit.runtimes.base import BuildOptions
+from edgevit.runtimes.base import BatchRange, BuildOptions
 from edgevit.runtimes.tensorrt.record import ENGINE_FILE, build_command
 from edgevit.runtimes.tensorrt.shapes import profile_shapes
 from edgevit.runtimes.tensorrt.versions import supported_line
@@ -82,7 +82,7 @@ def trtexec_build_command(
         # From TensorRT 10 on, the graph's types are the precision.
         *(precision if line == "8.6" else ["--stronglyTyped"]),
         *(["--noTF32"] if options.precision == "fp32" else []),
-        *_shape_flags(options, inputs),
+        *_shape_flags(options.dynamic_batch, inputs),
         *([f"--memPoolSize=workspace:{options.workspace_mb}M"] if options.workspace_mb else []),
         *_SAME_IN_ALL_VERSIONS,
         *_MEASURE,
@@ -99,16 +99,16 @@ def trtexec_time_command(engine: Path, options: BuildOptions, *, inputs: Sequenc
 
     A dynamic batch requires `inputs`, the engine's inputs. Raises UsageError without them.
     """
-    shapes = [flag for flag in _shape_flags(options, inputs) if flag.startswith("--shapes=")]
+    shapes = [flag for flag in _shape_flags(options.dynamic_batch, inputs) if flag.startswith("--shapes=")]
     return shlex.join(["trtexec", f"--loadEngine={engine}", *shapes, *_SAME_IN_ALL_VERSIONS, *_MEASURE, *_REPORTS])
 
 
-def _shape_flags(options: BuildOptions, inputs: Sequence[TensorSpec]) -> list[str]:
-    if options.dynamic_batch is None:
+def _shape_flags(batches: BatchRange | None, inputs: Sequence[TensorSpec]) -> list[str]:
+    if batches is None:
         return []
     if not any(spec.is_dynamic for spec in inputs):
         raise UsageError("a dynamic batch requires the inputs of the graph or engine: pass inputs=")
-    shapes = profile_shapes(inputs, options)
+    shapes = profile_shapes(inputs, batches)
     flags = []
     for flag, index in (("--minShapes", 0), ("--optShapes", 1), ("--maxShapes", 2), ("--shapes", 1)):
         named = (f"{name}:{'x'.join(str(size) for size in shape[index])}" for name, shape in shapes.items())

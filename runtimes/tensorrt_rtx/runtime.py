@@ -56,7 +56,7 @@ class TensorRtRtx(Runtime):
             raise BuildError(misreading(compiled))
         engine = folder / ENGINE_FILE
         _write(engine, compiled.engine)
-        files, notes = _write_kernels(compiled, model, folder, options, batch=batches.optimum)
+        files, notes = _write_kernels(compiled, model, folder, options.compute_capabilities, batch=batches.optimum)
         first = f"built for {target_name(options.compute_capabilities)} without a GPU; TF32 is off"
         return Artifact(
             fmt=self.fmt, files=(engine, *files), build_s=time.perf_counter() - start, notes=(first, *notes)
@@ -128,11 +128,11 @@ def read_engine(path: Path) -> bytes:
 
 
 def _write_kernels(
-    compiled: Compiled, model: Path, folder: Path, options: BuildOptions, *, batch: int
+    compiled: Compiled, model: Path, folder: Path, compute_capabilities: tuple[int, ...] | None, *, batch: int
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Write the kernel list; return its file and the notes about it. The engine stands without a list, too."""
     try:
-        plan = read_plan(compiled, model, options.compute_capabilities, batch=batch)
+        plan = read_plan(compiled, model, compute_capabilities, batch=batch)
     except BuildError as error:
         return (), (f"the precision of the kernels is not reported: {error}",)
     file = folder / KERNELS_FILE

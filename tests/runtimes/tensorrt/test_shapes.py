@@ -5,28 +5,30 @@ from __future__ import annotations
 import pytest
 
 from edgevit.errors import BuildError
-from edgevit.runtimes.base import BatchRange, BuildOptions
+from edgevit.runtimes.base import BatchRange
 from edgevit.runtimes.tensorrt.shapes import profile_shapes, tensor_spec
 from edgevit.types import TensorSpec
 
 FIXED = TensorSpec("x", "float32", (1, 3, 224, 224))
 DYNAMIC = TensorSpec("x", "float32", ("batch", 3, 224, 224))
-RANGE = BuildOptions(dynamic_batch=BatchRange(1, 4, 16))
+RANGE = BatchRange(1, 4, 16)
 
 
 def test_each_dynamic_input_has_three_profile_shapes() -> None:
     mask = TensorSpec("mask", "int64", (4, 4))
     assert profile_shapes([DYNAMIC, mask], RANGE) == {"x": ((1, 3, 224, 224), (4, 3, 224, 224), (16, 3, 224, 224))}
-    assert profile_shapes([FIXED], BuildOptions()) == {}
+    assert profile_shapes([FIXED], None) == {}
 
 
 @pytest.mark.parametrize(
-    ("spec", "options", "words"),
-    [(DYNAMIC, BuildOptions(), "set its range with --dynamic-batch"), (FIXED, RANGE, "--dynamic-batch 1:4:16")],
+    ("spec", "batches", "words"),
+    [(DYNAMIC, None, "set its range with --dynamic-batch"), (FIXED, RANGE, "--dynamic-batch 1:4:16")],
 )
-def test_graph_and_options_must_agree_on_a_dynamic_batch(spec: TensorSpec, options: BuildOptions, words: str) -> None:
+def test_graph_and_options_must_agree_on_a_dynamic_batch(
+    spec: TensorSpec, batches: BatchRange | None, words: str
+) -> None:
     with pytest.raises(BuildError, match=words):
-        profile_shapes([spec], options)
+        profile_shapes([spec], batches)
 
 
 def test_tensor_specs_use_numpy_dtypes_and_a_named_batch() -> None:
