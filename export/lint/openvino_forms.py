@@ -36,9 +36,9 @@ def _reduces_with_antialias(node: ir.Node, _: LintContext) -> bool:
     scales = stored_array(node.inputs[2]) if len(node.inputs) > 2 else None
     if scales is not None and scales.size:
         return bool((scales < 1).any())
-    sizes, out = node.inputs[0], node.outputs[0]
+    data, out = node.inputs[0], node.outputs[0]
     rank = len(out.shape) if out.shape is not None else 0
-    pairs = [(static_size(sizes, axis), static_size(out, axis)) for axis in range(rank)]
+    pairs = [(static_size(data, axis), static_size(out, axis)) for axis in range(rank)]
     return not pairs or any(before is not None and (after is None or after < before) for before, after in pairs)
 
 

@@ -38,7 +38,7 @@ def decompose_group_norm(model: ir.Model) -> None:
 
 def scale_and_shift(node: ir.Node, normalized: ir.Value, graph: ir.Graph) -> ir.Value:
     """Apply the scale and bias of a GroupNormalization to an already normalized tensor (N, C, ...)."""
-    column = [-1, *([1] * (len(static_shape(node)) - 2))]  # (C, 1, 1)
+    column = [-1, *([1] * (len(_reshape_target(node)) - 2))]  # (C, 1, 1)
     for op_type, index, neutral in (("Mul", 1, 1), ("Add", 2, 0)):
         values = constant(node.inputs[index])
         if values is not None and np.all(values == neutral):
@@ -61,7 +61,7 @@ def _instance_norm(node: ir.Node, graph: ir.Graph) -> ir.Value:
     """Normalize the node's input without scale and bias; return it in its original shape."""
     groups = node.attributes.get_int("num_groups")
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-    shape = static_shape(node)
+    shape = _reshape_target(node)
     flat = int64_initializer(graph, f"{node.name}.groups", [0, groups, -1])
     back = int64_initializer(graph, f"{node.name}.shape", list(shape))
     ones, zeros = _unit_scale_and_bias(node, graph, groups)
@@ -70,7 +70,7 @@ def _instance_norm(node: ir.Node, graph: ir.Graph) -> ir.Value:
         "InstanceNormalization",
         [flatten.outputs[0], ones, zeros],
         {"epsilon": epsilon},
-        name=f"{node.name}_normalise",
+        name=f"{node.name}_normalize",
     )
     unflatten = ir.node("Reshape", [normalize.outputs[0], back], name=f"{node.name}_unflatten")
     graph.insert_before(node, [flatten, normalize])
@@ -95,8 +95,8 @@ def is_single_group_norm(node: ir.Node, *, more_than: int) -> bool:
     return math.prod(size if isinstance(size, int) else 0 for size in shape[1:]) > more_than
 
 
-def static_shape(node: ir.Node) -> tuple[int, ...]:
-    """Return the shape of a node's input, with -1 for a dynamic batch; ExportError for other dynamic axes."""
+def _reshape_target(node: ir.Node) -> tuple[int, ...]:
+    """Return the shape of a node's input for a Reshape, -1 for a dynamic batch; ExportError for other dynamic axes."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     known = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else [-1, -1]
     if -1 in known[1:]:

@@ -12,8 +12,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import initializer, int64_initializer, numpy_dtype, remove_unused, replace_value
-from edgevit.export.passes.decompose_group_norm import is_single_group_norm, scale_and_shift, static_shape
+from edgevit.export.ir_helpers import (
+    initializer,
+    int64_initializer,
+    numpy_dtype,
+    remove_unused,
+    replace_value,
+    sizes_of_image,
+)
+from edgevit.export.passes.decompose_group_norm import is_single_group_norm, scale_and_shift
 
 MAX_SINGLE_SUM = 1 << 19  # values; up to it the norms stay operators that runtimes fuse
 _ROW, _ALL = [3], [1, 2, 3]
@@ -47,8 +54,8 @@ def _normalized(node: ir.Node, graph: ir.Graph) -> ir.Value:
         return made.outputs[0]
 
     mean = step("ReduceMean", "mean", step("ReduceMean", "row_means", x, row), whole)  # (N, 1, 1, 1)
-    centered = step("Sub", "centre", x, mean)
+    centered = step("Sub", "center", x, mean)
     squares = step("ReduceMean", "squares", step("ReduceSumSquare", "row_squares", centered, row), whole)
-    variance = step("Mul", "variance", squares, number("fraction", 1 / static_shape(node)[3]))
+    variance = step("Mul", "variance", squares, number("fraction", 1 / sizes_of_image(x)[2]))
     epsilon = number("epsilon", node.attributes.get_float("epsilon", 1e-5))
-    return step("Div", "normalise", centered, step("Sqrt", "deviation", step("Add", "stable", variance, epsilon)))
+    return step("Div", "normalize", centered, step("Sqrt", "deviation", step("Add", "stable", variance, epsilon)))

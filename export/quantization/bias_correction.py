@@ -33,9 +33,9 @@ from edgevit.export.quantization.channel_scaling import along
 from edgevit.export.quantization.int8 import (
     Bias,
     channel_axis,
+    fake_quantized_weight,
     find_bias,
     float_weight,
-    rounded_weight,
     tensor_scale,
 )
 from edgevit.export.quantization.smoothing import Smoothing
@@ -133,13 +133,15 @@ def mean_errors_of_all(
     Layers whose input a smoothing does not scale have the errors that they have without it.
     """
     model = graph.model.clone()
-    # All before the first twin, which reads what only the addition of a bias did.
+    # All before the first fake-quantized layer, which reads what only the addition of a bias did.
     biased = [node for node in model.graph if node.name in layers and _bias(node) is not None]
-    twins = [_Twins(model.graph, ranges, scheme, None, opset=graph.opset)]
-    twins += [_Twins(model.graph, ranges, scheme, smoothing, opset=graph.opset) for smoothing in smoothings]
-    weights = [(index, node, each.rounded_weight(node)) for index, each in enumerate(twins) for node in each.of(biased)]
+    fakes = [
+        _FakeQuantizedLayers(model.graph, ranges, scheme, smoothing, opset=graph.opset)
+        for smoothing in (None, *smoothings)
+    ]
+    weights = [(index, node, each.weight(node)) for index, each in enumerate(fakes) for node in each.of(biased)]
     outputs = {
-        twins[index].add_mean_error(node, weight, f"{node.name}.{index}"): (index, str(node.name))
+        fakes[index].add_mean_error(node, weight, f"{node.name}.{index}"): (index, str(node.name))
         for index, node, weight in weights
     }
     errors: list[dict[str, Array]] = [{} for _ in (None, *smoothings)]
@@ -180,8 +182,8 @@ def _bias(node: ir.Node) -> Bias | None:
     return find_bias(node)
 
 
-class _Twins:
-    """Adds layers with rounded inputs and weights to a graph, beside those in fp32.
+class _FakeQuantizedLayers:
+    """Adds fake-quantized layers, in fp32 with rounded inputs and weights, to a graph beside its own.
 
     With a smoothing, its layers are those whose input this scales.
     """
@@ -201,24 +203,24 @@ class _Twins:
         self._rounded: dict[ir.Value, ir.Value] = {}  # inputs of layers
 
     def of(self, layers: Iterable[ir.Node]) -> list[ir.Node]:
-        """Return those of the layers that can have a twin here."""
+        """Return those of the layers that can be fake-quantized here."""
         return [node for node in layers if self._scales is None or node.name in self._scales]
 
-    def rounded_weight(self, node: ir.Node) -> Array:
-        """Return the weight of a layer's twin."""
-        return rounded_weight(node, self._scheme, self._scale(node)[0], smoothing=self._smoothing(node))
+    def weight(self, node: ir.Node) -> Array:
+        """Return the fake-quantized weight of a layer."""
+        return fake_quantized_weight(node, self._scheme, self._scale(node)[0], smoothing=self._smoothing(node))
 
     def add_mean_error(self, node: ir.Node, weight: Array, prefix: str) -> str:
         """Add an output with the mean difference between a layer in int8 and in fp32, (channels,); return its name."""
         exact, rounded = node.outputs[0], initializer(self._graph, f"{prefix}.rounded", weight)
         inputs = [self._round_input(node), rounded, *node.inputs[2:]]
-        twin = ir.Node(node.domain, node.op_type, inputs, attributes=list(node.attributes.values()))
-        difference = ir.node("Sub", [twin.outputs[0], exact])
+        fake = ir.Node(node.domain, node.op_type, inputs, attributes=list(node.attributes.values()))
+        difference = ir.node("Sub", [fake.outputs[0], exact])
         rank = len(exact.shape or ())
         axis = channel_axis(node) % rank
         others = [each for each in range(rank) if each != axis]
         mean = reduction(self._graph, "ReduceMean", difference.outputs[0], others, name=prefix, opset=self._opset)
-        self._graph.insert_after(node, [twin, difference, mean])
+        self._graph.insert_after(node, [fake, difference, mean])
         output = mean.outputs[0]
         output.name, output.type, output.shape = f"{prefix}.error", exact.type, ir.Shape([(exact.shape or ())[axis]])
         self._graph.outputs.append(output)

@@ -107,7 +107,7 @@ def _leave_between_float(
 ) -> tuple[Layer, ...]:
     """Return the layers without the convolutions whose conversions cost more than int8 saves.
 
-    One that stays in float adds conversions to its neighbours, so that they are counted again until none is left. If
+    One that stays in float adds conversions to its neighbors, so that they are counted again until none is left. If
     less than half of the MACs remain, those with the fewest conversions come back, grouped ones among them.
     """
     reasons = {node: layer.skip_reason for node, layer in zip(nodes, layers, strict=True)}
@@ -128,7 +128,7 @@ def _leave_between_float(
 
 
 def _by_neighbors(layer: Layer, reason: str) -> Layer:
-    """Return a layer whose precision its neighbours decide, in groups of its own: others of its shape have the other.
+    """Return a layer whose precision its neighbors decide, in groups of its own: others of its shape have the other.
 
     `reason` is the one for float, or "".
     """
@@ -201,7 +201,9 @@ def tensor_scale(value_range: ValueRange, scheme: Int8Scheme) -> tuple[Array, Ar
     return activation_scale(value_range, scheme.activations, min_scale=_MIN_SCALE[scheme.float_dtype])
 
 
-def rounded_weight(node: ir.Node, scheme: Int8Scheme, input_scale: Array, *, smoothing: Array | None = None) -> Array:
+def fake_quantized_weight(
+    node: ir.Node, scheme: Int8Scheme, input_scale: Array, *, smoothing: Array | None = None
+) -> Array:
     """Return the fp32 weight of a layer as int8 has it: rounded to steps of its output channels' scales.
 
     `smoothing` multiplies its input channels before.
