@@ -36,8 +36,8 @@ def import_graph(
     """Return the graph in CAPTURE_OPSET with known shapes.
 
     `shapes` are the shapes of inputs by name, for dynamic axes other than the first, which becomes the batch: that of
-    the shape, or with `dynamic_batch` a dynamic one. Raises
-    UsageError for an unknown input or an axis without a size, ExportError if the opset cannot be changed.
+    the shape, or with `dynamic_batch` a dynamic one. Raises UsageError for an unknown input or an axis without a size,
+    ExportError if the opset cannot be changed.
     """
     graph = graph.apply("static_shapes", lambda model: _set_shapes(model, shapes or {}, dynamic_batch=dynamic_batch))
     if graph.opset > CAPTURE_OPSET:

@@ -97,7 +97,7 @@ def kept_rows(graph: OnnxGraph) -> Mapping[str, KeptRow]:
 
 
 def mean_rows(graph: OnnxGraph) -> Mapping[str, MeanRow]:
-    """Return the rows that the marked tensors are the means of by their names."""
+    """Return, by tensor name, the rows whose mean each marked tensor holds."""
     found = {}
     for name, text in _marked(graph, _MEAN).items():
         ranges = [each.split(",") for each in text.split(";")]

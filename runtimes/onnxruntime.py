@@ -140,7 +140,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """`ort` is the module onnxruntime; `profile=True` runs the session once, on zeros, and records its layers.
 
-        Only then the folder for optimized graphs is used, `options.cache_dir`, since a graph is saved with its layers.
+        `options.cache_dir`, the folder for optimized graphs, is used only then, since a graph is saved with its layers.
         `weights` are the arrays that `model`, given as bytes, declares as external data.
         """
         self._weights = weights or {}

@@ -106,7 +106,7 @@ def resize_mode(context: LintContext) -> Iterator[Diagnostic]:
                 "warning",
                 node,
                 "linear resizing with asymmetric coordinates shifts the map by up to half of its cells: exporters of "
-                "opset 10 and below write PyTorch's align_corners=False so",
+                "opset 10 and below write PyTorch's align_corners=False this way",
                 "export with a newer --opset, which writes half_pixel coordinates",
             )
         if _picks_classes(node):

@@ -29,7 +29,7 @@ def flatten_linear(model: ir.Model) -> None:
 
 
 def _is_flattenable(layer: Linear) -> bool:
-    """Whether all axes but the first, of which the Reshape restores one, have known lengths."""
+    """Whether all axes but the first, which the Reshape infers, have known lengths."""
     shape = layer.source.shape or ()
     return len(shape) > 2 and all(isinstance(size, int) for size in shape[1:])
 

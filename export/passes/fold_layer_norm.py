@@ -21,7 +21,7 @@ from edgevit.types import Array
 
 
 def fold_layer_norm(model: ir.Model) -> None:
-    """Leave norms without scale and bias whose only reader is a linear layer with constant weights."""
+    """Move the scale and bias of each norm into the linear layer that alone reads it."""
     for node in list(model.graph):
         norm = layer_norm_at(node)
         if norm is None or (np.all(norm.scale == 1) and not np.any(norm.bias_or_zeros)):

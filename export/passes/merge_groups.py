@@ -21,10 +21,7 @@ _MAX_MERGED = 4  # groups in one; merging 8 is slower than merging none
 
 
 def merge_groups(model: ir.Model, *, lanes: int) -> None:
-    """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay.
-
-    `lanes` is 0 if merged groups are not faster.
-    """
+    """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay."""
     for node in list(model.graph):
         groups = group_count(node)
         weight = constant(node.inputs[1]) if groups > 1 else None

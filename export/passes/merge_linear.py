@@ -1,7 +1,7 @@
 """Compute linear layers that read the same value as one, and split its output.
 
-x [W1 W2] + [b1 b2] = [x W1 + b1, x W2 + b2]. Of layers with few rows the time is that of starting them and of reading
-their weights; one layer starts once.
+x [W1 W2] + [b1 b2] = [x W1 + b1, x W2 + b2]. Layers with few rows spend their time on starting and on reading their
+weights; one layer starts once.
 """
 
 from __future__ import annotations

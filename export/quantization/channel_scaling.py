@@ -17,7 +17,7 @@ _MAX_EXPONENT = 20  # of a scale; keeps weights far from the limits of float32
 
 
 def power_of_two_scales(magnitudes: Array, weights: Array, *, alpha: float) -> Array:
-    """Return what the channels of an activation are divided by, (channels,) float32: powers of two around 1.
+    """Return the divisors of an activation's channels, (channels,) float32: powers of two around 1.
 
     s = a^alpha / w^(1 - alpha), with the largest `magnitudes` a of the channels and w of the `weights` that read them
     (SmoothQuant, Xiao et al., ICML 2023, equation 4): 1 makes all activations equally large, 0 all weights. Channels

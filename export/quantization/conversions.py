@@ -1,8 +1,8 @@
 """Count the numbers that a convolution in int8 converts between float and integers, by the operators around it.
 
 Its input has to be quantized and its output dequantized, and both change between channels last and the layout of the
-float operators, unless its neighbours are integers too. What int8 saves grows with the multiply-adds, so that the
-multiply-adds for each number that is converted tell whether a convolution gains: docs/quantization.md.
+float operators, unless its neighbors are integers too. The time that int8 saves grows with the multiply-adds, so the
+multiply-adds per converted number show whether a convolution gains: docs/quantization.md.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def activated(value: ir.Value) -> ir.Value:
 def macs_per_conversion(layers: Collection[ir.Node]) -> Mapping[ir.Node, float]:
     """Return the multiply-adds for each number that is converted, of each convolution, if all `layers` are in int8.
 
-    It is infinite between integers. So it is for a convolution of the graph's input, which has few channels and is in
-    the plain layout in float too.
+    It is infinite between integers. It is also infinite for a convolution that reads the graph's input, which has few
+    channels and is in the plain layout in float too.
     """
     neighbors = _Neighbors(layers)
     return {node: neighbors.macs_per_conversion(node) for node in layers if node.op_type == "Conv"}

@@ -77,7 +77,7 @@ class LayerGroup:
 def group_names(node: ir.Node, *, small: bool) -> tuple[str, str, str]:
     """Return the groups of a Conv, Gemm or MatMul with constant weights: by shape, by size, and by kind only.
 
-    `small` tells the layers apart that are in float because they have too little work.
+    `small` marks layers that stay in float because they have too little work.
     """
     kind, positions, channels = _convolution(node) if node.op_type == "Conv" else _linear(node)
     kind = f"small-{kind}" if small else kind

@@ -275,8 +275,8 @@ def _fewest_reverted(
 ) -> int:
     """Return how many of the noisiest layers go back to float: the fewest that are accepted, and at least `least`.
 
-    `why_any` says why any do; `rejection` returns why a number of them is not enough, or "". Raises PrecisionError if
-    less than `min_macs` would stay in int8.
+    `why_any` is the reason that any must; `rejection` returns why a number of them is not enough, or "". Raises
+    PrecisionError if less than `min_macs` would stay in int8.
     """
     limit = _max_reverted(by_noise, min_macs)
     if least > limit:

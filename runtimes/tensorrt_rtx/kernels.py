@@ -351,7 +351,7 @@ def _control_flow(text: str) -> list[str]:
             found.add("loop" if not passed.isdisjoint(jump.groups()) else "branch")
     warnings = {
         "loop": "the graph has a loop: its kernels and bytes are counted once, and run once for each iteration",
-        "branch": "the graph has branches (If): the kernels and bytes of both are counted, and those of one run",
+        "branch": "the graph has branches (If): the kernels and bytes of both are counted, but only one branch runs",
     }
     return [warning for name, warning in warnings.items() if name in found]
 
