@@ -40,7 +40,7 @@ _Rows: TypeAlias = NDArray[np.float64]  # (rows, values)
 
 # Lead of a logit in deviations of its noise: four of the difference of two logits, reversed once in 30,000 rows.
 _NOISE_DEVIATIONS = 4 * math.sqrt(2)
-_MIN_CENTRED_VALUES = 64  # of a row that is judged about its mean
+_MIN_CENTERED_VALUES = 64  # of a row that is judged about its mean
 _FLOAT32_NOISE = 1e-5  # spread of an output over its mean, below which it is constant but for rounding
 
 
@@ -180,10 +180,10 @@ def compare_output(
     want, got, finite = _aligned(want, got)
     signal_power = mean_square = float((want**2).mean())
     cosine = _cosine(want, got)
-    if conditions.precision != "fp32" and want.shape[1] >= _MIN_CENTRED_VALUES:
+    if conditions.precision != "fp32" and want.shape[1] >= _MIN_CENTERED_VALUES:
         variance = std**2 * float(defined.mean())
         signal_power = variance if variance > _FLOAT32_NOISE**2 * mean_square else mean_square
-        cosine = np.minimum(cosine, _centred_cosine(want, got, defined, signal_power))
+        cosine = np.minimum(cosine, _centered_cosine(want, got, defined, signal_power))
     difference = np.abs(got - want)
     result = OutputParity(
         stage=conditions.stage,
@@ -245,7 +245,7 @@ def _cosine(want: _Rows, got: _Rows) -> NDArray[np.float64]:
     return np.where(both_zero, 1.0, cosine)
 
 
-def _centred_cosine(want: _Rows, got: _Rows, defined: NDArray[np.bool_], signal_power: float) -> NDArray[np.float64]:
+def _centered_cosine(want: _Rows, got: _Rows, defined: NDArray[np.bool_], signal_power: float) -> NDArray[np.float64]:
     """Return the cosine of each row about the mean that PyTorch's row has.
 
     A row with less spread than the whole output, such as a constant one, is completed to that by a component without

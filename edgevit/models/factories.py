@@ -68,7 +68,7 @@ def _import_file(path: Path) -> Any:
         raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a module up by name
-    sys.path.insert(0, str(path.parent.resolve()))  # imports of its neighbours work as when it runs as a script
+    sys.path.insert(0, str(path.parent.resolve()))  # imports of its neighbors work as when it runs as a script
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # user code may raise anything, or exit

@@ -91,7 +91,7 @@ class _Steps:
 def _pixel_mean(steps: _Steps) -> ir.Value:
     """Compute the mean over the pixels of the normalized tensor, (N, C, 1, 1)."""
     means, variances = _first_moments(steps, _PIXELS)
-    return steps.reshape("average", _normalise(steps, means, means, variances), [0, -1, 1, 1])
+    return steps.reshape("average", _normalize(steps, means, means, variances), [0, -1, 1, 1])
 
 
 def _in_nhwc(steps: _Steps) -> ir.Value:
@@ -99,14 +99,14 @@ def _in_nhwc(steps: _Steps) -> ir.Value:
     means, variances = _first_moments(steps, _PIXELS)
     x = steps("Transpose", "turn", steps.x, perm=NCHW_TO_NHWC)  # (N, H, W, C); the moments are (N, 1, 1, C)
     means = steps("Sub", "means_at_pixels", x, steps("Sub", "from_means", x, means))  # (N, H, W, C)
-    return steps("Transpose", "turn_back", _normalise(steps, x, means, variances), perm=NHWC_TO_NCHW)
+    return steps("Transpose", "turn_back", _normalize(steps, x, means, variances), perm=NHWC_TO_NCHW)
 
 
 def _in_nchw(steps: _Steps) -> ir.Value:
     """Normalize in NCHW, with the second step as a separate kernel."""
     source = steps.x.producer()
     first = _CHANNELS if source is not None and source.op_type == "Conv" else _PIXELS
-    return _normalise(steps, steps.x, *_first_moments(steps, first))
+    return _normalize(steps, steps.x, *_first_moments(steps, first))
 
 
 def _first_moments(steps: _Steps, axes: list[int]) -> tuple[ir.Value, ir.Value]:
@@ -117,10 +117,10 @@ def _first_moments(steps: _Steps, axes: list[int]) -> tuple[ir.Value, ir.Value]:
     return steps.reshape("means", mean, [0, 1, 1, -1]), steps.reshape("variances", variance, [0, 1, 1, -1])
 
 
-def _normalise(steps: _Steps, x: ir.Value, means: ir.Value, variances: ir.Value) -> ir.Value:
+def _normalize(steps: _Steps, x: ir.Value, means: ir.Value, variances: ir.Value) -> ir.Value:
     """Normalize `x` by the moments that the last axis of `means` and `variances` combines to."""
     mean = steps.mean("mean", means, [-1])
     deviations = steps("Sub", "apart", means, mean)
     spread = steps("Add", "spread", variances, steps("Mul", "apart_square", deviations, deviations))
     variance = steps("Add", "variance", steps.mean("mean_spread", spread, [-1]), steps.epsilon)
-    return steps("Div", "normalise", steps("Sub", "centre", x, mean), steps("Sqrt", "deviation", variance))
+    return steps("Div", "normalize", steps("Sub", "center", x, mean), steps("Sqrt", "deviation", variance))
