@@ -43,9 +43,9 @@ _READS = 20
 _HEAD = """# Layer times of the engines
 
 `python -m tests.tools.limits --keep DIR` writes this page: the layers of edgevit's engines, timed by the runtime's own
-profiler, one thread, batch 1. {processor}; {models}. There are three of it: [AMX](limits.md),
-[AVX2](limits_avx2.md) and [AVX-VNNI](limits_avx_vnni.md), the latter two measured as with the smaller processor's
-instructions alone.
+profiler, one thread, batch 1. {processor}; {models}. There are four of it: [AMX](limits.md),
+[AVX-512](limits_avx512.md), [AVX2](limits_avx2.md) and [AVX-VNNI](limits_avx_vnni.md), the last two measured as with
+the smaller processor's instructions alone.
 
 * **products**: layers with multiply-adds: convolutions, linear layers, attention. OpenVINO compiles products with the
   softmax and the elementwise operators around them into one layer, which is a product here.
