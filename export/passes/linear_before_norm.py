@@ -74,7 +74,7 @@ def _terms_of(total: ir.Value) -> _Sum | None:
 def _heads_of(tokens: ir.Value) -> list[Heads]:
     """Return the heads that tokens are split into."""
     readers = [reader for split, _ in tokens.uses() for reader in readers_of(split)]
-    return [heads for reader in readers if (heads := heads_made_by(reader)) is not None and heads.tokens is tokens]
+    return [heads for reader in readers if (heads := heads_made_by(reader)) is not None]
 
 
 def _move(layer: Linear, norm: LayerNorm, terms: _Sum, size: int, graph: ir.Graph) -> None:

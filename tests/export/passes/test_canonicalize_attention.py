@@ -92,6 +92,7 @@ def test_values_that_are_the_transposed_keys_are_padded_once() -> None:
     [
         pytest.param(("9, 16", "16, 5", "5, 16"), "", -1, "y = MatMul (w, v)", id="already canonical"),
         pytest.param(("9, 3", "3, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="mostly zeros"),
+        pytest.param(("9, 8", "8, 5", "5, 3"), "", -1, "y = MatMul (w, v)", id="values that would be mostly zeros"),
         pytest.param(("9, 20", "20, 5", "5, 8"), "", -1, "y = MatMul (w, v)", id="narrow values, wide keys"),
         pytest.param(("9, 8", "8, 5", "5, 17"), "", -1, "y = MatMul (w, v)", id="too much padding"),
         pytest.param(("9, 20", "20, 5", "5, 16"), "", -1, "y = MatMul (w, v)", id="wider than v"),

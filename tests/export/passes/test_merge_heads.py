@@ -19,6 +19,8 @@ ARRAYS = {
     "four": np.asarray([-1, 3, 4, 2], np.int64),
     "of_three": np.asarray([0, 3, 3, 3], np.int64),
     "mixed": np.asarray([1, 3, 4, 2], np.int64),
+    "swapped": np.asarray([3, 2, 2, 2], np.int64),
+    "swapped_three": np.asarray([3, 2, 3, 2], np.int64),
     "many": np.asarray([0, 20, 2, 2], np.int64),
     "many_more": np.asarray([0, 20, 3, 2], np.int64),
 }
@@ -73,6 +75,9 @@ def test_they_become_one_product_one_transposition_and_a_split(
             "2, 3, 8",
             id="heads of two images",
         ),
+        pytest.param(
+            Q.replace("two", "swapped") + K.replace("three", "swapped_three"), "2, 3, 8", id="tokens of other images"
+        ),
     ],
 )
 def test_others_stay(body: str, shape: str) -> None:
@@ -80,6 +85,12 @@ def test_others_stay(body: str, shape: str) -> None:
     after = before.apply("merge_heads", merge_heads)
     assert after.operators == before.operators
     assert_same(before, after, exact=True)
+
+
+def test_a_split_with_another_reader_stays() -> None:
+    before = graph(Q + K + behind("q", "k", "r"), outputs="q_read, k_read, r_read")
+    after = before.apply("merge_heads", merge_heads)
+    assert after.operators == before.operators
 
 
 def test_heads_that_are_outputs_stay() -> None:
