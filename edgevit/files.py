@@ -89,8 +89,11 @@ def is_replaceable(path: Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file next to `path`, which replaces it on exit.
 
-    If the block raises, the temporary file is removed, and an older file at `path` stays.
+    If the block raises, the temporary file is removed, and an older file at `path` stays. Raises IsADirectoryError if
+    it is a folder.
     """
+    if path.is_dir():  # "." has no name that a temporary file could have
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part

@@ -73,6 +73,15 @@ def test_a_failed_atomic_write_leaves_the_older_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("name", [".", "folder"])
+def test_a_folder_is_not_replaced_by_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        files.write_atomically(Path(name), "")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
 @pytest.mark.parametrize(
     ("message", "line"),
     [

@@ -31,6 +31,14 @@ def test_an_unwritable_json_path_is_reported_before_the_work(one_line: Callable[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_the_error_of_a_failed_command_is_not_written_into_a_folder(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("plan", "missing.onnx", "--json", folder) == 2
+    assert f"cannot write {folder}: not a file" in capsys.readouterr().err
+
+
 def test_a_pipe_receives_json_in_a_folder_that_is_read_only(tmp_path: Path) -> None:
     """As /dev/null and the pipe of `--json >(jq .)` are, for all but root."""
     pipe, found = tmp_path / "folder" / "pipe", tmp_path / "found.json"
