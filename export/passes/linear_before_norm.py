@@ -29,6 +29,7 @@ from edgevit.export.ir_helpers import (
     readers_of,
     remove_unused,
     replace_value,
+    static_size,
 )
 from edgevit.export.layer_norm import LayerNorm, layer_norm_at
 from edgevit.export.linear import Linear, has_few_rows, insert_linear, linear_at, linear_producing
@@ -58,13 +59,15 @@ def linear_before_norm(model: ir.Model) -> None:
 
 
 def _terms_of(total: ir.Value) -> _Sum | None:
-    """Return the terms of a sum over few tokens, if both have other layers or are constant."""
+    """Return the terms of a sum over few tokens, if its tokens r are constant or read by another layer."""
     addition = total.producer()
     if addition is None or addition.op_type != "Add" or not has_few_rows(total):
         return None
     for tokens, projected in (addition.inputs, reversed(addition.inputs)):
         layer = linear_producing(projected) if projected is not None else None
         if tokens is None or projected is None or layer is None or only_consumer(projected) is not addition:
+            continue
+        if static_size(tokens, -1) != layer.weight.shape[1]:  # numbers that are added to all channels
             continue
         if constant(tokens) is not None or any(linear_at(reader) is not None for reader, _ in tokens.uses()):
             return _Sum(tokens, layer)
