@@ -6,11 +6,12 @@ Zeros change no sum of finite values, and are not counted as work of the model (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, initializer
+from edgevit.export.ir_helpers import constant, initializer, remove_unused
 from edgevit.export.macs import MERGED, node_macs
 from edgevit.types import Array
 
@@ -23,6 +24,20 @@ def group_count(node: ir.Node) -> int:
 def added_macs(node: ir.Node) -> float:
     """Return the multiply-adds that a convolution has more if all its groups are one; infinity if that is unknown."""
     return (node_macs(node) or math.inf) * (group_count(node) - 1)
+
+
+def merge_each(model: ir.Model, merged: Callable[[int, int, int], int]) -> None:
+    """Merge groups of each grouped convolution with constant kernels.
+
+    `merged` returns how many groups become one, 1 if they stay, from the number of groups and the inputs and outputs of
+    a group.
+    """
+    for node in list(model.graph):
+        groups = group_count(node)
+        weight = constant(node.inputs[1]) if groups > 1 else None
+        if weight is not None and (count := merged(groups, weight.shape[1], weight.shape[0] // groups)) > 1:
+            merge_kernels(node, count, model.graph)
+    remove_unused(model)
 
 
 def merge_kernels(node: ir.Node, merged: int, graph: ir.Graph) -> None:

@@ -9,30 +9,22 @@ products, which take less time if k is small.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import onnx_ir as ir
 
-from edgevit.export.grouped_convolution import group_count, merge_kernels
-from edgevit.export.ir_helpers import constant, remove_unused
-from edgevit.types import Array
+from edgevit.export.grouped_convolution import merge_each
 
 _MAX_MERGED = 4  # groups in one; merging 8 is slower than merging none
 
 
 def merge_groups(model: ir.Model, *, lanes: int) -> None:
     """Merge the groups of each convolution with fewer than `lanes` outputs a group; depthwise ones stay."""
-    for node in list(model.graph):
-        groups = group_count(node)
-        weight = constant(node.inputs[1]) if groups > 1 else None
-        if weight is not None and (merged := _merged(weight, groups, lanes)) > 1:
-            merge_kernels(node, merged, model.graph)
-    remove_unused(model)
+    merge_each(model, functools.partial(_merged, lanes=lanes))
 
 
-def _merged(weight: Array, groups: int, lanes: int) -> int:
-    """Return how many groups become one; 1 if they stay."""
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+def _merged(groups: int, inputs: int, outputs: int, *, lanes: int) -> int:
     if inputs == 1 or outputs >= lanes:
         return 1
     count = math.lcm(lanes // math.gcd(lanes, inputs), lanes // math.gcd(lanes, outputs))

@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.grouped_convolution import group_count, merge_kernels
-from edgevit.export.ir_helpers import constant, remove_unused
+from edgevit.export.grouped_convolution import merge_each
 
 
 def pair_groups(model: ir.Model) -> None:
     """Merge the groups of each convolution with an odd number of inputs and several outputs a group by two."""
-    for node in list(model.graph):
-        groups = group_count(node)
-        weight = constant(node.inputs[1]) if groups > 1 else None
-        if weight is None:
-            continue
-        outputs, inputs = weight.shape[0] // groups, weight.shape[1]
-        if inputs % 2 and outputs > 1 and groups % 2 == 0:
-            merge_kernels(node, 2, model.graph)
-    remove_unused(model)
+    merge_each(model, _merged)
+
+
+def _merged(groups: int, inputs: int, outputs: int) -> int:
+    return 2 if inputs % 2 and outputs > 1 and groups % 2 == 0 else 1

@@ -6,15 +6,16 @@ import pytest
 
 from edgevit.export import passes
 from edgevit.export.graph import OnnxGraph
+from edgevit.export.macs import graph_work
 from edgevit.export.passes.pair_groups import pair_groups
 from edgevit.types import Precision
 from tests.helpers.graphs import HEADER, assert_same, noise, parse
 
 
-def convolution(groups: int, inputs: int, outputs: int) -> OnnxGraph:
+def convolution(groups: int, inputs: int, outputs: int, *, batch: str = "N") -> OnnxGraph:
     """A 3x3 convolution with stride 2 and a bias; `inputs` and `outputs` are those of a group."""
     return parse(
-        f"{HEADER} g (float[N, {groups * inputs}, 6, 6] x) => (float[N, {groups * outputs}, 3, 3] y) {{ "
+        f"{HEADER} g (float[{batch}, {groups * inputs}, 6, 6] x) => (float[{batch}, {groups * outputs}, 3, 3] y) {{ "
         f"y = Conv <group = {groups}, kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b) }}",
         w=noise(groups * outputs, inputs, 3, 3, seed=2),
         b=noise(groups * outputs, seed=3),
@@ -60,6 +61,12 @@ def test_kernels_that_are_computed_stay() -> None:
         "{ y = Conv <group = 8> (x, k) }"
     )
     assert group_attribute(paired(before)) == 8
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_the_zeros_between_a_pair_are_no_work_of_the_model(groups: int) -> None:
+    before = convolution(groups, 1, 4, batch="1")
+    assert graph_work(paired(before), batch=1).macs == graph_work(before, batch=1).macs == groups * 4 * 3 * 3 * 9
 
 
 @pytest.mark.parametrize(("precision", "groups"), [("fp16", 4), ("fp32", 8)])
