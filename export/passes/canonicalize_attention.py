@@ -1,7 +1,7 @@
 """Rewrite attention into the form that TensorRT fuses into one kernel in fp16.
 
-The form is softmax(q k^T) v, with the softmax over the last axis, and q, k and v of one width: a multiple of 8, from 16
-on.
+The form is softmax(q k^T) v, with the softmax over the last axis and the same number of channels in q, k and v: a
+multiple of 8, at least 16.
 
 * Transposed attention is transposed back: V^T softmax_over_rows(A B) = (softmax_over_columns(B^T A^T) V)^T.
 * q and k that are narrower are padded with zeros, which do not change their product.
@@ -33,7 +33,7 @@ from edgevit.export.ir_helpers import (
 
 _MAX_PADDING_FACTOR = 2  # of q and k to v; beyond this the matmuls of zeros cost more than the fusion saves
 _MIN_CHANNELS = 6  # narrower v would be zeros mostly
-_MIN_WIDTH, _MULTIPLE = 16, 8  # of heads that TensorRT fuses as they are
+_MIN_WIDTH, _MULTIPLE = 16, 8  # channels of heads that TensorRT fuses without padding them
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _transpose(attention: Attention, graph: ir.Graph) -> None:
 
 
 def _pad(attention: Attention, graph: ir.Graph) -> None:
-    """Pad q, k and v with zeros to a width that is fused as it is."""
+    """Pad q, k and v with zeros to a width that TensorRT fuses without copies."""
     scores, softmax, product = attention.scores, attention.softmax, attention.product
     rank = len(softmax.outputs[0].shape or ())
     keys, values = static_size(scores.inputs[0], -1), static_size(product.inputs[1], -1)

@@ -40,7 +40,7 @@ def _amounts(node: ir.Node) -> dict[int, tuple[int, int]] | None:
 
 
 def _is_within(node: ir.Node, axis: int, amounts: tuple[int, int]) -> bool:
-    """Whether an axis has as many values as it is padded with; one of unknown length has, since PyTorch requires it."""
+    """Whether an axis is at least as long as its padding, as PyTorch requires; an unknown length is taken to be."""
     size = static_size(node.inputs[0], axis)
     return min(amounts) >= 0 and (size is None or max(amounts) <= size)
 

@@ -2,8 +2,8 @@
 
 HardSigmoid(x) = clip(a x + b, 0, 1). For c > 0, c HardSigmoid(x) + e = clip(c a x + c b + e, e, c + e), and the map of
 x goes into the layer that computes x. If a Split along the layer's outputs lies between the two, each part has its own
-c and e, and its own part of the weights. The dynamic ReLU of Mobile-Former computes its two slopes this
-way: 2 h and 2 h - 1.
+c and e, and its own part of the weights. The dynamic ReLU of Mobile-Former computes its two slopes this way: 2 h and
+2 h - 1.
 """
 
 from __future__ import annotations
