@@ -27,7 +27,7 @@ class Probe:
 
 
 def resolution_ns() -> int:
-    """Return the smallest difference between two readings of the clock, in ns, over 64 ticks."""
+    """Return the smallest difference between two readings in ns, over 64 ticks: a tick, or the time of a reading."""
     smallest = None
     for _ in range(_TICKS):
         start = now_ns()
