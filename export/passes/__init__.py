@@ -20,6 +20,7 @@ from edgevit.export.graph import OnnxGraph
 from edgevit.export.passes.absorb_shuffle import absorb_shuffle
 from edgevit.export.passes.canonicalize_attention import canonicalize_attention
 from edgevit.export.passes.cleanup import cleanup
+from edgevit.export.passes.decompose_attention import decompose_attention
 from edgevit.export.passes.decompose_gelu import decompose_gelu
 from edgevit.export.passes.decompose_group_norm import decompose_group_norm
 from edgevit.export.passes.decompose_mish import decompose_mish
@@ -51,6 +52,7 @@ from edgevit.export.passes.gather_rows import gather_rows
 from edgevit.export.passes.group_norm_by_rows import group_norm_by_rows
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.hard_sigmoid_to_clip import hard_sigmoid_to_clip
+from edgevit.export.passes.linear_as_sum import linear_as_sum
 from edgevit.export.passes.linear_before_gather import linear_before_gather
 from edgevit.export.passes.linear_before_norm import linear_before_norm
 from edgevit.export.passes.mean_before_linear import mean_before_linear
@@ -210,8 +212,10 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(group_norm_from_moments, options=lambda target: {"channels_last": not target.is_int8}),
     FormatPass(pointwise_conv_to_matmul, applies=_is_float),
     FormatPass(fold_attention_bias, applies=_is_float),
+    FormatPass(decompose_attention, applies=_is_float),
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
     FormatPass(flatten_linear, applies=_is_float),
+    FormatPass(linear_as_sum, applies=_is_float),
 )
 
 

@@ -6,6 +6,7 @@ tensors on calibration inputs and from its role (`fp16_rules`). These stay in fp
 
 * nodes with tensors near fp16's largest number, 65504, or entirely below its smallest normal number, 6.1e-5, and
   readers of constants that fp16 cannot hold, such as an epsilon of 1e-8;
+* products written out as multiplications and a sum, since matmuls add up in fp32;
 * exponentials, the sums over them and the division by those sums: the performer's phi spans more decades than fp16;
 * a softmax over all pixels of a large map for a few tokens, and the matmul that pools the pixels with its weights;
 * the last layers before boxes and scores are decoded, and the decoding (`predictions`);

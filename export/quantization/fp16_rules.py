@@ -129,12 +129,20 @@ def _long_sums(context: Fp16Context) -> Kept:
             yield node, f"a sum of {terms:.0f} terms up to {magnitude:.3g} could exceed fp16's {FP16_MAX:.0f}"
 
 
+def _products(context: Fp16Context) -> Kept:
+    """Keep the sum of a product that is written out as multiplications and a sum: matmuls add up in fp32."""
+    for node in context.order:
+        terms = node.inputs[0].producer() if node.op_type == "ReduceSum" and node.inputs[0] is not None else None
+        if terms is not None and terms.op_type == "Mul" and terms.inputs[0] is not terms.inputs[1]:
+            for member in (terms, node):
+                yield member, "a product written out as multiplications and a sum"
+
+
 def _exponentials(context: Fp16Context) -> Kept:
     """Keep exponentials with the arithmetic before them, and the nodes up to a division by their sum."""
-    for node in context.order:
-        if node.op_type == "Exp":
-            for member in _with_inputs_of(context, node) | _until_division(context, node):
-                yield member, "part of exponentials, their sum and the division by it"
+    powers = {node for node in context.order if node.op_type == "Exp"}
+    members = _with_inputs_of(context, powers).union(*(_until_division(context, node) for node in powers))
+    yield from ((member, "part of exponentials, their sum and the division by it") for member in members)
 
 
 def _pooling(context: Fp16Context) -> Kept:
@@ -166,7 +174,7 @@ def _statistics(context: Fp16Context) -> Kept:
         squared = _squared(node)
         if squared is None:
             continue
-        members = _with_inputs_of(context, node) | _until_division(context, node)
+        members = _with_inputs_of(context, {node}) | _until_division(context, node)
         centered = squared.producer()
         if centered is not None and centered.op_type == "Sub":
             members |= {mean for mean in producers_of(centered) if mean.op_type == "ReduceMean"}
@@ -182,7 +190,7 @@ def _integers(context: Fp16Context) -> Kept:
             continue
         source, target = node.inputs[0], node.outputs[0]
         if is_float(source) and target.dtype is not None and target.dtype.is_integer():
-            yield from ((member, "computes integers") for member in _with_inputs_of(context, node))
+            yield from ((member, "computes integers") for member in _with_inputs_of(context, {node}))
         elif is_float(target) and MAX_EXACT_INTEGER < context.magnitude(target) < math.inf:
             yield (
                 node,
@@ -198,6 +206,7 @@ RULES: tuple[Callable[[Fp16Context], Kept], ...] = (
     _too_large,
     _too_small,
     _long_sums,
+    _products,
     _exponentials,
     _pooling,
     _predictions,
@@ -239,9 +248,9 @@ def _divides(node: ir.Node, by: AbstractSet[ir.Node]) -> bool:
     return node.op_type == "Log" or (node.op_type == "Mul" and bool(reciprocals))
 
 
-def _with_inputs_of(context: Fp16Context, seed: ir.Node) -> set[ir.Node]:
-    """Return `seed` and the arithmetic that only it uses, back to the matmuls and convolutions before it, included."""
-    members = _used_only_by(context, {seed})
+def _with_inputs_of(context: Fp16Context, seeds: AbstractSet[ir.Node]) -> set[ir.Node]:
+    """Return nodes and the arithmetic that only they use, back to the matmuls and convolutions before, included."""
+    members = _used_only_by(context, seeds)
     products = {node for node in context.order if node.op_type in PRODUCTS and readers_of(node)}
     return members | {node for node in products if members.issuperset(readers_of(node))}
 

@@ -19,7 +19,7 @@ NORM = f"""{HEADER} g (float[N, 4, 64, 64] x) => (float[N, 4, 64, 64] y) <float[
     n = GroupNormalization <num_groups = 1, epsilon = 0.01> (a, scale, bias)
     y = Conv (n, w)
 }}"""
-ATTENTION = f"""{HEADER} g (float[N, 5, 16] a, float[N, 16, 9] b, float[N, 12, 5] v) => (float[N, 12, 9] y) {{
+ATTENTION = f"""{HEADER} g (float[N, 9, 16] a, float[N, 16, 10] b, float[N, 12, 9] v) => (float[N, 12, 10] y) {{
     s = MatMul (a, b)
     w = Softmax <axis = -2> (s)
     y = MatMul (v, w)

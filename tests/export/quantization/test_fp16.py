@@ -485,6 +485,40 @@ def test_the_logarithm_of_a_sum_of_exponentials_stays_in_fp32() -> None:
     assert kept(plan) == ["Exp", "ReduceSum", "Log"]
 
 
+def test_a_product_written_out_stays_in_fp32() -> None:
+    """Rounded one by one, equal terms give a sum that is off by the rounding of a term; a matmul adds up in fp32."""
+    graph = parse(
+        f"""{HEADER} g (float[batch, 1, 512] x) => (float[batch, 4] y) {{
+            last = Constant <value_ints = [2]> ()
+            a = Mul (x, w)
+            b = ReduceSum <keepdims = 0> (a, last)
+            y = Relu (b)
+        }}""",
+        w=noise(4, 512),
+    )
+    _, plan = typed(graph, noise(2, 1, 512, seed=0))
+    assert kept(plan) == ["Mul", "ReduceSum"]
+    assert {each.reason for each in plan.kept} == {"a product written out as multiplications and a sum"}
+
+
+def test_exponentials_of_one_softmax_keep_their_maximum_in_fp32() -> None:
+    graph = parse(
+        f"""{HEADER} g (float[batch, 2] x) => (float[batch, 1] y) {{
+            a, b = Split <axis = 1, num_outputs = 2> (x)
+            c = Max (a, b)
+            d = Sub (a, c)
+            e = Sub (b, c)
+            f = Exp (d)
+            h = Exp (e)
+            i = Add (f, h)
+            j = Div (f, i)
+            y = Relu (j)
+        }}"""
+    )
+    _, plan = typed(graph, noise(2, 2, seed=0))
+    assert kept(plan) == ["Split", "Max", "Sub", "Sub", "Exp", "Exp", "Add", "Div"]
+
+
 NORM_2D = f"""{HEADER} g (float[batch, 6, 4, 4] x) => (float[batch, 6, 4, 4] y) {{
     axis = Constant <value_ints = [1]> ()
     square = Constant <value_float = 2.0> ()

@@ -1,0 +1,120 @@
+"""Write attention to few keys out as elementwise operators and one sum, which TensorRT computes in one or two kernels.
+
+Mobile-Former's pixels attend to 3 to 6 tokens. The attention has the pixels last: keys k (..., M, d), queries q
+(..., d, P), values v (..., d, M), and a softmax over the M keys. With a row s_j of the scores for each key,
+
+    s_j = sum over d of k_j q,    e_j = exp(s_j - max s),    result = (sum of e_j v_j) / (sum of e_j).
+
+A fused attention is a kernel of its own, to which the pixels are copied, transposed into heads and padded, and from
+which they are copied back. Written out, the scores are computed in the kernel that makes the keys, and the result in
+the one that adds the residual and copies the pixels for the next attention.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgevit.export.ir_helpers import (
+    insert,
+    int64_initializer,
+    only_consumer,
+    remove_unused,
+    replace_value,
+    static_size,
+    with_one_row,
+)
+
+_MAX_KEYS = 8  # the exponentials of all keys are computed again for each channel
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    keys: ir.Value  # (..., M, d)
+    queries: ir.Value  # (..., d, P)
+    scores: ir.Value  # (..., M, P), which others may read too
+    softmax: ir.Node
+    values: ir.Value  # (..., d, M)
+    result: ir.Value  # (..., d, P)
+
+
+def decompose_attention(model: ir.Model) -> None:
+    """Replace each attention to up to _MAX_KEYS keys whose softmax is over the second-to-last axis."""
+    for node in list(model.graph):
+        if (attention := _attention_around(node)) is not None:
+            replace_value(attention.scores, _insert_scores(attention, model.graph))
+            replace_value(attention.result, _insert_mixture(attention, model.graph))
+    remove_unused(model)
+
+
+def _attention_around(softmax: ir.Node) -> _Attention | None:
+    """Return the attention of a softmax; None for any other node."""
+    if softmax.op_type != "Softmax" or softmax.domain or softmax.inputs[0] is None:
+        return None
+    scores, weights = softmax.inputs[0], softmax.outputs[0]
+    first, second = scores.producer(), only_consumer(weights)
+    if first is None or second is None or not first.op_type == second.op_type == "MatMul":
+        return None
+    (keys, queries), (values, factor), result = first.inputs, second.inputs, second.outputs[0]
+    if keys is None or queries is None or values is None or factor is not weights:
+        return None
+    ranks = {len(value.shape or ()) for value in (keys, queries, scores, values, result)}
+    rank, count = len(weights.shape or ()), static_size(weights, -2)
+    if ranks != {rank} or rank < 2 or softmax.attributes.get_int("axis", -1) not in (-2, rank - 2):
+        return None
+    if count is None or not 1 < count <= _MAX_KEYS or static_size(values, -1) != count or scores.is_graph_output():
+        return None
+    return _Attention(keys, queries, scores, softmax, values, result)
+
+
+def _insert_scores(attention: _Attention, graph: ir.Graph) -> ir.Value:
+    """Insert the sum over channels of keys (..., M, d, 1) times queries (..., 1, d, P)."""
+    keys, queries, scores = attention.keys, attention.queries, attention.scores
+    product = scores.producer()
+    assert product is not None and keys.shape is not None and queries.shape is not None and scores.shape is not None
+    name = str(product.name)
+    add = functools.partial(insert, before=product, graph=graph, like=scores)
+    last, third, second = (int64_initializer(graph, f"{name}.axis_{axis}", [-axis]) for axis in (1, 3, 2))
+    *leading, width, pixels = queries.shape
+    columns = add(ir.node("Unsqueeze", [keys, last], name=f"{name}_Keys"), shape=ir.Shape([*keys.shape, 1]))
+    rows = ir.Shape([*leading, 1, width, pixels])
+    repeated = add(ir.node("Unsqueeze", [queries, third], name=f"{name}_Queries"), shape=rows)
+    terms = ir.Shape([*scores.shape[:-1], width, pixels])
+    multiplied = add(ir.node("Mul", [columns, repeated], name=f"{name}_Mul"), shape=terms)
+    total = ir.node("ReduceSum", [multiplied, second], {"keepdims": 0}, name=f"{name}_Sum")
+    return add(total, shape=scores.shape)
+
+
+def _insert_mixture(attention: _Attention, graph: ir.Graph) -> ir.Value:
+    """Insert the values weighted by the softmax of the scores."""
+    scores, result = attention.softmax.inputs[0], attention.result
+    product = result.producer()
+    assert product is not None and scores is not None and scores.shape is not None
+    name, row = str(product.name), with_one_row(scores.shape, len(scores.shape) - 2)
+    of_key = functools.partial(insert, before=product, graph=graph, like=result, shape=row)  # (..., 1, P)
+    of_all = functools.partial(insert, before=product, graph=graph, like=result, shape=result.shape)  # (..., d, P)
+    rows = _insert_split(scores, -2, before=product, graph=graph, name=f"{name}_Scores")
+    columns = _insert_split(attention.values, -1, before=product, graph=graph, name=f"{name}_Values")  # (..., d, 1)
+    largest = of_key(ir.node("Max", rows, name=f"{name}_Max"))
+    shifted = [of_key(ir.node("Sub", [each, largest], name=f"{name}_Sub")) for each in rows]
+    powers = [of_key(ir.node("Exp", [each], name=f"{name}_Exp")) for each in shifted]
+    terms = [of_all(ir.node("Mul", pair, name=f"{name}_Mul")) for pair in zip(powers, columns, strict=True)]
+    weighted, total = terms[0], powers[0]
+    for term, power in zip(terms[1:], powers[1:], strict=True):
+        weighted = of_all(ir.node("Add", [weighted, term], name=f"{name}_Add"))
+        total = of_key(ir.node("Add", [total, power], name=f"{name}_Sum"))
+    return of_all(ir.node("Div", [weighted, total], name=f"{name}_Div"))
+
+
+def _insert_split(value: ir.Value, axis: int, *, before: ir.Node, graph: ir.Graph, name: str) -> list[ir.Value]:
+    """Insert a Split into the rows of an axis before a node; return them, each with the axis."""
+    count = static_size(value, axis)
+    assert value.shape is not None and count is not None
+    sizes = int64_initializer(graph, f"{name}.sizes", [1] * count)
+    split = ir.node("Split", [value, sizes], {"axis": axis}, num_outputs=count, name=name)
+    graph.insert_before(before, split)
+    for part in split.outputs:
+        part.shape, part.type = with_one_row(value.shape, axis % len(value.shape)), value.type
+    return list(split.outputs)

@@ -1,0 +1,116 @@
+"""Attention to few keys written out as elementwise operators and a sum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgevit.export.graph import OnnxGraph
+from edgevit.export.passes import specialize
+from edgevit.export.passes.decompose_attention import decompose_attention
+from edgevit.types import Precision
+from tests.helpers.graphs import HEADER, assert_same, noise, parse, run
+
+PIXELS = "float[N, 2, 4, 9] q"  # pixels last
+SCORES = "s = MatMul (k, q)"
+SOFTMAX = "w = Softmax <axis = -2> (s)"
+RESULT = "y = MatMul (v, w)"
+
+
+def attention(
+    *body: str, keys: int | str = 3, outputs: str = "float[N, 2, 5, 9] y", queries: str = PIXELS
+) -> OnnxGraph:
+    inputs = f"float[N, 2, {keys}, 4] k, {queries}, float[N, 2, 5, {keys}] v"
+    return parse(f"{HEADER} g ({inputs}) => ({outputs}) {{ {' '.join(body or (SCORES, SOFTMAX, RESULT))} }}")
+
+
+def written_out(before: OnnxGraph) -> OnnxGraph:
+    return before.apply("decompose_attention", decompose_attention)
+
+
+@pytest.mark.parametrize("keys", [2, 3, 8])
+def test_each_key_has_its_exponential_and_its_share(keys: int) -> None:
+    before = attention(keys=keys)
+    after = written_out(before)
+    assert after.operators == {
+        "Unsqueeze": 2, "Mul": 1 + keys, "ReduceSum": 1, "Split": 2, "Max": 1, "Sub": keys, "Exp": keys,
+        "Add": 2 * (keys - 1), "Div": 1,
+    }  # fmt: skip
+    assert_same(before, after)
+
+
+def test_an_axis_counted_from_the_front_is_the_same() -> None:
+    before = attention(SCORES, "w = Softmax <axis = 2> (s)", RESULT)
+    assert written_out(before).operators["Softmax"] == 0
+    assert_same(before, written_out(before))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    before = attention("c = Constant <value_float = 1e30> ()", "k2 = Mul (k, c)", "s = MatMul (k2, q)", SOFTMAX, RESULT)
+    after = written_out(before)
+    assert np.isfinite(run(after)["y"]).all()
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("name", ["k", "q", "v"])
+def test_a_constant_is_repeated_for_all_images(name: str) -> None:
+    shapes = {"k": (1, 2, 3, 4), "q": (1, 2, 4, 9), "v": (1, 2, 5, 3)}
+    inputs = ", ".join(f"float[N, {', '.join(map(str, shape[1:]))}] {x}" for x, shape in shapes.items() if x != name)
+    before = parse(
+        f"{HEADER} g ({inputs}) => (float[N, 2, 5, 9] y) {{ {SCORES} {SOFTMAX} {RESULT} }}",
+        **{name: noise(*shapes[name])},
+    )
+    after = written_out(before)
+    assert after.operators["Softmax"] == 0
+    assert_same(before, after)
+
+
+def test_other_readers_of_the_scores_get_the_sum() -> None:
+    """The spatial ReLU of Mobile-Former's detectors reads the scores, too."""
+    before = attention(SCORES, SOFTMAX, RESULT, "r = Relu (s)", outputs="float[N, 2, 5, 9] y, float[N, 2, 3, 9] r")
+    after = written_out(before)
+    assert after.operators["MatMul"] == after.operators["Softmax"] == 0
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(attention(keys=9), id="too many keys"),
+        pytest.param(attention(keys=1), id="one key"),
+        pytest.param(attention(keys="M"), id="an unknown number of keys"),
+        pytest.param(attention(SCORES, "w = Softmax <axis = -1> (s)", RESULT), id="over the pixels"),
+        pytest.param(attention(SCORES, "h = Mul (s, s)", "w = Softmax <axis = -2> (h)", RESULT), id="no plain scores"),
+        pytest.param(
+            attention(SCORES, SOFTMAX, RESULT, outputs="float[N, 2, 5, 9] y, float[N, 2, 3, 9] s"),
+            id="the scores are an output",
+        ),
+        pytest.param(
+            attention(SCORES, SOFTMAX, RESULT, outputs="float[N, 2, 5, 9] y, float[N, 2, 3, 9] w"),
+            id="the weights are an output",
+        ),
+        pytest.param(
+            attention(
+                SCORES,
+                SOFTMAX,
+                "y = MatMul (w, z)",
+                queries=f"{PIXELS}, float[N, 2, 9, 5] z",
+                outputs="float[N, 2, 3, 5] y",
+            ),
+            id="the weights are the left factor",
+        ),
+        pytest.param(attention(SCORES, SOFTMAX, RESULT, queries="float[2, 4, 9] q"), id="another rank"),
+    ],
+)
+def test_other_attention_stays(before: OnnxGraph) -> None:
+    after = written_out(before)
+    assert after.operators == before.operators
+    assert_same(before, after, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "softmax"),
+    [("trt", "fp16", 0), ("trt-rtx", "fp32", 0), ("trt", "int8", 1), ("ort", "fp32", 1), ("onnx", "fp32", 1)],
+)
+def test_tensorrt_gets_it_in_floats(target: str, precision: Precision, softmax: int) -> None:
+    assert specialize(attention(), target, precision=precision).operators["Softmax"] == softmax
