@@ -24,6 +24,7 @@ from edgevit.export.ir_helpers import (
     remove_unused,
     replace_value,
     static_size,
+    swap_last_axes,
     with_one_row,
 )
 
@@ -96,7 +97,7 @@ def _insert_mixture(attention: _Attention, graph: ir.Graph) -> ir.Value:
     of_key = functools.partial(insert, before=product, graph=graph, like=result, shape=row)  # (..., 1, P)
     of_all = functools.partial(insert, before=product, graph=graph, like=result, shape=result.shape)  # (..., d, P)
     rows = _insert_split(scores, -2, before=product, graph=graph, name=f"{name}_Scores")
-    columns = _insert_split(attention.values, -1, before=product, graph=graph, name=f"{name}_Values")  # (..., d, 1)
+    columns = _insert_columns(attention.values, before=product, graph=graph, name=f"{name}_Values")
     largest = of_key(ir.node("Max", rows, name=f"{name}_Max"))
     shifted = [of_key(ir.node("Sub", [each, largest], name=f"{name}_Sub")) for each in rows]
     powers = [of_key(ir.node("Exp", [each], name=f"{name}_Exp")) for each in shifted]
@@ -108,10 +109,28 @@ def _insert_mixture(attention: _Attention, graph: ir.Graph) -> ir.Value:
     return of_all(ir.node("Div", [weighted, total], name=f"{name}_Div"))
 
 
-def _insert_split(value: ir.Value, axis: int, *, before: ir.Node, graph: ir.Graph, name: str) -> list[ir.Value]:
+def _insert_columns(values: ir.Value, *, before: ir.Node, graph: ir.Graph, name: str) -> list[ir.Value]:
+    """Insert a Split into the values (..., d, 1) of each key before a node; return them.
+
+    Values that are transposed are split in front of their Transpose: behind one, the compiler cuts no more than three
+    out of the tokens in the kernel of the scores, and needs another one for the queries of the next attention.
+    """
+    transpose, rank = values.producer(), len(values.shape or ())
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    if (
+        transpose is None
+        or transpose.op_type != "Transpose"
+        or list(transpose.attributes.get_ints("perm", [])) != swapped
+    ):
+        return _insert_split(values, -1, before=before, graph=graph, name=name)
+    rows = _insert_split(transpose.inputs[0], -2, before=before, graph=graph, name=name)
+    return [swap_last_axes(row, before=before, graph=graph, name=f"{name}_Transpose") for row in rows]
+
+
+def _insert_split(value: ir.Value | None, axis: int, *, before: ir.Node, graph: ir.Graph, name: str) -> list[ir.Value]:
     """Insert a Split into the rows of an axis before a node; return them, each with the axis."""
     count = static_size(value, axis)
-    assert value.shape is not None and count is not None
+    assert value is not None and value.shape is not None and count is not None
     sizes = int64_initializer(graph, f"{name}.sizes", [1] * count)
     split = ir.node("Split", [value, sizes], {"axis": axis}, num_outputs=count, name=name)
     graph.insert_before(before, split)

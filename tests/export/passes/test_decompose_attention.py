@@ -65,6 +65,20 @@ def test_a_constant_is_repeated_for_all_images(name: str) -> None:
     assert_same(before, after)
 
 
+@pytest.mark.parametrize(("perm", "transposed"), [("0, 1, 3, 2", True), ("0, 2, 3, 1", False)])
+def test_transposed_values_are_split_in_front_of_the_transposition(perm: str, transposed: bool) -> None:
+    tokens = "float[N, 2, 3, 5] tokens" if transposed else "float[N, 3, 2, 5] tokens"
+    before = parse(
+        f"""{HEADER} g (float[N, 2, 3, 4] k, {PIXELS}, {tokens}) => (float[N, 2, 5, 9] y) {{
+            v = Transpose <perm = [{perm}]> (tokens) {SCORES} {SOFTMAX} {RESULT}
+        }}"""
+    )
+    after = written_out(before)
+    assert after.operators["Transpose"] == (3 if transposed else 1)
+    assert after.operators["Softmax"] == 0
+    assert_same(before, after)
+
+
 def test_other_readers_of_the_scores_get_the_sum() -> None:
     """The spatial ReLU of Mobile-Former's detectors reads the scores, too."""
     before = attention(SCORES, SOFTMAX, RESULT, "r = Relu (s)", outputs="float[N, 2, 5, 9] y, float[N, 2, 3, 9] r")
