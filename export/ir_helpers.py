@@ -225,10 +225,8 @@ class NodeInserter:
 
     def __call__(self, op_type: str, *inputs: ir.Value | None) -> ir.Value:
         """Insert a node whose output has the shape and type of the replaced node's; return its output."""
-        new = ir.node(op_type, inputs, name=f"{self._node.name}_{op_type}")
-        self._graph.insert_before(self._node, new)
-        copy_shape_and_type(new.outputs[0], self._node.outputs[0])
-        return new.outputs[0]
+        new, output = ir.node(op_type, inputs, name=f"{self._node.name}_{op_type}"), self._node.outputs[0]
+        return insert(new, before=self._node, graph=self._graph, like=output, shape=output.shape)
 
     def number(self, name: str, value: float) -> ir.Value:
         """Add a scalar initializer of the replaced node's type."""

@@ -9,17 +9,10 @@ Sums of rows, and then of those sums, have the error of PyTorch:
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import (
-    initializer,
-    int64_initializer,
-    numpy_dtype,
-    remove_unused,
-    replace_value,
-    sizes_of_image,
-)
+from edgevit.export.group_norm_steps import GroupNormSteps
+from edgevit.export.ir_helpers import remove_unused, replace_value, sizes_of_image
 from edgevit.export.passes.decompose_group_norm import is_single_group_norm, scale_and_shift
 
 MAX_SINGLE_SUM = 1 << 19  # values; up to it the norms stay operators that runtimes fuse
@@ -30,7 +23,8 @@ def group_norm_by_rows(model: ir.Model) -> None:
     """Replace each GroupNormalization of (N, C, H, W) with one group and more than MAX_SINGLE_SUM values."""
     for node in list(model.graph):
         if is_single_group_norm(node, more_than=MAX_SINGLE_SUM):
-            replace_value(node.outputs[0], scale_and_shift(node, _normalized(node, model.graph), model.graph))
+            normalized = _normalized(GroupNormSteps(node, model.graph))
+            replace_value(node.outputs[0], scale_and_shift(node, normalized, model.graph))
     remove_unused(model)
 
 
@@ -39,23 +33,12 @@ def has_large_group_norm(model: ir.Model) -> bool:
     return any(is_single_group_norm(node, more_than=MAX_SINGLE_SUM) for node in model.graph)
 
 
-def _normalized(node: ir.Node, graph: ir.Graph) -> ir.Value:
-    """Insert the steps before a norm, each named `<norm>_<step>`; return (x - mean) / deviation."""
-    x = node.inputs[0]
-    assert x is not None
-    row, whole = (int64_initializer(graph, f"{node.name}.axes", axes) for axes in (_ROW, _ALL))
-
-    def number(name: str, value: float) -> ir.Value:
-        return initializer(graph, f"{node.name}.{name}", np.asarray(value, numpy_dtype(x)))
-
-    def step(op_type: str, name: str, *inputs: ir.Value) -> ir.Value:
-        made = ir.node(op_type, inputs, name=f"{node.name}_{name}")
-        graph.insert_before(node, made)
-        return made.outputs[0]
-
-    mean = step("ReduceMean", "mean", step("ReduceMean", "row_means", x, row), whole)  # (N, 1, 1, 1)
-    centered = step("Sub", "center", x, mean)
-    squares = step("ReduceMean", "squares", step("ReduceSumSquare", "row_squares", centered, row), whole)
-    variance = step("Mul", "variance", squares, number("fraction", 1 / sizes_of_image(x)[2]))
-    epsilon = number("epsilon", node.attributes.get_float("epsilon", 1e-5))
-    return step("Div", "normalize", centered, step("Sqrt", "deviation", step("Add", "stable", variance, epsilon)))
+def _normalized(steps: GroupNormSteps) -> ir.Value:
+    """Compute (x - mean) / deviation."""
+    x, row, whole = steps.x, steps.axes(_ROW), steps.axes(_ALL)
+    mean = steps("ReduceMean", "mean", steps("ReduceMean", "row_means", x, row), whole)  # (N, 1, 1, 1)
+    centered = steps("Sub", "center", x, mean)
+    squares = steps("ReduceMean", "squares", steps("ReduceSumSquare", "row_squares", centered, row), whole)
+    variance = steps("Mul", "variance", squares, steps.number("fraction", 1 / sizes_of_image(x)[2]))
+    deviation = steps("Sqrt", "deviation", steps("Add", "stable", variance, steps.epsilon))
+    return steps("Div", "normalize", centered, deviation)

@@ -20,16 +20,13 @@ InstanceNormalization it makes 210 kernels, which move 259 MB and 356 MB.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
+from edgevit.export.group_norm_steps import GroupNormSteps
 from edgevit.export.ir_helpers import (
     NCHW_TO_NHWC,
     NHWC_TO_NCHW,
-    initializer,
-    int64_initializer,
     is_global_mean,
-    numpy_dtype,
     only_consumer,
     remove_unused,
     replace_value,
@@ -52,7 +49,7 @@ def group_norm_from_moments(model: ir.Model, *, channels_last: bool) -> None:
 
 
 def _decompose(node: ir.Node, graph: ir.Graph, *, channels_last: bool) -> None:
-    consumer, steps = only_consumer(node.outputs[0]), _Steps(node, graph)
+    consumer, steps = only_consumer(node.outputs[0]), GroupNormSteps(node, graph)
     if consumer is not None and is_global_mean(consumer):
         average = scale_and_shift(node, _pixel_mean(steps), graph)
         if len(consumer.outputs[0].shape or ()) == 2:
@@ -64,37 +61,13 @@ def _decompose(node: ir.Node, graph: ir.Graph, *, channels_last: bool) -> None:
     replace_value(node.outputs[0], scale_and_shift(node, normalized, graph))
 
 
-class _Steps:
-    """Inserts nodes before a norm, each named `<norm>_<step>`. A mixed-precision graph keeps them in fp32."""
-
-    def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
-        assert node.inputs[0] is not None
-        self.x = node.inputs[0]  # (N, C, H, W)
-        epsilon = np.asarray(node.attributes.get_float("epsilon", 1e-5), numpy_dtype(self.x))
-        self.epsilon = initializer(graph, f"{node.name}.epsilon", epsilon)
-        self._node, self._graph = node, graph
-
-    def __call__(self, op_type: str, name: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
-        step = ir.node(op_type, inputs, attributes, name=f"{self._node.name}_{name}")
-        self._graph.insert_before(self._node, step)
-        return step.outputs[0]
-
-    def mean(self, name: str, value: ir.Value, axes: list[int]) -> ir.Value:
-        return self(
-            "ReduceMean", name, value, int64_initializer(self._graph, f"{self._node.name}.axes", axes), keepdims=1
-        )
-
-    def reshape(self, name: str, value: ir.Value, shape: list[int]) -> ir.Value:
-        return self("Reshape", name, value, int64_initializer(self._graph, f"{self._node.name}.shape", shape))
-
-
-def _pixel_mean(steps: _Steps) -> ir.Value:
+def _pixel_mean(steps: GroupNormSteps) -> ir.Value:
     """Compute the mean over the pixels of the normalized tensor, (N, C, 1, 1)."""
     means, variances = _first_moments(steps, _PIXELS)
     return steps.reshape("average", _normalize(steps, means, means, variances), [0, -1, 1, 1])
 
 
-def _in_nhwc(steps: _Steps) -> ir.Value:
+def _in_nhwc(steps: GroupNormSteps) -> ir.Value:
     """Normalize in NHWC, with the second step repeated at each pixel."""
     means, variances = _first_moments(steps, _PIXELS)
     x = steps("Transpose", "turn", steps.x, perm=NCHW_TO_NHWC)  # (N, H, W, C); the moments are (N, 1, 1, C)
@@ -102,14 +75,14 @@ def _in_nhwc(steps: _Steps) -> ir.Value:
     return steps("Transpose", "turn_back", _normalize(steps, x, means, variances), perm=NHWC_TO_NCHW)
 
 
-def _in_nchw(steps: _Steps) -> ir.Value:
+def _in_nchw(steps: GroupNormSteps) -> ir.Value:
     """Normalize in NCHW, with the second step as a separate kernel."""
     source = steps.x.producer()
     first = _CHANNELS if source is not None and source.op_type == "Conv" else _PIXELS
     return _normalize(steps, steps.x, *_first_moments(steps, first))
 
 
-def _first_moments(steps: _Steps, axes: list[int]) -> tuple[ir.Value, ir.Value]:
+def _first_moments(steps: GroupNormSteps, axes: list[int]) -> tuple[ir.Value, ir.Value]:
     """Compute the means and variances over `axes`, each (N, 1, 1, C) or (N, 1, 1, H * W)."""
     mean = steps.mean("first_mean", steps.x, axes)
     centered = steps("Sub", "from_first_mean", steps.x, mean)
@@ -117,7 +90,7 @@ def _first_moments(steps: _Steps, axes: list[int]) -> tuple[ir.Value, ir.Value]:
     return steps.reshape("means", mean, [0, 1, 1, -1]), steps.reshape("variances", variance, [0, 1, 1, -1])
 
 
-def _normalize(steps: _Steps, x: ir.Value, means: ir.Value, variances: ir.Value) -> ir.Value:
+def _normalize(steps: GroupNormSteps, x: ir.Value, means: ir.Value, variances: ir.Value) -> ir.Value:
     """Normalize `x` by the moments that the last axis of `means` and `variances` combines to."""
     mean = steps.mean("mean", means, [-1])
     deviations = steps("Sub", "apart", means, mean)

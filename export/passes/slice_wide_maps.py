@@ -29,6 +29,7 @@ from edgevit.export.ir_helpers import (
     copy_shape_and_type,
     has_constant_weights,
     initializer,
+    insert,
     int64_initializer,
     remove_unused,
     replace_value,
@@ -286,9 +287,7 @@ class _Slicer:
         like: ir.Value,
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes, name=name)
-        self._graph.insert_before(self._region.last, node)
-        copy_shape_and_type(node.outputs[0], like)
-        return node.outputs[0]
+        return insert(node, before=self._region.last, graph=self._graph, like=like, shape=like.shape)
 
     @staticmethod
     def _value(node: ir.Node, index: int) -> ir.Value:
