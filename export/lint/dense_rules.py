@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgevit.export.lint.context import LintContext, consumers, producer, stored_array
 from edgevit.export.lint.findings import Diagnostic
-from edgevit.export.lint.patterns import attention_products, head_channels
+from edgevit.export.lint.patterns import attention_products, downstream, head_channels
 from edgevit.export.macs import static_shape
 
 MAX_ATTENTION_BYTES = 64e6
@@ -87,7 +87,9 @@ def adaptive_pooling(context: LintContext) -> Iterator[Diagnostic]:
     for node in context.find("GatherND"):
         index = stored_array(node.inputs[1])
         windows = index is not None and index.ndim == _WINDOW_RANK and index.shape[-1] == 2
-        if windows and any(user.op_type in ("Gather", "ReduceSum", "ReduceMean") for user in _users(node, _MASKED)):
+        if windows and any(
+            user.op_type in ("Gather", "ReduceSum", "ReduceMean") for user in downstream(node, through=_MASKED)
+        ):
             yield Diagnostic(
                 "warning",
                 node,
@@ -135,13 +137,3 @@ def _picks_classes(node: ir.Node) -> bool:
             break
         source = producer(source.inputs[0])
     return source is not None and source.op_type == "ArgMax"
-
-
-def _users(node: ir.Node, through: frozenset[str]) -> Iterator[ir.Node]:
-    """Iterate over the consumers of a node, nearest first, passing through some operators."""
-    queue = [user for value in node.outputs for user in consumers(value)]
-    for _ in range(_MAX_VISITED):
-        if queue:
-            user = queue.pop(0)
-            yield user
-            queue += [each for value in user.outputs for each in consumers(value)] if user.op_type in through else ()

@@ -22,7 +22,7 @@ _MAX_VISITED = 12  # nodes that a search visits
 def attention_products(context: LintContext) -> Iterator[ir.Node]:
     """Iterate over the query-key products of the data path: a product, a Softmax and another product in sequence."""
     for softmax in context.find("Softmax"):
-        if not any(node.op_type in _PRODUCTS for node in downstream(softmax.outputs[0])):
+        if not any(node.op_type in _PRODUCTS for node in downstream(softmax)):
             continue
         for node in upstream(softmax.inputs[0]):
             computed = (producer(value) in context.data or is_input(value) for value in node.inputs)
@@ -64,14 +64,14 @@ def upstream(value: ir.Value | None) -> Iterator[ir.Node]:
             queue += node.inputs if node.op_type in _BETWEEN else ()
 
 
-def downstream(value: ir.Value) -> Iterator[ir.Node]:
-    """Iterate over the consumers of a value, nearest first, passing through scales, masks and casts."""
-    queue = consumers(value)
+def downstream(node: ir.Node, *, through: frozenset[str] = _BETWEEN) -> Iterator[ir.Node]:
+    """Iterate over the consumers of a node, nearest first, passing through the operators of some types."""
+    queue = [user for value in node.outputs for user in consumers(value)]
     for _ in range(_MAX_VISITED):
         if queue:
-            node = queue.pop(0)
-            yield node
-            queue += [user for out in node.outputs for user in consumers(out)] if node.op_type in _BETWEEN else ()
+            user = queue.pop(0)
+            yield user
+            queue += [each for value in user.outputs for each in consumers(value)] if user.op_type in through else ()
 
 
 # Normalization over channels
