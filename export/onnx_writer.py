@@ -17,12 +17,11 @@ import onnx
 import onnx_ir as ir
 
 from edgevit.errors import ExportError
+from edgevit.onnx_proto import GraphProto, ModelProto, TensorProto
 from edgevit.protobuf import encode_prefix
 
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 _ALIGNMENT = 4096  # of external data: runtimes map it page by page
-# Field numbers of onnx.proto, all with a length in front.
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # of ModelProto, GraphProto and TensorProto
 
 
 def write_model(skeleton: ir.Model, weights: Mapping[str, ir.TensorProtocol], path: Path) -> None:
@@ -33,18 +32,18 @@ def write_model(skeleton: ir.Model, weights: Mapping[str, ir.TensorProtocol], pa
     """
     proto = ir.to_proto(skeleton)
     initializers = [_initializer_parts(tensor, weights) for tensor in proto.graph.initializer]
-    graph_head, graph_tail = _around(proto.graph, _INITIALIZER)
-    model_head, model_tail = _around(proto, _GRAPH)
+    graph_head, graph_tail = _around(proto.graph, GraphProto.INITIALIZER)
+    model_head, model_tail = _around(proto, ModelProto.GRAPH)
     size = len(graph_head) + len(graph_tail)
     for head, data, tail in initializers:
         length = len(head) + _nbytes(data) + len(tail)
-        size += len(encode_prefix(_INITIALIZER, length)) + length
+        size += len(encode_prefix(GraphProto.INITIALIZER, length)) + length
     if size + len(model_head) + len(model_tail) > MAX_BYTES:
         raise ExportError(f"the model has {size / 1e9:.2f} GB and exceeds the 2 GB limit of an ONNX file")
     with path.open("wb") as file:
-        file.write(model_head + encode_prefix(_GRAPH, size) + graph_head)
+        file.write(model_head + encode_prefix(ModelProto.GRAPH, size) + graph_head)
         for head, data, tail in initializers:
-            file.write(encode_prefix(_INITIALIZER, len(head) + _nbytes(data) + len(tail)) + head)
+            file.write(encode_prefix(GraphProto.INITIALIZER, len(head) + _nbytes(data) + len(tail)) + head)
             if data is not None:
                 file.write(data.tobytes())
             file.write(tail)
@@ -79,8 +78,8 @@ def _initializer_parts(
         return tensor.SerializeToString(deterministic=True), None, b""
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
-    head, tail = _around(tensor, _RAW_DATA)
-    return head + encode_prefix(_RAW_DATA, data.nbytes), data, tail
+    head, tail = _around(tensor, TensorProto.RAW_DATA)
+    return head + encode_prefix(TensorProto.RAW_DATA, data.nbytes), data, tail
 
 
 def _nbytes(data: ir.TensorProtocol | None) -> int:

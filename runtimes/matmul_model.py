@@ -1,46 +1,72 @@
-"""The bytes of an ONNX file with one matrix product, written without the onnx package, which devices lack.
-
-Field numbers follow onnx.proto3.
-"""
+"""The bytes of an ONNX file with one matrix product, written without the onnx package, which devices lack."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgevit.onnx_proto import (
+    DataType,
+    DimensionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TensorProto,
+    TensorShapeProto,
+    TensorTypeProto,
+    TypeProto,
+    ValueInfoProto,
+)
 from edgevit.protobuf import encode_bytes, encode_number
 from edgevit.types import Array
 
 _IR_VERSION, _OPSET = 8, 17
-_ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
+_ONNX_TYPES = {
+    "float32": DataType.FLOAT,
+    "uint8": DataType.UINT8,
+    "int8": DataType.INT8,
+    "int32": DataType.INT32,
+}
 
 
 def matmul_model(rows: int, weight: Array, *, input_dtype: str, output_dtype: str) -> bytes:
     """Return a model that multiplies `x`, (rows, K), by the constant `weight`, (K, N), into `y`."""
     inner, columns = weight.shape
     operator = "MatMul" if output_dtype == "float32" else "MatMulInteger"
-    node = _text(1, "x") + _text(1, "w") + _text(2, "y") + _text(4, operator)
+    inputs = _text(NodeProto.INPUT, "x") + _text(NodeProto.INPUT, "w")
+    node = inputs + _text(NodeProto.OUTPUT, "y") + _text(NodeProto.OP_TYPE, operator)
     graph = (
-        encode_bytes(1, node)
-        + _text(2, "matmul")
-        + encode_bytes(5, _tensor("w", weight))
-        + encode_bytes(11, _value("x", input_dtype, (rows, inner)))
-        + encode_bytes(12, _value("y", output_dtype, (rows, columns)))
+        encode_bytes(GraphProto.NODE, node)
+        + _text(GraphProto.NAME, "matmul")
+        + encode_bytes(GraphProto.INITIALIZER, _tensor("w", weight))
+        + encode_bytes(GraphProto.INPUT, _value("x", input_dtype, (rows, inner)))
+        + encode_bytes(GraphProto.OUTPUT, _value("y", output_dtype, (rows, columns)))
     )
-    return encode_number(1, _IR_VERSION) + encode_bytes(7, graph) + encode_bytes(8, encode_number(2, _OPSET))
+    return (
+        encode_number(ModelProto.IR_VERSION, _IR_VERSION)
+        + encode_bytes(ModelProto.GRAPH, graph)
+        + encode_bytes(ModelProto.OPSET_IMPORT, encode_number(OperatorSetIdProto.VERSION, _OPSET))
+    )
 
 
 def _tensor(name: str, array: Array) -> bytes:
     """A TensorProto."""
-    dims = b"".join(encode_number(1, size) for size in array.shape)
-    return dims + encode_number(2, _ONNX_TYPES[array.dtype.name]) + _text(8, name) + encode_bytes(9, array.tobytes())
+    return (
+        b"".join(encode_number(TensorProto.DIMS, size) for size in array.shape)
+        + encode_number(TensorProto.DATA_TYPE, _ONNX_TYPES[array.dtype.name])
+        + _text(TensorProto.NAME, name)
+        + encode_bytes(TensorProto.RAW_DATA, array.tobytes())
+    )
 
 
 def _value(name: str, dtype: str, shape: Sequence[int]) -> bytes:
     """A ValueInfoProto."""
-    dims = b"".join(encode_bytes(1, encode_number(1, size)) for size in shape)
-    return _text(1, name) + encode_bytes(
-        2, encode_bytes(1, encode_number(1, _ONNX_TYPES[dtype]) + encode_bytes(2, dims))
-    )
+    sizes = (encode_number(DimensionProto.DIM_VALUE, size) for size in shape)
+    dims = b"".join(encode_bytes(TensorShapeProto.DIM, size) for size in sizes)
+    element = encode_number(TensorTypeProto.ELEM_TYPE, _ONNX_TYPES[dtype])
+    tensor = element + encode_bytes(TensorTypeProto.SHAPE, dims)
+    kind = encode_bytes(TypeProto.TENSOR_TYPE, tensor)
+    return _text(ValueInfoProto.NAME, name) + encode_bytes(ValueInfoProto.TYPE, kind)
 
 
 def _text(field: int, value: str) -> bytes:

@@ -1,7 +1,6 @@
 """Names of the nodes of an ONNX file by the tensors that they compute, read without the onnx package.
 
 Runtimes name a layer that they made after its output, while edgevit's names of nodes hold the PyTorch module.
-Field numbers follow onnx.proto3.
 """
 
 from __future__ import annotations
@@ -9,21 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgevit.onnx_proto import GraphProto, ModelProto, NodeProto
 from edgevit.protobuf import Field, fields
-
-_GRAPH, _NODE, _OUTPUT, _NAME = 7, 1, 2, 3  # fields of ModelProto, GraphProto and NodeProto
 
 
 def node_names(path: Path) -> dict[str, str]:
     """Return the node names by the names of their outputs; empty for a file that is missing or no ONNX model."""
     try:
         content = path.read_bytes()
-        nodes = [node for graph in _of(content, _GRAPH) for node in _of(content, _NODE, within=graph)]
+        nodes = [
+            node for graph in _of(content, ModelProto.GRAPH) for node in _of(content, GraphProto.NODE, within=graph)
+        ]
         return {
             _text(content, output): _text(content, name)
             for node in nodes
-            for name in _of(content, _NAME, within=node)
-            for output in _of(content, _OUTPUT, within=node)
+            for name in _of(content, NodeProto.NAME, within=node)
+            for output in _of(content, NodeProto.OUTPUT, within=node)
         }
     except (OSError, ValueError):
         return {}

@@ -9,16 +9,11 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
+from edgevit.onnx_proto import DataLocation, DataType, GraphProto, ModelProto, StringStringEntryProto, TensorProto
 from edgevit.protobuf import Buffer, Field, encode_bytes, encode_number, fields, read_number
 
 MIN_BYTES = 65_536  # of a weight that is left in the file; a mapping of its own costs more than a smaller copy
-# Field numbers of onnx.proto.
-_GRAPH, _INITIALIZER = 7, 5  # of ModelProto and GraphProto
-_DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 2, 9, 13, 14  # of TensorProto
-_KEY, _VALUE = 1, 2  # of StringStringEntryProto
-_EXTERNAL = 1  # TensorProto.DataLocation
-# TensorProto.DataType: float, uint8, int8, int32, int64, float16. Elements of the others may be packed.
-_WHOLE_BYTES = frozenset({1, 2, 3, 6, 7, 10})
+_WHOLE_BYTES = frozenset(DataType)  # elements of other types may be packed
 
 
 def write_references(model: Path, target: Path) -> bool:
@@ -45,8 +40,8 @@ def write_references(model: Path, target: Path) -> bool:
 def _model(content: Buffer, location: str) -> bytes:
     parts = []
     for field in fields(content, 0, len(content)):
-        if field.number == _GRAPH:
-            parts.append(encode_bytes(_GRAPH, _graph(content, field, location)))
+        if field.number == ModelProto.GRAPH:
+            parts.append(encode_bytes(ModelProto.GRAPH, _graph(content, field, location)))
         else:
             parts.append(content[field.start : field.end])
     return b"".join(parts)
@@ -55,8 +50,8 @@ def _model(content: Buffer, location: str) -> bytes:
 def _graph(content: Buffer, graph: Field, location: str) -> bytes:
     parts = []
     for field in fields(content, graph.value, graph.end):
-        if field.number == _INITIALIZER and field.end - field.value >= MIN_BYTES:
-            parts.append(encode_bytes(_INITIALIZER, _tensor(content, field, location)))
+        if field.number == GraphProto.INITIALIZER and field.end - field.value >= MIN_BYTES:
+            parts.append(encode_bytes(GraphProto.INITIALIZER, _tensor(content, field, location)))
         else:
             parts.append(content[field.start : field.end])
     return b"".join(parts)
@@ -65,15 +60,16 @@ def _graph(content: Buffer, graph: Field, location: str) -> bytes:
 def _tensor(content: Buffer, tensor: Field, location: str) -> bytes:
     """Return a tensor with a reference to its data, or as it is if the data is not stored as raw bytes."""
     found = list(fields(content, tensor.value, tensor.end))
-    data = next((field for field in found if field.number == _RAW_DATA), None)
-    kind = next((read_number(content, field) for field in found if field.number == _DATA_TYPE), 0)
+    data = next((field for field in found if field.number == TensorProto.RAW_DATA), None)
+    kind = next((read_number(content, field) for field in found if field.number == TensorProto.DATA_TYPE), 0)
     if data is None or data.end - data.value < MIN_BYTES or kind not in _WHOLE_BYTES:
         return content[tensor.value : tensor.end]
-    kept = b"".join(content[field.start : field.end] for field in found if field.number != _RAW_DATA)
+    kept = b"".join(content[field.start : field.end] for field in found if field.number != TensorProto.RAW_DATA)
     place = {"location": location, "offset": str(data.value), "length": str(data.end - data.value)}
-    entries = b"".join(encode_bytes(_EXTERNAL_DATA, _entry(key, value)) for key, value in place.items())
-    return kept + entries + encode_number(_DATA_LOCATION, _EXTERNAL)
+    entries = b"".join(encode_bytes(TensorProto.EXTERNAL_DATA, _entry(key, value)) for key, value in place.items())
+    return kept + entries + encode_number(TensorProto.DATA_LOCATION, DataLocation.EXTERNAL)
 
 
 def _entry(key: str, value: str) -> bytes:
-    return encode_bytes(_KEY, key.encode()) + encode_bytes(_VALUE, value.encode())
+    first = encode_bytes(StringStringEntryProto.KEY, key.encode())
+    return first + encode_bytes(StringStringEntryProto.VALUE, value.encode())
