@@ -47,7 +47,6 @@ class Norm:
 class Smoothing:
     """Scales of the channels behind norms."""
 
-    alpha: float  # the part of the difference between channels that the weights take
     norms: tuple[Norm, ...]  # those whose channels are scaled
     scales: Mapping[str, Array]  # by the name of the norm, (channels,)
 
@@ -111,6 +110,7 @@ def channel_axes(norms: Collection[Norm]) -> dict[str, int]:
 def smoothing_of(norms: Collection[Norm], ranges: Mapping[str, ValueRange], *, alpha: float) -> Smoothing | None:
     """Return the scales of the norms' channels; None if no norm gains from any.
 
+    `alpha` is the part of the difference between channels that the weights take.
     Norms without finite ranges, or whose channels are alike to a factor of two, are left as they are.
     """
     scales = {}
@@ -122,7 +122,7 @@ def smoothing_of(norms: Collection[Norm], ranges: Mapping[str, ValueRange], *, a
     scales = {name: each for name, each in scales.items() if (each != 1).any()}
     if not scales:
         return None
-    return Smoothing(alpha=alpha, norms=tuple(norm for norm in norms if norm.name in scales), scales=scales)
+    return Smoothing(norms=tuple(norm for norm in norms if norm.name in scales), scales=scales)
 
 
 def _readers(node: ir.Node) -> list[ir.Node]:

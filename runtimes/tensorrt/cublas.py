@@ -136,12 +136,6 @@ class Product:
         """Enqueue the product on the device's stream; return False if this GPU does not support its types."""
         return self._cublas.multiply(self)
 
-    def download(self) -> Array:
-        """Return an array for the result, which is filled once the device's stream is synchronized."""
-        target = np.empty((self.shape[0], self.shape[2]), self.arithmetic.result[0])
-        self.result.download(target)
-        return target
-
     def free(self) -> None:
         while self._buffers:
             self._buffers.pop().free()

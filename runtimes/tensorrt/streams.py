@@ -10,7 +10,7 @@ from edgevit.runtimes.base import ThroughputRunner
 from edgevit.runtimes.tensorrt import cuda, cuda_graph
 from edgevit.runtimes.tensorrt.api import IExecutionContext
 from edgevit.runtimes.tensorrt.bindings import Bindings
-from edgevit.types import Array, Feeds, TensorSpec
+from edgevit.types import Feeds, TensorSpec
 
 _LEAVE_OUT = "leave --throughput out"
 
@@ -42,10 +42,6 @@ class Stream:
     def wait(self) -> None:
         """Wait for the inference that was started, and for its outputs on the host."""
         self._device.synchronize()
-
-    def outputs(self) -> dict[str, Array]:
-        """Return copies of the last outputs."""
-        return {spec.name: self._bindings.views[spec.name].copy() for spec in self._outputs}
 
     def close(self) -> None:
         self._stack.close()

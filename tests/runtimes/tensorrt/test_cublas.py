@@ -85,7 +85,9 @@ def test_a_product_is_that_of_its_matrices(
     product = handle.product(SHAPE, precision)
     assert product is not None and product.enqueue()
     left, weight = (matrix.astype(np.float64) for matrix in product.factors)
-    np.testing.assert_allclose(product.download(), left @ weight.T, rtol=2e-3, atol=2e-3)
+    result = np.empty((SHAPE[0], SHAPE[2]), product.arithmetic.result[0])
+    product.result.download(result)
+    np.testing.assert_allclose(result, left @ weight.T, rtol=2e-3, atol=2e-3)
     assert library.compute == [compute]
     product.free()
     product.free()  # a second time does nothing

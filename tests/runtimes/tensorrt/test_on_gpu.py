@@ -153,7 +153,8 @@ def test_cublas_multiplies_in_each_precision(device: cuda.Device, cublas: Cublas
     assert product is not None
     if not product.enqueue():
         pytest.skip(f"this GPU has no {precision}")
-    result = product.download()
+    result = np.empty((48, 32), product.arithmetic.result[0])
+    product.result.download(result)
     device.synchronize()
     product.free()
     left, weight = (matrix.astype(np.float64) for matrix in product.factors)
@@ -222,7 +223,7 @@ def test_streams_run_several_inferences_at_once_as_graphs(device: cuda.Device) -
         assert inferences >= 3 and elapsed_s >= 0.1
         for stream in runner._created:
             assert stream._graph is not None
-            np.testing.assert_array_equal(stream.outputs()["y"], values(seed))
+            np.testing.assert_array_equal(stream._bindings.views["y"], values(seed))
     runner.close()
 
 

@@ -523,7 +523,7 @@ def test_several_inferences_run_in_contexts_of_their_own(
         assert world.captured == (3 if capturable else 0)
         assert world.launched == (inferences if capturable else 0)
         for stream in runner._created:
-            np.testing.assert_array_equal(stream.outputs()["y"], 2 * rows(1)["x"])
+            np.testing.assert_array_equal(stream._bindings.views["y"], 2 * rows(1)["x"])
         runner.close()
         np.testing.assert_array_equal(engine.run(rows(1, start=5))["y"], 2 * rows(1, start=5)["x"])
         world.broken = "context"
@@ -543,7 +543,7 @@ def test_streams_follow_the_batch(runtime: TensorRt, model: Path, tmp_path: Path
         for batch in (2, 8):
             runner.run_for(rows(batch), 0.0)
             runner.run_for(rows(batch), 0.002)
-            assert {len(stream.outputs()["y"]) for stream in runner._created} == {batch}
+            assert {len(stream._bindings.views["y"]) for stream in runner._created} == {batch}
         world.broken = "execute"
         with pytest.raises(InferenceError, match="leave --throughput out"):
             runner.run_for(rows(4), 0.0)
