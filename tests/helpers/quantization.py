@@ -1,15 +1,20 @@
-"""Build small graphs with named layers, run them as written, and compare their outputs."""
+"""Build small graphs with named layers, run them as written, compare their outputs, and convert them to int8."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnxruntime
 
 from edgevit.export.check import check
 from edgevit.export.graph import OnnxGraph
+from edgevit.pipeline.export_run import StageTimer
+from edgevit.pipeline.precision import PrecisionConverter
+from edgevit.pipeline.references import ReferenceData
 from edgevit.runtimes.base import BuildOptions
 from edgevit.runtimes.onnxruntime import OnnxRuntimeEngine
-from edgevit.types import Array, Run
+from edgevit.types import Array, Reference, Run
 from tests.helpers.graphs import HEADER, parse
 
 
@@ -35,3 +40,33 @@ def snr_db(expected: Array, actual: Array) -> float:
     """Return the signal-to-noise ratio in dB."""
     noise_power = ((actual - expected).astype(float) ** 2).mean()
     return 10 * float(np.log10((expected.astype(float) ** 2).mean() / noise_power))
+
+
+def int8_converter(
+    graph: OnnxGraph,
+    rows: Array,
+    *,
+    fmt: str,
+    outputs: Mapping[str, Array] | None = None,
+    calibration: Array | None = None,
+    check_parity: bool = True,
+    max_drop: float | None = None,
+) -> PrecisionConverter:
+    """Return a converter to int8 whose photos, inputs `x`, are `rows`.
+
+    `outputs` are those of the graph itself and `calibration` the same rows unless given.
+    """
+    photos = {"x": rows}
+    reference = Reference(kind="photos", inputs=photos, outputs=load(graph)(photos) if outputs is None else outputs)
+    calibration = rows if calibration is None else calibration
+    return PrecisionConverter(
+        graph=graph,
+        fmt=fmt,
+        precision="int8",
+        references=ReferenceData(outputs=(reference,), calibration={"x": calibration}, eval_dataset=None),
+        batch=1,
+        threads=1,
+        check_parity=check_parity,
+        max_drop=max_drop,
+        timer=StageTimer(),
+    )

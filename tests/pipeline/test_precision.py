@@ -20,11 +20,9 @@ from edgevit.images import read_batch
 from edgevit.models.loading import from_name
 from edgevit.pipeline import precision
 from edgevit.pipeline.evaluators import graph_evaluator
-from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.references import ReferenceData
 from edgevit.runtimes.base import BuildOptions, Engine
 from edgevit.runtimes.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
-from edgevit.types import Array, Feeds, Precision, Reference
+from edgevit.types import Array, Feeds, Precision
 from tests.helpers.cli import last_line, status
 from tests.helpers.graphs import noise, parse
 from tests.helpers.int8 import (
@@ -34,7 +32,7 @@ from tests.helpers.int8 import (
     manifest,
     save_crops,
 )
-from tests.helpers.quantization import snr_db
+from tests.helpers.quantization import int8_converter, snr_db
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 
@@ -102,22 +100,6 @@ def test_an_unreachable_max_drop_is_status_9(
     assert export(small, "ties", out, "--calib", views, "--max-drop", "90%") == 0
 
 
-def int8_converter(
-    graph: OnnxGraph, references: ReferenceData, *, max_drop: float | None, fmt: str = "trt"
-) -> precision.PrecisionConverter:
-    return precision.PrecisionConverter(
-        graph=graph,
-        fmt=fmt,
-        precision="int8",
-        references=references,
-        batch=1,
-        threads=None,
-        check_parity=True,
-        max_drop=max_drop,
-        timer=StageTimer(),
-    )
-
-
 @pytest.mark.parametrize(("expanded", "sliced"), [(40, True), (160, False)])
 def test_wide_maps_between_float_convolutions_are_sliced_in_int8(expanded: int, *, sliced: bool) -> None:
     """Convolutions with 16 to 40 channels are in float for their conversions; those with 160 are int8."""
@@ -135,12 +117,7 @@ def test_wide_maps_between_float_convolutions_are_sliced_in_int8(expanded: int, 
     graph = check(parse(text, expand=expand, reduce=reduce, large=large, two=two))
     rows = noise(1, 24, 96, 96, seed=3)
     outputs = graph_evaluator(graph)({"x": rows})
-    references = ReferenceData(
-        outputs=(Reference(kind="photos", inputs={"x": rows}, outputs=outputs),),
-        calibration={"x": rows},
-        eval_dataset=None,
-    )
-    converted, plan = int8_converter(graph, references, max_drop=None, fmt="ort").convert()
+    converted, plan = int8_converter(graph, rows, fmt="ort").convert()
     assert (converted.operators["Max"] > 1) == sliced
     assert plan is not None and len(plan.kept) == (2 if sliced else 0)
     found = graph_evaluator(converted)({"x": rows})
@@ -155,12 +132,7 @@ def test_without_labels_the_reason_names_changed_classes() -> None:
 
     rows = np.eye(4, dtype=np.float32) + 1
     whole = nearly_equal(0)
-    references = ReferenceData(
-        outputs=(Reference(kind="photos", inputs={"x": rows}, outputs=graph_evaluator(whole)({"x": rows})),),
-        calibration={"x": rows},
-        eval_dataset=None,
-    )
-    rejection_reason = int8_converter(whole, references, max_drop=0).acceptance_check([{"x": rows[:1]}])
+    rejection_reason = int8_converter(whole, rows, fmt="trt", max_drop=0).acceptance_check([{"x": rows[:1]}])
     assert rejection_reason(whole) == ""
     assert rejection_reason(nearly_equal(1)) == "100.00% of the calibration inputs change class, and 0.00% are allowed"
 
@@ -175,9 +147,7 @@ def test_classes_are_those_of_the_logits_and_not_of_the_first_output() -> None:
 
     rows = np.eye(4, dtype=np.float32) + 1
     whole = with_weights(0, 0)
-    reference = Reference(kind="photos", inputs={"x": rows}, outputs=graph_evaluator(whole)({"x": rows}))
-    references = ReferenceData(outputs=(reference,), calibration={"x": rows}, eval_dataset=None)
-    rejection_reason = int8_converter(whole, references, max_drop=0).acceptance_check([{"x": rows[:1]}])
+    rejection_reason = int8_converter(whole, rows, fmt="trt", max_drop=0).acceptance_check([{"x": rows[:1]}])
     assert rejection_reason(with_weights(1, 0)) == ""
     assert "change class" in rejection_reason(with_weights(0, 1))
 
@@ -194,10 +164,8 @@ def test_fp16_is_decided_on_as_many_rows_for_a_whole_graph_as_for_the_rest_of_in
 
     monkeypatch.setattr(precision, "to_fp16", recording)
     text = f"{HEADER} g (float[batch, 64] x) => (float[batch, 64] y) {{ y = MatMul (x, w) }}"
-    graph, inputs = check(parse(text, w=noise(64, 64))), {"x": noise(3 * precision.MAX_FP16_ROWS, 64, seed=1)}
-    reference = Reference(kind="photos", inputs=inputs, outputs=graph_evaluator(graph)(inputs))
-    references = ReferenceData(outputs=(reference,), calibration=inputs, eval_dataset=None)
-    converter = replace(int8_converter(graph, references, max_drop=None), precision=requested, batch=4)
+    graph, inputs = check(parse(text, w=noise(64, 64))), noise(3 * precision.MAX_FP16_ROWS, 64, seed=1)
+    converter = replace(int8_converter(graph, inputs, fmt="trt"), precision=requested, batch=4)
     converter.convert()
     assert rows == [precision.MAX_FP16_ROWS]
 
@@ -219,12 +187,7 @@ def test_a_map_of_classes_is_accepted_by_its_pixels(wrong: int, reason: str) -> 
     photos = np.arange(100, dtype=np.float32).reshape(1, 10, 10)
     whole = with_limit(0)
     stored = {"classes": graph_evaluator(whole)({"x": photos})["classes"].astype(np.float32)}
-    references = ReferenceData(
-        outputs=(Reference(kind="photos", inputs={"x": photos}, outputs=stored),),
-        calibration={"x": photos},
-        eval_dataset=None,
-    )
-    rejection_reason = int8_converter(whole, references, max_drop=None).acceptance_check([{"x": photos}])
+    rejection_reason = int8_converter(whole, photos, fmt="trt", outputs=stored).acceptance_check([{"x": photos}])
     assert rejection_reason(with_limit(wrong)) == reason
 
 

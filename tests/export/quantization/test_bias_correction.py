@@ -16,13 +16,11 @@ from edgevit.export.quantization.calibration import collect_ranges
 from edgevit.export.quantization.int8 import find_layers, quantize
 from edgevit.export.quantization.sensitivity import NoiseMeasurement, QuantizationPlan, quantize_with_fallback
 from edgevit.formats import Int8Scheme
-from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.precision import MIN_BIAS_ROWS, PrecisionConverter
-from edgevit.pipeline.references import ReferenceData
-from edgevit.types import Array, Reference, Run
+from edgevit.pipeline.precision import MIN_BIAS_ROWS
+from edgevit.types import Array, Run
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import assert_same, noise
-from tests.helpers.quantization import checked_graph, load, output, snr_db
+from tests.helpers.quantization import checked_graph, int8_converter, load, output, snr_db
 
 IN, OUT = 24, 16
 TOKENS = noise(6, 5, IN, seed=9) + np.linspace(-1, 3, IN, dtype=np.float32)  # each channel has a mean
@@ -275,21 +273,8 @@ def test_an_export_corrects_the_biases_with_enough_calibration_inputs(
     monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path))
     graph = chain()
     expected = output(graph, TOKENS)
-    converter = PrecisionConverter(
-        graph=graph,
-        fmt=fmt,
-        precision="int8",
-        references=ReferenceData(
-            outputs=(Reference(kind="photos", inputs={"x": TOKENS}, outputs={"y": expected}),),
-            calibration={"x": np.resize(TOKENS, (inputs, *TOKENS.shape[1:]))},
-            eval_dataset=None,
-        ),
-        batch=1,
-        threads=1,
-        check_parity=True,
-        max_drop=None,
-        timer=StageTimer(),
-    )
+    calibration = np.resize(TOKENS, (inputs, *TOKENS.shape[1:]))
+    converter = int8_converter(graph, TOKENS, fmt=fmt, calibration=calibration)
     corrected, plan = converter.convert()
     plain = quantized(graph, TOKENS, INT8_SCHEMES[fmt], correct=False)
     error_after, error_before = (np.abs(channel_means(output(each, TOKENS) - expected)) for each in (corrected, plain))

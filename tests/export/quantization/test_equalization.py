@@ -12,13 +12,10 @@ from edgevit.export.quantization.calibration import collect_ranges
 from edgevit.export.quantization.equalization import equalize, find_pairs
 from edgevit.export.quantization.int8 import find_layers, quantize
 from edgevit.export.quantization.sensitivity import NoiseMeasurement, QuantizationPlan, quantize_with_fallback
-from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.precision import PrecisionConverter
-from edgevit.pipeline.references import ReferenceData
-from edgevit.types import Array, Reference
+from edgevit.types import Array
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import noise
-from tests.helpers.quantization import checked_graph, load, output, snr_db
+from tests.helpers.quantization import checked_graph, int8_converter, load, output, snr_db
 
 CHANNELS, SIDE = 16, 8
 IMAGE = noise(4, 4, SIDE, SIDE, seed=9)
@@ -77,18 +74,7 @@ def test_convolutions_of_sequences_have_equal_channels_too(fmt: str) -> None:
 def test_a_graph_that_int8_loses_is_converted_with_equal_channels() -> None:
     """Without them all layers have to be float."""
     graph = depthwise_chain()
-    reference = Reference(kind="photos", inputs={"x": IMAGE}, outputs={"y": output(graph, IMAGE)})
-    converter = PrecisionConverter(
-        graph=graph,
-        fmt="ort",
-        precision="int8",
-        references=ReferenceData(outputs=(reference,), calibration={"x": IMAGE}, eval_dataset=None),
-        batch=1,
-        threads=1,
-        check_parity=True,
-        max_drop=None,
-        timer=StageTimer(),
-    )
+    converter = int8_converter(graph, IMAGE, fmt="ort")
     rejected = converter.acceptance_check(FEEDS)
     ranges = collect_ranges(graph, FEEDS, load=load)
     with pytest.raises(PrecisionError, match="int8 changes the outputs too much"):

@@ -17,13 +17,11 @@ from edgevit.export.quantization.int8 import find_layers, quantize
 from edgevit.export.quantization.sensitivity import QuantizationPlan
 from edgevit.export.quantization.smoothing import Smoothing, channel_axes, find_norms, smoothing_of
 from edgevit.export.quantization.smoothing_choice import SmoothedGraph, choose_smoothing, least_noise, norms_of
-from edgevit.pipeline.export_run import StageTimer
-from edgevit.pipeline.precision import MIN_BIAS_ROWS, PrecisionConverter
-from edgevit.pipeline.references import ReferenceData
-from edgevit.types import Array, Reference, Run
+from edgevit.pipeline.precision import MIN_BIAS_ROWS
+from edgevit.types import Array, Run
 from tests.helpers.formats import INT8_SCHEMES
 from tests.helpers.graphs import noise
-from tests.helpers.quantization import checked_graph, load, output, snr_db
+from tests.helpers.quantization import checked_graph, int8_converter, load, output, snr_db
 
 IN, OUT = 32, 24
 TOKENS = noise(6, 4, IN, seed=9)
@@ -313,21 +311,8 @@ def test_an_export_smooths_with_enough_calibration_inputs(
 ) -> None:
     monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path))
     graph = block()
-    converter = PrecisionConverter(
-        graph=graph,
-        fmt=fmt,
-        precision="int8",
-        references=ReferenceData(
-            outputs=(Reference(kind="photos", inputs={"x": TOKENS}, outputs={"y": output(graph, TOKENS)}),),
-            calibration={"x": np.resize(TOKENS, (inputs, *TOKENS.shape[1:]))},
-            eval_dataset=None,
-        ),
-        batch=1,
-        threads=1,
-        check_parity=False,
-        max_drop=None,
-        timer=StageTimer(),
-    )
+    calibration = np.resize(TOKENS, (inputs, *TOKENS.shape[1:]))
+    converter = int8_converter(graph, TOKENS, fmt=fmt, calibration=calibration, check_parity=False)
     quantized, plan = converter.convert()
     assert isinstance(plan, QuantizationPlan) and not plan.kept
     is_smoothed = inputs >= MIN_BIAS_ROWS
