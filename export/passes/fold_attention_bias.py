@@ -72,12 +72,15 @@ def _fold(softmax: ir.Node, graph: ir.Graph) -> None:
     output = _output(product)
     if q is None or k is None or v is None or output is None or not _are_only_consumers((q, k, v)):
         return
-    if _is_wide_single_head(q):
-        return
     transpose = next((node for node in q.path if node.op_type == "Transpose"), None)
-    heads = None if transpose is None else _heads(q, transpose)
-    shift = _shift(v, product, output)
-    if transpose is None or heads is None or shift is None or not _is_uniform_over_tokens(k):
+    if transpose is None or _is_wide_single_head(q):
+        return
+    try:
+        heads, shift = _heads(q, transpose), _shift(v, product, output)
+        is_uniform = _is_uniform_over_tokens(k)
+    except ValueError:  # the shapes do not match
+        return
+    if shift is None or not is_uniform:
         return
     _add_to_heads(q, heads, transpose, graph)
     _add_to_layer(output, shift, graph)
@@ -215,15 +218,12 @@ def _at_all_tokens(part: Part) -> Array:
     return np.broadcast_to(part.bias, shape)
 
 
-def _heads(q: Part, transpose: ir.Node) -> Array | None:
-    """Return the bias of q after the Transpose that splits it into heads; None if the shapes do not match.
+def _heads(q: Part, transpose: ir.Node) -> Array:
+    """Return the bias of q after the Transpose that splits it into heads. Raises ValueError if the shapes do not match.
 
     Axes along which it is constant have the length 1.
     """
-    try:
-        heads = _follow(_at_all_tokens(q), q.path[: q.path.index(transpose) + 1])
-    except ValueError:
-        return None
+    heads = _follow(_at_all_tokens(q), q.path[: q.path.index(transpose) + 1])
     for axis in range(heads.ndim):
         first = heads.take([0], axis)
         heads = first if np.all(heads == first) else heads
@@ -231,23 +231,23 @@ def _heads(q: Part, transpose: ir.Node) -> Array | None:
 
 
 def _is_uniform_over_tokens(k: Part) -> bool:
-    """Whether the bias of k (..., channels, tokens), after its path, is the same for all tokens."""
-    try:
-        operand = _follow(_at_all_tokens(k), k.path)
-    except ValueError:
-        return False
+    """Whether the bias of k (..., channels, tokens), after its path, is the same for all tokens.
+
+    Raises ValueError if the shapes do not match.
+    """
+    operand = _follow(_at_all_tokens(k), k.path)
     return bool(np.all(operand == operand[..., :1]))
 
 
 def _shift(v: Part, product: ir.Node, output: Output) -> Array | None:
-    """Return the vector (channels,) that v's bias adds to the output layer's input; None if it is not a vector."""
-    try:
-        operand = _follow(_at_all_tokens(v), v.path)  # (..., tokens, channels)
-        if not np.all(operand == operand[..., :1, :]):
-            return None
-        added = _follow(_at_all_queries(operand[..., :1, :], product.outputs[0]), output.path)
-    except ValueError:
+    """Return the vector (channels,) that v's bias adds to the output layer's input; None if it is not a vector.
+
+    Raises ValueError if the shapes do not match.
+    """
+    operand = _follow(_at_all_tokens(v), v.path)  # (..., tokens, channels)
+    if not np.all(operand == operand[..., :1, :]):
         return None
+    added = _follow(_at_all_queries(operand[..., :1, :], product.outputs[0]), output.path)
     vectors, weights = added.reshape(-1, added.shape[-1]), _matrix(output.matmul)
     is_one_vector = weights is not None and len(weights) == added.shape[-1] and np.all(vectors == vectors[0])
     return vectors[0] if is_one_vector else None
