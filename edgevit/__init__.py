@@ -386,13 +386,13 @@ def explain(
     """
     _require_torch()
     from functools import cache
-    from pathlib import Path
 
     from torch import nn
 
     from edgevit.bundles.bundle import Bundle
-    from edgevit.bundles.source_model import PytorchSource, new_references, recreate_model
+    from edgevit.bundles.source_model import PytorchSource, recreate_model, references_on
     from edgevit.bundles.verify import verify
+    from edgevit.files import as_path
     from edgevit.pipeline.explain.bundles import explain_bundle, match_module
     from edgevit.pipeline.load_model import restored_mode
 
@@ -405,7 +405,7 @@ def explain(
         return recreate_model(opened, PytorchSource(model=model, weights=weights))
 
     with restored_mode(model):
-        references = opened.references() if images is None else new_references(opened, load_source(), Path(images))
+        references = references_on(as_path(images), opened, load_source)
         report = verify(opened, references)
         if report.passed:
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,15 +69,20 @@ def recreate_model(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> Loa
     return model
 
 
-def new_references(bundle: Bundle, model: LoadedModel, images: Path, *, strict: bool = False) -> tuple[Reference, ...]:
-    """Return PyTorch's outputs for the photos in a folder, from the model that the bundle was exported from.
+def references_on(
+    images: Path | None, bundle: Bundle, load_model: Callable[[], LoadedModel], *, strict: bool = False
+) -> tuple[Reference, ...]:
+    """Return PyTorch's outputs for the photos in a folder, or those in the bundle if there is none.
 
-    Photos that cannot be read are left out, with a warning, or raise ImageError if `strict`.
+    `load_model` creates the model that the bundle was exported from. Photos that cannot be read are left out, with a
+    warning, or raise ImageError if `strict`.
     """
+    if images is None:
+        return bundle.references()
     from edgevit.models.reference import compute_references
 
     output_names = [spec.name for spec in bundle.manifest.outputs]
-    return compute_references(model, output_names, images=images, strict=strict)
+    return compute_references(load_model(), output_names, images=images, strict=strict)
 
 
 def load_unchecked(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> LoadedModel:

@@ -137,15 +137,12 @@ def _verify_bundle(
     bundle: Bundle, source: PytorchSource, *, images: Path | None, explain: bool, strict: bool, threads: int | None
 ) -> ParityReport:
     """Compare with PyTorch. Raises ParityError if the outputs differ, with an explanation if one is requested."""
-    from edgevit.bundles.source_model import new_references, recreate_model
+    from edgevit.bundles.source_model import recreate_model, references_on
     from edgevit.bundles.verify import verify
 
     load_source = cache(partial(recreate_model, bundle, source))
     with redirect_user_output():
-        if images is None:
-            references = bundle.references()
-        else:
-            references = new_references(bundle, load_source(), images, strict=strict)
+        references = references_on(images, bundle, load_source, strict=strict)
         parity = verify(bundle, references, threads=threads)
         try:
             parity.require()

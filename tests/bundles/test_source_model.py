@@ -17,7 +17,7 @@ import edgevit
 from edgevit.bundles import benchmark, store
 from edgevit.bundles.bundle import Bundle
 from edgevit.bundles.manifest import REFERENCE_FILE
-from edgevit.bundles.source_model import PytorchSource, new_references, recreate_model
+from edgevit.bundles.source_model import PytorchSource, recreate_model, references_on
 from edgevit.errors import UsageError
 from edgevit.files import file_sha256
 from edgevit.latency.candidate import PYTORCH_MODEL
@@ -161,7 +161,7 @@ def test_a_module_that_was_in_memory_has_to_be_named(tmp_path: Path) -> None:
 def test_a_registered_model_is_recreated_with_its_weights(shared_bundle: Callable[[str], Bundle]) -> None:
     model = recreate_model(shared_bundle("ort"))
     assert model.origin.weights_sha256 == shared_bundle("ort").manifest.model.weights_sha256
-    photos, noise = new_references(shared_bundle("ort"), model, PHOTO.parent)
+    photos, noise = references_on(PHOTO.parent, shared_bundle("ort"), lambda: model)
     assert (photos.kind, noise.kind) == ("photos", "noise")
     stored = shared_bundle("ort").references()[1]
     assert np.abs(noise.outputs["logits"] - stored.outputs["logits"]).max() < 1e-4
