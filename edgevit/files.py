@@ -10,12 +10,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 import unicodedata
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from edgevit.errors import MissingError
 
@@ -72,28 +73,38 @@ def weights_file(model: Path) -> Path:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that no reader sees a part of it: into a temporary file next to it, which is then renamed.
 
-    A string is written as UTF-8. Raises OSError if the folder cannot be written or the disk is full; the temporary
-    file is removed, and an older file at `path` stays.
+    A string is written as UTF-8. A pipe or a device is written to, as `replacing` does. Raises OSError if the folder
+    cannot be written or the disk is full; the temporary file is removed, and an older file at `path` stays.
     """
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def is_replaceable(path: Path) -> bool:
-    """Return whether `write_atomically` can write a file at `path`: not a folder, and in a writable folder."""
+    """Return whether `write_atomically` can write at `path`: not a folder, and a stream or in a writable folder."""
     folder = path.absolute().parent
-    return not path.is_dir() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    is_writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return _is_stream(path) or (is_writable and not path.is_dir())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file next to `path`, which replaces it on exit.
 
+    A pipe, a device or a link to an open file, such as /dev/stdout, stays: the content is written to it on exit.
+
     If the block raises, the temporary file is removed, and an older file at `path` stays. Raises IsADirectoryError if
     it is a folder.
     """
     if path.is_dir():  # "." has no name that a temporary file could have
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            content = Path(folder) / "content"
+            yield content
+            with content.open("rb") as source, _open_stream(path) as target:
+                shutil.copyfileobj(source, target)
+        return
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
@@ -101,6 +112,27 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether a path is that of a pipe, a device or an open file, and not of a file or folder on a disk."""
+    return path.exists() and not path.is_dir() and (not path.is_file() or _descriptor(path) is not None)
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """Open a stream for writing: an open file of this process where it stands, after what has been written to it."""
+    number = _descriptor(path)
+    return path.open("wb") if number is None else open(number, "wb", closefd=False)
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the number of the open file of this process that an existing path names, as /dev/stdout does; or None."""
+    open_files = Path("/proc/self/fd").resolve()
+    while path.is_symlink():
+        if path.parent.resolve() == open_files:
+            return int(path.name)
+        path = path.parent / path.readlink()
+    return None
 
 
 def exchange(first: Path, second: Path) -> bool:

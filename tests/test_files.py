@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,48 @@ def test_a_folder_is_not_replaced_by_a_file(name: str, tmp_path: Path, monkeypat
     with pytest.raises(IsADirectoryError):
         files.write_atomically(Path(name), "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "link"])
+def test_a_pipe_is_written_to_and_not_replaced(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    assert files.is_replaceable(tmp_path / name)
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(reader, "rb") as read:
+        files.write_atomically(tmp_path / name, "content")
+        assert read.read() == b"content"
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    os.mknod(device, stat.S_IFCHR | 0o600, Path("/dev/null").stat().st_rdev)
+    files.write_atomically(device, "content")
+    assert device.is_char_device()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["null"]
+
+
+def test_a_link_to_an_open_file_stays_and_the_file_keeps_what_it_has(tmp_path: Path) -> None:
+    """As /dev/stdout does in `edgevit list --json /dev/stdout > file`, whose folder root can write."""
+    stdout = tmp_path / "stdout"
+    with (tmp_path / "file").open("w") as file:
+        stdout.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        print("before", file=file, flush=True)
+        assert files.is_replaceable(stdout)
+        files.write_atomically(stdout, "content\n")
+        print("after", file=file)
+        assert stdout.is_symlink()
+    assert (tmp_path / "file").read_text() == "before\ncontent\nafter\n"
+
+
+def test_a_block_that_raises_writes_nothing_to_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "pipe") as part:
+        part.write_text("half")
+        raise KeyboardInterrupt  # without a reader, opening the pipe would wait for ever
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(

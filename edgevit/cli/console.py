@@ -172,10 +172,7 @@ def require_writable(json_path: str | None, option: str = "--json") -> None:
     """Raise UsageError if no file can be written at `json_path`: before the long work, not after it."""
     if json_path is None or json_path == "-":
         return
-    target = Path(json_path)
-    if _is_stream(target):
-        return
-    if not is_replaceable(target):
+    if not is_replaceable(Path(json_path)):
         raise UsageError(f"cannot write {json_path}: not a file in a writable folder; choose another path for {option}")
 
 
@@ -185,19 +182,10 @@ def write_json(path: str, result: dict[str, Any] | list[Any], option: str = "--j
     if path == "-":
         sys.stdout.write(text)
         return
-    target = Path(path)
     try:
-        if _is_stream(target):
-            target.write_text(text, "utf-8")
-        else:
-            write_atomically(target, text)
+        write_atomically(Path(path), text)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {os_reason(error)}; choose another path for {option}") from error
-
-
-def _is_stream(path: Path) -> bool:
-    """Return whether a path is that of a pipe or a device, which is written to and not replaced."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _print(console: RichConsole, *parts: Part) -> None:
