@@ -25,6 +25,7 @@ from edgevit.export.ir_helpers import (
     int64_initializer,
     only_consumer,
     replace_value,
+    required_input,
     static_size,
 )
 
@@ -158,8 +159,7 @@ class _Plan:
                 rows.layer.replace_input_with(index, initializer(self.graph, name, np.take(array, order, axis)))
 
     def _gather(self, node: ir.Node, index: int) -> None:
-        value = node.inputs[index]
-        assert value is not None
+        value = required_input(node, index)
         order = int64_initializer(self.graph, f"{node.name}.order", self.order.tolist())
         gather = ir.node("Gather", [value, order], {"axis": 1}, name=f"{node.name}_order_{index}")
         node.replace_input_with(index, insert(gather, before=node, graph=self.graph, like=value, shape=value.shape))

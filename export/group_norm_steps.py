@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import initializer, int64_initializer, numpy_dtype
+from edgevit.export.ir_helpers import initializer, int64_initializer, numpy_dtype, required_input
 
 
 class GroupNormSteps:
     """Inserts nodes before a norm, each named `<norm>_<step>`. A mixed-precision graph keeps them in fp32."""
 
     def __init__(self, node: ir.Node, graph: ir.Graph) -> None:
-        assert node.inputs[0] is not None
-        self.x = node.inputs[0]  # (N, C, H, W)
+        self.x = required_input(node)  # (N, C, H, W)
         self._node, self._graph = node, graph
         self.epsilon = self.number("epsilon", node.attributes.get_float("epsilon", 1e-5))
 

@@ -39,6 +39,13 @@ def constant(value: ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
+def required_input(node: ir.Node, index: int = 0) -> ir.Value:
+    """Return an input that the node cannot do without."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
 def producers_of(node: ir.Node) -> set[ir.Node]:
     """Return the nodes that compute the inputs of a node."""
     producers = (value.producer() for value in node.inputs if value is not None)

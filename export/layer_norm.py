@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, initializer, static_size
+from edgevit.export.ir_helpers import constant, initializer, required_input, static_size
 from edgevit.types import Array
 
 
@@ -21,9 +21,7 @@ class LayerNorm:
 
     @property
     def source(self) -> ir.Value:
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
+        return required_input(self.node)
 
     @property
     def output(self) -> ir.Value:

@@ -16,6 +16,7 @@ from edgevit.export.ir_helpers import (
     insert,
     is_plain_gemm,
     only_consumer,
+    required_input,
 )
 from edgevit.types import Array
 
@@ -33,9 +34,7 @@ class Linear:
 
     @property
     def source(self) -> ir.Value:
-        value = self.product.inputs[0]
-        assert value is not None
-        return value
+        return required_input(self.product)
 
     @property
     def output(self) -> ir.Value:

@@ -9,7 +9,15 @@ from functools import partial
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import constant, insert, insert_slice, remove_unused, replace_value, static_size
+from edgevit.export.ir_helpers import (
+    constant,
+    insert,
+    insert_slice,
+    remove_unused,
+    replace_value,
+    required_input,
+    static_size,
+)
 
 _END = 2**63 - 1
 
@@ -46,8 +54,7 @@ def _is_within(node: ir.Node, axis: int, amounts: tuple[int, int]) -> bool:
 
 
 def _decompose(node: ir.Node, amounts: dict[int, tuple[int, int]], graph: ir.Graph) -> None:
-    value = node.inputs[0]
-    assert value is not None
+    value = required_input(node)
     for axis, (before, after) in amounts.items():
         parts, cut = [value], partial(insert_slice, value, before=node, graph=graph)
         if before:

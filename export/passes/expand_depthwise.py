@@ -22,6 +22,7 @@ from edgevit.export.ir_helpers import (
     insert,
     remove_unused,
     replace_value,
+    required_input,
 )
 from edgevit.types import Array
 
@@ -57,8 +58,8 @@ def _expand(node: ir.Node, multiplier: int, graph: ir.Graph) -> None:
         graph.insert_before(node, joined)
         replace_value(node.outputs[0], joined.outputs[0])
         return
-    source = node.inputs[0]
-    assert source is not None and source.shape is not None
+    source = required_input(node)
+    assert source.shape is not None
     repeated = ir.node("Concat", [source] * multiplier, {"axis": 1}, name=f"{node.name}_repeated")
     shape = ir.Shape([source.shape[0], multiplier * channels, *source.shape[2:]])
     value = insert(repeated, before=node, graph=graph, like=source, shape=shape)
@@ -67,8 +68,7 @@ def _expand(node: ir.Node, multiplier: int, graph: ir.Graph) -> None:
 
 def _part(node: ir.Node, graph: ir.Graph, arrays: list[Array], rows: slice) -> ir.Value:
     """Insert the convolution that computes some of the outputs."""
-    source = node.inputs[0]
-    assert source is not None
+    source = required_input(node)
     part = _convolution(node, graph, source, [array[rows] for array in arrays], name=f"{node.name}_{rows.start}")
     output = part.outputs[0]
     copy_shape_and_type(output, node.outputs[0])

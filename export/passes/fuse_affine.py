@@ -25,6 +25,7 @@ from edgevit.export.ir_helpers import (
     only_consumer,
     remove_unused,
     replace_value,
+    required_input,
 )
 
 Vector = NDArray[np.float64]
@@ -126,8 +127,7 @@ def _per_weight(vector: Vector, shape: tuple[int, ...], layer: ir.Node) -> Vecto
 def _remove_affine(node: ir.Node, graph: ir.Graph) -> None:
     """Bypass a BatchNormalization; set scale and bias of a GroupNormalization to ones and zeros."""
     if node.op_type == "BatchNormalization":
-        source = node.inputs[0]
-        assert source is not None
+        source = required_input(node)
         node.outputs[0].replace_all_uses_with(source)
         return
     scale = constant(node.inputs[1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import insert, int64_initializer
+from edgevit.export.ir_helpers import insert, int64_initializer, required_input
 from edgevit.export.pooling import counts_partial_windows, padding
 
 
@@ -22,8 +22,7 @@ def pad_average_pool(model: ir.Model) -> None:
 
 
 def _pad_before(node: ir.Node, graph: ir.Graph) -> None:
-    value, pads = node.inputs[0], padding(node)
-    assert value is not None
+    value, pads = required_input(node), padding(node)
     before, after = pads[: len(pads) // 2], pads[len(pads) // 2 :]
     amounts = int64_initializer(graph, f"{node.name}.pads", [0, 0, *before, 0, 0, *after])
     shape = None

@@ -20,7 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgevit.export.ir_helpers import only_softmax_reads, remove_unused, replace_value, sizes_of_image, sums_to_one
+from edgevit.export.ir_helpers import (
+    only_softmax_reads,
+    remove_unused,
+    replace_value,
+    required_input,
+    sizes_of_image,
+    sums_to_one,
+)
 from edgevit.export.linear import Linear, linear_at
 from edgevit.export.moves import follow, images_of
 from edgevit.export.product_inserter import ProductInserter
@@ -64,9 +71,7 @@ class _Product:
 
     @property
     def left(self) -> ir.Value:
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
+        return required_input(self.node)
 
     @property
     def rows(self) -> int:

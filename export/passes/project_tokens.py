@@ -26,6 +26,7 @@ from edgevit.export.ir_helpers import (
     only_softmax_reads,
     remove_unused,
     replace_value,
+    required_input,
     sizes_of_image,
     sums_to_one,
 )
@@ -59,15 +60,11 @@ class _Attention:
 
     @property
     def tokens(self) -> ir.Value:
-        value = self.product.inputs[0]
-        assert value is not None
-        return value
+        return required_input(self.product)
 
     @property
     def pixels(self) -> ir.Value:
-        value = self.conv.inputs[0]
-        assert value is not None
-        return value
+        return required_input(self.conv)
 
     @property
     def rows(self) -> int:

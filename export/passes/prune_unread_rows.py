@@ -23,6 +23,7 @@ from edgevit.export.ir_helpers import (
     int64_initializer,
     remove_unused,
     replace_value,
+    required_input,
     with_one_row,
 )
 from edgevit.export.tensor_parts import KeptRow, mark_kept_row
@@ -159,8 +160,7 @@ _RULES: Mapping[str, Callable[[ir.Node, int], _Axes | None]] = {
 
 def _prune(gather: ir.Node, selection: Selection, graph: ir.Graph) -> None:
     """Select the row where the nodes of the selection read other values, and drop its axis where it was gathered."""
-    source = gather.inputs[0]
-    assert source is not None
+    source = required_input(gather)
     rows: dict[tuple[ir.Value, int], ir.Value] = {}
     for node in reversed(list(selection.axes)):
         for index, axis in selection.inputs[node].items():

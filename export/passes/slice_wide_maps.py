@@ -33,6 +33,7 @@ from edgevit.export.ir_helpers import (
     int64_initializer,
     remove_unused,
     replace_value,
+    required_input,
     static_size,
 )
 
@@ -215,7 +216,7 @@ class _Slicer:
         name, weight = f"{node.name}_{index}", constant(node.inputs[1])
         assert weight is not None
         inputs = [
-            self._values[self._value(node, 0)][index],
+            self._values[required_input(node)][index],
             initializer(self._graph, f"{name}.weight", weight[:, start:stop]),
             *(node.inputs[2:] if index == 0 else ()),
         ]
@@ -224,7 +225,7 @@ class _Slicer:
     def _rows(self, node: ir.Node, index: int) -> list[ir.Value | None]:
         """Return the inputs of a convolution that computes the channels of a slice only."""
         start, stop = self._slices[index]
-        source = self._value(node, 0)
+        source = required_input(node)
         arrays = [array for array in map(constant, node.inputs[1:]) if array is not None]
         return [
             self._values[source][index] if source in self._values else source,
@@ -288,9 +289,3 @@ class _Slicer:
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes, name=name)
         return insert(node, before=self._region.last, graph=self._graph, like=like, shape=like.shape)
-
-    @staticmethod
-    def _value(node: ir.Node, index: int) -> ir.Value:
-        value = node.inputs[index]
-        assert value is not None
-        return value

@@ -27,7 +27,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgevit.export.graph import OnnxGraph
-from edgevit.export.ir_helpers import initializer
+from edgevit.export.ir_helpers import initializer, required_input
 from edgevit.export.quantization.calibration import LoadGraph, OnFeed, ValueRange, measurement_key, reduction
 from edgevit.export.quantization.channel_scaling import along
 from edgevit.export.quantization.int8 import (
@@ -237,8 +237,7 @@ class _FakeQuantizedLayers:
 
     def _round_input(self, node: ir.Node) -> ir.Value:
         """Return a layer's input rounded to the integers of its range."""
-        value = node.inputs[0]
-        assert value is not None  # of a layer
+        value = required_input(node)
         if value not in self._rounded:
             constants = [initializer(self._graph, f"{value.name}.{each.dtype}", each) for each in self._scale(node)]
             added = self._divide_channels(node, value)
