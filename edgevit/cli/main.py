@@ -42,6 +42,8 @@ COMMANDS = (
 )
 
 _EXPORT_PACKAGES = frozenset({"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"})  # of the extra [export]
+_LIBRARY = re.compile(r"[\w./+-]+\.so[\w.]*: .+")  # in a message of the dynamic linker
+_MAX_MESSAGE = 300  # characters of an internal error; the log holds the rest
 
 
 def run_process() -> int:
@@ -89,12 +91,9 @@ def main(words: Sequence[str] | None = None) -> int:
             return UsageError.exit_status
 
 
-def _report(error: BaseException, console: Console) -> int:
-    """Report the error that ended a command, and return its exit status."""
-    if isinstance(error, OSError):
-        close_stdout()
-    known = _as_edgevit_error(error)
-    return _report_unforeseen(error, console) if known is None else console.fail(known)
+def command_line() -> Parser:
+    """Return the parser of all commands."""
+    return build_parser(commands())
 
 
 def commands() -> Iterator[Command]:
@@ -103,9 +102,12 @@ def commands() -> Iterator[Command]:
         yield importlib.import_module(f"edgevit.cli.{name}").COMMAND
 
 
-def command_line() -> Parser:
-    """Return the parser of all commands."""
-    return build_parser(commands())
+def _report(error: BaseException, console: Console) -> int:
+    """Report the error that ended a command, and return its exit status."""
+    if isinstance(error, OSError):
+        close_stdout()
+    known = _as_edgevit_error(error)
+    return _report_unforeseen(error, console) if known is None else console.fail(known)
 
 
 def _as_edgevit_error(error: BaseException) -> EdgevitError | None:
@@ -126,9 +128,6 @@ def _as_edgevit_error(error: BaseException) -> EdgevitError | None:
     return None
 
 
-_LIBRARY = re.compile(r"[\w./+-]+\.so[\w.]*: .+")  # in a message of the dynamic linker
-
-
 def _unloaded_library(error: BaseException) -> MissingError | None:
     """Return the error of a package whose native library could not be loaded, or None for another exception."""
     is_loader = isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is None)  # or of ctypes
@@ -147,9 +146,6 @@ def _report_unforeseen(error: BaseException, console: Console) -> int:
     print(f"edgevit: {message}; {_logged(error)}", file=sys.stderr)
     console.fail_json(message, INTERNAL_ERROR)
     return INTERNAL_ERROR
-
-
-_MAX_MESSAGE = 300  # characters; the log holds the rest
 
 
 def _logged(error: BaseException) -> str:

@@ -83,6 +83,19 @@ def run(
         return write_bundles(export, bundles, graph_parity=graph_parity, latency=latency, comparisons=comparisons)
 
 
+def target_this_machine(config: ExportConfig) -> ExportConfig:
+    """Return the configuration with this machine's TensorRT version, if it builds here and none was given."""
+    versioned = [entry.name for entry in config.targets if entry.versioned_parser]
+    if not versioned or config.trt_version is not None or not cuda.has_gpu():
+        return config
+    version, _ = usable_version(get_runtime(versioned[0]))
+    return config if version is None else replace(config, trt_version=".".join(version.split(".")[:2]))
+
+
+def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
+    return lambda phase, done: timer.update(f"{fmt}: build, {phase} {done:.0%}")
+
+
 def prepare(
     model: ModelDescription,
     config: ExportConfig,
@@ -105,39 +118,6 @@ def prepare(
     export = ExportRun(model=model, source=source, config=config, captured=captured, references=references, timer=timer)
     export, parity = _check_captured(export)
     return export, _optimize(export, folder), parity
-
-
-def _measure_float32_errors(export: ExportRun, bundles: list[BuiltBundle]) -> tuple[ExportRun, list[BuiltBundle]]:
-    """Measure the float32 error on the rows on which a graph or an engine fails in fp32, and judge it by that."""
-    report = sum((bundle.parity for bundle in bundles), ParityReport(()))
-    references = with_measured_errors(export.references.outputs, report, export.source.float32_errors)
-    if all(new is old for new, old in zip(references, export.references.outputs, strict=True)):
-        return export, bundles
-    judged = [replace(bundle, parity=with_errors_of(bundle.parity, references)) for bundle in bundles]
-    return replace(export, references=replace(export.references, outputs=references)), judged
-
-
-def _require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_parity: ParityReport) -> None:
-    """Raise ParityError if a stage has failed, explained if the model has modules; that takes PyTorch."""
-    if isinstance(export.model, OnnxModel):
-        sum((bundle.parity for bundle in bundles), graph_parity).require()
-        return
-    from edgevit.pipeline.explain.exports import require_parity
-
-    require_parity(export, bundles, graph_parity)
-
-
-def target_this_machine(config: ExportConfig) -> ExportConfig:
-    """Return the configuration with this machine's TensorRT version, if it builds here and none was given."""
-    versioned = [entry.name for entry in config.targets if entry.versioned_parser]
-    if not versioned or config.trt_version is not None or not cuda.has_gpu():
-        return config
-    version, _ = usable_version(get_runtime(versioned[0]))
-    return config if version is None else replace(config, trt_version=".".join(version.split(".")[:2]))
-
-
-def _build_progress(fmt: str, timer: StageTimer) -> OnPhase:
-    return lambda phase, done: timer.update(f"{fmt}: build, {phase} {done:.0%}")
 
 
 def _compute_references(
@@ -190,6 +170,26 @@ def _optimize(export: ExportRun, folder: Path) -> OnnxGraph:
     feeds = export.references.first_rows(export.config.checked_batch)
     with export.timer.stage("onnxsim"):
         return simplify(graph, lambda candidate: graph_evaluator(candidate, threads=threads)(feeds), folder=folder)
+
+
+def _measure_float32_errors(export: ExportRun, bundles: list[BuiltBundle]) -> tuple[ExportRun, list[BuiltBundle]]:
+    """Measure the float32 error on the rows on which a graph or an engine fails in fp32, and judge it by that."""
+    report = sum((bundle.parity for bundle in bundles), ParityReport(()))
+    references = with_measured_errors(export.references.outputs, report, export.source.float32_errors)
+    if all(new is old for new, old in zip(references, export.references.outputs, strict=True)):
+        return export, bundles
+    judged = [replace(bundle, parity=with_errors_of(bundle.parity, references)) for bundle in bundles]
+    return replace(export, references=replace(export.references, outputs=references)), judged
+
+
+def _require_parity(export: ExportRun, bundles: Sequence[BuiltBundle], graph_parity: ParityReport) -> None:
+    """Raise ParityError if a stage has failed, explained if the model has modules; that takes PyTorch."""
+    if isinstance(export.model, OnnxModel):
+        sum((bundle.parity for bundle in bundles), graph_parity).require()
+        return
+    from edgevit.pipeline.explain.exports import require_parity
+
+    require_parity(export, bundles, graph_parity)
 
 
 def _build_baselines(
