@@ -24,10 +24,10 @@ from edgevit.pipeline.build_bundle import build_bundle
 from edgevit.pipeline.bundle_writer import write_bundles
 from edgevit.pipeline.calibration import calibration_inputs
 from edgevit.pipeline.comparison import PrecisionComparison, compare_with_fp32, evaluate_precision
-from edgevit.pipeline.conditioning import with_errors_of, with_measured_errors, with_refined_errors
 from edgevit.pipeline.config import ExportConfig
 from edgevit.pipeline.evaluators import graph_evaluator
 from edgevit.pipeline.export_run import BuiltBundle, ExportRun, LatencyOutcome, Progress, StageTimer
+from edgevit.pipeline.float32_errors import with_errors_of, with_measured_errors, with_refined_errors
 from edgevit.pipeline.fp32_baseline import Fp32Baseline, build_fp32_baselines, resume_baseline
 from edgevit.pipeline.onnx_model import OnnxModel
 from edgevit.pipeline.preconditions import require_class_names, require_possible

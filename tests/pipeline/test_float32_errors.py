@@ -15,7 +15,7 @@ import edgevit
 from edgevit.models.loading import LoadedModel, from_module
 from edgevit.models.reference import compute_references, float32_errors
 from edgevit.models.reference_inputs import noise_inputs
-from edgevit.pipeline.conditioning import with_refined_errors
+from edgevit.pipeline.float32_errors import with_refined_errors
 from edgevit.runtimes.parity import ParityReport, compare
 from edgevit.types import Array, Reference, Run
 
