@@ -33,7 +33,10 @@ MAX_ENGINE_ROUNDS = 4  # builds of an int8 engine; each has more layers in float
 
 
 def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: Path) -> BuiltBundle:
-    """Build one bundle in `folder`, load its engine if it runs here, and check parity."""
+    """Build one bundle in `folder`, load its engine if it runs here, and check parity.
+
+    An int8 engine that misses parity is built again with more layers in float, in at most MAX_ENGINE_ROUNDS rounds.
+    """
     config, timer, fmt = export.config, export.timer, runtime.fmt
     precision = config.options.precision
     bundle_folder = folder / bundle_name(export.model.name, precision, fmt)
@@ -48,12 +51,7 @@ def build_bundle(export: ExportRun, graph: OnnxGraph, runtime: Runtime, folder: 
     converted, plan = converter.convert()
     for round_ in itertools.count(1):
         parity = _check_graphs(export, specialized, converted, fmt)  # before the engine is in memory, too
-        options, plain = _engine_options(config, runtime, plan), config.options_for(runtime)
-        built, engine_parity = _build_and_check(export, runtime, converted, plan, options, bundle_folder)
-        if not _passes(engine_parity) and options != plain:
-            _discard(built, bundle_folder)
-            options = plain
-            built, engine_parity = _build_and_check(export, runtime, converted, plan, options, bundle_folder)
+        options, built, engine_parity = _build_fastest(export, runtime, converted, plan, bundle_folder)
         attempt = BuiltBundle(
             runtime=runtime,
             folder=bundle_folder,
@@ -81,13 +79,30 @@ def _passes(engine_parity: ParityReport) -> bool:
     return engine_parity.first_failed_stage is None
 
 
-def _engine_options(
+def _build_fastest(
+    export: ExportRun,
+    runtime: Runtime,
+    graph: OnnxGraph,
+    plan: PrecisionPlan | QuantizationPlan | None,
+    folder: Path,
+) -> tuple[BuildOptions, BuildResult, ParityReport]:
+    """Build and check the engine with the fastest options; if it misses parity, with those of the configuration.
+
+    Returns the options that the engine has, too.
+    """
+    fastest, plain = _fastest_options(export.config, runtime, plan), export.config.options_for(runtime)
+    built, parity = _build_and_check(export, runtime, graph, plan, fastest, folder)
+    if _passes(parity) or fastest == plain:
+        return fastest, built, parity
+    _discard(built, folder)
+    built, parity = _build_and_check(export, runtime, graph, plan, plain, folder)
+    return plain, built, parity
+
+
+def _fastest_options(
     config: ExportConfig, runtime: Runtime, plan: PrecisionPlan | QuantizationPlan | None
 ) -> BuildOptions:
-    """Return the options of an engine, with less precise float operators if they are faster and the plan allows it.
-
-    An engine that misses parity with them is built again with the options of the configuration.
-    """
+    """Return the options of an engine, with less precise float operators if they are faster and the plan allows it."""
     options = config.options_for(runtime)
     if isinstance(plan, QuantizationPlan) and plan.is_float_for_speed_alone and not options.session.chosen:
         return replace(options, session=runtime.int8_session())
