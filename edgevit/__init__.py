@@ -206,7 +206,7 @@ def export_model(
     from edgevit.formats import get_format
     from edgevit.pipeline import run as pipeline
     from edgevit.pipeline.config import require_calibration
-    from edgevit.pipeline.load_model import ModelOptions, restored_mode
+    from edgevit.pipeline.load_model import ModelOptions, restored_state
     from edgevit.runtimes.base import BatchRange, BuildOptions
 
     options = ModelOptions(
@@ -222,7 +222,7 @@ def export_model(
     )
     if dynamic_batch is not None and not isinstance(dynamic_batch, BatchRange):
         dynamic_batch = BatchRange(*dynamic_batch)
-    with restored_mode(model):
+    with restored_state(model):
         loaded = options.load(model, Path(out))
         config = pipeline.ExportConfig(
             formats=tuple(get_format(each).name for each in ([fmt] if isinstance(fmt, str) else fmt)),
@@ -303,7 +303,7 @@ def tune(
 
     from edgevit.files import as_path
     from edgevit.pipeline.config import require_calibration
-    from edgevit.pipeline.load_model import ModelOptions, restored_mode
+    from edgevit.pipeline.load_model import ModelOptions, restored_state
     from edgevit.pipeline.tuning.config import TuneConfig
     from edgevit.pipeline.tuning.tune import tune as find_fastest
 
@@ -332,7 +332,7 @@ def tune(
         preprocessing=preprocessing,
         classes=as_path(classes),
     )
-    with restored_mode(model):
+    with restored_state(model):
         return find_fastest(options.load(model, Path(out)), config)
 
 
@@ -394,7 +394,7 @@ def explain(
     from edgevit.bundles.verify import verify
     from edgevit.files import as_path
     from edgevit.pipeline.explain.bundles import explain_bundle, match_module
-    from edgevit.pipeline.load_model import restored_mode
+    from edgevit.pipeline.load_model import restored_state
 
     opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
 
@@ -404,7 +404,7 @@ def explain(
             return match_module(opened, model)
         return recreate_model(opened, PytorchSource(model=model, weights=weights))
 
-    with restored_mode(model):
+    with restored_state(model):
         references = references_on(as_path(images), opened, load_source)
         report = verify(opened, references)
         if report.passed:

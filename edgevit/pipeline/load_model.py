@@ -103,8 +103,8 @@ class ModelOptions:
 
 
 @contextmanager
-def restored_mode(model: object) -> Iterator[None]:
-    """Restore the state of a module on exit; do nothing for a name."""
+def restored_state(model: object) -> Iterator[None]:
+    """Leave a module as it was, as `preserve_state` does; do nothing for a name."""
     if isinstance(model, str):
         yield
         return
