@@ -200,6 +200,25 @@ def run(arguments: Arguments, console: Console) -> int:
     return MissingError.exit_status if report.unbuilt else 0
 
 
+def _build_options(arguments: Arguments) -> BuildOptions:
+    from edgevit.runtimes.base import BatchRange, BuildOptions
+
+    precisions = sorted(set(arguments.precision or ["fp32"]))
+    if len(precisions) > 1:
+        raise UsageError(f"{' and '.join(precisions)} were both requested; choose one precision")
+    dynamic: BatchRange | None = BatchRange(*arguments.dynamic_batch) if arguments.dynamic_batch else None
+    if dynamic and arguments.batch is not None:
+        raise UsageError("--batch and --dynamic-batch exclude each other; give one of them")
+    return BuildOptions(
+        precision=precisions[0],
+        batch=1 if arguments.batch is None else arguments.batch,
+        dynamic_batch=dynamic,
+        threads=arguments.threads,
+        compute_capabilities=arguments.sm,
+        workspace_mb=arguments.workspace,
+    )
+
+
 def _find_tuned(arguments: Arguments, model: ModelDescription, on_stage: OnStage) -> TunedEngine:
     """Return the engine that `edgevit tune` found for the model."""
     from edgevit.pipeline.tuning.auto import find_tuned
@@ -247,25 +266,6 @@ def _config(arguments: Arguments, options: BuildOptions, tuned: TunedEngine | No
         max_drop=max_drop,
         int8_range=arguments.int8_range or "safe",
         keep_float=arguments.keep_float,
-    )
-
-
-def _build_options(arguments: Arguments) -> BuildOptions:
-    from edgevit.runtimes.base import BatchRange, BuildOptions
-
-    precisions = sorted(set(arguments.precision or ["fp32"]))
-    if len(precisions) > 1:
-        raise UsageError(f"{' and '.join(precisions)} were both requested; choose one precision")
-    dynamic: BatchRange | None = BatchRange(*arguments.dynamic_batch) if arguments.dynamic_batch else None
-    if dynamic and arguments.batch is not None:
-        raise UsageError("--batch and --dynamic-batch exclude each other; give one of them")
-    return BuildOptions(
-        precision=precisions[0],
-        batch=1 if arguments.batch is None else arguments.batch,
-        dynamic_batch=dynamic,
-        threads=arguments.threads,
-        compute_capabilities=arguments.sm,
-        workspace_mb=arguments.workspace,
     )
 
 

@@ -80,29 +80,6 @@ def run(arguments: Arguments, console: Console) -> int:
     return 0
 
 
-def _agreement_by_class(
-    bundle: Bundle, *, threads: int | None
-) -> tuple[tuple[ClassAgreement, ...], Sequence[str] | None]:
-    """Return the agreement of a dense model's engine with PyTorch, and the names of the classes."""
-    from edgevit.bundles.verify import agreement_by_class
-
-    return agreement_by_class(bundle, threads=threads), bundle.classes
-
-
-def _class_table(classes: Sequence[ClassAgreement], names: Sequence[str] | None, *, detailed: bool) -> Table:
-    """Return a row for all classes and one for each, the most frequent first; only a few of them unless `detailed`."""
-    from edgevit.dense.draw import class_name
-
-    table = make_table(CLASS_TITLE, "class", "in the reference", "in the engine", "in both", "IoU")
-    sums = (sum(getattr(each, name) for each in classes) for name in ("reference", "engine", "both"))
-    table.add_row(f"all {len(classes)}", *map(str, sums), "")
-    ordered = sorted(classes, key=lambda each: -each.reference)
-    for each in ordered if detailed else ordered[:SHOWN_CLASSES]:
-        counts = (each.reference, each.engine, each.both)
-        table.add_row(class_name(each.label, names), *map(str, counts), fixed(each.iou, 4))
-    return table
-
-
 def _verify_part(arguments: Arguments) -> ParityReport:
     """Run a part of a graph that an explanation has saved. Raises ParityError if it differs, as it should."""
     from edgevit.pipeline.explain.reproducer import check_reproducer
@@ -168,6 +145,29 @@ def _explained(
     except (EdgevitError, ImportError) as problem:  # the model cannot be created again, or PyTorch is missing
         return ParityError(f"{error}; it cannot be explained: {problem}", report=error.report)
     return ParityError(f"{error}; {explanation.sentence}", report=error.report, explanation=explanation)
+
+
+def _agreement_by_class(
+    bundle: Bundle, *, threads: int | None
+) -> tuple[tuple[ClassAgreement, ...], Sequence[str] | None]:
+    """Return the agreement of a dense model's engine with PyTorch, and the names of the classes."""
+    from edgevit.bundles.verify import agreement_by_class
+
+    return agreement_by_class(bundle, threads=threads), bundle.classes
+
+
+def _class_table(classes: Sequence[ClassAgreement], names: Sequence[str] | None, *, detailed: bool) -> Table:
+    """Return a row for all classes and one for each, the most frequent first; only a few of them unless `detailed`."""
+    from edgevit.dense.draw import class_name
+
+    table = make_table(CLASS_TITLE, "class", "in the reference", "in the engine", "in both", "IoU")
+    sums = (sum(getattr(each, name) for each in classes) for name in ("reference", "engine", "both"))
+    table.add_row(f"all {len(classes)}", *map(str, sums), "")
+    ordered = sorted(classes, key=lambda each: -each.reference)
+    for each in ordered if detailed else ordered[:SHOWN_CLASSES]:
+        counts = (each.reference, each.engine, each.both)
+        table.add_row(class_name(each.label, names), *map(str, counts), fixed(each.iou, 4))
+    return table
 
 
 COMMAND = Command(
