@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.latency_output import latency_parts
 from edgevit.cli.parser import Arguments, Command, add_threads, add_workspace

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console, Part, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads, pytorch_source
 from edgevit.cli.tables import make_table, notes

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console, OnStage, redirect_user_output
 from edgevit.cli.export_output import report_parts, result_lines
 from edgevit.cli.model_arguments import (

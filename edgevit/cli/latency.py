@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import edgevit
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console, redirect_user_output
 from edgevit.cli.latency_output import latency_parts, result_lines
 from edgevit.cli.latency_studies import study_parts

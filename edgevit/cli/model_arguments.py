@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.parser import Arguments, Group, add_factory_arguments, add_input_shape
 from edgevit.errors import UsageError
 from edgevit.types import CROP_MODES, INTERPOLATIONS, OUTPUT_FORMS, PAD_SIDES, WHOLE_IMAGE_MODES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_input_shape, add_threads
 from edgevit.cli.tables import make_table, parity_phrase

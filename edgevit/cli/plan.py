@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console, Part
 from edgevit.cli.parser import Arguments, Command
 from edgevit.cli.tables import make_table

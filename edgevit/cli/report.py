@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgevit
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console
 from edgevit.cli.parser import Arguments, Command, add_strict, add_threads
 from edgevit.errors import UsageError

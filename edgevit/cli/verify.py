@@ -6,7 +6,7 @@ import argparse
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from edgevit.cli import parser as argument_types
+from edgevit.cli import argument_types
 from edgevit.cli.console import Console, redirect_user_output
 from edgevit.cli.parser import Arguments, Command, add_source, add_strict, add_threads, pytorch_source
 from edgevit.cli.tables import fixed, make_table, parity_parts, parity_phrase

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgevit.cli.parser import seconds
+from edgevit.cli.argument_types import seconds
 from edgevit.cli.signals import Stop
 from edgevit.errors import EdgevitError
 from tests.tools.bench import page, rows, tuned_rows
