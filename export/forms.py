@@ -17,6 +17,7 @@ from edgevit.export.graph import GROUP_NORM_OPSET, OnnxGraph
 from edgevit.export.passes.group_norm_from_moments import group_norm_from_moments
 from edgevit.export.passes.pointwise_conv_to_matmul import pointwise_conv_to_matmul
 from edgevit.export.passes.shift_to_depthwise import shift_to_depthwise
+from edgevit.export.passes.winograd_rows import winograd_rows
 from edgevit.formats import Format, get_format
 from edgevit.types import Precision
 
@@ -50,6 +51,7 @@ class Form:
 
     entry: Callable[[Format], Format] = _same
     rewrite: Callable[[ir.Model], None] | None = None
+    precision: Precision | None = None  # the only one that it is for
 
 
 FORMS: Mapping[str, Form] = {
@@ -59,6 +61,7 @@ FORMS: Mapping[str, Form] = {
     "moments-norm": Form(rewrite=_channel_moments),
     "channels-last": Form(rewrite=_channels_last),
     "depthwise-shift": Form(rewrite=shift_to_depthwise),
+    "winograd_rows": Form(rewrite=winograd_rows, precision="fp32"),  # in int8 the sums of rows would be rounded
 }
 
 
@@ -78,10 +81,11 @@ def specialize(
 
 
 def other_forms(graph: OnnxGraph, fmt: str, *, precision: Precision = "fp32") -> tuple[str, ...]:
-    """Return the forms besides STANDARD that give another graph, by the operators that they have."""
+    """Return the forms of a precision besides STANDARD that give another graph, by the operators that they have."""
     found = {_operators(graph, fmt, STANDARD, precision): STANDARD}
-    for form in FORMS:
-        found.setdefault(_operators(graph, fmt, form, precision), form)
+    for name, form in FORMS.items():
+        if form.precision in (None, precision):
+            found.setdefault(_operators(graph, fmt, name, precision), name)
     return tuple(form for form in found.values() if form != STANDARD)
 
 

@@ -75,6 +75,7 @@ from edgevit.export.passes.split_linear import split_linear
 from edgevit.export.passes.strided_heads import strided_heads
 from edgevit.export.passes.transpose_narrow_attention import transpose_narrow_attention
 from edgevit.export.passes.underflow_masks import underflow_masks
+from edgevit.export.passes.winograd_rows import winograd_rows
 from edgevit.formats import Format, PassPipeline, get_format
 from edgevit.types import Precision
 
@@ -200,6 +201,14 @@ def _is_float(target: PassTarget) -> bool:
     return not target.is_int8
 
 
+# Behind all passes that look for convolutions.
+_CONVOLUTIONS: tuple[FormatPass, ...] = (
+    FormatPass(
+        winograd_rows, applies=lambda target: _is_deployable(target) and target.precision == "fp32" and has_avx512()
+    ),
+)
+
+
 # Forms from which TensorRT's compiler makes fewer kernels.
 _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(absorb_shuffle, applies=_is_float),
@@ -261,9 +270,9 @@ _OPENVINO: tuple[FormatPass, ...] = (
 )
 
 FORMAT_PASSES: Mapping[PassPipeline, tuple[FormatPass, ...]] = {
-    "generic": (*_PROCESSOR, *_ONNX_RUNTIME, *_GENERIC),
+    "generic": (*_PROCESSOR, *_ONNX_RUNTIME, *_CONVOLUTIONS, *_GENERIC),
     "tensorrt": (*_TENSORRT, *_GENERIC),
-    "openvino": (*_OPENVINO_NORMS, *_PROCESSOR, *_OPENVINO, *_GENERIC),
+    "openvino": (*_OPENVINO_NORMS, *_PROCESSOR, *_OPENVINO, *_CONVOLUTIONS, *_GENERIC),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgevit import cpu
 from edgevit.errors import UsageError
 from edgevit.export.check import check
 from edgevit.export.forms import FORMS, other_forms, specialize
@@ -42,3 +43,19 @@ def test_an_unknown_form_is_a_usage_error() -> None:
     assert "fastest" not in FORMS
     with pytest.raises(UsageError, match="form of the graph"):
         specialize(TRANSFORMER, "ort", "fastest")
+
+
+@pytest.mark.parametrize(("flags", "precision", "forms"), [
+    ("avx2", "fp32", ("winograd_rows",)),
+    ("avx2 avx512f", "fp32", ()),  # there it is the standard
+    ("avx2", "int8", ()),
+])  # fmt: skip
+def test_a_form_is_tried_in_its_precision_where_it_is_not_the_standard(
+    flags: str, precision: Precision, forms: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
+    convolution = parse(
+        f"{HEADER} g (float[N, 32, 8, 8] x) => (float[N, 32, 8, 8] y) {{ y = Conv <pads = [1, 1, 1, 1]> (x, w) }}",
+        w=noise(32, 32, 3, 3),
+    )
+    assert other_forms(convolution, "ort", precision=precision) == forms
