@@ -16,6 +16,7 @@ the ends alone. The sums differ from those of the convolution by roundings.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +34,10 @@ from edgevit.export.ir_helpers import (
 )
 from edgevit.types import Array
 
-_MIN_CHANNELS = 32  # of input and output; with fewer, the sums of rows take the time that the products save
+# With fewer channels or multiplications, the sums of rows take the time that the products save, and more of it if the
+# maps are larger than a processor's caches: docs/forms.md.
+_MIN_INPUTS, _MIN_OUTPUTS, _MIN_MACS = 32, 48, 8_000_000
+_MAX_CACHED_BYTES, _MIN_CHANNELS_UNCACHED = 4_000_000, 128
 _ELEMENTWISE = frozenset({
     "Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Min",
     "Mul", "Neg", "PRelu", "Relu", "Sigmoid", "Softplus", "Sub", "Tanh",
@@ -193,7 +197,17 @@ def _is_dense_3x3(node: ir.Node) -> bool:
     is_plain = set(ones) == {1} and attributes.get_int("group", 1) == 1 and pads[0] == pads[2] == 1
     if not is_plain or attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", ""):
         return False
-    return min(weight.shape[:2]) >= _MIN_CHANNELS and _has_pairs_of_rows(node.inputs[0]) and _has_pairs_of_rows(result)
+    return _has_pairs_of_rows(node.inputs[0]) and _has_pairs_of_rows(result) and _saves_time(weight, result)
+
+
+def _saves_time(weight: Array, result: ir.Value) -> bool:
+    """Whether the products that a convolution saves take longer than the sums of rows."""
+    outputs, inputs, *_ = map(int, weight.shape)
+    elements = math.prod(_size(result))
+    if outputs < _MIN_OUTPUTS or inputs < _MIN_INPUTS or weight.size * elements < _MIN_MACS:
+        return False
+    largest = max(outputs, inputs) * elements * weight.itemsize
+    return largest <= _MAX_CACHED_BYTES or min(outputs, inputs) >= _MIN_CHANNELS_UNCACHED
 
 
 def _has_pairs_of_rows(value: ir.Value | None) -> bool:

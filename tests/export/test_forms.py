@@ -55,7 +55,7 @@ def test_a_form_is_tried_in_its_precision_where_it_is_not_the_standard(
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset(flags.split()))
     convolution = parse(
-        f"{HEADER} g (float[N, 32, 8, 8] x) => (float[N, 32, 8, 8] y) {{ y = Conv <pads = [1, 1, 1, 1]> (x, w) }}",
-        w=noise(32, 32, 3, 3),
+        f"{HEADER} g (float[N, 64, 16, 16] x) => (float[N, 64, 16, 16] y) {{ y = Conv <pads = [1, 1, 1, 1]> (x, w) }}",
+        w=noise(64, 64, 3, 3),
     )
     assert other_forms(convolution, "ort", precision=precision) == forms

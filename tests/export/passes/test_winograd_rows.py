@@ -15,22 +15,22 @@ from edgevit.types import Precision
 from tests.helpers.graphs import BATCH, HEADER, assert_same, noise, parse, run
 
 CONV = "Conv <pads = [1, 1, 1, 1]>"
-MAP = "float[N, 32, 8, 6]"
+MAP = "float[N, 64, 32, 24]"
 PARTS = {"Conv": 6, "Add": 4, "Sub": 2}  # of a convolution: two of the six take neighboring rows
 
 
 def graph(body: str, *, inputs: str = f"{MAP} x", outputs: str = f"{MAP} y", width: int = 3) -> OnnxGraph:
     return parse(
         f"{HEADER} g ({inputs}) => ({outputs}) {{ {body} }}",
-        w=noise(32, 32, 3, width, scale=0.06),
-        v=noise(32, 32, 3, 3, scale=0.06, seed=2),
-        wide=noise(40, 32, 3, 3, scale=0.06, seed=3),
-        row=noise(32, 32, 1, 3, scale=0.06),
-        halves=noise(32, 16, 3, 3, scale=0.06),
-        few=noise(32, 16, 3, 3, scale=0.06),
-        narrow=noise(16, 32, 3, 3, scale=0.06),
-        b=noise(32, seed=4),
-        gate=noise(32, 1, 1, seed=5),
+        w=noise(64, 64, 3, width, scale=0.04),
+        v=noise(64, 64, 3, 3, scale=0.04, seed=2),
+        wide=noise(80, 64, 3, 3, scale=0.04, seed=3),
+        row=noise(64, 64, 1, 3),
+        halves=noise(64, 32, 3, 3),
+        few=noise(64, 16, 3, 3),
+        narrow=noise(32, 64, 3, 3),
+        b=noise(64, seed=4),
+        gate=noise(64, 1, 1, seed=5),
         zero=np.asarray(0, np.float32),
         six=np.asarray(6, np.float32),
     )
@@ -51,10 +51,13 @@ def counts(after: OnnxGraph, *names: str) -> tuple[int, ...]:
         pytest.param(graph(f"y = {CONV} (x, w)"), id="without"),
         pytest.param(graph("y = Conv <pads = [1, 0, 1, 0]> (x, w)", width=1), id="3x1"),
         pytest.param(graph("y = Conv <pads = [1, 1, 1, 3]> (x, w)", width=5), id="3x5"),
-        pytest.param(graph("y = Conv <pads = [1, 0, 1, 0]> (x, w, b)", outputs="float[N, 32, 8, 4] y"), id="narrower"),
-        pytest.param(graph(f"y = {CONV} (x, wide)", outputs="float[N, 40, 8, 6] y"), id="more channels"),
         pytest.param(
-            graph(f"y = {CONV} (x, w, b)", inputs="float[N, 32, 4, 5] x", outputs="float[N, 32, 4, 5] y"), id="4 rows"
+            graph("y = Conv <pads = [1, 0, 1, 0]> (x, w, b)", outputs="float[N, 64, 32, 22] y"), id="narrower"
+        ),
+        pytest.param(graph(f"y = {CONV} (x, wide)", outputs="float[N, 80, 32, 24] y"), id="more channels"),
+        pytest.param(
+            graph(f"y = {CONV} (x, w, b)", inputs="float[N, 64, 4, 60] x", outputs="float[N, 64, 4, 60] y"),
+            id="4 rows",
         ),
     ],
 )
@@ -66,7 +69,7 @@ def test_a_convolution_becomes_products_of_rows(before: OnnxGraph) -> None:
 
 def test_two_thirds_of_the_multiplications_are_left() -> None:
     before = graph(f"y = {CONV} (x, w, b)")
-    of_neighbors = 2 * 2 * 32 * 4 * 6  # twice two weights for each element of a half
+    of_neighbors = 2 * 2 * 64 * 16 * 24  # twice two weights for each element of a half
     assert graph_macs(with_halves(before)) == graph_macs(before) * 2 // 3 + of_neighbors
 
 
@@ -104,7 +107,7 @@ def test_a_whole_map_is_not_split_for_a_sum_alone() -> None:
 
 def test_all_readers_share_a_joined_map() -> None:
     body = f"c = {CONV} (x, w) a = Relu (c) p = GlobalAveragePool (a) q = Softmax (a) y = {CONV} (a, v)"
-    before = graph(body, outputs=f"{MAP} y, float[N, 32, 1, 1] p, {MAP} q, {MAP} a")
+    before = graph(body, outputs=f"{MAP} y, float[N, 64, 1, 1] p, {MAP} q, {MAP} a")
     after = with_halves(before)
     assert counts(after, "Split", "Concat") == (1, 2)
     assert_same(before, after)
@@ -120,7 +123,7 @@ def test_a_map_that_a_branch_reads_is_joined() -> None:
 
 def test_the_error_is_that_of_a_convolution() -> None:
     before = graph(f"y = {CONV} (x, w)")
-    x, w = np.random.default_rng(0).standard_normal((BATCH, 32, 8, 6)), noise(32, 32, 3, 3, scale=0.06)
+    x, w = np.random.default_rng(0).standard_normal((BATCH, 64, 32, 24)), noise(64, 64, 3, 3, scale=0.04)
     images = torch.from_numpy(x.astype(np.float32)).double()
     exact = torch.conv2d(images, torch.from_numpy(w).double(), padding=1).numpy()
     plain, rows = (np.abs(run(each)["y"] - exact).max() for each in (before, with_halves(before)))
@@ -128,20 +131,22 @@ def test_the_error_is_that_of_a_convolution() -> None:
 
 
 OTHERS = {
-    "an odd number of rows": graph(f"y = {CONV} (x, w)", inputs="float[N, 32, 7, 6] x", outputs="float[N, 32, 7, 6] y"),
-    "two rows": graph(f"y = {CONV} (x, w)", inputs="float[N, 32, 2, 6] x", outputs="float[N, 32, 2, 6] y"),
-    "an unknown number of rows": graph(
-        f"y = {CONV} (x, w)", inputs="float[N, 32, H, 6] x", outputs="float[N, 32, H, 6] y"
+    "an odd number of rows": graph(
+        f"y = {CONV} (x, w)", inputs="float[N, 64, 31, 24] x", outputs="float[N, 64, 31, 24] y"
     ),
-    "steps of two": graph("y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)", outputs="float[N, 32, 4, 3] y"),
+    "two rows": graph(f"y = {CONV} (x, w)", inputs="float[N, 64, 2, 400] x", outputs="float[N, 64, 2, 400] y"),
+    "an unknown number of rows": graph(
+        f"y = {CONV} (x, w)", inputs="float[N, 64, H, 24] x", outputs="float[N, 64, H, 24] y"
+    ),
+    "steps of two": graph("y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)", outputs="float[N, 64, 16, 12] y"),
     "holes": graph("y = Conv <pads = [2, 2, 2, 2], dilations = [2, 2]> (x, w)"),
-    "no padding": graph("y = Conv (x, w)", outputs="float[N, 32, 6, 4] y"),
+    "no padding": graph("y = Conv (x, w)", outputs="float[N, 64, 30, 22] y"),
     "padding on one side": graph("y = Conv <pads = [2, 1, 0, 1]> (x, w)"),
     "automatic padding": graph('y = Conv <auto_pad = "SAME_UPPER"> (x, w)'),
     "one row of weights": graph("y = Conv <pads = [0, 1, 0, 1]> (x, row)"),
     "groups": graph("y = Conv <pads = [1, 1, 1, 1], group = 2> (x, halves)"),
-    "few channels": graph(f"y = {CONV} (x, few)", inputs="float[N, 16, 8, 6] x", outputs="float[N, 32, 8, 6] y"),
-    "few outputs": graph(f"y = {CONV} (x, narrow)", outputs="float[N, 16, 8, 6] y"),
+    "few channels": graph(f"y = {CONV} (x, few)", inputs="float[N, 16, 32, 24] x", outputs="float[N, 64, 32, 24] y"),
+    "few outputs": graph(f"y = {CONV} (x, narrow)", outputs="float[N, 32, 32, 24] y"),
     "computed weights": graph(f"k = Relu (w) l = Mul (k, gain) y = {CONV} (x, l)", inputs=f"{MAP} x, float[1] gain"),
 }
 
@@ -153,9 +158,24 @@ def test_other_convolutions_stay(name: str) -> None:
     assert_same(OTHERS[name], after, exact=True)
 
 
+@pytest.mark.parametrize(
+    ("channels", "rows", "products"),
+    [
+        pytest.param(64, 12, 1, id="few multiplications"),
+        pytest.param(64, 126, 1, id="few channels of a map that no cache holds"),
+        pytest.param(64, 124, 6, id="few channels of a map in the cache"),
+        pytest.param(128, 90, 6, id="many channels of a map that no cache holds"),
+    ],
+)
+def test_a_convolution_stays_where_its_sums_of_rows_would_take_longer(channels: int, rows: int, products: int) -> None:
+    image = f"float[N, {channels}, {rows}, {rows}]"
+    before = parse(f"{HEADER} g ({image} x) => ({image} y) {{ y = {CONV} (x, w) }}", w=noise(channels, channels, 3, 3))
+    assert with_halves(before).operators["Conv"] == products
+
+
 def test_convolutions_in_float64_stay() -> None:
-    double = f"{HEADER} g (double[N, 32, 8, 6] x) => (double[N, 32, 8, 6] y) {{ y = {CONV} (x, w) }}"
-    assert with_halves(parse(double, w=noise(32, 32, 3, 3).astype(np.float64))).operators == {"Conv": 1}
+    double = f"{HEADER} g (double[N, 64, 32, 24] x) => (double[N, 64, 32, 24] y) {{ y = {CONV} (x, w) }}"
+    assert with_halves(parse(double, w=noise(64, 64, 3, 3).astype(np.float64))).operators == {"Conv": 1}
 
 
 @pytest.mark.parametrize("between", ["Concat <axis = 1> (c, c)", "Softmax <axis = 3> (c)", "Transpose (c)"])
@@ -166,7 +186,7 @@ def test_operators_that_are_not_elementwise_read_the_whole_map(between: str) -> 
     assert_same(before, after)
 
 
-@pytest.mark.parametrize("shape", ["N, 32, 8, 6", "N, 32, 1, 6", "N, 32, 8, 1", "8, 6", "6"])
+@pytest.mark.parametrize("shape", ["N, 64, 32, 24", "N, 64, 1, 24", "N, 64, 32, 1", "32, 24", "24"])
 def test_sums_with_other_shapes_are_right(shape: str) -> None:
     before = graph(f"c = {CONV} (x, w) d = Add (c, z) y = {CONV} (d, v)", inputs=f"{MAP} x, float[{shape}] z")
     assert_same(before, with_halves(before))
