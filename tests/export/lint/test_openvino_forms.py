@@ -25,6 +25,7 @@ from edgevit.export.lint.findings import Finding
 from edgevit.export.lint.openvino_forms import OPENVINO_FORMS
 from edgevit.export.lint.rules import lint
 from edgevit.export.lint.targets import LintTarget
+from edgevit.runtimes.openvino_convert import preserve_root_logger
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import Array
 from tests.helpers.graphs import parse
@@ -220,7 +221,8 @@ def _noise(random: np.random.Generator, value: ir.Value) -> Array:
 def run_openvino(graph: OnnxGraph, feeds: Arrays) -> Array:
     """Run a graph in OpenVINO, which raises several classes of exceptions if it refuses the graph."""
     ov = get_runtime("openvino").load()
-    model = ov.convert_model(io.BytesIO(graph.to_bytes()))
+    with preserve_root_logger():
+        model = ov.convert_model(io.BytesIO(graph.to_bytes()))
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(next(iter(compiled(list(feeds.values())).to_tuple())))
 
