@@ -87,6 +87,17 @@ def is_replaceable(path: Path) -> bool:
     return _is_stream(path) or (is_writable and not path.is_dir())
 
 
+def require_space(folder: Path, size_bytes: int = 1 << 20) -> None:
+    """Raise OSError if no file of that size can be written in a folder: not every library reports a full disk."""
+    probe = folder / f".space-{secrets.token_hex(4)}"
+    try:
+        with probe.open("wb") as file:
+            for _ in range(0, size_bytes, _BLOCK_BYTES):
+                file.write(bytes(_BLOCK_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file next to `path`, which replaces it on exit.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BuildError
-from edgevit.files import MODEL_FILE, link_or_copy, weights_file
+from edgevit.files import MODEL_FILE, link_or_copy, require_space, weights_file
 from edgevit.runtimes.weight_references import write_references
 
 # Lines of OpenVINO's report of a failed conversion.
@@ -24,12 +24,14 @@ def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
     """Convert an ONNX file to `xml` and the .bin file next to it, and check that both are complete.
 
     `scratch` is an empty folder for temporary files; on the file system of `model`, the conversion takes less memory.
-    Raises BuildError with OpenVINO's reason if it does not take the graph, or if the disk is full.
+    Raises BuildError with OpenVINO's reason if it does not take the graph, OSError if the disk is full.
     """
+    size_bytes = sum(path.stat().st_size for path in (model, weights_file(model)) if path.exists())
     try:
         with preserve_root_logger():
             converted = _convert_model(ov, model, scratch)
     except Exception as error:  # RuntimeError and several classes of OpenVINO's own
+        require_space(scratch, size_bytes)
         raise BuildError(f"OpenVINO cannot convert {model.name}: {error_reason(error)}") from error
     converted.set_friendly_name("edgevit")  # a graph with mapped weights loses its name
     for port in converted.inputs:  # one may also have the name of a tensor that is the same, as after Identity
@@ -38,13 +40,13 @@ def convert(ov: Any, model: Path, xml: Path, *, scratch: Path) -> None:
         # By default OpenVINO would silently compress fp32 weights to fp16.
         ov.save_model(converted, xml, compress_to_fp16=False)
     except Exception as error:
-        raise BuildError(f"OpenVINO cannot write {xml.name}; is the disk full? ({error_reason(error)})") from error
+        require_space(xml.parent, size_bytes)
+        raise BuildError(f"OpenVINO cannot write {xml.name}: {error_reason(error)}") from error
     try:  # OpenVINO's writer reports no error if the disk is full
         ov.Core().read_model(str(xml), str(xml.with_suffix(".bin")))
     except Exception as error:
-        raise BuildError(
-            f"OpenVINO wrote {xml.name} incompletely; is the disk full? ({error_reason(error)})"
-        ) from error
+        require_space(xml.parent, size_bytes)
+        raise BuildError(f"OpenVINO wrote {xml.name} incompletely: {error_reason(error)}") from error
 
 
 def _convert_model(ov: Any, model: Path, scratch: Path) -> Any:

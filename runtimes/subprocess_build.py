@@ -2,13 +2,15 @@
 
 A builder may keep native state between builds, crash on some graphs, or be killed when memory runs out; none of that
 may end the user's process. Parent and subprocess exchange one JSON file each way, in a folder of the parent's; the
-subprocess reports progress on stdout, one line for each step.
+subprocess reports progress on stdout, one line for each step, and there too that it could not read or write a file: the
+disk may be full.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import IO, Any, TypeAlias
 
 from edgevit import errors
 from edgevit.errors import BuildError, EdgevitError
-from edgevit.files import os_reason
+from edgevit.files import os_reason, require_space
 from edgevit.memory import OUT_OF_MEMORY
 from edgevit.runtimes.base import OnPhase
 from edgevit.subprocesses import last_line, python_command
@@ -28,8 +30,8 @@ from edgevit.subprocesses import last_line, python_command
 Json: TypeAlias = dict[str, Any]
 
 _REQUEST, _REPORT, _STDERR = "request.json", "report.json", "stderr.txt"
-_STEP = "edgevit step: "  # NVIDIA's libraries print to stdout too
-_CANNOT_WRITE = 73  # exit status of a subprocess that could not write its files; stderr has the reason
+_STEP, _OS_ERROR = "edgevit step: ", "edgevit OSError: "  # NVIDIA's libraries print to stdout too
+_IO_ERROR = 74  # exit status of a subprocess that has printed an OSError (EX_IOERR of sysexits.h)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,11 @@ def run(
 ) -> Json:
     """Start the subprocess, send it `request`, and return its report. Other files it writes are in `folder`.
 
-    Raises the edgevit error that the subprocess raised, BuildError if it crashes, is killed, or takes longer than
-    `timeout_s`. An exception raised by `on_phase`, such as an interrupt, stops the subprocess.
+    Raises the edgevit error or the OSError that the subprocess raised, OSError too if the disk of `folder` is full, and
+    BuildError if it crashes, is killed, or takes longer than `timeout_s`. An exception raised by `on_phase`, such as an
+    interrupt, stops the subprocess.
     """
+    os_error: OSError | None = None
     (folder / _REQUEST).write_text(json.dumps(request), "utf-8")
     with (
         (folder / _STDERR).open("wb") as stderr,
@@ -69,12 +73,17 @@ def run(
         for line in process.stdout or ():
             if on_phase is not None and line.startswith(_STEP):
                 on_phase(*json.loads(line.removeprefix(_STEP)))
+            elif line.startswith(_OS_ERROR):
+                os_error = OSError(*json.loads(line.removeprefix(_OS_ERROR)))
         status = process.wait()
     if timed_out.is_set():
         raise BuildError(
             f"{job.builder} did not finish {job.model} in {timeout_s:g} s and was stopped; {job.when_late}"
         )
+    if os_error is not None:
+        raise os_error
     if status != 0 or not (folder / _REPORT).exists():  # a library that ends the process leaves no report
+        require_space(folder)  # a full disk has no room for the reason either
         raise BuildError(_exit_reason(job, status, (folder / _STDERR).read_text("utf-8", "replace")))
     answer: Json = json.loads((folder / _REPORT).read_text("utf-8"))
     if "error" in answer:
@@ -135,8 +144,6 @@ def _deadline(process: subprocess.Popen[str], timeout_s: float | None) -> Iterat
 def _exit_reason(job: Job, status: int, stderr: str) -> str:
     """Return in one line why a subprocess ended without a report."""
     last = last_line(stderr)
-    if status == _CANNOT_WRITE and last:
-        return last
     if status == -signal.SIGKILL:
         return f"{job.process} was killed, as systems do when memory runs out; {job.when_killed}"
     shown = f" ({last})" if last else ""
@@ -169,10 +176,16 @@ def serve(work: Callable[[Json, Path, OnPhase], Json], arguments: Sequence[str])
             answer = {"error": type(error).__name__, "message": str(error)}
         (folder / _REPORT).write_text(json.dumps(answer), "utf-8")
     except OSError as error:
-        reason = f"cannot read or write {error.filename or folder}: {os_reason(error)}"
-        sys.stderr.write(f"{reason}; free disk space\n")
-        return _CANNOT_WRITE
+        _print_os_error(error)
+        return _IO_ERROR
     return 0
+
+
+def _print_os_error(error: OSError) -> None:
+    """Print an OSError for the parent on stdout, which is a pipe: stderr is a file, on a disk that may be full."""
+    values = [error.errno, os_reason(error), os.fsdecode(error.filename) if error.filename else None]
+    sys.stdout.write(f"\n{_OS_ERROR}{json.dumps(values)}\n")
+    sys.stdout.flush()
 
 
 def _print_step(phase: str, done: float) -> None:

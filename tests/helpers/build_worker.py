@@ -33,6 +33,8 @@ def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
         raise getattr(errors, request["raises"])("what is wrong; what to do")
     if "signal" in request:
         os.kill(os.getpid(), request["signal"])
+    if "writes_until_full" in request:
+        _fill_disk(folder, reports="breaks" not in request)
     if "breaks" in request:
         raise RuntimeError("a library is missing")
     if "ends" in request:
@@ -50,6 +52,17 @@ def work(request: Json, folder: Path, on_phase: OnPhase) -> Json:
         "oom_score": int(score.read_text()) if score.exists() else 1000,
         "path": sys.path,
     }
+
+
+def _fill_disk(folder: Path, *, reports: bool) -> None:
+    """Write until the disk is full; raise OSError then, or not, as some libraries do."""
+    with (folder / "model.engine").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 12))
+        except OSError:
+            if reports:
+                raise
 
 
 if __name__ == "__main__":

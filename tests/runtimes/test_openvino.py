@@ -22,6 +22,7 @@ from edgevit.runtimes.openvino import APP_TOLERANCE
 from edgevit.runtimes.openvino_convert import convert
 from edgevit.runtimes.registry import get_runtime
 from edgevit.types import TensorSpec
+from tests.helpers.file_limits import small_disk
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -145,6 +146,16 @@ sys.modules["openvino_telemetry"] = None
 from openvino.tools.benchmark.main import main
 sys.exit(main())
 """
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_not_of_the_graph(
+    shared_bundle: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """It was an invitation to reinstall OpenVINO (5 MB), or its own "iostream error" with status 5 (8 MB)."""
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        model = Path(shutil.copy(shared_bundle("onnx").model_path, disk))
+        with pytest.raises(OSError, match="No space left on device"):
+            get_runtime("openvino").build(model, disk, BuildOptions())
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
