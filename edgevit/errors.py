@@ -20,10 +20,12 @@ Any other exception is a bug in edgevit: the command line writes its traceback t
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+BROKEN_PIPE = 128 + signal.SIGPIPE  # 141, as the shell reports programs that this signal ends
 EXIT_STATUSES = {
     0: "done",
     1: "lint found errors",
@@ -36,6 +38,7 @@ EXIT_STATUSES = {
     8: "slower than the baseline allows",
     9: "the requested precision is not what runs",
     INTERNAL_ERROR: "an error of edgevit itself",
+    BROKEN_PIPE: "the reader of the output ended first, as head does",
 }
 
 

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from edgevit.cli.signals import Stop
 from edgevit.errors import EdgevitError, ParityError, UsageError
@@ -162,10 +162,10 @@ def prepare_streams() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of images that it reads correctly
 
 
-def close_stdout() -> None:
-    """Redirect stdout to the null device, so that Python's flush at exit does not fail a second time."""
+def close_stream(stream: TextIO) -> None:
+    """Redirect stdout or stderr to the null device, so that Python's flush at exit does not fail a second time."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def require_writable(json_path: str | None, option: str = "--json") -> None:

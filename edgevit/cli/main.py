@@ -7,7 +7,6 @@ import importlib
 import os
 import platform
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -16,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import edgevit
-from edgevit.cli.console import Console, close_stdout, prepare_streams, require_writable
+from edgevit.cli.console import Console, close_stream, prepare_streams, require_writable
 from edgevit.cli.parser import Command, Parser, build_parser, parse
 from edgevit.cli.signals import Stop
-from edgevit.errors import INTERNAL_ERROR, EdgevitError, MissingError, UsageError
+from edgevit.errors import BROKEN_PIPE, INTERNAL_ERROR, EdgevitError, MissingError, UsageError
 from edgevit.files import cache_folder, os_reason
 from edgevit.memory import ANY_COMMAND_MB, OUT_OF_MEMORY, require_address_space
 
@@ -52,7 +51,12 @@ def run_process() -> int:
     Python looks for garbage once more before it ends, which takes a second after an import of PyTorch. The system
     frees the memory anyway, and what has to be cleaned up is registered with `atexit`.
     """
-    status = main()
+    try:
+        status = main()
+    except BrokenPipeError:  # stderr is closed too, so nobody reads of an error
+        close_stream(sys.stdout)
+        close_stream(sys.stderr)
+        status = BROKEN_PIPE
     gc.freeze()
     return status
 
@@ -75,8 +79,8 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, while a failure can still be reported
         return status
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
-        close_stdout()
-        return 128 + signal.SIGPIPE
+        close_stream(sys.stdout)
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print(f"edgevit: interrupted; {arguments.if_stopped}", file=sys.stderr)
         return 130
@@ -105,7 +109,7 @@ def commands() -> Iterator[Command]:
 def _report(error: BaseException, console: Console) -> int:
     """Report the error that ended a command, and return its exit status."""
     if isinstance(error, OSError):
-        close_stdout()
+        close_stream(sys.stdout)
     known = _as_edgevit_error(error)
     return _report_unforeseen(error, console) if known is None else console.fail(known)
 

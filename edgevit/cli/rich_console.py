@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -26,6 +28,10 @@ class EscapingConsole(Console):
         """Escape everything else."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else _escaped(text), style, control)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave a closed pipe to `main`; rich would end the process with status 1, which is that of lint errors."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def _escaped(text: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from edgevit.cli.console import Console
 from edgevit.cli.tables import make_table
+from edgevit.errors import EXIT_STATUSES
 from edgevit.models import registry
 from tests.helpers.cli import PHOTO, ordinary_user, shell, status
 
@@ -123,6 +124,9 @@ def test_a_closed_stream_does_not_fail_a_command(closed: str, tmp_path: Path) ->
     assert len(json.loads((tmp_path / "models.json").read_text())["models"]) == len(registry.list_models(task=None))
 
 
-def test_a_closed_pipe_ends_the_command_silently() -> None:
-    run = shell("edgevit list --json - | true")
+@pytest.mark.parametrize("command", ["edgevit list --json -", "edgevit list", "edgevit doctor", "edgevit no 2>&1"])
+def test_a_closed_pipe_ends_the_command_silently(command: str) -> None:
+    """Tables went through rich, which ended the process with status 1: that lint found errors."""
+    run = shell(f"{command} | true")
     assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
+    assert 128 + signal.SIGPIPE in EXIT_STATUSES
