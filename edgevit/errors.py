@@ -29,9 +29,9 @@ BROKEN_PIPE = 128 + signal.SIGPIPE  # 141, as the shell reports programs that th
 EXIT_STATUSES = {
     0: "done",
     1: "lint found errors",
-    2: "usage: a wrong name, option or file",
+    2: "usage: a wrong name, option or file; --json or --report cannot be written",
     3: "a package or device is missing",
-    4: "export failed",
+    4: "export failed, or the folder of a bundle cannot be written",
     5: "build failed",
     6: "parity or accuracy failed",
     7: "not measurable",
