@@ -12,6 +12,7 @@ from edgevit.bundles.bundle import Bundle, display_names
 from edgevit.bundles.labeled import LabeledBoxes, LabeledMasks
 from edgevit.bundles.latency_file import read_latency
 from edgevit.bundles.manifest import JUDGED_ENGINE
+from edgevit.bundles.source_model import torch_options
 from edgevit.errors import UsageError
 from edgevit.files import MODEL_FILE
 from edgevit.latency.document.content import Document, Session, session_of
@@ -152,6 +153,7 @@ def _product(bundle: Bundle, name: str) -> Product:
         edgevit_version=manifest.edgevit_version,
         parity=None if manifest.parity is None else _parity(manifest.parity),
         accuracy=None if manifest.comparison is None else _accuracy(manifest.comparison),
+        torch_options=torch_options(manifest.model),
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edgevit.arrays import differences, finite_std
 from edgevit.bundles.bundle import Bundle
+from edgevit.bundles.model_record import ModelRecord
 from edgevit.errors import UsageError
 from edgevit.files import file_sha256
 from edgevit.latency.candidate import PYTORCH_MODEL
@@ -50,6 +51,20 @@ class PytorchSource:
 
 
 FROM_MANIFEST = PytorchSource()
+
+
+def torch_options(record: ModelRecord) -> str | None:
+    """Return the options that name a bundle's PyTorch model as far as its manifest knows them: without folders.
+
+    They are empty if it needs none, and None if no option names the model: it was an ONNX file or a module in memory.
+    """
+    if record.source is None or record.onnx_file is not None:
+        return None
+    needs_weights = record.weights_sha256 is not None and not record.weights.startswith("included ")
+    source = PytorchSource(
+        model=None if record.is_registered else record.source, weights=record.weights if needs_weights else None
+    )
+    return source.details.get(PYTORCH_MODEL, "")
 
 
 def recreate_model(bundle: Bundle, source: PytorchSource = FROM_MANIFEST) -> LoadedModel:

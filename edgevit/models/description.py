@@ -43,6 +43,9 @@ class ModelOrigin:
     task: Task = "classification"
     output_form: OutputForm = "logits"
     fingerprint: str | None = None  # hash of class, structure and weights of a module in memory
+    # Options of `edgevit latency --against torch` with which a bundle finds the model again; empty if it needs none,
+    # None if no option names it. A manifest does not record them: they may contain folders.
+    torch_options: str | None = None
 
     @property
     def lacks_checkpoint(self) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgevit.bundles.source_model import PytorchSource
 from edgevit.errors import UsageError
+from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.models.description import ModelDescription, with_classes, with_preprocessing
 from edgevit.pipeline.naming import with_distinct_name, with_name
 from edgevit.pipeline.onnx_model import OnnxModel, is_onnx_file, load_onnx_model
@@ -58,7 +60,7 @@ class ModelOptions:
         load_torch()  # raises MissingError without PyTorch
         from edgevit.models import loading
 
-        return loading.from_name(
+        model = loading.from_name(
             name,
             weights=self.weights,
             num_classes=self.num_classes,
@@ -69,6 +71,18 @@ class ModelOptions:
             outputs=self.outputs,
             preprocessing=self.preprocessing,
         )
+        return replace(model, origin=replace(model.origin, torch_options=self._torch_options(name, model)))
+
+    def _torch_options(self, name: str, model: LoadedModel) -> str | None:
+        """Return `ModelOrigin.torch_options` of a model given by name."""
+        is_registered = ":" not in name
+        if not is_registered:
+            (first, *others) = model.inputs
+            takes_photos = not others and len(first.shape) == 4 and first.shape[1] == 3
+            if self.num_classes is not None or not takes_photos:
+                return None
+        source = PytorchSource(model=None if is_registered else name, weights=self.weights, arguments=self.arguments)
+        return source.details.get(PYTORCH_MODEL, "")
 
     def _load_onnx_file(self, name: str) -> OnnxModel:
         given = {

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from edgevit.bundles.latency_file import artifact_details
 from edgevit.errors import BuildError, InferenceError, MeasureError, MissingError
 from edgevit.files import MODEL_FILE
-from edgevit.latency.candidate import Candidate, candidate_from_engine
+from edgevit.latency.candidate import PYTORCH_MODEL, Candidate, candidate_from_engine
 from edgevit.latency.measure import measure
 from edgevit.latency.progress import MeasureProgress, OnMeasure
 from edgevit.latency.report import LatencyReport
@@ -38,7 +38,7 @@ def measure_side_by_side(export: ExportRun, engines: Mapping[str, BuildResult]) 
         loaded |= {name: (built.engine, built.loading) for name, built in engines.items() if built.engine is not None}
         for name, (engine, loading) in loaded.items():
             with _collect_problem(problems):
-                details = _measured_files(engines.get(name))
+                details = _measured_files(engines.get(name)) or _named_model(export)
                 candidates.append(
                     candidate_from_engine(
                         name, engine, feeds, threads=options.threads, loading=loading, details=details
@@ -55,6 +55,12 @@ def _measured_files(built: BuildResult | None) -> dict[str, str]:
         return {}
     engine = built.artifact.path
     return artifact_details(engine, engine.with_name(MODEL_FILE), precision=built.precision.actual)
+
+
+def _named_model(export: ExportRun) -> dict[str, str]:
+    """Return the options that name the model itself, for the command that repeats the measurement."""
+    options = export.model.origin.torch_options
+    return {PYTORCH_MODEL: options} if options else {}
 
 
 @contextmanager

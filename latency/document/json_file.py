@@ -12,6 +12,7 @@ import numpy as np
 
 from edgevit.latency.compare import latency_figures
 from edgevit.latency.document.content import Document, Entry, Session
+from edgevit.latency.document.product import Product
 from edgevit.latency.document.repeat import repeat_command
 from edgevit.latency.document.verdict import certified, headline
 from edgevit.latency.report import LatencyReport
@@ -60,7 +61,7 @@ def _engine(entry: Entry) -> dict[str, Any]:
     ratio = entry.ratio
     return {
         "name": entry.name,
-        "bundle": None if entry.product is None else asdict(entry.product),
+        "bundle": None if entry.product is None else _product_json(entry.product),
         "figures": latency_figures(entry.report),
         "ratio": None if ratio is None else ratio.value,
         "ratio_interval": None if ratio is None else bounds(ratio.interval),
@@ -74,3 +75,8 @@ def _evidence(report: LatencyReport) -> dict[str, Any]:
     """Return every field of the report apart from the environment, which the whole run shares."""
     fields = {name: value for name, value in report.to_json().items() if name != "environment"}
     return {**fields, **{name: pack(fields[name], dtype) for name, dtype in _PACKED.items()}}
+
+
+def _product_json(product: Product) -> dict[str, Any]:
+    """Return a bundle without the options of a command, which `repeat_command` has."""
+    return {key: value for key, value in asdict(product).items() if key != "torch_options"}

@@ -42,3 +42,4 @@ class Product:
     accuracy: Accuracy | None = None
     tool_line: str = ""  # command of the runtime's own tool that times the engine, in the bundle's folder
     tool_note: str = ""
+    torch_options: str | None = ""  # of `edgevit latency` that name the PyTorch model; None if no option does

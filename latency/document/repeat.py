@@ -26,8 +26,7 @@ _TORCH_OPTIONS = {
 def repeat_command(session: Session, *, lasting_s: float | None = None) -> str | None:
     """Return the `edgevit latency` command that measures the same engines again; None if no bundle took part.
 
-    `lasting_s` replaces the seconds of the run. Engines that no option makes, such as the fp32 engine beside an int8
-    export, are left out.
+    `lasting_s` replaces the seconds of the run. The engines of `left_out` are missing.
     """
     bundles = [entry.product.path for entry in session.entries if entry.product is not None]
     if not bundles:
@@ -44,6 +43,15 @@ def repeat_command(session: Session, *, lasting_s: float | None = None) -> str |
         *_studies([entry.report for entry in session.entries]),
     ]
     return shlex.join(words)
+
+
+def left_out(session: Session) -> tuple[str, ...]:
+    """Return the titles of engines that no command can name.
+
+    Such are the fp32 engine beside an int8 export, a bundle that the report does not know, and the PyTorch model of a
+    module that was in memory.
+    """
+    return tuple(entry.title for entry in session.entries if entry.product is None and _option(entry, session) is None)
 
 
 def certifying_command(session: Session) -> str | None:
@@ -64,21 +72,38 @@ def _studies(reports: Sequence[LatencyReport]) -> Iterator[str]:
 
 
 def _source(session: Session) -> list[str]:
-    """Return the options that name the PyTorch model, if the user named it."""
-    named = (entry.report.details.get(PYTORCH_MODEL, "") for entry in session.entries)
-    return shlex.split(next(filter(None, named), ""))
+    """Return the options that name the PyTorch model, if one was measured and the bundle alone does not."""
+    if not any(_is_of_pytorch(entry.report.name) for entry in session.entries):
+        return []
+    return shlex.split(_named(session) or _recorded(session) or "")
+
+
+def _named(session: Session) -> str:
+    """Return the options with which the user named the PyTorch model; empty if there were none."""
+    return next(filter(None, (entry.report.details.get(PYTORCH_MODEL, "") for entry in session.entries)), "")
+
+
+def _recorded(session: Session) -> str | None:
+    """Return the options that name the PyTorch model of the first bundle, of which it is made."""
+    return next((entry.product.torch_options for entry in session.entries if entry.product is not None), None)
+
+
+def _is_of_pytorch(name: str) -> bool:
+    return name in _TORCH_OPTIONS or name in PEERS
 
 
 def _against(session: Session) -> Iterator[str]:
     for entry in session.entries:
-        if entry.product is None and (name := _option(entry)) is not None:
+        if entry.product is None and (name := _option(entry, session)) is not None:
             yield name
 
 
-def _option(entry: Entry) -> str | None:
+def _option(entry: Entry, session: Session) -> str | None:
     """Return the name that `--against` takes for an engine; None if there is none."""
     name = entry.report.name
-    if name in _TORCH_OPTIONS or name in PEERS:
+    if _is_of_pytorch(name):
+        if not _named(session) and _recorded(session) is None:
+            return None
         return _TORCH_OPTIONS.get(name, name)
     try:
         return get_format(name).name

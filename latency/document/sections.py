@@ -10,7 +10,7 @@ from edgevit.latency.document.content import Document, Entry, Session
 from edgevit.latency.document.figures import ABSENT, figure, megabytes, millijoules, with_interval
 from edgevit.latency.document.identity import engine_rows, machine_rows, setting_rows
 from edgevit.latency.document.measured_parts import part_sections
-from edgevit.latency.document.repeat import certifying_command, repeat_command
+from edgevit.latency.document.repeat import certifying_command, left_out, repeat_command
 from edgevit.latency.document.validity import Answer
 from edgevit.latency.document.verdict import certified, headline
 from edgevit.latency.report import LatencyReport
@@ -224,7 +224,9 @@ def _repeat(session: Session) -> Iterator[Block]:
     if command is None:
         yield Text("No bundle took part, so no command repeats this run.")
         return
-    yield Command(command, "Measures the same engines again:")
+    missing = left_out(session)
+    without = f", without {', '.join(missing)}" if missing else ""
+    yield Command(command, f"Measures the same engines again{without}:")
     if (longer := certifying_command(session)) is not None:
         yield Command(longer, "Measures long enough for a certificate:")
     for entry in session.entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from edgevit.errors import UsageError
 from edgevit.files import file_sha256
 from edgevit.latency.candidate import PYTORCH_MODEL
 from edgevit.models.features import Backbone
+from edgevit.pipeline.load_model import ModelOptions
 from tests.helpers.bundles import damage
 from tests.helpers.cli import PHOTO, USER_MODEL, status
 from tests.helpers.samples import QUICK
@@ -106,6 +108,29 @@ def test_the_users_factory_gets_its_arguments(
         recreate_model(user_bundle, PytorchSource(model=model, arguments={"seed": 1}))
     with pytest.raises(UsageError, match="shiftvit_cifar10 takes none"):
         recreate_model(user_bundle, PytorchSource(model="shiftvit_cifar10", arguments={"seed": 0}))
+
+
+def test_the_command_that_repeats_an_export_of_the_users_code_runs_as_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was `--against torch` without --model, which is refused."""
+    (tmp_path / "my code.py").write_text(USER_MODEL.replace("def build():", "def build(seed):\n    assert seed == 3"))
+    export = ["export", f"{tmp_path / 'my code.py'}:build", "--arg", "seed=3", "--fmt", "onnx", "--img-size", "32"]
+    assert status(*export, "--out", tmp_path) == 0
+    capsys.readouterr()
+    assert status("report", tmp_path / "my_code_build-fp32-onnx") == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("edgevit latency "))
+    assert " --against torch --model " in command
+    assert status(*shlex.split(command)[1:], "--duration", "0.1") == 0
+
+
+def test_a_model_knows_the_options_that_name_it_again(user_bundle: Bundle) -> None:
+    """None is for models that the options of `latency` cannot create: of other inputs than one photo."""
+    model = mine(user_bundle)
+    assert ModelOptions(img_size=32).load(model, Path()).origin.torch_options == f"--model {model}"
+    assert ModelOptions().load("shiftvit_cifar10", Path()).origin.torch_options == ""
+    onnx_file = str(user_bundle.path / "model.onnx")
+    assert ModelOptions().load(onnx_file, Path()).origin.torch_options is None
 
 
 def test_what_the_users_code_prints_does_not_mix_with_the_result(

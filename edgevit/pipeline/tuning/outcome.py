@@ -76,6 +76,7 @@ class Outcome:
             complete=not search.not_tried,
             cached=False,
             int8_range=config.weight_range,
+            torch_options=search.builder.export.model.origin.torch_options,
         )
 
     def publish(self, report: TuningReport) -> None:

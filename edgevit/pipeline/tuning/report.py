@@ -206,6 +206,7 @@ class TuningReport:
     complete: bool  # whether everything was tried
     cached: bool  # whether --fmt auto finds it
     int8_range: Int8Range = "safe"  # of the weights of the int8 engines
+    torch_options: str | None = None  # that name the PyTorch model for --against torch; None: none does
 
     @property
     def bundle(self) -> Bundle:
@@ -240,8 +241,12 @@ class TuningReport:
 
     @property
     def next_command(self) -> str:
-        option = "--throughput" if self.under_load else "--against torch"
-        return f"edgevit latency {shlex.quote(str(self.path))} {option}"
+        words = ["edgevit", "latency", str(self.path)]
+        if self.under_load:
+            words += ["--throughput"]
+        elif self.torch_options is not None:
+            words += ["--against", "torch", *shlex.split(self.torch_options)]
+        return shlex.join(words)
 
     def choices(self) -> list[Choice]:
         """The engines that passed, the recommended one first, for `--fmt auto`."""

@@ -11,7 +11,7 @@ from edgevit.bundles.source_model import FROM_MANIFEST, PytorchSource
 from edgevit.cli.main import command_line
 from edgevit.cli.parser import pytorch_source
 from edgevit.latency.document.content import session_of
-from edgevit.latency.document.repeat import certifying_command, repeat_command
+from edgevit.latency.document.repeat import certifying_command, left_out, repeat_command
 from edgevit.latency.plan import MeasurePlan
 from edgevit.latency.sustained import SustainedRun
 from edgevit.latency.throughput import Throughput, ThroughputPoint
@@ -56,6 +56,33 @@ def test_the_command_names_the_pytorch_model_that_the_user_named() -> None:
     assert pytorch_source(given) == dataclasses.replace(source, weights="my weights.safetensors")
     assert longer == command.replace("--duration 3", "--duration 60")
     assert "--model" not in commands(peers=("torch (CPU)",))[0]
+
+
+def test_the_command_names_the_pytorch_model_as_the_bundle_records_it() -> None:
+    """An export of the user's code suggested `--against torch` alone, which is refused."""
+    reports = [report(), dataclasses.replace(report(), name="torch (CPU)", details={})]
+    recorded = product(torch_options="--model mods.py:small --weights small.pt")
+    command = repeat_command(session_of(reports, {NAMES[0]: recorded}))
+    assert command is not None
+    assert " --against torch --model mods.py:small --weights small.pt " in command
+    alone = repeat_command(session_of(reports[:1], {NAMES[0]: recorded}))
+    assert alone is not None
+    assert "--model" not in alone
+
+
+def test_engines_that_no_command_names_are_left_out_and_listed() -> None:
+    """The command named one of two bundles, under the words "the same engines again"."""
+    unknown, own = session_of([report(NAMES[0]), report(NAMES[1])], {NAMES[1]: product(NAMES[1])}).entries
+    assert unknown.product is None
+    two = session_of([unknown.report, own.report], {NAMES[1]: product(NAMES[1])})
+    assert left_out(two) == (unknown.title,)
+    in_memory = [report(), dataclasses.replace(report(), name="torch (CPU)", details={})]
+    one = session_of(in_memory, {NAMES[0]: product(torch_options=None)})
+    command = repeat_command(one)
+    assert command is not None
+    assert "--against" not in command
+    assert left_out(one) == ("torch (CPU)",)
+    assert left_out(session()) == ()
 
 
 def test_the_command_makes_the_same_studies() -> None:

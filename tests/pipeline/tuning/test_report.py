@@ -27,6 +27,15 @@ def names(rows: tuple[Row, ...]) -> set[str]:
     return {each.configuration.variant.name for each in rows}
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("", " --against torch"), ("--model 'my code.py:f'", " --against torch --model 'my code.py:f'"), (None, "")],
+)
+def test_the_next_command_names_the_pytorch_model_if_an_option_can(options: str | None, words: str) -> None:
+    report = replace(tuned([row("ort", 2.0)]), torch_options=options)
+    assert report.next_command == f"edgevit latency m-fp32-ort{words}"
+
+
 def changed(time_ms: float) -> Row:
     """Return an engine that is opened with another setting than the default."""
     default = row("ort", time_ms)
