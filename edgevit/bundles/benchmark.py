@@ -94,7 +94,7 @@ def _require_known(name: str) -> str:
 
 
 def measure_plan(duration_s: float = 3.0) -> MeasurePlan:
-    """Return a plan with `duration_s` seconds of samples for each engine, and up to three times as many."""
+    """Return a plan with at least `duration_s` seconds of samples for each engine, and up to three times the rounds."""
     return MeasurePlan(
         min_duration_s=duration_s,
         max_duration_s=max(120.0, 4 * duration_s),

@@ -55,7 +55,8 @@ def _add_candidates(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=3.0,
         metavar="S",
-        help="seconds for each bundle, up to three times as many if no verdict is clear before (default: 3)",
+        help="least seconds for each bundle, in 16 rounds and 100 runs or more; up to three times as many rounds if no "
+        "verdict is clear before (default: 3)",
     )
     parser.add_argument(
         "--against",
