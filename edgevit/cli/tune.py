@@ -132,7 +132,7 @@ def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
     parts: list[Part] = [engine_table(report)]
     if detailed:
         parts += [race_table(report)]
-    parts.append("* Pareto-optimal in time, accuracy, size (MB of 10^6) and peak RAM (MB of 2^20)")
+    parts.append(_legend(report))
     parts.append(f"wrote {report.path}; {report.elapsed_s:.0f} of {report.limit_s:.0f} s")
     lines = [f"refused: {each.name}: {each.reason}" for each in report.refused]
     if report.not_tried:
@@ -142,6 +142,15 @@ def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
     if report.cached:
         lines.append("edgevit export --fmt auto uses this result on this machine from now on")
     return [*parts, *notes([*lines, *report.notes])]
+
+
+def _legend(report: TuningReport) -> str:
+    """Return what the Pareto front compares; there may have been no time to measure the memory."""
+    from edgevit.pipeline.tuning.report import compares_memory
+
+    if compares_memory(report.rows):
+        return "* Pareto-optimal in time, accuracy, size (MB of 10^6) and peak RAM (MB of 2^20)"
+    return "* Pareto-optimal in time, accuracy and size (MB of 10^6)"
 
 
 def engine_table(report: TuningReport) -> Table:

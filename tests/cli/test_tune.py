@@ -102,3 +102,17 @@ def test_the_races_show_who_left(reference: Row, title: str, times: list[str]) -
     assert cells(table, title) == times
     assert cells(table, "time / fastest") == ["1.00", "2.00 (1.90 to 2.10)"]
     assert cells(table, "") == ["", "slower"]
+
+
+def test_the_legend_names_the_memory_only_if_it_was_measured_of_all() -> None:
+    """A short search has "-" in the column RAM."""
+    measured, unmeasured = row("ort", 10.0), row("openvino", 9.0)
+    unmeasured = replace(unmeasured, latency=replace(unmeasured.latency, peak_memory_mb=None))
+    assert "peak RAM" in legend([measured])
+    for rows in ([unmeasured], [measured, unmeasured]):
+        assert legend(rows) == "* Pareto-optimal in time, accuracy and size (MB of 10^6)"
+
+
+def legend(rows: Sequence[Row]) -> str:
+    (line,) = (part for part in report_parts(tuned(rows)) if isinstance(part, str) and part.startswith("* Pareto"))
+    return line

@@ -128,20 +128,24 @@ class Row:
 def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return the engines that no other one beats: in time, accuracy, memory and size at once.
 
-    Only engines that passed their checks take part. Times, memory and sizes within 2 % of one another are equal.
+    Only engines that passed their checks take part. Times, memory and sizes within 2 % of one another are equal. The
+    memory counts if it was measured of each.
     """
     passed = [row for row in rows if row.passed]
-    return tuple(row for row in passed if not any(_dominates(other, row) for other in passed if other is not row))
+    return tuple(row for row in passed if not any(_dominates(other, row, rows) for other in passed if other is not row))
 
 
-def _dominates(one: Row, other: Row) -> bool:
+def compares_memory(rows: Sequence[Row]) -> bool:
+    """Whether the peak memory of all engines that passed was measured, so that the Pareto front regards it."""
+    return all(row.latency.peak_memory_mb is not None for row in rows if row.passed)
+
+
+def _dominates(one: Row, other: Row, rows: Sequence[Row]) -> bool:
     """Whether `one` is at least as good in everything, and better in something."""
     slack = 1 + _EQUAL
-    costs = [
-        (one.ms_per_image, other.ms_per_image),
-        (one.latency.peak_memory_mb or 0.0, other.latency.peak_memory_mb or 0.0),
-        (one.size_bytes, other.size_bytes),
-    ]
+    costs = [(one.ms_per_image, other.ms_per_image), (one.size_bytes, other.size_bytes)]
+    if compares_memory(rows):
+        costs.append((one.latency.peak_memory_mb or 0.0, other.latency.peak_memory_mb or 0.0))
     if one.accuracy < other.accuracy or any(mine > slack * theirs for mine, theirs in costs):
         return False
     return one.accuracy > other.accuracy or any(slack * mine < theirs for mine, theirs in costs)

@@ -36,6 +36,13 @@ def test_the_next_command_names_the_pytorch_model_if_an_option_can(options: str 
     assert report.next_command == f"edgevit latency m-fp32-ort{words}"
 
 
+def test_memory_that_was_not_measured_beats_nothing() -> None:
+    """It counted as none at all, which no other engine beats."""
+    small, large = row("ort", 10.0, size=1000), row("openvino", 10.0, size=2000)
+    large = replace(large, latency=replace(large.latency, peak_memory_mb=None))
+    assert names(pareto_front([small, large])) == {"fp32-ort"}
+
+
 def changed(time_ms: float) -> Row:
     """Return an engine that is opened with another setting than the default."""
     default = row("ort", time_ms)
