@@ -113,6 +113,12 @@ def test_the_legend_names_the_memory_only_if_it_was_measured_of_all() -> None:
         assert legend(rows) == "* Pareto-optimal in time, accuracy and size (MB of 10^6)"
 
 
+def test_the_result_is_found_for_the_same_weights() -> None:
+    """A factory that draws other weights each time was told that --fmt auto uses the result from now on."""
+    notes = [part for part in report_parts(tuned([row("ort", 10.0)])) if isinstance(part, str)]
+    assert any("export --fmt auto uses" in note and note.endswith("for the same weights") for note in notes)
+
+
 def legend(rows: Sequence[Row]) -> str:
     (line,) = (part for part in report_parts(tuned(rows)) if isinstance(part, str) and part.startswith("* Pareto"))
     return line

@@ -91,8 +91,8 @@ def find_tuned(
     if not choices:
         raise UsageError(
             f"{model.name} was not tuned on this machine in this form (batch, image size, classes), so --fmt auto "
-            f"knows no engine; run edgevit tune {model.origin.source or model.name} with the same options, or name a "
-            "format"
+            f"knows no engine; run edgevit tune {model.origin.source or model.name} with the same options and weights "
+            "(a factory may draw others each time), or name a format"
         )
     choice, note = choose(choices, precision=precision, threads=threads, calibrated=calibrated)
     if choice is None:
