@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two workers with two threads each wait for one another
@@ -32,6 +33,15 @@ SPREAD = {"test_registry.py", "test_kernels.py"}  # minutes of tests, each of wh
 def seed() -> None:
     """Give each test the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """Let no test silence the warnings that those behind it expect, as OpenVINO's converter does when it fails."""
+    root = logging.getLogger()
+    level, disabled = root.level, root.manager.disable
+    yield
+    assert (root.level, root.manager.disable) == (level, disabled)
 
 
 @pytest.fixture(scope="session")
