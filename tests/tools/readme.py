@@ -30,9 +30,9 @@ def models() -> str:
 
 def exit_statuses() -> str:
     """Return the table of exit statuses."""
-    rows = [f"| {status} | {meaning} |" for status, meaning in EXIT_STATUSES.items()]
-    signals = ["| 130 | interrupted (Ctrl-C) |", "| 128 + N | ended by signal N |"]
-    return "\n".join(["| status | meaning |", "|---|---|", *rows, *signals])
+    statuses = sorted({**EXIT_STATUSES, 130: "interrupted (Ctrl-C)"}.items())
+    rows = [f"| {status} | {meaning} |" for status, meaning in statuses]
+    return "\n".join(["| status | meaning |", "|---|---|", *rows, "| 128 + N | ended by signal N |"])
 
 
 def _format_row(entry: Format) -> str:
