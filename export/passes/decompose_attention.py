@@ -61,10 +61,11 @@ def _attention_around(softmax: ir.Node) -> _Attention | None:
     (keys, queries), (values, factor), result = first.inputs, second.inputs, second.outputs[0]
     if keys is None or queries is None or values is None or factor is not weights:
         return None
+    rank = len(weights.shape or ())
     ranks = {len(value.shape or ()) for value in (keys, queries, scores, values, result)}
-    rank, count = len(weights.shape or ()), static_size(weights, -2)
     if ranks != {rank} or rank < 2 or softmax.attributes.get_int("axis", -1) not in (-2, rank - 2):
         return None
+    count = static_size(weights, -2)
     if count is None or not 1 < count <= _MAX_KEYS or static_size(values, -1) != count or scores.is_graph_output():
         return None
     return _Attention(keys, queries, scores, softmax, values, result)

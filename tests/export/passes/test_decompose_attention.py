@@ -114,6 +114,17 @@ def test_other_readers_of_the_scores_get_the_sum() -> None:
             id="the weights are the left factor",
         ),
         pytest.param(attention(SCORES, SOFTMAX, RESULT, queries="float[2, 4, 9] q"), id="another rank"),
+        pytest.param(
+            parse(
+                f"""{HEADER} g (float[4] k, float[4, 9] q, float[5, 9] v) => (float[5] y) {{
+                    s = MatMul (k, q) w = Softmax <axis = -1> (s) y = MatMul (v, w)
+                }}"""
+            ),
+            id="vectors",
+        ),
+        pytest.param(
+            attention(SCORES, SOFTMAX, "y = Relu (w)", outputs="float[N, 2, 3, 9] y"), id="no product with the values"
+        ),
     ],
 )
 def test_other_attention_stays(before: OnnxGraph) -> None:

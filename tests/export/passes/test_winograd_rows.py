@@ -26,6 +26,8 @@ def graph(body: str, *, inputs: str = f"{MAP} x", outputs: str = f"{MAP} y", wid
         v=noise(64, 64, 3, 3, scale=0.04, seed=2),
         wide=noise(80, 64, 3, 3, scale=0.04, seed=3),
         row=noise(64, 64, 1, 3),
+        w1=noise(64, 64, 3),
+        w3=noise(64, 64, 3, 3, 3),
         halves=noise(64, 32, 3, 3),
         few=noise(64, 16, 3, 3),
         narrow=noise(32, 64, 3, 3),
@@ -147,6 +149,14 @@ OTHERS = {
     "groups": graph("y = Conv <pads = [1, 1, 1, 1], group = 2> (x, halves)"),
     "few channels": graph(f"y = {CONV} (x, few)", inputs="float[N, 16, 32, 24] x", outputs="float[N, 64, 32, 24] y"),
     "few outputs": graph(f"y = {CONV} (x, narrow)", outputs="float[N, 32, 32, 24] y"),
+    "one dimension": graph(
+        "y = Conv <pads = [1, 1]> (x, w1)", inputs="float[N, 64, 768] x", outputs="float[N, 64, 768] y"
+    ),
+    "three dimensions": graph(
+        "y = Conv <pads = [1, 1, 1, 1, 1, 1]> (x, w3)",
+        inputs="float[N, 64, 4, 4, 6] x",
+        outputs="float[N, 64, 4, 4, 6] y",
+    ),
     "computed weights": graph(f"k = Relu (w) l = Mul (k, gain) y = {CONV} (x, l)", inputs=f"{MAP} x, float[1] gain"),
 }
 
