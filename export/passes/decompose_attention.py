@@ -63,7 +63,7 @@ def _attention_around(softmax: ir.Node) -> _Attention | None:
         return None
     rank = len(weights.shape or ())
     ranks = {len(value.shape or ()) for value in (keys, queries, scores, values, result)}
-    if ranks != {rank} or rank < 2 or softmax.attributes.get_int("axis", -1) not in (-2, rank - 2):
+    if ranks != {rank} or softmax.attributes.get_int("axis", -1) not in (-2, rank - 2):
         return None
     count = static_size(weights, -2)
     if count is None or not 1 < count <= _MAX_KEYS or static_size(values, -1) != count or scores.is_graph_output():

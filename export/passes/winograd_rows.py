@@ -23,7 +23,6 @@ import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
     constant,
-    has_constant_weights,
     initializer,
     insert,
     int64_initializer,
@@ -186,7 +185,7 @@ def _pairs_shape(value: ir.Value) -> ir.Shape:
 
 def _is_dense_3x3(node: ir.Node) -> bool:
     """Whether a node is a convolution with three rows of weights that this pass replaces."""
-    if node.op_type != "Conv" or node.domain or not has_constant_weights(node):
+    if node.op_type != "Conv" or node.domain:
         return False
     weight, result = constant(node.inputs[1]), node.outputs[0]
     if weight is None or weight.ndim != 4 or weight.dtype != np.float32 or weight.shape[2] != 3:
@@ -195,9 +194,7 @@ def _is_dense_3x3(node: ir.Node) -> bool:
     ones = [*attributes.get_ints("strides", [1]), *attributes.get_ints("dilations", [1])]
     pads = list(attributes.get_ints("pads", [0, 0, 0, 0]))
     is_plain = set(ones) == {1} and attributes.get_int("group", 1) == 1 and pads[0] == pads[2] == 1
-    if not is_plain or attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", ""):
-        return False
-    return _has_pairs_of_rows(node.inputs[0]) and _has_pairs_of_rows(result) and _saves_time(weight, result)
+    return is_plain and all(map(_has_pairs_of_rows, (node.inputs[0], result))) and _saves_time(weight, result)
 
 
 def _saves_time(weight: Array, result: ir.Value) -> bool:
@@ -229,10 +226,9 @@ def _is_elementwise(node: ir.Node) -> bool:
     """Whether a node computes each element of a map from those at its place, and numbers for whole channels."""
     if node.op_type not in _ELEMENTWISE or node.domain or len(node.outputs) != 1:
         return False
-    result = node.outputs[0]
-    if not _has_pairs_of_rows(result) or any(value is not None and value.shape is None for value in node.inputs):
+    if any(value is not None and value.shape is None for value in node.inputs):
         return False
-    size = (result.shape or ())[2:]
+    size = (node.outputs[0].shape or ())[2:]
     maps = [value.shape for value in node.inputs if value is not None and value.shape is not None and _is_map(value)]
     return all(list(shape[2:]) == list(size) for shape in maps)
 

@@ -21,7 +21,8 @@ def attention(
     *body: str, keys: int | str = 3, outputs: str = "float[N, 2, 5, 9] y", queries: str = PIXELS
 ) -> OnnxGraph:
     inputs = f"float[N, 2, {keys}, 4] k, {queries}, float[N, 2, 5, {keys}] v"
-    return parse(f"{HEADER} g ({inputs}) => ({outputs}) {{ {' '.join(body or (SCORES, SOFTMAX, RESULT))} }}")
+    text = " ".join(body or (SCORES, SOFTMAX, RESULT))
+    return parse(f"{HEADER} g ({inputs}) => ({outputs}) {{ {text} }}", kept=np.ones(3, np.bool_))
 
 
 def written_out(before: OnnxGraph) -> OnnxGraph:
@@ -121,6 +122,18 @@ def test_other_readers_of_the_scores_get_the_sum() -> None:
                 }}"""
             ),
             id="vectors",
+        ),
+        pytest.param(
+            parse(
+                f"""{HEADER} g (float[N, 3, 4] k, float[N, 4, 3] q, float[N, 3, 5] v) => (float[N, 3, 5] y) {{
+                    {SCORES} {SOFTMAX} y = MatMul (w, v)
+                }}"""
+            ),
+            id="as many pixels as keys, the weights are the left factor",
+        ),
+        pytest.param(
+            attention(SCORES, SOFTMAX, "u = Compress <axis = 3> (v, kept) y = MatMul (u, w)"),
+            id="an unknown number of values",
         ),
         pytest.param(
             attention(SCORES, SOFTMAX, "y = Relu (w)", outputs="float[N, 2, 3, 9] y"), id="no product with the values"

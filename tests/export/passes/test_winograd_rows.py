@@ -15,7 +15,7 @@ from edgevit.types import Precision
 from tests.helpers.graphs import BATCH, HEADER, assert_same, noise, parse, run
 
 CONV = "Conv <pads = [1, 1, 1, 1]>"
-MAP = "float[N, 64, 32, 24]"
+MAP = "float[N, 64, 32, 36]"
 PARTS = {"Conv": 6, "Add": 4, "Sub": 2}  # of a convolution: two of the six take neighboring rows
 
 
@@ -54,9 +54,9 @@ def counts(after: OnnxGraph, *names: str) -> tuple[int, ...]:
         pytest.param(graph("y = Conv <pads = [1, 0, 1, 0]> (x, w)", width=1), id="3x1"),
         pytest.param(graph("y = Conv <pads = [1, 1, 1, 3]> (x, w)", width=5), id="3x5"),
         pytest.param(
-            graph("y = Conv <pads = [1, 0, 1, 0]> (x, w, b)", outputs="float[N, 64, 32, 22] y"), id="narrower"
+            graph("y = Conv <pads = [1, 0, 1, 0]> (x, w, b)", outputs="float[N, 64, 32, 34] y"), id="narrower"
         ),
-        pytest.param(graph(f"y = {CONV} (x, wide)", outputs="float[N, 80, 32, 24] y"), id="more channels"),
+        pytest.param(graph(f"y = {CONV} (x, wide)", outputs="float[N, 80, 32, 36] y"), id="more channels"),
         pytest.param(
             graph(f"y = {CONV} (x, w, b)", inputs="float[N, 64, 4, 60] x", outputs="float[N, 64, 4, 60] y"),
             id="4 rows",
@@ -71,7 +71,7 @@ def test_a_convolution_becomes_products_of_rows(before: OnnxGraph) -> None:
 
 def test_two_thirds_of_the_multiplications_are_left() -> None:
     before = graph(f"y = {CONV} (x, w, b)")
-    of_neighbors = 2 * 2 * 64 * 16 * 24  # twice two weights for each element of a half
+    of_neighbors = 2 * 2 * 64 * 16 * 36  # twice two weights for each element of a half
     assert graph_macs(with_halves(before)) == graph_macs(before) * 2 // 3 + of_neighbors
 
 
@@ -108,8 +108,8 @@ def test_a_whole_map_is_not_split_for_a_sum_alone() -> None:
 
 
 def test_all_readers_share_a_joined_map() -> None:
-    body = f"c = {CONV} (x, w) a = Relu (c) p = GlobalAveragePool (a) q = Softmax (a) y = {CONV} (a, v)"
-    before = graph(body, outputs=f"{MAP} y, float[N, 64, 1, 1] p, {MAP} q, {MAP} a")
+    body = f"c = {CONV} (x, w) a = Relu (c) p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (a) q = Softmax (a) y = {CONV} (a, v)"
+    before = graph(body, outputs=f"{MAP} y, float[N, 64, 16, 18] p, {MAP} q, {MAP} a")
     after = with_halves(before)
     assert counts(after, "Split", "Concat") == (1, 2)
     assert_same(before, after)
@@ -125,7 +125,7 @@ def test_a_map_that_a_branch_reads_is_joined() -> None:
 
 def test_the_error_is_that_of_a_convolution() -> None:
     before = graph(f"y = {CONV} (x, w)")
-    x, w = np.random.default_rng(0).standard_normal((BATCH, 64, 32, 24)), noise(64, 64, 3, 3, scale=0.04)
+    x, w = np.random.default_rng(0).standard_normal((BATCH, 64, 32, 36)), noise(64, 64, 3, 3, scale=0.04)
     images = torch.from_numpy(x.astype(np.float32)).double()
     exact = torch.conv2d(images, torch.from_numpy(w).double(), padding=1).numpy()
     plain, rows = (np.abs(run(each)["y"] - exact).max() for each in (before, with_halves(before)))
@@ -134,21 +134,22 @@ def test_the_error_is_that_of_a_convolution() -> None:
 
 OTHERS = {
     "an odd number of rows": graph(
-        f"y = {CONV} (x, w)", inputs="float[N, 64, 31, 24] x", outputs="float[N, 64, 31, 24] y"
+        f"y = {CONV} (x, w)", inputs="float[N, 64, 31, 36] x", outputs="float[N, 64, 31, 36] y"
     ),
     "two rows": graph(f"y = {CONV} (x, w)", inputs="float[N, 64, 2, 400] x", outputs="float[N, 64, 2, 400] y"),
     "an unknown number of rows": graph(
-        f"y = {CONV} (x, w)", inputs="float[N, 64, H, 24] x", outputs="float[N, 64, H, 24] y"
+        f"y = {CONV} (x, w)", inputs="float[N, 64, H, 36] x", outputs="float[N, 64, H, 36] y"
     ),
-    "steps of two": graph("y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)", outputs="float[N, 64, 16, 12] y"),
+    "steps of two": graph("y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w)", outputs="float[N, 64, 16, 18] y"),
     "holes": graph("y = Conv <pads = [2, 2, 2, 2], dilations = [2, 2]> (x, w)"),
-    "no padding": graph("y = Conv (x, w)", outputs="float[N, 64, 30, 22] y"),
+    "holes in a row": graph("y = Conv <pads = [1, 2, 1, 2], dilations = [1, 2]> (x, w)"),
+    "no padding": graph("y = Conv (x, w)", outputs="float[N, 64, 30, 34] y"),
     "padding on one side": graph("y = Conv <pads = [2, 1, 0, 1]> (x, w)"),
     "automatic padding": graph('y = Conv <auto_pad = "SAME_UPPER"> (x, w)'),
-    "one row of weights": graph("y = Conv <pads = [0, 1, 0, 1]> (x, row)"),
+    "one row of weights": graph("y = Conv <pads = [1, 1, 1, 1]> (x, row)", outputs="float[N, 64, 34, 36] y"),
     "groups": graph("y = Conv <pads = [1, 1, 1, 1], group = 2> (x, halves)"),
-    "few channels": graph(f"y = {CONV} (x, few)", inputs="float[N, 16, 32, 24] x", outputs="float[N, 64, 32, 24] y"),
-    "few outputs": graph(f"y = {CONV} (x, narrow)", outputs="float[N, 32, 32, 24] y"),
+    "few channels": graph(f"y = {CONV} (x, few)", inputs="float[N, 16, 32, 36] x", outputs="float[N, 64, 32, 36] y"),
+    "few outputs": graph(f"y = {CONV} (x, narrow)", outputs="float[N, 32, 32, 36] y"),
     "one dimension": graph(
         "y = Conv <pads = [1, 1]> (x, w1)", inputs="float[N, 64, 768] x", outputs="float[N, 64, 768] y"
     ),
@@ -184,7 +185,7 @@ def test_a_convolution_stays_where_its_sums_of_rows_would_take_longer(channels: 
 
 
 def test_convolutions_in_float64_stay() -> None:
-    double = f"{HEADER} g (double[N, 64, 32, 24] x) => (double[N, 64, 32, 24] y) {{ y = {CONV} (x, w) }}"
+    double = f"{HEADER} g (double[N, 64, 32, 36] x) => (double[N, 64, 32, 36] y) {{ y = {CONV} (x, w) }}"
     assert with_halves(parse(double, w=noise(64, 64, 3, 3).astype(np.float64))).operators == {"Conv": 1}
 
 
@@ -196,7 +197,7 @@ def test_operators_that_are_not_elementwise_read_the_whole_map(between: str) -> 
     assert_same(before, after)
 
 
-@pytest.mark.parametrize("shape", ["N, 64, 32, 24", "N, 64, 1, 24", "N, 64, 32, 1", "32, 24", "24"])
+@pytest.mark.parametrize("shape", ["N, 64, 32, 36", "N, 64, 1, 36", "N, 64, 32, 1", "32, 36", "36"])
 def test_sums_with_other_shapes_are_right(shape: str) -> None:
     before = graph(f"c = {CONV} (x, w) d = Add (c, z) y = {CONV} (d, v)", inputs=f"{MAP} x, float[{shape}] z")
     assert_same(before, with_halves(before))
