@@ -108,8 +108,9 @@ def test_a_whole_map_is_not_split_for_a_sum_alone() -> None:
 
 
 def test_all_readers_share_a_joined_map() -> None:
-    body = f"c = {CONV} (x, w) a = Relu (c) p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (a) q = Softmax (a) y = {CONV} (a, v)"
-    before = graph(body, outputs=f"{MAP} y, float[N, 64, 16, 18] p, {MAP} q, {MAP} a")
+    others = "p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (a) q = Transpose <perm = [0, 1, 3, 2]> (a)"
+    body = f"c = {CONV} (x, w) a = Relu (c) {others} y = {CONV} (a, v)"
+    before = graph(body, outputs=f"{MAP} y, float[N, 64, 16, 18] p, float[N, 64, 36, 32] q, {MAP} a")
     after = with_halves(before)
     assert counts(after, "Split", "Concat") == (1, 2)
     assert_same(before, after)
