@@ -204,6 +204,12 @@ def test_sums_with_other_shapes_are_right(shape: str) -> None:
     assert_same(before, with_halves(before))
 
 
+def test_a_sum_with_a_value_of_unknown_shape_reads_the_whole_map() -> None:
+    before = graph(f"c = {CONV} (x, w) d = Add (c, z) y = {CONV} (d, v)", inputs=f"{MAP} x, {MAP} z")
+    before.model.graph.inputs[1].shape = None
+    assert counts(with_halves(before), "Concat", "Split") == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("target", "flags", "precision", "products"),
     [
