@@ -104,14 +104,18 @@ class _HalvesWriter:
         return self._halves[value]
 
     def _join(self, value: ir.Value, *, before: ir.Node) -> None:
-        """Insert the whole map before a node, for all that read it."""
+        """Insert the whole map before a node, for all that read it; under its name, by which faults are explained."""
+        producer = value.producer()
+        assert producer is not None
         add = functools.partial(insert, before=before, graph=self._graph, like=value)
-        node = ir.node("Concat", list(self._halves[value]), {"axis": 3}, name=f"{before.name}_Joined")
+        node = ir.node("Concat", list(self._halves[value]), {"axis": 3}, name=f"{producer.name}_Joined")
         pairs = add(node, shape=_pairs_shape(value))
         shape = int64_initializer(self._graph, f"{value.name}.rows", [0, 0, *_size(value)])
-        whole = add(ir.node("Reshape", [pairs, shape], name=f"{before.name}_Whole"), shape=value.shape)
+        whole = add(ir.node("Reshape", [pairs, shape], name=f"{producer.name}_Whole"), shape=value.shape)
         self._halves[whole] = self._halves[value]
         self._not_joined.discard(value)
+        if not value.is_graph_output():  # whose name `replace_value` keeps
+            value.name, whole.name = f"{value.name}_by_halves", value.name
         replace_value(value, whole)
 
     def _copy(self, node: ir.Node, half: int, suffix: str) -> ir.Value:

@@ -116,6 +116,13 @@ def test_all_readers_share_a_joined_map() -> None:
     assert_same(before, after)
 
 
+def test_a_joined_map_keeps_its_name() -> None:
+    """An explanation of a failed parity finds the tensors of a PyTorch module by their names."""
+    after = with_halves(graph(f"c = {CONV} (x, w) a = Relu (c) y = Softmax (a)"))
+    (reader,) = (node for node in after.model.graph if node.op_type == "Softmax")
+    assert reader.inputs[0] is not None and reader.inputs[0].name == "a"
+
+
 def test_a_map_that_a_branch_reads_is_joined() -> None:
     branches = "then_branch = t () => (t_y) { t_y = Relu (c) }, else_branch = e () => (e_y) { e_y = Neg (c) }"
     before = graph(f"c = {CONV} (x, w) s = ReduceMax <keepdims = 0> (x) p = Greater (s, zero) y = If (p) <{branches}>")
