@@ -12,6 +12,7 @@ from edgevit.macs import ModelWork, attention_macs, convolution_macs, matmul_mac
 from edgevit.types import Array, Shape
 
 MERGED = "merged_groups"  # metadata of a convolution whose groups have become one: how many they were
+WORK = "work_of_model"  # metadata of a convolution that computes another: MACs of the model for each that it executes
 
 
 def graph_macs(graph: OnnxGraph) -> int:
@@ -22,8 +23,8 @@ def graph_macs(graph: OnnxGraph) -> int:
 def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
     """Return the work of a graph that is static for `batch` images; of one image if its batch is dynamic.
 
-    The total is without the products with zeros between groups that a pass has merged, which are no work of the model;
-    those of each node are as they are executed.
+    The total is that of the model: without products with zeros between groups that a pass has merged, and with the
+    products that `winograd_rows` saves. Those of each node are as they are executed.
     """
     inside = graph.model.graph
     ends = [*inside.inputs, *inside.outputs]
@@ -32,7 +33,7 @@ def graph_work(graph: OnnxGraph, *, batch: int) -> ModelWork:
     weights = [value.const_value for value in inside.initializers.values()]
     return ModelWork(
         batch=1 if any(spec.is_dynamic for spec in graph.inputs) else batch,
-        macs=sum(round(_nonzero_fraction(node) * node_macs(node)) for node in inside),
+        macs=sum(round(_work_of_model(node) * node_macs(node)) for node in inside),
         weight_bytes=sum(tensor.nbytes for tensor in weights if tensor is not None),
         io_bytes=sum(map(_size_bytes, ends)),
         activation_bytes=2 * sum(map(_size_bytes, results)),
@@ -58,6 +59,12 @@ def node_macs(node: ir.Node) -> int:
     if node.op_type == "Attention" and min(len(left), len(right), len(out)) > 1:
         return attention_macs(left, right, out)
     return (matmul_macs(left, out) or 0) if node.op_type in ("Gemm", "MatMul") else 0
+
+
+def _work_of_model(node: ir.Node) -> float:
+    """Return the MACs of the model for each MAC that a node executes."""
+    given = node.metadata_props.get(WORK)
+    return _nonzero_fraction(node) if given is None else float(given)
 
 
 def _nonzero_fraction(node: ir.Node) -> float:

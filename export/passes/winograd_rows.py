@@ -31,6 +31,7 @@ from edgevit.export.ir_helpers import (
     replace_value,
     required_input,
 )
+from edgevit.export.macs import WORK
 from edgevit.types import Array
 
 # With fewer channels or multiplications, the sums of rows take the time that the products save, and more of it if the
@@ -151,12 +152,14 @@ def _convolve(node: ir.Node, even: ir.Value, odd: ir.Value, graph: ir.Graph) -> 
         pads = [1, 0, 0, 0] if first else [0, 0, 1, 0]
         attributes: dict[str, int | list[int]] = {"group": channels, "kernel_shape": [2, 1], "pads": pads}
         made = ir.node("Conv", [value, factor], attributes, name=f"{node.name}_{name}")
+        made.metadata_props[WORK] = "0"
         return add(made, shape=before_rows)
 
     def product(name: str, value: ir.Value, kernel: Array, *bias: ir.Value) -> ir.Value:
         factor = initializer(graph, f"{node.name}.{name}", kernel.astype(weight.dtype))
         attributes = {"kernel_shape": [1, weight.shape[3]], "pads": [0, left, 0, right]}
         made = ir.node("Conv", [value, factor, *bias], attributes, name=f"{node.name}_{name}")
+        made.metadata_props[WORK] = "1.5"
         return add(made, shape=after_rows)
 
     m0 = product("m0", neighbors("d0-d2", odd, first=True), g0)

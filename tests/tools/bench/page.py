@@ -36,8 +36,8 @@ to quantize than trained ones.
   edgevit's int8 models. Plain models in fp32 are told to run in it; edgevit's run in the precision that they are named
   after.
 * **of the bound**: edgevit's time divided by that of the multiply-adds alone, attention's products counted, at the best
-  rate of a matrix product that the runtime reaches here; 1 is the bound. Those of the file are counted: with AVX-512,
-  3x3 convolutions (VT-ResNet) have two thirds of the model's.
+  rate of a matrix product that the runtime reaches here; 1 is the bound. Those of the model are counted: with
+  AVX-512, 3x3 convolutions (VT-ResNet) save a third of them.
 * **avx2 only**, **avx_vnni only**: a larger processor whose other instructions are hidden from all candidates
   (`python -m tests.tools.smaller_cpu avx2 make bench`): the kernels of the smaller processor, at the clock of this one.
 
