@@ -140,7 +140,7 @@ def report_parts(report: TuningReport, *, detailed: bool = False) -> list[Part]:
     if report.not_installed and detailed:
         lines.append(f"not installed: {', '.join(report.not_installed)}")
     if report.cached:
-        lines.append("edgevit export --fmt auto uses this result on this machine from now on, for the same weights")
+        lines.append("edgevit export --fmt auto uses this result here, for the same weights")
     return [*parts, *notes([*lines, *report.notes])]
 
 

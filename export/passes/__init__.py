@@ -221,7 +221,11 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(group_norm_from_moments, options=lambda target: {"channels_last": not target.is_int8}),
     FormatPass(pointwise_conv_to_matmul, applies=_is_float),
     FormatPass(fold_attention_bias, applies=_is_float),
-    FormatPass(decompose_attention, applies=_is_float),
+    FormatPass(
+        decompose_attention,
+        applies=_is_float,
+        options=lambda target: {"max_keys": 8 if target.precision == "fp32" else 6},  # fp32 has no fused attention
+    ),
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
     FormatPass(flatten_linear, applies=_is_float),
     FormatPass(linear_as_sum, applies=_is_float),

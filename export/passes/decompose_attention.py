@@ -28,7 +28,7 @@ from edgevit.export.ir_helpers import (
     with_one_row,
 )
 
-_MAX_KEYS = 8  # the exponentials of all keys are computed again for each channel
+_MAX_KEYS = 6  # the exponentials of all keys are computed again for each channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class _Attention:
     result: ir.Value  # (..., d, P)
 
 
-def decompose_attention(model: ir.Model) -> None:
-    """Replace each attention to up to _MAX_KEYS keys whose softmax is over the second-to-last axis."""
+def decompose_attention(model: ir.Model, *, max_keys: int = _MAX_KEYS) -> None:
+    """Replace each attention to up to `max_keys` keys whose softmax is over the second-to-last axis."""
     for node in list(model.graph):
-        if (attention := _attention_around(node)) is not None:
+        if (attention := _attention_around(node, max_keys)) is not None:
             replace_value(attention.scores, _insert_scores(attention, model.graph))
             replace_value(attention.result, _insert_mixture(attention, model.graph))
     remove_unused(model)
 
 
-def _attention_around(softmax: ir.Node) -> _Attention | None:
+def _attention_around(softmax: ir.Node, max_keys: int) -> _Attention | None:
     """Return the attention of a softmax; None for any other node."""
     if softmax.op_type != "Softmax" or softmax.domain or softmax.inputs[0] is None:
         return None
@@ -66,7 +66,7 @@ def _attention_around(softmax: ir.Node) -> _Attention | None:
     if ranks != {rank} or softmax.attributes.get_int("axis", -1) not in (-2, rank - 2):
         return None
     count = static_size(weights, -2)
-    if count is None or not 1 < count <= _MAX_KEYS or static_size(values, -1) != count or scores.is_graph_output():
+    if count is None or not 1 < count <= max_keys or static_size(values, -1) != count or scores.is_graph_output():
         return None
     return _Attention(keys, queries, scores, softmax, values, result)
 

@@ -727,6 +727,12 @@ def test_the_trained_model_keeps_its_accuracy(cifar10: Cifar10) -> None:
     assert snr_db(cifar10.logits, logits) > 40
 
 
+def mobileformer_blocks(name: str) -> list[str]:
+    """Return the modules of Mobile-Former's blocks; none for other models."""
+    modules = [path for path, _ in create_model(name).named_modules()]
+    return [path.removesuffix(".global_block.q") for path in modules if path.endswith(".global_block.q")]
+
+
 def written_norms(name: str) -> list[tuple[str, ...]]:
     """Return the modules of each norm whose statistics are nodes for TensorRT.
 
@@ -735,8 +741,7 @@ def written_norms(name: str) -> list[tuple[str, ...]]:
     """
     modules = dict(create_model(name).named_modules())
     moments = [path for path, module in modules.items() if isinstance(module, torch.nn.GroupNorm)]
-    blocks = [path.removesuffix(".global_block.q") for path in modules if path.endswith(".global_block.q")]
-    queries = [(f"{path}.local_global.layer_norm", f"{path}.global_block.q") for path in blocks]
+    queries = [(f"{path}.local_global.layer_norm", f"{path}.global_block.q") for path in mobileformer_blocks(name)]
     return [*((path,) for path in moments if modules[path].num_groups == 1), *queries]
 
 
@@ -759,7 +764,7 @@ FUSED = {
     "deit_t": 12,
     "swin_xt": 11,
     "shiftvit_t": 0,
-    "mobileformer_26m": 25,
+    "mobileformer_26m": 17,
     "vitaev2_s": 18,
     "vt_resnet18": 3,
 }
@@ -772,14 +777,20 @@ models = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.l
 
 @models
 def test_models_agree_with_pytorch(name: str) -> None:
-    """Only the performers and the statistics of norms that are written out stay in fp32."""
+    """Only the performers, and the statistics of norms and the products that are written out, stay in fp32."""
     result, plan, references = typed_model(name)
-    performers, norms = PERFORMERS.get(name, ()), written_norms(name)
-    assert set(plan.modules) - set(performers) == {module for norm in norms for module in norm}
+    performers, norms, blocks = PERFORMERS.get(name, ()), written_norms(name), mobileformer_blocks(name)
+    attentions = [f"{path}.global_local" for path in blocks]
+    layers = [
+        f"{path}.proj" for path in (*(f"{path}.local_global" for path in blocks), *["local_global"][: len(blocks)])
+    ]
+    written = {*attentions, *layers, *(module for norm in norms for module in norm)}
+    assert set(plan.modules) - set(performers) == written
     assert set(performers) <= set(plan.modules)
     assert len([node for node in plan.kept if node.name.startswith(performers)]) == 20 * len(performers)
-    # Input and output; k, q, v and the quotient; for a norm its input, transposed or not, and its output.
-    most = 2 + 4 * len(performers) + 3 * len(norms)
+    # Input and output; k, q, v and the quotient; for a norm its input, transposed or not, and its output; of attention
+    # to three tokens k, q, three v and the quotient; of a layer its input and its output.
+    most = 2 + 4 * len(performers) + 3 * len(norms) + 6 * len(attentions) + 2 * len(layers)
     assert most - len(norms) <= plan.casts <= most
     compare("typed ONNX", load(emulate_fp16(result)), references, precision="fp16").require()
 
