@@ -204,6 +204,20 @@ def _sliced(shape: ir.Shape, ranges: Mapping[int, tuple[int, int]], step: int) -
     return ir.Shape(sizes)
 
 
+def insert_split(
+    value: ir.Value, sizes: Sequence[int], *, axis: int, before: ir.Node, graph: ir.Graph, name: str
+) -> tuple[ir.Value, ...]:
+    """Insert a Split of an axis into parts of the sizes before a node; return the parts."""
+    assert value.shape is not None
+    lengths = int64_initializer(graph, f"{name}.sizes", list(sizes))
+    split = ir.node("Split", [value, lengths], {"axis": axis}, num_outputs=len(sizes), name=name)
+    graph.insert_before(before, split)
+    at = axis % len(value.shape)
+    for part, size in zip(split.outputs, sizes, strict=True):
+        part.shape, part.type = ir.Shape([*value.shape[:at], size, *value.shape[at + 1 :]]), value.type
+    return tuple(split.outputs)
+
+
 def with_one_row(shape: ir.Shape, axis: int) -> ir.Shape:
     """Return a shape whose axis has the length 1."""
     return ir.Shape([*shape[:axis], 1, *shape[axis + 1 :]])
@@ -215,6 +229,15 @@ def swap_last_axes(value: ir.Value | None, *, before: ir.Node, graph: ir.Graph, 
     *leading, rows, columns = range(len(value.shape))
     node = ir.node("Transpose", [value], {"perm": [*leading, columns, rows]}, name=name)
     return insert(node, before=before, graph=graph, like=value, shape=with_swapped_axes(value))
+
+
+def swaps_last_axes(node: ir.Node | None) -> bool:
+    """Whether a node is a Transpose of the last two axes of its input."""
+    if node is None or node.op_type != "Transpose":
+        return False
+    perm = list(node.attributes.get_ints("perm", []))
+    rank = len(perm)
+    return rank > 1 and perm == [*range(rank - 2), rank - 1, rank - 2]
 
 
 def with_swapped_axes(value: ir.Value) -> ir.Shape:

@@ -224,7 +224,7 @@ _TENSORRT: tuple[FormatPass, ...] = (
     FormatPass(
         decompose_attention,
         applies=_is_float,
-        options=lambda target: {"max_keys": 8 if target.precision == "fp32" else 6},  # fp32 has no fused attention
+        options=lambda target: {"max_keys": 8} if target.precision == "fp32" else {},  # where none is fused
     ),
     FormatPass(canonicalize_attention, applies=lambda target: target.precision == "fp16"),
     FormatPass(flatten_linear, applies=_is_float),

@@ -28,6 +28,7 @@ from edgevit.export.ir_helpers import (
     replace_value,
     static_size,
     swap_last_axes,
+    swaps_last_axes,
     with_swapped_axes,
 )
 
@@ -134,10 +135,7 @@ def _pad_input(node: ir.Node, index: int, axis: int, size: int, graph: ir.Graph)
 def _are_transposed(keys: ir.Value | None, values: ir.Value | None) -> bool:
     """Whether the values are the transposed keys, so that both can be padded once."""
     node = values.producer() if values is not None else None
-    if keys is None or node is None or node.op_type != "Transpose" or node.inputs[0] is not keys:
-        return False
-    *leading, rows, columns = range(len(keys.shape or ()))
-    return list(node.attributes.get_ints("perm", [])) == [*leading, columns, rows]
+    return node is not None and swaps_last_axes(node) and node.inputs[0] is keys
 
 
 def _cut_output(product: ir.Node, channels: int, width: int, graph: ir.Graph) -> None:

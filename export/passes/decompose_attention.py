@@ -19,12 +19,15 @@ import onnx_ir as ir
 
 from edgevit.export.ir_helpers import (
     insert,
+    insert_split,
     int64_initializer,
     only_consumer,
     remove_unused,
     replace_value,
+    required_input,
     static_size,
     swap_last_axes,
+    swaps_last_axes,
     with_one_row,
 )
 
@@ -39,6 +42,7 @@ class _Attention:
     softmax: ir.Node
     values: ir.Value  # (..., d, M)
     result: ir.Value  # (..., d, P)
+    count: int  # M
 
 
 def decompose_attention(model: ir.Model, *, max_keys: int = _MAX_KEYS) -> None:
@@ -68,7 +72,7 @@ def _attention_around(softmax: ir.Node, max_keys: int) -> _Attention | None:
     count = static_size(weights, -2)
     if count is None or not 1 < count <= max_keys or static_size(values, -1) != count or scores.is_graph_output():
         return None
-    return _Attention(keys, queries, scores, softmax, values, result)
+    return _Attention(keys, queries, scores, softmax, values, result, count)
 
 
 def _insert_scores(attention: _Attention, graph: ir.Graph) -> ir.Value:
@@ -97,8 +101,9 @@ def _insert_mixture(attention: _Attention, graph: ir.Graph) -> ir.Value:
     name, row = str(product.name), with_one_row(scores.shape, len(scores.shape) - 2)
     of_key = functools.partial(insert, before=product, graph=graph, like=result, shape=row)  # (..., 1, P)
     of_all = functools.partial(insert, before=product, graph=graph, like=result, shape=result.shape)  # (..., d, P)
-    rows = _insert_split(scores, -2, before=product, graph=graph, name=f"{name}_Scores")
-    columns = _insert_columns(attention.values, before=product, graph=graph, name=f"{name}_Values")
+    ones = [1] * attention.count
+    rows = insert_split(scores, ones, axis=-2, before=product, graph=graph, name=f"{name}_Scores")
+    columns = _insert_columns(attention.values, ones, before=product, graph=graph, name=f"{name}_Values")
     largest = of_key(ir.node("Max", rows, name=f"{name}_Max"))
     shifted = [of_key(ir.node("Sub", [each, largest], name=f"{name}_Sub")) for each in rows]
     powers = [of_key(ir.node("Exp", [each], name=f"{name}_Exp")) for each in shifted]
@@ -110,31 +115,17 @@ def _insert_mixture(attention: _Attention, graph: ir.Graph) -> ir.Value:
     return of_all(ir.node("Div", [weighted, total], name=f"{name}_Div"))
 
 
-def _insert_columns(values: ir.Value, *, before: ir.Node, graph: ir.Graph, name: str) -> list[ir.Value]:
+def _insert_columns(
+    values: ir.Value, ones: list[int], *, before: ir.Node, graph: ir.Graph, name: str
+) -> list[ir.Value]:
     """Insert a Split into the values (..., d, 1) of each key before a node; return them.
 
     Values that are transposed are split in front of their Transpose: behind one, the compiler cuts no more than three
     out of the tokens in the kernel of the scores, and needs another one for the queries of the next attention.
     """
-    transpose, rank = values.producer(), len(values.shape or ())
-    swapped = [*range(rank - 2), rank - 1, rank - 2]
-    if (
-        transpose is None
-        or transpose.op_type != "Transpose"
-        or list(transpose.attributes.get_ints("perm", [])) != swapped
-    ):
-        return _insert_split(values, -1, before=before, graph=graph, name=name)
-    rows = _insert_split(transpose.inputs[0], -2, before=before, graph=graph, name=name)
+    transpose = values.producer()
+    split = functools.partial(insert_split, sizes=ones, before=before, graph=graph, name=name)
+    if transpose is None or not swaps_last_axes(transpose):
+        return list(split(values, axis=-1))
+    rows = split(required_input(transpose), axis=-2)
     return [swap_last_axes(row, before=before, graph=graph, name=f"{name}_Transpose") for row in rows]
-
-
-def _insert_split(value: ir.Value | None, axis: int, *, before: ir.Node, graph: ir.Graph, name: str) -> list[ir.Value]:
-    """Insert a Split into the rows of an axis before a node; return them, each with the axis."""
-    count = static_size(value, axis)
-    assert value is not None and value.shape is not None and count is not None
-    sizes = int64_initializer(graph, f"{name}.sizes", [1] * count)
-    split = ir.node("Split", [value, sizes], {"axis": axis}, num_outputs=count, name=name)
-    graph.insert_before(before, split)
-    for part in split.outputs:
-        part.shape, part.type = with_one_row(value.shape, axis % len(value.shape)), value.type
-    return list(split.outputs)

@@ -25,6 +25,7 @@ from edgevit.export.ir_helpers import (
     constant,
     initializer,
     insert,
+    insert_split,
     int64_initializer,
     readers_of,
     remove_unused,
@@ -96,12 +97,9 @@ class _HalvesWriter:
             shape = int64_initializer(self._graph, f"{value.name}.pairs_of_rows", [0, 0, rows // 2, 2 * columns])
             node = ir.node("Reshape", [value, shape], name=f"{before.name}_Pairs")
             pairs = insert(node, before=before, graph=self._graph, like=value, shape=_pairs_shape(value))
-            sizes = int64_initializer(self._graph, f"{value.name}.columns", [columns, columns])
-            split = ir.node("Split", [pairs, sizes], {"axis": 3}, num_outputs=2, name=f"{before.name}_Rows")
-            self._graph.insert_before(before, split)
-            for part in split.outputs:
-                part.shape, part.type = _half_shape(value), value.type
-            self._halves[value] = (split.outputs[0], split.outputs[1])
+            sizes, name = [columns, columns], f"{before.name}_Rows"
+            even, odd = insert_split(pairs, sizes, axis=3, before=before, graph=self._graph, name=name)
+            self._halves[value] = (even, odd)
         return self._halves[value]
 
     def _join(self, value: ir.Value, *, before: ir.Node) -> None:
