@@ -131,8 +131,10 @@ def pareto_front(rows: Sequence[Row]) -> tuple[Row, ...]:
     Only engines that passed their checks take part. Times, memory and sizes within 2 % of one another are equal. The
     memory counts if it was measured of each.
     """
-    passed = [row for row in rows if row.passed]
-    return tuple(row for row in passed if not any(_dominates(other, row, rows) for other in passed if other is not row))
+    passed, memory = [row for row in rows if row.passed], compares_memory(rows)
+    return tuple(
+        row for row in passed if not any(_dominates(each, row, memory=memory) for each in passed if each is not row)
+    )
 
 
 def compares_memory(rows: Sequence[Row]) -> bool:
@@ -140,11 +142,11 @@ def compares_memory(rows: Sequence[Row]) -> bool:
     return all(row.latency.peak_memory_mb is not None for row in rows if row.passed)
 
 
-def _dominates(one: Row, other: Row, rows: Sequence[Row]) -> bool:
-    """Whether `one` is at least as good in everything, and better in something."""
+def _dominates(one: Row, other: Row, *, memory: bool) -> bool:
+    """Whether `one` is at least as good in everything, and better in something; in memory too if that counts."""
     slack = 1 + _EQUAL
     costs = [(one.ms_per_image, other.ms_per_image), (one.size_bytes, other.size_bytes)]
-    if compares_memory(rows):
+    if memory:
         costs.append((one.latency.peak_memory_mb or 0.0, other.latency.peak_memory_mb or 0.0))
     if one.accuracy < other.accuracy or any(mine > slack * theirs for mine, theirs in costs):
         return False
