@@ -33,8 +33,8 @@ from edgevit.latency.sampling.trace import DeviceTrace
 from edgevit.latency.warmup import Warmup, warm_up
 from edgevit.runtimes.base import GPU_UUID
 
-# A tick, and the reading of the clock that is a part of each duration, are then at most 5 % of a median. A model of one
-# small layer takes 5 to 6 microseconds, which are about 100 of the 40 to 60 ns that one reading takes.
+# A tick, or the reading of the clock that each duration contains, is then at most 5 % of a median. Models of one small
+# layer take 5 to 6 microseconds, as long as some 100 readings.
 _MIN_TICKS = 20
 
 

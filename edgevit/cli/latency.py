@@ -55,7 +55,7 @@ def _add_candidates(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=3.0,
         metavar="S",
-        help="least seconds for each bundle, in 16 rounds and 100 runs or more; up to three times as many rounds if no "
+        help="seconds for each bundle, and at least 16 rounds and 100 runs; up to three times as many rounds if no "
         "verdict is clear before (default: 3)",
     )
     parser.add_argument(

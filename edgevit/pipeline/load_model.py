@@ -74,8 +74,11 @@ class ModelOptions:
         return replace(model, origin=replace(model.origin, torch_options=self._torch_options(name, model)))
 
     def _torch_options(self, name: str, model: LoadedModel) -> str | None:
-        """Return `ModelOrigin.torch_options` of a model given by name."""
-        is_registered = ":" not in name
+        """Return `ModelOrigin.torch_options` of a model given by name.
+
+        A factory is called for one photo and without a number of classes then, for which there are no options.
+        """
+        is_registered = model.origin.family is not None
         if not is_registered:
             (first, *others) = model.inputs
             takes_photos = not others and len(first.shape) == 4 and first.shape[1] == 3

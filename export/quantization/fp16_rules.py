@@ -130,7 +130,7 @@ def _long_sums(context: Fp16Context) -> Kept:
 
 
 def _products(context: Fp16Context) -> Kept:
-    """Keep the sum of a product that is written out as multiplications and a sum: matmuls add up in fp32."""
+    """Keep products that are written out as multiplications and a sum: matmuls add up in fp32, too."""
     for node in context.order:
         terms = node.inputs[0].producer() if node.op_type == "ReduceSum" and node.inputs[0] is not None else None
         if terms is not None and terms.op_type == "Mul" and terms.inputs[0] is not terms.inputs[1]:

@@ -486,7 +486,7 @@ def test_the_logarithm_of_a_sum_of_exponentials_stays_in_fp32() -> None:
 
 
 def test_a_product_written_out_stays_in_fp32() -> None:
-    """Rounded one by one, equal terms give a sum that is off by the rounding of a term; a matmul adds up in fp32."""
+    """A matmul adds up in fp32."""
     graph = parse(
         f"""{HEADER} g (float[batch, 1, 512] x) => (float[batch, 4] y) {{
             last = Constant <value_ints = [2]> ()
